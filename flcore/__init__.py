@@ -1,0 +1,73 @@
+"""flcore: a high-performance aggregation core for federated learning.
+
+Run a job, here or on real machines, with `flcore.run`, `flcore server` and `flcore client`; aggregate models by
+yourself with `flcore.aggregate` and `flcore.Aggregator`. A job's own code returns `flcore.Update` for a `flcore.Task`.
+"""
+
+from flcore.aggregation.aggregator import Aggregator, aggregate
+from flcore.aggregation.rules import RULES
+from flcore.client.task import Site, Task, Update
+from flcore.errors import (
+    AggregationError,
+    ContractMismatch,
+    CorruptUpdate,
+    FlcoreError,
+    JobError,
+    NonFinite,
+    OutOfBounds,
+    QuorumError,
+    SpecError,
+    TaskFailed,
+    TensorMismatch,
+    Untimely,
+    UpdateError,
+    WeightError,
+)
+from flcore.job.job import Job
+from flcore.model.checkpoint import load, save
+from flcore.model.model import Arrays, Model
+from flcore.model.spec import ModelSpec, TensorSpec
+from flcore.server.controller import Controller, Updates
+from flcore.server.history import Participation, RoundRecord
+from flcore.server.serve import Outcome
+from flcore.simulation.baselines import Baselines
+from flcore.simulation.run import run
+from flcore.version import VERSION as __version__
+
+__all__ = [
+    "RULES",
+    "AggregationError",
+    "Aggregator",
+    "Arrays",
+    "Baselines",
+    "ContractMismatch",
+    "Controller",
+    "CorruptUpdate",
+    "FlcoreError",
+    "Job",
+    "JobError",
+    "Model",
+    "ModelSpec",
+    "NonFinite",
+    "OutOfBounds",
+    "Outcome",
+    "Participation",
+    "QuorumError",
+    "RoundRecord",
+    "Site",
+    "SpecError",
+    "Task",
+    "TaskFailed",
+    "TensorMismatch",
+    "TensorSpec",
+    "Untimely",
+    "Update",
+    "UpdateError",
+    "Updates",
+    "WeightError",
+    "__version__",
+    "aggregate",
+    "load",
+    "run",
+    "save",
+]

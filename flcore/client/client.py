@@ -1,0 +1,226 @@
+"""One client of a job: it listens for tasks, and does the newest one.
+
+Two threads: one listens to the session and reconnects when it breaks; the calling thread works. An order that a newer
+one has superseded is not begun any more, so a client that was too slow for one round takes part in the next.
+"""
+
+import logging
+import secrets
+import threading
+from collections.abc import Callable, Iterator
+from typing import Protocol, TypeVar
+
+from flcore_transport import (
+    ConnectionLost,
+    Failure,
+    Fetch,
+    FromServer,
+    Goodbye,
+    Inbox,
+    Join,
+    Layout,
+    Offer,
+    Order,
+    Outbox,
+    PieceRange,
+    Receipt,
+    Refused,
+    Source,
+    TransportError,
+    Welcome,
+)
+
+from flcore.client.executor import Executor
+from flcore.client.mailbox import Mailbox
+from flcore.client.task import Task, Update
+from flcore.errors import SpecError, TaskFailed, TensorMismatch
+from flcore.job.job import Job
+from flcore.job.messages import (
+    JoinMessage,
+    MalformedMessage,
+    TaskMessage,
+    UpdateMessage,
+    WelcomeMessage,
+    parse_message,
+    spec_of,
+    tensors_of,
+)
+from flcore.model.model import Model, NamedArrays, layout_of
+from flcore.model.spec import ModelSpec
+from flcore.version import VERSION
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+RETRY_S = 0.2
+MAX_RETRY_S = 5.0
+MAX_FAILURE_CHARACTERS = 2_000
+
+
+class Connection(Protocol):
+    """A transport's connection to the server: a `GrpcConnection` or an `InProcessConnection`."""
+
+    address: str
+
+    def session(self, join: Join) -> Iterator[FromServer]:
+        """Join, and yield what the server says."""
+        ...
+
+    def download(self, fetch: Fetch) -> Iterator[bytes]:
+        """Yield the pieces of an order's payload."""
+        ...
+
+    def upload(self, offer: Offer, outbox: Outbox) -> Receipt:
+        """Send an answer."""
+        ...
+
+    def report(self, failure: Failure) -> Receipt:
+        """Say that an order cannot be done."""
+        ...
+
+    def close(self) -> None:
+        """End every call."""
+        ...
+
+
+class Client:
+    """A client of `job` at the executor's site."""
+
+    def __init__(self, job: Job, executor: Executor, connection: Connection) -> None:
+        self._job, self._executor, self._connection = job, executor, connection
+        self._name = executor.site.name
+        self._mailbox = Mailbox()
+        self._stopping = threading.Event()
+        # One buffer for all downloads; it holds the payload of this id.
+        self._model: Model | None = None
+        self._payload_id = ""
+
+    def run(self) -> str:
+        """Take part until the server says goodbye, and return its reason. Raises `Refused` if the server says no."""
+        listener = threading.Thread(target=self._listen, name=f"{self._name}-session", daemon=True)
+        listener.start()
+        try:
+            while not isinstance(mail := self._mailbox.take(), Goodbye):
+                self._perform(*mail)
+            return mail.reason
+        finally:
+            self.stop()
+            listener.join()
+
+    def stop(self) -> None:
+        """End the connection. May be called from any thread."""
+        self._stopping.set()
+        self._connection.close()
+
+    def _listen(self) -> None:
+        """Put what the server says into the mailbox; join again when the connection breaks."""
+        message = JoinMessage(
+            contract=self._job.contract.to_json(), code_digest=self._job.code_digest, version=VERSION
+        )
+        join = Join(self._name, secrets.token_hex(8), message.to_bytes())
+
+        def listen() -> None:
+            for message in self._connection.session(join):
+                self._mailbox.put(message)
+                if isinstance(message, Welcome):
+                    logger.info("%s: joined %s", self._name, self._connection.address)
+            raise ConnectionLost(f"{self._connection.address} ended the session")
+
+        try:
+            self._insist(listen)
+        except TransportError as error:
+            self._mailbox.put(error)
+        # A call that still waits for the server would wait for ever.
+        self._connection.close()
+
+    def _perform(self, welcome: Welcome, order: Order) -> None:
+        """Do an order, and send the answer or say why there is none. A refusal is logged: the next order may go well."""
+        try:
+            try:
+                self._answer(welcome, order)
+            except (TaskFailed, MalformedMessage, SpecError) as error:
+                logger.warning("%s: %s", self._name, error)
+                failure = Failure(welcome.session, order.number, str(error)[:MAX_FAILURE_CHARACTERS])
+                self._insist(lambda: self._connection.report(failure))
+        except Refused as error:
+            logger.warning("%s: the server refused: %s", self._name, error)
+        except ConnectionLost as error:
+            logger.warning("%s: %s", self._name, error)
+
+    def _answer(self, welcome: Welcome, order: Order) -> None:
+        message = parse_message(TaskMessage, order.content)
+        spec = spec_of(parse_message(WelcomeMessage, welcome.content).tensors)
+        contract = self._job.contract
+        if message.task not in contract.tasks:
+            raise TaskFailed(f"the contract has no task {message.task!r}")
+        model = self._download(welcome, order, spec)
+        task = Task(
+            message.task, message.round, message.rounds, message.seed, message.hyperparameters, self._executor.site
+        )
+        update = self._executor.run(model.arrays(), task)
+        offered, source = _offered(update, contract.tasks[message.task].returns, spec)
+        offer = Offer(welcome.session, order.number, offered.to_bytes(), source.layout)
+        self._insist(lambda: self._connection.upload(offer, Outbox(source)))
+        logger.info("%s: round %d of %d: %s is in", self._name, message.round, message.rounds, message.task)
+
+    def _download(self, welcome: Welcome, order: Order, spec: ModelSpec) -> Model:
+        """Return the order's model: the one at hand, or read into the same buffer."""
+        if self._model is not None and order.payload_id == self._payload_id:
+            return self._model
+        if order.payload != layout_of(spec):
+            raise TaskFailed("the payload announced is not the model that the server described")
+        self._payload_id = ""
+        if self._model is None or self._model.spec != spec:
+            self._model = Model(spec)
+        inbox = Inbox(order.payload, self._model)
+
+        def download() -> None:
+            for piece in self._connection.download(Fetch(welcome.session, order.number, inbox.received)):
+                inbox.accept(piece)
+            inbox.finish()
+
+        try:
+            self._insist(download)
+        except (Refused, ConnectionLost):
+            raise
+        except TransportError as error:
+            raise TaskFailed(f"the model could not be read: {error}") from error
+        self._payload_id = order.payload_id
+        return self._model
+
+    def _insist(self, call: Callable[[], T]) -> T:
+        """Make a call again each time the connection is lost, at growing intervals, until the session is over."""
+        delay_s = RETRY_S
+        while True:
+            try:
+                return call()
+            except ConnectionLost:
+                if self._mailbox.is_over or self._stopping.wait(delay_s):
+                    raise
+                delay_s = min(2 * delay_s, MAX_RETRY_S)
+
+
+class _Nothing:
+    """The payload of an answer of metrics alone."""
+
+    layout = Layout()
+
+    def read(self, piece: PieceRange) -> list[bytes]:
+        raise IndexError(f"there is no piece to read at {piece}")
+
+
+def _offered(update: Update, returns: str, spec: ModelSpec) -> tuple[UpdateMessage, Source]:
+    """Return an update as it is announced and as it is sent. Tensors that do not fit are the server's to refuse."""
+    fields = {"returns": returns, "weight": float(update.weight)}
+    metrics = {name: float(value) for name, value in update.metrics.items()}
+    if returns == "metrics":
+        return UpdateMessage.model_validate({**fields, "metrics": metrics}), _Nothing()
+    theirs = ModelSpec.of(update.arrays)
+    try:
+        spec.require(theirs)
+    except TensorMismatch:
+        message = {**fields, "metrics": metrics, "fingerprint": theirs.fingerprint, "tensors": tensors_of(theirs)}
+        return UpdateMessage.model_validate(message), NamedArrays(theirs, update.arrays)
+    message = {**fields, "metrics": metrics, "fingerprint": spec.fingerprint}
+    return UpdateMessage.model_validate(message), NamedArrays(spec, update.arrays)

@@ -1,0 +1,98 @@
+"""Everything that flcore raises on purpose.
+
+FlcoreError
+├── SpecError             arrays that are no model: a bad name, an unknown dtype, no tensors at all
+├── JobError              a contract or its code that cannot be run; names the place in job.toml
+├── ContractMismatch      a client holds another contract than the server
+├── UpdateError           one client's update is refused; names the client and, where there is one, the tensor
+│   ├── TensorMismatch    a missing, extra, misshaped or mistyped tensor
+│   ├── NonFinite         a NaN or an infinity
+│   ├── OutOfBounds       a value, a weight or metrics beyond the job's bounds
+│   ├── WeightError       a weight that is no positive, finite number
+│   ├── CorruptUpdate     a piece that was corrupted, truncated or not what was announced
+│   └── Untimely          an answer that is late, stale, or was not asked for
+├── TaskFailed            a client's own code raised
+├── QuorumError           too few updates make no round
+└── AggregationError      the mean cannot be held by the tensor's dtype
+
+The kernels and the transport have roots of their own: `flcore_kernels.KernelError`, `flcore_transport.TransportError`.
+"""
+
+
+class FlcoreError(Exception):
+    """The root of everything that flcore raises on purpose."""
+
+
+class SpecError(FlcoreError):
+    """Arrays that are no model: a bad name, an unknown dtype, no tensors at all."""
+
+
+class JobError(FlcoreError):
+    """A contract or its code that cannot be run."""
+
+
+class ContractMismatch(FlcoreError):
+    """A client holds another contract than the server."""
+
+    kind = "contract"
+
+
+class UpdateError(FlcoreError):
+    """One client's update is refused. `client` and `tensor` say whose and where ("" where no single tensor is)."""
+
+    kind = "update"
+
+    def __init__(self, message: str, *, client: str = "", tensor: str = "") -> None:
+        where = ", ".join(
+            part for part in (client and f"client {client!r}", tensor and f"tensor {tensor!r}") if part
+        )
+        super().__init__(f"{where}: {message}" if where else message)
+        self.client, self.tensor = client, tensor
+
+
+class TensorMismatch(UpdateError):
+    """A missing, extra, misshaped or mistyped tensor."""
+
+    kind = "tensor-mismatch"
+
+
+class NonFinite(UpdateError):
+    """A NaN or an infinity."""
+
+    kind = "non-finite"
+
+
+class OutOfBounds(UpdateError):
+    """A value, a weight or metrics beyond the job's bounds."""
+
+    kind = "out-of-bounds"
+
+
+class WeightError(UpdateError):
+    """A weight that is no positive, finite number."""
+
+    kind = "weight"
+
+
+class CorruptUpdate(UpdateError):
+    """A piece that was corrupted, truncated or not what was announced."""
+
+    kind = "corrupt"
+
+
+class Untimely(UpdateError):
+    """An answer that is late, stale, or was not asked for."""
+
+    kind = "untimely"
+
+
+class TaskFailed(FlcoreError):
+    """A client's own code raised."""
+
+
+class QuorumError(FlcoreError):
+    """Too few updates make no round."""
+
+
+class AggregationError(FlcoreError):
+    """The mean cannot be held by the tensor's dtype."""

@@ -1,0 +1,166 @@
+"""The contract: what job.toml may say. Frozen, strict, and the same on both sides.
+
+Its fingerprint is the digest of its canonical JSON; a client that joins with another one is told the `differences`.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, field_validator, model_validator
+
+from flcore.aggregation.rules import RULES
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+TaskName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
+Reference = Annotated[str, StringConstraints(pattern=r"^[^:]+\.py(:[A-Za-z_]\w*)?$|^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+"""`file.py`, `file.py:name` (relative to the job's directory) or `package.module:name`."""
+Hyperparameters = dict[str, JsonValue]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Step(_Table):
+    """Hyperparameters that hold from a round on."""
+
+    from_round: int = Field(ge=1)
+    hyperparameters: Hyperparameters
+
+
+class TaskContract(_Table):
+    """A named task: what an answer to it carries, and its hyperparameters.
+
+    `returns`: "weights" (a whole model), "delta" (the difference from the model that was sent) or "metrics" alone.
+    """
+
+    returns: Literal["weights", "delta", "metrics"]
+    hyperparameters: Hyperparameters = {}
+    schedule: tuple[Step, ...] = ()
+
+
+class ServerContract(_Table):
+    """What runs on the server.
+
+    A round counts if at least `quorum` updates are in when it closes; it closes when every sampled client has answered
+    or failed, after `deadline_s` seconds, or as soon as `close_at` updates are in.
+    """
+
+    model: str
+    controller: str = "fed_avg"
+    rule: str = "mean"
+    rounds: int = Field(ge=1)
+    fraction: float = Field(default=1.0, gt=0, le=1)
+    quorum: int = Field(default=1, ge=1)
+    close_at: int | None = Field(default=None, ge=1)
+    deadline_s: float = Field(default=600.0, gt=0, allow_inf_nan=False)
+    best: str | None = Field(default=None, pattern=r"^[A-Za-z_]\w*:(max|min)$")
+
+    @field_validator("rule")
+    @classmethod
+    def _rule_exists(cls, rule: str) -> str:
+        if rule not in RULES:
+            raise ValueError(f"rule {rule!r} does not exist; expected one of {', '.join(RULES)}")
+        return rule
+
+    @model_validator(mode="after")
+    def _closes_with_a_quorum(self) -> "ServerContract":
+        if self.close_at is not None and self.close_at < self.quorum:
+            raise ValueError(f"close_at = {self.close_at} would close a round before its quorum of {self.quorum}")
+        return self
+
+
+class ClientContract(_Table):
+    """What runs on the clients; hyperparameters here hold for all tasks."""
+
+    executor: Reference
+    hyperparameters: Hyperparameters = {}
+
+
+class Bounds(_Table):
+    """What an update may contain; beyond it, the update is refused."""
+
+    max_weight: float = Field(default=1e9, gt=0, allow_inf_nan=False)
+    max_abs: float = Field(default=1e30, gt=0, allow_inf_nan=False)
+    max_metrics: int = Field(default=256, ge=0)
+
+
+class Contract(_Table):
+    """A whole job.toml.
+
+    `clients` is the list of those who may join, or how many a run on one machine has (then any name may join).
+    """
+
+    name: Name
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    clients: Annotated[int, Field(ge=1, le=10_000)] | tuple[Name, ...]
+    same_code: bool = False
+    baselines: Reference | None = None
+    server: ServerContract
+    client: ClientContract
+    tasks: dict[TaskName, TaskContract]
+    bounds: Bounds = Bounds()
+
+    @model_validator(mode="after")
+    def _is_sound(self) -> "Contract":
+        names = self.client_names
+        if not names or len(set(names)) != len(names):
+            raise ValueError("clients: expected at least one name, and each once")
+        if self.server.quorum > len(names):
+            raise ValueError(f"server.quorum = {self.server.quorum} is more than the {len(names)} clients")
+        return self
+
+    @property
+    def client_names(self) -> tuple[str, ...]:
+        """The clients of a run on one machine: those listed, or client-1, client-2 and so on."""
+        if isinstance(self.clients, tuple):
+            return self.clients
+        width = len(str(self.clients))
+        return tuple(f"client-{number:0{width}d}" for number in range(1, self.clients + 1))
+
+    def may_join(self, client: str) -> bool:
+        """Whether a client of this name may join."""
+        if isinstance(self.clients, tuple):
+            return client in self.clients
+        return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", client) is not None
+
+    def hyperparameters(self, task: str, round_index: int) -> dict[str, Any]:
+        """Return what holds for a task in a round (from 1): the client's, the task's, then each step reached."""
+        contract = self.tasks[task]
+        steps = sorted(contract.schedule, key=lambda step: step.from_round)
+        reached = (step.hyperparameters for step in steps if step.from_round <= round_index)
+        merged = {**self.client.hyperparameters, **contract.hyperparameters}
+        for hyperparameters in reached:
+            merged |= hyperparameters
+        return merged
+
+    def to_json(self) -> str:
+        """Return the canonical JSON: every key, sorted, no white space."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the canonical JSON, 64 hexadecimal digits."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+
+def differences(server: Contract, client: Contract) -> list[str]:
+    """Return one line for each key in which two contracts differ."""
+    ours, theirs = dict(_leaves(server.model_dump(mode="json"))), dict(_leaves(client.model_dump(mode="json")))
+    absent = "nothing"
+    return [
+        f"{key}: the server has {ours.get(key, absent)}, the client has {theirs.get(key, absent)}"
+        for key in sorted(ours.keys() | theirs.keys())
+        if ours.get(key) != theirs.get(key)
+    ]
+
+
+def _leaves(value: JsonValue, path: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _leaves(item, f"{path}.{key}" if path else key)
+    else:
+        yield path, json.dumps(value)

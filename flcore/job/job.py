@@ -1,0 +1,89 @@
+"""A job: a contract and the directory with its code."""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from flcore.errors import JobError, SpecError
+from flcore.job.contract import Contract
+from flcore.job.parsing import parse_contract
+from flcore.job.references import code_digest, load_reference
+from flcore.model.checkpoint import load
+from flcore.model.model import Model
+
+BUNDLED = Path(__file__).parent.parent / "jobs"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A contract, and the directory that holds the code it names.
+
+    >>> job = Job.load("digits")
+    >>> job.contract.name, job.contract.server.rule
+    ('digits', 'mean')
+    """
+
+    contract: Contract
+    directory: Path
+
+    @classmethod
+    def load(cls, path: "str | Path | Job", **overrides: Any) -> "Job":
+        """Read a job: a directory with job.toml, a TOML file, or the name of a bundled job.
+
+        `overrides` replace keys of the contract (`seed`, `clients`, `rounds`). Raises `JobError`, naming the place.
+        """
+        if isinstance(path, Job):
+            return path.replaced(**overrides)
+        file = _find(Path(path))
+        try:
+            content = tomllib.loads(file.read_text(encoding="utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise JobError(f"{file}: no TOML: {error}") from error
+        return cls(parse_contract(content, str(file)), file.parent.resolve()).replaced(**overrides)
+
+    def replaced(self, **overrides: Any) -> "Job":
+        """Return the job with some keys of its contract replaced; None leaves a key as it is."""
+        content = self.contract.model_dump(mode="json")
+        given = {key: value for key, value in overrides.items() if value is not None}
+        if "rounds" in given:
+            content["server"]["rounds"] = given.pop("rounds")
+        return Job(parse_contract(content | given, "the changed job"), self.directory) if overrides else self
+
+    @cached_property
+    def code_digest(self) -> str:
+        """Digest of the Python files beside the contract."""
+        return code_digest(self.directory)
+
+    def reference(self, key: str, reference: str) -> Any:
+        """Load what the contract names at `key`."""
+        return load_reference(reference, self.directory, f"{self.directory / 'job.toml'}: {key}")
+
+    def initial_model(self) -> Model:
+        """Make the first global model: read a checkpoint, or call the job's function with the seed."""
+        source = self.contract.server.model
+        if source.endswith(".safetensors"):
+            path = self.directory / source
+            if not path.is_file():
+                raise JobError(f"server.model: there is no file {path}")
+            return Model.of(load(path))
+        arrays = self.reference("server.model", source)(self.contract.seed)
+        if not isinstance(arrays, Mapping):
+            raise JobError(
+                f"server.model: {source} returned {type(arrays).__name__}, expected a mapping from names to arrays"
+            )
+        try:
+            return Model.of(arrays)
+        except SpecError as error:
+            raise JobError(f"server.model: {source} returned no model: {error}") from error
+
+
+def _find(path: Path) -> Path:
+    candidates = [path, path / "job.toml", BUNDLED / path / "job.toml"]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    bundled = ", ".join(sorted(entry.parent.name for entry in BUNDLED.glob("*/job.toml")))
+    raise JobError(f"there is no job at {path}: expected a directory with job.toml, or a bundled job ({bundled})")

@@ -1,0 +1,95 @@
+"""What server and client say to each other about a job: the contents of the transport's messages, as strict JSON.
+
+Whatever comes from the other end is parsed here, within bounds, and nowhere else.
+"""
+
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from flcore.errors import FlcoreError
+from flcore.job.contract import Hyperparameters
+from flcore.model.spec import ModelSpec, TensorSpec
+
+Metrics = dict[Annotated[str, StringConstraints(min_length=1, max_length=128)], float]
+
+
+class MalformedMessage(FlcoreError):
+    """A message that this version does not understand."""
+
+    kind = "malformed"
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, ser_json_inf_nan="constants")
+
+    def to_bytes(self) -> bytes:
+        """Encode as JSON."""
+        return self.model_dump_json().encode()
+
+
+class JoinMessage(_Message):
+    """Client to server: the contract that I hold, and the digest of the code beside it."""
+
+    contract: str
+    code_digest: str
+    version: str
+
+
+Tensors = list[tuple[str, str, list[int]]]
+"""A `ModelSpec` on the wire."""
+
+
+class WelcomeMessage(_Message):
+    """Server to client: the tensors of the global model."""
+
+    tensors: Tensors
+    code_digest: str
+    version: str
+
+
+class TaskMessage(_Message):
+    """Server to client: the task to do in this round."""
+
+    task: str
+    round: int
+    rounds: int
+    seed: int
+    hyperparameters: Hyperparameters
+
+
+class UpdateMessage(_Message):
+    """Client to server: the answer beside its pieces.
+
+    `tensors` is None if they are those of the welcome, and the client's own where they are not, so that the server can
+    say what is wrong with them.
+    """
+
+    returns: Literal["weights", "delta", "metrics"]
+    weight: float
+    metrics: Metrics = Field(default_factory=dict)
+    fingerprint: str = ""
+    tensors: Tensors | None = None
+
+
+M = TypeVar("M", bound=_Message)
+
+
+def parse_message(kind: type[M], content: bytes) -> M:
+    """Return the message that `content` holds, or raise `MalformedMessage`."""
+    try:
+        return kind.model_validate_json(content)
+    except ValidationError as error:
+        problem: Any = error.errors()[0]
+        place = ".".join(str(part) for part in problem["loc"]) or "the message"
+        raise MalformedMessage(f"{kind.__name__}: {place}: {problem['msg']}") from error
+
+
+def tensors_of(spec: ModelSpec) -> Tensors:
+    """Return a spec as it travels."""
+    return [(tensor.name, tensor.dtype, list(tensor.shape)) for tensor in spec.tensors]
+
+
+def spec_of(tensors: Tensors) -> ModelSpec:
+    """Return the spec that travelled, or raise `SpecError`."""
+    return ModelSpec(tuple(TensorSpec(name, dtype, tuple(shape)) for name, dtype, shape in tensors))

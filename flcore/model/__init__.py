@@ -1,0 +1,1 @@
+"""What travels and is aggregated: named tensors over a flat parameter space."""

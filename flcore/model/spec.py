@@ -1,0 +1,172 @@
+"""What a model is, without its values: named tensors, laid over flat segments.
+
+The tensors of one dtype share a *segment*, a flat run of elements in the order of the tensors. Each tensor starts at a
+multiple of 256 elements, and so does what comes after the last one; the gaps are zero. Below this file nothing knows
+about tensors: pieces and chunks are ranges of a segment.
+"""
+
+import hashlib
+import json
+import math
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from flcore_transport import ALIGNMENT
+
+from flcore.errors import SpecError, TensorMismatch
+from flcore.model.dtypes import DTYPES, dtype_name
+
+MAX_ELEMENTS = 2**48
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One tensor's name, dtype (a key of `DTYPES`) and shape; `()` is a scalar, a 0 in the shape an empty tensor.
+
+    >>> TensorSpec("layer.weight", "float32", (3, 4)).size
+    12
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name or len(self.name) > 1024:
+            raise SpecError(f"a tensor's name is a string of 1 to 1024 characters, not {self.name!r}")
+        if self.dtype not in DTYPES:
+            raise SpecError(f"tensor {self.name!r}: dtype {self.dtype!r} is not one of {', '.join(DTYPES)}")
+        if any(not isinstance(extent, int) or extent < 0 for extent in self.shape):
+            raise SpecError(f"tensor {self.name!r}: a shape is whole numbers >= 0, not {self.shape}")
+        if self.size > MAX_ELEMENTS:
+            raise SpecError(f"tensor {self.name!r}: {self.size} elements are more than {MAX_ELEMENTS}")
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A tensor's place in its segment: elements `start` to `stop`."""
+
+    tensor: TensorSpec
+    start: int
+
+    @property
+    def stop(self) -> int:
+        """One past the tensor's last element."""
+        return self.start + self.tensor.size
+
+
+@dataclass(frozen=True)
+class SegmentSpec:
+    """The flat run of all tensors of one dtype; `elements` counts the gaps in, and is a multiple of 256."""
+
+    dtype: str
+    spans: tuple[Span, ...]
+    elements: int
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        return [span.start for span in self.spans]
+
+    def overlapping(self, first: int, stop: int) -> Iterator[Span]:
+        """Yield the spans that share elements with the range `first` to `stop`, in order."""
+        for index in range(max(0, bisect_right(self._starts, first) - 1), len(self.spans)):
+            span = self.spans[index]
+            if span.start >= stop:
+                return
+            if span.stop > first and span.tensor.size:
+                yield span
+
+    def at(self, element: int) -> tuple[TensorSpec, int]:
+        """Return the tensor at or before an element, and the element's index in it (beyond its size: in the gap)."""
+        span = self.spans[bisect_right(self._starts, element) - 1]
+        return span.tensor, element - span.start
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """An ordered list of tensors with unique names, at least one.
+
+    >>> spec = ModelSpec.of({"w": np.zeros((2, 3), np.float32), "b": np.zeros(3, np.float32)})
+    >>> [(span.tensor.name, span.start) for span in spec.segments[0].spans]
+    [('w', 0), ('b', 256)]
+    """
+
+    tensors: tuple[TensorSpec, ...]
+
+    def __post_init__(self) -> None:
+        if not self.tensors:
+            raise SpecError("a model has at least one tensor")
+        seen: set[str] = set()
+        for tensor in self.tensors:
+            if tensor.name in seen:
+                raise SpecError(f"tensor {tensor.name!r} appears twice")
+            seen.add(tensor.name)
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, npt.NDArray[Any]]) -> "ModelSpec":
+        """Return the spec of named arrays, in their order."""
+        for name, array in arrays.items():
+            if not isinstance(array, np.ndarray | np.generic):
+                raise SpecError(f"tensor {name!r}: expected a NumPy array, got {type(array).__name__}")
+        return cls(tuple(TensorSpec(name, dtype_name(a.dtype), tuple(a.shape)) for name, a in arrays.items()))
+
+    @cached_property
+    def segments(self) -> tuple[SegmentSpec, ...]:
+        """One segment per dtype, in the order in which the dtypes first appear."""
+        spans: dict[str, list[Span]] = {}
+        ends: dict[str, int] = {}
+        for tensor in self.tensors:
+            start = ends.get(tensor.dtype, 0)
+            spans.setdefault(tensor.dtype, []).append(Span(tensor, start))
+            ends[tensor.dtype] = start + -(-tensor.size // ALIGNMENT) * ALIGNMENT
+        return tuple(SegmentSpec(dtype, tuple(spans[dtype]), ends[dtype]) for dtype in spans)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the canonical JSON of the tensors, 64 hexadecimal digits."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the model's values, gaps included."""
+        return sum(segment.elements * DTYPES[segment.dtype].itemsize for segment in self.segments)
+
+    @property
+    def parameters(self) -> int:
+        """Number of elements of all tensors."""
+        return sum(tensor.size for tensor in self.tensors)
+
+    def to_json(self) -> str:
+        """Return the canonical JSON: a list of `[name, dtype, [extent, ...]]`."""
+        return json.dumps(
+            [[tensor.name, tensor.dtype, list(tensor.shape)] for tensor in self.tensors], separators=(",", ":")
+        )
+
+    def require(self, other: "ModelSpec", *, client: str = "") -> None:
+        """Raise `TensorMismatch`, naming the first tensor that differs, unless `other` has the same tensors.
+
+        The order does not matter: tensors are told apart by name.
+        """
+        theirs = {tensor.name: tensor for tensor in other.tensors}
+        for tensor in self.tensors:
+            found = theirs.pop(tensor.name, None)
+            if found is None:
+                raise TensorMismatch("it is missing", client=client, tensor=tensor.name)
+            if found != tensor:
+                raise TensorMismatch(
+                    f"expected {tensor.dtype} of shape {tensor.shape}, got {found.dtype} of shape {found.shape}",
+                    client=client,
+                    tensor=tensor.name,
+                )
+        for name in theirs:
+            raise TensorMismatch("the model has no tensor of this name", client=client, tensor=name)

@@ -1,0 +1,162 @@
+"""The controller: what a playbook can do. A playbook is a function of a `Controller`; see `playbooks`."""
+
+import hashlib
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+
+from flcore.aggregation.aggregator import Aggregator
+from flcore.errors import JobError, SpecError
+from flcore.job.job import Job
+from flcore.job.messages import TaskMessage
+from flcore.model.model import Arrays, Model
+from flcore.server.events import Observer, RoundDone
+from flcore.server.exchange import Exchange
+from flcore.server.federation import Federation
+from flcore.server.history import RoundRecord
+from flcore.server.results import Results
+from flcore.server.round import RoundRules
+
+
+class Updates:
+    """The clients' answers to one training task.
+
+    `metrics` are their averages by weight, `clients` the names of those whose update is in.
+    """
+
+    def __init__(self, exchange: Exchange, record: RoundRecord) -> None:
+        self.metrics = exchange.metrics
+        self.clients = tuple(sorted(exchange.answers))
+        self._exchange, self._record = exchange, record
+
+    def aggregate(self) -> Model:
+        """Return the next global model, by the job's rule. The updates are let go: a second call raises."""
+        if self._exchange.aggregator is None:
+            raise JobError(f"tasks.{self._exchange.task}: it returns metrics, and there is nothing to aggregate")
+        with _timed(self._record, "aggregate"):
+            return self._exchange.aggregator.finish()
+
+
+class Controller:
+    """The server's side of a running job, as a playbook sees it: `sample`, `train`, `validate`, `keep`.
+
+    A playbook loops over `rounds()`; each round leaves one record in the history. `model_of` turns a playbook's own
+    arrays into a model.
+    """
+
+    def __init__(self, job: Job, model: Model, federation: Federation, results: Results, observe: Observer) -> None:
+        self.job, self.initial_model = job, model
+        self._federation, self._results, self._observe = federation, results, observe
+        self._record = RoundRecord(0)
+
+    def rounds(self) -> Iterator[int]:
+        """Yield the number of each round, from 1."""
+        for index in range(1, self.job.contract.server.rounds + 1):
+            self._record = RoundRecord(index)
+            with _timed(self._record, "round"):
+                yield index
+            self._results.add(self._record)
+            self._observe(RoundDone(self._record))
+
+    def sample(self, fraction: float | None = None) -> list[str]:
+        """Return clients for this round, sorted: a share of those connected, drawn from seed and round alone.
+
+        Waits for the quorum to be connected, as long as a round may take; then raises `QuorumError`. At least a quorum
+        is drawn.
+        """
+        server = self.job.contract.server
+        connected = self._federation.wait_for(server.quorum, server.deadline_s)
+        count = max(server.quorum, round((server.fraction if fraction is None else fraction) * len(connected)))
+        draw = np.random.default_rng(seed_of(self.job.contract.seed, self._record.round, "sample"))
+        return sorted(draw.choice(connected, min(count, len(connected)), replace=False).tolist())
+
+    def train(self, model: Model, clients: Sequence[str], task: str = "train") -> Updates:
+        """Send a model to the clients with a task and return their updates; raises `QuorumError` if they are too few."""
+        contract = self.job.contract
+        server = contract.server
+        rules = RoundRules(server.deadline_s, server.quorum, server.close_at)
+        if self._task_returns(task) == "metrics":
+            raise JobError(f"tasks.{task}: it returns metrics, expected weights or delta")
+        aggregator = Aggregator(
+            model.spec,
+            rule=server.rule,
+            base=model if self._task_returns(task) == "delta" else None,
+            max_abs=contract.bounds.max_abs,
+        )
+        self._record.sampled = tuple(clients)
+        exchange = self._ask(task, model, clients, rules, aggregator)
+        self._record.updates |= exchange.answers
+        self._record.train = exchange.metrics
+        exchange.require_quorum()
+        return Updates(exchange, self._record)
+
+    def validate(self, model: Model, clients: Sequence[str], task: str = "validate") -> dict[str, float]:
+        """Have the clients evaluate a model; return their metrics, averaged by weight ({} where none answered).
+
+        A job without such a task is not validated.
+        """
+        if task not in self.job.contract.tasks:
+            return {}
+        rules = RoundRules(self.job.contract.server.deadline_s, quorum=0)
+        self._record.validate = self._ask(task, model, clients, rules, None).metrics
+        return self._record.validate
+
+    def keep(self, model: Model, metrics: dict[str, float]) -> None:
+        """Keep a model as the last one, and as the best one if its metrics are the best so far."""
+        with _timed(self._record, "keep"):
+            self._record.is_best = self._results.keep(model, metrics)
+
+    def model_of(self, arrays: Arrays) -> Model:
+        """Return a playbook's own arrays as a global model; they must have the tensors of the initial model."""
+        model = Model.of(arrays)
+        self.initial_model.spec.require(model.spec)
+        if model.spec != self.initial_model.spec:
+            raise SpecError("the arrays are not in the order of the initial model's tensors")
+        return model
+
+    def _ask(
+        self, task: str, model: Model, clients: Sequence[str], rules: RoundRules, aggregator: Aggregator | None
+    ) -> Exchange:
+        contract = self.job.contract
+        if not clients:
+            raise JobError(f"tasks.{task}: there are no clients to ask")
+        message = TaskMessage(
+            task=task,
+            round=self._record.round,
+            rounds=contract.server.rounds,
+            seed=0,
+            hyperparameters=contract.hyperparameters(task, self._record.round),
+        )
+        messages = {
+            client: message.model_copy(update={"seed": seed_of(contract.seed, self._record.round, client)})
+            for client in clients
+        }
+        with _timed(self._record, task):
+            exchange = self._federation.ask(messages, model, rules, aggregator)
+        self._record.bytes_sent += exchange.bytes_sent
+        self._record.bytes_received += exchange.bytes_received
+        if exchange.round.failed:
+            self._record.failed[task] = dict(exchange.round.failed)
+        return exchange
+
+    def _task_returns(self, task: str) -> str:
+        if task not in self.job.contract.tasks:
+            raise JobError(f"the contract has no task {task!r}; it has {', '.join(self.job.contract.tasks)}")
+        return self.job.contract.tasks[task].returns
+
+
+def seed_of(seed: int, round_index: int, client: str) -> int:
+    """Return the seed of one client in one round: 32 bits of a SHA-256, a function of its arguments alone."""
+    digest = hashlib.sha256(f"{seed}/{round_index}/{client}".encode()).digest()
+    return int.from_bytes(digest[:4], "little")
+
+
+@contextmanager
+def _timed(record: RoundRecord, phase: str) -> Iterator[None]:
+    started = time.perf_counter()
+    try:
+        yield
+    finally:
+        record.seconds[phase] = record.seconds.get(phase, 0.0) + time.perf_counter() - started

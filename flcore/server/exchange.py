@@ -1,0 +1,47 @@
+"""One task asked of the sampled clients, with all that hangs on it: the orders sent, the answers on their way in.
+
+An exchange is known by its number, which is also the number of its clients' orders.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from flcore_transport import Order
+
+from flcore.aggregation.aggregator import Aggregator
+from flcore.errors import QuorumError
+from flcore.model.model import Model
+from flcore.server.history import Participation, weighted_average
+from flcore.server.intake import Intake
+from flcore.server.round import Round
+
+
+@dataclass(eq=False)
+class Exchange:
+    """A round of one task. `aggregator` is None where answers are metrics alone; `model` is what the clients read."""
+
+    task: str
+    returns: str
+    round: Round
+    orders: Mapping[str, Order]
+    model: Model
+    aggregator: Aggregator | None
+    intakes: dict[str, Intake] = field(default_factory=dict)
+    answers: dict[str, Participation] = field(default_factory=dict)
+    bytes_sent: int = 0
+    bytes_received: int = 0
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The clients' metrics, averaged by weight, in the order of the clients' names."""
+        return weighted_average((self.answers[name].metrics, self.answers[name].weight) for name in sorted(self.answers))
+
+    def require_quorum(self) -> None:
+        """Raise `QuorumError`, with every client's reason, unless enough answers are in."""
+        if self.round.has_quorum:
+            return
+        reasons = "; ".join(f"{client}: {reason}" for client, reason in sorted(self.round.failed.items()))
+        raise QuorumError(
+            f"task {self.task!r}: {len(self.answers)} of {len(self.round.clients)} clients answered, "
+            f"quorum {self.round.rules.quorum}: {reasons}"
+        )

@@ -1,0 +1,113 @@
+"""One client's answer on its way in: what it may say beside its pieces, and where its pieces go."""
+
+import math
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from flcore_kernels import storage_dtype
+from flcore_transport import Inbox, Layout, PieceError, PieceRange, ProtocolMismatch, Receipt, Refused
+
+from flcore.aggregation.staging import StagedUpdate
+from flcore.errors import CorruptUpdate, OutOfBounds, TensorMismatch, Untimely, UpdateError, WeightError
+from flcore.job.contract import Bounds
+from flcore.job.messages import UpdateMessage, spec_of
+from flcore.model.model import layout_of
+from flcore.model.spec import ModelSpec
+
+
+def check_message(message: UpdateMessage, client: str, returns: str, bounds: Bounds) -> None:
+    """Raise an `UpdateError` unless an answer's kind, weight and metrics are what the contract allows."""
+    if message.returns != returns:
+        raise UpdateError(f"the task returns {returns}, it sent {message.returns}", client=client)
+    if not (math.isfinite(message.weight) and message.weight > 0):
+        raise WeightError(f"a weight is a finite number > 0, not {message.weight}", client=client)
+    if message.weight > bounds.max_weight:
+        raise OutOfBounds(f"its weight {message.weight:g} is more than max_weight = {bounds.max_weight:g}", client=client)
+    if len(message.metrics) > bounds.max_metrics:
+        raise OutOfBounds(f"{len(message.metrics)} metrics are more than max_metrics = {bounds.max_metrics}", client=client)
+    for name, value in message.metrics.items():
+        if not math.isfinite(value):
+            raise OutOfBounds(f"metric {name!r} is {value}; metrics are finite numbers", client=client)
+
+
+def check_tensors(message: UpdateMessage, layout: Layout, client: str, spec: ModelSpec) -> None:
+    """Raise a `TensorMismatch` unless an answer announces exactly the model's tensors."""
+    if message.tensors is not None:
+        spec.require(spec_of(message.tensors), client=client)
+    if message.fingerprint != spec.fingerprint:
+        raise TensorMismatch(
+            f"its model has fingerprint {message.fingerprint[:16] or 'none'}, expected {spec.fingerprint[:16]}",
+            client=client,
+        )
+    if layout != layout_of(spec):
+        raise TensorMismatch("its pieces are not laid out as its fingerprint says", client=client)
+
+
+@dataclass(eq=False)
+class Intake:
+    """An answer that has been announced. It outlives the streams that carry it: a new one goes on where one broke off.
+
+    `staged` is None for an answer of metrics alone. `on_bytes` is told the size of each piece that was taken.
+    """
+
+    message: UpdateMessage
+    spec: ModelSpec
+    client: str
+    staged: StagedUpdate | None
+    on_bytes: Callable[[int], None]
+
+    def __post_init__(self) -> None:
+        self.lock = threading.Lock()
+        self.inbox = Inbox(Layout() if self.staged is None else layout_of(self.spec), self)
+        self.stream: Upload | None = None
+        self.bytes = 0
+
+    def write(self, piece: PieceRange, body: memoryview) -> None:
+        """Stage the elements of a piece, as they came."""
+        if self.staged is not None:
+            self.staged.adopt(piece.segment, piece.first, np.frombuffer(body, storage_dtype(piece.dtype)))
+
+    def accept(self, piece: bytes) -> None:
+        """Take the next piece, or raise an `UpdateError` that names the tensor."""
+        try:
+            self.inbox.accept(piece)
+        except (PieceError, ProtocolMismatch) as error:
+            expected = self.inbox.plan[min(self.inbox.received, len(self.inbox.plan) - 1)]
+            tensor, _ = self.spec.segments[expected.segment].at(expected.first)
+            raise CorruptUpdate(str(error), client=self.client, tensor=tensor.name) from error
+        self.bytes += len(piece)
+        self.on_bytes(len(piece))
+
+
+class Upload:
+    """One stream that carries an answer: the transport's `Delivery`. The newest stream of an answer owns it."""
+
+    def __init__(
+        self, intake: Intake, take: Callable[[Intake, bytes], None], commit: Callable[[Intake], Receipt]
+    ) -> None:
+        self._intake, self._take, self._commit = intake, take, commit
+        with intake.lock:
+            intake.stream = self
+
+    @property
+    def received(self) -> int:
+        """How many pieces are in."""
+        return self._intake.inbox.received
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the last piece is in."""
+        return self._intake.inbox.is_complete
+
+    def accept(self, piece: bytes) -> None:
+        """Take the next piece."""
+        with self._intake.lock:
+            if self._intake.stream is not self:
+                raise Refused(Untimely.kind, f"client {self._intake.client!r}: a newer stream carries this update now")
+            self._take(self._intake, piece)
+
+    def commit(self) -> Receipt:
+        """Make the answer count."""
+        return self._commit(self._intake)

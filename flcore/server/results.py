@@ -1,0 +1,50 @@
+"""What a run leaves behind: its history, its last model and its best one."""
+
+from pathlib import Path
+
+from flcore.errors import JobError
+from flcore.model.checkpoint import save
+from flcore.model.model import Model
+from flcore.server.history import RoundRecord, write_history
+
+
+class Results:
+    """Keeps the history and the last model; with a directory, on disk too, after every round.
+
+    `best` is the contract's ("accuracy:max"); the best model is kept on disk only.
+    """
+
+    def __init__(self, directory: Path | None, best: str | None) -> None:
+        self.history: list[RoundRecord] = []
+        self.model: Model | None = None
+        self._directory, self._best = directory, best
+        self._best_value: float | None = None
+
+    def add(self, record: RoundRecord) -> None:
+        """Take the record of a round that is over."""
+        self.history.append(record)
+        if self._directory is not None:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            write_history(self.history, self._directory / "history.jsonl")
+
+    def keep(self, model: Model, metrics: dict[str, float]) -> bool:
+        """Keep a model as the last one, and as the best one if it is; return whether it is."""
+        self.model = model
+        is_best = self._is_best(metrics)
+        if self._directory is not None:
+            save(model.arrays(), self._directory / "model.safetensors")
+            if is_best:
+                save(model.arrays(), self._directory / "best.safetensors")
+        return is_best
+
+    def _is_best(self, metrics: dict[str, float]) -> bool:
+        if self._best is None or not metrics:
+            return False
+        name, _, direction = self._best.partition(":")
+        if name not in metrics:
+            raise JobError(f"server.best: the clients report {', '.join(metrics)}, but not {name!r}")
+        value = metrics[name] if direction == "max" else -metrics[name]
+        if self._best_value is not None and value <= self._best_value:
+            return False
+        self._best_value = value
+        return True

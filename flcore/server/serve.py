@@ -1,0 +1,70 @@
+"""Running the server's side of a job, over any transport."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from flcore_transport import Service
+
+from flcore.errors import FlcoreError
+from flcore.job.job import Job
+from flcore.model.model import Model
+from flcore.server.controller import Controller
+from flcore.server.events import Observer, unobserved
+from flcore.server.federation import Federation
+from flcore.server.history import RoundRecord
+from flcore.server.playbooks import playbook_of
+from flcore.server.results import Results
+
+logger = logging.getLogger(__name__)
+
+
+class Server(Protocol):
+    """A transport that serves a `Service`: a `GrpcServer` or an `InProcessServer`."""
+
+    address: str
+
+    def close(self, reason: str) -> None:
+        """Say goodbye to all clients."""
+        ...
+
+
+class Outcome(NamedTuple):
+    """What came out of a job: one record per round, and the last global model."""
+
+    history: list[RoundRecord]
+    model: Model
+
+
+def serve(
+    job: Job,
+    listen: Callable[[Service], Server],
+    *,
+    started: Callable[[Server, Federation], None] = lambda *_: None,
+    wait_for: int | None = None,
+    directory: Path | None = None,
+    observe: Observer = unobserved,
+) -> Outcome:
+    """Run a job's server until its playbook ends; `listen` opens the transport, `started` is called when it is open.
+
+    The first round begins when `wait_for` clients are connected (the quorum, if None). Clients are told how it ended.
+    """
+    playbook = playbook_of(job)
+    model = job.initial_model()
+    federation = Federation(job, model.spec, observe=observe)
+    results = Results(directory, job.contract.server.best)
+    control = Controller(job, model, federation, results, observe)
+    server = listen(federation)
+    reason = "the server was stopped"
+    try:
+        started(server, federation)
+        federation.wait_for(wait_for or job.contract.server.quorum, timeout_s=None)
+        playbook(control)
+        reason = "the job is done"
+    except FlcoreError as error:
+        reason = f"the job failed: {error}"
+        raise
+    finally:
+        server.close(reason)
+    return Outcome(results.history, results.model or model)

@@ -1,0 +1,30 @@
+"""What a federated model is held against: each client alone, and all data in one place."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from flcore.errors import JobError
+from flcore.job.job import Job
+
+
+@dataclass(frozen=True)
+class Baselines:
+    """The job's metric of models trained without a federation, all on the same held-out data.
+
+    `alone` has one value per client, `centralised` is that of a model trained on all data in one place. A job's
+    function, `baselines = "file.py:name"`, takes the `Job` and returns one.
+    """
+
+    alone: Mapping[str, float]
+    centralised: float
+
+
+def baselines_of(job: Job) -> Baselines | None:
+    """Compute a job's baselines, or return None for a job without."""
+    reference = job.contract.baselines
+    if reference is None:
+        return None
+    baselines = job.reference("baselines", reference)(job)
+    if not isinstance(baselines, Baselines):
+        raise JobError(f"baselines: {reference} returned {type(baselines).__name__}, expected flcore.Baselines")
+    return baselines

@@ -1,0 +1,87 @@
+"""`flcore.run`: a job's server and all its clients on this machine."""
+
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from flcore_transport import GrpcServer, InProcessConnection, InProcessServer, Service, TransportError
+
+from flcore.client.client import Client
+from flcore.client.executor import Executor
+from flcore.client.task import Site
+from flcore.job.job import Job
+from flcore.server.events import Observer, unobserved
+from flcore.server.federation import Federation
+from flcore.server.serve import Outcome, Server, serve
+from flcore.simulation.workers import Workers
+
+logger = logging.getLogger(__name__)
+
+MAX_WORKERS = 8
+
+
+def run(
+    job: "str | os.PathLike[str] | Job",
+    *,
+    clients: int | None = None,
+    workers: int | None = None,
+    rounds: int | None = None,
+    seed: int | None = None,
+    out: str | os.PathLike[str] | None = None,
+    observe: Observer = unobserved,
+) -> Outcome:
+    """Run a job with all its clients on this machine, and return its history and its last model.
+
+    `job` is a directory with job.toml or the name of a bundled job; `clients`, `rounds` and `seed` replace what its
+    contract says. `workers` processes host the clients and talk to the server over gRPC on loopback (one process for
+    each client, and at most 8, if None); with 0, threads of this process do, without a socket. Files are written to the
+    directory `out`, if given: history.jsonl, model.safetensors, best.safetensors.
+
+    Raises `FlcoreError`: `JobError` for a job that cannot be run, `QuorumError` for a round without enough updates.
+
+        history, model = flcore.run("digits")
+        history[-1].validate["accuracy"]
+    """
+    loaded = Job.load(Path(job) if not isinstance(job, Job) else job, clients=clients, rounds=rounds, seed=seed)
+    names = loaded.contract.client_names
+    count = min(len(names), MAX_WORKERS) if workers is None else min(workers, len(names))
+    if count < 0:
+        raise ValueError(f"workers is a number >= 0, not {workers}")
+    directory = None if out is None else Path(out)
+    with ExitStack() as stack:
+
+        def listen(service: Service) -> Server:
+            return GrpcServer(service) if count else InProcessServer(service)
+
+        def started(server: Server, federation: Federation) -> None:
+            if isinstance(server, InProcessServer):
+                stack.enter_context(_threads(loaded, names, server))
+            else:
+                stack.enter_context(Workers(loaded, names, count, server.address, federation.give_up))
+
+        return serve(loaded, listen, started=started, wait_for=len(names), directory=directory, observe=observe)
+
+
+@contextmanager
+def _threads(job: Job, names: tuple[str, ...], server: InProcessServer) -> Iterator[None]:
+    """Host every client in a thread of its own, until the server has said goodbye to all."""
+    clients = [Client(job, Executor(job, Site(name, names, job.contract.seed)), InProcessConnection(server)) for name in names]
+    threads = [threading.Thread(target=_run_client, args=(client,), daemon=True) for client in clients]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        for client, thread in zip(clients, threads, strict=True):
+            client.stop()
+            thread.join()
+
+
+def _run_client(client: Client) -> None:
+    try:
+        client.run()
+    except TransportError as error:
+        logger.info("a client has ended: %s", error)

@@ -1,0 +1,68 @@
+"""The dtypes that can be folded, and how their bits are stored.
+
+A row is all that the rest of the kernels needs to know of a dtype: `storage` is the NumPy dtype of the buffers, and for
+floats `magnitude_mask` cuts the sign off the bits and `infinity` is the smallest bit pattern that is not finite, so
+that one integer maximum over the masked bits finds both the largest magnitude and whether anything is not finite.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from flcore_kernels.errors import UnknownDType
+
+EXACT_INTEGER_LIMIT = 2**53
+"""The largest magnitude of an integer element: beyond it, float64 no longer holds every integer."""
+
+
+@dataclass(frozen=True)
+class Storage:
+    """One dtype's storage: `bits` is the unsigned dtype of the same width; the last three are for floats only."""
+
+    storage: np.dtype[Any]
+    bits: np.dtype[Any]
+    magnitude_mask: int = 0
+    infinity: int = 0
+
+    @property
+    def is_float(self) -> bool:
+        """Whether the dtype can hold a NaN or an infinity."""
+        return self.infinity > 0
+
+
+def _float(storage: str, bits: str, exponent: int, mantissa: int) -> Storage:
+    return Storage(
+        np.dtype(storage), np.dtype(bits), (1 << (exponent + mantissa)) - 1, ((1 << exponent) - 1) << mantissa
+    )
+
+
+def _integer(name: str) -> Storage:
+    return Storage(np.dtype(name), np.dtype(name.lstrip("u").replace("int", "uint")))
+
+
+STORAGE: dict[str, Storage] = {
+    "float64": _float("float64", "uint64", 11, 52),
+    "float32": _float("float32", "uint32", 8, 23),
+    "float16": _float("uint16", "uint16", 5, 10),
+    "bfloat16": _float("uint16", "uint16", 8, 7),
+    **{name: _integer(name) for name in ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")},
+}
+"""Every dtype that the kernels fold, by its name."""
+
+
+def storage_dtype(dtype: str) -> np.dtype[Any]:
+    """Return the NumPy dtype of the buffers that hold `dtype`.
+
+    >>> storage_dtype("bfloat16")
+    dtype('uint16')
+    """
+    return lookup(dtype).storage
+
+
+def lookup(dtype: str) -> Storage:
+    """Return the row of `dtype`, or raise `UnknownDType`."""
+    try:
+        return STORAGE[dtype]
+    except KeyError:
+        raise UnknownDType(f"no kernel folds {dtype!r}; the dtypes are {', '.join(STORAGE)}") from None

@@ -1,0 +1,114 @@
+"""The bytes of federated learning: large payloads in pieces, between one server and many clients.
+
+Nothing here knows of models, rules or rounds. A server implements `Service` and is served by a `GrpcServer` or by an
+`InProcessServer`; a client opens a `GrpcConnection` or an `InProcessConnection`. The reading order is `messages` (what
+is said), `framing` (one piece), `pieces` (a payload), `endpoint` (the server's end without a socket), then the two
+transports. gRPC is imported with the first gRPC server or connection.
+"""
+
+from typing import TYPE_CHECKING
+
+from flcore_transport.endpoint import WINDOW_PIECES, Delivery, Endpoint, Send, Service
+from flcore_transport.errors import (
+    AddressUnavailable,
+    ConnectionLost,
+    InsecureAddress,
+    PayloadIncomplete,
+    PieceError,
+    ProtocolMismatch,
+    Refused,
+    TransportError,
+)
+from flcore_transport.framing import MAX_PIECE_BYTES, Buffer, schema_message
+from flcore_transport.in_process import InProcessConnection, InProcessServer
+from flcore_transport.messages import (
+    ALIGNMENT,
+    PROTOCOL,
+    WIRE_DTYPES,
+    Failure,
+    Fetch,
+    FromServer,
+    Goodbye,
+    Grant,
+    Join,
+    Layout,
+    Offer,
+    Order,
+    Part,
+    Receipt,
+    Segment,
+    Welcome,
+)
+from flcore_transport.pieces import (
+    PIECE_BODY_BYTES,
+    Inbox,
+    Outbox,
+    PiecePlan,
+    PieceRange,
+    Sink,
+    Source,
+    piece_elements,
+)
+
+if TYPE_CHECKING:
+    from flcore_transport.grpc_client import GrpcConnection
+    from flcore_transport.grpc_server import GrpcServer
+
+__all__ = [
+    "ALIGNMENT",
+    "MAX_PIECE_BYTES",
+    "PIECE_BODY_BYTES",
+    "PROTOCOL",
+    "WINDOW_PIECES",
+    "WIRE_DTYPES",
+    "AddressUnavailable",
+    "Buffer",
+    "ConnectionLost",
+    "Delivery",
+    "Endpoint",
+    "Failure",
+    "Fetch",
+    "FromServer",
+    "Goodbye",
+    "Grant",
+    "GrpcConnection",
+    "GrpcServer",
+    "InProcessConnection",
+    "InProcessServer",
+    "Inbox",
+    "InsecureAddress",
+    "Join",
+    "Layout",
+    "Offer",
+    "Order",
+    "Outbox",
+    "Part",
+    "PayloadIncomplete",
+    "PieceError",
+    "PiecePlan",
+    "PieceRange",
+    "ProtocolMismatch",
+    "Receipt",
+    "Refused",
+    "Segment",
+    "Send",
+    "Service",
+    "Sink",
+    "Source",
+    "TransportError",
+    "Welcome",
+    "piece_elements",
+    "schema_message",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name == "GrpcServer":
+        from flcore_transport.grpc_server import GrpcServer
+
+        return GrpcServer
+    if name == "GrpcConnection":
+        from flcore_transport.grpc_client import GrpcConnection
+
+        return GrpcConnection
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

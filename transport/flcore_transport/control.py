@@ -1,0 +1,98 @@
+"""The messages as protobuf bytes, and back.
+
+Each dataclass of `messages` has a protobuf message of the same name with the same fields, so one walk over the fields
+serves them all. What comes from the other end ends up in frozen values; bytes that do not parse are refused. Nothing
+else in the package knows protobuf.
+"""
+
+from dataclasses import fields
+from typing import Any, TypeVar
+
+from google.protobuf.message import DecodeError, Message
+
+from flcore_transport import control_pb2 as pb
+from flcore_transport import messages
+from flcore_transport.errors import Refused
+from flcore_transport.messages import FromServer, UploadReply
+
+M = TypeVar("M")
+
+_CLASSES: dict[str, type[Any]] = {
+    kind.__name__: kind
+    for kind in (
+        messages.Segment,
+        messages.Part,
+        messages.Layout,
+        messages.Join,
+        messages.Welcome,
+        messages.Order,
+        messages.Goodbye,
+        messages.Fetch,
+        messages.Offer,
+        messages.Grant,
+        messages.Receipt,
+        messages.Failure,
+        messages.Refusal,
+    )
+}
+
+
+def encode(message: object) -> bytes:
+    """Return the protobuf bytes of one message."""
+    return _to_pb(message).SerializeToString()
+
+
+def decode(kind: type[M], data: bytes) -> M:
+    """Return the message of `kind` that `data` encodes, or raise `Refused`."""
+    decoded = _from_pb(_parse(getattr(pb, kind.__name__)(), data))
+    assert isinstance(decoded, kind)  # noqa: S101 - for the type checker
+    return decoded
+
+
+def encode_from_server(message: FromServer) -> bytes:
+    """Return the bytes of what a session's stream carries."""
+    return pb.FromServer(**{type(message).__name__.lower(): _to_pb(message)}).SerializeToString()
+
+
+def decode_from_server(data: bytes) -> FromServer:
+    """Return what a session's stream carries, or raise `Refused`."""
+    return _only_field(pb.FromServer(), data)  # type: ignore[no-any-return]
+
+
+def encode_reply(reply: UploadReply) -> bytes:
+    """Return the bytes of what the stream back to an uploading client carries."""
+    return pb.UploadReply(**{type(reply).__name__.lower(): _to_pb(reply)}).SerializeToString()
+
+
+def decode_reply(data: bytes) -> UploadReply:
+    """Return what the stream back to an uploading client carries, or raise `Refused`."""
+    return _only_field(pb.UploadReply(), data)  # type: ignore[no-any-return]
+
+
+def _to_pb(value: Any) -> Any:
+    if type(value).__name__ in _CLASSES:
+        kind = getattr(pb, type(value).__name__)
+        return kind(**{field.name: _to_pb(getattr(value, field.name)) for field in fields(value)})
+    return [_to_pb(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _from_pb(value: Any) -> Any:
+    if isinstance(value, Message):
+        kind = _CLASSES[value.DESCRIPTOR.name]
+        return kind(**{field.name: _from_pb(getattr(value, field.name)) for field in fields(kind)})
+    return value if isinstance(value, (int, str, bytes)) else tuple(_from_pb(item) for item in value)
+
+
+def _only_field(message: Message, data: bytes) -> Any:
+    name = _parse(message, data).WhichOneof("message")
+    if name is None:
+        raise Refused("malformed", f"{message.DESCRIPTOR.name}: a message of a kind that this version does not know")
+    return _from_pb(getattr(message, name))
+
+
+def _parse(message: Message, data: bytes) -> Message:
+    try:
+        message.ParseFromString(data)
+    except DecodeError as error:
+        raise Refused("malformed", f"{message.DESCRIPTOR.name}: the bytes do not parse: {error}") from error
+    return message

@@ -1,0 +1,173 @@
+"""The server's end without a socket: who is connected, and which call belongs to whom.
+
+A transport hands every call to an `Endpoint`, which knows the sessions and passes the call on to the `Service` above
+under the client's name. Both transports run on this class, so whatever it refuses is refused on both.
+"""
+
+import secrets
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from flcore_transport.errors import Refused, TransportError
+from flcore_transport.messages import (
+    PROTOCOL,
+    Failure,
+    Fetch,
+    FromServer,
+    Goodbye,
+    Join,
+    Layout,
+    Offer,
+    Receipt,
+    Refusal,
+    Welcome,
+)
+from flcore_transport.pieces import Outbox
+
+Send = Callable[[FromServer], None]
+"""Puts a message on a session's stream; never blocks, may be called from any thread."""
+
+WINDOW_PIECES = 4
+"""How many pieces a client may send ahead of what the server has taken."""
+
+MAX_REFUSAL_CHARACTERS = 4_000
+
+
+class Delivery(Protocol):
+    """One answer on its way in. A newer delivery of the same answer ends the older one."""
+
+    @property
+    def received(self) -> int:
+        """How many pieces are in; the client goes on from there."""
+        ...
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the last piece is in."""
+        ...
+
+    def accept(self, piece: bytes) -> None:
+        """Take the next piece, or raise a `TransportError`."""
+        ...
+
+    def commit(self) -> Receipt:
+        """Make the answer count, or raise a `TransportError`; a second time gives the same receipt."""
+        ...
+
+
+class Service(Protocol):
+    """What stands above the transport on the server. Any thread may call; `Refused` says no to the client."""
+
+    def admit(self, client: str, content: bytes) -> bytes:
+        """Let a client in, and return the content of its welcome; or raise `Refused`."""
+        ...
+
+    def arrive(self, client: str, send: Send) -> None:
+        """The client can be reached through `send` from now on."""
+        ...
+
+    def depart(self, client: str) -> None:
+        """The client's stream is gone; it may come back."""
+        ...
+
+    def payload(self, client: str, order: int) -> Outbox:
+        """Return the payload of a client's order."""
+        ...
+
+    def answer(self, client: str, order: int, content: bytes, layout: Layout) -> Delivery:
+        """Begin, or go on with, a client's answer to its order."""
+        ...
+
+    def failed(self, client: str, order: int, message: str) -> None:
+        """The client could not do its order."""
+        ...
+
+
+@dataclass(eq=False)
+class Session:
+    """A client's claim to its name. The secret stays valid over reconnects of the same process."""
+
+    client: str
+    instance: str
+    secret: str = field(default_factory=lambda: secrets.token_urlsafe(24))
+    send: Send | None = None
+
+
+class Endpoint:
+    """All sessions of one server."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._lock = threading.Lock()
+        self._by_client: dict[str, Session] = {}
+        self._by_secret: dict[str, Session] = {}
+        self._goodbye: Goodbye | None = None
+
+    def join(self, join: Join, send: Send) -> Session:
+        """Open a session, or take up the one that the same process had; its welcome is the first thing sent."""
+        if join.protocol != PROTOCOL:
+            raise Refused(
+                "protocol", f"the server speaks protocol version {PROTOCOL}, client {join.client!r} {join.protocol}"
+            )
+        content = self._service.admit(join.client, join.content)
+        with self._lock:
+            if self._goodbye:
+                raise Refused("over", self._goodbye.reason)
+            session = self._by_client.get(join.client)
+            if session is None or session.instance != join.instance:
+                if session is not None and session.send is not None:
+                    raise Refused("name-taken", f"a client named {join.client!r} is connected already")
+                session = self._replace(session, Session(join.client, join.instance))
+            session.send = send
+            send(Welcome(session.secret, content))
+            self._service.arrive(join.client, send)
+        return session
+
+    def leave(self, session: Session, send: Send) -> None:
+        """The stream behind `send` has ended. Nothing happens if the session has another one by now."""
+        with self._lock:
+            if session.send is send:
+                session.send = None
+                self._service.depart(session.client)
+
+    def fetch(self, fetch: Fetch) -> Outbox:
+        """Return the payload that a client asks for."""
+        return self._service.payload(self._client(fetch.session), fetch.order)
+
+    def offer(self, offer: Offer) -> Delivery:
+        """Begin, or go on with, an upload."""
+        return self._service.answer(self._client(offer.session), offer.order, offer.content, offer.layout)
+
+    def report(self, failure: Failure) -> Receipt:
+        """Take note that a client could not do its order."""
+        self._service.failed(self._client(failure.session), failure.order, failure.message)
+        return Receipt(failure.order)
+
+    def close(self, reason: str) -> None:
+        """Say goodbye to every client, and let nobody in any more."""
+        with self._lock:
+            self._goodbye = Goodbye(reason)
+            for session in self._by_client.values():
+                if session.send is not None:
+                    session.send(self._goodbye)
+
+    def _replace(self, old: Session | None, new: Session) -> Session:
+        if old is not None:
+            del self._by_secret[old.secret]
+        self._by_client[new.client] = self._by_secret[new.secret] = new
+        return new
+
+    def _client(self, secret: str) -> str:
+        with self._lock:
+            session = self._by_secret.get(secret)
+        if session is None:
+            raise Refused("unknown-session", "the server does not know this session: join again")
+        return session.client
+
+
+def refusal(error: TransportError) -> Refusal:
+    """Return what is said to a client whose call raised `error`."""
+    kind = error.kind if isinstance(error, Refused) else "bad-piece"
+    return Refusal(kind, str(error)[:MAX_REFUSAL_CHARACTERS])

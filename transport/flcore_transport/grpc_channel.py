@@ -1,0 +1,50 @@
+"""What both ends of the gRPC transport agree on: the calls' names, the channel options, where plaintext may go."""
+
+import ipaddress
+
+from flcore_transport.errors import InsecureAddress
+from flcore_transport.framing import MAX_PIECE_BYTES
+
+SERVICE = "flcore.transport.v1.Transport"
+REFUSAL_METADATA = "flcore-refusal-bin"
+
+KEEPALIVE_MS = 20_000
+
+OPTIONS: list[tuple[str, int]] = [
+    ("grpc.max_receive_message_length", MAX_PIECE_BYTES),
+    ("grpc.max_send_message_length", MAX_PIECE_BYTES),
+    # The bandwidth probe grows a stream's window to tens of megabytes; our windows are counted in pieces.
+    ("grpc.http2.bdp_probe", 0),
+    # An end that vanished without a word is noticed within half a minute.
+    ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+    ("grpc.keepalive_timeout_ms", KEEPALIVE_MS // 2),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+]
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Return host and port of `"host:port"`, or raise `ValueError`.
+
+    >>> split_address("localhost:8080")
+    ('localhost', 8080)
+    """
+    host, separator, port = address.rpartition(":")
+    if not separator or not host or not port.isdecimal() or int(port) > 65_535:
+        raise ValueError(f"expected HOST:PORT, got {address!r}")
+    return host.strip("[]"), int(port)
+
+
+def require_loopback(host: str) -> None:
+    """Raise `InsecureAddress` unless `host` is this machine.
+
+    >>> require_loopback("127.0.0.1")
+    """
+    try:
+        is_loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        is_loopback = False
+    if not is_loopback:
+        raise InsecureAddress(
+            f"{host} is not this machine, and plaintext may leave it only if you say so (--insecure-remote)"
+        )

@@ -1,0 +1,148 @@
+"""The gRPC client: what one client process says to its server.
+
+Calls wait for a server that is not there yet. Errors of gRPC are mapped once, here: a refusal becomes `Refused`, a lost
+connection `ConnectionLost`, after which the same call may be made again; an upload then goes on where it broke off.
+"""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import grpc
+
+from flcore_transport.control import decode, decode_from_server, decode_reply, encode
+from flcore_transport.errors import ConnectionLost, Refused, TransportError
+from flcore_transport.grpc_channel import OPTIONS, REFUSAL_METADATA, SERVICE, require_loopback, split_address
+from flcore_transport.messages import Failure, Fetch, FromServer, Grant, Join, Offer, Receipt, Refusal
+from flcore_transport.pieces import Outbox
+
+CHANNEL_OPTIONS = [
+    *OPTIONS,
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.min_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+]
+
+_LOST = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+
+
+class GrpcConnection:
+    """One client's connection to the server at `address` (`"host:port"`); `credentials=None` is plaintext."""
+
+    def __init__(
+        self, address: str, *, credentials: grpc.ChannelCredentials | None = None, allow_remote: bool = False
+    ) -> None:
+        host, _ = split_address(address)
+        if credentials is None:
+            if not allow_remote:
+                require_loopback(host)
+            # A channel of its own: gRPC would let the connections of one process to one address share a socket.
+            options = [*CHANNEL_OPTIONS, ("grpc.use_local_subchannel_pool", 1)]
+            self._channel = grpc.insecure_channel(address, options=options)
+        else:
+            self._channel = grpc.secure_channel(address, credentials, options=CHANNEL_OPTIONS)
+        self.address = address
+        self._session_call = self._channel.unary_stream(f"/{SERVICE}/Session")
+        self._download_call = self._channel.unary_stream(f"/{SERVICE}/Download")
+        self._upload_call = self._channel.stream_stream(f"/{SERVICE}/Upload")
+        self._report_call = self._channel.unary_unary(f"/{SERVICE}/Report")
+
+    def session(self, join: Join) -> Iterator[FromServer]:
+        """Join, and yield what the server says until its goodbye; waits for a server that is not there yet."""
+        with self._mapped():
+            for message in self._session_call(encode(join), wait_for_ready=True):
+                yield decode_from_server(message)
+
+    def download(self, fetch: Fetch) -> Iterator[bytes]:
+        """Yield the pieces of an order's payload from `fetch.first_piece` on."""
+        with self._mapped():
+            yield from self._download_call(encode(fetch), wait_for_ready=True)
+
+    def upload(self, offer: Offer, outbox: Outbox) -> Receipt:
+        """Send an answer, never more pieces than the server has granted, and return its receipt."""
+        credit = _Credit()
+
+        def requests() -> Iterator[bytes]:
+            yield encode(offer)
+            for index in credit.granted():
+                yield outbox.piece(index)
+
+        with self._mapped():
+            replies = self._upload_call(requests(), wait_for_ready=True)
+            try:
+                for data in replies:
+                    reply = decode_reply(data)
+                    if isinstance(reply, Receipt):
+                        return reply
+                    credit.extend(reply, len(outbox.plan))
+            finally:
+                credit.close()
+                replies.cancel()
+        raise ConnectionLost(f"the server at {self.address} ended the upload without a receipt")
+
+    def report(self, failure: Failure) -> Receipt:
+        """Tell the server that an order could not be done."""
+        with self._mapped():
+            return decode(Receipt, self._report_call(encode(failure), wait_for_ready=True))
+
+    def close(self) -> None:
+        """End every call of this connection. May be called from any thread, and twice."""
+        self._channel.close()
+
+    @contextmanager
+    def _mapped(self) -> Iterator[None]:
+        try:
+            yield
+        except grpc.RpcError as error:
+            raise _mapped_error(cast("grpc.Call", error), self.address) from error
+        except ValueError as error:  # gRPC's word for a channel that was closed here
+            raise ConnectionLost(f"the connection to {self.address} is closed") from error
+
+
+class _Credit:
+    """How many pieces may be sent: extended by the replies' thread, waited for by the requests' thread."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._first: int | None = None
+        self._allowed = 0
+        self._is_closed = False
+
+    def extend(self, grant: Grant, total: int) -> None:
+        with self._changed:
+            if self._first is None:
+                self._first = grant.received
+            self._allowed = min(grant.allowed, total)
+            self._changed.notify()
+
+    def granted(self) -> Iterator[int]:
+        """Yield the index of each piece to send, as soon as it may be sent."""
+        index: int | None = None
+        while True:
+            with self._changed:
+                if index is None and self._first is not None:
+                    index = self._first
+                while not self._is_closed and (index is None or index >= self._allowed):
+                    self._changed.wait()
+                    index = self._first if index is None else index
+                if self._is_closed:
+                    return
+            yield index
+            index += 1
+
+    def close(self) -> None:
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify()
+
+
+def _mapped_error(call: Any, address: str) -> TransportError:
+    for key, value in call.trailing_metadata() or ():
+        if key == REFUSAL_METADATA:
+            refused = decode(Refusal, value)
+            return Refused(refused.kind, refused.message)
+    if call.code() in _LOST:
+        return ConnectionLost(f"the connection to {address} is gone: {call.details()}")
+    return TransportError(f"the server at {address} answered with {call.code().name}: {call.details()}")

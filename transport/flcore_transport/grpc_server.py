@@ -1,0 +1,155 @@
+"""The gRPC server: one port, four calls, no thread per client.
+
+The calls run on an asyncio loop in a thread of their own, so that a thousand idle clients cost a thousand coroutines.
+Whatever may take longer than a moment (checking a piece, committing an answer) runs on a few worker threads, one piece
+at a time for each call, so that a slow client occupies nothing while it is slow.
+"""
+
+import asyncio
+import logging
+import os
+import threading
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import Any, ParamSpec, TypeVar
+
+import grpc
+import grpc.aio
+
+from flcore_transport.control import decode, encode, encode_from_server, encode_reply
+from flcore_transport.endpoint import WINDOW_PIECES, Delivery, Endpoint, Service, refusal
+from flcore_transport.errors import AddressUnavailable, TransportError
+from flcore_transport.grpc_channel import KEEPALIVE_MS, OPTIONS, REFUSAL_METADATA, SERVICE, require_loopback
+from flcore_transport.messages import Failure, Fetch, FromServer, Goodbye, Grant, Join, Offer
+
+logger = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Context = grpc.aio.ServicerContext[Any, Any]
+
+SERVER_OPTIONS = [
+    *OPTIONS,
+    # Without this a second server could bind the same port and take every other client.
+    ("grpc.so_reuseport", 0),
+    ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_MS // 2),
+    ("grpc.http2.max_ping_strikes", 0),
+]
+
+
+class GrpcServer:
+    """Serves a `Service` until closed. `credentials=None` is plaintext, on loopback unless `allow_remote`."""
+
+    def __init__(
+        self,
+        service: Service,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        credentials: grpc.ServerCredentials | None = None,
+        allow_remote: bool = False,
+    ) -> None:
+        if credentials is None and not allow_remote:
+            require_loopback(host)
+        self.address = f"{host}:{port}"
+        self._host, self._credentials = host, credentials
+        self._endpoint = Endpoint(service)
+        self._workers = ThreadPoolExecutor((os.cpu_count() or 1) + 1, thread_name_prefix="flcore-pieces")
+        self._loop = asyncio.new_event_loop()
+        self._closing = asyncio.Event()
+        started: Future[int] = Future()
+        self._thread = threading.Thread(target=self._run, args=(port, started), name="flcore-grpc", daemon=True)
+        self._thread.start()
+        self.address = f"{host}:{started.result()}"
+
+    def close(self, reason: str = "the server has stopped") -> None:
+        """Say goodbye to all clients, end all calls and free the port. May be called twice."""
+        if not self._thread.is_alive():
+            return
+        self._endpoint.close(reason)
+        self._loop.call_soon_threadsafe(self._closing.set)
+        self._thread.join()
+        self._workers.shutdown()
+
+    def _run(self, port: int, started: "Future[int]") -> None:
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.run(self._serve(port, started))
+
+    async def _serve(self, port: int, started: "Future[int]") -> None:
+        server = grpc.aio.server(options=SERVER_OPTIONS)
+        handlers = {
+            "Session": grpc.unary_stream_rpc_method_handler(self._session),
+            "Download": grpc.unary_stream_rpc_method_handler(self._download),
+            "Upload": grpc.stream_stream_rpc_method_handler(self._upload),
+            "Report": grpc.unary_unary_rpc_method_handler(self._report),
+        }
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+        address = f"[{self._host}]:{port}" if ":" in self._host else f"{self._host}:{port}"
+        try:
+            if self._credentials is None:
+                bound = server.add_insecure_port(address)
+            else:
+                bound = server.add_secure_port(address, self._credentials)
+        except RuntimeError as error:
+            started.set_exception(AddressUnavailable(f"cannot listen on {address}: {error}"))
+            return
+        await server.start()
+        started.set_result(bound)
+        await self._closing.wait()
+        # Sessions end by themselves after their goodbye; what is still being transferred is cut off.
+        await server.stop(grace=1.0)
+
+    async def _session(self, request: bytes, context: Context) -> AsyncIterator[bytes]:
+        outgoing: asyncio.Queue[FromServer] = asyncio.Queue()
+
+        def send(message: FromServer) -> None:
+            self._loop.call_soon_threadsafe(outgoing.put_nowait, message)
+
+        join = await self._answered(context, decode, Join, request)
+        session = await self._answered(context, self._endpoint.join, join, send)
+        try:
+            while True:
+                message = await outgoing.get()
+                yield encode_from_server(message)
+                if isinstance(message, Goodbye):
+                    return
+        finally:
+            self._endpoint.leave(session, send)
+
+    async def _download(self, request: bytes, context: Context) -> AsyncIterator[bytes]:
+        fetch = await self._answered(context, decode, Fetch, request)
+        outbox = await self._answered(context, self._endpoint.fetch, fetch)
+        for index in range(fetch.first_piece, len(outbox.plan)):
+            yield await self._answered(context, outbox.piece, index)
+
+    async def _upload(self, pieces: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
+        offer = await self._answered(context, decode, Offer, await anext(pieces, b""))
+        delivery = await self._answered(context, self._endpoint.offer, offer)
+        yield encode_reply(_grant(delivery))
+        while not delivery.is_complete:
+            piece = await anext(pieces, None)
+            if piece is None:
+                return
+            await self._answered(context, delivery.accept, piece)
+            yield encode_reply(_grant(delivery))
+        yield encode_reply(await self._answered(context, delivery.commit))
+
+    async def _report(self, request: bytes, context: Context) -> bytes:
+        failure = await self._answered(context, decode, Failure, request)
+        return encode(await self._answered(context, self._endpoint.report, failure))
+
+    async def _answered(self, context: Context, work: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
+        """Do `work` on a worker thread; what it refuses ends the call."""
+        try:
+            return await self._loop.run_in_executor(self._workers, partial(work, *arguments, **named))
+        except TransportError as error:
+            refused = refusal(error)
+            logger.info("refused a call of %s: %s", context.peer(), refused.message)
+            metadata = ((REFUSAL_METADATA, encode(refused)),)
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "refused", trailing_metadata=metadata)
+            raise  # not reached: abort has raised
+
+
+def _grant(delivery: Delivery) -> Grant:
+    return Grant(delivery.received, delivery.received + WINDOW_PIECES)

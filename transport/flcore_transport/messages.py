@@ -1,0 +1,146 @@
+"""The vocabulary of the two ends: what is said beside the pieces.
+
+`content` is opaque bytes of the layer above. Both transports pass these values; gRPC as protobuf (`control`), the
+in-process twin as they are. An *order* is what the server asks of one client, known by its number; a client has at most
+one at a time, and a newer one supersedes it.
+"""
+
+from dataclasses import dataclass
+
+PROTOCOL = 1
+"""The version of the protocol: of the messages, the pieces and their sequence. Both ends must have the same."""
+
+WIRE_DTYPES: dict[str, int] = {
+    "float64": 8,
+    "float32": 4,
+    "float16": 2,
+    "bfloat16": 2,
+    "int64": 8,
+    "int32": 4,
+    "int16": 2,
+    "int8": 1,
+    "uint64": 8,
+    "uint32": 4,
+    "uint16": 2,
+    "uint8": 1,
+}
+"""Bytes of one element on the wire, by dtype."""
+
+ALIGNMENT = 256
+"""Segments and pieces are whole multiples of so many elements."""
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A flat run of `elements` elements of one dtype; `elements` is a multiple of `ALIGNMENT`."""
+
+    dtype: str
+    elements: int
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A named part of a payload, segment after segment."""
+
+    name: str
+    segments: tuple[Segment, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What a payload consists of, part after part; an empty one has no pieces."""
+
+    parts: tuple[Part, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Join:
+    """Client to server, first of all: who I am. `instance` is drawn anew by each process, and kept over reconnects."""
+
+    client: str
+    instance: str
+    content: bytes = b""
+    protocol: int = PROTOCOL
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """Server to client: you are in. `session` is the secret that the client's later calls carry."""
+
+    session: str
+    content: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """Server to client: do this. `payload` can be fetched; `payload_id` tells whether the client has it already."""
+
+    number: int
+    content: bytes
+    payload: Layout = Layout()
+    payload_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Goodbye:
+    """Server to client: it is over, and why."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """Client to server: send me the payload of this order, from this piece on."""
+
+    session: str
+    order: int
+    first_piece: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """Client to server: here comes the answer to this order; the pieces of `layout` follow."""
+
+    session: str
+    order: int
+    content: bytes
+    layout: Layout = Layout()
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """Server to client: I hold the first `received` pieces; you may send up to the first `allowed`."""
+
+    received: int
+    allowed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """Server to client: the answer to this order is in, whole. It can be asked for again by offering again."""
+
+    order: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Client to server: I could not do this order, and why."""
+
+    session: str
+    order: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Server to client: no, and why. It ends the call that it answers (`Refused` at the other end)."""
+
+    kind: str
+    message: str
+
+
+FromServer = Welcome | Order | Goodbye
+"""What a session's stream carries."""
+
+UploadReply = Grant | Receipt
+"""What the stream back to an uploading client carries."""

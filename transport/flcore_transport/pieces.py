@@ -1,0 +1,141 @@
+"""A payload as a sequence of pieces, in both directions, with no socket in sight.
+
+Which elements piece *i* carries follows from the layout alone (`PiecePlan`), so the two ends agree on it beforehand and
+nobody can send pieces of another shape. `Outbox` makes pieces, `Inbox` takes them, in order only, and knows at any time
+from which piece on an interrupted payload goes on.
+"""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Protocol
+
+from flcore_transport.errors import PayloadIncomplete, PieceError, ProtocolMismatch
+from flcore_transport.framing import Buffer, decode, encode
+from flcore_transport.messages import ALIGNMENT, WIRE_DTYPES, Layout
+
+PIECE_BODY_BYTES = 2 << 20
+"""Bytes of elements in a full piece."""
+
+
+def piece_elements(dtype: str) -> int:
+    """Return how many elements of `dtype` a full piece carries.
+
+    >>> piece_elements("float32")
+    524288
+    """
+    return PIECE_BODY_BYTES // WIRE_DTYPES[dtype]
+
+
+@dataclass(frozen=True, slots=True)
+class PieceRange:
+    """What one piece carries: `count` elements from `first` on, of one segment of one part (both by index)."""
+
+    part: int
+    segment: int
+    dtype: str
+    first: int
+    count: int
+
+
+class PiecePlan(Sequence[PieceRange]):
+    """The ranges of all pieces of a layout. Every piece of a segment but the last is full.
+
+    >>> from flcore_transport import Part, Segment
+    >>> plan = PiecePlan(Layout((Part("model", (Segment("float64", 262_400),)),)))
+    >>> [(piece.first, piece.count) for piece in plan]
+    [(0, 262144), (262144, 256)]
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        self._segments = [
+            (part_index, segment_index, segment)
+            for part_index, part in enumerate(layout.parts)
+            for segment_index, segment in enumerate(part.segments)
+        ]
+        for _, _, segment in self._segments:
+            if segment.dtype not in WIRE_DTYPES or segment.elements < 0 or segment.elements % ALIGNMENT:
+                raise PieceError(
+                    f"a segment has a known dtype and a multiple of {ALIGNMENT} elements, "
+                    f"not {segment.elements} of {segment.dtype!r}"
+                )
+        counts = (-(-segment.elements // piece_elements(segment.dtype)) for _, _, segment in self._segments)
+        self._stops = list(accumulate(counts))
+
+    def __len__(self) -> int:
+        return self._stops[-1] if self._stops else 0
+
+    def __getitem__(self, index: int) -> PieceRange:  # type: ignore[override]
+        if not 0 <= index < len(self):
+            raise IndexError(f"piece {index} of {len(self)}")
+        row = bisect_right(self._stops, index)
+        part, number, segment = self._segments[row]
+        size = piece_elements(segment.dtype)
+        first = (index - (self._stops[row - 1] if row else 0)) * size
+        return PieceRange(part, number, segment.dtype, first, min(size, segment.elements - first))
+
+
+class Source(Protocol):
+    """Where an outgoing payload's elements come from."""
+
+    @property
+    def layout(self) -> Layout:
+        """What the payload consists of."""
+        ...
+
+    def read(self, piece: PieceRange) -> Sequence[Buffer]:
+        """Return the bytes of a range, as buffers to be joined; views, where that needs no copy."""
+        ...
+
+
+class Sink(Protocol):
+    """Where an incoming payload's elements go."""
+
+    def write(self, piece: PieceRange, body: memoryview) -> None:
+        """Take the bytes of a range. They come once each, in order; `body` may be kept, it is never reused."""
+        ...
+
+
+class Outbox:
+    """The sending side of one payload."""
+
+    def __init__(self, source: Source) -> None:
+        self.plan = PiecePlan(source.layout)
+        self._source = source
+
+    def piece(self, index: int) -> bytes:
+        """Return piece `index`, ready for the wire."""
+        piece = self.plan[index]
+        return encode(piece.part, piece.segment, piece.first, piece.dtype, self._source.read(piece))
+
+
+class Inbox:
+    """The receiving side of one payload: checks each piece against the plan and hands its elements on."""
+
+    def __init__(self, layout: Layout, sink: Sink) -> None:
+        self.plan = PiecePlan(layout)
+        self.received = 0
+        self._sink = sink
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the last piece is in."""
+        return self.received == len(self.plan)
+
+    def accept(self, piece: bytes) -> None:
+        """Take the next piece. Raises `PieceError` or `ProtocolMismatch`, and then counts it as not received."""
+        if self.is_complete:
+            raise PieceError(f"piece {self.received} came, but the payload has only {len(self.plan)}")
+        expected = self.plan[self.received]
+        try:
+            body = decode(piece, expected.part, expected.segment, expected.first, expected.dtype, expected.count)
+        except (PieceError, ProtocolMismatch) as error:
+            raise type(error)(f"piece {self.received} of {len(self.plan)}: {error}") from error
+        self._sink.write(expected, body)
+        self.received += 1
+
+    def finish(self) -> None:
+        """Raise `PayloadIncomplete` unless the last piece is in."""
+        if not self.is_complete:
+            raise PayloadIncomplete(f"{self.received} of {len(self.plan)} pieces came")
