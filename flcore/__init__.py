@@ -32,7 +32,7 @@ from flcore.server.history import Participation, RoundRecord
 from flcore.server.serve import Outcome
 from flcore.simulation.baselines import Baselines
 from flcore.simulation.run import run
-from flcore.version import VERSION as __version__
+from flcore.version import __version__
 
 __all__ = [
     "RULES",

@@ -43,9 +43,7 @@ class UpdateError(FlcoreError):
     kind = "update"
 
     def __init__(self, message: str, *, client: str = "", tensor: str = "") -> None:
-        where = ", ".join(
-            part for part in (client and f"client {client!r}", tensor and f"tensor {tensor!r}") if part
-        )
+        where = ", ".join(part for part in (client and f"client {client!r}", tensor and f"tensor {tensor!r}") if part)
         super().__init__(f"{where}: {message}" if where else message)
         self.client, self.tensor = client, tensor
 

@@ -2,4 +2,4 @@
 
 from importlib.metadata import version
 
-VERSION = version("flcore")
+__version__ = version("flcore")

@@ -45,10 +45,14 @@ def main() -> None:
     serialized = descriptor()
     lines = [f"    {serialized[start : start + 64]!r}" for start in range(0, len(serialized), 64)]
     names = [message.name for message in FileDescriptorSet.FromString(_as_set(serialized)).file[0].message_type]
-    classes = [f'{name} = message_factory.GetMessageClass(DESCRIPTOR.message_types_by_name["{name}"])' for name in names]
+    classes = [
+        f'{name} = message_factory.GetMessageClass(DESCRIPTOR.message_types_by_name["{name}"])' for name in names
+    ]
     source = TEMPLATE.format(literal="\n".join(lines), classes="\n".join(classes))
     (ROOT / "flcore_transport/control_pb2.py").write_text(source)
     run_protoc(f"--pyi_out={ROOT}")
+    stub = ROOT / "flcore_transport/control_pb2.pyi"
+    stub.write_text(stub.read_text().replace("_Mapping]", "_Mapping[str, object]]"))  # as strict type checkers want
 
 
 def _as_set(serialized: bytes) -> bytes:

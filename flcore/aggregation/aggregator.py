@@ -1,8 +1,8 @@
 """The aggregator: stages updates, commits each whole or not at all, and folds them into the next model.
 
-All updates are folded when `finish` is called, in the order of their clients' names, chunk by chunk: for each chunk, all
-K updates in one pass over memory into a total of one chunk in float64, which is divided and rounded straight into the
-result. So the result does not depend on the order in which the updates came in.
+All updates are folded when `finish` is called, in the order of their clients' names, chunk by chunk: all K
+updates of a chunk in one pass over memory, into a total of one chunk in float64, which is divided and rounded straight
+into the result. So the result does not depend on the order in which the updates came in.
 """
 
 import math

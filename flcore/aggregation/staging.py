@@ -40,7 +40,9 @@ class StagedUpdate:
         """
         spec = self._spec.segments[segment]
         if first != self._adopted[segment]:
-            raise TensorMismatch(f"elements from {first} on came, expected {self._adopted[segment]}", client=self.client)
+            raise TensorMismatch(
+                f"elements from {first} on came, expected {self._adopted[segment]}", client=self.client
+            )
         self._check(spec, first, values)
         self._check_gaps(spec, first, values)
         self._chunks[segment][first // piece_elements(spec.dtype)] = values
@@ -56,9 +58,7 @@ class StagedUpdate:
         index, span = self._places[name]
         values = np.ascontiguousarray(buffer).reshape(-1)
         if dtype_name(values.dtype) != span.tensor.dtype:
-            raise TensorMismatch(
-                f"expected {span.tensor.dtype}, got {values.dtype}", client=self.client, tensor=name
-            )
+            raise TensorMismatch(f"expected {span.tensor.dtype}, got {values.dtype}", client=self.client, tensor=name)
         if start != self._written[name] or start + values.size > span.tensor.size:
             raise TensorMismatch(
                 f"elements {start} to {start + values.size} came; the next is {self._written[name]}, "

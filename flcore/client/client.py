@@ -4,7 +4,6 @@ Two threads: one listens to the session and reconnects when it breaks; the calli
 one has superseded is not begun any more, so a client that was too slow for one round takes part in the next.
 """
 
-import logging
 import secrets
 import threading
 from collections.abc import Callable, Iterator
@@ -47,9 +46,7 @@ from flcore.job.messages import (
 )
 from flcore.model.model import Model, NamedArrays, layout_of
 from flcore.model.spec import ModelSpec
-from flcore.version import VERSION
-
-logger = logging.getLogger(__name__)
+from flcore.version import __version__
 
 T = TypeVar("T")
 
@@ -85,10 +82,12 @@ class Connection(Protocol):
 
 
 class Client:
-    """A client of `job` at the executor's site."""
+    """A client of `job` at the executor's site; `tell` is given a line for what a person may care about."""
 
-    def __init__(self, job: Job, executor: Executor, connection: Connection) -> None:
-        self._job, self._executor, self._connection = job, executor, connection
+    def __init__(
+        self, job: Job, executor: Executor, connection: Connection, tell: Callable[[str], None] = lambda _: None
+    ) -> None:
+        self._job, self._executor, self._connection, self._tell = job, executor, connection, tell
         self._name = executor.site.name
         self._mailbox = Mailbox()
         self._stopping = threading.Event()
@@ -116,7 +115,7 @@ class Client:
     def _listen(self) -> None:
         """Put what the server says into the mailbox; join again when the connection breaks."""
         message = JoinMessage(
-            contract=self._job.contract.to_json(), code_digest=self._job.code_digest, version=VERSION
+            contract=self._job.contract.to_json(), code_digest=self._job.code_digest, version=__version__
         )
         join = Join(self._name, secrets.token_hex(8), message.to_bytes())
 
@@ -124,7 +123,7 @@ class Client:
             for message in self._connection.session(join):
                 self._mailbox.put(message)
                 if isinstance(message, Welcome):
-                    logger.info("%s: joined %s", self._name, self._connection.address)
+                    self._tell(f"{self._name}: joined {self._connection.address}")
             raise ConnectionLost(f"{self._connection.address} ended the session")
 
         try:
@@ -135,18 +134,18 @@ class Client:
         self._connection.close()
 
     def _perform(self, welcome: Welcome, order: Order) -> None:
-        """Do an order, and send the answer or say why there is none. A refusal is logged: the next order may go well."""
+        """Do an order: send the answer, or say why there is none. The next order may go better."""
         try:
             try:
                 self._answer(welcome, order)
             except (TaskFailed, MalformedMessage, SpecError) as error:
-                logger.warning("%s: %s", self._name, error)
+                self._tell(f"{self._name}: {error}")
                 failure = Failure(welcome.session, order.number, str(error)[:MAX_FAILURE_CHARACTERS])
                 self._insist(lambda: self._connection.report(failure))
         except Refused as error:
-            logger.warning("%s: the server refused: %s", self._name, error)
+            self._tell(f"{self._name}: the server refused: {error}")
         except ConnectionLost as error:
-            logger.warning("%s: %s", self._name, error)
+            self._tell(f"{self._name}: {error}")
 
     def _answer(self, welcome: Welcome, order: Order) -> None:
         message = parse_message(TaskMessage, order.content)
@@ -162,7 +161,7 @@ class Client:
         offered, source = _offered(update, contract.tasks[message.task].returns, spec)
         offer = Offer(welcome.session, order.number, offered.to_bytes(), source.layout)
         self._insist(lambda: self._connection.upload(offer, Outbox(source)))
-        logger.info("%s: round %d of %d: %s is in", self._name, message.round, message.rounds, message.task)
+        self._tell(f"{self._name}: round {message.round} of {message.rounds}: {message.task} is in")
 
     def _download(self, welcome: Welcome, order: Order, spec: ModelSpec) -> Model:
         """Return the order's model: the one at hand, or read into the same buffer."""

@@ -23,17 +23,10 @@ class Executor:
     """The task functions of a job at one site. Only the contract's task names are ever looked up."""
 
     def __init__(self, job: Job, site: Site) -> None:
-        reference = job.contract.client.executor
-        code = job.reference("client.executor", reference)
-        if inspect.isclass(code):
-            code = code(site)
+        code = job.reference("client.executor", job.contract.client.executor)
+        make: Callable[[Site], Any] = code
         self.site = site
-        self._functions: dict[str, TaskFunction] = {}
-        for task in job.contract.tasks:
-            function = getattr(code, task, None)
-            if not callable(function):
-                raise JobError(f"client.executor: {reference} has no function {task!r}, which tasks.{task} needs")
-            self._functions[task] = function
+        self._functions = _functions(job, make(site) if inspect.isclass(code) else code)
 
     def run(self, model: Arrays, task: Task) -> Update:
         """Run a task's function; whatever it raises becomes `TaskFailed`."""
@@ -41,23 +34,41 @@ class Executor:
             raise TaskFailed(f"the contract has no task {task.name!r}")
         try:
             update = self._functions[task.name](model, task)
-        except Exception as error:  # noqa: BLE001 - a user's code may raise anything; the server is told
+        except Exception as error:
             raise TaskFailed(f"task {task.name!r} raised {type(error).__name__}: {error}") from error
         _check(update, task.name)
         return update
+
+
+def require_tasks(job: Job) -> None:
+    """Raise `JobError` unless a job's executor has a function for each task. Makes no executor, reads no data."""
+    _functions(job, job.reference("client.executor", job.contract.client.executor))
+
+
+def _functions(job: Job, code: Any) -> dict[str, TaskFunction]:
+    functions: dict[str, TaskFunction] = {}
+    for task in job.contract.tasks:
+        function = getattr(code, task, None)
+        if not callable(function):
+            where = f"client.executor: {job.contract.client.executor}"
+            raise JobError(f"{where} has no function {task!r}, which tasks.{task} needs")
+        functions[task] = function
+    return functions
 
 
 def _check(update: Any, task: str) -> None:
     """Raise `TaskFailed` for what cannot even be sent. Whether an update is acceptable is the server's to say."""
     if not isinstance(update, Update):
         raise TaskFailed(f"task {task!r} returned {type(update).__name__}, expected flcore.Update")
-    if isinstance(update.weight, bool) or not isinstance(update.weight, numbers.Real):
-        raise TaskFailed(f"task {task!r}: the weight is a number, not {update.weight!r}")
-    if not isinstance(update.arrays, Mapping) or not isinstance(update.metrics, Mapping):
+    weight: Any = update.weight
+    parts: tuple[Any, Any] = update.arrays, update.metrics
+    if isinstance(weight, bool) or not isinstance(weight, numbers.Real):
+        raise TaskFailed(f"task {task!r}: the weight is a number, not {weight!r}")
+    if not all(isinstance(part, Mapping) for part in parts):
         raise TaskFailed(f"task {task!r}: arrays and metrics are mappings from names")
-    for name, value in update.metrics.items():
-        if not isinstance(name, str) or not isinstance(value, numbers.Real | np.number):
+    for name, value in dict[Any, Any](update.metrics).items():
+        if not isinstance(name, str) or not isinstance(value, numbers.Real):
             raise TaskFailed(f"task {task!r}: metric {name!r} is {value!r}, expected a number")
-    for name, array in update.arrays.items():
+    for name, array in dict[Any, Any](update.arrays).items():
         if not isinstance(array, np.ndarray | np.generic):
             raise TaskFailed(f"task {task!r}: tensor {name!r} is {type(array).__name__}, expected a NumPy array")

@@ -37,11 +37,11 @@ class TensorSpec:
     shape: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not self.name or len(self.name) > 1024:
+        if not self.name or len(self.name) > 1024:
             raise SpecError(f"a tensor's name is a string of 1 to 1024 characters, not {self.name!r}")
         if self.dtype not in DTYPES:
             raise SpecError(f"tensor {self.name!r}: dtype {self.dtype!r} is not one of {', '.join(DTYPES)}")
-        if any(not isinstance(extent, int) or extent < 0 for extent in self.shape):
+        if any(extent < 0 for extent in self.shape):
             raise SpecError(f"tensor {self.name!r}: a shape is whole numbers >= 0, not {self.shape}")
         if self.size > MAX_ELEMENTS:
             raise SpecError(f"tensor {self.name!r}: {self.size} elements are more than {MAX_ELEMENTS}")

@@ -73,7 +73,7 @@ class Controller:
         return sorted(draw.choice(connected, min(count, len(connected)), replace=False).tolist())
 
     def train(self, model: Model, clients: Sequence[str], task: str = "train") -> Updates:
-        """Send a model to the clients with a task and return their updates; raises `QuorumError` if they are too few."""
+        """Send clients a model with a task and return their updates; raises `QuorumError` if they are too few."""
         contract = self.job.contract
         server = contract.server
         rules = RoundRules(server.deadline_s, server.quorum, server.close_at)

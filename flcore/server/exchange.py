@@ -34,7 +34,9 @@ class Exchange:
     @property
     def metrics(self) -> dict[str, float]:
         """The clients' metrics, averaged by weight, in the order of the clients' names."""
-        return weighted_average((self.answers[name].metrics, self.answers[name].weight) for name in sorted(self.answers))
+        return weighted_average(
+            (self.answers[name].metrics, self.answers[name].weight) for name in sorted(self.answers)
+        )
 
     def require_quorum(self) -> None:
         """Raise `QuorumError`, with every client's reason, unless enough answers are in."""

@@ -35,7 +35,7 @@ from flcore.server.exchange import Exchange
 from flcore.server.history import Participation
 from flcore.server.intake import Intake, Upload, check_message, check_tensors
 from flcore.server.round import Round, RoundRules, Verdict
-from flcore.version import VERSION
+from flcore.version import __version__
 
 
 class Federation:
@@ -123,7 +123,7 @@ class Federation:
             names = ", ".join(self._job.contract.client_names[:20])
             raise Refused("not-invited", f"client {client!r} is not among the job's clients ({names})")
         return WelcomeMessage(
-            tensors=tensors_of(self._spec), code_digest=self._job.code_digest, version=VERSION
+            tensors=tensors_of(self._spec), code_digest=self._job.code_digest, version=__version__
         ).to_bytes()
 
     def arrive(self, client: str, send: Send) -> None:

@@ -24,9 +24,13 @@ def check_message(message: UpdateMessage, client: str, returns: str, bounds: Bou
     if not (math.isfinite(message.weight) and message.weight > 0):
         raise WeightError(f"a weight is a finite number > 0, not {message.weight}", client=client)
     if message.weight > bounds.max_weight:
-        raise OutOfBounds(f"its weight {message.weight:g} is more than max_weight = {bounds.max_weight:g}", client=client)
+        raise OutOfBounds(
+            f"its weight {message.weight:g} is more than max_weight = {bounds.max_weight:g}", client=client
+        )
     if len(message.metrics) > bounds.max_metrics:
-        raise OutOfBounds(f"{len(message.metrics)} metrics are more than max_metrics = {bounds.max_metrics}", client=client)
+        raise OutOfBounds(
+            f"{len(message.metrics)} metrics are more than max_metrics = {bounds.max_metrics}", client=client
+        )
     for name, value in message.metrics.items():
         if not math.isfinite(value):
             raise OutOfBounds(f"metric {name!r} is {value}; metrics are finite numbers", client=client)

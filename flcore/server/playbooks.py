@@ -1,4 +1,4 @@
-"""The playbooks: what the server does, round by round. A job's own (`controller = "file.py:name"`) works the same way."""
+"""The playbooks: what the server does, round by round. A job's own (`controller = "file.py:name"`) is no different."""
 
 from collections.abc import Callable
 

@@ -68,7 +68,9 @@ def run(
 @contextmanager
 def _threads(job: Job, names: tuple[str, ...], server: InProcessServer) -> Iterator[None]:
     """Host every client in a thread of its own, until the server has said goodbye to all."""
-    clients = [Client(job, Executor(job, Site(name, names, job.contract.seed)), InProcessConnection(server)) for name in names]
+    clients = [
+        Client(job, Executor(job, Site(name, names, job.contract.seed)), InProcessConnection(server)) for name in names
+    ]
     threads = [threading.Thread(target=_run_client, args=(client,), daemon=True) for client in clients]
     for thread in threads:
         thread.start()

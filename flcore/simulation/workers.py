@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
-from typing import IO
+from typing import IO, Self
 
 from flcore.job.job import Job
 
@@ -44,10 +44,10 @@ class Workers:
         self._give_up = give_up
         self._running: list[tuple[subprocess.Popen[str], threading.Thread]] = []
 
-    def __enter__(self) -> "Workers":
+    def __enter__(self) -> Self:
         environment = {**dict.fromkeys(THREAD_VARIABLES, "1"), **os.environ}
         for setup in self._setups:
-            log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - its watcher closes
+            log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
             process = subprocess.Popen(
                 [sys.executable, "-m", "flcore.simulation.worker"],
                 stdin=subprocess.PIPE,

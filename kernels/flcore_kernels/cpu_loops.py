@@ -5,7 +5,7 @@ Every loop is `nogil`, compiled at its first use for the dtypes that it meets, a
 """
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from numba import njit
@@ -15,7 +15,7 @@ Loop = TypeVar("Loop", bound=Callable[..., Any])
 
 def compiled(loop: Loop) -> Loop:
     """Compile `loop` with Numba when it is first called, without the interpreter's lock, and cache it on disk."""
-    return njit(nogil=True, cache=True, error_model="numpy", boundscheck=False)(loop)  # type: ignore[no-any-return]
+    return cast("Loop", njit(nogil=True, cache=True, error_model="numpy", boundscheck=False)(loop))
 
 
 @compiled
@@ -63,7 +63,7 @@ def round_to(value: Any, precision: Any, lowest_exponent: Any) -> Any:
     Adding and subtracting 1.5 · 2^52 quanta rounds to a whole number of quanta. The quantum is a power of two, so the
     result is exact in float64 and, if it does not overflow, in the narrow format.
     """
-    exponent = np.int64((np.float64(np.abs(value)).view(np.uint64) >> np.uint64(52))) - 1023
+    exponent = np.int64(np.float64(np.abs(value)).view(np.uint64) >> np.uint64(52)) - 1023
     quantum = max(exponent, np.int64(lowest_exponent)) - (precision - 1)
     magic = 1.5 * np.uint64(np.uint64(quantum + 52 + 1023) << np.uint64(52)).view(np.float64)
     return (value + magic) - magic

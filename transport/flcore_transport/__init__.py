@@ -20,6 +20,7 @@ from flcore_transport.errors import (
     TransportError,
 )
 from flcore_transport.framing import MAX_PIECE_BYTES, Buffer, schema_message
+from flcore_transport.grpc_channel import split_address
 from flcore_transport.in_process import InProcessConnection, InProcessServer
 from flcore_transport.messages import (
     ALIGNMENT,
@@ -99,16 +100,19 @@ __all__ = [
     "Welcome",
     "piece_elements",
     "schema_message",
+    "split_address",
 ]
 
 
-def __getattr__(name: str) -> object:
-    if name == "GrpcServer":
-        from flcore_transport.grpc_server import GrpcServer
+if not TYPE_CHECKING:
 
-        return GrpcServer
-    if name == "GrpcConnection":
-        from flcore_transport.grpc_client import GrpcConnection
+    def __getattr__(name: str) -> object:
+        if name == "GrpcServer":
+            from flcore_transport.grpc_server import GrpcServer
 
-        return GrpcConnection
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+            return GrpcServer
+        if name == "GrpcConnection":
+            from flcore_transport.grpc_client import GrpcConnection
+
+            return GrpcConnection
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

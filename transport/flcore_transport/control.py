@@ -39,7 +39,7 @@ _CLASSES: dict[str, type[Any]] = {
 
 def encode(message: object) -> bytes:
     """Return the protobuf bytes of one message."""
-    return _to_pb(message).SerializeToString()
+    return bytes(_to_pb(message).SerializeToString())
 
 
 def decode(kind: type[M], data: bytes) -> M:

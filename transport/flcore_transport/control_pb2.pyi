@@ -20,13 +20,13 @@ class Part(_message.Message):
     SEGMENTS_FIELD_NUMBER: _ClassVar[int]
     name: str
     segments: _containers.RepeatedCompositeFieldContainer[Segment]
-    def __init__(self, name: _Optional[str] = ..., segments: _Optional[_Iterable[_Union[Segment, _Mapping]]] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., segments: _Optional[_Iterable[_Union[Segment, _Mapping[str, object]]]] = ...) -> None: ...
 
 class Layout(_message.Message):
     __slots__ = ("parts",)
     PARTS_FIELD_NUMBER: _ClassVar[int]
     parts: _containers.RepeatedCompositeFieldContainer[Part]
-    def __init__(self, parts: _Optional[_Iterable[_Union[Part, _Mapping]]] = ...) -> None: ...
+    def __init__(self, parts: _Optional[_Iterable[_Union[Part, _Mapping[str, object]]]] = ...) -> None: ...
 
 class Join(_message.Message):
     __slots__ = ("protocol", "client", "instance", "content")
@@ -58,7 +58,7 @@ class Order(_message.Message):
     content: bytes
     payload: Layout
     payload_id: str
-    def __init__(self, number: _Optional[int] = ..., content: _Optional[bytes] = ..., payload: _Optional[_Union[Layout, _Mapping]] = ..., payload_id: _Optional[str] = ...) -> None: ...
+    def __init__(self, number: _Optional[int] = ..., content: _Optional[bytes] = ..., payload: _Optional[_Union[Layout, _Mapping[str, object]]] = ..., payload_id: _Optional[str] = ...) -> None: ...
 
 class Goodbye(_message.Message):
     __slots__ = ("reason",)
@@ -74,7 +74,7 @@ class FromServer(_message.Message):
     welcome: Welcome
     order: Order
     goodbye: Goodbye
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., order: _Optional[_Union[Order, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ...) -> None: ...
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping[str, object]]] = ..., order: _Optional[_Union[Order, _Mapping[str, object]]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping[str, object]]] = ...) -> None: ...
 
 class Fetch(_message.Message):
     __slots__ = ("session", "order", "first_piece")
@@ -96,7 +96,7 @@ class Offer(_message.Message):
     order: int
     content: bytes
     layout: Layout
-    def __init__(self, session: _Optional[str] = ..., order: _Optional[int] = ..., content: _Optional[bytes] = ..., layout: _Optional[_Union[Layout, _Mapping]] = ...) -> None: ...
+    def __init__(self, session: _Optional[str] = ..., order: _Optional[int] = ..., content: _Optional[bytes] = ..., layout: _Optional[_Union[Layout, _Mapping[str, object]]] = ...) -> None: ...
 
 class Grant(_message.Message):
     __slots__ = ("received", "allowed")
@@ -118,7 +118,7 @@ class UploadReply(_message.Message):
     RECEIPT_FIELD_NUMBER: _ClassVar[int]
     grant: Grant
     receipt: Receipt
-    def __init__(self, grant: _Optional[_Union[Grant, _Mapping]] = ..., receipt: _Optional[_Union[Receipt, _Mapping]] = ...) -> None: ...
+    def __init__(self, grant: _Optional[_Union[Grant, _Mapping[str, object]]] = ..., receipt: _Optional[_Union[Receipt, _Mapping[str, object]]] = ...) -> None: ...
 
 class Failure(_message.Message):
     __slots__ = ("session", "order", "message")

@@ -5,8 +5,8 @@
     message  the record batch of one non-null column: 144 bytes of metadata, then count elements
 
 All little-endian. The hash is xxh3 (64 bits) over the header before it and the message. The message's metadata is the
-same bytes for the same count, whatever the dtype: `METADATA`, kept here as bytes of our own and patched with the counts,
-so that no release of pyarrow changes the wire, and so that a received piece is compared and never parsed.
+same bytes for the same count, whatever the dtype: `METADATA`, kept here as bytes of our own and patched with the
+counts, so that no release of pyarrow changes the wire, and so that a received piece is compared and never parsed.
 `schema_message` gives what must stand before a segment's messages for `pyarrow.ipc.open_stream` to read them.
 """
 
@@ -50,9 +50,7 @@ def encode(part: int, segment: int, first: int, dtype: str, body: Sequence[Buffe
     length = sum(len(memoryview(buffer).cast("B")) for buffer in body)
     itemsize = WIRE_DTYPES[dtype]
     message = metadata(length // itemsize, itemsize)
-    header = HEADER.pack(
-        MAGIC, PROTOCOL, part, segment, 0, 0, first, length // itemsize, len(message) + length, 0, 0
-    )
+    header = HEADER.pack(MAGIC, PROTOCOL, part, segment, 0, 0, first, length // itemsize, len(message) + length, 0, 0)
     digest = xxhash.xxh3_64(header)
     digest.update(message)
     for buffer in body:
@@ -98,8 +96,8 @@ def schema_message(dtype: str) -> bytes:
 
     Followed by the messages of the segment's pieces it is an Arrow IPC stream, which any Arrow implementation reads.
     """
-    import pyarrow
+    import pyarrow as pa
 
     storage = {"float64": "double", "float32": "float", "float16": "halffloat", "bfloat16": "uint16"}.get(dtype, dtype)
-    field = pyarrow.field("value", pyarrow.type_for_alias(storage), nullable=False, metadata={"flcore.dtype": dtype})
-    return bytes(pyarrow.schema([field]).serialize())
+    field = pa.field("value", pa.type_for_alias(storage), nullable=False, metadata={"flcore.dtype": dtype})
+    return bytes(pa.schema([field]).serialize())

@@ -4,6 +4,7 @@ Calls wait for a server that is not there yet. Errors of gRPC are mapped once, h
 connection `ConnectionLost`, after which the same call may be made again; an upload then goes on where it broke off.
 """
 
+import itertools
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,10 +45,16 @@ class GrpcConnection:
         else:
             self._channel = grpc.secure_channel(address, credentials, options=CHANNEL_OPTIONS)
         self.address = address
-        self._session_call = self._channel.unary_stream(f"/{SERVICE}/Session")
-        self._download_call = self._channel.unary_stream(f"/{SERVICE}/Download")
-        self._upload_call = self._channel.stream_stream(f"/{SERVICE}/Upload")
-        self._report_call = self._channel.unary_unary(f"/{SERVICE}/Report")
+        self._session_call: grpc.UnaryStreamMultiCallable[bytes, bytes] = self._channel.unary_stream(
+            f"/{SERVICE}/Session"
+        )
+        self._download_call: grpc.UnaryStreamMultiCallable[bytes, bytes] = self._channel.unary_stream(
+            f"/{SERVICE}/Download"
+        )
+        self._upload_call: grpc.StreamStreamMultiCallable[bytes, bytes] = self._channel.stream_stream(
+            f"/{SERVICE}/Upload"
+        )
+        self._report_call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(f"/{SERVICE}/Report")
 
     def session(self, join: Join) -> Iterator[FromServer]:
         """Join, and yield what the server says until its goodbye; waits for a server that is not there yet."""
@@ -118,19 +125,16 @@ class _Credit:
             self._changed.notify()
 
     def granted(self) -> Iterator[int]:
-        """Yield the index of each piece to send, as soon as it may be sent."""
-        index: int | None = None
-        while True:
+        """Yield the index of each piece to send, as soon as it may be sent; the first grant says where to begin."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_closed or self._first is not None)
+        for index in itertools.count(self._first or 0):
             with self._changed:
-                if index is None and self._first is not None:
-                    index = self._first
-                while not self._is_closed and (index is None or index >= self._allowed):
+                while not self._is_closed and index >= self._allowed:
                     self._changed.wait()
-                    index = self._first if index is None else index
                 if self._is_closed:
                     return
             yield index
-            index += 1
 
     def close(self) -> None:
         with self._changed:

@@ -78,7 +78,7 @@ class GrpcServer:
 
     async def _serve(self, port: int, started: "Future[int]") -> None:
         server = grpc.aio.server(options=SERVER_OPTIONS)
-        handlers = {
+        handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
             "Session": grpc.unary_stream_rpc_method_handler(self._session),
             "Download": grpc.unary_stream_rpc_method_handler(self._download),
             "Upload": grpc.stream_stream_rpc_method_handler(self._upload),

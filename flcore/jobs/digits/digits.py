@@ -5,8 +5,6 @@ alpha = 0.3, so that one hospital sees many zeros and hardly a seven. A quarter 
 held-out scans together are the test set. The model is a small multi-layer perceptron in NumPy.
 """
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 from sklearn.datasets import load_digits
@@ -65,9 +63,7 @@ def split(clients: tuple[str, ...], seed: int) -> list[tuple[Scans, Scans]]:
     return [((pixels[own], digits[own]), (pixels[held], digits[held])) for own, held in halves]
 
 
-def draw_shares(
-    digits: npt.NDArray[np.int64], clients: int, rng: np.random.Generator
-) -> list[npt.NDArray[np.int64]]:
+def draw_shares(digits: npt.NDArray[np.int64], clients: int, rng: np.random.Generator) -> list[npt.NDArray[np.int64]]:
     """Draw whose each scan is: of each digit, the clients' portions are drawn from a Dirichlet distribution."""
     owned: list[list[int]] = [[] for _ in range(clients)]
     for digit in range(10):
@@ -111,10 +107,11 @@ def accuracy(model: flcore.Arrays, scans: Scans) -> float:
     return float((scores.argmax(axis=1) == digits).mean())
 
 
-def softmax(scores: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
+def softmax(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Return the probabilities of each row."""
-    powers = np.exp(scores - scores.max(axis=1, keepdims=True))
-    return powers / powers.sum(axis=1, keepdims=True)
+    powers: npt.NDArray[np.float32] = np.exp(scores - scores.max(axis=1, keepdims=True))
+    powers /= powers.sum(axis=1, keepdims=True)
+    return powers
 
 
 def baselines(job: flcore.Job) -> flcore.Baselines:

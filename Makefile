@@ -1,0 +1,64 @@
+# The verbs of this repository. Each sets up what it needs in .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help install demo check fix test test-gpu test-torch bench proto check-peers clean
+
+help:  ## Show the verbs.
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+install: $(VENV)/.dev  ## Set up .venv with everything that development needs.
+
+demo: $(VENV)/.demo  ## Train a digit classifier over six hospitals, and show what came out.
+	$(BIN)/flcore run digits
+
+check: $(VENV)/.dev  ## Lint, formatting, types.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+fix: $(VENV)/.dev  ## Mend what can be mended by itself.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: $(VENV)/.dev  ## Run the whole test suite.
+	$(BIN)/pytest
+
+test-gpu: $(VENV)/.dev  ## Run the tests that need a CUDA device.
+	$(BIN)/pytest -m gpu
+
+test-torch: $(VENV)/.torch  ## Run the tests that need PyTorch.
+	$(BIN)/pytest -m torch
+
+bench: $(VENV)/.dev  ## Measure the fold and whole rounds on this machine.
+	$(BIN)/pytest bench --benchmark-enable --benchmark-only
+	$(BIN)/flcore bench kernels --scale full
+	$(BIN)/flcore bench round
+
+proto: $(VENV)/.dev  ## Generate the protobuf code anew.
+	$(BIN)/python transport/generate_control.py
+
+check-peers: $(VENV)/.dev  ## See that flcore installs beside the newest flwr and nvflare.
+	$(BIN)/python tests/check_peers.py
+
+clean:  ## Remove what the verbs have made.
+	rm -rf $(VENV) runs .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+$(VENV)/.base:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "flcore needs Python 3.11 or newer: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.base pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable '.[demo]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.base pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.torch: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet 'torch==2.13.0'
+	@touch $@

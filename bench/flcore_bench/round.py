@@ -1,0 +1,63 @@
+"""A whole round over loopback: a server process, client processes, no training.
+
+The server runs in a fresh process of its own, so that its peak memory is the server's alone; the clients run in two
+worker processes and answer with the model they were sent.
+"""
+
+import json
+import resource
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import flcore
+
+JOB = Path(__file__).parent / "echo"
+SIZES_MB = {"small": 64, "full": 512}
+
+
+@dataclass(frozen=True)
+class RoundFigures:
+    """Seconds per round, bytes moved per round, and the server process's peak resident memory in bytes."""
+
+    clients: int
+    megabytes: int
+    seconds: list[float]
+    bytes_per_round: int
+    server_peak_bytes: int
+
+    @property
+    def bytes_per_s(self) -> float:
+        """Bytes moved per second, in the median round."""
+        return self.bytes_per_round / median(self.seconds)
+
+
+def round_benchmark(scale: str, clients: int = 4, rounds: int = 5) -> RoundFigures:
+    """Run rounds of a float32 model of 64 MB (small) or 512 MB (full), and measure all but the first."""
+    setup = {"clients": clients, "rounds": rounds + 1, "megabytes": SIZES_MB[scale]}
+    done = subprocess.run(  # noqa: S603 - this very file
+        [sys.executable, "-m", "flcore_bench.round", json.dumps(setup)], stdout=subprocess.PIPE, check=True, text=True
+    )
+    return RoundFigures(**json.loads(done.stdout))
+
+
+def main() -> None:
+    """Be the server process: run the rounds, and print the figures."""
+    setup = json.loads(sys.argv[1])
+    job = flcore.Job.load(JOB, clients=setup["clients"], rounds=setup["rounds"], seed=setup["megabytes"])
+    history, _ = flcore.run(job, workers=2)
+    measured = history[1:]
+    figures = {
+        "clients": setup["clients"],
+        "megabytes": setup["megabytes"],
+        "seconds": [record.seconds["round"] for record in measured],
+        "bytes_per_round": measured[0].bytes_sent + measured[0].bytes_received,
+        "server_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""`flcore client`: one client of a job on a real machine."""
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from flcore_transport import GrpcConnection, split_address
+from rich.console import Console
+
+from flcore.cli.server import require_insecure
+from flcore.client.client import Client
+from flcore.client.executor import Executor
+from flcore.client.task import Site
+from flcore.errors import JobError
+from flcore.job.job import Job
+
+
+def client(
+    job: Annotated[str, typer.Argument(help="The same job as the server's: a directory, or a bundled job (digits).")],
+    name: Annotated[str, typer.Option(help="This client's name.")],
+    server: Annotated[str, typer.Option(help="The server's address, HOST:PORT.")],
+    site: Annotated[
+        Path | None, typer.Option(help="What is particular to this site.  [default: the job's site.toml, if any]")
+    ] = None,
+    insecure: Annotated[bool, typer.Option(help="Plaintext, to a server on this machine only.")] = False,
+    insecure_remote: Annotated[bool, typer.Option(help="Plaintext, to another machine too.")] = False,
+) -> None:
+    """Take part in a job until its server says that it is over. Waits for a server that is not there yet."""
+    require_insecure(insecure, insecure_remote)
+    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    try:
+        split_address(server)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--server") from error
+    loaded = Job.load(job)
+    contract = loaded.contract
+    config = _site_config(site, loaded.directory)
+    executor = Executor(loaded, Site(name, contract.client_names, contract.seed, config))
+    connection = GrpcConnection(server, allow_remote=insecure_remote)
+    console.print(f"{name}: joining {server}; Ctrl-C leaves")
+    reason = Client(loaded, executor, connection, tell=console.print).run()
+    console.print(f"{name}: {reason}")
+
+
+def _site_config(path: Path | None, directory: Path) -> dict[str, Any]:
+    file = path or directory / "site.toml"
+    if path is None and not file.is_file():
+        return {}
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise JobError(f"{file}: cannot be read: {error}") from error

@@ -1,0 +1,53 @@
+"""`flcore job check` and `flcore rules`: look, and change nothing."""
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from flcore.aggregation.rules import RULES, rule_named
+from flcore.client.executor import require_tasks
+from flcore.job.contract import Contract
+from flcore.job.job import Job
+from flcore.server.playbooks import playbook_of
+
+
+def check(
+    path: Annotated[str, typer.Argument(help="A directory with job.toml, or the name of a bundled job.")],
+) -> None:
+    """Say whether a job is sound, and what it will do: read its contract, load its code, make its first model."""
+    job = Job.load(path)
+    playbook_of(job)
+    require_tasks(job)
+    if job.contract.baselines is not None:
+        job.reference("baselines", job.contract.baselines)
+    spec = job.initial_model().spec
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    for line in _described(job.contract):
+        console.print(line)
+    size = f"{len(spec.tensors)} tensors, {spec.parameters:,} parameters, {spec.nbytes / 1e6:,.1f} MB"
+    console.print(f"model        {size}")
+    console.print(f"fingerprint  {job.contract.fingerprint}")
+    console.print(f"code         {job.code_digest}")
+    console.print("The job is sound.")
+
+
+def rules(name: Annotated[str | None, typer.Argument(help="One rule.")] = None) -> None:
+    """List the aggregation rules, or say what one does."""
+    for known in RULES if name is None else [rule_named(name).name]:
+        print(f"{known:<16} {RULES[known].__doc__}")
+
+
+def _described(contract: Contract) -> list[str]:
+    server = contract.server
+    names = contract.client_names
+    who = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+    closing = f"or {server.close_at} updates" if server.close_at else "or all have answered"
+    tasks = [f"task         {name} returns {task.returns}" for name, task in contract.tasks.items()]
+    return [
+        f"job          {contract.name}, seed {contract.seed}",
+        f"clients      {who}",
+        f"server       {server.controller}, {server.rounds} rounds, rule {server.rule}, fraction {server.fraction:g}",
+        f"a round      closes after {server.deadline_s:g} s {closing}; it counts with {server.quorum} updates",
+        *tasks,
+    ]

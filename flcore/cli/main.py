@@ -1,0 +1,44 @@
+"""The command `flcore`: its subcommands, and how it ends."""
+
+import logging
+import sys
+
+import typer
+from flcore_kernels import KernelError
+from flcore_transport import TransportError
+
+from flcore.cli.bench import bench
+from flcore.cli.client import client
+from flcore.cli.inspect import check, rules
+from flcore.cli.run import run
+from flcore.cli.server import server
+from flcore.errors import FlcoreError
+
+app = typer.Typer(
+    help="A high-performance aggregation core for federated learning.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command()(run)
+app.command()(server)
+app.command()(client)
+app.command()(rules)
+app.command()(bench)
+
+job_app = typer.Typer(help="Look at a job.", no_args_is_help=True)
+job_app.command("check")(check)
+app.add_typer(job_app, name="job")
+
+
+def main() -> None:
+    """Run the command line; an error of ours is one message and exit code 1, Ctrl-C is exit code 130."""
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    try:
+        app()
+    except (FlcoreError, TransportError, KernelError) as error:
+        print(f"flcore: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("flcore: stopped", file=sys.stderr)
+        sys.exit(130)

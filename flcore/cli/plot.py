@@ -1,0 +1,37 @@
+"""The plot of a run: the global model's metric per round, beside the baselines."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from flcore.cli.report import metric_name
+from flcore.job.contract import Contract
+from flcore.server.history import RoundRecord
+from flcore.simulation.baselines import Baselines
+
+
+def plot_history(
+    contract: Contract, history: list[RoundRecord], baselines: Baselines | None, path: Path
+) -> Path | None:
+    """Draw the validated metric of each round to a PNG file; return its path, or None without matplotlib or metric."""
+    metric = metric_name(contract, history)
+    if metric is None or find_spec("matplotlib") is None:
+        return None
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    points = [(record.round, record.validate[metric]) for record in history if metric in record.validate]
+    figure = Figure(figsize=(7.5, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.plot(*zip(*points, strict=True), color="#1f5fa8", linewidth=2, label="federated")
+    if baselines is not None:
+        best = max(baselines.alone.values())
+        axes.axhline(baselines.centralised, color="#3a7d44", linestyle="--", label="all data in one place")
+        axes.axhline(best, color="#b5482a", linestyle=":", linewidth=2, label="best client alone")
+    axes.set(xlabel="round", ylabel=metric, title=f"{contract.name}: {len(contract.client_names)} clients")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="lower right", frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    return path

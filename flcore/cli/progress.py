@@ -1,0 +1,100 @@
+"""What people see while a job runs: a live line on a terminal, a log for a server, and nothing where nobody looks."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from flcore.job.contract import Contract
+from flcore.server.events import (
+    Answered,
+    Asked,
+    Departed,
+    Event,
+    Failed,
+    Joined,
+    Moved,
+    Observer,
+    RoundDone,
+    unobserved,
+)
+from flcore.server.history import RoundRecord
+
+
+@contextmanager
+def watching(contract: Contract, console: Console) -> Iterator[Observer]:
+    """Show a run's progress while the block lasts: rounds, clients done, bytes, MB/s, time left; only on a terminal."""
+    if not console.is_terminal:
+        yield unobserved
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("rounds  {task.fields[clients]}  {task.fields[traffic]}"),
+        TimeRemainingColumn(compact=True),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        yield _LiveLine(progress, contract)
+
+
+class _LiveLine:
+    """Turns events into one line of a `rich` progress display."""
+
+    def __init__(self, progress: Progress, contract: Contract) -> None:
+        self._progress = progress
+        self._line = progress.add_task(
+            contract.name, total=contract.server.rounds, clients="waiting for clients", traffic=""
+        )
+        self._asked = self._answered = self._bytes = 0
+
+    def __call__(self, event: Event) -> None:
+        match event:
+            case Joined():
+                self._update(clients=f"{event.connected} clients connected")
+            case Asked():
+                self._asked, self._answered = event.clients, 0
+                self._show_clients(event.task)
+            case Answered():
+                self._answered += 1
+                self._show_clients(event.task)
+            case Moved():
+                self._bytes += event.sent + event.received
+                elapsed_s = self._progress.tasks[0].elapsed or 1.0
+                self._update(traffic=f"{self._bytes / 1e6:,.1f} MB  {self._bytes / 1e6 / elapsed_s:,.1f} MB/s")
+            case RoundDone():
+                self._update(advance=1)
+
+    def _show_clients(self, task: str) -> None:
+        self._update(clients=f"{task} {self._answered}/{self._asked} clients")
+
+    def _update(self, advance: float | None = None, **fields: str) -> None:
+        self._progress.update(self._line, advance=advance, **fields)  # type: ignore[arg-type]
+
+
+def log_to(console: Console, contract: Contract) -> Observer:
+    """Return an observer that prints one line for each client that comes, goes or fails, and one for each round."""
+
+    def log(event: Event) -> None:
+        match event:
+            case Joined():
+                console.print(f"{event.client} joined ({event.connected} connected)")
+            case Departed():
+                console.print(f"{event.client} left ({event.connected} connected)")
+            case Failed():
+                console.print(f"{event.client} failed in {event.task}: {event.reason}")
+            case RoundDone():
+                console.print(_round_line(event.record, contract))
+
+    return log
+
+
+def _round_line(record: RoundRecord, contract: Contract) -> str:
+    metrics = {**record.train, **record.validate}
+    shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+    traffic = (record.bytes_sent + record.bytes_received) / 1e6
+    return (
+        f"round {record.round}/{contract.server.rounds}: {len(record.updates)} of {len(record.sampled)} clients, "
+        f"{shown or 'no metrics'}, {traffic:,.1f} MB, {record.seconds['round']:.2f} s"
+    )

@@ -1,0 +1,62 @@
+"""`flcore run`: a whole job on this machine."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from flcore.cli.plot import plot_history
+from flcore.cli.progress import watching
+from flcore.cli.report import comparison
+from flcore.job.job import Job
+from flcore.model.checkpoint import save
+from flcore.server.serve import Outcome
+from flcore.simulation.baselines import Baselines, baselines_of
+from flcore.simulation.run import run as run_job
+
+
+def run(
+    job: Annotated[str, typer.Argument(help="A directory with job.toml, or the name of a bundled job (digits).")],
+    clients: Annotated[int | None, typer.Option(min=1, help="How many clients, instead of the job's.")] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=0, help="Processes that host the clients; 0 hosts them in this one.  [default: one a client]"),
+    ] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="How many rounds, instead of the job's.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="The seed, instead of the job's.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where to write.  [default: runs/NAME]")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Run a job on this machine: a server and all its clients, over gRPC on loopback.
+
+    Writes the model, the history (one JSON line a round) and a plot, and prints a table.
+    """
+    loaded = Job.load(job, clients=clients, rounds=rounds, seed=seed)
+    directory = out or Path("runs") / loaded.contract.name
+    with watching(loaded.contract, Console(stderr=True)) as observe:
+        outcome = run_job(loaded, workers=workers, out=directory, observe=observe)
+        baselines = baselines_of(loaded)
+    save(outcome.model.arrays(), directory / "model.safetensors")
+    plot = plot_history(loaded.contract, outcome.history, baselines, directory / "history.png")
+    if as_json:
+        print(json.dumps(_as_json(loaded, outcome, baselines, directory)))
+        return
+    console = Console()
+    console.print(comparison(loaded.contract, outcome.history, baselines))
+    console.print(f"model    {directory / 'model.safetensors'}", highlight=False, soft_wrap=True)
+    console.print(f"history  {directory / 'history.jsonl'}", highlight=False, soft_wrap=True)
+    missing = "not drawn: it needs matplotlib (pip install 'flcore[plot]')"
+    console.print(f"plot     {plot or missing}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _as_json(job: Job, outcome: Outcome, baselines: Baselines | None, directory: Path) -> dict[str, Any]:
+    return {
+        "job": job.contract.name,
+        "fingerprint": job.contract.fingerprint,
+        "model": str(directory / "model.safetensors"),
+        "history": [asdict(record) for record in outcome.history],
+        "baselines": None if baselines is None else asdict(baselines),
+    }
