@@ -21,7 +21,7 @@ def client(
     name: Annotated[str, typer.Option(help="This client's name.")],
     server: Annotated[str, typer.Option(help="The server's address, HOST:PORT.")],
     site: Annotated[
-        Path | None, typer.Option(help="What is particular to this site.  [default: the job's site.toml, if any]")
+        Path | None, typer.Option(help="What is particular to this site. (default: the job's site.toml, if any)")
     ] = None,
     insecure: Annotated[bool, typer.Option(help="Plaintext, to a server on this machine only.")] = False,
     insecure_remote: Annotated[bool, typer.Option(help="Plaintext, to another machine too.")] = False,

@@ -23,11 +23,11 @@ def run(
     clients: Annotated[int | None, typer.Option(min=1, help="How many clients, instead of the job's.")] = None,
     workers: Annotated[
         int | None,
-        typer.Option(min=0, help="Processes that host the clients; 0 hosts them in this one.  [default: one a client]"),
+        typer.Option(min=0, help="Processes that host the clients; 0 hosts them in this one. (default: one a client)"),
     ] = None,
     rounds: Annotated[int | None, typer.Option(min=1, help="How many rounds, instead of the job's.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="The seed, instead of the job's.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Where to write.  [default: runs/NAME]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where to write. (default: runs/NAME)")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Run a job on this machine: a server and all its clients, over gRPC on loopback.

@@ -24,9 +24,9 @@ def server(
         int, typer.Option(min=0, max=65535, help="The port to listen on; 0 takes a free one.")
     ] = DEFAULT_PORT,
     wait_for: Annotated[
-        int | None, typer.Option(min=1, help="Begin when so many clients are connected.  [default: the job's quorum]")
+        int | None, typer.Option(min=1, help="Begin when so many clients are connected. (default: the job's quorum)")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Where to write.  [default: runs/NAME]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where to write. (default: runs/NAME)")] = None,
     insecure: Annotated[bool, typer.Option(help="Plaintext, on this machine only.")] = False,
     insecure_remote: Annotated[bool, typer.Option(help="Plaintext, from other machines too.")] = False,
 ) -> None:

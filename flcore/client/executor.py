@@ -24,9 +24,8 @@ class Executor:
 
     def __init__(self, job: Job, site: Site) -> None:
         code = job.reference("client.executor", job.contract.client.executor)
-        make: Callable[[Site], Any] = code
         self.site = site
-        self._functions = _functions(job, make(site) if inspect.isclass(code) else code)
+        self._functions = _functions(job, _made(code, site) if inspect.isclass(code) else code)
 
     def run(self, model: Arrays, task: Task) -> Update:
         """Run a task's function; whatever it raises becomes `TaskFailed`."""
@@ -43,6 +42,13 @@ class Executor:
 def require_tasks(job: Job) -> None:
     """Raise `JobError` unless a job's executor has a function for each task. Makes no executor, reads no data."""
     _functions(job, job.reference("client.executor", job.contract.client.executor))
+
+
+def _made(make: Callable[[Site], Any], site: Site) -> Any:
+    try:
+        return make(site)
+    except Exception as error:
+        raise JobError(f"client.executor: client {site.name!r}: {type(error).__name__}: {error}") from error
 
 
 def _functions(job: Job, code: Any) -> dict[str, TaskFunction]:

@@ -1,9 +1,8 @@
 """`flcore.run`: a job's server and all its clients on this machine."""
 
-import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -17,8 +16,6 @@ from flcore.server.events import Observer, unobserved
 from flcore.server.federation import Federation
 from flcore.server.serve import Outcome, Server, serve
 from flcore.simulation.workers import Workers
-
-logger = logging.getLogger(__name__)
 
 MAX_WORKERS = 8
 
@@ -58,7 +55,7 @@ def run(
 
         def started(server: Server, federation: Federation) -> None:
             if isinstance(server, InProcessServer):
-                stack.enter_context(_threads(loaded, names, server))
+                stack.enter_context(_threads(loaded, names, server, federation.give_up))
             else:
                 stack.enter_context(Workers(loaded, names, count, server.address, federation.give_up))
 
@@ -66,12 +63,14 @@ def run(
 
 
 @contextmanager
-def _threads(job: Job, names: tuple[str, ...], server: InProcessServer) -> Iterator[None]:
+def _threads(
+    job: Job, names: tuple[str, ...], server: InProcessServer, give_up: Callable[[str], None]
+) -> Iterator[None]:
     """Host every client in a thread of its own, until the server has said goodbye to all."""
     clients = [
         Client(job, Executor(job, Site(name, names, job.contract.seed)), InProcessConnection(server)) for name in names
     ]
-    threads = [threading.Thread(target=_run_client, args=(client,), daemon=True) for client in clients]
+    threads = [threading.Thread(target=_run_client, args=(client, give_up), daemon=True) for client in clients]
     for thread in threads:
         thread.start()
     try:
@@ -82,8 +81,8 @@ def _threads(job: Job, names: tuple[str, ...], server: InProcessServer) -> Itera
             thread.join()
 
 
-def _run_client(client: Client) -> None:
+def _run_client(client: Client, give_up: Callable[[str], None]) -> None:
     try:
         client.run()
     except TransportError as error:
-        logger.info("a client has ended: %s", error)
+        give_up(str(error))

@@ -1,6 +1,7 @@
 """A worker process: hosts some clients of a run on this machine. Started by `workers`, with its setup on stdin."""
 
 import json
+import os
 import signal
 import sys
 import threading
@@ -29,7 +30,9 @@ def main() -> int:
             executor = Executor(job, Site(name, contract.client_names, contract.seed))
             Client(job, executor, GrpcConnection(setup["address"])).run()
         except (FlcoreError, TransportError) as error:
+            # Nobody can repair it here, and the server waits: the whole worker ends, and says why.
             failures.append(f"client {name!r}: {error}")
+            signal.raise_signal(signal.SIGINT)
 
     threads = [threading.Thread(target=host, args=(name,), daemon=True) for name in setup["names"]]
     for thread in threads:
@@ -38,14 +41,15 @@ def main() -> int:
         for thread in threads:
             thread.join()
     except KeyboardInterrupt:
-        return 130
-    print("\n".join(failures), file=sys.stderr)
-    return 1 if failures else 0
+        print("\n".join(failures) or "interrupted", file=sys.stderr)
+        return 1
+    return 0
 
 
 def _end_with_parent() -> None:
     """Wait for the end of stdin, which is the end of the parent, and interrupt this process."""
-    sys.stdin.read()
+    # Not sys.stdin: its lock, held by a sleeping thread, would abort the interpreter's exit.
+    os.read(sys.stdin.fileno(), 1)
     signal.raise_signal(signal.SIGINT)
 
 

@@ -1,0 +1,147 @@
+"""Both transports behind one fixture, and a service to serve: every test of them runs on each."""
+
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import pytest
+from flcore_transport import (
+    Fetch,
+    GrpcConnection,
+    GrpcServer,
+    Inbox,
+    InProcessConnection,
+    InProcessServer,
+    Layout,
+    Outbox,
+    Part,
+    PieceRange,
+    Receipt,
+    Refused,
+    Segment,
+    Send,
+)
+
+MODEL = Layout((Part("model", (Segment("float32", 2_000_128),)),))
+"""Four pieces, the last of them short."""
+
+Connection = GrpcConnection | InProcessConnection
+
+
+class Pattern:
+    """A source whose bytes depend on where they are."""
+
+    layout = MODEL
+
+    def read(self, piece: PieceRange) -> list[bytes]:
+        return [bytes([piece.first // 256 % 251]) * (piece.count * 4)]
+
+
+@dataclass
+class Collected:
+    """A delivery that keeps what came."""
+
+    layout: Layout
+    tell: Callable[[], None] = lambda: None
+    bodies: list[bytes] = field(default_factory=list)
+    is_committed: bool = False
+
+    def __post_init__(self) -> None:
+        self._inbox = Inbox(self.layout, self)
+
+    @property
+    def received(self) -> int:
+        return self._inbox.received
+
+    @property
+    def is_complete(self) -> bool:
+        return self._inbox.is_complete
+
+    def write(self, _: PieceRange, body: memoryview) -> None:
+        self.bodies.append(bytes(body))
+
+    def accept(self, piece: bytes) -> None:
+        self._inbox.accept(piece)
+        self.tell()
+
+    def commit(self) -> Receipt:
+        self.is_committed = True
+        return Receipt(1)
+
+
+class RecordingService:
+    """A service that lets everybody in but "stranger", and remembers what happened."""
+
+    def __init__(self) -> None:
+        self.changed = threading.Condition()
+        self.connected: dict[str, Send] = {}
+        self.failures: list[tuple[str, int, str]] = []
+        self.deliveries: dict[str, Collected] = {}
+        self.contents: list[bytes] = []
+
+    def admit(self, client: str, content: bytes) -> bytes:
+        if client == "stranger":
+            raise Refused("not-invited", "who are you?")
+        return b"welcome, " + client.encode() + content
+
+    def arrive(self, client: str, send: Send) -> None:
+        with self.changed:
+            self.connected[client] = send
+            self.changed.notify_all()
+
+    def depart(self, client: str) -> None:
+        with self.changed:
+            del self.connected[client]
+            self.changed.notify_all()
+
+    def payload(self, client: str, order: int) -> Outbox:
+        if order != 1:
+            raise Refused("untimely", f"{client} has no order {order}")
+        return Outbox(Pattern())
+
+    def answer(self, client: str, order: int, content: bytes, layout: Layout) -> Collected:
+        self.contents.append(content)
+        return self.deliveries.setdefault(client, Collected(layout, self.tell))
+
+    def failed(self, client: str, order: int, message: str) -> None:
+        self.failures.append((client, order, message))
+
+    def tell(self) -> None:
+        with self.changed:
+            self.changed.notify_all()
+
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        with self.changed:
+            assert self.changed.wait_for(condition, timeout=20)
+
+
+@dataclass
+class Rig:
+    """A server of one transport, and connections to it."""
+
+    service: RecordingService
+    server: GrpcServer | InProcessServer
+    opened: list[Connection] = field(default_factory=list)
+
+    def connect(self) -> Connection:
+        connection: Connection = (
+            GrpcConnection(self.server.address)
+            if isinstance(self.server, GrpcServer)
+            else InProcessConnection(self.server)
+        )
+        self.opened.append(connection)
+        return connection
+
+    def fetch(self, session: str, first_piece: int = 0, order: int = 1) -> list[bytes]:
+        return list(self.connect().download(Fetch(session, order, first_piece)))
+
+
+@pytest.fixture(params=["grpc", "in-process"])
+def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
+    service = RecordingService()
+    server = GrpcServer(service) if request.param == "grpc" else InProcessServer(service)
+    made = Rig(service, server)
+    yield made
+    for connection in made.opened:
+        connection.close()
+    server.close("the test is over")

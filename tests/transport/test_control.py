@@ -1,0 +1,80 @@
+"""The control messages: their protobuf form, and that the generated code is fresh."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from flcore_transport import (
+    Failure,
+    Fetch,
+    Goodbye,
+    Grant,
+    Join,
+    Layout,
+    Offer,
+    Order,
+    Part,
+    Receipt,
+    Refused,
+    Segment,
+    Welcome,
+)
+from flcore_transport.control import decode, decode_from_server, decode_reply, encode, encode_from_server, encode_reply
+from flcore_transport.messages import PROTOCOL, Refusal
+
+LAYOUT = Layout((Part("model", (Segment("float32", 512), Segment("int8", 0))), Part("mask", ())))
+MESSAGES = [
+    Join("hospital-a", "0a1b", b"\x00\xff", 7),
+    Fetch("secret", 2**40, 3),
+    Offer("secret", 5, b"{}", LAYOUT),
+    Failure("secret", 5, "out of memory"),
+    Receipt(9),
+    Refusal("late", "the round has closed"),
+]
+FROM_SERVER = [Welcome("secret", b"{}"), Order(3, b"{}", LAYOUT, "id-1"), Order(4, b""), Goodbye("done")]
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("message", MESSAGES)
+def test_messages_survive_the_journey(message: object) -> None:
+    assert decode(type(message), encode(message)) == message
+
+
+@pytest.mark.parametrize("message", FROM_SERVER)
+def test_what_a_session_carries_survives_the_journey(message: Welcome | Order | Goodbye) -> None:
+    assert decode_from_server(encode_from_server(message)) == message
+
+
+@pytest.mark.parametrize("reply", [Grant(0, 4), Receipt(3)])
+def test_replies_to_an_upload_survive_the_journey(reply: Grant | Receipt) -> None:
+    assert decode_reply(encode_reply(reply)) == reply
+
+
+@pytest.mark.parametrize("data", [b"\xff", b"\x08", b"\x12\x7f"])
+def test_bytes_that_do_not_parse_are_refused(data: bytes) -> None:
+    with pytest.raises(Refused, match="do not parse") as caught:
+        decode(Join, data)
+    assert caught.value.kind == "malformed"
+
+
+def test_a_message_of_an_unknown_kind_is_refused() -> None:
+    for decoder in (decode_from_server, decode_reply):
+        with pytest.raises(Refused, match="does not know"):
+            decoder(b"")
+
+
+def test_the_first_message_has_golden_bytes() -> None:
+    golden = b"\x08\x01\x12\nhospital-a\x1a\x040a1b\x22\x02{}"
+    assert encode(Join("hospital-a", "0a1b", b"{}")) == golden
+    assert PROTOCOL == 1
+
+
+def test_the_generated_code_is_fresh() -> None:
+    pytest.importorskip("grpc_tools")
+    program = (
+        "import generate_control, flcore_transport.control_pb2 as pb, sys;"
+        "sys.exit(generate_control.descriptor() != pb.DESCRIPTOR.serialized_pb)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT / "transport", check=False)
+    assert done.returncode == 0, "control.proto has changed: run `make proto`"

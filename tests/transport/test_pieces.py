@@ -1,0 +1,117 @@
+"""Payloads as sequences of pieces, without a socket."""
+
+import numpy as np
+import pytest
+from flcore_transport import (
+    Inbox,
+    Layout,
+    Outbox,
+    Part,
+    PayloadIncomplete,
+    PieceError,
+    PiecePlan,
+    PieceRange,
+    Segment,
+    piece_elements,
+)
+
+F32, I8 = piece_elements("float32"), piece_elements("int8")
+
+
+class Memory:
+    """A payload in memory: source and sink."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        itemsize = {"float32": 4, "int8": 1}
+        self.segments = {
+            (p, s): bytearray(segment.elements * itemsize[segment.dtype])
+            for p, part in enumerate(layout.parts)
+            for s, segment in enumerate(part.segments)
+        }
+
+    def read(self, piece: PieceRange) -> list[memoryview]:
+        return [memoryview(self.segments[piece.part, piece.segment])[self._slice(piece)]]
+
+    def write(self, piece: PieceRange, body: memoryview) -> None:
+        self.segments[piece.part, piece.segment][self._slice(piece)] = body
+
+    def _slice(self, piece: PieceRange) -> slice:
+        size = 4 if piece.dtype == "float32" else 1
+        return slice(piece.first * size, (piece.first + piece.count) * size)
+
+
+def layout(*parts: list[tuple[str, int]]) -> Layout:
+    return Layout(tuple(Part(f"part-{i}", tuple(Segment(*s) for s in part)) for i, part in enumerate(parts)))
+
+
+def filled(of: Layout) -> Memory:
+    memory = Memory(of)
+    for number, segment in enumerate(memory.segments.values()):
+        segment[:] = np.random.default_rng(number).bytes(len(segment))
+    return memory
+
+
+LAYOUTS = [
+    layout(),
+    layout([]),
+    layout([("float32", 0)]),
+    layout([("float32", 256)]),
+    layout([("float32", F32)]),
+    layout([("float32", F32 + 256), ("int8", 512)], [("float32", 0), ("int8", 2 * I8)]),
+]
+
+
+@pytest.mark.parametrize("of", LAYOUTS)
+def test_a_payload_survives_the_journey(of: Layout) -> None:
+    sent, received = filled(of), Memory(of)
+    outbox, inbox = Outbox(sent), Inbox(of, received)
+    for index in range(len(outbox.plan)):
+        assert not inbox.is_complete
+        inbox.accept(outbox.piece(index))
+    inbox.finish()
+    assert received.segments == sent.segments
+
+
+def test_the_plan_covers_every_element_once_and_in_order() -> None:
+    plan = PiecePlan(layout([("float32", 3 * F32 + 512), ("int8", 256)]))
+    assert [(p.segment, p.first, p.count) for p in plan] == [
+        (0, 0, F32),
+        (0, F32, F32),
+        (0, 2 * F32, F32),
+        (0, 3 * F32, 512),
+        (1, 0, 256),
+    ]
+    with pytest.raises(IndexError):
+        plan[5]
+
+
+@pytest.mark.parametrize("segment", [("float32", 100), ("float32", -256), ("complex64", 256)])
+def test_a_layout_that_no_model_has_is_refused(segment: tuple[str, int]) -> None:
+    with pytest.raises(PieceError, match="multiple of 256"):
+        PiecePlan(layout([segment]))
+
+
+def test_an_inbox_takes_pieces_in_order_only_and_says_where_it_stands() -> None:
+    of = layout([("float32", 2 * F32)])
+    outbox, inbox = Outbox(filled(of)), Inbox(of, Memory(of))
+    with pytest.raises(PieceError, match="piece 0 of 2: out of order"):
+        inbox.accept(outbox.piece(1))
+    inbox.accept(outbox.piece(0))
+    with pytest.raises(PieceError, match="piece 1 of 2: out of order"):
+        inbox.accept(outbox.piece(0))
+    with pytest.raises(PayloadIncomplete, match="1 of 2 pieces came"):
+        inbox.finish()
+    inbox.accept(outbox.piece(1))
+    with pytest.raises(PieceError, match="only 2"):
+        inbox.accept(outbox.piece(1))
+    assert inbox.received == 2
+
+
+def test_a_refused_piece_leaves_the_inbox_as_it_was() -> None:
+    of = layout([("float32", 256)])
+    outbox, inbox = Outbox(filled(of)), Inbox(of, Memory(of))
+    with pytest.raises(PieceError, match="piece 0 of 1: corrupt"):
+        inbox.accept(outbox.piece(0)[:-1] + b"\0")
+    inbox.accept(outbox.piece(0))
+    inbox.finish()

@@ -1,0 +1,217 @@
+"""What every transport does: this file runs on gRPC and on the in-process twin."""
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+from flcore_transport import (
+    ConnectionLost,
+    Failure,
+    Fetch,
+    FromServer,
+    Goodbye,
+    Inbox,
+    Join,
+    Layout,
+    Offer,
+    Order,
+    Outbox,
+    Receipt,
+    Refused,
+    Welcome,
+)
+
+from tests.transport.conftest import MODEL, Collected, Pattern, Rig
+
+
+def join(rig: Rig, client: str = "a", instance: str = "1", content: bytes = b"!") -> tuple[str, Iterator[FromServer]]:
+    session = rig.connect().session(Join(client, instance, content))
+    welcome = next(session)
+    assert isinstance(welcome, Welcome)
+    assert welcome.content == f"welcome, {client}".encode() + content
+    return welcome.session, session
+
+
+def test_orders_are_pushed_in_order_until_goodbye(rig: Rig) -> None:
+    _, session = join(rig)
+    for number in range(1, 100):
+        rig.service.connected["a"](Order(number, b"do it", MODEL, "id"))
+    rig.server.close("all done")
+    assert list(session) == [*(Order(n, b"do it", MODEL, "id") for n in range(1, 100)), Goodbye("all done")]
+    rig.service.wait_until(lambda: not rig.service.connected)
+
+
+def test_another_protocol_version_is_refused(rig: Rig) -> None:
+    with pytest.raises(Refused, match="protocol version 1") as caught:
+        next(rig.connect().session(Join("a", "1", protocol=2)))
+    assert caught.value.kind == "protocol"
+
+
+def test_what_the_service_refuses_reaches_the_client(rig: Rig) -> None:
+    with pytest.raises(Refused, match="who are you") as caught:
+        next(rig.connect().session(Join("stranger", "1")))
+    assert caught.value.kind == "not-invited"
+
+
+def test_a_long_refusal_is_cut_and_still_arrives(rig: Rig) -> None:
+    secret, _ = join(rig, "a" * 6000)
+    with pytest.raises(Refused, match="aaa"):
+        rig.fetch(secret, order=2)
+
+
+def test_a_name_is_taken_while_its_client_is_connected(rig: Rig) -> None:
+    _, session = join(rig, instance="1")
+    with pytest.raises(Refused, match="connected already") as caught:
+        next(rig.connect().session(Join("a", "2")))
+    assert caught.value.kind == "name-taken"
+    del session
+    rig.opened[0].close()
+    rig.service.wait_until(lambda: "a" not in rig.service.connected)
+    join(rig, instance="2")
+
+
+def test_a_client_that_comes_back_keeps_its_session_and_the_old_stream_ends_nothing(rig: Rig) -> None:
+    secret, first = join(rig)
+    again, second = join(rig)
+    assert again == secret
+    rig.opened[0].close()
+    with pytest.raises(ConnectionLost):
+        list(first)
+    rig.service.connected["a"](Order(1, b""))
+    assert next(second) == Order(1, b"")
+    assert "a" in rig.service.connected
+
+
+def test_a_payload_is_read_whole_or_from_a_piece_on(rig: Rig) -> None:
+    secret, _ = join(rig)
+    sink = Collected(MODEL)
+    inbox = Inbox(MODEL, sink)
+    pieces = rig.fetch(secret)
+    for piece in pieces:
+        inbox.accept(piece)
+    inbox.finish()
+    assert sink.bodies == [Pattern().read(piece)[0] for piece in inbox.plan]
+    assert rig.fetch(secret, first_piece=3) == pieces[3:]
+    assert rig.fetch(secret, first_piece=4) == []
+
+
+def test_calls_need_a_session(rig: Rig) -> None:
+    calls = [
+        lambda connection: list(connection.download(Fetch("guess", 1))),
+        lambda connection: connection.upload(Offer("guess", 1, b"", MODEL), Outbox(Pattern())),
+        lambda connection: connection.report(Failure("gu\u00e9ss", 1, "")),
+    ]
+    for call in calls:
+        with pytest.raises(Refused, match="does not know this session") as caught:
+            call(rig.connect())
+        assert caught.value.kind == "unknown-session"
+
+
+def upload(rig: Rig, secret: str) -> Receipt:
+    return rig.connect().upload(Offer(secret, 1, b"mine", MODEL), Outbox(Pattern()))
+
+
+def test_an_upload_arrives_whole_and_is_receipted(rig: Rig) -> None:
+    secret, _ = join(rig)
+    assert upload(rig, secret) == Receipt(1)
+    delivery = rig.service.deliveries["a"]
+    assert delivery.is_committed
+    assert delivery.bodies == [Pattern().read(piece)[0] for piece in Outbox(Pattern()).plan]
+    assert rig.service.contents == [b"mine"]
+
+
+def test_a_receipt_can_be_asked_for_again(rig: Rig) -> None:
+    secret, _ = join(rig)
+    assert upload(rig, secret) == upload(rig, secret) == Receipt(1)
+    assert len(rig.service.deliveries["a"].bodies) == 4
+
+
+def test_an_answer_without_pieces_is_an_upload_too(rig: Rig) -> None:
+    secret, _ = join(rig)
+
+    class Nothing:
+        layout = Layout()
+
+        def read(self, piece: object) -> list[bytes]:
+            raise AssertionError
+
+    assert rig.connect().upload(Offer(secret, 1, b"metrics"), Outbox(Nothing())) == Receipt(1)
+    assert rig.service.deliveries["a"].is_committed
+
+
+def test_an_interrupted_upload_goes_on_where_it_broke_off(rig: Rig) -> None:
+    secret, _ = join(rig)
+    connection = rig.connect()
+    made: list[int] = []
+
+    class Breaking(Outbox):
+        def piece(self, index: int) -> bytes:
+            if index == 2:
+                rig.service.wait_until(lambda: rig.service.deliveries["a"].received == 2)
+                connection.close()
+            return super().piece(index)
+
+    class Counting(Outbox):
+        def piece(self, index: int) -> bytes:
+            made.append(index)
+            return super().piece(index)
+
+    with pytest.raises(ConnectionLost):
+        connection.upload(Offer(secret, 1, b"mine", MODEL), Breaking(Pattern()))
+    delivery = rig.service.deliveries["a"]
+    assert not delivery.is_committed
+    first = delivery.received
+    assert first >= 2
+    assert rig.connect().upload(Offer(secret, 1, b"mine", MODEL), Counting(Pattern())) == Receipt(1)
+    assert made == list(range(first, 4))
+    assert delivery.bodies == [Pattern().read(piece)[0] for piece in Outbox(Pattern()).plan]
+
+
+def test_a_corrupt_piece_ends_the_upload_with_a_refusal(rig: Rig) -> None:
+    secret, _ = join(rig)
+
+    class Corrupt(Outbox):
+        def piece(self, index: int) -> bytes:
+            whole = super().piece(index)
+            return whole[:-1] + b"\xaa" if index == 1 else whole
+
+    with pytest.raises(Refused, match="piece 1 of 4: corrupt") as caught:
+        rig.connect().upload(Offer(secret, 1, b"", MODEL), Corrupt(Pattern()))
+    assert caught.value.kind == "bad-piece"
+    assert not rig.service.deliveries["a"].is_committed
+
+
+def test_failures_are_reported(rig: Rig) -> None:
+    secret, _ = join(rig)
+    assert rig.connect().report(Failure(secret, 3, "no data")) == Receipt(3)
+    assert rig.service.failures == [("a", 3, "no data")]
+
+
+def test_closing_a_connection_ends_its_session(rig: Rig) -> None:
+    _, session = join(rig)
+    connection = rig.opened[0]
+    threading.Timer(0.1, connection.close).start()
+    with pytest.raises(ConnectionLost):
+        next(session)
+    connection.close()
+    with pytest.raises(ConnectionLost):
+        next(connection.session(Join("a", "1")))
+
+
+def test_nobody_joins_a_closed_server(rig: Rig) -> None:
+    rig.server.close("closed for today")
+    if "in-process" in rig.server.address:
+        with pytest.raises(Refused, match="closed for today"):
+            next(rig.connect().session(Join("a", "1")))
+    rig.server.close("twice")
+
+
+def test_many_clients_at_once(rig: Rig) -> None:
+    sessions = [join(rig, f"client-{i}") for i in range(64)]
+    threads = [threading.Thread(target=upload, args=(rig, secret)) for secret, _ in sessions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(rig.service.deliveries) == 64
+    assert all(delivery.is_committed for delivery in rig.service.deliveries.values())
