@@ -1,7 +1,7 @@
 """What every transport does: this file runs on gRPC and on the in-process twin."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from flcore_transport import (
@@ -21,7 +21,7 @@ from flcore_transport import (
     Welcome,
 )
 
-from tests.transport.conftest import MODEL, Collected, Pattern, Rig
+from tests.transport.conftest import MODEL, Collected, Connection, Pattern, Rig
 
 
 def join(rig: Rig, client: str = "a", instance: str = "1", content: bytes = b"!") -> tuple[str, Iterator[FromServer]]:
@@ -96,7 +96,7 @@ def test_a_payload_is_read_whole_or_from_a_piece_on(rig: Rig) -> None:
 
 
 def test_calls_need_a_session(rig: Rig) -> None:
-    calls = [
+    calls: list[Callable[[Connection], object]] = [
         lambda connection: list(connection.download(Fetch("guess", 1))),
         lambda connection: connection.upload(Offer("guess", 1, b"", MODEL), Outbox(Pattern())),
         lambda connection: connection.report(Failure("gu\u00e9ss", 1, "")),

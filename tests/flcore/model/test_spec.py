@@ -1,0 +1,100 @@
+"""The flat parameter space: where each tensor lies, and what is no model."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+from flcore_transport import WIRE_DTYPES
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flcore import ModelSpec, SpecError, TensorMismatch, TensorSpec
+from flcore.model.dtypes import DTYPES
+from flcore_kernels import STORAGE
+
+SHAPES = st.lists(st.integers(0, 40), max_size=3).map(tuple)
+TENSORS = st.lists(st.tuples(st.sampled_from(sorted(DTYPES)), SHAPES), min_size=1, max_size=12).map(
+    lambda rows: tuple(TensorSpec(f"t{i}", dtype, shape) for i, (dtype, shape) in enumerate(rows))
+)
+
+
+@given(TENSORS)
+def test_tensors_lie_in_order_aligned_and_apart(tensors: tuple[TensorSpec, ...]) -> None:
+    spec = ModelSpec(tensors)
+    assert sorted(span.tensor.name for seg in spec.segments for span in seg.spans) == sorted(t.name for t in tensors)
+    for segment in spec.segments:
+        end = 0
+        for span in segment.spans:
+            assert span.tensor.dtype == segment.dtype
+            assert span.start % 256 == 0
+            assert end <= span.start < end + 256 or span.start == end
+            end = span.stop
+        assert segment.elements % 256 == 0
+        assert end <= segment.elements < end + 256
+
+
+@given(TENSORS, st.integers(0, 5000), st.integers(1, 2000))
+def test_overlapping_finds_the_tensors_of_a_range(tensors: tuple[TensorSpec, ...], first: int, count: int) -> None:
+    for segment in ModelSpec(tensors).segments:
+        found = list(segment.overlapping(first, first + count))
+        assert found == [span for span in segment.spans if max(span.start, first) < min(span.stop, first + count)]
+
+
+def test_an_element_is_found_in_its_tensor() -> None:
+    spec = ModelSpec((TensorSpec("a", "int8", (300,)), TensorSpec("b", "int8", (4, 4))))
+    assert spec.segments[0].at(299) == (spec.tensors[0], 299)
+    assert spec.segments[0].at(512 + 5) == (spec.tensors[1], 5)
+
+
+def test_the_fingerprint_depends_on_names_dtypes_shapes_and_order_alone() -> None:
+    a, b = TensorSpec("a", "float32", (2, 3)), TensorSpec("b", "float32", (6,))
+    spec = ModelSpec((a, b))
+    assert spec.fingerprint == ModelSpec((a, b)).fingerprint
+    changed = [(b, a), (a,), (a, TensorSpec("b", "float16", (6,))), (a, TensorSpec("b", "float32", (6, 1)))]
+    assert len({spec.fingerprint, *(ModelSpec(tensors).fingerprint for tensors in changed)}) == 5
+
+
+def test_the_three_tables_of_dtypes_have_the_same_rows() -> None:
+    assert list(DTYPES) == list(WIRE_DTYPES) and set(DTYPES) == set(STORAGE)
+    for name, dtype in DTYPES.items():
+        assert WIRE_DTYPES[name] == dtype.itemsize == STORAGE[name].storage.itemsize
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({}, "at least one tensor"),
+        ({"w": [1.0, 2.0]}, "'w': expected a NumPy array, got list"),
+        ({"w": np.zeros(2, np.complex64)}, "complex64 is not supported"),
+        ({"w": np.zeros(2, bool)}, "bool is not supported"),
+        ({"w": np.zeros(2, ">f4")}, ">f4 is not supported"),
+        ({"": np.zeros(2)}, "1 to 1024 characters"),
+        ({"w" * 1025: np.zeros(2)}, "1 to 1024 characters"),
+    ],
+)
+def test_what_is_no_model_is_refused(arrays: dict[str, np.ndarray], message: str) -> None:  # type: ignore[type-arg]
+    with pytest.raises(SpecError, match=message):
+        ModelSpec.of(arrays)
+
+
+def test_bad_tensors_are_refused() -> None:
+    with pytest.raises(SpecError, match=">= 0"):
+        TensorSpec("w", "float32", (-1,))
+    with pytest.raises(SpecError, match="more than"):
+        TensorSpec("w", "float32", (2**40, 2**40))
+    with pytest.raises(SpecError, match="'w' appears twice"):
+        ModelSpec((TensorSpec("w", "float32", ()), TensorSpec("w", "float32", ())))
+
+
+def test_require_names_the_first_difference() -> None:
+    spec = ModelSpec.of({"w": np.zeros((4, 3), np.float32), "b": np.zeros(3, ml_dtypes.bfloat16)})
+    spec.require(ModelSpec((spec.tensors[1], spec.tensors[0])))
+    for other, message in [
+        ({"w": np.zeros((4, 3), np.float32)}, "client 'x', tensor 'b': it is missing"),
+        ({"w": np.zeros(3, np.float32), "b": np.zeros(3, ml_dtypes.bfloat16)}, r"expected float32 of shape \(4, 3\)"),
+        ({"w": np.zeros((4, 3), np.float32), "b": np.zeros(3, np.uint16)}, "expected bfloat16 .* got uint16"),
+    ]:
+        with pytest.raises(TensorMismatch, match=message):
+            spec.require(ModelSpec.of(other), client="x")
+    extra = {"w": np.zeros((4, 3), np.float32), "b": np.zeros(3, ml_dtypes.bfloat16), "odd": np.zeros(1)}
+    with pytest.raises(TensorMismatch, match="tensor 'odd': the model has no tensor"):
+        spec.require(ModelSpec.of(extra))
