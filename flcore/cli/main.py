@@ -32,13 +32,10 @@ app.add_typer(job_app, name="job")
 
 
 def main() -> None:
-    """Run the command line; an error of ours is one message and exit code 1, Ctrl-C is exit code 130."""
+    """Run the command line; an error of ours is one message and exit code 1. (Ctrl-C is 130, by Typer.)"""
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     try:
         app()
     except (FlcoreError, TransportError, KernelError) as error:
         print(f"flcore: {error}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("flcore: stopped", file=sys.stderr)
-        sys.exit(130)

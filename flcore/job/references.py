@@ -4,17 +4,22 @@ import hashlib
 import importlib
 import importlib.util
 import sys
+import threading
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from flcore.errors import JobError
 
+_LOADING = threading.RLock()
+
 
 def load_reference(reference: str, directory: Path, key: str) -> Any:
     """Return what `file.py`, `file.py:name` or `package.module:name` refers to; `key` is its place in job.toml."""
     source, _, name = reference.partition(":")
-    module = _file_module(directory / source, key) if source.endswith(".py") else _installed_module(source, key)
+    # Clients of one process load the same file at the same time; none may see it half executed.
+    with _LOADING:
+        module = _file_module(directory / source, key) if source.endswith(".py") else _installed_module(source, key)
     if not name:
         return module
     if not hasattr(module, name):

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from flcore_transport import GrpcServer, InProcessConnection, InProcessServer, Service, TransportError
+import flcore_transport
+from flcore_transport import InProcessConnection, InProcessServer, Service, TransportError
 
 from flcore.client.client import Client
 from flcore.client.executor import Executor
@@ -51,7 +52,8 @@ def run(
     with ExitStack() as stack:
 
         def listen(service: Service) -> Server:
-            return GrpcServer(service) if count else InProcessServer(service)
+            # gRPC is imported here, with its first use.
+            return flcore_transport.GrpcServer(service) if count else InProcessServer(service)
 
         def started(server: Server, federation: Federation) -> None:
             if isinstance(server, InProcessServer):

@@ -32,12 +32,12 @@ def main() -> int:
         except (FlcoreError, TransportError) as error:
             # Nobody can repair it here, and the server waits: the whole worker ends, and says why.
             failures.append(f"client {name!r}: {error}")
-            signal.raise_signal(signal.SIGINT)
+            _interrupt()
 
     threads = [threading.Thread(target=host, args=(name,), daemon=True) for name in setup["names"]]
-    for thread in threads:
-        thread.start()
     try:
+        for thread in threads:
+            thread.start()
         for thread in threads:
             thread.join()
     except KeyboardInterrupt:
@@ -50,7 +50,12 @@ def _end_with_parent() -> None:
     """Wait for the end of stdin, which is the end of the parent, and interrupt this process."""
     # Not sys.stdin: its lock, held by a sleeping thread, would abort the interpreter's exit.
     os.read(sys.stdin.fileno(), 1)
-    signal.raise_signal(signal.SIGINT)
+    _interrupt()
+
+
+def _interrupt() -> None:
+    """Interrupt the main thread, which sleeps: a signal raised in this thread would not wake it."""
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
 
 if __name__ == "__main__":

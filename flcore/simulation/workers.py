@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
@@ -69,9 +70,10 @@ class Workers:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        give_up_at = time.monotonic() + (STOP_TIMEOUT_S if kind is None else 1.0)
         for process, _ in self._running:
             try:
-                process.wait(STOP_TIMEOUT_S if kind is None else 1.0)
+                process.wait(max(0.0, give_up_at - time.monotonic()))
             except subprocess.TimeoutExpired:
                 process.kill()
         for process, watcher in self._running:

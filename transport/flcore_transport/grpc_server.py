@@ -1,6 +1,6 @@
 """The gRPC server: one port, four calls, no thread per client.
 
-The calls run on an asyncio loop in a thread of their own, so that a thousand idle clients cost a thousand coroutines.
+The calls run on an asyncio loop (`grpc_loop`), so that a thousand idle clients cost a thousand coroutines.
 Whatever may take longer than a moment (checking a piece, committing an answer) runs on a few worker threads, one piece
 at a time for each call, so that a slow client occupies nothing while it is slow.
 """
@@ -8,9 +8,8 @@ at a time for each call, so that a slow client occupies nothing while it is slow
 import asyncio
 import logging
 import os
-import threading
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
@@ -21,6 +20,7 @@ from flcore_transport.control import decode, encode, encode_from_server, encode_
 from flcore_transport.endpoint import WINDOW_PIECES, Delivery, Endpoint, Service, refusal
 from flcore_transport.errors import AddressUnavailable, TransportError
 from flcore_transport.grpc_channel import KEEPALIVE_MS, OPTIONS, REFUSAL_METADATA, SERVICE, require_loopback
+from flcore_transport.grpc_loop import server_loop
 from flcore_transport.messages import Failure, Fetch, FromServer, Goodbye, Grant, Join, Offer
 
 logger = logging.getLogger(__name__)
@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 Context = grpc.aio.ServicerContext[Any, Any]
+
+GRACE_S = 1.0
 
 SERVER_OPTIONS = [
     *OPTIONS,
@@ -52,53 +54,42 @@ class GrpcServer:
     ) -> None:
         if credentials is None and not allow_remote:
             require_loopback(host)
-        self.address = f"{host}:{port}"
-        self._host, self._credentials = host, credentials
         self._endpoint = Endpoint(service)
         self._workers = ThreadPoolExecutor((os.cpu_count() or 1) + 1, thread_name_prefix="flcore-pieces")
-        self._loop = asyncio.new_event_loop()
-        self._closing = asyncio.Event()
-        started: Future[int] = Future()
-        self._thread = threading.Thread(target=self._run, args=(port, started), name="flcore-grpc", daemon=True)
-        self._thread.start()
-        self.address = f"{host}:{started.result()}"
+        self._loop = server_loop()
+        self._is_closed = False
+        bound = asyncio.run_coroutine_threadsafe(self._start(host, port, credentials), self._loop).result()
+        self.address = f"{host}:{bound}"
 
     def close(self, reason: str = "the server has stopped") -> None:
         """Say goodbye to all clients, end all calls and free the port. May be called twice."""
-        if not self._thread.is_alive():
+        if self._is_closed:
             return
+        self._is_closed = True
         self._endpoint.close(reason)
-        self._loop.call_soon_threadsafe(self._closing.set)
-        self._thread.join()
-        self._workers.shutdown()
+        # Sessions end by themselves after their goodbye; what is still being transferred is cut off.
+        asyncio.run_coroutine_threadsafe(self._server.stop(GRACE_S), self._loop).result()
+        self._workers.shutdown(wait=False)
 
-    def _run(self, port: int, started: "Future[int]") -> None:
-        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
-            runner.run(self._serve(port, started))
-
-    async def _serve(self, port: int, started: "Future[int]") -> None:
-        server = grpc.aio.server(options=SERVER_OPTIONS)
+    async def _start(self, host: str, port: int, credentials: grpc.ServerCredentials | None) -> int:
+        self._server = grpc.aio.server(options=SERVER_OPTIONS)
         handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
             "Session": grpc.unary_stream_rpc_method_handler(self._session),
             "Download": grpc.unary_stream_rpc_method_handler(self._download),
             "Upload": grpc.stream_stream_rpc_method_handler(self._upload),
             "Report": grpc.unary_unary_rpc_method_handler(self._report),
         }
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
-        address = f"[{self._host}]:{port}" if ":" in self._host else f"{self._host}:{port}"
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
-            if self._credentials is None:
-                bound = server.add_insecure_port(address)
+            if credentials is None:
+                bound = self._server.add_insecure_port(address)
             else:
-                bound = server.add_secure_port(address, self._credentials)
+                bound = self._server.add_secure_port(address, credentials)
         except RuntimeError as error:
-            started.set_exception(AddressUnavailable(f"cannot listen on {address}: {error}"))
-            return
-        await server.start()
-        started.set_result(bound)
-        await self._closing.wait()
-        # Sessions end by themselves after their goodbye; what is still being transferred is cut off.
-        await server.stop(grace=1.0)
+            raise AddressUnavailable(f"cannot listen on {address}: {error}") from error
+        await self._server.start()
+        return bound
 
     async def _session(self, request: bytes, context: Context) -> AsyncIterator[bytes]:
         outgoing: asyncio.Queue[FromServer] = asyncio.Queue()

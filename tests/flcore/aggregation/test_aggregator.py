@@ -13,6 +13,7 @@ from flcore import (
     RULES,
     AggregationError,
     Aggregator,
+    Arrays,
     JobError,
     Model,
     ModelSpec,
@@ -81,8 +82,8 @@ def test_the_unweighted_mean_ignores_weights() -> None:
 
 
 def test_differences_are_added_to_their_base() -> None:
-    base = {"w": np.array([10.0, 20.0], np.float32), "n": np.array([5], np.int64)}
-    deltas = [
+    base: Arrays = {"w": np.array([10.0, 20.0], np.float32), "n": np.array([5], np.int64)}
+    deltas: list[tuple[Arrays, float]] = [
         ({"w": np.array([1.0, 0.0], np.float32), "n": np.array([-2], np.int64)}, 1),
         ({"w": np.array([3.0, 0.0], np.float32), "n": np.array([-4], np.int64)}, 1),
     ]
@@ -179,12 +180,13 @@ def test_updates_of_another_shape_are_refused(arrays: dict[str, npt.NDArray[Any]
 def test_writes_that_do_not_fit_are_refused() -> None:
     aggregator = Aggregator(ModelSpec.of({"w": np.zeros(4, np.float32)}))
     staged = aggregator.stage("a", 1.0)
-    for name, buffer, start, message in [
+    rows: list[tuple[str, npt.NDArray[Any], int, str]] = [
         ("v", np.ones(4, np.float32), 0, "no tensor of this name"),
         ("w", np.ones(4), 0, "expected float32, got float64"),
         ("w", np.ones(5, np.float32), 0, "elements 0 to 5 came"),
         ("w", np.ones(2, np.float32), 2, "the next is 0"),
-    ]:
+    ]
+    for name, buffer, start, message in rows:
         with pytest.raises(TensorMismatch, match=message):
             staged.write(name, buffer, start)
     with pytest.raises(SpecError, match="complex"):
@@ -208,8 +210,8 @@ def test_flat_elements_are_kept_not_copied_and_their_gaps_are_checked() -> None:
 
 
 def test_a_mean_that_its_dtype_cannot_hold_is_an_error_that_names_the_tensor() -> None:
-    base = {"a": np.zeros(2, np.float16), "n": np.array([0, 100, 0], np.int8)}
-    delta = {"a": np.zeros(2, np.float16), "n": np.array([0, 100, 0], np.int8)}
+    base: Arrays = {"a": np.zeros(2, np.float16), "n": np.array([0, 100, 0], np.int8)}
+    delta: Arrays = {"a": np.zeros(2, np.float16), "n": np.array([0, 100, 0], np.int8)}
     with pytest.raises(AggregationError, match="tensor 'n': element 1 of the result does not fit into int8"):
         aggregate([(delta, 1.0)], base=base)
 

@@ -49,7 +49,7 @@ def changed(place: str, value: Any) -> dict[str, Any]:
 def test_a_contract_is_frozen_and_its_fingerprint_is_of_what_it_says() -> None:
     contract = parse_contract(SOUND, "here")
     with pytest.raises(ValidationError, match="frozen"):
-        contract.seed = 4  # type: ignore[misc]
+        contract.seed = 4
     assert contract.fingerprint == parse_contract(changed("server.fraction", 1.0), "there").fingerprint
     assert contract.fingerprint != parse_contract(changed("seed", 4), "there").fingerprint
     assert Contract.model_validate_json(contract.to_json()) == contract
@@ -200,7 +200,11 @@ def test_the_code_digest_follows_the_code(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("controller", "message"),
-    [("fed_prox", "'fed_prox' is not bundled"), ("train.py:play", "has no 'play'"), ("train.py:number", "not a function")],
+    [
+        ("fed_prox", "'fed_prox' is not bundled"),
+        ("train.py:play", "has no 'play'"),
+        ("train.py:number", "not a function"),
+    ],
 )
 def test_a_playbook_that_does_not_exist_is_refused(tmp_path: Path, controller: str, message: str) -> None:
     toml = TOML.replace("rounds = 1", f'rounds = 1\ncontroller = "{controller}"')

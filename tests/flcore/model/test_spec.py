@@ -3,13 +3,13 @@
 import ml_dtypes
 import numpy as np
 import pytest
+from flcore_kernels import STORAGE
 from flcore_transport import WIRE_DTYPES
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flcore import ModelSpec, SpecError, TensorMismatch, TensorSpec
+from flcore import Arrays, ModelSpec, SpecError, TensorMismatch, TensorSpec
 from flcore.model.dtypes import DTYPES
-from flcore_kernels import STORAGE
 
 SHAPES = st.lists(st.integers(0, 40), max_size=3).map(tuple)
 TENSORS = st.lists(st.tuples(st.sampled_from(sorted(DTYPES)), SHAPES), min_size=1, max_size=12).map(
@@ -71,7 +71,7 @@ def test_the_three_tables_of_dtypes_have_the_same_rows() -> None:
         ({"w" * 1025: np.zeros(2)}, "1 to 1024 characters"),
     ],
 )
-def test_what_is_no_model_is_refused(arrays: dict[str, np.ndarray], message: str) -> None:  # type: ignore[type-arg]
+def test_what_is_no_model_is_refused(arrays: dict[str, np.ndarray], message: str) -> None:
     with pytest.raises(SpecError, match=message):
         ModelSpec.of(arrays)
 
@@ -88,11 +88,12 @@ def test_bad_tensors_are_refused() -> None:
 def test_require_names_the_first_difference() -> None:
     spec = ModelSpec.of({"w": np.zeros((4, 3), np.float32), "b": np.zeros(3, ml_dtypes.bfloat16)})
     spec.require(ModelSpec((spec.tensors[1], spec.tensors[0])))
-    for other, message in [
+    rows: list[tuple[Arrays, str]] = [
         ({"w": np.zeros((4, 3), np.float32)}, "client 'x', tensor 'b': it is missing"),
         ({"w": np.zeros(3, np.float32), "b": np.zeros(3, ml_dtypes.bfloat16)}, r"expected float32 of shape \(4, 3\)"),
         ({"w": np.zeros((4, 3), np.float32), "b": np.zeros(3, np.uint16)}, "expected bfloat16 .* got uint16"),
-    ]:
+    ]
+    for other, message in rows:
         with pytest.raises(TensorMismatch, match=message):
             spec.require(ModelSpec.of(other), client="x")
     extra = {"w": np.zeros((4, 3), np.float32), "b": np.zeros(3, ml_dtypes.bfloat16), "odd": np.zeros(1)}

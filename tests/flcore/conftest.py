@@ -1,0 +1,162 @@
+"""A federation on a stage: a server in a thread, and clients whose code is written in the test.
+
+Every test of it runs over real gRPC on loopback and on the in-process twin.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from flcore_transport import GrpcConnection, GrpcServer, InProcessConnection, InProcessServer, Join, Service, Welcome
+
+from flcore import Arrays, Job, Outcome, Site, Task, Update
+from flcore.client.client import Client
+from flcore.client.executor import Executor
+from flcore.job.messages import JoinMessage
+from flcore.job.parsing import parse_contract
+from flcore.server.events import Event
+from flcore.server.federation import Federation
+from flcore.server.serve import Server, serve
+
+Function = Callable[[Arrays, Task], Update]
+
+START = {"w": np.zeros((2, 3), np.float32), "b": np.zeros(300, np.float32)}
+
+
+CODE = """
+import numpy as np
+
+def initial_model(seed):
+    return {"w": np.zeros((2, 3), np.float32), "b": np.zeros(300, np.float32)}
+"""
+
+
+def adding(value: float, weight: float = 1.0) -> Function:
+    """A client that adds a value to every element."""
+
+    def train(model: Arrays, _: Task) -> Update:
+        arrays = {name: array + np.float32(value) for name, array in model.items()}
+        return Update(arrays, weight=weight, metrics={"added": value})
+
+    return train
+
+
+class Scripted:
+    """An executor whose functions are the test's."""
+
+    def __init__(self, site: Site, functions: Mapping[str, Function]) -> None:
+        self.site = site
+        self._functions = dict(functions)
+
+    run = Executor.run
+
+
+@dataclass
+class Stage:
+    """One server and its clients. Keys given to `open` replace those of the contract."""
+
+    transport: str
+    directory: Path
+    pool: ThreadPoolExecutor
+    events: list[Event] = field(default_factory=list)
+
+    def contract(self, tasks: Mapping[str, str], clients: Any = 3, **server: Any) -> Job:
+        (self.directory / "code.py").write_text(CODE)
+        bounds = server.pop("bounds", {"max_weight": 1000, "max_abs": 100, "max_metrics": 3})
+        same_code = server.pop("same_code", False)
+        content = {
+            "name": "staged",
+            "clients": clients,
+            "same_code": same_code,
+            "server": {"model": "code.py:initial_model", "rounds": 1, "deadline_s": 30} | server,
+            "client": {"executor": "code.py"},
+            "tasks": {name: {"returns": returns} for name, returns in tasks.items()},
+            "bounds": bounds,
+        }
+        return Job(parse_contract(content, "the test's contract"), self.directory)
+
+    def open(
+        self,
+        *,
+        wait_for: int | None = None,
+        tasks: Mapping[str, str] | None = None,
+        clients: Any = 3,
+        out: Path | None = None,
+        **server: Any,
+    ) -> None:
+        """Start the server; its outcome is `result()`."""
+        self.job = self.contract(tasks or {"train": "weights"}, clients, **server)
+        listening: Future[Server] = Future()
+
+        def listen(service: Service) -> Server:
+            return GrpcServer(service) if self.transport == "grpc" else InProcessServer(service)
+
+        def started(server: Server, federation: Federation) -> None:
+            self.federation = federation
+            listening.set_result(server)
+
+        def run() -> Outcome:
+            try:
+                return serve(
+                    self.job, listen, started=started, wait_for=wait_for, directory=out, observe=self.events.append
+                )
+            except BaseException as error:
+                if not listening.done():
+                    listening.set_exception(error)
+                raise
+
+        self._outcome = self.pool.submit(run)
+        self.server = listening.result(20)
+        self._clients: list[Client] = []
+
+    def connect(self) -> GrpcConnection | InProcessConnection:
+        if isinstance(self.server, InProcessServer):
+            return InProcessConnection(self.server)
+        return GrpcConnection(self.server.address)
+
+    def client(
+        self, name: str, train: Function | None = None, job: Job | None = None, **functions: Function
+    ) -> "Future[str]":
+        """Start a client; the future is the reason of the server's goodbye."""
+        functions |= {} if train is None else {"train": train}
+        site = Site(name, self.job.contract.client_names)
+        executor = cast("Executor", Scripted(site, functions))
+        client = Client(job or self.job, executor, self.connect())
+        self._clients.append(client)
+        return self.pool.submit(client.run)
+
+    def join(self, name: str) -> tuple[str, Iterator[Any]]:
+        """Join by hand, for a client that does not keep to the rules; return its session's secret and its stream."""
+        held = JoinMessage(contract=self.job.contract.to_json(), code_digest="", version="")
+        stream = self.connect().session(Join(name, "1", held.to_bytes()))
+        welcome = next(stream)
+        assert isinstance(welcome, Welcome)
+        return welcome.session, stream
+
+    def result(self) -> Outcome:
+        return self._outcome.result(60)
+
+    def close(self) -> None:
+        for client in getattr(self, "_clients", []):
+            client.stop()
+        if hasattr(self, "server"):
+            self.federation.give_up("the test is over")
+            self.server.close("the test is over")
+
+
+@pytest.fixture(params=["grpc", "in-process"])
+def stage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stage]:
+    pool = ThreadPoolExecutor(80)
+    made = Stage(request.param, tmp_path, pool)
+    yield made
+    made.close()
+    pool.shutdown(cancel_futures=True)
+
+
+def mean_of(outcome: Outcome) -> set[float]:
+    """The values that occur in the last model."""
+    return {float(value) for array in outcome.model.arrays().values() for value in array.reshape(-1)}

@@ -1,0 +1,57 @@
+"""Starting flcore's processes in tests, and making sure that they end."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def started(*command: str, cwd: Path | None = None) -> Iterator["subprocess.Popen[str]"]:
+    """Run `python -m flcore COMMAND` in a process group of its own; whatever is left of it is killed at the end."""
+    process = subprocess.Popen(
+        [sys.executable, *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=cwd,
+        start_new_session=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    try:
+        yield process
+    finally:
+        if alive_in_group(process.pid):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+
+
+def read_until(process: "subprocess.Popen[str]", text: str) -> str:
+    """Return what a process prints, up to the line that holds a text; fail if it ends before."""
+    assert process.stdout is not None
+    printed = ""
+    for line in process.stdout:
+        printed += line
+        if text in line:
+            return printed
+    raise AssertionError(f"{text!r} was never printed:\n{printed}")
+
+
+def alive_in_group(group: int) -> list[int]:
+    """Return the processes of a process group that have not ended (zombies have)."""
+    alive = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdecimal():
+            continue
+        try:
+            fields = (entry / "stat").read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(fields[2]) == group and fields[0] != "Z":
+            alive.append(int(entry.name))
+    return alive

@@ -1,0 +1,279 @@
+"""Bad input costs its sender its place in the round, and nobody else anything: over real gRPC and in-process.
+
+In each test "bad" misbehaves and two others do not; the round counts with the two.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from flcore_transport import Layout, Offer, Order, Outbox, Part, Refused, Segment
+
+from flcore import Arrays, Model, Outcome, QuorumError, Task, Update
+from flcore.job.messages import TaskMessage, UpdateMessage, parse_message
+from flcore.model.model import NamedArrays
+from tests.flcore.conftest import Function, Stage, adding, mean_of
+
+Change = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+def returning(change: Change, **fields: Any) -> Function:
+    """A client that trains as the others do, and then changes its arrays."""
+
+    def train(model: Arrays, task: Task) -> Update:
+        honest = adding(9.0)(model, task)
+        return replace(honest, arrays=change(dict(honest.arrays)), **fields)
+
+    return train
+
+
+def setting(name: str, index: int, value: float) -> Change:
+    def change(arrays: dict[str, Any]) -> dict[str, Any]:
+        arrays[name].reshape(-1)[index] = value
+        return arrays
+
+    return change
+
+
+def run_with(stage: Stage, bad: Function) -> Outcome:
+    stage.open(wait_for=3, quorum=2, clients=["bad", "good-1", "good-2"])
+    stage.client("bad", bad)
+    stage.client("good-1", adding(1.0))
+    stage.client("good-2", adding(3.0))
+    return stage.result()
+
+
+def reason(outcome: Outcome) -> str:
+    """Why "bad" has failed; the others' mean must be untouched."""
+    assert mean_of(outcome) == {2.0}
+    assert sorted(outcome.history[0].updates) == ["good-1", "good-2"]
+    return outcome.history[0].failed["train"]["bad"]
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (setting("b", 299, np.nan), "client 'bad', tensor 'b': element 299 is nan"),
+        (setting("w", 4, np.inf), "client 'bad', tensor 'w': element 4 is inf"),
+        (setting("w", 0, -np.inf), "client 'bad', tensor 'w': element 0 is -inf"),
+        (setting("b", 7, -101.0), "tensor 'b': element 7 has magnitude 101, more than the 100 allowed"),
+        (lambda arrays: {"w": arrays["w"]}, "client 'bad', tensor 'b': it is missing"),
+        (lambda arrays: arrays | {"odd": arrays["b"]}, "client 'bad', tensor 'odd': the model has no tensor"),
+        (lambda arrays: arrays | {"w": arrays["w"].T}, r"tensor 'w': expected float32 of shape (2, 3), got float32"),
+        (lambda arrays: arrays | {"b": arrays["b"][:1]}, "tensor 'b': expected float32 of shape (300,)"),
+        (lambda arrays: arrays | {"b": arrays["b"].astype("f8")}, "tensor 'b': expected float32"),
+        (lambda arrays: arrays | {"b": arrays["b"].astype("c8")}, "dtype complex64 is not supported"),
+        (lambda arrays: arrays | {"b": [1.0] * 300}, "tensor 'b' is list, expected a NumPy array"),
+        (lambda _: {}, "a model has at least one tensor"),
+    ],
+)
+def test_bad_tensors(stage: Stage, change: Change, expected: str) -> None:
+    assert expected in reason(run_with(stage, returning(change)))
+
+
+@pytest.mark.parametrize(
+    ("weight", "expected"),
+    [
+        (-1.0, "client 'bad': a weight is a finite number > 0, not -1.0"),
+        (0.0, "finite number > 0, not 0.0"),
+        (np.nan, "finite number > 0, not nan"),
+        (np.inf, "finite number > 0, not inf"),
+        (1001.0, "client 'bad': its weight 1001 is more than max_weight = 1000"),
+        (None, "the weight is a number, not None"),
+        (True, "the weight is a number, not True"),
+        ("3", "the weight is a number, not '3'"),
+    ],
+)
+def test_bad_weights(stage: Stage, weight: Any, expected: str) -> None:
+    assert expected in reason(run_with(stage, returning(lambda arrays: arrays, weight=weight)))
+
+
+@pytest.mark.parametrize(
+    ("metrics", "expected"),
+    [
+        ({"loss": np.nan}, "client 'bad': metric 'loss' is nan"),
+        ({f"m{i}": 1.0 for i in range(4)}, "4 metrics are more than max_metrics = 3"),
+        ({"loss": "low"}, "metric 'loss' is 'low', expected a number"),
+        ({1: 2.0}, "metric 1 is 2.0"),
+    ],
+)
+def test_bad_metrics(stage: Stage, metrics: Any, expected: str) -> None:
+    assert expected in reason(run_with(stage, returning(lambda arrays: arrays, metrics=metrics)))
+
+
+@pytest.mark.parametrize("answer", [None, {"w": 1}, 3])
+def test_no_update_at_all(stage: Stage, answer: Any) -> None:
+    assert "expected flcore.Update" in reason(run_with(stage, lambda _model, _task: answer))
+
+
+def test_a_round_that_loses_its_quorum_to_bad_input_fails_with_the_reason(stage: Stage) -> None:
+    stage.open(wait_for=2, quorum=2, clients=["bad", "good-1"])
+    stage.client("bad", returning(setting("w", 0, np.nan)))
+    stage.client("good-1", adding(1.0))
+    with pytest.raises(QuorumError, match="bad: client 'bad', tensor 'w': element 0 is nan"):
+        stage.result()
+
+
+class ByHand:
+    """A client that does not use flcore's own: what it sends is made by hand."""
+
+    def __init__(self, stage: Stage, name: str) -> None:
+        self.stage = stage
+        self.secret, self._stream = stage.join(name)
+        arrays = {"w": np.full((2, 3), 9, np.float32), "b": np.full(300, 9, np.float32)}
+        self.model = Model.of(arrays)
+        self.source = NamedArrays(self.model.spec, arrays)
+        self.message = UpdateMessage(returns="weights", weight=1.0, fingerprint=self.model.spec.fingerprint)
+
+    def next_order(self) -> Order:
+        order = next(self._stream)
+        assert isinstance(order, Order)
+        return order
+
+    def send(self, order: int, outbox: Outbox | None = None, layout: Layout | None = None, **changes: Any) -> None:
+        content = self.message.model_copy(update=changes).to_bytes()
+        offer = Offer(self.secret, order, content, layout or self.source.layout)
+        self.stage.connect().upload(offer, outbox or Outbox(self.source))
+
+
+@pytest.fixture
+def by_hand(stage: Stage) -> ByHand:
+    stage.open(wait_for=3, quorum=2, clients=["bad", "good-1", "good-2"])
+    bad = ByHand(stage, "bad")
+    stage.client("good-1", adding(1.0))
+    stage.client("good-2", adding(3.0))
+    return bad
+
+
+class Spoiled(Outbox):
+    """Sends a piece that something happened to."""
+
+    def __init__(self, source: NamedArrays, spoil: Callable[[bytes], bytes]) -> None:
+        super().__init__(source)
+        self._spoil = spoil
+
+    def piece(self, index: int) -> bytes:
+        return self._spoil(super().piece(index))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "expected"),
+    [
+        (lambda piece: piece[:-1] + b"\x01", "corrupt: its hash does not match"),
+        (lambda piece: piece[:-4], "truncated"),
+        (lambda piece: piece[:10], "truncated"),
+        (lambda piece: b"", "truncated"),
+        (lambda piece: piece + b"\0" * 8, "padded"),
+        (lambda piece: b"GARB" + piece[4:], "not a piece"),
+        (lambda piece: piece[:4] + b"\x09" + piece[5:], "protocol version 9, expected 1"),
+    ],
+)
+def test_a_corrupted_piece(by_hand: ByHand, spoil: Callable[[bytes], bytes], expected: str) -> None:
+    with pytest.raises(Refused, match=expected) as caught:
+        by_hand.send(by_hand.next_order().number, Spoiled(by_hand.source, spoil))
+    assert caught.value.kind == "corrupt"
+    said = reason(by_hand.stage.result())
+    assert "client 'bad', tensor 'w': piece 0 of 1" in said and expected in said
+
+
+def test_an_element_in_a_gap(by_hand: ByHand) -> None:
+    by_hand.model.segments[0][6] = 1.0
+    with pytest.raises(Refused, match="the gap behind it is not zero"):
+        by_hand.send(by_hand.next_order().number, Outbox(by_hand.model))
+    assert "client 'bad', tensor 'w'" in reason(by_hand.stage.result())
+
+
+def test_a_wrong_fingerprint(by_hand: ByHand) -> None:
+    with pytest.raises(Refused, match="fingerprint 0123, expected"):
+        by_hand.send(by_hand.next_order().number, fingerprint="0123")
+    assert "client 'bad': its model has fingerprint 0123" in reason(by_hand.stage.result())
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        Layout(),
+        Layout((Part("model", (Segment("float32", 2**45),)),)),
+        Layout((Part("model", (Segment("float16", 768),)),)),
+        Layout((Part("model", (Segment("float32", 768),)), Part("more", ()))),
+    ],
+)
+def test_pieces_announced_in_another_layout(by_hand: ByHand, layout: Layout) -> None:
+    with pytest.raises(Refused, match="not laid out"):
+        by_hand.send(by_hand.next_order().number, layout=layout)
+    assert "not laid out" in reason(by_hand.stage.result())
+
+
+def test_an_answer_of_another_kind(by_hand: ByHand) -> None:
+    with pytest.raises(Refused, match="the task returns weights, it sent delta"):
+        by_hand.send(by_hand.next_order().number, returns="delta")
+    assert "it sent delta" in reason(by_hand.stage.result())
+
+
+def test_a_message_that_is_none(by_hand: ByHand) -> None:
+    order = by_hand.next_order()
+    with pytest.raises(Refused) as caught:
+        by_hand.stage.connect().upload(Offer(by_hand.secret, order.number, b"{]"), Outbox(by_hand.source))
+    assert caught.value.kind == "malformed"
+    assert "UpdateMessage" in reason(by_hand.stage.result())
+
+
+def test_a_refused_client_cannot_try_again_in_the_same_round(by_hand: ByHand) -> None:
+    number = by_hand.next_order().number
+    with pytest.raises(Refused):
+        by_hand.send(number, weight=-1.0)
+    with pytest.raises(Refused, match=r"has failed in this round|closed without it"):
+        by_hand.send(number)
+    reason(by_hand.stage.result())
+
+
+def test_orders_that_nobody_gave_are_refused_and_change_nothing(by_hand: ByHand) -> None:
+    number = by_hand.next_order().number
+    for other in (number + 1, 2**60):
+        with pytest.raises(Refused, match="was not asked"):
+            by_hand.send(other)
+    by_hand.send(number)
+    outcome = by_hand.stage.result()
+    assert sorted(outcome.history[0].updates) == ["bad", "good-1", "good-2"]
+
+
+def test_the_same_answer_twice_counts_once(stage: Stage) -> None:
+    stage.open(wait_for=2, quorum=2, clients=["twice", "good"])
+    twice = ByHand(stage, "twice")
+
+    def good(model: Arrays, task: Task) -> Update:
+        number = twice.next_order().number
+        twice.send(number)
+        twice.send(number)
+        with pytest.raises(Refused, match="another answer before"):
+            twice.send(number, weight=2.0)
+        return adding(1.0)(model, task)
+
+    stage.client("good", good)
+    assert mean_of(stage.result()) == {5.0}
+
+
+def test_late_and_stale_answers_are_told_apart(stage: Stage) -> None:
+    said: list[str] = []
+
+    def good(model: Arrays, task: Task) -> Update:
+        if task.round == 2:
+            # Round 1 has closed without it, and round 2 is open.
+            with pytest.raises(Refused) as caught:
+                slow.send(first)
+            said.append(str(caught.value))
+        return adding(1.0)(model, task)
+
+    stage.open(wait_for=2, quorum=1, clients=["slow", "good"], rounds=2, deadline_s=1.0)
+    slow = ByHand(stage, "slow")
+    stage.client("good", good)
+    order = slow.next_order()
+    first = order.number
+    message = parse_message(TaskMessage, order.content)
+    assert (message.task, message.round) == ("train", 1)
+    outcome = stage.result()
+    assert said == ["client 'slow': not taken: it answers an earlier round"]
+    assert "deadline of 1 s" in outcome.history[0].failed["train"]["slow"]
+    assert mean_of(outcome) == {2.0}

@@ -1,0 +1,108 @@
+"""The command line: what people type, what they get, and what they are told when it is wrong."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def flcore(*arguments: str, cwd: Path, code: int = 0) -> str:
+    """Run `flcore ARGUMENTS`; return all that it prints."""
+    done = subprocess.run(
+        [sys.executable, "-m", "flcore", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, "COLUMNS": "200", "NO_COLOR": "1"},
+        check=False,
+    )
+    assert done.returncode == code, done.stdout
+    assert "Traceback" not in done.stdout
+    return done.stdout
+
+
+def test_a_run_writes_its_files_and_prints_a_table(tmp_path: Path) -> None:
+    printed = flcore("run", "digits", "--rounds", "2", "--workers", "2", cwd=tmp_path)
+    assert "hospital-f alone" in printed and "all clients, federated" in printed and "all data in one place" in printed
+    assert "round 1/2" not in printed, "nobody watches: no progress"
+    for name in ("model.safetensors", "history.jsonl", "history.png"):
+        assert f"runs/digits/{name}" in printed
+        assert (tmp_path / "runs/digits" / name).stat().st_size > 0
+    records = [json.loads(line) for line in (tmp_path / "runs/digits/history.jsonl").read_text().splitlines()]
+    assert [record["round"] for record in records] == [1, 2]
+    expected = {"round", "sampled", "updates", "failed", "train", "validate", "bytes_sent", "bytes_received", "seconds"}
+    assert expected < set(records[0])
+    assert set(records[0]["updates"]["hospital-a"]) == {"weight", "metrics", "bytes", "seconds"}
+    assert (tmp_path / "runs/digits/history.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_as_json(tmp_path: Path) -> None:
+    printed = flcore("run", "digits", "--rounds", "1", "--workers", "0", "--out", "here", "--json", cwd=tmp_path)
+    result = json.loads(printed)
+    assert result["job"] == "digits" and len(result["history"]) == 1
+    assert set(result["baselines"]["alone"]) == {f"hospital-{letter}" for letter in "abcdef"}
+    assert (tmp_path / result["model"]).exists()
+
+
+def test_job_check_says_what_a_job_will_do(tmp_path: Path) -> None:
+    printed = flcore("job", "check", "digits", cwd=tmp_path)
+    assert "fed_avg, 60 rounds, rule mean" in printed
+    assert "train returns weights" in printed
+    assert "4 tensors, 19,210 parameters" in printed
+    assert "The job is sound." in printed
+
+
+def test_the_rules_are_listed_and_explained(tmp_path: Path) -> None:
+    assert flcore("rules", cwd=tmp_path).splitlines()[0].startswith("mean ")
+    assert "FedAvg" in flcore("rules", "mean", cwd=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["run", "nowhere"], 1, "flcore: there is no job at nowhere"),
+        (["rules", "median"], 1, "flcore: rule 'median' does not exist"),
+        (["server", "digits"], 1, "flcore: TLS is not available yet; --insecure"),
+        (["client", "digits", "--name", "a", "--server", "localhost:1"], 1, "flcore: TLS is not available yet"),
+        (["server", "digits", "--insecure", "--host", "0.0.0.0"], 1, "0.0.0.0 is not this machine"),
+        (
+            ["client", "digits", "--insecure", "--server", "10.0.0.1:80", "--name", "hospital-a"],
+            1,
+            "10.0.0.1 is not this machine",
+        ),
+        (["client", "digits", "--insecure", "--server", "x", "--name", "hospital-a"], 2, "expected HOST:PORT, got 'x'"),
+        (["client", "digits", "--insecure", "--server", "localhost:1", "--name", "me"], 1, "'me' is not among"),
+        (["run", "digits", "--rounds", "0"], 2, "not in the range"),
+        (["run", "digits", "--clients", "400", "--workers", "0"], 1, "too few for 400 clients"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_message(tmp_path: Path, arguments: list[str], code: int, message: str) -> None:
+    assert message in flcore(*arguments, cwd=tmp_path, code=code)
+
+
+def test_a_contract_with_mistakes_is_told_all_of_them(tmp_path: Path) -> None:
+    (tmp_path / "job.toml").write_text(
+        'name = "x"\nclients = 2\nrounds = 3\n[server]\nmodel = "a.py:b"\nrounds = "3"\n'
+    )
+    printed = flcore("job", "check", ".", cwd=tmp_path, code=1)
+    for line in ("job.toml: rounds: there is no such key", "server.rounds: input should be a valid integer, not '3'"):
+        assert line in printed
+    assert "job.toml: client: field required" in printed
+
+
+@pytest.mark.parametrize("command", [[], ["run"], ["server"], ["client"], ["job", "check"], ["rules"], ["bench"]])
+def test_every_command_has_help(tmp_path: Path, command: list[str]) -> None:
+    assert "Usage:" in flcore(*command, "--help", cwd=tmp_path)
+
+
+def test_the_kernels_are_measured(tmp_path: Path) -> None:
+    printed = flcore("bench", "kernels", "--json", "figures.json", cwd=tmp_path)
+    assert "fold float32" in printed and "of the limit" in printed
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["machine"]["cores"] >= 1
+    rows = {row["what"]: row for row in figures["rows"]}
+    assert 0 < rows["fold float32"]["of_limit"] < 1.1, "a fold that beats the limit says that the limit is wrong"

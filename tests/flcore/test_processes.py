@@ -1,0 +1,173 @@
+"""Real processes, and what happens when they are killed, interrupted, or come too early."""
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.flcore.conftest import Stage, adding, mean_of
+from tests.flcore.processes import alive_in_group, read_until, started
+
+STALLING = """
+import sys, threading
+import numpy as np
+from flcore_transport import GrpcConnection, Join, Offer, Order, Outbox
+from flcore import Model
+from flcore.job.messages import JoinMessage, UpdateMessage
+
+address, contract = sys.argv[1], sys.argv[2]
+connection = GrpcConnection(address)
+stream = connection.session(Join("victim", "1", JoinMessage(contract=contract, code_digest="", version="").to_bytes()))
+welcome = next(stream)
+order = next(stream)
+model = Model.of({"w": np.full((2, 3), 99, np.float32), "b": np.full(1_500_000, 99, np.float32)})
+
+class Stalling(Outbox):
+    def piece(self, index):
+        if index == 2:
+            print("in the middle of the upload", flush=True)
+            threading.Event().wait()
+        return super().piece(index)
+
+message = UpdateMessage(returns="weights", weight=500.0, fingerprint=model.spec.fingerprint)
+connection.upload(Offer(welcome.session, order.number, message.to_bytes(), model.layout), Stalling(model))
+"""
+
+BIG = (
+    "import numpy as np\ndef initial_model(seed): return {'w': np.zeros((2, 3), 'f4'), 'b': np.zeros(1_500_000, 'f4')}"
+)
+
+
+@pytest.mark.parametrize("stage", ["grpc"], indirect=True)
+def test_a_client_killed_in_mid_upload_leaves_no_trace(stage: Stage) -> None:
+    (stage.directory / "big.py").write_text(BIG)
+    stage.open(wait_for=3, quorum=2, clients=["victim", "good-1", "good-2"], rounds=2, model="big.py:initial_model")
+    contract = stage.job.contract.to_json()
+    with started("-c", STALLING, stage.server.address, contract) as victim:
+        stage.client("good-1", adding(1.0))
+        stage.client("good-2", adding(3.0))
+        read_until(victim, "in the middle of the upload")
+        os.kill(victim.pid, signal.SIGKILL)
+        killed_at = time.monotonic()
+        outcome = stage.result()
+    assert time.monotonic() - killed_at < 20, (
+        "the round waited for its deadline, and not for the grace of a lost client"
+    )
+    assert mean_of(outcome) == {4.0}
+    assert sorted(outcome.history[0].updates) == ["good-1", "good-2"]
+    assert "connection was lost" in outcome.history[0].failed["train"]["victim"]
+    assert outcome.history[1].sampled == ("good-1", "good-2")
+    # Pieces of the victim's did arrive.
+    assert outcome.history[0].bytes_received > 2 * 1_500_000 * 4 + (2 << 20)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_the_job_by_hand_with_clients_that_come_before_their_server(tmp_path: Path) -> None:
+    address = f"localhost:{free_port()}"
+    join = ("-m", "flcore", "client", "digits", "--server", address, "--insecure", "--name")
+    with started(*join, "hospital-a") as first, started(*join, "hospital-b") as second:
+        read_until(first, "joining")
+        port = address.partition(":")[2]
+        with started("-m", "flcore", "server", "digits", "--insecure", "--port", port, cwd=tmp_path) as server:
+            printed = read_until(server, "done:")
+            assert f"flcore client digits --name NAME --server {address} --insecure" in printed
+            assert "hospital-a joined" in printed
+            assert "round 60/60: 2 of 2 clients, loss" in printed
+            assert server.wait(20) == 0
+        assert "the job is done" in read_until(first, "the job is done")
+        assert first.wait(20) == second.wait(20) == 0
+    written = {path.name for path in (tmp_path / "runs" / "digits").iterdir()}
+    assert written == {"model.safetensors", "best.safetensors", "history.jsonl", "history.png"}
+
+
+def wait_for_first_round(run: "subprocess.Popen[str]", directory: Path) -> None:
+    """Wait until a run has written its history."""
+    log = directory / "runs/digits/history.jsonl"
+    while not log.exists():
+        assert run.poll() is None, run.communicate()[0]
+        time.sleep(0.05)
+
+
+def end_of(group: int) -> None:
+    """Wait until a whole process group has ended."""
+    give_up_at = time.monotonic() + 20
+    while alive_in_group(group) and time.monotonic() < give_up_at:
+        time.sleep(0.05)
+    assert alive_in_group(group) == []
+
+
+@pytest.mark.parametrize("to_group", [True, False])
+def test_ctrl_c_ends_a_run_and_all_its_workers(tmp_path: Path, to_group: bool) -> None:
+    with started("-m", "flcore", "run", "digits", "--rounds", "100000", "--workers", "3", cwd=tmp_path) as run:
+        wait_for_first_round(run, tmp_path)
+        # From a terminal, Ctrl-C reaches every process of the group; from a supervisor, the one it knows.
+        (os.killpg if to_group else os.kill)(run.pid, signal.SIGINT)
+        printed = run.communicate(timeout=20)[0]
+        assert run.returncode == 130
+        assert printed == ""
+        end_of(run.pid)
+
+
+def test_ctrl_c_ends_server_and_client(tmp_path: Path) -> None:
+    address = f"localhost:{free_port()}"
+    port = address.partition(":")[2]
+    command = ("-m", "flcore", "client", "digits", "--server", address, "--insecure", "--name")
+    with started("-m", "flcore", "server", "digits", "--insecure", "--port", port, cwd=tmp_path) as server:
+        read_until(server, "--insecure")
+        with started(*command, "hospital-a") as client, started(*command, "hospital-b") as other:
+            read_until(server, "round 2/60")
+            os.kill(client.pid, signal.SIGINT)
+            printed = client.communicate(timeout=20)[0]
+            assert client.returncode == 130 and "Traceback" not in printed
+            os.kill(server.pid, signal.SIGINT)
+            printed = server.communicate(timeout=20)[0]
+            assert server.returncode in (130, 1) and "Traceback" not in printed
+            read_until(other, "the server was stopped" if server.returncode == 130 else "the job failed")
+            assert other.wait(20) == 0
+
+
+def test_workers_do_not_outlive_a_run_that_is_killed(tmp_path: Path) -> None:
+    with started("-m", "flcore", "run", "digits", "--rounds", "100000", "--workers", "2", cwd=tmp_path) as run:
+        wait_for_first_round(run, tmp_path)
+        assert len(alive_in_group(run.pid)) == 3
+        os.kill(run.pid, signal.SIGKILL)
+        run.wait()
+        end_of(run.pid)
+
+
+def test_a_second_server_on_the_same_port_is_told_so(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        with started("-m", "flcore", "server", "digits", "--insecure", "--port", port, cwd=tmp_path) as server:
+            printed = server.communicate(timeout=30)[0]
+    assert server.returncode == 1
+    assert f"flcore: cannot listen on 127.0.0.1:{port}" in printed and "Traceback" not in printed
+
+
+def test_a_worker_that_cannot_start_ends_the_run_with_its_reason(tmp_path: Path) -> None:
+    (tmp_path / "job.toml").write_text(
+        'name = "broken"\nclients = 2\n[server]\nmodel = "code.py:model"\nrounds = 1\n'
+        '[client]\nexecutor = "code.py:Site"\n[tasks.train]\nreturns = "weights"\n'
+    )
+    (tmp_path / "code.py").write_text(
+        "import numpy as np\n"
+        "def model(seed): return {'w': np.zeros(2)}\n"
+        "class Site:\n"
+        "    def __init__(self, site): open('/nowhere/patients.csv')\n"
+        "    def train(self, model, task): ...\n"
+    )
+    with started("-m", "flcore", "run", ".", "--workers", "2", cwd=tmp_path) as run:
+        printed = run.communicate(timeout=30)[0]
+    assert run.returncode == 1
+    assert "FileNotFoundError" in printed and "/nowhere/patients.csv" in printed and "Traceback" not in printed

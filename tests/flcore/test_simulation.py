@@ -1,0 +1,53 @@
+"""`flcore.run`: the same bits whoever hosts the clients, and the digits result that the README promises."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import flcore
+from flcore import Job, JobError, Model, Outcome
+from flcore.simulation.baselines import baselines_of
+
+
+def bits(outcome: Outcome) -> list[bytes]:
+    return [segment.tobytes() for segment in outcome.model.segments]
+
+
+def test_the_same_job_gives_the_same_bits_however_its_clients_are_hosted() -> None:
+    in_threads = flcore.run("digits", workers=0, rounds=3)
+    again = flcore.run("digits", workers=0, rounds=3)
+    in_processes = flcore.run("digits", workers=2, rounds=3)
+    assert bits(in_threads) == bits(again) == bits(in_processes)
+    assert bits(flcore.run("digits", workers=0, rounds=3, seed=8)) != bits(again)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_the_federated_model_beats_every_lone_client_and_nears_the_centralised_one(seed: int) -> None:
+    job = Job.load("digits", seed=seed)
+    history, model = flcore.run(job, workers=0)
+    baselines = baselines_of(job)
+    assert baselines is not None
+    assert isinstance(model, Model)
+    federated = history[-1].validate["accuracy"]
+    assert federated > max(baselines.alone.values()) + 0.10
+    assert federated > baselines.centralised - 0.02
+    assert len(history) == 60 and all(len(record.updates) == 6 for record in history)
+
+
+def test_fifty_clients_in_two_processes(tmp_path: Path) -> None:
+    history, _ = flcore.run("digits", clients=50, workers=2, rounds=3, out=tmp_path)
+    assert [len(record.updates) for record in history] == [50, 50, 50]
+    assert {file.name for file in tmp_path.iterdir()} == {"history.jsonl", "model.safetensors", "best.safetensors"}
+    loaded = flcore.load(tmp_path / "model.safetensors")
+    assert loaded["hidden.weight"].dtype == np.float32
+
+
+def test_more_clients_than_scans_are_refused() -> None:
+    with pytest.raises(JobError, match="too few for 400 clients"):
+        flcore.run("digits", clients=400, workers=0)
+
+
+def test_a_number_of_workers_below_zero_is_refused() -> None:
+    with pytest.raises(ValueError, match="workers is a number >= 0, not -1"):
+        flcore.run("digits", workers=-1)

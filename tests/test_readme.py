@@ -1,0 +1,129 @@
+"""The README is true: its commands, its job and its snippets are run as printed."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from tests.flcore.processes import read_until, started
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+JOB_DOC = (ROOT / "docs/job.md").read_text()
+
+
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def block_with(language: str, text: str) -> str:
+    (found,) = [block for block in blocks(language) if text in block]
+    return found
+
+
+def shell(script: str, cwd: Path) -> str:
+    """Run a shell script with this environment's `flcore` and `python` first on the path."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-euc", script],
+        cwd=cwd,
+        env={**os.environ, "PATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def commands(script: str) -> list[list[str]]:
+    return [words for line in script.splitlines() if (words := shlex.split(line, comments=True))]
+
+
+def test_the_two_commands_exist_and_are_what_ci_runs() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for _, verb in commands(block_with("sh", "make demo")):
+        assert re.search(rf"^{verb}:", makefile, re.MULTILINE)
+    assert "$(BIN)/flcore run digits" in makefile
+    assert "make check\nmake test" in (ROOT / ".ci/run").read_text()
+
+
+def test_runs_on_one_machine(tmp_path: Path) -> None:
+    script = block_with("sh", "flcore run digits ")
+    assert len(commands(script)) == 2
+    printed = shell(script, tmp_path)
+    assert printed.count("all clients, federated") == 2
+
+
+def test_three_terminals(tmp_path: Path) -> None:
+    server, first, second = commands(block_with("sh", "flcore server"))
+    with started("-m", *server, cwd=tmp_path) as serving:
+        read_until(serving, "flcore client")
+        with started("-m", *first) as a, started("-m", *second) as b:
+            assert "60/60" in read_until(serving, "round 60/60")
+            assert a.wait(20) == b.wait(20) == serving.wait(20) == 0
+
+
+def test_the_notebook(tmp_path: Path) -> None:
+    script = block_with("python", 'flcore.run("digits")')
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, stdout=subprocess.PIPE, text=True, check=True)
+    assert float(done.stdout) > 0.9
+
+
+def write_job(folder: Path, python: str) -> None:
+    (folder / "myjob").mkdir()
+    (folder / "myjob/job.toml").write_text(block_with("toml", "myjob"))
+    (folder / "myjob/train.py").write_text(python)
+
+
+def test_the_job_as_printed(tmp_path: Path) -> None:
+    toml, python = block_with("toml", "myjob"), block_with("python", "np.loadtxt")
+    assert len((toml + python).splitlines()) < 40
+    write_job(tmp_path, python)
+    printed = shell(block_with("sh", "flcore run myjob"), tmp_path)
+    assert "The job is sound." in printed and "all clients, federated" in printed
+    assert (tmp_path / "runs/myjob/model.safetensors").exists()
+
+
+@pytest.mark.torch
+@pytest.mark.skipif(find_spec("torch") is None, reason="PyTorch is not installed (make test-torch)")
+def test_the_torch_snippet_as_printed(tmp_path: Path) -> None:
+    write_job(tmp_path, block_with("python", "torch.optim"))
+    toml = (tmp_path / "myjob/job.toml").read_text()
+    (tmp_path / "myjob/job.toml").write_text(toml.replace('[tasks.validate]\nreturns = "metrics"\n', ""))
+    printed = shell("flcore run myjob --rounds 2", tmp_path)
+    assert "all clients, federated" in printed
+
+
+def test_aggregation_alone() -> None:
+    script = block_with("python", "flcore.aggregate")
+    done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, check=True)
+    assert done.stdout.strip() == "[4. 5.]"
+
+
+def test_the_playbook_in_the_docs_is_the_bundled_one(tmp_path: Path) -> None:
+    (playbook,) = blocks("python", JOB_DOC)
+    source = (ROOT / "flcore/server/playbooks.py").read_text()
+    body = playbook.partition("\n")[2]
+    assert body.strip() in source
+
+
+def test_every_key_of_the_contract_is_documented_and_no_other() -> None:
+    from flcore.job.contract import Bounds, ClientContract, Contract, ServerContract, TaskContract
+
+    tables = {"server": ServerContract, "client": ClientContract, "tasks.NAME": TaskContract, "bounds": Bounds}
+    keys = {key for key in Contract.model_fields if key not in ("server", "client", "tasks", "bounds")}
+    keys |= {f"{table}.{key}" for table, model in tables.items() for key in model.model_fields}
+    assert set(re.findall(r"^\| `([^`]+)` \|", JOB_DOC, re.MULTILINE)) == keys
+
+
+def test_links_lead_somewhere() -> None:
+    for document in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "bench/RESULTS.md"]:
+        for link in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
+            assert link.startswith("https://") or (document.parent / link).exists(), f"{document.name}: {link}"
