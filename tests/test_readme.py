@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
 from tests.flcore.processes import read_until, started
 
@@ -117,9 +118,17 @@ def test_the_playbook_in_the_docs_is_the_bundled_one(tmp_path: Path) -> None:
 def test_every_key_of_the_contract_is_documented_and_no_other() -> None:
     from flcore.job.contract import Bounds, ClientContract, Contract, ServerContract, TaskContract
 
-    tables = {"server": ServerContract, "client": ClientContract, "tasks.NAME": TaskContract, "bounds": Bounds}
-    keys = {key for key in Contract.model_fields if key not in ("server", "client", "tasks", "bounds")}
-    keys |= {f"{table}.{key}" for table, model in tables.items() for key in model.model_fields}
+    def fields_of(model: type[BaseModel]) -> list[str]:
+        return list(model.model_fields)
+
+    tables: dict[str, type[BaseModel]] = {
+        "server": ServerContract,
+        "client": ClientContract,
+        "tasks.NAME": TaskContract,
+        "bounds": Bounds,
+    }
+    keys = {key for key in fields_of(Contract) if key not in ("server", "client", "tasks", "bounds")}
+    keys |= {f"{table}.{key}" for table, model in tables.items() for key in fields_of(model)}
     assert set(re.findall(r"^\| `([^`]+)` \|", JOB_DOC, re.MULTILINE)) == keys
 
 

@@ -135,8 +135,8 @@ class Controller:
         }
         with _timed(self._record, task):
             exchange = self._federation.ask(messages, model, rules, aggregator)
-        self._record.bytes_sent += exchange.bytes_sent
-        self._record.bytes_received += exchange.bytes_received
+        self._record.bytes_sent += exchange.traffic.sent
+        self._record.bytes_received += exchange.traffic.received
         if exchange.round.failed:
             self._record.failed[task] = dict(exchange.round.failed)
         return exchange

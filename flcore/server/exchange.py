@@ -17,6 +17,14 @@ from flcore.server.round import Round
 
 
 @dataclass(eq=False)
+class Traffic:
+    """Bytes of pieces that have gone out and come in."""
+
+    sent: int = 0
+    received: int = 0
+
+
+@dataclass(eq=False)
 class Exchange:
     """A round of one task. `aggregator` is None where answers are metrics alone; `model` is what the clients read."""
 
@@ -28,8 +36,7 @@ class Exchange:
     aggregator: Aggregator | None
     intakes: dict[str, Intake] = field(default_factory=dict)
     answers: dict[str, Participation] = field(default_factory=dict)
-    bytes_sent: int = 0
-    bytes_received: int = 0
+    traffic: Traffic = field(default_factory=Traffic)
 
     @property
     def metrics(self) -> dict[str, float]:

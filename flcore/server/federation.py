@@ -31,7 +31,7 @@ from flcore.job.parsing import contract_from_json
 from flcore.model.model import Model
 from flcore.model.spec import ModelSpec
 from flcore.server.events import Answered, Asked, Departed, Failed, Joined, Moved, Observer, unobserved
-from flcore.server.exchange import Exchange
+from flcore.server.exchange import Exchange, Traffic
 from flcore.server.history import Participation
 from flcore.server.intake import Intake, Upload, check_message, check_tensors
 from flcore.server.round import Round, RoundRules, Verdict
@@ -150,7 +150,8 @@ class Federation:
         """Return the model of an order, which later rounds do not touch."""
         with self._changed:
             exchange = self._current(client, order)
-        return Outbox(_Counted(exchange.model, lambda count: self._moved(exchange, sent=count)))
+        traffic = exchange.traffic
+        return Outbox(_Counted(exchange.model, lambda count: self._moved(traffic, sent=count)))
 
     def answer(self, client: str, order: int, content: bytes, layout: Layout) -> Upload:
         """Begin, or go on with, a client's answer."""
@@ -183,7 +184,7 @@ class Federation:
         if exchange.aggregator is not None:
             check_tensors(message, layout, client, self._spec)
             staged = exchange.aggregator.stage(client, message.weight)
-        intake = Intake(message, self._spec, client, staged, lambda count: self._moved(exchange, received=count))
+        intake = Intake(message, self._spec, client, staged)
         with self._changed:
             return exchange.intakes.setdefault(client, intake)
 
@@ -192,6 +193,7 @@ class Federation:
             raise _untimely(intake.client, Verdict.LATE)
         with self._refusing(exchange, intake.client):
             intake.accept(piece)
+        self._moved(exchange.traffic, received=len(piece))
 
     def _commit(self, exchange: Exchange, intake: Intake) -> Receipt:
         number, client = exchange.round.number, intake.client
@@ -239,10 +241,10 @@ class Federation:
         exchange.intakes.pop(client, None)
         self._changed.notify_all()
 
-    def _moved(self, exchange: Exchange, *, sent: int = 0, received: int = 0) -> None:
+    def _moved(self, traffic: Traffic, *, sent: int = 0, received: int = 0) -> None:
         with self._changed:
-            exchange.bytes_sent += sent
-            exchange.bytes_received += received
+            traffic.sent += sent
+            traffic.received += received
         self._observe(Moved(sent, received))
 
     def _require_same(self, client: str, message: JoinMessage) -> None:

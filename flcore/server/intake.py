@@ -3,7 +3,6 @@
 import math
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 from flcore_kernels import storage_dtype
@@ -49,29 +48,31 @@ def check_tensors(message: UpdateMessage, layout: Layout, client: str, spec: Mod
         raise TensorMismatch("its pieces are not laid out as its fingerprint says", client=client)
 
 
-@dataclass(eq=False)
+class _Staging:
+    """The sink that hands the elements of a piece to a staged update, as they came."""
+
+    def __init__(self, staged: StagedUpdate | None) -> None:
+        self._staged = staged
+
+    def write(self, piece: PieceRange, body: memoryview) -> None:
+        if self._staged is not None:
+            self._staged.adopt(piece.segment, piece.first, np.frombuffer(body, storage_dtype(piece.dtype)))
+
+
 class Intake:
     """An answer that has been announced. It outlives the streams that carry it: a new one goes on where one broke off.
 
-    `staged` is None for an answer of metrics alone. `on_bytes` is told the size of each piece that was taken.
+    `staged` is None for an answer of metrics alone. Nothing in here refers back to what holds it: a model's worth of
+    pieces is freed at once, and not when the garbage collector finds it.
     """
 
-    message: UpdateMessage
-    spec: ModelSpec
-    client: str
-    staged: StagedUpdate | None
-    on_bytes: Callable[[int], None]
-
-    def __post_init__(self) -> None:
+    def __init__(self, message: UpdateMessage, spec: ModelSpec, client: str, staged: StagedUpdate | None) -> None:
+        self.message, self.client, self.staged = message, client, staged
         self.lock = threading.Lock()
-        self.inbox = Inbox(Layout() if self.staged is None else layout_of(self.spec), self)
-        self.stream: Upload | None = None
+        self.inbox = Inbox(Layout() if staged is None else layout_of(spec), _Staging(staged))
+        self.stream = object()
         self.bytes = 0
-
-    def write(self, piece: PieceRange, body: memoryview) -> None:
-        """Stage the elements of a piece, as they came."""
-        if self.staged is not None:
-            self.staged.adopt(piece.segment, piece.first, np.frombuffer(body, storage_dtype(piece.dtype)))
+        self._spec = spec
 
     def accept(self, piece: bytes) -> None:
         """Take the next piece, or raise an `UpdateError` that names the tensor."""
@@ -79,10 +80,9 @@ class Intake:
             self.inbox.accept(piece)
         except (PieceError, ProtocolMismatch) as error:
             expected = self.inbox.plan[min(self.inbox.received, len(self.inbox.plan) - 1)]
-            tensor, _ = self.spec.segments[expected.segment].at(expected.first)
+            tensor, _ = self._spec.segments[expected.segment].at(expected.first)
             raise CorruptUpdate(str(error), client=self.client, tensor=tensor.name) from error
         self.bytes += len(piece)
-        self.on_bytes(len(piece))
 
 
 class Upload:
@@ -92,8 +92,9 @@ class Upload:
         self, intake: Intake, take: Callable[[Intake, bytes], None], commit: Callable[[Intake], Receipt]
     ) -> None:
         self._intake, self._take, self._commit = intake, take, commit
+        self._stream = object()
         with intake.lock:
-            intake.stream = self
+            intake.stream = self._stream
 
     @property
     def received(self) -> int:
@@ -108,7 +109,7 @@ class Upload:
     def accept(self, piece: bytes) -> None:
         """Take the next piece."""
         with self._intake.lock:
-            if self._intake.stream is not self:
+            if self._intake.stream is not self._stream:
                 raise Refused(Untimely.kind, f"client {self._intake.client!r}: a newer stream carries this update now")
             self._take(self._intake, piece)
 

@@ -1,5 +1,6 @@
 """A federation at work: rounds, metrics, deltas, samples, playbooks; the same over gRPC and in-process."""
 
+import gc
 import json
 import threading
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from flcore_transport import Refused
 
 from flcore import Arrays, QuorumError, Task, Update, load
+from flcore.aggregation.staging import StagedUpdate
 from tests.flcore.conftest import START, Stage, adding, mean_of
 
 
@@ -275,6 +277,20 @@ def test_any_task_of_the_contract_can_be_asked(stage: Stage) -> None:
     stage.open(clients=1, controller="ask.py:survey", tasks={"count_rows": "metrics"})
     stage.client("client-1", count_rows=lambda _model, _task: Update(weight=5, metrics={"rows": 5}))
     assert stage.result().history[0].validate == {"rows": 5.0}
+
+
+def test_updates_are_freed_at_once_and_not_when_the_garbage_collector_finds_them(stage: Stage) -> None:
+    stage.open(wait_for=2, rounds=6, clients=2)
+    gc.collect()
+    gc.disable()
+    try:
+        for name in ("client-1", "client-2"):
+            stage.client(name, adding(1.0))
+        assert mean_of(stage.result()) == {6.0}
+        alive = [thing for thing in gc.get_objects() if isinstance(thing, StagedUpdate)]
+        assert len(alive) <= 2, "only the last round's may be there"
+    finally:
+        gc.enable()
 
 
 def test_sixty_four_clients_at_once(stage: Stage) -> None:
