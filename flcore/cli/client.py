@@ -39,7 +39,7 @@ def client(
     executor = Executor(loaded, Site(name, contract.client_names, contract.seed, config))
     connection = GrpcConnection(server, allow_remote=insecure_remote)
     console.print(f"{name}: joining {server}; Ctrl-C leaves")
-    reason = Client(loaded, executor, connection, tell=console.print).run()
+    reason = Client(loaded, executor, connection, tell=console.print).start().result()
     console.print(f"{name}: {reason}")
 
 

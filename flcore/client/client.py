@@ -7,6 +7,7 @@ one has superseded is not begun any more, so a client that was too slow for one 
 import secrets
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from typing import Protocol, TypeVar
 
 from flcore_transport import (
@@ -106,6 +107,22 @@ class Client:
         finally:
             self.stop()
             listener.join()
+
+    def start(self) -> "Future[str]":
+        """Take part in a thread of its own; the future is what `run` returns or raises.
+
+        So a main thread that waits for it can be interrupted (Ctrl-C) without breaking a call half begun.
+        """
+        future: Future[str] = Future()
+
+        def work() -> None:
+            try:
+                future.set_result(self.run())
+            except Exception as error:
+                future.set_exception(error)
+
+        threading.Thread(target=work, name=self._name, daemon=True).start()
+        return future
 
     def stop(self) -> None:
         """End the connection. May be called from any thread."""

@@ -2,9 +2,9 @@
 
 import json
 import os
-import signal
 import sys
 import threading
+from concurrent.futures import FIRST_EXCEPTION, wait
 from pathlib import Path
 
 from flcore_transport import GrpcConnection, TransportError
@@ -18,44 +18,29 @@ from flcore.job.parsing import contract_from_json
 
 
 def main() -> int:
-    """Host the clients until the server says goodbye to all of them."""
+    """Host the clients until the server says goodbye to all of them; a client that cannot go on ends the worker."""
     setup = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
     contract = contract_from_json(setup["contract"], "the run's contract")
     job = Job(contract, Path(setup["directory"]))
-    failures: list[str] = []
-
-    def host(name: str) -> None:
-        try:
-            executor = Executor(job, Site(name, contract.client_names, contract.seed))
-            Client(job, executor, GrpcConnection(setup["address"])).run()
-        except (FlcoreError, TransportError) as error:
-            # Nobody can repair it here, and the server waits: the whole worker ends, and says why.
-            failures.append(f"client {name!r}: {error}")
-            _interrupt()
-
-    threads = [threading.Thread(target=host, args=(name,), daemon=True) for name in setup["names"]]
     try:
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    except KeyboardInterrupt:
-        print("\n".join(failures) or "interrupted", file=sys.stderr)
+        executors = [Executor(job, Site(name, contract.client_names, contract.seed)) for name in setup["names"]]
+        clients = [Client(job, executor, GrpcConnection(setup["address"])) for executor in executors]
+        ended, _ = wait([client.start() for client in clients], return_when=FIRST_EXCEPTION)
+        for future in ended:
+            future.result()
+    except (FlcoreError, TransportError) as error:
+        print(error, file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 
 def _end_with_parent() -> None:
-    """Wait for the end of stdin, which is the end of the parent, and interrupt this process."""
-    # Not sys.stdin: its lock, held by a sleeping thread, would abort the interpreter's exit.
+    """Wait for the end of stdin, which is the end of the parent, and end this process, whatever it is doing."""
     os.read(sys.stdin.fileno(), 1)
-    _interrupt()
-
-
-def _interrupt() -> None:
-    """Interrupt the main thread, which sleeps: a signal raised in this thread would not wake it."""
-    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+    os._exit(1)
 
 
 if __name__ == "__main__":

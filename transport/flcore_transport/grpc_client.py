@@ -6,9 +6,9 @@ connection `ConnectionLost`, after which the same call may be made again; an upl
 
 import itertools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import grpc
 
@@ -45,6 +45,9 @@ class GrpcConnection:
         else:
             self._channel = grpc.secure_channel(address, credentials, options=CHANNEL_OPTIONS)
         self.address = address
+        self._lock = threading.Lock()
+        self._calls: set[Any] = set()
+        self._is_closed = False
         self._session_call: grpc.UnaryStreamMultiCallable[bytes, bytes] = self._channel.unary_stream(
             f"/{SERVICE}/Session"
         )
@@ -58,14 +61,14 @@ class GrpcConnection:
 
     def session(self, join: Join) -> Iterator[FromServer]:
         """Join, and yield what the server says until its goodbye; waits for a server that is not there yet."""
-        with self._mapped():
-            for message in self._session_call(encode(join), wait_for_ready=True):
+        with self._calling(lambda: self._session_call(encode(join), wait_for_ready=True)) as messages:
+            for message in messages:
                 yield decode_from_server(message)
 
     def download(self, fetch: Fetch) -> Iterator[bytes]:
         """Yield the pieces of an order's payload from `fetch.first_piece` on."""
-        with self._mapped():
-            yield from self._download_call(encode(fetch), wait_for_ready=True)
+        with self._calling(lambda: self._download_call(encode(fetch), wait_for_ready=True)) as pieces:
+            yield from pieces
 
     def upload(self, offer: Offer, outbox: Outbox) -> Receipt:
         """Send an answer, never more pieces than the server has granted, and return its receipt."""
@@ -76,36 +79,49 @@ class GrpcConnection:
             for index in credit.granted():
                 yield outbox.piece(index)
 
-        with self._mapped():
-            replies = self._upload_call(requests(), wait_for_ready=True)
-            try:
+        try:
+            with self._calling(lambda: self._upload_call(requests(), wait_for_ready=True)) as replies:
                 for data in replies:
                     reply = decode_reply(data)
                     if isinstance(reply, Receipt):
                         return reply
                     credit.extend(reply, len(outbox.plan))
-            finally:
-                credit.close()
-                replies.cancel()
+        finally:
+            credit.close()
         raise ConnectionLost(f"the server at {self.address} ended the upload without a receipt")
 
     def report(self, failure: Failure) -> Receipt:
         """Tell the server that an order could not be done."""
-        with self._mapped():
-            return decode(Receipt, self._report_call(encode(failure), wait_for_ready=True))
+        with self._calling(lambda: self._report_call.future(encode(failure), wait_for_ready=True)) as reply:
+            return decode(Receipt, reply.result())
 
     def close(self) -> None:
-        """End every call of this connection. May be called from any thread, and twice."""
-        self._channel.close()
+        """End every call of this connection. May be called from any thread, and twice.
+
+        The channel itself goes with the connection: `Channel.close` can wait for ever for a call that was interrupted.
+        """
+        with self._lock:
+            self._is_closed = True
+            calls = list(self._calls)
+        for call in calls:
+            call.cancel()
 
     @contextmanager
-    def _mapped(self) -> Iterator[None]:
+    def _calling(self, start: Callable[[], Any]) -> Iterator[Any]:
+        """A call that `close` can end; gRPC's errors become ours."""
+        with self._lock:
+            if self._is_closed:
+                raise ConnectionLost(f"the connection to {self.address} is closed")
+            call = start()
+            self._calls.add(call)
         try:
-            yield
-        except grpc.RpcError as error:
-            raise _mapped_error(cast("grpc.Call", error), self.address) from error
-        except ValueError as error:  # gRPC's word for a channel that was closed here
-            raise ConnectionLost(f"the connection to {self.address} is closed") from error
+            yield call
+        except (grpc.RpcError, grpc.FutureCancelledError) as error:
+            raise _mapped_error(call, self.address) from error
+        finally:
+            call.cancel()
+            with self._lock:
+                self._calls.discard(call)
 
 
 class _Credit:
