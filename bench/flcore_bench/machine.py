@@ -36,6 +36,12 @@ def describe_machine() -> Machine:
     return Machine(processor, os.cpu_count() or 1, round(memory, 1), platform.system(), platform.python_version())
 
 
+def peak_bytes() -> int:
+    """Return this process's peak resident memory. (`getrusage` would start from its parent's.)"""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+
 def best_seconds(work: Callable[[], object], repeats: int) -> float:
     """Return the shortest of some runs."""
     return min(seconds(work, repeats))

@@ -5,7 +5,6 @@ worker processes and answer with the model they were sent.
 """
 
 import json
-import resource
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 from statistics import median
 
 import flcore
+from flcore_bench.machine import peak_bytes
 
 JOB = Path(__file__).parent / "echo"
 SIZES_MB = {"small": 64, "full": 512}
@@ -53,6 +53,6 @@ def main() -> None:
         "megabytes": setup["megabytes"],
         "seconds": [record.seconds["round"] for record in measured],
         "bytes_per_round": measured[0].bytes_sent + measured[0].bytes_received,
-        "server_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "server_peak_bytes": peak_bytes(),
     }
     print(json.dumps(figures))

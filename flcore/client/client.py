@@ -118,7 +118,7 @@ class Client:
         def work() -> None:
             try:
                 future.set_result(self.run())
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - it is the future's to raise
                 future.set_exception(error)
 
         threading.Thread(target=work, name=self._name, daemon=True).start()

@@ -1,13 +1,13 @@
 """`flcore.run`: a job's server and all its clients on this machine."""
 
 import os
-import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import flcore_transport
-from flcore_transport import InProcessConnection, InProcessServer, Service, TransportError
+from flcore_transport import InProcessConnection, InProcessServer, Service
 
 from flcore.client.client import Client
 from flcore.client.executor import Executor
@@ -69,22 +69,19 @@ def _threads(
     job: Job, names: tuple[str, ...], server: InProcessServer, give_up: Callable[[str], None]
 ) -> Iterator[None]:
     """Host every client in a thread of its own, until the server has said goodbye to all."""
-    clients = [
-        Client(job, Executor(job, Site(name, names, job.contract.seed)), InProcessConnection(server)) for name in names
-    ]
-    threads = [threading.Thread(target=_run_client, args=(client, give_up), daemon=True) for client in clients]
-    for thread in threads:
-        thread.start()
+    executors = [Executor(job, Site(name, names, job.contract.seed)) for name in names]
+    clients = [Client(job, executor, InProcessConnection(server)) for executor in executors]
+
+    def ended(future: "Future[str]") -> None:
+        if error := future.exception():
+            give_up(str(error))
+
+    futures = [client.start() for client in clients]
+    for future in futures:
+        future.add_done_callback(ended)
     try:
         yield
     finally:
-        for client, thread in zip(clients, threads, strict=True):
+        for client in clients:
             client.stop()
-            thread.join()
-
-
-def _run_client(client: Client, give_up: Callable[[str], None]) -> None:
-    try:
-        client.run()
-    except TransportError as error:
-        give_up(str(error))
+        wait(futures)
