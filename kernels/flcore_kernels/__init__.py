@@ -18,7 +18,8 @@ floats are the uint16 of their bits (`storage_dtype`).
     [2.0, 3.0, 4.0]
 """
 
-from flcore_kernels.backend import Backend, Inspection, backend
+from flcore_kernels.backend import Backend, Inspection
+from flcore_kernels.devices import backend
 from flcore_kernels.dtypes import EXACT_INTEGER_LIMIT, STORAGE, storage_dtype
 from flcore_kernels.errors import BackendUnavailable, BufferMismatch, KernelError, UnknownDType
 

@@ -1,12 +1,10 @@
-"""What a device must offer, and how to get one by name."""
+"""What a device must offer."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
-
-from flcore_kernels.errors import BackendUnavailable
 
 
 class Inspection(NamedTuple):
@@ -53,15 +51,3 @@ class Backend(Protocol):
     def inspect(self, part: npt.NDArray[Any], dtype: str) -> Inspection:
         """Find the first non-finite element and the largest magnitude, in one pass where all is finite."""
         ...
-
-
-def backend(name: str = "auto") -> Backend:
-    """Return the backend called `name`: `"cpu"`, or `"auto"` for the device that serves host memory best (the CPU).
-
-    Numba is imported here, with the first backend, and not with the package.
-    """
-    if name not in ("auto", "cpu"):
-        raise BackendUnavailable(f"backend {name!r} does not exist here; expected 'auto' or 'cpu'")
-    from flcore_kernels import cpu
-
-    return cpu

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flcore_transport import Refused
 
-from flcore import Arrays, QuorumError, Task, Update, load
+from flcore import Arrays, Model, QuorumError, Task, Update, load
 from flcore.aggregation.staging import StagedUpdate
 from tests.flcore.conftest import START, Stage, adding, mean_of
 
@@ -280,15 +280,16 @@ def test_any_task_of_the_contract_can_be_asked(stage: Stage) -> None:
 
 
 def test_updates_are_freed_at_once_and_not_when_the_garbage_collector_finds_them(stage: Stage) -> None:
-    stage.open(wait_for=2, rounds=6, clients=2)
+    stage.open(wait_for=2, rounds=20, clients=2)
     gc.collect()
     gc.disable()
     try:
         for name in ("client-1", "client-2"):
             stage.client(name, adding(1.0))
-        assert mean_of(stage.result()) == {6.0}
-        alive = [thing for thing in gc.get_objects() if isinstance(thing, StagedUpdate)]
-        assert len(alive) <= 4, "those of the last two rounds may be there, not those of six"
+        assert mean_of(stage.result()) == {20.0}
+        objects = gc.get_objects()
+        assert not [thing for thing in objects if isinstance(thing, StagedUpdate) and any(thing._chunks)]
+        assert len([thing for thing in objects if isinstance(thing, Model)]) < 10, "not one for each of 20 rounds"
     finally:
         gc.enable()
 
