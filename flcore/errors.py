@@ -4,6 +4,7 @@ FlcoreError
 ├── SpecError             arrays that are no model: a bad name, an unknown dtype, no tensors at all
 ├── JobError              a contract or its code that cannot be run; names the place in job.toml
 ├── ContractMismatch      a client holds another contract than the server
+├── NotInvited            a client's name is not one that may join
 ├── UpdateError           one client's update is refused; names the client and, where there is one, the tensor
 │   ├── TensorMismatch    a missing, extra, misshaped or mistyped tensor
 │   ├── NonFinite         a NaN or an infinity
@@ -35,6 +36,12 @@ class ContractMismatch(FlcoreError):
     """A client holds another contract than the server."""
 
     kind = "contract"
+
+
+class NotInvited(FlcoreError):
+    """A client's name is not one that may join."""
+
+    kind = "not-invited"
 
 
 class UpdateError(FlcoreError):

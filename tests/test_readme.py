@@ -88,7 +88,10 @@ def test_the_job_as_printed(tmp_path: Path) -> None:
     assert len((toml + python).splitlines()) < 40
     write_job(tmp_path, python)
     printed = shell(block_with("sh", "flcore run myjob"), tmp_path)
-    assert "The job is sound." in printed and "all clients, federated" in printed
+    assert "The job is sound." in printed
+    federated = re.search(r"all clients, federated\D+([\d.]+)", printed)
+    assert federated is not None
+    assert float(federated[1]) < 0.01
     assert (tmp_path / "runs/myjob/model.safetensors").exists()
 
 
@@ -109,7 +112,7 @@ def test_aggregation_alone() -> None:
 
 
 def test_the_playbook_in_the_docs_is_the_bundled_one(tmp_path: Path) -> None:
-    (playbook,) = blocks("python", JOB_DOC)
+    playbook = blocks("python", JOB_DOC)[-1]
     source = (ROOT / "flcore/server/playbooks.py").read_text()
     body = playbook.partition("\n")[2]
     assert body.strip() in source

@@ -12,14 +12,14 @@ from flcore.simulation.baselines import Baselines
 def plot_history(
     contract: Contract, history: list[RoundRecord], baselines: Baselines | None, path: Path
 ) -> Path | None:
-    """Draw the validated metric of each round to a PNG file; return its path, or None without matplotlib or metric."""
+    """Draw the validated metric of each round to a PNG file; return its path, or None if there is nothing to draw or matplotlib is missing."""
     metric = metric_name(contract, history)
-    if metric is None or find_spec("matplotlib") is None:
+    points = [(record.round, record.validate[metric]) for record in history if metric in record.validate]
+    if metric is None or not points or find_spec("matplotlib") is None:
         return None
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    points = [(record.round, record.validate[metric]) for record in history if metric in record.validate]
     figure = Figure(figsize=(7.5, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()

@@ -17,6 +17,7 @@ from flcore.server.events import (
     Moved,
     Observer,
     RoundDone,
+    TurnedAway,
     unobserved,
 )
 from flcore.server.history import RoundRecord
@@ -82,6 +83,8 @@ def log_to(console: Console, contract: Contract) -> Observer:
                 console.print(f"{event.client} joined ({event.connected} connected)")
             case Departed():
                 console.print(f"{event.client} left ({event.connected} connected)")
+            case TurnedAway():
+                console.print(f"turned away: {event.reason}")
             case Failed():
                 console.print(f"{event.client} failed in {event.task}: {event.reason}")
             case RoundDone():

@@ -34,3 +34,16 @@ def comparison(contract: Contract, history: list[RoundRecord], baselines: Baseli
     if baselines is not None:
         table.add_row("all data in one place", f"{baselines.centralised:.3f}")
     return table
+
+
+def failures(history: list[RoundRecord]) -> list[str]:
+    """Return one line for each client that failed or was refused: in how many rounds, and why the last time."""
+    rounds: dict[str, int] = {}
+    reasons: dict[str, str] = {}
+    for record in history:
+        for client in sorted({client for failed in record.failed.values() for client in failed}):
+            rounds[client] = rounds.get(client, 0) + 1
+            reasons |= {client: failed[client] for failed in record.failed.values() if client in failed}
+    return [
+        f"{client} failed in {count} of {len(history)} rounds: {reasons[client]}" for client, count in rounds.items()
+    ]

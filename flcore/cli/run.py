@@ -10,12 +10,14 @@ from rich.console import Console
 
 from flcore.cli.plot import plot_history
 from flcore.cli.progress import watching
-from flcore.cli.report import comparison
+from flcore.cli.report import comparison, failures
 from flcore.job.job import Job
 from flcore.model.checkpoint import save
 from flcore.server.serve import Outcome
 from flcore.simulation.baselines import Baselines, baselines_of
 from flcore.simulation.run import run as run_job
+
+NO_PLOT = "not drawn: it needs a task that validates, and matplotlib (pip install 'flcore[plot]')"
 
 
 def run(
@@ -46,10 +48,12 @@ def run(
         return
     console = Console()
     console.print(comparison(loaded.contract, outcome.history, baselines))
-    console.print(f"model    {directory / 'model.safetensors'}", highlight=False, soft_wrap=True)
-    console.print(f"history  {directory / 'history.jsonl'}", highlight=False, soft_wrap=True)
-    missing = "not drawn: it needs matplotlib (pip install 'flcore[plot]')"
-    console.print(f"plot     {plot or missing}", highlight=False, soft_wrap=True, markup=False)
+    for line in failures(outcome.history):
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
+    for name, path in (("model", "model.safetensors"), ("best", "best.safetensors"), ("history", "history.jsonl")):
+        if any(record.is_best for record in outcome.history) or name != "best":
+            console.print(f"{name:<8} {directory / path}", highlight=False, soft_wrap=True, markup=False)
+    console.print(f"plot     {plot or NO_PLOT}", highlight=False, soft_wrap=True, markup=False)
 
 
 def _as_json(job: Job, outcome: Outcome, baselines: Baselines | None, directory: Path) -> dict[str, Any]:

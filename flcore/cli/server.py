@@ -54,7 +54,7 @@ def server(
         observe=log_to(console, loaded.contract),
     )
     plot_history(loaded.contract, outcome.history, None, directory / "history.png")
-    console.print(f"done: {directory / 'model.safetensors'}, {directory / 'history.jsonl'}")
+    console.print(f"done: {', '.join(sorted(path.name for path in directory.iterdir()))} in {directory}")
 
 
 def require_insecure(insecure: bool, insecure_remote: bool) -> None:

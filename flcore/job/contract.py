@@ -109,6 +109,8 @@ class Contract(_Table):
         names = self.client_names
         if not names or len(set(names)) != len(names):
             raise ValueError("clients: expected at least one name, and each once")
+        if self.server.best is not None and all(task.returns != "metrics" for task in self.tasks.values()):
+            raise ValueError(f"server.best = {self.server.best!r} needs a task that returns metrics, as validate does")
         if self.server.quorum > len(names):
             raise ValueError(f"server.quorum = {self.server.quorum} is more than the {len(names)} clients")
         return self

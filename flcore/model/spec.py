@@ -163,8 +163,9 @@ class ModelSpec:
             if found is None:
                 raise TensorMismatch("it is missing", client=client, tensor=tensor.name)
             if found != tensor:
+                remedy = "" if found.dtype == tensor.dtype else f" (astype({tensor.dtype!r}) converts it)"
                 raise TensorMismatch(
-                    f"expected {tensor.dtype} of shape {tensor.shape}, got {found.dtype} of shape {found.shape}",
+                    f"expected {tensor.dtype} of shape {tensor.shape}, got {found.dtype} of shape {found.shape}{remedy}",
                     client=client,
                     tensor=tensor.name,
                 )

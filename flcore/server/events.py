@@ -23,6 +23,14 @@ class Departed:
 
 
 @dataclass(frozen=True, slots=True)
+class TurnedAway:
+    """A client was not let in."""
+
+    client: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Asked:
     """A task was sent to so many clients."""
 
@@ -63,7 +71,7 @@ class RoundDone:
     record: RoundRecord
 
 
-Event = Joined | Departed | Asked | Answered | Failed | Moved | RoundDone
+Event = Joined | Departed | TurnedAway | Asked | Answered | Failed | Moved | RoundDone
 Observer = Callable[[Event], None]
 """Called from any thread; must return at once and not raise."""
 

@@ -51,6 +51,6 @@ class Exchange:
             return
         reasons = "; ".join(f"{client}: {reason}" for client, reason in sorted(self.round.failed.items()))
         raise QuorumError(
-            f"task {self.task!r}: {len(self.answers)} of {len(self.round.clients)} clients answered, "
+            f"task {self.task!r}: {len(self.answers)} of {len(self.round.clients)} answers are in, "
             f"quorum {self.round.rules.quorum}: {reasons}"
         )

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from flcore_transport import Buffer, Layout, Order, Outbox, PieceRange, Receipt, Refused, Send
 
 from flcore.aggregation.aggregator import Aggregator
-from flcore.errors import ContractMismatch, JobError, QuorumError, SpecError, Untimely, UpdateError
+from flcore.errors import ContractMismatch, JobError, NotInvited, QuorumError, SpecError, Untimely, UpdateError
 from flcore.job.contract import differences
 from flcore.job.job import Job
 from flcore.job.messages import (
@@ -30,7 +30,7 @@ from flcore.job.messages import (
 from flcore.job.parsing import contract_from_json
 from flcore.model.model import Model
 from flcore.model.spec import ModelSpec
-from flcore.server.events import Answered, Asked, Departed, Failed, Joined, Moved, Observer, unobserved
+from flcore.server.events import Answered, Asked, Departed, Failed, Joined, Moved, Observer, TurnedAway, unobserved
 from flcore.server.exchange import Exchange, Traffic
 from flcore.server.history import Participation
 from flcore.server.intake import Intake, Upload, check_message, check_tensors
@@ -115,13 +115,13 @@ class Federation:
     def admit(self, client: str, content: bytes) -> bytes:
         """Let a client in that holds the same contract."""
         try:
-            message = parse_message(JoinMessage, content)
-            self._require_same(client, message)
-        except (MalformedMessage, ContractMismatch) as error:
+            self._require_same(client, parse_message(JoinMessage, content))
+            if not self._job.contract.may_join(client):
+                names = ", ".join(self._job.contract.client_names[:20])
+                raise NotInvited(f"client {client!r} is not among the job's clients ({names})")
+        except (MalformedMessage, ContractMismatch, NotInvited) as error:
+            self._observe(TurnedAway(client, str(error)))
             raise Refused(error.kind, str(error)) from error
-        if not self._job.contract.may_join(client):
-            names = ", ".join(self._job.contract.client_names[:20])
-            raise Refused("not-invited", f"client {client!r} is not among the job's clients ({names})")
         return WelcomeMessage(
             tensors=tensors_of(self._spec), code_digest=self._job.code_digest, version=__version__
         ).to_bytes()

@@ -10,7 +10,7 @@ import flcore_transport
 from flcore_transport import InProcessConnection, InProcessServer, Service
 
 from flcore.client.client import Client
-from flcore.client.executor import Executor
+from flcore.client.executor import Executor, require_tasks
 from flcore.client.task import Site
 from flcore.job.job import Job
 from flcore.server.events import Observer, unobserved
@@ -44,6 +44,7 @@ def run(
         history[-1].validate["accuracy"]
     """
     loaded = Job.load(Path(job) if not isinstance(job, Job) else job, clients=clients, rounds=rounds, seed=seed)
+    require_tasks(loaded)
     names = loaded.contract.client_names
     count = min(len(names), MAX_WORKERS) if workers is None else min(workers, len(names))
     if count < 0:

@@ -67,6 +67,7 @@ def test_a_contract_is_frozen_and_its_fingerprint_is_of_what_it_says() -> None:
         ("server.close_at", 1, "close_at = 1 would close a round before its quorum of 2"),
         ("server.fraction", 1.5, "server.fraction: .* less than or equal to 1"),
         ("server.best", "accuracy", "server.best: "),
+        ("server.best", "accuracy:max", "needs a task that returns metrics"),
         ("server.deadline_s", -1, "server.deadline_s"),
         ("clients", ["a", "a"], "each once"),
         ("clients", [], "at least one name"),
