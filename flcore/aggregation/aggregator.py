@@ -6,6 +6,7 @@ into the result. So the result does not depend on the order in which the updates
 """
 
 import math
+import numbers
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ from flcore.aggregation.staging import StagedUpdate
 from flcore.errors import AggregationError, QuorumError, UpdateError, WeightError
 from flcore.model.model import Arrays, Model
 from flcore.model.spec import ModelSpec
+
+MAX_WEIGHT = 1e300
 
 
 class Aggregator:
@@ -66,8 +69,9 @@ class Aggregator:
 
     def stage(self, client: str, weight: float) -> StagedUpdate:
         """Return a new staged update, which counts only if it is committed."""
-        if isinstance(weight, bool) or not math.isfinite(weight) or weight < 0:
-            raise WeightError(f"a weight is a finite number >= 0, not {weight}", client=client)
+        given: Any = weight
+        if isinstance(given, bool) or not isinstance(given, numbers.Real) or not 0 <= given < MAX_WEIGHT:
+            raise WeightError(f"a weight is a finite number >= 0, not {weight!r}", client=client)
         return StagedUpdate(self._spec, self._backend, client, float(weight), self._max_abs)
 
     def commit(self, staged: StagedUpdate) -> None:

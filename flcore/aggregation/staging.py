@@ -79,6 +79,10 @@ class StagedUpdate:
         """Return a chunk and let it go. Tensors without elements have none."""
         return self._chunks[segment].pop(index)
 
+    def drop(self) -> None:
+        """Let all elements go."""
+        self._chunks = [{} for _ in self._spec.segments]
+
     def _require_written(self, spans: tuple[Span, ...]) -> None:
         for span in spans:
             if self._written[span.tensor.name] != span.tensor.size:
@@ -110,7 +114,7 @@ class StagedUpdate:
             tensor, element = segment.at(first + seen.first_bad)
             value = values.view(DTYPES[segment.dtype])[seen.first_bad]
             raise NonFinite(f"element {element} is {value}", client=self.client, tensor=tensor.name)
-        limit = self._max_abs if DTYPES[segment.dtype].kind not in "iu" else min(self._max_abs, EXACT_INTEGER_LIMIT)
+        limit = self._max_abs if DTYPES[segment.dtype].kind not in "iu" else min(self._max_abs, EXACT_INTEGER_LIMIT - 1)
         if seen.magnitude > limit:
             where = int(np.argmax(np.abs(values.view(DTYPES[segment.dtype]).astype(np.float64))))
             tensor, element = segment.at(first + where)

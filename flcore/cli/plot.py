@@ -12,7 +12,10 @@ from flcore.simulation.baselines import Baselines
 def plot_history(
     contract: Contract, history: list[RoundRecord], baselines: Baselines | None, path: Path
 ) -> Path | None:
-    """Draw the validated metric of each round to a PNG file; return its path, or None if there is nothing to draw or matplotlib is missing."""
+    """Draw the validated metric of each round to a PNG file.
+
+    Returns its path, or None where there is nothing to draw or matplotlib is missing.
+    """
     metric = metric_name(contract, history)
     points = [(record.round, record.validate[metric]) for record in history if metric in record.validate]
     if metric is None or not points or find_spec("matplotlib") is None:

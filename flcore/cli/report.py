@@ -43,7 +43,8 @@ def failures(history: list[RoundRecord]) -> list[str]:
     for record in history:
         for client in sorted({client for failed in record.failed.values() for client in failed}):
             rounds[client] = rounds.get(client, 0) + 1
-            reasons |= {client: failed[client] for failed in record.failed.values() if client in failed}
+            for failed in record.failed.values():
+                reasons[client] = failed.get(client, reasons.get(client, ""))
     return [
         f"{client} failed in {count} of {len(history)} rounds: {reasons[client]}" for client, count in rounds.items()
     ]

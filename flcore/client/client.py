@@ -118,7 +118,7 @@ class Client:
         def work() -> None:
             try:
                 future.set_result(self.run())
-            except Exception as error:  # noqa: BLE001 - it is the future's to raise
+            except BaseException as error:  # noqa: BLE001 - it is the future's to raise
                 future.set_exception(error)
 
         threading.Thread(target=work, name=self._name, daemon=True).start()
@@ -147,6 +147,8 @@ class Client:
             self._insist(listen)
         except TransportError as error:
             self._mailbox.put(error)
+        except Exception as error:  # noqa: BLE001 - the working thread waits, and is told whatever it is
+            self._mailbox.put(TransportError(f"the session broke: {type(error).__name__}: {error}"))
         # A call that still waits for the server would wait for ever.
         self._connection.close()
 
@@ -161,7 +163,7 @@ class Client:
                 self._insist(lambda: self._connection.report(failure))
         except Refused as error:
             self._tell(f"{self._name}: the server refused: {error}")
-        except ConnectionLost as error:
+        except TransportError as error:
             self._tell(f"{self._name}: {error}")
 
     def _answer(self, welcome: Welcome, order: Order) -> None:
@@ -175,7 +177,10 @@ class Client:
             message.task, message.round, message.rounds, message.seed, message.hyperparameters, self._executor.site
         )
         update = self._executor.run(model.arrays(), task)
-        offered, source = _offered(update, contract.tasks[message.task].returns, spec)
+        try:
+            offered, source = _offered(update, contract.tasks[message.task].returns, spec)
+        except (ValueError, OverflowError, TypeError) as error:
+            raise TaskFailed(f"task {message.task!r} returned what cannot be sent: {error}") from error
         offer = Offer(welcome.session, order.number, offered.to_bytes(), source.layout)
         self._insist(lambda: self._connection.upload(offer, Outbox(source)))
         self._tell(f"{self._name}: round {message.round} of {message.rounds}: {message.task} is in")
@@ -228,7 +233,7 @@ class _Nothing:
 
 def _offered(update: Update, returns: str, spec: ModelSpec) -> tuple[UpdateMessage, Source]:
     """Return an update as it is announced and as it is sent. Tensors that do not fit are the server's to refuse."""
-    fields = {"returns": returns, "weight": float(update.weight)}
+    fields = {"returns": returns, "attempt": secrets.token_hex(8), "weight": float(update.weight)}
     metrics = {name: float(value) for name, value in update.metrics.items()}
     if returns == "metrics":
         return UpdateMessage.model_validate({**fields, "metrics": metrics}), _Nothing()

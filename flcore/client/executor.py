@@ -33,7 +33,7 @@ class Executor:
             raise TaskFailed(f"the contract has no task {task.name!r}")
         try:
             update = self._functions[task.name](model, task)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise TaskFailed(f"task {task.name!r} raised {type(error).__name__}: {error}") from error
         _check(update, task.name)
         return update
@@ -76,5 +76,5 @@ def _check(update: Any, task: str) -> None:
         if not isinstance(name, str) or not isinstance(value, numbers.Real):
             raise TaskFailed(f"task {task!r}: metric {name!r} is {value!r}, expected a number")
     for name, array in dict[Any, Any](update.arrays).items():
-        if not isinstance(array, np.ndarray | np.generic):
+        if not isinstance(name, str) or not isinstance(array, np.ndarray | np.generic):
             raise TaskFailed(f"task {task!r}: tensor {name!r} is {type(array).__name__}, expected a NumPy array")

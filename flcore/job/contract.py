@@ -56,7 +56,7 @@ class ServerContract(_Table):
     fraction: float = Field(default=1.0, gt=0, le=1)
     quorum: int = Field(default=1, ge=1)
     close_at: int | None = Field(default=None, ge=1)
-    deadline_s: float = Field(default=600.0, gt=0, allow_inf_nan=False)
+    deadline_s: float = Field(default=600.0, gt=0, le=1e7, allow_inf_nan=False)
     best: str | None = Field(default=None, pattern=r"^[A-Za-z_]\w*:(max|min)$")
 
     @field_validator("rule")

@@ -36,7 +36,7 @@ class JoinMessage(_Message):
     version: str
 
 
-Tensors = list[tuple[str, str, list[int]]]
+Tensors = Annotated[list[tuple[str, str, Annotated[list[int], Field(max_length=64)]]], Field(max_length=1_000_000)]
 """A `ModelSpec` on the wire."""
 
 
@@ -61,11 +61,13 @@ class TaskMessage(_Message):
 class UpdateMessage(_Message):
     """Client to server: the answer beside its pieces.
 
+    `attempt` is drawn anew for each answer, so that an upload is resumed by the process that began it and no other.
     `tensors` is None if they are those of the welcome, and the client's own where they are not, so that the server can
     say what is wrong with them.
     """
 
     returns: Literal["weights", "delta", "metrics"]
+    attempt: str = Field(default="", max_length=64)
     weight: float
     metrics: Metrics = Field(default_factory=dict)
     fingerprint: str = ""

@@ -22,6 +22,7 @@ from flcore.errors import SpecError, TensorMismatch
 from flcore.model.dtypes import DTYPES, dtype_name
 
 MAX_ELEMENTS = 2**48
+MAX_RANK = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +42,10 @@ class TensorSpec:
             raise SpecError(f"a tensor's name is a string of 1 to 1024 characters, not {self.name!r}")
         if self.dtype not in DTYPES:
             raise SpecError(f"tensor {self.name!r}: dtype {self.dtype!r} is not one of {', '.join(DTYPES)}")
-        if any(extent < 0 for extent in self.shape):
-            raise SpecError(f"tensor {self.name!r}: a shape is whole numbers >= 0, not {self.shape}")
+        if len(self.shape) > MAX_RANK or any(not 0 <= extent <= MAX_ELEMENTS for extent in self.shape):
+            raise SpecError(f"tensor {self.name!r}: a shape is at most {MAX_RANK} whole numbers, 0 to {MAX_ELEMENTS}")
         if self.size > MAX_ELEMENTS:
-            raise SpecError(f"tensor {self.name!r}: {self.size} elements are more than {MAX_ELEMENTS}")
+            raise SpecError(f"tensor {self.name!r}: its shape has more than {MAX_ELEMENTS} elements")
 
     @property
     def size(self) -> int:
@@ -165,7 +166,8 @@ class ModelSpec:
             if found != tensor:
                 remedy = "" if found.dtype == tensor.dtype else f" (astype({tensor.dtype!r}) converts it)"
                 raise TensorMismatch(
-                    f"expected {tensor.dtype} of shape {tensor.shape}, got {found.dtype} of shape {found.shape}{remedy}",
+                    f"expected {tensor.dtype} of shape {tensor.shape}, "
+                    f"got {found.dtype} of shape {found.shape}{remedy}",
                     client=client,
                     tensor=tensor.name,
                 )

@@ -45,6 +45,12 @@ class Exchange:
             (self.answers[name].metrics, self.answers[name].weight) for name in sorted(self.answers)
         )
 
+    def drop(self, client: str) -> None:
+        """Let go of what a client has sent and will not finish, even where a stalled stream still holds its intake."""
+        intake = self.intakes.pop(client, None)
+        if intake is not None and intake.staged is not None:
+            intake.staged.drop()
+
     def require_quorum(self) -> None:
         """Raise `QuorumError`, with every client's reason, unless enough answers are in."""
         if self.round.has_quorum:

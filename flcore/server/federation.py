@@ -37,6 +37,8 @@ from flcore.server.intake import Intake, Upload, check_message, check_tensors
 from flcore.server.round import Round, RoundRules, Verdict
 from flcore.version import __version__
 
+MAX_REASON_CHARACTERS = 2_000
+
 
 class Federation:
     """All clients of one job. `clock` gives seconds that never go back."""
@@ -107,6 +109,7 @@ class Federation:
                 round_.tick(self._clock())
             for client in round_.clients:
                 if client in round_.failed:
+                    exchange.drop(client)
                     self._observe(Failed(exchange.task, client, round_.failed[client]))
             return exchange
 
@@ -157,13 +160,9 @@ class Federation:
         """Begin, or go on with, a client's answer."""
         with self._changed:
             exchange = self._current(client, order, Verdict.DUPLICATE)
-            intake = exchange.intakes.get(client)
         with self._refusing(exchange, client):
             message = parse_message(UpdateMessage, content)
-            if intake is None:
-                intake = self._opened(exchange, client, message, layout)
-            elif intake.message != message:
-                raise UpdateError("it announced another answer before", client=client)
+            intake = self._resumed(exchange, client, message) or self._opened(exchange, client, message, layout)
         return Upload(
             intake,
             lambda intake, piece: self._take(exchange, intake, piece),
@@ -178,6 +177,16 @@ class Federation:
 
     # How an answer comes in.
 
+    def _resumed(self, exchange: Exchange, client: str, message: UpdateMessage) -> Intake | None:
+        """Return the intake of this very answer, if it was announced before. Another answer begins anew."""
+        with self._changed:
+            intake = exchange.intakes.get(client)
+            if intake is not None and intake.message == message:
+                return intake
+            if client in exchange.answers:
+                raise _untimely(client, Verdict.DUPLICATE)
+        return None
+
     def _opened(self, exchange: Exchange, client: str, message: UpdateMessage, layout: Layout) -> Intake:
         check_message(message, client, exchange.returns, self._job.contract.bounds)
         staged = None
@@ -186,11 +195,18 @@ class Federation:
             staged = exchange.aggregator.stage(client, message.weight)
         intake = Intake(message, self._spec, client, staged)
         with self._changed:
-            return exchange.intakes.setdefault(client, intake)
+            verdict = exchange.round.judge(client, exchange.round.number, self._clock())
+            if verdict is not Verdict.ACCEPTED:
+                raise _untimely(client, verdict)
+            exchange.drop(client)
+            exchange.intakes[client] = intake
+        return intake
 
     def _take(self, exchange: Exchange, intake: Intake, piece: bytes) -> None:
         if exchange.round.is_closed:
             raise _untimely(intake.client, Verdict.LATE)
+        if exchange.intakes.get(intake.client) is not intake:
+            raise _untimely(intake.client, Verdict.FAILED)
         with self._refusing(exchange, intake.client):
             intake.accept(piece)
         self._moved(exchange.traffic, received=len(piece))
@@ -199,7 +215,7 @@ class Federation:
         number, client = exchange.round.number, intake.client
         with self._changed:
             verdict = exchange.round.judge(client, number, self._clock())
-            if verdict is Verdict.ACCEPTED:
+            if verdict is Verdict.ACCEPTED and exchange.intakes.get(client) is intake:
                 with self._refusing(exchange, client):
                     if exchange.aggregator is not None and intake.staged is not None:
                         exchange.aggregator.commit(intake.staged)
@@ -237,8 +253,10 @@ class Federation:
             raise Refused(getattr(error, "kind", "malformed"), str(error)) from error
 
     def _fail(self, exchange: Exchange, client: str, reason: str) -> None:
-        exchange.round.fail(client, reason, self._clock())
-        exchange.intakes.pop(client, None)
+        if client in exchange.answers:
+            return
+        exchange.round.fail(client, reason[:MAX_REASON_CHARACTERS], self._clock())
+        exchange.drop(client)
         self._changed.notify_all()
 
     def _moved(self, traffic: Traffic, *, sent: int = 0, received: int = 0) -> None:

@@ -15,6 +15,8 @@ from flcore.job.messages import UpdateMessage, spec_of
 from flcore.model.model import layout_of
 from flcore.model.spec import ModelSpec
 
+MAX_METRIC = 1e30
+
 
 def check_message(message: UpdateMessage, client: str, returns: str, bounds: Bounds) -> None:
     """Raise an `UpdateError` unless an answer's kind, weight and metrics are what the contract allows."""
@@ -31,8 +33,8 @@ def check_message(message: UpdateMessage, client: str, returns: str, bounds: Bou
             f"{len(message.metrics)} metrics are more than max_metrics = {bounds.max_metrics}", client=client
         )
     for name, value in message.metrics.items():
-        if not math.isfinite(value):
-            raise OutOfBounds(f"metric {name!r} is {value}; metrics are finite numbers", client=client)
+        if not abs(value) <= MAX_METRIC:
+            raise OutOfBounds(f"metric {name!r} is {value}; metrics are numbers up to {MAX_METRIC:g}", client=client)
 
 
 def check_tensors(message: UpdateMessage, layout: Layout, client: str, spec: ModelSpec) -> None:

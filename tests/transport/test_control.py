@@ -20,6 +20,7 @@ from flcore_transport import (
     Segment,
     Welcome,
 )
+from flcore_transport import control_pb2 as pb
 from flcore_transport.control import decode, decode_from_server, decode_reply, encode, encode_from_server, encode_reply
 from flcore_transport.messages import PROTOCOL, Refusal
 
@@ -78,3 +79,9 @@ def test_the_generated_code_is_fresh() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT / "transport", check=False)
     assert done.returncode == 0, "control.proto has changed: run `make proto`"
+
+
+def test_a_layout_of_a_million_parts_is_refused_before_it_is_built() -> None:
+    data = pb.Offer(layout=pb.Layout(parts=[pb.Part()] * 100_000)).SerializeToString()
+    with pytest.raises(Refused, match="at most 64 parts"):
+        decode(Offer, data)

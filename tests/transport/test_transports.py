@@ -215,3 +215,15 @@ def test_many_clients_at_once(rig: Rig) -> None:
         thread.join()
     assert len(rig.service.deliveries) == 64
     assert all(delivery.is_committed for delivery in rig.service.deliveries.values())
+
+
+def test_a_join_that_is_cut_off_leaves_nobody_behind(rig: Rig) -> None:
+    for number in range(30):
+        connection = rig.connect()
+        session = connection.session(Join(f"client-{number}", "1"))
+        timer = threading.Timer(0.002 * (number % 5), connection.close)
+        timer.start()
+        with pytest.raises(ConnectionLost):
+            list(session)
+        timer.join()
+    rig.service.wait_until(lambda: not rig.service.connected)

@@ -17,6 +17,8 @@ from flcore_transport.messages import FromServer, UploadReply
 
 M = TypeVar("M")
 
+MAX_REPEATED = 64
+
 _CLASSES: dict[str, type[Any]] = {
     kind.__name__: kind
     for kind in (
@@ -80,7 +82,11 @@ def _from_pb(value: Any) -> Any:
     if isinstance(value, Message):
         kind = _CLASSES[value.DESCRIPTOR.name]
         return kind(**{field.name: _from_pb(getattr(value, field.name)) for field in fields(kind)})
-    return value if isinstance(value, (int, str, bytes)) else tuple(_from_pb(item) for item in value)
+    if isinstance(value, (int, str, bytes)):
+        return value
+    if len(value) > MAX_REPEATED:
+        raise Refused("malformed", f"a layout has at most {MAX_REPEATED} parts and segments a part, not {len(value)}")
+    return tuple(_from_pb(item) for item in value)
 
 
 def _only_field(message: Message, data: bytes) -> Any:

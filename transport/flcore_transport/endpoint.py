@@ -32,7 +32,8 @@ Send = Callable[[FromServer], None]
 WINDOW_PIECES = 4
 """How many pieces a client may send ahead of what the server has taken."""
 
-MAX_REFUSAL_CHARACTERS = 4_000
+MAX_INSTANCE_CHARACTERS = 64
+MAX_REASON_BYTES = 3_000
 
 
 class Delivery(Protocol):
@@ -111,6 +112,8 @@ class Endpoint:
             raise Refused(
                 "protocol", f"the server speaks protocol version {PROTOCOL}, client {join.client!r} {join.protocol}"
             )
+        if len(join.instance) > MAX_INSTANCE_CHARACTERS:
+            raise Refused("malformed", f"an instance has at most {MAX_INSTANCE_CHARACTERS} characters")
         content = self._service.admit(join.client, join.content)
         with self._lock:
             if self._goodbye:
@@ -148,7 +151,7 @@ class Endpoint:
     def close(self, reason: str) -> None:
         """Say goodbye to every client, and let nobody in any more."""
         with self._lock:
-            self._goodbye = Goodbye(reason)
+            self._goodbye = Goodbye(_cut(reason))
             for session in self._by_client.values():
                 if session.send is not None:
                     session.send(self._goodbye)
@@ -170,4 +173,9 @@ class Endpoint:
 def refusal(error: TransportError) -> Refusal:
     """Return what is said to a client whose call raised `error`."""
     kind = error.kind if isinstance(error, Refused) else "bad-piece"
-    return Refusal(kind, str(error)[:MAX_REFUSAL_CHARACTERS])
+    return Refusal(kind, _cut(str(error)))
+
+
+def _cut(reason: str) -> str:
+    """Return as much of a reason as fits into a call's metadata."""
+    return reason.encode("utf-8", "replace")[:MAX_REASON_BYTES].decode("utf-8", "ignore")

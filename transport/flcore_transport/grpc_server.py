@@ -17,7 +17,7 @@ import grpc
 import grpc.aio
 
 from flcore_transport.control import decode, encode, encode_from_server, encode_reply
-from flcore_transport.endpoint import WINDOW_PIECES, Delivery, Endpoint, Service, refusal
+from flcore_transport.endpoint import WINDOW_PIECES, Delivery, Endpoint, Send, Service, Session, refusal
 from flcore_transport.errors import AddressUnavailable, TransportError
 from flcore_transport.grpc_channel import KEEPALIVE_MS, OPTIONS, REFUSAL_METADATA, SERVICE, require_loopback
 from flcore_transport.grpc_loop import server_loop
@@ -98,7 +98,7 @@ class GrpcServer:
             self._loop.call_soon_threadsafe(outgoing.put_nowait, message)
 
         join = await self._answered(context, decode, Join, request)
-        session = await self._answered(context, self._endpoint.join, join, send)
+        session = await self._joined(context, join, send)
         try:
             while True:
                 message = await outgoing.get()
@@ -107,6 +107,20 @@ class GrpcServer:
                     return
         finally:
             self._endpoint.leave(session, send)
+
+    async def _joined(self, context: Context, join: Join, send: Send) -> Session:
+        """Join; if the call is cancelled meanwhile, leave as soon as the join is done."""
+        joining = asyncio.ensure_future(self._answered(context, self._endpoint.join, join, send))
+
+        def leave(done: "asyncio.Future[Session]") -> None:
+            if not done.cancelled() and done.exception() is None:
+                self._endpoint.leave(done.result(), send)
+
+        try:
+            return await asyncio.shield(joining)
+        except asyncio.CancelledError:
+            joining.add_done_callback(leave)
+            raise
 
     async def _download(self, request: bytes, context: Context) -> AsyncIterator[bytes]:
         fetch = await self._answered(context, decode, Fetch, request)

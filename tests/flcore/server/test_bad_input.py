@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flcore_transport import Layout, Offer, Order, Outbox, Part, Refused, Segment
+from flcore_transport import Layout, Offer, Order, Outbox, Part, Refused, Segment, TransportError
 
 from flcore import Arrays, Model, Outcome, QuorumError, Task, Update
 from flcore.job.messages import TaskMessage, UpdateMessage, parse_message
@@ -247,7 +247,7 @@ def test_the_same_answer_twice_counts_once(stage: Stage) -> None:
         number = twice.next_order().number
         twice.send(number)
         twice.send(number)
-        with pytest.raises(Refused, match="another answer before"):
+        with pytest.raises(Refused, match="answer is in already"):
             twice.send(number, weight=2.0)
         return adding(1.0)(model, task)
 
@@ -277,3 +277,40 @@ def test_late_and_stale_answers_are_told_apart(stage: Stage) -> None:
     assert said == ["client 'slow': not taken: it answers an earlier round"]
     assert "deadline of 1 s" in outcome.history[0].failed["train"]["slow"]
     assert mean_of(outcome) == {2.0}
+
+
+def test_an_upload_is_resumed_by_the_answer_that_began_it_and_by_no_other(by_hand: ByHand) -> None:
+    number = by_hand.next_order().number
+
+    class Cut(Outbox):
+        def piece(self, index: int) -> bytes:
+            raise ConnectionError("the process died")
+
+    with pytest.raises((TransportError, ConnectionError)):
+        by_hand.send(number, Cut(by_hand.source), attempt="first", weight=2.0)
+    by_hand.send(number, attempt="second")
+    outcome = by_hand.stage.result()
+    assert outcome.history[0].updates["bad"].weight == 1.0
+
+
+@pytest.mark.parametrize(
+    ("tensors", "expected"),
+    [([("w", "float32", [2**48] * 60)], "more than"), ([("w", "float32", [2] * 1000)], "UpdateMessage: tensors")],
+)
+def test_shapes_that_would_take_for_ever(by_hand: ByHand, tensors: Any, expected: str) -> None:
+    with pytest.raises(Refused, match=expected):
+        by_hand.send(by_hand.next_order().number, tensors=tensors)
+    assert expected in reason(by_hand.stage.result())
+
+
+@pytest.mark.parametrize("answer", ["exit", "metric", "weight"])
+def test_answers_that_cannot_be_sent_cost_the_round_and_not_the_client(stage: Stage, answer: str) -> None:
+    def odd(model: Arrays, _: Task) -> Update:
+        if answer == "exit":
+            raise SystemExit(3)
+        if answer == "metric":
+            return Update(model, weight=1, metrics={"m" * 200: 1.0})
+        return Update(model, weight=10**400)
+
+    said = reason(run_with(stage, odd))
+    assert "SystemExit" in said or "cannot be sent" in said
