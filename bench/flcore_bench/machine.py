@@ -67,8 +67,9 @@ def read_bandwidth(buffer: npt.NDArray[np.float32], threads: int, repeats: int =
 
     def read(share: npt.NDArray[np.float32], loop: Callable[[npt.NDArray[np.float32]], object]) -> None:
         step = TILE_BYTES // share.itemsize
-        for start in range(0, share.size, step):
-            loop(share[start : start + step])
+        with np.errstate(all="ignore"):  # the bits may be those of another dtype
+            for start in range(0, share.size, step):
+                loop(share[start : start + step])
 
     with ThreadPoolExecutor(threads) as pool:
         best = min(

@@ -70,7 +70,7 @@ class Aggregator:
     def stage(self, client: str, weight: float) -> StagedUpdate:
         """Return a new staged update, which counts only if it is committed."""
         given: Any = weight
-        if isinstance(given, bool) or not isinstance(given, numbers.Real) or not 0 <= given < MAX_WEIGHT:
+        if isinstance(given, bool) or not isinstance(given, numbers.Real) or not 0 <= weight < MAX_WEIGHT:
             raise WeightError(f"a weight is a finite number >= 0, not {weight!r}", client=client)
         return StagedUpdate(self._spec, self._backend, client, float(weight), self._max_abs)
 
