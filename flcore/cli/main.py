@@ -34,6 +34,8 @@ app.add_typer(job_app, name="job")
 def main() -> None:
     """Run the command line; an error of ours is one message and exit code 1. (Ctrl-C is 130, by Typer.)"""
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    # gRPC logs a traceback for each client that vanishes in mid-transfer; the server says so itself, in one line.
+    logging.getLogger("grpc").setLevel(logging.CRITICAL)
     try:
         app()
     except (FlcoreError, TransportError, KernelError) as error:
