@@ -12,7 +12,6 @@ from flcore.cli.plot import plot_history
 from flcore.cli.progress import watching
 from flcore.cli.report import comparison, failures
 from flcore.job.job import Job
-from flcore.model.checkpoint import save
 from flcore.server.serve import Outcome
 from flcore.simulation.baselines import Baselines, baselines_of
 from flcore.simulation.run import run as run_job
@@ -41,7 +40,6 @@ def run(
     with watching(loaded.contract, Console(stderr=True)) as observe:
         outcome = run_job(loaded, workers=workers, out=directory, observe=observe)
         baselines = baselines_of(loaded)
-    save(outcome.model.arrays(), directory / "model.safetensors")
     plot = plot_history(loaded.contract, outcome.history, baselines, directory / "history.png")
     if as_json:
         print(json.dumps(_as_json(loaded, outcome, baselines, directory)))

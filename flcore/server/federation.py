@@ -215,7 +215,9 @@ class Federation:
         number, client = exchange.round.number, intake.client
         with self._changed:
             verdict = exchange.round.judge(client, number, self._clock())
-            if verdict is Verdict.ACCEPTED and exchange.intakes.get(client) is intake:
+            if verdict in (Verdict.ACCEPTED, Verdict.DUPLICATE) and exchange.intakes.get(client) is not intake:
+                raise _untimely(client, Verdict.FAILED)
+            if verdict is Verdict.ACCEPTED:
                 with self._refusing(exchange, client):
                     if exchange.aggregator is not None and intake.staged is not None:
                         exchange.aggregator.commit(intake.staged)

@@ -61,6 +61,8 @@ def serve(
         started(server, federation)
         federation.wait_for(wait_for or job.contract.server.quorum, timeout_s=None)
         playbook(control)
+        if results.model is None:  # a playbook that keeps nothing ends with what it began with
+            results.keep(model, {})
         reason = "the job is done"
     except FlcoreError as error:
         reason = f"the job failed: {error}"
