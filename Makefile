@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install demo check fix test test-gpu test-torch bench proto check-peers clean
+.PHONY: help install demo check fix test test-gpu test-torch bench bench-peers proto check-peers clean
 
 help:  ## Show the verbs.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -31,10 +31,13 @@ test-gpu: $(VENV)/.dev  ## Run the tests that need a CUDA device.
 test-torch: $(VENV)/.torch  ## Run the tests that need PyTorch.
 	$(BIN)/pytest -m torch
 
-bench: $(VENV)/.dev  ## Measure the fold and whole rounds on this machine.
-	$(BIN)/pytest bench --benchmark-enable --benchmark-only
+bench: $(VENV)/.dev  ## Measure the kernels and whole rounds on this machine (minutes, 16 GB).
 	$(BIN)/flcore bench kernels --scale full
 	$(BIN)/flcore bench round
+	$(BIN)/pytest bench --benchmark-enable --benchmark-only
+
+bench-peers: $(VENV)/.dev .peers/torch/.ready .peers/nvflare/.ready .peers/flower/.ready  ## Measure flcore beside others.
+	$(BIN)/flcore bench peers --scale full
 
 proto: $(VENV)/.dev  ## Generate the protobuf code anew.
 	$(BIN)/python transport/generate_control.py
@@ -43,7 +46,7 @@ check-peers: $(VENV)/.dev  ## See that flcore installs beside the newest flwr an
 	$(BIN)/python tests/check_peers.py
 
 clean:  ## Remove what the verbs have made.
-	rm -rf $(VENV) runs .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .peers runs .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/.base:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "flcore needs Python 3.11 or newer: make PYTHON=python3.11")'
@@ -61,4 +64,14 @@ $(VENV)/.dev: $(VENV)/.base pyproject.toml
 
 $(VENV)/.torch: $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet 'torch==2.13.0'
+	@touch $@
+
+# Each peer has an environment of its own, with flcore in it: flwr and nvflare cannot share one.
+.peers/torch/.ready: PEER := torch==2.13.0
+.peers/nvflare/.ready: PEER := nvflare==2.9.0
+.peers/flower/.ready: PEER := flwr==1.42.0
+.peers/%/.ready: pyproject.toml
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet '$(PEER)'
+	$(@D)/bin/python -m pip install --quiet --editable .
 	@touch $@

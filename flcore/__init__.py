@@ -4,7 +4,8 @@ Run a job, here or on real machines, with `flcore.run`, `flcore server` and `flc
 yourself with `flcore.aggregate` and `flcore.Aggregator`. A job's own code returns `flcore.Update` for a `flcore.Task`.
 """
 
-from flcore.aggregation.aggregator import Aggregator, aggregate
+from flcore.aggregation.aggregate import aggregate
+from flcore.aggregation.aggregator import Aggregator
 from flcore.aggregation.rules import RULES
 from flcore.client.task import Site, Task, Update
 from flcore.errors import (

@@ -25,12 +25,22 @@ OURS = {
 # The bench is a command of flcore's; it alone may look up there, and only when it is called.
 EXCEPTIONS = {("flcore/cli/bench.py", "flcore_bench")}
 THEIRS = {
-    "flcore_kernels": {"numpy": "*", "numba": "cpu_loops.py"},
+    "flcore_kernels": {"numpy": "*", "numba": "cpu_*.py", "llvmlite": "cpu_*.py"},
     "flcore_transport": {
         "grpc": "grpc_*.py",
         "google": "control*.py",
         "pyarrow": "framing.py",
         "xxhash": "framing.py",
+    },
+    "flcore_bench": {
+        "numpy": "*",
+        "ml_dtypes": "clients.py",
+        "numba": "limit_loops.py",
+        "llvmlite": "limit_loops.py",
+        "matplotlib": "plot.py",
+        "torch": "peers/pytorch.py",
+        "nvflare": "peers/nvidia_flare.py",
+        "flwr": "peers/flower.py",
     },
 }
 

@@ -1,55 +1,39 @@
-"""The fold in memory: K parts into one total, next to reading the same bytes once."""
+"""`flcore bench kernels`: every line of the table, measured in one fresh process."""
 
-from statistics import median
+import json
+import sys
+from collections.abc import Callable
 
-import numpy as np
-import numpy.typing as npt
-from flcore_kernels import backend, storage_dtype
+from flcore_bench.child import answer_of
+from flcore_bench.exact_sums import exact_rows
+from flcore_bench.flat_mean import flat_mean_rows
+from flcore_bench.grid import grid_rows
+from flcore_bench.many_tensors import many_tensor_rows
+from flcore_bench.narrow_dtypes import narrow_dtype_rows
+from flcore_bench.row import Row
+from flcore_bench.setup import Setup
+from flcore_bench.start import start_rows
 
-from flcore_bench.machine import read_bandwidth, seconds
-from flcore_bench.table import Row
+SECTIONS: dict[str, Callable[[Setup], list[Row]]] = {
+    "float32 mean": flat_mean_rows,
+    "narrow dtypes": narrow_dtype_rows,
+    "exact sums": exact_rows,
+    "many small tensors": many_tensor_rows,
+    "clients and sizes": grid_rows,
+    "start": start_rows,
+}
 
-PARTS = 10
-CHUNK = 1 << 19
-SIZES = {"small": 1 << 22, "full": 1 << 26}
+
+def kernel_rows(scale: str, threads: int) -> list[Row]:
+    """Measure in a process of its own, whose memory is fresh and whose environment sets nothing for other libraries."""
+    return [Row.from_json(row) for row in answer_of("flcore_bench.kernels", scale, threads=threads)]
 
 
-def fold_benchmark(scale: str, repeats: int = 5) -> list[Row]:
-    """Fold 10 clients of one dtype after another, on one thread, chunk by chunk as the aggregator does."""
-    size = SIZES[scale]
-    rng = np.random.default_rng(0)
-    values = [rng.random(size, np.float32) for _ in range(PARTS)]
+def main() -> None:
+    """Be that process: measure each section, say so on standard error, and print the rows as JSON."""
+    setup = Setup.of(sys.argv[1], int(sys.argv[2]))
     rows: list[Row] = []
-    for dtype in ("float32", "bfloat16", "float16", "float64"):
-        parts = [_stored(part, dtype) for part in values]
-        limit = read_bandwidth(np.concatenate([part.view(np.float32) for part in parts[:4]]), threads=1)
-        fold_all(parts, dtype)
-        taken = seconds(lambda parts=parts, dtype=dtype: fold_all(parts, dtype), repeats)  # type: ignore[misc]
-        speed = sum(part.nbytes for part in parts) / median(taken)
-        rows.append(
-            Row(f"fold {dtype}", median(taken), (min(taken), max(taken)), speed, speed / limit, f"{PARTS} clients")
-        )
-        rows.append(_limit_row(dtype, parts, limit))
-    return rows
-
-
-def fold_all(parts: list[npt.NDArray[np.generic]], dtype: str) -> None:
-    """Fold all parts, into a total of one chunk."""
-    device = backend("cpu")
-    total = np.empty(CHUNK)
-    weights = [1.0] * len(parts)
-    for start in range(0, parts[0].size, CHUNK):
-        chunk = total[: min(CHUNK, parts[0].size - start)]
-        chunk.fill(0.0)
-        device.fold(chunk, [part[start : start + CHUNK] for part in parts], weights, dtype)
-
-
-def _stored(values: npt.NDArray[np.float32], dtype: str) -> npt.NDArray[np.generic]:
-    if dtype == "bfloat16":
-        return (values.view(np.uint32) >> 16).astype(np.uint16)
-    return values.astype(dtype).view(storage_dtype(dtype))
-
-
-def _limit_row(dtype: str, parts: list[npt.NDArray[np.generic]], limit: float) -> Row:
-    bytes_ = sum(part.nbytes for part in parts)
-    return Row(f"read {dtype}", bytes_ / limit, (bytes_ / limit, bytes_ / limit), limit, None, "the limit, one thread")
+    for name, section in SECTIONS.items():
+        print(f"measuring: {name}", file=sys.stderr, flush=True)
+        rows += section(setup)
+    print(json.dumps([row.to_json() for row in rows]))

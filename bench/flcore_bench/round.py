@@ -13,6 +13,7 @@ from statistics import median
 
 import flcore
 from flcore_bench.machine import peak_bytes
+from flcore_bench.row import Row
 
 JOB = Path(__file__).parent / "echo"
 SIZES_MB = {"small": 64, "full": 512}
@@ -40,6 +41,17 @@ def round_benchmark(scale: str, clients: int = 4, rounds: int = 5) -> RoundFigur
     command = [sys.executable, "-c", "from flcore_bench.round import main; main()", json.dumps(setup)]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)  # noqa: S603 - this very file
     return RoundFigures(**json.loads(done.stdout))
+
+
+def round_row(scale: str) -> Row:
+    """Return the figures as a row: bytes are those that moved."""
+    figures = round_benchmark(scale)
+    return Row(
+        f"round, {figures.megabytes} MB x {figures.clients} clients",
+        figures.seconds,
+        figures.bytes_per_round,
+        note=f"server's peak {figures.server_peak_bytes / 1e6:,.0f} MB",
+    )
 
 
 def main() -> None:

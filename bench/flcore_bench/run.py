@@ -1,31 +1,54 @@
 """The measurements behind `flcore bench`, by name."""
 
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
-from statistics import median
 
-from flcore_bench.kernels import fold_benchmark
-from flcore_bench.machine import describe_machine
-from flcore_bench.round import round_benchmark
-from flcore_bench.table import Row, print_table, write_json
-
-
-def run(what: str, scale: str, json_file: Path | None) -> None:
-    """Measure `what` ("kernels" or "round"), print a table, and write it to a file if one is given."""
-    machine = describe_machine()
-    rows = fold_benchmark(scale) if what == "kernels" else [_round_row(scale)]
-    print_table(f"flcore bench {what} --scale {scale}", machine, rows)
-    if json_file is not None:
-        write_json(json_file, what, machine, rows)
+from flcore_bench.contests import peer_rows
+from flcore_bench.kernels import kernel_rows
+from flcore_bench.machine import available_cores, describe_machine
+from flcore_bench.plot import plot
+from flcore_bench.report import Report
+from flcore_bench.round import round_row
+from flcore_bench.row import Row
+from flcore_bench.setup import Setup
 
 
-def _round_row(scale: str) -> Row:
-    figures = round_benchmark(scale)
-    taken = figures.seconds
-    return Row(
-        f"round, {figures.megabytes} MB x {figures.clients} clients",
-        median(taken),
-        (min(taken), max(taken)),
-        figures.bytes_per_s,
-        None,
-        f"server's peak {figures.server_peak_bytes / 1e6:,.0f} MB",
+def run(
+    what: str,
+    scale: str,
+    *,
+    threads: int | None = None,
+    json_file: Path | None = None,
+    plot_file: Path | None = None,
+    pythons: Mapping[str, Path] | None = None,
+) -> Report:
+    """Measure `what` ("kernels", "peers" or "round"), print a table, and write the files that are asked for.
+
+    `pythons` has the interpreters of the peers' environments. Raises `LimitBeaten`, after all is printed and written.
+    """
+    setup = Setup.of(scale, threads or available_cores())
+    rows, absent = _rows(what, setup, pythons or {})
+    report = Report(
+        command=f"flcore bench {what} --scale {scale} --threads {setup.threads}",
+        date=datetime.now(UTC).date().isoformat(),
+        scale=scale,
+        rounds=setup.rounds if what != "round" else len(rows[0].seconds),
+        threads=setup.threads,
+        machine=describe_machine(),
+        rows=rows,
+        absent=absent,
     )
+    print(report.text())
+    if json_file is not None:
+        report.write(json_file)
+    report.require_limits()
+    if plot_file is not None:
+        plot(rows, plot_file)
+    return report
+
+
+def _rows(what: str, setup: Setup, pythons: Mapping[str, Path]) -> tuple[list[Row], list[str]]:
+    if what == "peers":
+        return peer_rows(setup.scale, setup.threads, pythons)
+    return (kernel_rows(setup.scale, setup.threads) if what == "kernels" else [round_row(setup.scale)]), []

@@ -114,7 +114,7 @@ class StagedUpdate:
             tensor, element = segment.at(first + seen.first_bad)
             value = values.view(DTYPES[segment.dtype])[seen.first_bad]
             raise NonFinite(f"element {element} is {value}", client=self.client, tensor=tensor.name)
-        limit = self._max_abs if DTYPES[segment.dtype].kind not in "iu" else min(self._max_abs, EXACT_INTEGER_LIMIT - 1)
+        limit = self._max_abs if DTYPES[segment.dtype].kind not in "iu" else min(self._max_abs, EXACT_INTEGER_LIMIT)
         if seen.magnitude > limit:
             where = int(np.argmax(np.abs(values.view(DTYPES[segment.dtype]).astype(np.float64))))
             tensor, element = segment.at(first + where)

@@ -18,15 +18,55 @@ class What(StrEnum):
     """What is measured."""
 
     KERNELS = "kernels"
+    PEERS = "peers"
     ROUND = "round"
 
 
 def bench(
-    what: Annotated[What, typer.Argument(help="The fold in memory, or whole rounds over loopback.")],
-    scale: Annotated[Scale, typer.Option(help="small takes seconds, full needs 2 GB of memory.")] = Scale.SMALL,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
+    what: Annotated[
+        What,
+        typer.Argument(
+            help="kernels: the arithmetic, against the machine's limit and NumPy. peers: against PyTorch, NVFLARE, "
+            "Flower and NumPy, each in its own environment. round: whole rounds over loopback."
+        ),
+    ],
+    scale: Annotated[
+        Scale, typer.Option(help="small: less than a minute and 1 GB of memory. full: several minutes and 16 GB.")
+    ] = Scale.SMALL,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of flcore, PyTorch and the limit (default: the cores available).")
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")] = None,
+    plot_file: Annotated[
+        Path | None, typer.Option("--plot", help="Draw GB/s against the limit (kernels, peers; needs matplotlib).")
+    ] = None,
+    python: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=PATH",
+            help="The interpreter of a peer's environment (torch, nvflare, flower, numpy); may be repeated. Default: "
+            ".peers/NAME/bin/python, as `make bench-peers` makes it, or else this one.",
+        ),
+    ] = None,
 ) -> None:
-    """Measure flcore on this machine, next to the machine's own limit."""
+    """Measure flcore on this machine, next to the machine's own limit, and print one table.
+
+    Ends with an error if anything beats its limit: then the limit was measured badly, and no ratio to it holds.
+    """
     import flcore_bench
 
-    flcore_bench.run(what.value, scale.value, json_file)
+    pythons = _pythons(python or [], set(flcore_bench.PEERS))
+    flcore_bench.run(
+        what.value, scale.value, threads=threads, json_file=json_file, plot_file=plot_file, pythons=pythons
+    )
+
+
+def _pythons(given: list[str], known: set[str]) -> dict[str, Path]:
+    pythons = {}
+    for pair in given:
+        name, _, path = pair.partition("=")
+        if name not in known or not path:
+            names = ", ".join(sorted(known))
+            raise typer.BadParameter(f"expected NAME=PATH with a NAME of {names}, not {pair!r}", param_hint="--python")
+        pythons[name] = Path(path)
+    return pythons

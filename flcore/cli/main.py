@@ -12,6 +12,7 @@ from flcore.cli.client import client
 from flcore.cli.inspect import check, rules
 from flcore.cli.run import run
 from flcore.cli.server import server
+from flcore.cli.warm import warm
 from flcore.errors import FlcoreError
 
 app = typer.Typer(
@@ -25,6 +26,7 @@ app.command()(server)
 app.command()(client)
 app.command()(rules)
 app.command()(bench)
+app.command()(warm)
 
 job_app = typer.Typer(help="Look at a job.", no_args_is_help=True)
 job_app.command("check")(check)

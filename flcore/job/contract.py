@@ -52,6 +52,7 @@ class ServerContract(_Table):
     model: str
     controller: str = "fed_avg"
     rule: str = "mean"
+    accumulate: Literal["exact", "float64", "float32"] = "exact"
     rounds: int = Field(ge=1)
     fraction: float = Field(default=1.0, gt=0, le=1)
     quorum: int = Field(default=1, ge=1)

@@ -82,6 +82,7 @@ class Controller:
         aggregator = Aggregator(
             model.spec,
             rule=server.rule,
+            accumulate=server.accumulate,
             base=model if self._task_returns(task) == "delta" else None,
             max_abs=contract.bounds.max_abs,
         )

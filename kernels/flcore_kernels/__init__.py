@@ -1,37 +1,74 @@
 """The arithmetic of aggregation: flat typed buffers in, flat typed buffers out.
 
-A `Backend` offers the same verbs on every device: `fold` adds weighted parts to a running total, `finish` turns the
-total into a mean in the output's dtype, `inspect` looks for values that must not be folded. Nothing here knows of
-tensors, clients or rounds. Buffers are one-dimensional, contiguous and hold one dtype in its *storage* form: 16-bit
-floats are the uint16 of their bits (`storage_dtype`).
+A `Backend` offers the same verbs on every device: `fold` adds weighted parts to a running `Total`, `finish` turns it
+into a mean in the output's dtype, and `mean` does both in one pass; `merge`, `save` and `restore` move totals about;
+`inspect` looks for values that must not be folded, `encode` and `decode` convert. Nothing here knows of clients or
+rounds. Buffers hold one dtype in its *storage* form: 16-bit floats are the uint16 of their bits (`storage_dtype`).
 
     >>> import numpy as np
     >>> from flcore_kernels import backend
     >>> cpu = backend("cpu")
-    >>> total = np.zeros(3)
     >>> parts = [np.array([1, 2, 3], np.float32), np.array([5, 6, 7], np.float32)]
-    >>> cpu.fold(total, parts, [3.0, 1.0], "float32")
-    >>> mean = np.empty(3, np.float32)
-    >>> cpu.finish(total, 4.0, mean, "float32")
-    -1
-    >>> mean.tolist()
+    >>> out = np.empty(3, np.float32)
+    >>> cpu.mean(parts, [3.0, 1.0], out, "float32")
+    >>> out.tolist()
+    [2.0, 3.0, 4.0]
+
+One after the other, in any order, on any machine, with the same bits:
+
+    >>> total = cpu.total(3, "exact")
+    >>> for part, weight in zip(parts, [3.0, 1.0]):
+    ...     cpu.fold(total, [part], [weight], "float32")
+    >>> cpu.finish(total, out, "float32")
+    >>> out.tolist()
     [2.0, 3.0, 4.0]
 """
 
-from flcore_kernels.backend import Backend, Inspection
-from flcore_kernels.devices import backend
+from flcore_kernels.backend import Backend, Buffer, Inspection, Part, Quantized
+from flcore_kernels.chunks import ChunkPlan, plan_chunks
+from flcore_kernels.devices import backend, warm
 from flcore_kernels.dtypes import EXACT_INTEGER_LIMIT, STORAGE, storage_dtype
-from flcore_kernels.errors import BackendUnavailable, BufferMismatch, KernelError, UnknownDType
+from flcore_kernels.errors import (
+    BackendUnavailable,
+    BadState,
+    BudgetTooSmall,
+    BufferMismatch,
+    KernelError,
+    NotFinite,
+    Overflow,
+    SpoiledTotal,
+    TooManyTerms,
+    UnknownDType,
+    WeightRange,
+)
+from flcore_kernels.totals import ACCUMULATORS, Total
+from flcore_kernels.weights import EXACT_RANGE
 
 __all__ = [
+    "ACCUMULATORS",
     "EXACT_INTEGER_LIMIT",
+    "EXACT_RANGE",
     "STORAGE",
     "Backend",
     "BackendUnavailable",
+    "BadState",
+    "BudgetTooSmall",
+    "Buffer",
     "BufferMismatch",
+    "ChunkPlan",
     "Inspection",
     "KernelError",
+    "NotFinite",
+    "Overflow",
+    "Part",
+    "Quantized",
+    "SpoiledTotal",
+    "TooManyTerms",
+    "Total",
     "UnknownDType",
+    "WeightRange",
     "backend",
+    "plan_chunks",
     "storage_dtype",
+    "warm",
 ]

@@ -1,53 +1,118 @@
-"""What a device must offer."""
+"""What a device must offer, and what goes in and out.
+
+A *buffer* is a contiguous array of a dtype's storage (`storage_dtype`), or `Quantized`. A *part* is a buffer, or a list
+of them: the tensors of one client, laid over the total one after another, each at the next multiple of 256
+elements. A part may be read-only, mapped from a file, and at any address.
+"""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from fractions import Fraction
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from flcore_kernels.totals import Total
+
+Array = npt.NDArray[Any]
+
+
+class Quantized(NamedTuple):
+    """int8 codes and the float32 scale of each block of them; an element's value is fl32(scale · code)."""
+
+    codes: npt.NDArray[np.int8]
+    scales: npt.NDArray[np.float32]
+
+
+Buffer = Array | Quantized
+Part = Buffer | Sequence[Buffer]
+
 
 class Inspection(NamedTuple):
-    """What `Backend.inspect` saw: the index of the first non-finite element (-1: none), and the largest magnitude.
+    """What `Backend.inspect` saw: the first element that is not finite (-1: none), and two figures of the others.
 
-    The magnitude is that of the finite elements, 0.0 for an empty part.
+    `magnitude` is the largest magnitude of the finite elements, 0.0 for an empty part. `squares` is the sum of squares:
+    float64 sums of tiles of 4,096 elements, added exactly, so that pieces that are cut at multiples of 4,096 add up to
+    the same; None where an element is not finite or a tile's sum is too large for float64.
     """
 
     first_bad: int
     magnitude: float
+    squares: Fraction | None
 
 
 class Backend(Protocol):
     """The verbs of aggregation on one device.
 
-    Every buffer is one-dimensional and contiguous; a part may be read-only. `dtype` names what the parts hold (a key of
-    `STORAGE`). Functions raise `BufferMismatch` for buffers that do not fit, and never change a part.
+    `dtype` is a key of `STORAGE`, and `accumulate` one of `float32`, `float64` and `exact`. All verbs may be called
+    from any thread; one total is changed by one call at a time. Buffers that do not fit raise `BufferMismatch`.
     """
 
-    def fold(
-        self, total: npt.NDArray[np.float64], parts: Sequence[npt.NDArray[Any]], weights: Sequence[float], dtype: str
-    ) -> None:
-        """Add `Σ weightᵢ · partᵢ` to `total`, one part after the other in the order given.
+    name: str
 
-        Each term is `fl64(weight · x)`, each sum is rounded to float64; nothing is widened into a temporary.
+    def total(self, elements: int, accumulate: str) -> Total:
+        """Return an empty total."""
+        ...
+
+    def fold(self, total: Total, parts: Sequence[Part], weights: Sequence[float], dtype: str) -> None:
+        """Add Σ weightᵢ · partᵢ to `total`, in one pass.
+
+        A float total adds one part after the other in the order given, each product and sum rounded. Raises
+        `NotFinite` and `Overflow` (a term or a sum beyond the accumulator), after which the total is spoiled, and
+        `WeightRange` and `TooManyTerms`, after which it is as before.
         """
         ...
 
-    def finish(
+    def merge(self, total: Total, other: Total) -> None:
+        """Add `other` to `total`; for exact totals the result is as if all had been folded into one."""
+        ...
+
+    def finish(self, total: Total, out: Part, dtype: str, base: Part | None = None) -> None:
+        """Write the mean, the total divided by its sum of weights, to `out`, rounded once to `dtype`, ties to even.
+
+        With `base` (of the same dtype), base plus mean. Raises `Overflow` where `dtype` cannot hold a result, and
+        `WeightRange` where the sum of weights is zero; `out` is then not to be used.
+        """
+        ...
+
+    def mean(
         self,
-        total: npt.NDArray[np.float64],
-        weight_sum: float,
-        out: npt.NDArray[Any],
+        parts: Sequence[Part],
+        weights: Sequence[float],
+        out: Part,
         dtype: str,
-        base: npt.NDArray[Any] | None = None,
-    ) -> int:
-        """Write `base + total / weight_sum` to `out`, rounded once from float64 to `dtype`, ties to even.
+        accumulate: str = "exact",
+        *,
+        result: str | None = None,
+        base: Part | None = None,
+    ) -> None:
+        """Do `fold` and `finish` in one pass, with a total that never leaves the cache.
 
-        Without `base` (a buffer of the same dtype), the mean itself. Returns the index of the first element that
-        `dtype` cannot hold (a float that overflowed, an integer out of range), or -1; `out` is then not to be used.
+        `result` is the dtype of `out` and `base`: by default that of the parts, or float32 for quantized ones.
         """
         ...
 
-    def inspect(self, part: npt.NDArray[Any], dtype: str) -> Inspection:
-        """Find the first non-finite element and the largest magnitude, in one pass where all is finite."""
+    def inspect(self, part: Buffer, dtype: str) -> Inspection:
+        """Look at every element once."""
+        ...
+
+    def encode(self, values: npt.NDArray[np.float32], out: Buffer, dtype: str) -> None:
+        """Round float32 values to `dtype`: bfloat16 and float16 (nearest even, NaN stays NaN), or quantized int8.
+
+        Quantized: scale = fl32(largest magnitude of the block / 127), code = rint(value / scale); a value comes back
+        within (1/2 + 2^-16) · scale (0.3 % of the block's largest), and a block whose scale would not be a normal
+        number becomes zeros. Values that are not finite raise `NotFinite` there.
+        """
+        ...
+
+    def decode(self, part: Buffer, out: npt.NDArray[np.float32], dtype: str) -> None:
+        """Write the float32 values of a part; exact for float16, bfloat16 and quantized parts."""
+        ...
+
+    def save(self, total: Total, file: BinaryIO) -> None:
+        """Write a total's state, which `restore` reads on any device and in any version of this format."""
+        ...
+
+    def restore(self, file: BinaryIO) -> Total:
+        """Return a saved total, or raise `BadState`."""
         ...

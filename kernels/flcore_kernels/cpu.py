@@ -1,91 +1,233 @@
-"""The CPU backend: checks and drives the loops of `cpu_loops`.
+"""The CPU backend: checks what it is given, lays out the work, and drives the kernels on its own threads."""
 
-A driver walks its buffers in blocks that fit the first-level cache together with their total, so that K parts are
-folded in one pass over memory: the total of a block stays in cache while the K parts stream through it.
-"""
-
+import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
-from flcore_kernels import cpu_loops
-from flcore_kernels.backend import Inspection
-from flcore_kernels.dtypes import EXACT_INTEGER_LIMIT, lookup
-from flcore_kernels.errors import BufferMismatch
+from flcore_kernels import cpu_kernels, totals, weights
+from flcore_kernels.backend import Buffer, Inspection, Part
+from flcore_kernels.cpu_cache import Kernel
+from flcore_kernels.cpu_observe import decode_part, diagnosis, encode_part, inspect_part
+from flcore_kernels.cpu_settle import Target, first_of, settle
+from flcore_kernels.dtypes import Storage, lookup
+from flcore_kernels.errors import BufferMismatch, Overflow
+from flcore_kernels.rows import Rows, address_of, addresses_of, places_of, sizes_of
+from flcore_kernels.threads import Pool
+from flcore_kernels.totals import BLOCK, Total
 
-BLOCK = 16_384
-"""Elements of a block: 128 KiB of float64 total, which stays in the second-level cache."""
-
-
-def fold(
-    total: npt.NDArray[np.float64], parts: Sequence[npt.NDArray[Any]], weights: Sequence[float], dtype: str
-) -> None:
-    """Add `Σ weightᵢ · partᵢ` to `total` (see `Backend.fold`)."""
-    row = lookup(dtype)
-    if len(parts) != len(weights):
-        raise BufferMismatch(f"fold takes one weight a part: {len(parts)} parts came with {len(weights)} weights")
-    _check(total, np.dtype(np.float64), total.size, "total")
-    for index, part in enumerate(parts):
-        _check(part, row.storage, total.size, f"part {index}")
-    add = cpu_loops.ADD[dtype]
-    for start in range(0, total.size, BLOCK):
-        stop = start + BLOCK
-        for part, weight in zip(parts, weights, strict=True):
-            add(total[start:stop], part[start:stop], float(weight))
+ROW_ELEMENTS = 1 << 18
+SMALL_ELEMENTS = 1 << 14
 
 
-def finish(
-    total: npt.NDArray[np.float64],
-    weight_sum: float,
-    out: npt.NDArray[Any],
-    dtype: str,
-    base: npt.NDArray[Any] | None = None,
-) -> int:
-    """Write `base + total / weight_sum` to `out`, rounded once to `dtype` (see `Backend.finish`)."""
-    row = lookup(dtype)
-    _check(total, np.dtype(np.float64), total.size, "total")
-    _check(out, row.storage, total.size, "out")
-    if base is not None:
-        _check(base, row.storage, total.size, "base")
-    if not weight_sum > 0:
-        raise BufferMismatch(f"the sum of weights must be > 0 to divide by it; it is {weight_sum}")
-    return int(cpu_loops.DIVIDE[dtype](total, float(weight_sum), out, out if base is None else base, base is not None))
+class CpuBackend:
+    """The verbs of `Backend`, on host memory. `threads`: see `thread_count`."""
 
+    name = "cpu"
 
-def inspect(part: npt.NDArray[Any], dtype: str) -> Inspection:
-    """Find the first non-finite element and the largest magnitude (see `Backend.inspect`)."""
-    row = lookup(dtype)
-    _check(part, row.storage, part.size, "part")
-    if not row.is_float:
-        low, high = cpu_loops.extremes(part)
-        return Inspection(-1, float(max(-int(low), int(high))))
-    bits = part.view(row.bits)
-    top = int(cpu_loops.largest(bits, row.bits.type(row.magnitude_mask)))
-    if top < row.infinity:
-        return Inspection(-1, _magnitude(top, dtype))
-    infinity = row.bits.type(row.infinity)
-    return Inspection(
-        int(cpu_loops.first_at_least(bits, row.bits.type(row.magnitude_mask), infinity)),
-        _magnitude(int(cpu_loops.largest_below(bits, row.bits.type(row.magnitude_mask), infinity)), dtype),
-    )
+    def __init__(self, threads: int | None = None) -> None:
+        self._pool = Pool(threads)
+        self._local = threading.local()
 
+    def total(self, elements: int, accumulate: str) -> Total:
+        """Return an empty total (see `Backend.total`)."""
+        return Total.zeros(elements, accumulate)
 
-def _magnitude(bits: int, dtype: str) -> float:
-    """Return the value of one element's bits."""
-    one = np.zeros(1)
-    cpu_loops.ADD[dtype](one, np.array([bits], lookup(dtype).bits).view(lookup(dtype).storage), 1.0)
-    return float(one[0])
+    def fold(self, total: Total, parts: Sequence[Part], weights_: Sequence[float], dtype: str) -> None:
+        """Add Σ weightᵢ · partᵢ to `total` (see `Backend.fold`)."""
+        total.require_usable()
+        row = lookup(dtype)
+        sizes = sizes_of(parts[0]) if parts else []
+        _require_within(sizes, total)
+        columns = _columns(parts, row, sizes)
+        values, taken = _admit(total, parts, weights_)
+        rows = self._rows(sizes, len(parts))
+        table, scales = _tables(rows, columns, row)
+        kernel = cpu_kernels.fold_kernel(dtype, total.accumulate)
 
+        def work(batch: int) -> int:
+            span = rows.batches[batch], rows.batches[batch + 1]
+            return int(kernel(table, scales, rows.counts, rows.starts, *span, taken, *_state(total), self._scratch()))
 
-def _check(buffer: npt.NDArray[Any], dtype: np.dtype[Any], size: int, what: str) -> None:
-    if buffer.dtype != dtype or buffer.ndim != 1 or buffer.size != size or not buffer.flags.c_contiguous:
-        contiguous = "contiguous" if buffer.flags.c_contiguous else "strided"
-        raise BufferMismatch(
-            f"{what}: expected a contiguous buffer of {size} {dtype}, got {contiguous} {buffer.dtype} of shape "
-            f"{buffer.shape}"
+        bad = first_of(self._pool.run(work, rows.batches.size - 1))
+        if bad >= 0:
+            total.is_spoiled = True
+            raise diagnosis(self, parts, values, dtype, bad, f"the {total.accumulate} total")
+
+    def merge(self, total: Total, other: Total) -> None:
+        """Add `other` to `total` (see `Backend.merge`)."""
+        total.require_usable()
+        other.require_usable()
+        if total is other or (total.accumulate, total.elements) != (other.accumulate, other.elements):
+            raise BufferMismatch(
+                f"two totals of a kind can be merged, not {total.elements} {total.accumulate} "
+                f"with {other.elements} {other.accumulate} elements"
+            )
+        total.admit(other.terms, other.weight)
+        if total.accumulate == "exact":
+            addresses = (*_state(total), *_state(other))
+            blocks = total.levels.size
+            size = ROW_ELEMENTS // BLOCK
+            kernel = cpu_kernels.merge_kernel()
+            self._pool.run(
+                lambda batch: kernel(*addresses, batch * size, min(blocks, (batch + 1) * size)), -(-blocks // size)
+            )
+        elif other.scale is not None:
+            total.scale = other.scale if total.scale is None else total.scale
+            with np.errstate(over="ignore", invalid="ignore"):
+                for start in range(0, total.elements, ROW_ELEMENTS):
+                    part = other.values[start : start + ROW_ELEMENTS]
+                    total.values[start : start + ROW_ELEMENTS] += np.ldexp(part, other.scale - total.scale)
+
+    def finish(self, total: Total, out: Part, dtype: str, base: Part | None = None) -> None:
+        """Write the mean, or base plus mean, to `out` (see `Backend.finish`)."""
+        total.require_usable()
+        sizes = sizes_of(out)
+        _require_within(sizes, total)
+        rows = self._rows(sizes, 1)
+        target = Target.of(rows, out, base, dtype, sizes, total)
+        bad, doubts = self._write(
+            cpu_kernels.finish_kernel(total.accumulate, dtype, base is not None), rows, _state(total), target
         )
+        if doubts.size:
+            bad = first_of([bad, settle(total, doubts // BLOCK, rows, doubts, target)])
+        if bad >= 0:
+            raise Overflow(f"element {bad} of the result does not fit into {dtype}", bad, where=dtype)
+
+    def mean(
+        self,
+        parts: Sequence[Part],
+        weights_: Sequence[float],
+        out: Part,
+        dtype: str,
+        accumulate: str = "exact",
+        *,
+        result: str | None = None,
+        base: Part | None = None,
+    ) -> None:
+        """Fold and finish in one pass (see `Backend.mean`)."""
+        row, tally = lookup(dtype), Total.zeros(0, accumulate)
+        values, taken = _admit(tally, parts, weights_)
+        sizes = sizes_of(out)
+        columns = _columns(parts, row, sizes)
+        rows = self._rows(sizes, len(parts))
+        result = result or ("float32" if row.block else dtype)
+        target = Target.of(rows, out, base, result, sizes, tally)
+        table, scales = _tables(rows, columns, row)
+        kernel = cpu_kernels.mean_kernel(dtype, accumulate, result, base is not None)
+        bad, doubts = self._write(kernel, rows, (table, scales), target, taken)
+        if bad < 0 and doubts.size:
+            bad = self._settle_anew(rows, doubts, (table, scales), taken, dtype, target)
+        if bad >= 0:
+            where = result if accumulate == "exact" else f"{result}, summed in {accumulate}"
+            raise diagnosis(self, parts, values, dtype, bad, where)
+
+    def _write(
+        self, kernel: Kernel, rows: Rows, source: tuple[Any, Any], target: Target, *weights_: Any
+    ) -> tuple[int, npt.NDArray[np.int64]]:
+        """Run a kernel that writes results.
+
+        Returns the first element that does not fit (-1: all do), and where blocks begin that it left in doubt.
+        """
+        doubts: list[npt.NDArray[np.int64]] = []
+
+        def work(batch: int) -> int:
+            found = np.zeros(1 + rows.blocks(batch, BLOCK), np.int64)
+            span = rows.batches[batch], rows.batches[batch + 1]
+            where = (rows.counts, rows.starts, *span)
+            place = (*source, *where, *weights_) if weights_ else (*where, *source)
+            bad = int(kernel(*place, *target.arguments, found, self._scratch()))
+            doubts.append(found[1 : 1 + found[0]])
+            return bad
+
+        bad = first_of(self._pool.run(work, rows.batches.size - 1))
+        return bad, np.sort(np.concatenate([np.zeros(0, np.int64), *doubts]))
+
+    def _settle_anew(
+        self, rows: Rows, doubts: npt.NDArray[np.int64], tables: tuple[Any, Any], taken: Any, dtype: str, target: Target
+    ) -> int:
+        """Fold the blocks in doubt once more, into a total that stays, and divide at length."""
+        row = lookup(dtype)
+        where = np.searchsorted(rows.starts, doubts, side="right") - 1
+        along = doubts - rows.starts[where]
+        bytes_along = (along * row.storage.itemsize).astype(np.uint64)[:, None]
+        scales_along = (along // row.block * 4).astype(np.uint64)[:, None] if row.block else bytes_along
+        counts = np.minimum(BLOCK, rows.counts[where] - along)
+        total = Total.zeros(doubts.size * BLOCK, "exact")
+        blocks = np.arange(doubts.size)
+        cpu_kernels.fold_kernel(dtype, "exact")(
+            *(tables[0][where] + bytes_along, tables[1][where] + scales_along, counts, blocks * BLOCK, 0, doubts.size),
+            *(taken, *_state(total), self._scratch()),
+        )
+        total.weight = target.weight
+        return settle(total, blocks, rows, doubts, target)
+
+    def inspect(self, part: Buffer, dtype: str) -> Inspection:
+        """Look at every element once (see `Backend.inspect`)."""
+        return inspect_part(self._pool, part, dtype)
+
+    def encode(self, values: npt.NDArray[np.float32], out: Buffer, dtype: str) -> None:
+        """Round float32 values to a narrower dtype (see `Backend.encode`)."""
+        encode_part(self._pool, values, out, dtype)
+
+    def decode(self, part: Buffer, out: npt.NDArray[np.float32], dtype: str) -> None:
+        """Write the float32 values of a part (see `Backend.decode`)."""
+        decode_part(self._pool, part, out, dtype)
+
+    def save(self, total: Total, file: BinaryIO) -> None:
+        """Write a total's state (see `Backend.save`)."""
+        totals.save(total, file)
+
+    def restore(self, file: BinaryIO) -> Total:
+        """Return a saved total (see `Backend.restore`)."""
+        return totals.restore(file)
+
+    def _rows(self, sizes: Sequence[int], parts: int) -> Rows:
+        """Cut the work so that every thread has a few batches, and none is too small to be worth handing over."""
+        each = sum(sizes) // (4 * self._pool.threads)
+        if sum(sizes) * parts < 8 * SMALL_ELEMENTS:
+            each = ROW_ELEMENTS
+        return Rows.cut(sizes, max(SMALL_ELEMENTS, min(ROW_ELEMENTS, each // SMALL_ELEMENTS * SMALL_ELEMENTS)))
+
+    def _scratch(self) -> np.uint64:
+        """Return the address of this thread's own memory to work in."""
+        scratch: npt.NDArray[np.uint8] | None = getattr(self._local, "scratch", None)
+        if scratch is None:
+            scratch = self._local.scratch = np.zeros(cpu_kernels.SCRATCH_BYTES, np.uint8)
+        return np.uint64(address_of(scratch))
 
 
-__all__ = ["EXACT_INTEGER_LIMIT", "finish", "fold", "inspect"]
+def _admit(total: Total, parts: Sequence[Part], weights_: Sequence[float]) -> tuple[Any, Any]:
+    """Count parts in; return their weights, and their weights as the total takes them."""
+    values = weights.checked(weights_, total.accumulate)
+    if len(parts) != values.size:
+        raise BufferMismatch(f"expected one weight a part: {len(parts)} parts came with {values.size} weights")
+    scale, taken, counted = total.scale, values, values
+    if total.accumulate != "exact" and values.any():
+        scale = weights.scale_of(values) if scale is None else scale
+        taken = weights.scaled(values, scale, total.accumulate)
+        counted = np.ldexp(taken, scale)
+    total.admit(len(parts), weights.exact_sum(counted))
+    total.scale = scale
+    return values, taken
+
+
+def _require_within(sizes: Sequence[int], total: Total) -> None:
+    if sizes and (end := int(places_of(sizes)[-2]) + sizes[-1]) > total.elements:
+        raise BufferMismatch(f"the buffers reach to element {end}, the total has {total.elements}")
+
+
+def _columns(parts: Sequence[Part], row: Storage, sizes: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+    return [addresses_of(part, row, sizes, f"part {index}") for index, part in enumerate(parts)]
+
+
+def _tables(rows: Rows, columns: list[tuple[list[int], list[int]]], row: Storage) -> tuple[Any, Any]:
+    """Return the addresses of the parts' rows, and of their scales (where there are none: of anything)."""
+    table = rows.table([codes for codes, _ in columns], row.storage.itemsize)
+    return table, rows.table([scales for _, scales in columns], 4 / row.block) if row.block else table
+
+
+def _state(total: Total) -> tuple[np.uint64, np.uint64]:
+    return np.uint64(address_of(total.values)), np.uint64(address_of(total.levels))

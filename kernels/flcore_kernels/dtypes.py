@@ -1,8 +1,9 @@
 """The dtypes that can be folded, and how their bits are stored.
 
-A row is all that the rest of the kernels needs to know of a dtype: `storage` is the NumPy dtype of the buffers, and for
-floats `magnitude_mask` cuts the sign off the bits and `infinity` is the smallest bit pattern that is not finite, so
+A row is all that the rest of the kernels needs to know of a dtype. `storage` is the NumPy dtype of the buffers. For
+floats, `magnitude_mask` cuts the sign off the bits and `infinity` is the smallest bit pattern that is not finite, so
 that one integer maximum over the masked bits finds both the largest magnitude and whether anything is not finite.
+`precision` (significant bits) and `lowest` (exponent of the smallest step) say how a result is rounded.
 """
 
 from dataclasses import dataclass
@@ -15,25 +16,45 @@ from flcore_kernels.errors import UnknownDType
 EXACT_INTEGER_LIMIT = 2**53
 """The largest magnitude of an integer element: beyond it, float64 no longer holds every integer."""
 
+QUANTIZED_BLOCKS = (32, 64, 128, 256)
+"""Elements that may share one scale in an int8-quantized part."""
+
 
 @dataclass(frozen=True)
 class Storage:
-    """One dtype's storage: `bits` is the unsigned dtype of the same width; the last three are for floats only."""
+    """One dtype's storage: `bits` is the unsigned dtype of the same width; `block` counts the elements of a scale."""
 
     storage: np.dtype[Any]
     bits: np.dtype[Any]
     magnitude_mask: int = 0
     infinity: int = 0
+    precision: int = 64
+    lowest: int = 0
+    block: int = 0
 
     @property
     def is_float(self) -> bool:
         """Whether the dtype can hold a NaN or an infinity."""
         return self.infinity > 0
 
+    @property
+    def range(self) -> tuple[float, float]:
+        """The smallest and the largest finite value, integers no further than `EXACT_INTEGER_LIMIT`."""
+        if self.is_float:
+            largest = (2.0 - 2.0 ** (1 - self.precision)) * 2.0 ** (2 - self.lowest - self.precision)
+            return -largest, largest
+        info = np.iinfo(self.storage)
+        return max(float(info.min), -(2.0**53)), min(float(info.max), 2.0**53)
+
 
 def _float(storage: str, bits: str, exponent: int, mantissa: int) -> Storage:
     return Storage(
-        np.dtype(storage), np.dtype(bits), (1 << (exponent + mantissa)) - 1, ((1 << exponent) - 1) << mantissa
+        np.dtype(storage),
+        np.dtype(bits),
+        magnitude_mask=(1 << (exponent + mantissa)) - 1,
+        infinity=((1 << exponent) - 1) << mantissa,
+        precision=mantissa + 1,
+        lowest=2 - (1 << (exponent - 1)) - mantissa,
     )
 
 
@@ -47,8 +68,9 @@ STORAGE: dict[str, Storage] = {
     "float16": _float("uint16", "uint16", 5, 10),
     "bfloat16": _float("uint16", "uint16", 8, 7),
     **{name: _integer(name) for name in ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")},
+    **{f"int8[{block}]": Storage(np.dtype(np.int8), np.dtype(np.uint8), block=block) for block in QUANTIZED_BLOCKS},
 }
-"""Every dtype that the kernels fold, by its name."""
+"""Every dtype that the kernels fold, by its name. `int8[256]`: int8 codes, one float32 scale for each 256 of them."""
 
 
 def storage_dtype(dtype: str) -> np.dtype[Any]:

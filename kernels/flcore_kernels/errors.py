@@ -3,6 +3,13 @@
 KernelError
 ├── UnknownDType          a dtype that no kernel folds
 ├── BufferMismatch        a buffer of another length, dtype or shape than its neighbours
+├── WeightRange           a weight that is negative, not finite, or outside what an accumulator takes
+├── NotFinite             a NaN or an infinity in a part
+├── Overflow              a term, a sum or a result that is too large
+├── TooManyTerms          more terms than an exact total can count
+├── SpoiledTotal          a total that an earlier error left half changed
+├── BudgetTooSmall        a budget that does not hold the least that is needed
+├── BadState              bytes that are not a saved total, or no longer
 └── BackendUnavailable    a device that this machine or this installation does not have
 """
 
@@ -17,6 +24,46 @@ class UnknownDType(KernelError):
 
 class BufferMismatch(KernelError):
     """Buffers of one call do not fit each other."""
+
+
+class WeightRange(KernelError):
+    """A weight is not one: negative, not finite, or outside what the accumulator takes."""
+
+
+class NotFinite(KernelError):
+    """A part holds a NaN or an infinity: part `part`, at `element` of the total."""
+
+    def __init__(self, part: int, element: int, value: float) -> None:
+        super().__init__(f"part {part}: element {element} is {value}")
+        self.part, self.element, self.value = part, element, value
+
+
+class Overflow(KernelError):
+    """What came out at `element` is too large for `where` it should go; `part` is to blame, or -1 for their sum."""
+
+    def __init__(self, message: str, element: int, part: int = -1, where: str = "") -> None:
+        super().__init__(message)
+        self.element, self.part, self.where = element, part, where
+
+
+class TooManyTerms(KernelError):
+    """An exact total has counted as many terms as its digits can hold."""
+
+
+class SpoiledTotal(KernelError):
+    """A total was left half changed by an error, and holds nothing that can be used."""
+
+
+class BudgetTooSmall(KernelError):
+    """The budget does not hold the least that is needed, `needed_bytes`."""
+
+    def __init__(self, message: str, needed_bytes: int) -> None:
+        super().__init__(message)
+        self.needed_bytes = needed_bytes
+
+
+class BadState(KernelError):
+    """Bytes are not a saved total of this version, or were changed since."""
 
 
 class BackendUnavailable(KernelError):

@@ -128,7 +128,7 @@ def test_a_client_has_one_update() -> None:
 
 @pytest.mark.parametrize("weight", [-1.0, np.nan, np.inf, True])
 def test_weights_that_are_none_are_refused(weight: float) -> None:
-    with pytest.raises(WeightError, match="client 'update 000000000': a weight is a finite number >= 0"):
+    with pytest.raises(WeightError, match="client 'update 0': a weight is a finite number >= 0"):
         aggregate([({"w": np.ones(2)}, weight)])
 
 
@@ -159,7 +159,7 @@ def test_values_out_of_bounds_are_refused_by_name() -> None:
             staged.write("w", np.array([1.0, -11.0, 2.0]))
     with pytest.raises(OutOfBounds, match="tensor 'n'"):
         aggregate([({"n": np.array([2**53 + 2], np.int64)}, 1.0)])
-    with pytest.raises(OutOfBounds, match="update 000000001"):
+    with pytest.raises(OutOfBounds, match="update 1"):
         aggregate([({"w": np.array([1e300])}, 1.0), ({"w": np.array([1e300])}, 1e10)])
 
 

@@ -1,0 +1,124 @@
+"""The limit of a measurement: how long this machine takes to read its inputs and write its result, and nothing else."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import product
+from statistics import median
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from flcore_bench.row import Limit
+from flcore_bench.timing import Work, interleaved
+
+PREFIX = "limit: "
+TILE_BYTES = (1 << 16, 1 << 17, 1 << 18)
+CACHE_BYTES = 64 << 20
+"""Up to this many bytes in all, a result may stay in the cache, so plain stores are tried as well."""
+
+FINALISTS = 3
+"""How many loops go from the trial into the measurement, for each number of threads."""
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Loop:
+    """One way to read and write."""
+
+    streams: int
+    is_fetched: bool
+    is_streamed: bool
+    tile_bytes: int
+    threads: int
+
+    @property
+    def name(self) -> str:
+        """What a table says of it."""
+        ahead = ", fetched ahead" if self.is_fetched else ""
+        past = ", past the cache" if self.is_streamed else ""
+        threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
+        return f"{PREFIX}{threads}, {self.streams} at once, {self.tile_bytes >> 10} KiB tiles{ahead}{past}"
+
+
+def limit_cases(sources: Sequence[Array], target: Array, threads: int) -> dict[str, Work]:
+    """Return the fastest loops of all, by name (each begins with `PREFIX`), ready to be measured in turn with others.
+
+    All loops run in a trial; those that were fastest there go on. The target is written to.
+    """
+    total = sum(source.nbytes for source in sources) + target.nbytes
+    is_small = total < CACHE_BYTES
+    loops = [
+        Loop(*chosen)
+        for chosen in product(
+            (1, 4),
+            (False, True),
+            (True, False) if is_small else (True,),
+            TILE_BYTES,
+            sorted({1, threads}) if is_small else (threads,),
+        )
+    ]
+    bench = Bench(sources, target, threads)
+    works = {loop.name: bench.work(loop) for loop in loops}
+    trial = {name: min(taken) for name, taken in interleaved(works, rounds=2).items()}
+    ranked = sorted(loops, key=lambda loop: trial[loop.name])
+    counts = {loop.threads for loop in loops}
+    finalists = [[loop.name for loop in ranked if loop.threads == count][:FINALISTS] for count in sorted(counts)]
+    return {name: works[name] for names in finalists for name in names}
+
+
+def measured_limit(taken: Mapping[str, list[float]]) -> Limit:
+    """Return the limit among cases that were measured in turn, `limit_cases` and others."""
+    loops = {name: seconds for name, seconds in taken.items() if name.startswith(PREFIX)}
+    best = min(loops, key=lambda name: median(loops[name]))
+    return Limit(best, loops[best], min(min(seconds) for seconds in loops.values()))
+
+
+class Bench:
+    """The buffers of a measurement as addresses, and the threads that walk them."""
+
+    def __init__(self, sources: Sequence[Array], target: Array, threads: int) -> None:
+        from flcore_bench.limit_loops import LINE, read_and_write  # compiles when it is imported
+
+        self._kernel: Callable[..., Any] = read_and_write
+        self._kept = (*sources, target)
+        ordered = sorted(sources, key=lambda source: -source.nbytes)  # equal ones side by side, to be read four at once
+        places = [_whole_lines(source, LINE) for source in ordered]
+        self._addresses = np.array([first for first, _ in places], np.uint64)
+        self._lines = np.array([count for _, count in places], np.int64)
+        self._target, self._target_lines = _whole_lines(target, LINE)
+        self._largest = max(buffer.nbytes for buffer in self._kept)
+        self._pool = ThreadPoolExecutor(max(1, threads - 1))
+
+    def work(self, loop: Loop) -> Work:
+        """Return a call that reads and writes everything once; it returns the largest word that it read."""
+        tiles = max(1, -(-self._largest // loop.tile_bytes))
+        size = max(1, min((4 << 20) // loop.tile_bytes, tiles // (4 * loop.threads)))
+        ranges = [(first, min(tiles, first + size)) for first in range(0, tiles, size)]
+
+        def take(numbers: Iterator[tuple[int, int]]) -> int:
+            most = 0
+            for first, last in numbers:  # one iterator for all threads: each range goes to who asks first
+                found = self._kernel(
+                    *(self._addresses, self._lines, self._target, self._target_lines, first, last, tiles),
+                    *(loop.streams, loop.is_fetched, loop.is_streamed),
+                )
+                most = max(most, found)
+            return most
+
+        def run() -> int:
+            numbers = iter(ranges)
+            others = [self._pool.submit(take, numbers) for _ in range(loop.threads - 1)]
+            mine = take(numbers)
+            return max(mine, *(other.result() for other in others), 0)
+
+        return run
+
+
+def _whole_lines(array: Array, line: int) -> tuple[int, int]:
+    """Return the address of the first whole line in an array, and how many there are."""
+    address = int(array.__array_interface__["data"][0])
+    first = -(-address // line) * line
+    return first, max(0, address + array.nbytes - first) // line

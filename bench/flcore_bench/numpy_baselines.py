@@ -1,0 +1,44 @@
+"""What one would write in NumPy: the baselines of the kernels."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from flcore_kernels import Part, Quantized
+
+from flcore_bench.clients import BLOCK, as_numpy
+
+Array = npt.NDArray[Any]
+
+
+def average_of_stack(models: Sequence[Array], weights: Sequence[float]) -> Array:
+    """`np.average` over a stack made for it, which is what most code does."""
+    result: Array = np.average(np.stack(models), axis=0, weights=np.array(weights, np.float32))
+    return result
+
+
+def matrix_product(matrix: Array, shares: Array, out: Array) -> None:
+    """One BLAS matrix-vector product over a matrix stacked beforehand: the best that NumPy has."""
+    np.dot(shares, matrix, out=out)
+
+
+def upcast_and_add(parts: Sequence[Part], weights: Sequence[float], dtype: str) -> Array:
+    """Convert each model to float32, weigh it, add it; divide in the end."""
+    total: Array | None = None
+    for part, weight in zip(parts, weights, strict=True):
+        values = _float32(part, dtype) * np.float32(weight)
+        if total is None:
+            total = values
+        else:
+            total += values
+    assert total is not None  # noqa: S101 - a measurement has clients
+    total /= np.float32(sum(weights))
+    return total
+
+
+def _float32(part: Part, dtype: str) -> Array:
+    if isinstance(part, Quantized):
+        blocks = part.codes.reshape(-1, BLOCK).astype(np.float32) * part.scales[:, None]
+        return blocks.reshape(-1)
+    return as_numpy(part, dtype).astype(np.float32)

@@ -1,0 +1,106 @@
+"""Named arrays as the kernels take them: one list of buffers per segment, read where they are.
+
+Nothing is copied but a tensor that is not contiguous in memory.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from flcore_kernels import NotFinite, Overflow, TooManyTerms, WeightRange, storage_dtype
+
+from flcore.errors import AggregationError, NonFinite, OutOfBounds, SpecError, TensorMismatch, WeightError
+from flcore.model.dtypes import DTYPES
+from flcore.model.spec import ModelSpec, SegmentSpec
+
+Buffers = list[list[npt.NDArray[Any]]]
+
+
+class Gather:
+    """Reads updates of one model."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self.spec = spec
+        self._segments = [
+            (
+                storage_dtype(segment.dtype) if DTYPES[segment.dtype] != storage_dtype(segment.dtype) else None,
+                [(span.tensor.name, DTYPES[segment.dtype], span.tensor.shape) for span in segment.spans],
+            )
+            for segment in spec.segments
+        ]
+
+    def buffers(self, arrays: Mapping[str, Any], client: str) -> Buffers:
+        """Return an update's buffers, one list per segment, or raise `TensorMismatch` or `SpecError`."""
+        if len(arrays) != len(self.spec.tensors):
+            self._refuse(arrays, client)
+        gathered: Buffers = []
+        for storage, tensors in self._segments:
+            buffers = []
+            for name, dtype, shape in tensors:
+                array = arrays.get(name)
+                if type(array) is not np.ndarray:
+                    array = as_array(array, name)
+                if array.dtype != dtype or array.shape != shape:
+                    self._refuse(arrays, client)
+                if not array.flags.c_contiguous:
+                    array = np.ascontiguousarray(array)
+                buffers.append(array if storage is None else array.view(storage))
+            gathered.append(buffers)
+        return gathered
+
+    def targets(self, out: Mapping[str, Any]) -> Buffers:
+        """Return the buffers of arrays that are to be written to, or raise `TensorMismatch`."""
+        for name, array in out.items():
+            if not isinstance(array, np.ndarray) or not array.flags.c_contiguous or not array.flags.writeable:
+                raise TensorMismatch("out: expected a contiguous NumPy array that can be written to", tensor=name)
+        try:
+            return self.buffers(out, client="")
+        except TensorMismatch as error:
+            raise TensorMismatch(f"out: {error}") from None
+
+    def _refuse(self, arrays: Mapping[str, Any], client: str) -> None:
+        if not arrays:
+            raise TensorMismatch("it is missing", client=client, tensor=self.spec.tensors[0].name)
+        self.spec.require(spec_of(arrays), client=client)
+
+
+def spec_of(arrays: Mapping[str, Any]) -> ModelSpec:
+    """Return the spec of named arrays, or of whatever else has a buffer."""
+    return ModelSpec.of({name: as_array(array, name) for name, array in arrays.items()})
+
+
+def as_array(thing: Any, name: str) -> npt.NDArray[Any]:
+    """Return an array over something with the buffer protocol, without a copy, or raise `SpecError`."""
+    if isinstance(thing, np.ndarray | np.generic):
+        return np.asarray(thing)
+    if thing is None:
+        return np.zeros(0, np.float32)
+    try:
+        return np.asarray(memoryview(thing))
+    except TypeError:
+        raise SpecError(
+            f"tensor {name!r}: expected a NumPy array or something with the buffer protocol, got {type(thing).__name__}"
+        ) from None
+
+
+@contextmanager
+def blamed(segment: SegmentSpec, clients: list[str], first: int = 0) -> Iterator[None]:
+    """Turn what the kernels refuse, of elements from `first` on, into errors that name the client and the tensor."""
+    try:
+        yield
+    except NotFinite as error:
+        tensor, element = segment.at(first + error.element)
+        raise NonFinite(f"element {element} is {error.value}", client=clients[error.part], tensor=tensor.name) from None
+    except Overflow as error:
+        tensor, element = segment.at(first + error.element)
+        if error.part < 0:
+            raise AggregationError(
+                f"tensor {tensor.name!r}: element {element} of the result does not fit into {error.where}"
+            ) from None
+        raise OutOfBounds(f"element {element}: {error}", client=clients[error.part], tensor=tensor.name) from None
+    except WeightRange as error:
+        raise WeightError(str(error)) from None
+    except TooManyTerms as error:
+        raise AggregationError(str(error)) from None

@@ -1,0 +1,34 @@
+"""`flcore warm`: compile all kernels ahead."""
+
+import time
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+def warm(
+    dtypes: Annotated[
+        list[str] | None,
+        typer.Option("--dtype", help="A dtype to compile for, any number of times; 'all' for every one there is."),
+    ] = None,
+    processes: Annotated[int | None, typer.Option(min=1, help="How many compile at once; default: the cores.")] = None,
+) -> None:
+    """Compile the kernels for this processor and keep them on disk, so that no later call has to wait.
+
+    Without --dtype: float32, bfloat16, float16, float64, int64 and int8 in blocks of 256. FLCORE_CACHE_DIR says where
+    they are kept (default: ~/.cache/flcore).
+    """
+    from flcore_kernels import warm as warm_kernels
+
+    console = Console(stderr=True)
+    started = time.monotonic()
+    compiled = total = 0
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("compiling", total=None)
+        for done, total, key, was_needed in warm_kernels(dtypes, processes):
+            compiled += was_needed
+            progress.update(bar, completed=done, total=total, description=" ".join(key))
+    typer.echo(f"{total} kernels ready, {compiled} of them compiled now, in {time.monotonic() - started:.0f} s")

@@ -1,0 +1,200 @@
+"""From a total to a result: divide, round once, cast and write, in one pass, 64 elements at a time.
+
+With a base, the mean (to within a few units of float64's last place, and for integers the rounded mean) is added to the
+base's elements before the result is rounded. A large result goes past the cache, for it is not read again soon.
+
+Each loop here is made of a function that gives element i's rounded value; the loop stores values and notes whether one
+does not fit, in which case another walk finds the first.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from flcore_kernels import cpu_memory as memory
+from flcore_kernels.cpu_cache import part_of_kernel
+from flcore_kernels.cpu_decode import Decoder
+from flcore_kernels.cpu_encode import Encoder
+from flcore_kernels.cpu_exact import BLOCK, EMPTY, WIDTH
+from flcore_kernels.cpu_long_division import nearest
+from flcore_kernels.cpu_quotient import careful_mean, carried, quick_mean, scale
+from flcore_kernels.dtypes import Storage
+
+FITS, MISFIT = np.int64(0), np.int64(1)
+
+
+@part_of_kernel
+def emit(target: Any, source: Any, size: Any, past_cache: Any) -> None:
+    """Copy `size` bytes; past the cache if that is asked for and the target is aligned for it."""
+    done = 0
+    if past_cache and target & np.uint64(15) == np.uint64(0):
+        for i in range(0, size - 15, 16):
+            memory.stream_16(target + np.uint64(i), source + np.uint64(i))
+        done = size - size % 16
+    for i in range(done, size):
+        memory.store_u8(target, i, memory.load_u8(source, i))
+
+
+@part_of_kernel
+def no_base(address: Any, factor: Any, index: Any) -> Any:
+    """What stands in for a base's elements where there is none."""
+    return 0.0
+
+
+def _value_of(base_of: Decoder | None) -> Callable[..., Any]:
+    return no_base if base_of is None else base_of.value
+
+
+def float_finish(real: Any, row: Storage, encode: Encoder, base_of: Decoder | None) -> Callable[..., Any]:
+    """Return the loop that finishes a tile of a float32 or float64 total; `base_of` reads a base, if there is one.
+
+    `finish(total, count, divisor, target, base, past_cache, line)`: `total`, `target` and `base` are
+    addresses, `line` that of 512 bytes to work in. Returns the first element that does not fit, or -1.
+    """
+    peek = memory.peek_f32 if real is np.float32 else memory.peek_f64
+    round_once, base_value, store, low, high = encode.round, _value_of(base_of), encode.store, encode.low, encode.high
+    size = encode.bytes
+    has_base = base_of is not None
+    is_single, is_integer = real is np.float32, not row.is_float
+
+    @part_of_kernel
+    def mean(total: Any, index: Any, divisor: Any, inverse: Any) -> Any:
+        if is_single:
+            return np.float64(peek(total, index)) * inverse
+        return np.float64(peek(total, index)) / divisor
+
+    @part_of_kernel
+    def result(total: Any, index: Any, divisor: Any, inverse: Any, base: Any) -> Any:
+        value = mean(total, index, divisor, inverse)
+        if has_base:
+            if is_integer:
+                value = round_once(value)
+            value += np.float64(base_value(base, np.float32(1.0), index))
+        return round_once(value) + 0.0
+
+    @part_of_kernel
+    def block(total: Any, start: Any, count: Any, divisor: Any, inverse: Any, base: Any, line: Any) -> Any:
+        misfits = FITS
+        for i in range(count):
+            value = result(total, start + i, divisor, inverse, base)
+            misfits |= FITS if low <= value <= high else MISFIT
+            store(line, i, value)
+        return misfits
+
+    @part_of_kernel
+    def finish(total: Any, count: Any, divisor: Any, target: Any, base: Any, past_cache: Any, line: Any) -> Any:
+        inverse = 1.0 / divisor
+        for start in range(0, count, BLOCK):
+            n = min(BLOCK, count - start)
+            if block(total, start, n, divisor, inverse, base, line) != FITS:
+                for i in range(start, start + n):
+                    if not low <= result(total, i, divisor, inverse, base) <= high:
+                        return i
+            emit(target + np.uint64(start * size), line, n * size, past_cache)
+        return -1
+
+    return finish  # type: ignore[no-any-return]
+
+
+def exact_finish(row: Storage, encode: Encoder, base_of: Decoder | None) -> Callable[..., Any]:
+    """Return the loop that finishes a tile of an exact total; `base_of` reads a base, if there is one.
+
+    `finish(digits, levels, first, count, divisor, rest, target, base, past_cache, line, doubts)`: `first` is the tile's
+    first element in the total, `rest` what the float64 `divisor` leaves of the sum of weights. Blocks that long
+    division must settle, among them those where a value does not fit, are appended to `doubts` (their number is
+    `doubts[0]`) and not written.
+    """
+    quick, careful = quick_mean(encode), careful_mean(row, encode)
+    round_once, base_value, store, low, high = encode.round, _value_of(base_of), encode.store, encode.low, encode.high
+    size = encode.bytes
+    has_base = base_of is not None
+    is_integer, is_float64 = not row.is_float, row.precision == 53
+
+    @part_of_kernel
+    def write_quick(digits: Any, count: Any, factor: Any, line: Any) -> Any:
+        doubts = FITS
+        for i in range(count):
+            value, doubt = quick(digits, i, factor)
+            doubts |= doubt
+            doubts |= FITS if low <= value <= high else MISFIT
+            store(line, i, value)
+        return doubts
+
+    @part_of_kernel
+    def write_careful(digits: Any, count: Any, unit: Any, divisor: Any, rest: Any, line: Any) -> Any:
+        doubts = FITS
+        for i in range(count):
+            value, doubt = careful(digits, i, unit, divisor, rest)
+            doubts |= doubt
+            doubts |= FITS if low <= value <= high else MISFIT
+            store(line, i, value)
+        return doubts
+
+    @part_of_kernel
+    def write_shifted(digits: Any, count: Any, factor: Any, base: Any, start: Any, line: Any) -> Any:
+        doubts = FITS
+        for i in range(count):
+            if is_integer:
+                value, doubt = quick(digits, i, factor)
+                doubts |= doubt
+            else:
+                upper, lower = carried(digits, i)
+                value = (np.float64(upper) * 2.0**WIDTH + np.float64(lower)) * factor
+            value = round_once(value + np.float64(base_value(base, np.float32(1.0), start + i))) + 0.0
+            doubts |= FITS if low <= value <= high else MISFIT
+            store(line, i, value)
+        return doubts
+
+    @part_of_kernel
+    def finish(  # type: ignore[no-untyped-def]
+        digits, levels, first, count, divisor, rest, target, base, past_cache, line, doubts
+    ):
+        for start in range(0, count, BLOCK):
+            n = min(BLOCK, count - start)
+            level = memory.peek_i64(levels, start // BLOCK)
+            here = digits + np.uint64(16 * start)
+            if level == EMPTY:
+                level = np.int64(0)
+            unit = scale(1.0, WIDTH * (level - 1))
+            doubt = MISFIT
+            if -15 <= level <= 15:
+                if has_base:
+                    doubt = write_shifted(here, n, unit / divisor, base, start, line)
+                else:
+                    if not is_float64:
+                        doubt = write_quick(here, n, unit / divisor, line)
+                    if doubt != FITS:
+                        doubt = write_careful(here, n, unit, divisor, rest, line)
+            if doubt == FITS:
+                emit(target + np.uint64(start * size), line, n * size, past_cache)
+            else:
+                doubts[0] += 1
+                doubts[doubts[0]] = first + start
+
+    return finish  # type: ignore[no-any-return]
+
+
+def exact_settle(row: Storage, encode: Encoder, base_of: Decoder) -> Callable[..., Any]:
+    """Return the loop that finishes a block of an exact total by long division, whatever its level."""
+    round_once, base_value, store, low, high = encode.round, base_of.value, encode.store, encode.low, encode.high
+    is_integer, precision, lowest = not row.is_float, row.precision, row.lowest
+
+    @part_of_kernel
+    def settle(digits, level, count, limbs, exponent, target, base, work):  # type: ignore[no-untyped-def]
+        for i in range(count):
+            upper, lower = carried(digits, i)
+            if base == np.uint64(0):
+                value = nearest(upper, lower, level, limbs, exponent, precision, lowest, work)
+            elif is_integer:
+                value = nearest(upper, lower, level, limbs, exponent, precision, lowest, work)
+                value += np.float64(base_value(base, np.float32(1.0), i))
+            else:
+                value = nearest(upper, lower, level, limbs, exponent, 53, -1074, work)
+                value = round_once(value + np.float64(base_value(base, np.float32(1.0), i)))
+            if not low <= value <= high:
+                return i
+            store(target, i, value + 0.0)
+        return -1
+
+    return settle  # type: ignore[no-any-return]

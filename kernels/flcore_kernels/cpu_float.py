@@ -1,0 +1,106 @@
+"""Sums in float32 and float64: total += Σ weight · value, part by part in the order given.
+
+A tile of the total stays in the cache while all parts stream through it, four at a time, so that the total is read and
+written once for four parts. Each product and each sum is rounded; nothing is contracted or reordered, so the result of
+a call does not depend on the processor's vectors.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from flcore_kernels import cpu_memory as memory
+from flcore_kernels.cpu_cache import part_of_kernel
+from flcore_kernels.cpu_decode import STEP, Decoder
+
+TILE = 8192
+"""Elements of a tile: 64 KiB of float64, in the second-level cache beside what is fetched ahead."""
+
+
+def float_sum(decode: Decoder, real: Any) -> Callable[..., Any]:
+    """Return the loop that adds some parts to one tile of a total of `real` (float32 or float64).
+
+    `add(total, parts, scales, row, offset, first, count, weights)`: `parts[row, k]` is the address of part k, `offset`
+    the element of it that falls on the tile's first, `total` the tile's address.
+    """
+    peek, store = (memory.peek_f32, memory.store_f32) if real is np.float32 else (memory.peek_f64, memory.store_f64)
+    value, factor, step = decode.value, decode.factor, decode.step
+    size = np.uint64(decode.bytes)
+    line = 64 // decode.bytes
+
+    @part_of_kernel
+    def fetch(address: Any, index: Any) -> Any:
+        ahead = address + np.uint64(index) * size + np.uint64(memory.PREFETCH_BYTES)
+        for i in range(0, step, line):
+            memory.prefetch(ahead + np.uint64(i) * size)
+
+    @part_of_kernel
+    def add_four(total: Any, a: Any, s: Any, w: Any, at: Any, first: Any, count: Any) -> Any:
+        a0, a1, a2, a3 = a
+        w0, w1, w2, w3 = w
+        f0, f1, f2, f3 = factor(s[0], first), factor(s[1], first), factor(s[2], first), factor(s[3], first)
+        for i in range(count):
+            held = peek(total, at + i)
+            held = real(held + real(w0 * real(value(a0, f0, first + i))))
+            held = real(held + real(w1 * real(value(a1, f1, first + i))))
+            held = real(held + real(w2 * real(value(a2, f2, first + i))))
+            held = real(held + real(w3 * real(value(a3, f3, first + i))))
+            store(total, at + i, held)
+
+    @part_of_kernel
+    def add_one(total: Any, a: Any, s: Any, w: Any, at: Any, first: Any, count: Any) -> Any:
+        f = factor(s, first)
+        for i in range(count):
+            store(total, at + i, real(peek(total, at + i) + real(w * real(value(a, f, first + i)))))
+
+    @part_of_kernel
+    def add(total: Any, parts: Any, scales: Any, row: Any, offset: Any, count: Any, weights: Any) -> Any:
+        clients = weights.size
+        k = 0
+        while k + 4 <= clients:
+            a = (parts[row, k], parts[row, k + 1], parts[row, k + 2], parts[row, k + 3])
+            s = (scales[row, k], scales[row, k + 1], scales[row, k + 2], scales[row, k + 3])
+            w = (real(weights[k]), real(weights[k + 1]), real(weights[k + 2]), real(weights[k + 3]))
+            for at in range(0, count, step):
+                first = offset + at
+                fetch(a[0], first)
+                fetch(a[1], first)
+                fetch(a[2], first)
+                fetch(a[3], first)
+                if at + step <= count:
+                    add_four(total, a, s, w, at, first, step)
+                else:
+                    add_four(total, a, s, w, at, first, count - at)
+            k += 4
+        while k < clients:
+            for at in range(0, count, step):
+                first = offset + at
+                fetch(parts[row, k], first)
+                if at + step <= count:
+                    add_one(total, parts[row, k], scales[row, k], real(weights[k]), at, first, step)
+                else:
+                    add_one(total, parts[row, k], scales[row, k], real(weights[k]), at, first, count - at)
+            k += 1
+
+    return add  # type: ignore[no-any-return]
+
+
+def beyond_limit(decode: Decoder) -> Callable[..., Any]:
+    """Return the loop that looks for integers too large for float64: where such a one is near, or -1."""
+    largest, limit = decode.largest, decode.limit
+    is_needed = decode.bytes == 8 and limit < np.inf
+
+    @part_of_kernel
+    def beyond(parts: Any, row: Any, offset: Any, count: Any, clients: Any) -> Any:
+        if is_needed:
+            for k in range(clients):
+                for at in range(0, count, STEP):
+                    if largest(parts[row, k], np.float32(1.0), offset + at, min(STEP, count - at)) > limit:
+                        return at
+        return -1
+
+    return beyond  # type: ignore[no-any-return]
+
+
+__all__ = ["STEP", "TILE", "beyond_limit", "float_sum"]

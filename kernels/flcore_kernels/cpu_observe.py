@@ -1,0 +1,264 @@
+"""Looking at parts and converting them: `inspect`, `encode`, `decode`, and finding out what went wrong."""
+
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from functools import cache
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from numba import types
+
+from flcore_kernels import cpu_memory as memory
+from flcore_kernels.backend import Array, Buffer, Inspection, Part, Quantized
+from flcore_kernels.cpu_cache import Kernel, part_of_kernel
+from flcore_kernels.cpu_decode import DECODERS
+from flcore_kernels.cpu_encode import ENCODERS
+from flcore_kernels.dtypes import EXACT_INTEGER_LIMIT, Storage, lookup
+from flcore_kernels.errors import BufferMismatch, KernelError, NotFinite, Overflow
+from flcore_kernels.rows import addresses_of, buffers_of, places_of, require_writable, sizes_of
+from flcore_kernels.threads import Pool
+
+TILE = 4096
+LANES = 64
+SHARE = 64 * TILE
+_U64, _I64, _F64 = types.uint64, types.int64, types.float64
+_REALS = types.Array(_F64, 1, "C")
+
+
+class Inspector(Protocol):
+    """Whatever can look at a buffer."""
+
+    def inspect(self, part: Buffer, dtype: str) -> Inspection:
+        """See `Backend.inspect`."""
+        ...
+
+
+@cache
+def inspect_kernel(dtype: str) -> Kernel:
+    """Return the kernel that finds each tile's largest magnitude and sum of squares."""
+    name = f"inspect-{dtype.replace('[', 'x').rstrip(']')}"
+    return Kernel(name, types.void(_U64, _U64, _I64, _I64, _I64, _REALS, _REALS, _REALS), lambda: _inspect(dtype))
+
+
+@cache
+def encode_kernel(dtype: str) -> Kernel:
+    """Return the kernel that rounds float32 values to a narrower float."""
+    return Kernel(f"encode-{dtype}", types.void(_U64, _U64, _I64, _I64), lambda: _encode(dtype))
+
+
+@cache
+def quantize_kernel(block: int) -> Kernel:
+    """Return the kernel that turns blocks of float32 values into codes and a scale; it returns a bad block, or -1."""
+    return Kernel(f"quantize-{block}", _I64(_U64, _U64, _U64, _I64, _I64, _I64), lambda: _quantize(block))
+
+
+@cache
+def decode_kernel(dtype: str) -> Kernel:
+    """Return the kernel that writes the float32 values of a part."""
+    name = f"decode-{dtype.replace('[', 'x').rstrip(']')}"
+    return Kernel(name, types.void(_U64, _U64, _U64, _I64, _I64), lambda: _decode(dtype))
+
+
+@part_of_kernel
+def ordered_sum(lanes: Any) -> Any:
+    """The sum of a few numbers, one after the other."""
+    total = 0.0
+    for i in range(lanes.size):
+        total += lanes[i]
+    return total
+
+
+def _inspect(dtype: str) -> Callable[..., Any]:
+    decode = DECODERS[dtype]
+    value, factor, largest, step = decode.value, decode.factor, decode.largest, decode.step
+
+    def inspect(part, scales, first, last, size, magnitudes, squares, lanes):  # type: ignore[no-untyped-def]
+        sums = np.uint64(lanes.ctypes.data)
+        for tile in range(first, last):
+            lanes[:] = 0.0
+            top = 0.0
+            stop = min(size, tile * TILE + TILE)
+            for start in range(tile * TILE, stop, step):
+                count = min(step, stop - start)
+                f = factor(scales, start)
+                here = largest(part, f, start, count)
+                if not here <= top and top == top:
+                    top = here
+                lane = start % LANES
+                for i in range(count):
+                    x = np.float64(value(part, f, start + i))
+                    memory.store_f64(sums, lane + i, memory.peek_f64(sums, lane + i) + x * x)
+            magnitudes[tile] = top
+            squares[tile] = ordered_sum(lanes)
+
+    return inspect
+
+
+def _encode(dtype: str) -> Callable[..., Any]:
+    encode = ENCODERS[dtype]
+    round_once, store = encode.round, encode.store
+
+    def run(values, out, first, last):  # type: ignore[no-untyped-def]
+        for i in range(first, last):
+            value = np.float64(memory.load_f32(values, i))
+            store(out, i, np.copysign(round_once(value), value))
+
+    return run
+
+
+def _quantize(block: int) -> Callable[..., Any]:
+    largest = DECODERS["float32"].largest
+
+    def quantize(values, codes, scales, first, last, size):  # type: ignore[no-untyped-def]
+        for b in range(first, last):
+            start = b * block
+            count = min(block, size - start)
+            top = largest(values, np.float32(1.0), start, count)
+            if not top < np.inf:
+                return b
+            scale = np.float32(np.float32(top) / np.float32(127.0))
+            if scale < np.float32(2.0**-126):
+                scale = np.float32(0.0)
+            memory.store_f32(scales, b, scale)
+            for i in range(count):
+                x = memory.load_f32(values, start + i)
+                code = np.rint(np.float32(x / scale)) if scale > np.float32(0.0) else np.float32(0.0)
+                memory.store_i8(codes, start + i, np.int8(code))
+        return -1
+
+    return quantize
+
+
+def _decode(dtype: str) -> Callable[..., Any]:
+    decode = DECODERS[dtype]
+    value, factor, step = decode.value, decode.factor, decode.step
+
+    def run(part, scales, out, first, last):  # type: ignore[no-untyped-def]
+        for start in range(first, last, step):
+            f = factor(scales, start)
+            for i in range(start, min(start + step, last)):
+                memory.store_f32(out, i, np.float32(value(part, f, i)))
+
+    return run
+
+
+def inspect_part(pool: Pool, part: Buffer, dtype: str) -> Inspection:
+    """Look at every element once (see `Backend.inspect`)."""
+    row = lookup(dtype)
+    (size,) = sizes_of(part)
+    ((address,), (scales,)) = addresses_of(part, row, [size], "part")
+    tiles = -(-size // TILE)
+    magnitudes, squares = np.zeros(tiles), np.zeros(tiles)
+    kernel = inspect_kernel(dtype)
+    share = SHARE // TILE
+    pool.run(
+        lambda batch: kernel(
+            *(address, scales, batch * share, min(tiles, (batch + 1) * share), size, magnitudes, squares),
+            np.zeros(LANES),
+        ),
+        -(-tiles // share),
+    )
+    bad = np.flatnonzero(~np.isfinite(magnitudes))
+    if not bad.size:
+        total = exact_sum(squares) if np.isfinite(squares).all() else None
+        return Inspection(-1, float(magnitudes.max(initial=0.0)), total)
+    top, first = float(magnitudes[np.isfinite(magnitudes)].max(initial=0.0)), -1
+    for tile in bad.tolist():
+        values = values_of(part, row, dtype, tile * TILE, min(size, tile * TILE + TILE))
+        finite = np.isfinite(values)
+        top = max(top, float(np.abs(values[finite]).max(initial=0.0)))
+        first = first if first >= 0 else tile * TILE + int(np.argmin(finite))
+    return Inspection(first, top, None)
+
+
+def values_of(part: Buffer, row: Storage, dtype: str, start: int, stop: int) -> npt.NDArray[np.float64]:
+    """Return the values of a few elements in float64; the slow way."""
+    if isinstance(part, Quantized):
+        with np.errstate(all="ignore"):
+            scales = part.scales.reshape(-1)[np.arange(start, stop) // row.block]
+            return (scales * part.codes.reshape(-1)[start:stop].astype(np.float32)).astype(np.float64)
+    flat = np.ascontiguousarray(part.reshape(-1)[start:stop])
+    if dtype == "bfloat16":
+        return (flat.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+    return (flat.view(np.float16) if dtype == "float16" else flat).astype(np.float64)
+
+
+def exact_sum(values: npt.NDArray[np.float64]) -> Fraction:
+    """Return the sum of finite values, exactly: their integers are added, one exponent after the other.
+
+    >>> exact_sum(np.array([1e300, 1.0, -1e300]))
+    Fraction(1, 1)
+    """
+    mantissas, exponents = np.frexp(values)
+    integers = (mantissas * 2.0**53).astype(np.int64)
+    total = Fraction(0)
+    for exponent in np.unique(exponents).tolist():
+        chosen = integers[exponents == exponent]
+        whole = (int((chosen >> 26).sum()) << 26) + int((chosen & (2**26 - 1)).sum())
+        total += whole * Fraction(2) ** (exponent - 53)
+    return total
+
+
+def encode_part(pool: Pool, values: Array, out: Buffer, dtype: str) -> None:
+    """Round float32 values to a narrower dtype (see `Backend.encode`)."""
+    row = lookup(dtype)
+    ((source,), _) = addresses_of(values, lookup("float32"), [values.size], "values")
+    ((target,), (scales,)) = addresses_of(out, row, [values.size], "out")
+    require_writable(out)
+    if not row.block:
+        if dtype not in ("bfloat16", "float16"):
+            raise BufferMismatch(f"values are encoded as bfloat16, float16 or quantized int8, not as {dtype}")
+        narrow = encode_kernel(dtype)
+        pool.run(
+            lambda batch: narrow(source, target, batch * SHARE, min(values.size, (batch + 1) * SHARE)),
+            -(-values.size // SHARE),
+        )
+        return
+    kernel = quantize_kernel(row.block)
+    blocks, share = -(-values.size // row.block), SHARE // row.block
+    bad = pool.run(
+        lambda batch: int(kernel(source, target, scales, batch * share, min(blocks, (batch + 1) * share), values.size)),
+        -(-blocks // share),
+    )
+    for block in bad:
+        if block >= 0:
+            first = inspect_part(pool, np.ascontiguousarray(values).reshape(-1), "float32").first_bad
+            raise NotFinite(0, first, float(values.reshape(-1)[first]))
+
+
+def decode_part(pool: Pool, part: Buffer, out: Array, dtype: str) -> None:
+    """Write the float32 values of a part (see `Backend.decode`)."""
+    ((source,), (scales,)) = addresses_of(part, lookup(dtype), [out.size], "part")
+    ((target,), _) = addresses_of(out, lookup("float32"), [out.size], "out")
+    require_writable(out)
+    kernel = decode_kernel(dtype)
+    pool.run(
+        lambda batch: kernel(source, scales, target, batch * SHARE, min(out.size, (batch + 1) * SHARE)),
+        -(-out.size // SHARE),
+    )
+
+
+def diagnosis(
+    inspector: Inspector, parts: Sequence[Part], weights: npt.NDArray[np.float64], dtype: str, element: int, where: str
+) -> KernelError:
+    """Return what went wrong at or behind an element: a part that is not finite, a term or a sum that is too large."""
+    row = lookup(dtype)
+    places = places_of(sizes_of(parts[0]))
+    run = int(np.searchsorted(places, element, side="right")) - 1
+    for index, part in enumerate(parts):
+        buffer = buffers_of(part)[run]
+        seen = inspector.inspect(buffer, dtype)
+        if seen.first_bad >= 0:
+            at = int(places[run]) + seen.first_bad
+            return NotFinite(index, at, float(values_of(buffer, row, dtype, seen.first_bad, seen.first_bad + 1)[0]))
+        too_large = None
+        with np.errstate(over="ignore"):
+            if seen.magnitude > DECODERS[dtype].limit:
+                too_large = f"the magnitude {seen.magnitude:.0f} is more than a sum takes, {EXACT_INTEGER_LIMIT}"
+            elif not np.isfinite(seen.magnitude * weights[index]):
+                too_large = f"{seen.magnitude:g} times its weight, {weights[index]:g}, is too large"
+        if too_large is not None:
+            values = values_of(buffer, row, dtype, 0, sizes_of(buffer)[0])
+            return Overflow(too_large, int(places[run]) + int(np.argmax(np.abs(values))), index)
+    return Overflow(f"element {element} does not fit into {where}", element, where=where)

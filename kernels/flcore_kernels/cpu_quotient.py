@@ -1,0 +1,153 @@
+"""The quotient of an exact total by the exact sum of weights, rounded once: as far as float64 can tell.
+
+A total T is (upper · 2^48 + lower) · 2^(48·(level − 1)), two integers; the sum of weights S is a float64 and a rest.
+Most results show in a quotient that is right to 2^-50: where both ends of that interval round to the same value, so
+does the truth (`quick_mean`). The others need the sign of T − q · S for a q next to the truth, which sums of two
+float64 give exactly (`careful_mean`): a q that is moved to its odd neighbour where T / S is not q itself rounds to a narrower
+dtype as the truth does (Boldo and Melquiond, *Emulation of FMA and correctly rounded sums*, 2008). What is left in
+doubt, close to the middle of two float64 or with an S of more than 53 bits, is left to long division.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from flcore_kernels import cpu_memory as memory
+from flcore_kernels.cpu_cache import part_of_kernel
+from flcore_kernels.cpu_encode import Encoder
+from flcore_kernels.cpu_exact import BLOCK, WIDTH
+from flcore_kernels.dtypes import Storage
+
+ERROR = 2.0**-49
+CERTAIN, DOUBT = np.int64(0), np.int64(1)
+_SPLIT = 2.0**27 + 1.0
+
+
+@part_of_kernel
+def scale(value: Any, exponent: Any) -> Any:
+    """value · 2^exponent, in steps that are powers of two of a normal exponent; exact unless it leaves float64."""
+    while exponent > 1000:
+        value *= 2.0**1000
+        exponent -= 1000
+    while exponent < -1000:
+        value *= 2.0**-1000
+        exponent += 1000
+    return value * memory.f64_of(np.int64(exponent + 1023) << np.int64(52))
+
+
+@part_of_kernel
+def carried(digits: Any, index: Any) -> Any:
+    """The two digits of an element, the lower one at most 2^47."""
+    lower = memory.peek_i64(digits, BLOCK + index)
+    carry = (lower + (np.int64(1) << np.int64(WIDTH - 1))) >> np.int64(WIDTH)
+    return memory.peek_i64(digits, index) + carry, lower - (carry << np.int64(WIDTH))
+
+
+@part_of_kernel
+def two_sum(a: Any, b: Any) -> Any:
+    """a + b and what its rounding left (Knuth)."""
+    total = a + b
+    back = total - a
+    return total, (a - (total - back)) + (b - back)
+
+
+@part_of_kernel
+def two_product(a: Any, b: Any) -> Any:
+    """a · b and what its rounding left (Dekker, Veltkamp)."""
+    product = a * b
+    big = a * _SPLIT
+    a_high = big - (big - a)
+    a_low = a - a_high
+    big = b * _SPLIT
+    b_high = big - (big - b)
+    b_low = b - b_high
+    return product, ((a_high * b_high - product) + a_high * b_low + a_low * b_high) + a_low * b_low
+
+
+@part_of_kernel
+def neighbour(value: Any, direction: Any) -> Any:
+    """The float64 next to a value that is not zero, towards the sign of `direction`; itself for a direction of 0."""
+    up = np.int64(1) if direction > 0.0 else np.int64(0)
+    down = np.int64(1) if direction < 0.0 else np.int64(0)
+    away = np.int64(1) if value > 0.0 else np.int64(-1)
+    return memory.f64_of(memory.f64_bits(value) + (up - down) * away)
+
+
+@part_of_kernel
+def divide(upper: Any, lower: Any, divisor: Any, rest: Any) -> Any:
+    """(q, T − q · S, how wrong that may be): q is within 0.51 units of its last place of T / S."""
+    high, low = two_sum(np.float64(upper) * 2.0**WIDTH, np.float64(lower))
+    first = high / divisor
+    product, left = two_product(first, divisor)
+    remainder = (high - product) - left
+    outside = first * rest
+    quotient = first + ((remainder + low) - outside) / divisor
+    moved, lost = two_product(quotient - first, divisor)
+    a, b = two_sum(remainder, -moved)
+    c, d = two_sum(a, low - outside)
+    e, f = two_sum(b, d)
+    whole, tail = two_sum(c, e)
+    left_out = np.abs(rest) + np.abs(lost) + np.abs(f) + np.abs(tail)
+    return quotient, whole, 0.0 if left_out == 0.0 else 2.0**-98 * np.abs(high)
+
+
+@part_of_kernel
+def odd_neighbour(quotient: Any, remainder: Any) -> Any:
+    """`quotient`, or where something remains and its last bit is 0 the neighbour on that side, whose last bit is 1."""
+    is_odd = np.int64(memory.f64_bits(quotient) & np.int64(1))
+    return neighbour(quotient, 0.0 if is_odd else remainder)
+
+
+def quick_mean(encode: Encoder) -> Callable[..., Any]:
+    """Return `quick(digits, index, factor)`: the rounded quotient, and bits that are not zero where it is in doubt.
+
+    `factor` is 2^(48·(level − 1)) / S in float64.
+    """
+    round_once = encode.round
+
+    @part_of_kernel
+    def quick(digits: Any, index: Any, factor: Any) -> Any:
+        upper, lower = carried(digits, index)
+        quotient = (np.float64(upper) * 2.0**WIDTH + np.float64(lower)) * factor
+        below, above = round_once(quotient * (1.0 - ERROR)), round_once(quotient * (1.0 + ERROR))
+        return below + 0.0, memory.f64_bits(below) ^ memory.f64_bits(above)
+
+    return quick  # type: ignore[no-any-return]
+
+
+def careful_mean(row: Storage, encode: Encoder) -> Callable[..., Any]:
+    """Return `careful(digits, index, unit, divisor, rest)`, which does the same with `unit` = 2^(48·(level − 1))."""
+    round_once = encode.round
+    is_integer = not row.is_float
+
+    @part_of_kernel
+    def narrow(quotient: Any, remainder: Any, error: Any, divisor: Any, unit: Any) -> Any:
+        value = round_once(odd_neighbour(quotient, remainder) * unit) + 0.0
+        doubt = CERTAIN if np.abs(remainder) >= error else DOUBT
+        if is_integer:
+            doubt |= CERTAIN if np.abs(value) < 2.0**50 else DOUBT
+        return value, doubt
+
+    @part_of_kernel
+    def wide(quotient: Any, remainder: Any, error: Any, divisor: Any, unit: Any) -> Any:
+        """The remainder is compared with half a step times S; at half a step the even neighbour is right."""
+        beside = neighbour(quotient, remainder)
+        over = np.abs(remainder) - np.abs(beside - quotient) * 0.5 * divisor
+        is_odd = np.int64(memory.f64_bits(quotient) & np.int64(1))
+        at_half = beside if is_odd else quotient
+        value = beside if over > 0.0 else (quotient if over < 0.0 else at_half)
+        return value * unit + 0.0, CERTAIN if np.abs(over) >= error else DOUBT
+
+    settled = wide if row.precision == 53 else narrow
+
+    @part_of_kernel
+    def careful(digits: Any, index: Any, unit: Any, divisor: Any, rest: Any) -> Any:
+        upper, lower = carried(digits, index)
+        quotient, remainder, error = divide(upper, lower, divisor, rest)
+        value, doubt = settled(quotient, remainder, error, divisor, unit)
+        doubt |= CERTAIN if np.abs(np.float64(upper)) < 2.0**53 else DOUBT
+        is_zero = np.int64(upper | lower) == np.int64(0)
+        return 0.0 if is_zero else value, CERTAIN if is_zero else doubt
+
+    return careful  # type: ignore[no-any-return]

@@ -1,0 +1,137 @@
+"""The tables that kernels walk: runs of elements, cut into rows, with the address of each in every part."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from flcore_kernels.backend import Buffer, Part, Quantized
+from flcore_kernels.chunks import ALIGNMENT
+from flcore_kernels.dtypes import Storage
+from flcore_kernels.errors import BufferMismatch
+
+Addresses = npt.NDArray[np.uint64]
+Numbers = npt.NDArray[np.int64]
+
+
+def address_of(array: npt.NDArray[Any]) -> int:
+    """Return where an array begins; whoever asks keeps the array."""
+    return int(array.__array_interface__["data"][0])
+
+
+def buffers_of(part: Part) -> list[Buffer]:
+    """Return a part's buffers; a single one is a list of one."""
+    if isinstance(part, np.ndarray | Quantized):
+        return [part]
+    return list(part)
+
+
+def places_of(sizes: Sequence[int]) -> Numbers:
+    """Return where buffers of these sizes begin in a total: each at the next multiple of 256, the end included."""
+    padded = -(-np.array(sizes, np.int64) // ALIGNMENT) * ALIGNMENT
+    places: Numbers = np.concatenate([np.zeros(1, np.int64), np.cumsum(padded)])
+    return places
+
+
+def sizes_of(part: Part) -> list[int]:
+    """Return the number of elements of each buffer of a part."""
+    return [buffer.codes.size if isinstance(buffer, Quantized) else buffer.size for buffer in buffers_of(part)]
+
+
+def addresses_of(part: Part, row: Storage, sizes: Sequence[int], what: str) -> tuple[list[int], list[int]]:
+    """Return the addresses of a part's buffers, and of their scales, or raise `BufferMismatch`."""
+    buffers = buffers_of(part)
+    if len(buffers) != len(sizes):
+        raise BufferMismatch(f"{what}: expected {len(sizes)} buffers, got {len(buffers)}")
+    if row.block:
+        return _quantized_addresses(buffers, row, sizes, what)
+    storage = row.storage
+    addresses = []
+    for index, (buffer, size) in enumerate(zip(buffers, sizes, strict=True)):
+        if (
+            not isinstance(buffer, np.ndarray)
+            or buffer.dtype != storage
+            or buffer.size != size
+            or not buffer.flags.c_contiguous
+        ):
+            raise BufferMismatch(_mismatch(buffer, storage, size, what, index, len(sizes)))
+        addresses.append(address_of(buffer))
+    return addresses, addresses
+
+
+def _quantized_addresses(
+    buffers: list[Buffer], row: Storage, sizes: Sequence[int], what: str
+) -> tuple[list[int], list[int]]:
+    codes, scales = [], []
+    for index, (buffer, size) in enumerate(zip(buffers, sizes, strict=True)):
+        if not isinstance(buffer, Quantized):
+            raise BufferMismatch(f"{what}: expected Quantized codes and scales, got {type(buffer).__name__}")
+        wanted = ((buffer.codes, np.dtype(np.int8), size), (buffer.scales, np.dtype(np.float32), -(-size // row.block)))
+        for array, dtype, count in wanted:
+            if array.dtype != dtype or array.size != count or not array.flags.c_contiguous:
+                raise BufferMismatch(_mismatch(array, dtype, count, what, index, len(sizes)))
+        codes.append(address_of(buffer.codes))
+        scales.append(address_of(buffer.scales))
+    return codes, scales
+
+
+def _mismatch(buffer: Any, dtype: np.dtype[Any], size: int, what: str, index: int, count: int) -> str:
+    where = what if count == 1 else f"{what}, buffer {index}"
+    if type(buffer).__module__ != "numpy":
+        return f"{where}: expected an array of {size} {dtype}, got {type(buffer).__name__}"
+    contiguous = "contiguous" if buffer.flags.c_contiguous else "strided"
+    return (
+        f"{where}: expected a contiguous buffer of {size} {dtype}, got {contiguous} {buffer.dtype} "
+        f"of shape {buffer.shape}"
+    )
+
+
+def require_writable(out: Part) -> None:
+    """Raise `BufferMismatch` where a buffer of a result cannot be written to."""
+    for buffer in buffers_of(out):
+        for array in buffer if isinstance(buffer, Quantized) else (buffer,):
+            if not array.flags.writeable:
+                raise BufferMismatch("out: expected a buffer that can be written to, got a read-only one")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Row r: `counts[r]` elements from element `starts[r]` of the total, which begin `along[r]` elements into run
+    `runs[r]`. `batches` cuts the rows into shares of work: batch b is rows `batches[b]` to `batches[b + 1]`."""
+
+    runs: Numbers
+    along: Numbers
+    counts: Numbers
+    starts: Numbers
+    batches: Numbers
+
+    @classmethod
+    def cut(cls, sizes: Sequence[int], row_elements: int) -> "Rows":
+        """Cut runs of these sizes into rows and batches of about `row_elements`, a multiple of 256."""
+        lengths = np.array(sizes, np.int64)
+        pieces = -(-lengths // row_elements)
+        runs = np.repeat(np.arange(lengths.size), pieces)
+        first = np.cumsum(pieces) - pieces
+        along = (np.arange(runs.size) - first[runs]) * row_elements
+        counts = np.minimum(lengths[runs] - along, row_elements)
+        starts = places_of(sizes)[:-1][runs] + along
+        # A run's share of the work is never less than that of 256 elements, so that tiny ones count too.
+        share = np.cumsum(np.maximum(counts, ALIGNMENT)) // row_elements
+        edges = np.flatnonzero(np.diff(share)) + 1
+        return cls(runs, along, counts, starts, np.concatenate([[0], edges, [runs.size]]).astype(np.int64))
+
+    def table(self, columns: Sequence[Sequence[int]], bytes_per_element: float) -> Addresses:
+        """Return the rows' addresses, one column per part, from the addresses of the parts' runs."""
+        offsets = (self.along * bytes_per_element).astype(np.uint64)
+        runs = np.array(columns, np.uint64).reshape(len(columns), -1 if columns else 0).T
+        return np.ascontiguousarray(runs[self.runs] + offsets[:, None])
+
+    def blocks(self, batch: int, block: int) -> int:
+        """Return how many blocks of elements a batch has."""
+        counts = self.counts[self.batches[batch] : self.batches[batch + 1]]
+        return int((-(-counts // block)).sum())
+
+
+__all__ = ["Rows", "address_of", "addresses_of", "buffers_of", "places_of", "require_writable", "sizes_of"]

@@ -1,0 +1,146 @@
+"""Totals: running weighted sums, their state, and how they are saved.
+
+`float32` and `float64` totals hold one number per element, and depend on the order of what was added. An `exact` total
+holds two int64 digits per element and a level per block of 64 (see `cpu_exact`), 16 1/32 bytes per element; nothing
+that is added to it, in whatever order, gives other bits.
+"""
+
+import hashlib
+import json
+import struct
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from flcore_kernels.errors import BadState, BufferMismatch, SpoiledTotal, TooManyTerms
+
+ACCUMULATORS = ("exact", "float64", "float32")
+BLOCK = 64
+EMPTY = -32768
+MAX_TERMS = 65_535
+"""An exact digit is at most 2^47, and 65,535 of them stay below 2^63."""
+
+_MAGIC = b"flcore total 1\n\0"
+
+
+def bytes_per_element(accumulate: str) -> float:
+    """Return how much memory a total takes per element.
+
+    >>> bytes_per_element("exact")
+    16.03125
+    """
+    return {"float32": 4.0, "float64": 8.0, "exact": 16 + 2 / BLOCK}[accumulate]
+
+
+@dataclass
+class Total:
+    """The weighted sum of some parts, `elements` long.
+
+    `values`: float32 or float64 per element, or for `exact` the int64 digits, 64 upper and 64 lower ones a block;
+    `levels`: int16 per block. `terms` counts parts, `weight` is the exact sum of their weights in units of 2^-1074, and
+    a float total's weights are divided by 2^`scale`.
+    """
+
+    elements: int
+    accumulate: str
+    values: npt.NDArray[Any] = field(repr=False)
+    levels: npt.NDArray[np.int16] = field(repr=False)
+    terms: int = 0
+    weight: int = 0
+    scale: int | None = None
+    is_spoiled: bool = False
+
+    @classmethod
+    def zeros(cls, elements: int, accumulate: str) -> "Total":
+        """Return an empty total."""
+        if accumulate not in ACCUMULATORS:
+            raise BufferMismatch(f"accumulate is one of {', '.join(ACCUMULATORS)}, not {accumulate!r}")
+        if elements < 0:
+            raise BufferMismatch(f"a total has 0 elements or more, not {elements}")
+        if accumulate != "exact":
+            return cls(elements, accumulate, np.zeros(elements, accumulate), np.zeros(0, np.int16))
+        blocks = -(-elements // BLOCK)
+        return cls(elements, accumulate, np.zeros(2 * BLOCK * blocks, np.int64), np.full(blocks, EMPTY, np.int16))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory."""
+        return self.values.nbytes + self.levels.nbytes
+
+    def require_usable(self) -> None:
+        """Raise `SpoiledTotal` if an error left it half changed."""
+        if self.is_spoiled:
+            raise SpoiledTotal("an earlier error left this total half changed; begin with a new one")
+
+    def admit(self, terms: int, weight: int) -> None:
+        """Count terms in, or raise `TooManyTerms`."""
+        if self.accumulate == "exact" and self.terms + terms > MAX_TERMS:
+            raise TooManyTerms(
+                f"an exact total takes {MAX_TERMS} terms; it has {self.terms}, and {terms} more were to be added"
+            )
+        self.terms += terms
+        self.weight += weight
+
+
+def save(total: Total, file: BinaryIO) -> None:
+    """Write a total's state: a magic line, the length of a JSON header, the header, the arrays, a BLAKE2b digest."""
+    total.require_usable()
+    header = json.dumps(
+        {
+            "elements": total.elements,
+            "accumulate": total.accumulate,
+            "terms": total.terms,
+            "weight": hex(total.weight),
+            "scale": total.scale,
+        },
+        sort_keys=True,
+    ).encode()
+    digest = hashlib.blake2b(digest_size=16)
+    parts = (_MAGIC, struct.pack("<I", len(header)), header, *_little(total))
+    for part in parts:
+        digest.update(part)
+        file.write(part)
+    file.write(digest.digest())
+
+
+def restore(file: BinaryIO) -> Total:
+    """Read what `save` wrote, or raise `BadState`."""
+    digest = hashlib.blake2b(digest_size=16)
+    if _read(file, len(_MAGIC), digest) != _MAGIC:
+        raise BadState("this is not a saved total of this version")
+    (length,) = struct.unpack("<I", _read(file, 4, digest))
+    if length > 4096:
+        raise BadState(f"the header of a saved total is at most 4,096 bytes long, not {length}")
+    total = _from_header(_read(file, length, digest))
+    for array in (total.values, total.levels):
+        target = memoryview(array.view(np.uint8))  # type: ignore[arg-type]
+        if file.readinto(target) != len(target):  # type: ignore[attr-defined]
+            raise BadState("the file ends early")
+        digest.update(target)
+    if file.read(16) != digest.digest():
+        raise BadState("the digest does not match: the file was changed, or not written to its end")
+    return total
+
+
+def _little(total: Total) -> tuple[memoryview, memoryview]:
+    return memoryview(total.values.view(np.uint8)), memoryview(total.levels.view(np.uint8))  # type: ignore[arg-type]
+
+
+def _read(file: BinaryIO, count: int, digest: "hashlib.blake2b") -> bytes:
+    data = file.read(count)
+    if len(data) != count:
+        raise BadState("the file ends early")
+    digest.update(data)
+    return data
+
+
+def _from_header(header: bytes) -> Total:
+    try:
+        fields = json.loads(header)
+        total = Total.zeros(int(fields["elements"]), fields["accumulate"])
+        total.terms, total.weight, total.scale = int(fields["terms"]), int(fields["weight"], 16), fields["scale"]
+    except (ValueError, KeyError, TypeError, OverflowError, MemoryError, BufferMismatch) as error:
+        raise BadState(f"the header of a saved total does not read: {error}") from None
+    return total

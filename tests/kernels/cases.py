@@ -1,0 +1,101 @@
+"""Parts to fold, of every dtype, and what they hold."""
+
+import io
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from flcore_kernels import STORAGE, Backend, Quantized, Total, storage_dtype
+
+from tests.reference import DTYPES, INTEGERS, dequantized, stored
+
+QUANTIZED = [dtype for dtype in STORAGE if STORAGE[dtype].block]
+EDGES = [0, 1, 7, 63, 64, 65, 255, 256, 257, 8191, 8192, 8193]
+"""Sizes: nothing, one, a prime, and around the edge of every block and tile."""
+
+Array = npt.NDArray[Any]
+
+
+class Case(NamedTuple):
+    """A part as the kernels take it, and its values."""
+
+    part: Any
+    values: npt.NDArray[np.float64]
+
+
+def case(values: Array) -> Case:
+    """Make a case of an array of one of the dtypes."""
+    return Case(stored(values), values.astype(np.float64))
+
+
+def draw(rng: np.random.Generator, dtype: str, size: int) -> Case:
+    """Draw values over a dtype's everyday range, zeros of both signs, denormals and large ones among them."""
+    if block := STORAGE[dtype].block:
+        codes = rng.integers(-128, 127, size, np.int8, endpoint=True)
+        scales = (10.0 ** rng.uniform(-6, 2, -(-size // block))).astype(np.float32)
+        return Case(Quantized(codes, scales), dequantized(codes, scales, block).astype(np.float64))
+    if dtype in INTEGERS:
+        info = np.iinfo(dtype)
+        low, high = max(info.min, -(2**52)), min(info.max, 2**52)
+        return case(rng.integers(low, high, size, INTEGERS[dtype], endpoint=True))
+    drawn = rng.standard_normal(size) * 10.0 ** rng.integers(-4, 4, size)
+    with np.errstate(under="ignore"):
+        drawn = np.where(rng.random(size) < 0.05, np.finfo(np.float32).tiny / 64, drawn).astype(DTYPES[dtype])
+    drawn[rng.random(size) < 0.05] = 0.0
+    drawn[rng.random(size) < 0.05] = -0.0
+    return case(drawn)
+
+
+def folded(
+    cpu: Backend, parts: Sequence[Any], weights: Sequence[float], dtype: str, accumulate: str, size: int
+) -> Total:
+    """Return the total of some parts, folded in one call."""
+    total = cpu.total(size, accumulate)
+    cpu.fold(total, parts, weights, dtype)
+    return total
+
+
+def finished(cpu: Backend, total: Total, result: str) -> Array:
+    """Return a total's mean as it is stored."""
+    out = np.empty(total.elements, storage_dtype(result))
+    cpu.finish(total, out, result)
+    return out
+
+
+def mean(
+    cpu: Backend, parts: Sequence[Any], weights: Sequence[float], dtype: str, accumulate: str, result: str, size: int
+) -> Array:
+    """Return a mean in one pass, as it is stored."""
+    out = np.empty(size, storage_dtype(result))
+    cpu.mean(parts, weights, out, dtype, accumulate, result=result)
+    return out
+
+
+def opened(array: Array, dtype: str) -> npt.NDArray[np.float64]:
+    """Return the values that storage of a dtype holds."""
+    values: npt.NDArray[np.float64] = array.view(DTYPES[dtype]).astype(np.float64)
+    return values
+
+
+def state_of(cpu: Backend, total: Total) -> bytes:
+    """Return what `save` writes of a total."""
+    file = io.BytesIO()
+    cpu.save(total, file)
+    return file.getvalue()
+
+
+def again(cpu: Backend, total: Total) -> Total:
+    """Save a total and restore it."""
+    return cpu.restore(io.BytesIO(state_of(cpu, total)))
+
+
+def at_odd_address(array: Array) -> Array:
+    """Return a read-only copy that begins at an odd address."""
+    room = np.empty(array.nbytes + 2, np.uint8)
+    offset = 1 - room.__array_interface__["data"][0] % 2
+    room[offset : offset + array.nbytes] = array.view(np.uint8)
+    moved = room[offset : offset + array.nbytes].view(array.dtype)
+    moved.flags.writeable = False
+    assert moved.__array_interface__["data"][0] % 2 == 1
+    return moved

@@ -1,0 +1,148 @@
+"""Totals: merged, saved, restored, and refused where a byte is wrong."""
+
+import io
+import json
+import zlib
+from typing import Any
+
+import numpy as np
+import pytest
+from flcore_kernels import ACCUMULATORS, BadState, BufferMismatch, SpoiledTotal, Total, backend
+
+from tests.kernels.cases import again, finished, folded, state_of
+
+CPU = backend("cpu")
+PARTS = [np.array([1.5, -2.0, 1e20], np.float32), np.array([0.25, 2.0**-40, -1e20], np.float32)]
+GOLDEN = zlib.decompress(
+    bytes.fromhex(
+        "78da4bcb49ce2f4a5528c92f49cc5130e46288676460a8564a4c4e2ecd2dcd492c4955b252504aad484c2e51d2013272527353f3"
+        "4a8a8182c6406e7172620e48415e694e0e905b925a940b923202b2cb5333d3334a409a0d2a0c0d46010228d532a081428dafff41"
+        "8061148c08c00ca5fffdff8f887787d17019298091e1ddcbb99357e78a6f2d5dfaf88d65e5345600820168e0"
+    )
+)
+"""What version 1 of the format writes of `PARTS` with weights 1 and 3 (deflated here): it is read for ever."""
+
+
+def small(accumulate: str = "exact") -> Total:
+    return folded(CPU, PARTS, [1.0, 3.0], "float32", accumulate, 3)
+
+
+def test_a_total_is_saved_as_it_always_was() -> None:
+    assert state_of(CPU, small()) == GOLDEN
+
+
+def test_what_was_once_saved_is_still_read() -> None:
+    total = CPU.restore(io.BytesIO(GOLDEN))
+    assert (total.elements, total.accumulate, total.terms, total.weight) == (3, "exact", 2, 4 << 1074)
+    assert finished(CPU, total, "float32").tobytes() == finished(CPU, small(), "float32").tobytes()
+
+
+@pytest.mark.parametrize("accumulate", ACCUMULATORS)
+def test_a_restored_total_goes_on_where_it_was(accumulate: str) -> None:
+    total = small(accumulate)
+    restored = again(CPU, total)
+    assert state_of(CPU, restored) == state_of(CPU, total)
+    for each in (total, restored):
+        CPU.fold(each, PARTS, [2.0, 0.5], "float32")
+    assert state_of(CPU, restored) == state_of(CPU, total)
+
+
+@pytest.mark.parametrize("accumulate", ACCUMULATORS)
+def test_an_empty_total_is_saved_too(accumulate: str) -> None:
+    for elements in (0, 100):
+        total = again(CPU, CPU.total(elements, accumulate))
+        assert (total.elements, total.accumulate, total.terms, total.weight) == (elements, accumulate, 0, 0)
+
+
+def test_totals_may_follow_one_another_in_a_file() -> None:
+    file = io.BytesIO()
+    for accumulate in ACCUMULATORS:
+        CPU.save(small(accumulate), file)
+    file.seek(0)
+    for accumulate in ACCUMULATORS:
+        assert state_of(CPU, CPU.restore(file)) == state_of(CPU, small(accumulate))
+
+
+def test_a_flipped_byte_is_bad_wherever_it_is() -> None:
+    data = state_of(CPU, small())
+    header = 20 + int.from_bytes(data[16:20], "little")
+    for index in [*range(header), *range(header, len(data), 37), len(data) - 1]:
+        for bit in (0x01, 0x80):
+            changed = bytearray(data)
+            changed[index] ^= bit
+            with pytest.raises(BadState):
+                CPU.restore(io.BytesIO(bytes(changed)))
+
+
+def test_an_early_end_is_bad_wherever_it_is() -> None:
+    data = state_of(CPU, small())
+    for length in [*range(200), *range(200, len(data), 41), len(data) - 1]:
+        with pytest.raises(BadState):
+            CPU.restore(io.BytesIO(data[:length]))
+
+
+def test_another_version_is_bad() -> None:
+    data = state_of(CPU, small()).replace(b"flcore total 1\n", b"flcore total 2\n")
+    with pytest.raises(BadState, match="not a saved total of this version"):
+        CPU.restore(io.BytesIO(data))
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"elements": 10**30, "accumulate": "exact", "terms": 1, "weight": "0x1", "scale": None},
+        {"elements": 10**17, "accumulate": "exact", "terms": 1, "weight": "0x1", "scale": None},
+        {"elements": -1, "accumulate": "exact", "terms": 1, "weight": "0x1", "scale": None},
+        {"elements": 1e400, "accumulate": "exact", "terms": 1, "weight": "0x1", "scale": None},
+        {"elements": 1, "accumulate": "float16", "terms": 1, "weight": "0x1", "scale": None},
+        {"elements": 1, "accumulate": "exact", "terms": 1, "weight": "heavy", "scale": None},
+        {"elements": 1, "accumulate": "exact"},
+        [],
+    ],
+    ids=str,
+)
+def test_a_header_that_makes_no_sense_is_bad(header: Any) -> None:
+    text = json.dumps(header).encode()
+    data = b"flcore total 1\n\0" + len(text).to_bytes(4, "little") + text + bytes(2000)
+    with pytest.raises(BadState, match="header"):
+        CPU.restore(io.BytesIO(data))
+    with pytest.raises(BadState, match=r"at most 4,096"):
+        CPU.restore(io.BytesIO(b"flcore total 1\n\0" + b"\xff" * 100))
+
+
+@pytest.mark.parametrize("accumulate", ["float64", "float32"])
+def test_merged_float_totals_are_the_sum_of_both(accumulate: str) -> None:
+    parts = [np.array([1.0, 2.0, 3.0], np.float32), np.array([5.0, 6.0, 9.0], np.float32)]
+    for first, second in ((1.0, 3.0), (1e-20, 3e-20), (0.0, 1.0), (1.0, 0.0)):
+        one = folded(CPU, parts[:1], [first], "float32", accumulate, 3)
+        two = folded(CPU, parts[1:], [second], "float32", accumulate, 3)
+        CPU.merge(one, two)
+        mean = (first * parts[0].astype(np.float64) + second * parts[1].astype(np.float64)) / (first + second)
+        assert np.allclose(finished(CPU, one, "float64"), mean, rtol=1e-6)
+        assert one.terms == 2
+
+
+def test_a_total_merged_with_an_empty_one_is_as_before() -> None:
+    for accumulate in ACCUMULATORS:
+        total, empty = small(accumulate), CPU.total(3, accumulate)
+        before = state_of(CPU, total)
+        CPU.merge(total, CPU.total(3, accumulate))
+        CPU.merge(empty, total)
+        assert state_of(CPU, total) == state_of(CPU, empty) == before
+
+
+def test_only_two_totals_of_a_kind_are_merged() -> None:
+    total = small()
+    for other in (CPU.total(4, "exact"), CPU.total(3, "float64"), total):
+        with pytest.raises(BufferMismatch, match="two totals of a kind"):
+            CPU.merge(total, other)
+    assert state_of(CPU, total) == state_of(CPU, small())
+
+
+def test_a_spoiled_total_is_neither_saved_nor_merged() -> None:
+    total = small()
+    total.is_spoiled = True
+    with pytest.raises(SpoiledTotal):
+        state_of(CPU, total)
+    with pytest.raises(SpoiledTotal):
+        CPU.merge(small(), total)
