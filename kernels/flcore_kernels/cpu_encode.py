@@ -19,7 +19,8 @@ class Encoder:
     """How one dtype is written.
 
     `round(value)` is the nearest value that the dtype holds, as a float64 (beyond its range: as if it had no end);
-    `store(address, index, rounded)` writes one; `load(address, index)` reads one back.
+    `store(address, index, rounded)` writes one. `store_single(address, index, value)` rounds a float32 and writes it,
+    for dtypes that are no wider and where the processor does that fast.
     """
 
     bytes: int
@@ -27,6 +28,7 @@ class Encoder:
     store: Callable[..., Any]
     low: float
     high: float
+    store_single: Callable[..., Any] | None = None
 
 
 def _round_to(precision: int, lowest: int) -> Callable[..., Any]:
@@ -91,6 +93,14 @@ def store_bfloat16(address: Any, index: Any, rounded: Any) -> None:
 
 
 @part_of_kernel
+def store_single_bfloat16(address: Any, index: Any, value: Any) -> None:
+    """Round a finite float32 to its upper half: half a unit is added to what is cut off, less one to an even half."""
+    bits = memory.f32_bits(value)
+    odd = np.uint32(np.uint32(bits >> np.uint32(16)) & np.uint32(1))
+    memory.store_u16(address, index, np.uint16(np.uint32(bits + np.uint32(0x7FFF) + odd) >> np.uint32(16)))
+
+
+@part_of_kernel
 def store_float16_by_hardware(address: Any, index: Any, rounded: Any) -> None:
     """Write a float16."""
     memory.store_u16(address, index, memory.f32_to_half(np.float32(rounded)))
@@ -108,6 +118,7 @@ def store_float16_by_bits(address: Any, index: Any, rounded: Any) -> None:
     memory.store_u16(address, index, np.uint16(sign | body))
 
 
+single_float16 = store_float16_by_hardware if has_half_instructions() else None
 store_float16 = store_float16_by_hardware if has_half_instructions() else store_float16_by_bits
 
 
@@ -126,9 +137,9 @@ def _integer(name: str) -> Encoder:
 
 ENCODERS: dict[str, Encoder] = {
     "float64": Encoder(8, round_float64, store_float64, *STORAGE["float64"].range),
-    "float32": Encoder(4, round_float32, store_float32, *STORAGE["float32"].range),
-    "float16": Encoder(2, _round_to(11, -24), store_float16, *STORAGE["float16"].range),
-    "bfloat16": Encoder(2, _round_to(8, -133), store_bfloat16, *STORAGE["bfloat16"].range),
+    "float32": Encoder(4, round_float32, store_float32, *STORAGE["float32"].range, memory.store_f32),
+    "float16": Encoder(2, _round_to(11, -24), store_float16, *STORAGE["float16"].range, single_float16),
+    "bfloat16": Encoder(2, _round_to(8, -133), store_bfloat16, *STORAGE["bfloat16"].range, store_single_bfloat16),
     **{name: _integer(name) for name in INTEGERS},
 }
 """How every dtype of a result is written, by its name."""

@@ -22,7 +22,11 @@ from flcore_kernels.cpu_decode import STEP, Decoder
 
 WIDTH = 48
 BLOCK = 64
-TILE = 8192
+TILE = 2048
+"""Elements of a tile: 32 KiB of digits, and four parts' 32 KiB beside them, in the second-level cache."""
+
+AHEAD_BYTES = 8192
+"""How far ahead the parts are fetched: further than in a float sum, for there is more to do with each byte."""
 EMPTY = -32768
 """The level of a block that has seen nothing but zeros."""
 
@@ -66,8 +70,8 @@ def _moved(term: Any, factor: Any) -> Any:
     return term * factor
 
 
-def exact_sum(decode: Decoder, is_wide: bool) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Return two loops: `survey` finds each block's largest term, `deposit` adds all terms' digits to a tile.
+def exact_sum(decode: Decoder, is_wide: bool) -> Callable[..., Any]:
+    """Return the loop that sums a tile of some parts: digits at `digits`, levels (int64) at `levels`.
 
     `is_wide`: the dtype reaches beyond bins -18 to 18 (float64 alone does), and terms are scaled there, exactly.
     """
@@ -77,42 +81,28 @@ def exact_sum(decode: Decoder, is_wide: bool) -> tuple[Callable[..., Any], Calla
     moved = part_of_kernel(_moved if is_wide else _unmoved)
 
     @part_of_kernel
-    def survey(tops: Any, parts: Any, scales: Any, row: Any, offset: Any, count: Any, weights: Any) -> Any:
-        """tops[b] = the largest |weight · x| of block b, over all parts; the index of a block that is not finite."""
-        blocks = (count + BLOCK - 1) // BLOCK
-        for b in range(blocks):
-            memory.store_f64(tops, b, 0.0)
-        for k in range(weights.size):
-            a, s, w = parts[row, k], scales[row, k], weights[k]
-            for b in range(blocks):
-                top = memory.peek_f64(tops, b)
-                for at in range(b * BLOCK, min(b * BLOCK + BLOCK, count), step):
-                    first = offset + at
-                    f = factor(s, first)
-                    # Two calls, not one with the smaller count: a count that is a constant is vectorised better.
-                    if at + step <= count:  # noqa: SIM108
-                        magnitude = largest(a, f, first, step)
-                    else:
-                        magnitude = largest(a, f, first, count - at)
-                    term = w * magnitude if magnitude <= limit else np.nan
-                    if not term <= top and top == top:
-                        top = term
-                memory.store_f64(tops, b, top)
-        for b in range(blocks):
-            if not memory.peek_f64(tops, b) < np.inf:
-                return b
-        return -1
+    def survey(tops: Any, part: Any, scales: Any, weight: Any, offset: Any, count: Any) -> None:
+        """tops[b] = the largest |weight · x| of block b so far; a NaN or an infinity stays one."""
+        for b in range((count + BLOCK - 1) // BLOCK):
+            top = memory.peek_f64(tops, b)
+            for at in range(b * BLOCK, min(b * BLOCK + BLOCK, count), step):
+                first = offset + at
+                f = factor(scales, first)
+                # Two calls, not one with the smaller count: a count that is a constant is vectorised better.
+                if at + step <= count:  # noqa: SIM108
+                    magnitude = largest(part, f, first, step)
+                else:
+                    magnitude = largest(part, f, first, count - at)
+                term = weight * magnitude if magnitude <= limit else np.nan
+                if not term <= top and top == top:
+                    top = term
+            memory.store_f64(tops, b, top)
 
     @part_of_kernel
     def fetch(address: Any, index: Any) -> Any:
-        ahead = address + np.uint64(index + TILE) * size
+        ahead = address + np.uint64(index) * size + np.uint64(AHEAD_BYTES)
         for i in range(0, step, line):
             memory.prefetch(ahead + np.uint64(i) * size)
-
-    @part_of_kernel
-    def fetch_digits(digits: Any, index: Any) -> Any:
-        for i in range(0, 16 * step, 64):
-            memory.prefetch(digits + np.uint64(8 * index + i))
 
     @part_of_kernel
     def add_four(digits: Any, a: Any, s: Any, w: Any, high: Any, low: Any, scale: Any, at: Any, first: Any, n: Any):  # type: ignore[no-untyped-def]
@@ -158,7 +148,7 @@ def exact_sum(decode: Decoder, is_wide: bool) -> tuple[Callable[..., Any], Calla
         return 2 * (at - sub) + sub
 
     @part_of_kernel
-    def deposit(digits, levels, parts, scales, row, offset, count, weights, ahead):  # type: ignore[no-untyped-def]
+    def deposit(digits, levels, tops, parts, scales, row, offset, count, weights):  # type: ignore[no-untyped-def]
         clients = weights.size
         k = 0
         while k + 4 <= clients:
@@ -173,30 +163,55 @@ def exact_sum(decode: Decoder, is_wide: bool) -> tuple[Callable[..., Any], Calla
                 fetch(a[2], first)
                 fetch(a[3], first)
                 where = place(digits, at, at % BLOCK)
-                if k == 0 and ahead != np.uint64(0):
-                    fetch_digits(digits + ahead, where)
                 if at + step <= count:
                     add_four(digits, a, s, w, high, low, scale, where, first, step)
                 else:
                     add_four(digits, a, s, w, high, low, scale, where, first, count - at)
+            for i in range(k, k + 4):
+                survey(tops, parts[row, i], scales[row, i], weights[i], offset, count)
             k += 4
         while k < clients:
+            a1, s1, w1 = parts[row, k], scales[row, k], weights[k]
             for at in range(0, count, step):
                 first = offset + at
                 high, low, scale = constants(memory.peek_i64(levels, at // BLOCK))
-                fetch(parts[row, k], first)
+                fetch(a1, first)
                 where = place(digits, at, at % BLOCK)
-                if k == 0 and ahead != np.uint64(0):
-                    fetch_digits(digits + ahead, where)
                 if at + step <= count:
-                    add_one(digits, parts[row, k], scales[row, k], weights[k], high, low, scale, where, first, step)
+                    add_one(digits, a1, s1, w1, high, low, scale, where, first, step)
                 else:
-                    add_one(
-                        digits, parts[row, k], scales[row, k], weights[k], high, low, scale, where, first, count - at
-                    )
+                    add_one(digits, a1, s1, w1, high, low, scale, where, first, count - at)
+            survey(tops, a1, s1, w1, offset, count)
             k += 1
 
-    return survey, deposit
+    @part_of_kernel
+    def add_up(digits, levels, tops, parts, scales, row, offset, count, weights, guess):  # type: ignore[no-untyped-def]
+        """Sum a tile; returns -1, or the index of a block that is not finite.
+
+        Its levels are guessed to be `guess`, so that the parts are read from memory while there is something to do, and
+        seen from the cache. Where a guess was wrong, the tile is summed again, with the levels that were seen.
+        """
+        blocks = (count + BLOCK - 1) // BLOCK
+        for b in range(blocks):
+            memory.store_i64(levels, b, guess)
+        is_right = False
+        while not is_right:
+            for i in range(2 * BLOCK * blocks):
+                memory.store_i64(digits, i, np.int64(0))
+            for b in range(blocks):
+                memory.store_f64(tops, b, 0.0)
+            deposit(digits, levels, tops, parts, scales, row, offset, count, weights)
+            is_right = True
+            for b in range(blocks):
+                top = memory.peek_f64(tops, b)
+                if not top < np.inf:
+                    return b
+                level = level_of(top)
+                is_right = is_right and (level == memory.peek_i64(levels, b) or level == EMPTY)
+                memory.store_i64(levels, b, level)
+        return -1
+
+    return add_up
 
 
 @part_of_kernel
@@ -220,4 +235,21 @@ def raise_level(digits: Any, old: Any, new: Any) -> Any:
         memory.store_i64(digits, i, np.int64(0))
 
 
-__all__ = ["BLOCK", "EMPTY", "STEP", "TILE", "WIDTH", "constants", "exact_sum", "level_of", "raise_level"]
+@part_of_kernel
+def merge_block(digits: Any, level: Any, other: Any, other_level: Any) -> Any:
+    """Add a block's digits to another's; returns the level that it has then."""
+    if other_level == EMPTY:
+        return level
+    if other_level > level:
+        raise_level(digits, level, other_level)
+        level = other_level
+    if other_level == level:
+        for i in range(2 * BLOCK):
+            memory.store_i64(digits, i, memory.peek_i64(digits, i) + memory.load_i64(other, i))
+    elif other_level == level - 1:
+        for i in range(BLOCK, 2 * BLOCK):
+            memory.store_i64(digits, i, memory.peek_i64(digits, i) + memory.load_i64(other, i - BLOCK))
+    return level
+
+
+__all__ = ["BLOCK", "EMPTY", "STEP", "TILE", "WIDTH", "constants", "exact_sum", "level_of", "merge_block"]

@@ -19,7 +19,7 @@ from flcore_kernels.cpu_encode import Encoder
 from flcore_kernels.cpu_exact import BLOCK, EMPTY, WIDTH
 from flcore_kernels.cpu_long_division import nearest
 from flcore_kernels.cpu_quotient import careful_mean, carried, quick_mean, scale
-from flcore_kernels.dtypes import Storage
+from flcore_kernels.dtypes import STORAGE, Storage
 
 FITS, MISFIT = np.int64(0), np.int64(1)
 
@@ -57,6 +57,9 @@ def float_finish(real: Any, row: Storage, encode: Encoder, base_of: Decoder | No
     size = encode.bytes
     has_base = base_of is not None
     is_single, is_integer = real is np.float32, not row.is_float
+    # The mean of a float32 total is a float32, and is rounded from there, in vectors twice as long.
+    is_short = is_single and not has_base and encode.store_single is not None
+    store_single, high_single = encode.store_single or store, np.float32(min(high, STORAGE["float32"].range[1]))
 
     @part_of_kernel
     def mean(total: Any, index: Any, divisor: Any, inverse: Any) -> Any:
@@ -77,9 +80,14 @@ def float_finish(real: Any, row: Storage, encode: Encoder, base_of: Decoder | No
     def block(total: Any, start: Any, count: Any, divisor: Any, inverse: Any, base: Any, line: Any) -> Any:
         misfits = FITS
         for i in range(count):
-            value = result(total, start + i, divisor, inverse, base)
-            misfits |= FITS if low <= value <= high else MISFIT
-            store(line, i, value)
+            if is_short:
+                single = np.float32(mean(total, start + i, divisor, inverse)) + np.float32(0.0)
+                misfits |= FITS if np.abs(single) <= high_single else MISFIT
+                store_single(line, i, single)
+            else:
+                value = result(total, start + i, divisor, inverse, base)
+                misfits |= FITS if low <= value <= high else MISFIT
+                store(line, i, value)
         return misfits
 
     @part_of_kernel
@@ -105,7 +113,7 @@ def exact_finish(row: Storage, encode: Encoder, base_of: Decoder | None) -> Call
     division must settle, among them those where a value does not fit, are appended to `doubts` (their number is
     `doubts[0]`) and not written.
     """
-    quick, careful = quick_mean(encode), careful_mean(row, encode)
+    quick, careful = quick_mean(row, encode), careful_mean(row, encode)
     round_once, base_value, store, low, high = encode.round, _value_of(base_of), encode.store, encode.low, encode.high
     size = encode.bytes
     has_base = base_of is not None

@@ -1,8 +1,9 @@
 """Sums in float32 and float64: total += Σ weight · value, part by part in the order given.
 
-A tile of the total stays in the cache while all parts stream through it, four at a time, so that the total is read and
-written once for four parts. Each product and each sum is rounded; nothing is contracted or reordered, so the result of
-a call does not depend on the processor's vectors.
+A tile of the total stays in the cache while all parts stream through it, five at a time, so that the total is read and
+written once for five parts; where two to four are left, the last stands in for the missing ones, with weight 0. Each
+product and each sum is rounded; nothing is contracted or reordered, so the result of a call does not depend on the
+processor's vectors.
 """
 
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from flcore_kernels import cpu_memory as memory
 from flcore_kernels.cpu_cache import part_of_kernel
 from flcore_kernels.cpu_decode import STEP, Decoder
 
-TILE = 8192
+FLOAT_TILE = 8192
 """Elements of a tile: 64 KiB of float64, in the second-level cache beside what is fetched ahead."""
 
 
@@ -36,16 +37,18 @@ def float_sum(decode: Decoder, real: Any) -> Callable[..., Any]:
             memory.prefetch(ahead + np.uint64(i) * size)
 
     @part_of_kernel
-    def add_four(total: Any, a: Any, s: Any, w: Any, at: Any, first: Any, count: Any) -> Any:
-        a0, a1, a2, a3 = a
-        w0, w1, w2, w3 = w
-        f0, f1, f2, f3 = factor(s[0], first), factor(s[1], first), factor(s[2], first), factor(s[3], first)
+    def add_five(total: Any, a: Any, s: Any, w: Any, at: Any, first: Any, count: Any) -> Any:
+        a0, a1, a2, a3, a4 = a
+        w0, w1, w2, w3, w4 = w
+        f0, f1, f2 = factor(s[0], first), factor(s[1], first), factor(s[2], first)
+        f3, f4 = factor(s[3], first), factor(s[4], first)
         for i in range(count):
             held = peek(total, at + i)
             held = real(held + real(w0 * real(value(a0, f0, first + i))))
             held = real(held + real(w1 * real(value(a1, f1, first + i))))
             held = real(held + real(w2 * real(value(a2, f2, first + i))))
             held = real(held + real(w3 * real(value(a3, f3, first + i))))
+            held = real(held + real(w4 * real(value(a4, f4, first + i))))
             store(total, at + i, held)
 
     @part_of_kernel
@@ -55,25 +58,38 @@ def float_sum(decode: Decoder, real: Any) -> Callable[..., Any]:
             store(total, at + i, real(peek(total, at + i) + real(w * real(value(a, f, first + i)))))
 
     @part_of_kernel
+    def add_group(total: Any, parts: Any, scales: Any, row: Any, offset: Any, count: Any, weights: Any, k: Any) -> Any:
+        last = weights.size - 1
+        k1, k2, k3, k4 = min(k + 1, last), min(k + 2, last), min(k + 3, last), min(k + 4, last)
+        a = (parts[row, k], parts[row, k1], parts[row, k2], parts[row, k3], parts[row, k4])
+        s = (scales[row, k], scales[row, k1], scales[row, k2], scales[row, k3], scales[row, k4])
+        w = (
+            real(weights[k]),
+            real(weights[k1] if k + 1 <= last else 0.0),
+            real(weights[k2] if k + 2 <= last else 0.0),
+            real(weights[k3] if k + 3 <= last else 0.0),
+            real(weights[k4] if k + 4 <= last else 0.0),
+        )
+        for at in range(0, count, step):
+            first = offset + at
+            fetch(a[0], first)
+            fetch(a[1], first)
+            fetch(a[2], first)
+            fetch(a[3], first)
+            fetch(a[4], first)
+            if at + step <= count:
+                add_five(total, a, s, w, at, first, step)
+            else:
+                add_five(total, a, s, w, at, first, count - at)
+
+    @part_of_kernel
     def add(total: Any, parts: Any, scales: Any, row: Any, offset: Any, count: Any, weights: Any) -> Any:
         clients = weights.size
         k = 0
-        while k + 4 <= clients:
-            a = (parts[row, k], parts[row, k + 1], parts[row, k + 2], parts[row, k + 3])
-            s = (scales[row, k], scales[row, k + 1], scales[row, k + 2], scales[row, k + 3])
-            w = (real(weights[k]), real(weights[k + 1]), real(weights[k + 2]), real(weights[k + 3]))
-            for at in range(0, count, step):
-                first = offset + at
-                fetch(a[0], first)
-                fetch(a[1], first)
-                fetch(a[2], first)
-                fetch(a[3], first)
-                if at + step <= count:
-                    add_four(total, a, s, w, at, first, step)
-                else:
-                    add_four(total, a, s, w, at, first, count - at)
-            k += 4
-        while k < clients:
+        while k + 1 < clients:
+            add_group(total, parts, scales, row, offset, count, weights, k)
+            k += 5
+        if k < clients:
             for at in range(0, count, step):
                 first = offset + at
                 fetch(parts[row, k], first)
@@ -81,7 +97,6 @@ def float_sum(decode: Decoder, real: Any) -> Callable[..., Any]:
                     add_one(total, parts[row, k], scales[row, k], real(weights[k]), at, first, step)
                 else:
                     add_one(total, parts[row, k], scales[row, k], real(weights[k]), at, first, count - at)
-            k += 1
 
     return add  # type: ignore[no-any-return]
 
@@ -103,4 +118,4 @@ def beyond_limit(decode: Decoder) -> Callable[..., Any]:
     return beyond  # type: ignore[no-any-return]
 
 
-__all__ = ["STEP", "TILE", "beyond_limit", "float_sum"]
+__all__ = ["FLOAT_TILE", "beyond_limit", "float_sum"]

@@ -16,13 +16,12 @@ from flcore_kernels import cpu_memory as memory
 from flcore_kernels.cpu_cache import Kernel, part_of_kernel
 from flcore_kernels.cpu_decode import DECODERS, Decoder
 from flcore_kernels.cpu_encode import ENCODERS
-from flcore_kernels.cpu_exact import BLOCK, EMPTY, TILE, exact_sum, level_of, raise_level
+from flcore_kernels.cpu_exact import BLOCK, EMPTY, TILE, exact_sum, merge_block
 from flcore_kernels.cpu_finish import exact_finish, exact_settle, float_finish
-from flcore_kernels.cpu_float import beyond_limit, float_sum
+from flcore_kernels.cpu_float import FLOAT_TILE, beyond_limit, float_sum
 from flcore_kernels.dtypes import STORAGE
 
-_TOTAL_BYTES = 16 * TILE
-AHEAD, HERE = np.uint64(_TOTAL_BYTES), np.uint64(0)
+_TOTAL_BYTES = max(16 * TILE, 8 * FLOAT_TILE)
 _BLOCKS = TILE // BLOCK
 TOPS, LEVELS = np.uint64(_TOTAL_BYTES), np.uint64(_TOTAL_BYTES + 8 * _BLOCKS)
 LINE = np.uint64(_TOTAL_BYTES + 16 * _BLOCKS)
@@ -102,8 +101,8 @@ def _float_fold(dtype: str, accumulate: str) -> Callable[..., Any]:
 
     def fold(parts, scales, counts, starts, first, last, weights, total, levels, scratch):  # type: ignore[no-untyped-def]
         for row in range(first, last):
-            for offset in range(0, counts[row], TILE):
-                count = min(TILE, counts[row] - offset)
+            for offset in range(0, counts[row], FLOAT_TILE):
+                count = min(FLOAT_TILE, counts[row] - offset)
                 here = total + np.uint64((starts[row] + offset) * size)
                 at = beyond(parts, row, offset, count, weights.size)
                 if at >= 0:
@@ -132,8 +131,8 @@ def _float_mean(dtype: str, accumulate: str, result: str, base_of: Decoder | Non
     ):
         total, line = scratch, scratch + LINE
         for row in range(first, last):
-            for offset in range(0, counts[row], TILE):
-                count = min(TILE, counts[row] - offset)
+            for offset in range(0, counts[row], FLOAT_TILE):
+                count = min(FLOAT_TILE, counts[row] - offset)
                 at = beyond(parts, row, offset, count, weights.size)
                 if at >= 0:
                     return starts[row] + offset + at
@@ -167,33 +166,31 @@ def _float_finish(accumulate: str, result: str, base_of: Decoder | None) -> Call
 
 
 def _exact_fold(dtype: str, accumulate: str) -> Callable[..., Any]:
-    survey, deposit = exact_sum(DECODERS[dtype], is_wide=dtype == "float64")
+    add_up = exact_sum(DECODERS[dtype], is_wide=dtype == "float64")
 
     def fold(parts, scales, counts, starts, first, last, weights, total, levels, scratch):  # type: ignore[no-untyped-def]
-        tops, now = scratch + TOPS, scratch + LEVELS
+        digits, tops, now = scratch, scratch + TOPS, scratch + LEVELS
         for row in range(first, last):
             for offset in range(0, counts[row], TILE):
                 count = min(TILE, counts[row] - offset)
-                element = starts[row] + offset
-                bad = survey(tops, parts, scales, row, offset, count, weights)
+                block = (starts[row] + offset) // BLOCK
+                guess = np.int64(memory.load_i16(levels, block))
+                bad = add_up(digits, now, tops, parts, scales, row, offset, count, weights, guess)
                 if bad >= 0:
-                    return element + bad * BLOCK
-                here = total + np.uint64(element * 16)
+                    return (block + bad) * BLOCK
                 for b in range((count + BLOCK - 1) // BLOCK):
-                    old = np.int64(memory.load_i16(levels, element // BLOCK + b))
-                    new = max(old, level_of(memory.peek_f64(tops, b)))
-                    if new > old:
-                        raise_level(here + np.uint64(b * BLOCK * 16), old, new)
-                        memory.store_i16(levels, element // BLOCK + b, np.int16(new))
-                    memory.store_i64(now, b, new)
-                deposit(here, now, parts, scales, row, offset, count, weights, AHEAD)
+                    old = np.int64(memory.load_i16(levels, block + b))
+                    here, there = total + np.uint64((block + b) * BLOCK * 16), digits + np.uint64(b * BLOCK * 16)
+                    new = merge_block(here, old, there, memory.peek_i64(now, b))
+                    if new != old:
+                        memory.store_i16(levels, block + b, np.int16(new))
         return -1
 
     return fold
 
 
 def _exact_mean(dtype: str, accumulate: str, result: str, base_of: Decoder | None) -> Callable[..., Any]:
-    survey, deposit = exact_sum(DECODERS[dtype], is_wide=dtype == "float64")
+    add_up = exact_sum(DECODERS[dtype], is_wide=dtype == "float64")
     finish = exact_finish(STORAGE[result], ENCODERS[result], base_of)
     target_size = ENCODERS[result].bytes
 
@@ -201,17 +198,14 @@ def _exact_mean(dtype: str, accumulate: str, result: str, base_of: Decoder | Non
         parts, scales, counts, starts, first, last, weights, targets, bases, divisor, rest, past_cache, doubts, scratch
     ):
         digits, tops, levels, line = scratch, scratch + TOPS, scratch + LEVELS, scratch + LINE
+        guess = np.int64(0)
         for row in range(first, last):
             for offset in range(0, counts[row], TILE):
                 count = min(TILE, counts[row] - offset)
-                bad = survey(tops, parts, scales, row, offset, count, weights)
+                bad = add_up(digits, levels, tops, parts, scales, row, offset, count, weights, guess)
                 if bad >= 0:
                     return starts[row] + offset + bad * BLOCK
-                blocks = (count + BLOCK - 1) // BLOCK
-                for b in range(blocks):
-                    memory.store_i64(levels, b, level_of(memory.peek_f64(tops, b)))
-                clear(digits, 2 * BLOCK * blocks)
-                deposit(digits, levels, parts, scales, row, offset, count, weights, HERE)
+                guess = memory.peek_i64(levels, 0)
                 along = np.uint64(offset * target_size)
                 finish(
                     *(
@@ -288,17 +282,7 @@ def _exact_merge() -> Callable[..., Any]:
             mine = np.int64(memory.load_i16(levels, block))
             theirs = np.int64(memory.load_i16(other_levels, block))
             here, there = total + np.uint64(block * BLOCK * 16), other + np.uint64(block * BLOCK * 16)
-            if theirs == EMPTY:
-                continue
-            if theirs > mine:
-                raise_level(here, mine, theirs)
-                memory.store_i16(levels, block, np.int16(theirs))
-                mine = theirs
-            if theirs == mine:
-                for i in range(2 * BLOCK):
-                    memory.store_i64(here, i, memory.peek_i64(here, i) + memory.load_i64(there, i))
-            elif theirs == mine - 1:
-                for i in range(BLOCK):
-                    memory.store_i64(here, BLOCK + i, memory.peek_i64(here, BLOCK + i) + memory.load_i64(there, i))
+            new = merge_block(here, mine, there, theirs)
+            memory.store_i16(levels, block, np.int16(new))
 
     return merge

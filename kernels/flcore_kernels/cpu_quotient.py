@@ -1,11 +1,11 @@
 """The quotient of an exact total by the exact sum of weights, rounded once: as far as float64 can tell.
 
 A total T is (upper · 2^48 + lower) · 2^(48·(level − 1)), two integers; the sum of weights S is a float64 and a rest.
-Most results show in a quotient that is right to 2^-50: where both ends of that interval round to the same value, so
-does the truth (`quick_mean`). The others need the sign of T − q · S for a q next to the truth, which sums of two
-float64 give exactly (`careful_mean`): a q that is moved to its odd neighbour where T / S is not q itself rounds to a narrower
-dtype as the truth does (Boldo and Melquiond, *Emulation of FMA and correctly rounded sums*, 2008). What is left in
-doubt, close to the middle of two float64 or with an S of more than 53 bits, is left to long division.
+Most results show in a quotient that is right to 2^-50: where it is not that close to the middle of two neighbours, it
+rounds as the truth does (`quick_mean`). The others need the sign of T − q · S for a q next to the truth, which sums of
+two float64 give exactly (`careful_mean`): a q that is moved to its odd neighbour where T / S is not q rounds to a
+narrower dtype as the truth does (Boldo and Melquiond, *Emulation of FMA and correctly rounded sums*, 2008). What is
+left in doubt, near the middle of two float64 or with an S of more than 53 bits, is divided at length.
 """
 
 from collections.abc import Callable
@@ -99,19 +99,30 @@ def odd_neighbour(quotient: Any, remainder: Any) -> Any:
     return neighbour(quotient, 0.0 if is_odd else remainder)
 
 
-def quick_mean(encode: Encoder) -> Callable[..., Any]:
+def quick_mean(row: Storage, encode: Encoder) -> Callable[..., Any]:
     """Return `quick(digits, index, factor)`: the rounded quotient, and bits that are not zero where it is in doubt.
 
-    `factor` is 2^(48·(level − 1)) / S in float64.
+    `factor` is 2^(48·(level − 1)) / S in float64. A float is in doubt where the bits that rounding cuts off are within
+    16 units of one half, or where it is not a normal number of its dtype.
     """
     round_once = encode.round
+    is_integer = not row.is_float
+    cut = 53 - row.precision
+    cut_off, half = np.int64((1 << max(cut, 0)) - 1), np.int64(1 << max(cut - 1, 0))
+    smallest = 2.0 ** (row.lowest + row.precision - 1) if row.is_float else 0.0
 
     @part_of_kernel
     def quick(digits: Any, index: Any, factor: Any) -> Any:
         upper, lower = carried(digits, index)
         quotient = (np.float64(upper) * 2.0**WIDTH + np.float64(lower)) * factor
-        below, above = round_once(quotient * (1.0 - ERROR)), round_once(quotient * (1.0 + ERROR))
-        return below + 0.0, memory.f64_bits(below) ^ memory.f64_bits(above)
+        if is_integer:
+            below, above = round_once(quotient * (1.0 - ERROR)), round_once(quotient * (1.0 + ERROR))
+            return below + 0.0, CERTAIN if below == above else DOUBT
+        # Moved so that the middle is 0 modulo 2^cut, with 16 units to either side of it: nothing is left above them.
+        beyond_half = (memory.f64_bits(quotient) + (half + 16)) & cut_off
+        doubt = np.int64(DOUBT if beyond_half <= 32 else CERTAIN)
+        doubt |= np.int64(DOUBT if np.abs(quotient) < smallest else CERTAIN)
+        return round_once(quotient), doubt
 
     return quick  # type: ignore[no-any-return]
 
