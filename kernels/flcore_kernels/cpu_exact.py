@@ -193,7 +193,7 @@ def exact_sum(decode: Decoder, is_wide: bool) -> Callable[..., Any]:
         """
         blocks = (count + BLOCK - 1) // BLOCK
         for b in range(blocks):
-            memory.store_i64(levels, b, guess)
+            memory.store_i64(levels, b, np.int64(0) if guess == EMPTY else guess)
         is_right = False
         while not is_right:
             for i in range(2 * BLOCK * blocks):

@@ -170,14 +170,17 @@ def _exact_fold(dtype: str, accumulate: str) -> Callable[..., Any]:
 
     def fold(parts, scales, counts, starts, first, last, weights, total, levels, scratch):  # type: ignore[no-untyped-def]
         digits, tops, now = scratch, scratch + TOPS, scratch + LEVELS
+        guess = np.int64(0)
         for row in range(first, last):
             for offset in range(0, counts[row], TILE):
                 count = min(TILE, counts[row] - offset)
                 block = (starts[row] + offset) // BLOCK
-                guess = np.int64(memory.load_i16(levels, block))
+                seen = np.int64(memory.load_i16(levels, block))
+                guess = guess if seen == EMPTY else seen
                 bad = add_up(digits, now, tops, parts, scales, row, offset, count, weights, guess)
                 if bad >= 0:
                     return (block + bad) * BLOCK
+                guess = memory.peek_i64(now, 0)
                 for b in range((count + BLOCK - 1) // BLOCK):
                     old = np.int64(memory.load_i16(levels, block + b))
                     here, there = total + np.uint64((block + b) * BLOCK * 16), digits + np.uint64(b * BLOCK * 16)

@@ -42,17 +42,16 @@ MUTATIONS = {
         "cpu_exact.py",
         [
             (
-                r" +memory.store_i64\(digits, at \+ i, .* \+ upper\)\n",
+                r" +for i in range\(2 \* BLOCK\):\n +memory.store_i64\(digits, i, .* \+ memory.load_i64\(other, i\)\)\n",
                 (
-                    "            lower += memory.peek_i64(digits, at + BLOCK + i)\n"
+                    "        for i in range(BLOCK):\n"
+                    "            lower = memory.peek_i64(digits, BLOCK + i) + memory.load_i64(other, BLOCK + i)\n"
                     "            carry = (lower + (np.int64(1) << np.int64(47))) >> np.int64(48)\n"
-                    "            memory.store_i64(digits, at + i, memory.peek_i64(digits, at + i) + upper + carry)\n"
+                    "            upper = memory.peek_i64(digits, i) + memory.load_i64(other, i) + carry\n"
+                    "            memory.store_i64(digits, i, upper)\n"
+                    "            memory.store_i64(digits, BLOCK + i, lower - (carry << np.int64(48)))\n"
                 ),
-            ),
-            (
-                r"memory.store_i64\(digits, at \+ BLOCK \+ i, .* \+ lower\)\n",
-                "memory.store_i64(digits, at + BLOCK + i, lower - (carry << np.int64(48)))\n",
-            ),
+            )
         ],
     ),
     "a fused multiply-add": Mutation(
