@@ -211,7 +211,7 @@ def exact_sum(decode: Decoder, is_wide: bool) -> Callable[..., Any]:
                 memory.store_i64(levels, b, level)
         return -1
 
-    return add_up
+    return add_up  # type: ignore[no-any-return]
 
 
 @part_of_kernel

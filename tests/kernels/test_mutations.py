@@ -42,7 +42,7 @@ MUTATIONS = {
         "cpu_exact.py",
         [
             (
-                r" +for i in range\(2 \* BLOCK\):\n +memory.store_i64\(digits, i, .* \+ memory.load_i64\(other, i\)\)\n",
+                r" +for i in range\(2 \* BLOCK\):\n +memory.store_i64\(digits, i, .*load_i64\(other, i\)\)\n",
                 (
                     "        for i in range(BLOCK):\n"
                     "            lower = memory.peek_i64(digits, BLOCK + i) + memory.load_i64(other, BLOCK + i)\n"

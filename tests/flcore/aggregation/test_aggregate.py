@@ -96,7 +96,7 @@ def test_arrays_to_write_to_must_fit() -> None:
     given = [({"w": np.ones((2, 3), np.float32)}, 1.0)]
     with pytest.raises(TensorMismatch, match=r"out: .*expected float32 of shape \(2, 3\), got float64"):
         aggregate(given, out={"w": np.ones((2, 3))})
-    with pytest.raises(TensorMismatch, match="out: .*it is missing"):
+    with pytest.raises(TensorMismatch, match=r"out: .*it is missing"):
         aggregate(given, out={})
     for wrong in (np.ones((3, 2), np.float32).T, np.broadcast_to(np.float32(1), (2, 3))):
         with pytest.raises(TensorMismatch, match="tensor 'w': out: expected a contiguous NumPy array"):
@@ -104,7 +104,7 @@ def test_arrays_to_write_to_must_fit() -> None:
 
 
 def test_anything_with_a_buffer_is_read() -> None:
-    first = {"w": array.array("f", [1.0, 2.0]), "n": memoryview(np.array([[4]], np.int32)), "s": np.float64(3.0)}
+    first = {"w": array.array("f", [1.0, 2.0]), "n": memoryview(np.array([[4]], np.int32).data), "s": np.float64(3.0)}
     second = {"w": np.array([3.0, 4.0], np.float32), "n": np.array([[8]], np.int32), "s": np.array(5.0)}
     found = aggregate([(first, 1), (second, 1)])
     assert found["w"].tolist() == [2.0, 3.0] and found["n"].tolist() == [[6]] and found["s"].tolist() == 4.0
