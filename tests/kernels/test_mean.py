@@ -47,11 +47,14 @@ def test_a_result_may_have_another_dtype_and_is_still_rounded_once(dtype: str, r
         assert opened(found, result).tobytes() == exact_mean([c.values for c in cases], weights, result).tobytes()
 
 
-@pytest.mark.parametrize("accumulate", ACCUMULATORS)
-@pytest.mark.parametrize("dtype", DTYPES)
+WIDER_THAN_FLOAT32 = ("float64", "int32", "uint32", "int64", "uint64")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "accumulate"),
+    [(d, a) for d in DTYPES for a in ACCUMULATORS if a != "float32" or d not in WIDER_THAN_FLOAT32],
+)
 def test_one_part_comes_back_as_it_went_in(dtype: str, accumulate: str) -> None:
-    if accumulate == "float32" and dtype in ("float64", "int32", "uint32", "int64", "uint64"):
-        pytest.skip("float32 does not hold every value")
     drawn = draw(np.random.default_rng(1), dtype, 4096)
     found = opened(mean(CPU, [drawn.part], [1.0], dtype, accumulate, dtype, 4096), dtype)
     if accumulate != "exact":
