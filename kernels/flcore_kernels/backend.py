@@ -57,9 +57,10 @@ class Backend(Protocol):
     def fold(self, total: Total, parts: Sequence[Part], weights: Sequence[float], dtype: str) -> None:
         """Add Σ weightᵢ · partᵢ to `total`, in one pass.
 
-        A float total adds one part after the other in the order given, each product and sum rounded. Raises
-        `NotFinite` and `Overflow` (a term or a sum beyond the accumulator), after which the total is spoiled, and
-        `WeightRange` and `TooManyTerms`, after which it is as before.
+        A float total adds one part after the other in the order given, each product and sum rounded. Raises `NotFinite`
+        and `Overflow` (a term or a sum beyond the accumulator, or an integer beyond 2^53, which float64 does not tell
+        from its neighbours), after which the total is spoiled, as it is when the call is interrupted; and `WeightRange`
+        and `TooManyTerms`, after which it is as before.
         """
         ...
 

@@ -20,6 +20,8 @@ from flcore_kernels.totals import BLOCK, Total
 
 ROW_ELEMENTS = 1 << 18
 SMALL_ELEMENTS = 1 << 14
+WORTH_SHARING = 1 << 20
+"""Elements read and written, of all parts, from which on a second thread saves more than it takes to wake it."""
 
 
 class CpuBackend:
@@ -51,10 +53,11 @@ class CpuBackend:
             span = rows.batches[batch], rows.batches[batch + 1]
             return int(kernel(table, scales, rows.counts, rows.starts, *span, taken, *_state(total), self._scratch()))
 
+        total.is_spoiled = True  # unless all of it gets in
         bad = first_of(self._pool.run(work, rows.batches.size - 1))
         if bad >= 0:
-            total.is_spoiled = True
             raise diagnosis(self, parts, values, dtype, bad, f"the {total.accumulate} total")
+        total.is_spoiled = False
 
     def merge(self, total: Total, other: Total) -> None:
         """Add `other` to `total` (see `Backend.merge`)."""
@@ -66,6 +69,7 @@ class CpuBackend:
                 f"with {other.elements} {other.accumulate} elements"
             )
         total.admit(other.terms, other.weight)
+        total.is_spoiled = True  # unless all of it gets in
         if total.accumulate == "exact":
             addresses = (*_state(total), *_state(other))
             blocks = total.levels.size
@@ -80,6 +84,7 @@ class CpuBackend:
                 for start in range(0, total.elements, ROW_ELEMENTS):
                     part = other.values[start : start + ROW_ELEMENTS]
                     total.values[start : start + ROW_ELEMENTS] += np.ldexp(part, other.scale - total.scale)
+        total.is_spoiled = False
 
     def finish(self, total: Total, out: Part, dtype: str, base: Part | None = None) -> None:
         """Write the mean, or base plus mean, to `out` (see `Backend.finish`)."""
@@ -187,7 +192,7 @@ class CpuBackend:
     def _rows(self, sizes: Sequence[int], parts: int) -> Rows:
         """Cut the work so that every thread has a few batches, and none is too small to be worth handing over."""
         each = sum(sizes) // (4 * self._pool.threads)
-        if sum(sizes) * parts < 8 * SMALL_ELEMENTS:
+        if sum(sizes) * (parts + 4) < WORTH_SHARING:
             each = ROW_ELEMENTS
         return Rows.cut(sizes, max(SMALL_ELEMENTS, min(ROW_ELEMENTS, each // SMALL_ELEMENTS * SMALL_ELEMENTS)))
 

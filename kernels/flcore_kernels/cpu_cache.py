@@ -79,7 +79,7 @@ def _digest() -> str:
     parts += [llvmlite.binding.get_host_cpu_name(), llvmlite.binding.get_host_cpu_features().flatten()]
     state = hashlib.sha256("\n".join(parts).encode())
     for source in sorted(Path(__file__).parent.glob("*.py")):
-        state.update(source.read_bytes())
+        state.update(source.name.encode() + b"\0" + source.read_bytes())
     return state.hexdigest()[:20]
 
 

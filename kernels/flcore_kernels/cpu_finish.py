@@ -15,8 +15,8 @@ import numpy as np
 from flcore_kernels import cpu_memory as memory
 from flcore_kernels.cpu_cache import part_of_kernel
 from flcore_kernels.cpu_decode import Decoder
+from flcore_kernels.cpu_digits import BLOCK, EMPTY, WIDTH, fetch_block
 from flcore_kernels.cpu_encode import Encoder
-from flcore_kernels.cpu_exact import BLOCK, EMPTY, WIDTH
 from flcore_kernels.cpu_long_division import nearest
 from flcore_kernels.cpu_quotient import careful_mean, carried, quick_mean, scale
 from flcore_kernels.dtypes import STORAGE, Storage
@@ -120,39 +120,29 @@ def exact_finish(row: Storage, encode: Encoder, base_of: Decoder | None) -> Call
     is_integer, is_float64 = not row.is_float, row.precision == 53
 
     @part_of_kernel
-    def write_quick(digits: Any, count: Any, factor: Any, line: Any) -> Any:
-        doubts = FITS
-        for i in range(count):
-            value, doubt = quick(digits, i, factor)
-            doubts |= doubt
-            doubts |= FITS if low <= value <= high else MISFIT
-            store(line, i, value)
-        return doubts
+    def shifted(digits: Any, index: Any, arguments: Any) -> Any:
+        factor, base, start = arguments
+        if is_integer:
+            value, doubt = quick(digits, index, (factor,))
+        else:
+            upper, lower = carried(digits, index)
+            value, doubt = (np.float64(upper) * 2.0**WIDTH + np.float64(lower)) * factor, FITS
+        return round_once(value + np.float64(base_value(base, np.float32(1.0), start + index))) + 0.0, doubt
 
-    @part_of_kernel
-    def write_careful(digits: Any, count: Any, unit: Any, divisor: Any, rest: Any, line: Any) -> Any:
-        doubts = FITS
-        for i in range(count):
-            value, doubt = careful(digits, i, unit, divisor, rest)
-            doubts |= doubt
-            doubts |= FITS if low <= value <= high else MISFIT
-            store(line, i, value)
-        return doubts
-
-    @part_of_kernel
-    def write_shifted(digits: Any, count: Any, factor: Any, base: Any, start: Any, line: Any) -> Any:
-        doubts = FITS
-        for i in range(count):
-            if is_integer:
-                value, doubt = quick(digits, i, factor)
+    def each(of: Callable[..., Any]) -> Callable[..., Any]:
+        @part_of_kernel
+        def write(digits: Any, count: Any, arguments: Any, line: Any) -> Any:
+            doubts = FITS
+            for i in range(count):
+                value, doubt = of(digits, i, arguments)
                 doubts |= doubt
-            else:
-                upper, lower = carried(digits, i)
-                value = (np.float64(upper) * 2.0**WIDTH + np.float64(lower)) * factor
-            value = round_once(value + np.float64(base_value(base, np.float32(1.0), start + i))) + 0.0
-            doubts |= FITS if low <= value <= high else MISFIT
-            store(line, i, value)
-        return doubts
+                doubts |= FITS if low <= value <= high else MISFIT
+                store(line, i, value)
+            return doubts
+
+        return write  # type: ignore[no-any-return]
+
+    write_quick, write_careful, write_shifted = each(quick), each(careful), each(shifted)
 
     @part_of_kernel
     def finish(  # type: ignore[no-untyped-def]
@@ -162,18 +152,19 @@ def exact_finish(row: Storage, encode: Encoder, base_of: Decoder | None) -> Call
             n = min(BLOCK, count - start)
             level = memory.peek_i64(levels, start // BLOCK)
             here = digits + np.uint64(16 * start)
+            fetch_block(here)
             if level == EMPTY:
                 level = np.int64(0)
             unit = scale(1.0, WIDTH * (level - 1))
             doubt = MISFIT
             if -15 <= level <= 15:
                 if has_base:
-                    doubt = write_shifted(here, n, unit / divisor, base, start, line)
+                    doubt = write_shifted(here, n, (unit / divisor, base, start), line)
                 else:
                     if not is_float64:
-                        doubt = write_quick(here, n, unit / divisor, line)
+                        doubt = write_quick(here, n, (unit / divisor,), line)
                     if doubt != FITS:
-                        doubt = write_careful(here, n, unit, divisor, rest, line)
+                        doubt = write_careful(here, n, (unit, divisor, rest), line)
             if doubt == FITS:
                 emit(target + np.uint64(start * size), line, n * size, past_cache)
             else:

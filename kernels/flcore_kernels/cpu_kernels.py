@@ -15,18 +15,16 @@ from numba import types
 from flcore_kernels import cpu_memory as memory
 from flcore_kernels.cpu_cache import Kernel, part_of_kernel
 from flcore_kernels.cpu_decode import DECODERS, Decoder
+from flcore_kernels.cpu_digits import BLOCK, BLOCK_BYTES, EMPTY, merge_block
 from flcore_kernels.cpu_encode import ENCODERS
-from flcore_kernels.cpu_exact import BLOCK, EMPTY, TILE, exact_sum, merge_block
+from flcore_kernels.cpu_exact import LEVELS, TILE, WORK_BYTES, begin_guessing, exact_sum
 from flcore_kernels.cpu_finish import exact_finish, exact_settle, float_finish
 from flcore_kernels.cpu_float import FLOAT_TILE, beyond_limit, float_sum
 from flcore_kernels.dtypes import STORAGE
 
-_TOTAL_BYTES = max(16 * TILE, 8 * FLOAT_TILE)
-_BLOCKS = TILE // BLOCK
-TOPS, LEVELS = np.uint64(_TOTAL_BYTES), np.uint64(_TOTAL_BYTES + 8 * _BLOCKS)
-LINE = np.uint64(_TOTAL_BYTES + 16 * _BLOCKS)
-SCRATCH_BYTES = _TOTAL_BYTES + 16 * _BLOCKS + 8 * BLOCK
-"""What a kernel works in: a tile of total, two figures per block, and the results of a block."""
+LINE = np.uint64(max(WORK_BYTES, 8 * FLOAT_TILE))
+SCRATCH_BYTES = int(LINE) + 8 * BLOCK
+"""What a kernel works in: a tile of a total, and the results of a block."""
 
 _U64, _I64, _F64 = types.uint64, types.int64, types.float64
 _TABLE = types.Array(_U64, 2, "C")
@@ -166,62 +164,55 @@ def _float_finish(accumulate: str, result: str, base_of: Decoder | None) -> Call
 
 
 def _exact_fold(dtype: str, accumulate: str) -> Callable[..., Any]:
-    add_up = exact_sum(DECODERS[dtype], is_wide=dtype == "float64")
+    add_up, beyond = exact_sum(DECODERS[dtype], is_wide=dtype == "float64"), beyond_limit(DECODERS[dtype])
 
     def fold(parts, scales, counts, starts, first, last, weights, total, levels, scratch):  # type: ignore[no-untyped-def]
-        digits, tops, now = scratch, scratch + TOPS, scratch + LEVELS
-        guess = np.int64(0)
+        now = scratch + LEVELS
+        begin_guessing(scratch)
         for row in range(first, last):
             for offset in range(0, counts[row], TILE):
                 count = min(TILE, counts[row] - offset)
                 block = (starts[row] + offset) // BLOCK
-                seen = np.int64(memory.load_i16(levels, block))
-                guess = guess if seen == EMPTY else seen
-                bad = add_up(digits, now, tops, parts, scales, row, offset, count, weights, guess)
+                here, held = total + np.uint64(block * BLOCK_BYTES), levels + np.uint64(block * 2)
+                at = beyond(parts, row, offset, count, weights.size)
+                if at >= 0:
+                    return starts[row] + offset + at
+                bad = add_up(scratch, here, held, parts, scales, row, offset, count, weights)
                 if bad >= 0:
                     return (block + bad) * BLOCK
-                guess = memory.peek_i64(now, 0)
-                for b in range((count + BLOCK - 1) // BLOCK):
-                    old = np.int64(memory.load_i16(levels, block + b))
-                    here, there = total + np.uint64((block + b) * BLOCK * 16), digits + np.uint64(b * BLOCK * 16)
-                    new = merge_block(here, old, there, memory.peek_i64(now, b))
-                    if new != old:
-                        memory.store_i16(levels, block + b, np.int16(new))
+                blocks = (count + BLOCK - 1) // BLOCK
+                for i in range(blocks * 2 * BLOCK):
+                    memory.store_i64(here, i, memory.load_i64(scratch, i))
+                for b in range(blocks):
+                    memory.store_i16(held, b, np.int16(memory.peek_i64(now, b)))
         return -1
 
     return fold
 
 
 def _exact_mean(dtype: str, accumulate: str, result: str, base_of: Decoder | None) -> Callable[..., Any]:
-    add_up = exact_sum(DECODERS[dtype], is_wide=dtype == "float64")
+    add_up, beyond = exact_sum(DECODERS[dtype], is_wide=dtype == "float64"), beyond_limit(DECODERS[dtype])
     finish = exact_finish(STORAGE[result], ENCODERS[result], base_of)
     target_size = ENCODERS[result].bytes
 
     def mean(  # type: ignore[no-untyped-def]
         parts, scales, counts, starts, first, last, weights, targets, bases, divisor, rest, past_cache, doubts, scratch
     ):
-        digits, tops, levels, line = scratch, scratch + TOPS, scratch + LEVELS, scratch + LINE
-        guess = np.int64(0)
+        levels, line, none = scratch + LEVELS, scratch + LINE, np.uint64(0)
+        begin_guessing(scratch)
         for row in range(first, last):
             for offset in range(0, counts[row], TILE):
                 count = min(TILE, counts[row] - offset)
-                bad = add_up(digits, levels, tops, parts, scales, row, offset, count, weights, guess)
+                at = beyond(parts, row, offset, count, weights.size)
+                if at >= 0:
+                    return starts[row] + offset + at
+                bad = add_up(scratch, none, none, parts, scales, row, offset, count, weights)
                 if bad >= 0:
                     return starts[row] + offset + bad * BLOCK
-                guess = memory.peek_i64(levels, 0)
                 along = np.uint64(offset * target_size)
                 finish(
-                    *(
-                        digits,
-                        levels,
-                        starts[row] + offset,
-                        count,
-                        divisor,
-                        rest,
-                        targets[row] + along,
-                        bases[row] + along,
-                    ),
-                    *(past_cache, line, doubts),
+                    *(scratch, levels, starts[row] + offset, count, divisor, rest, targets[row] + along),
+                    *(bases[row] + along, past_cache, line, doubts),
                 )
         return -1
 

@@ -15,8 +15,8 @@ import numpy as np
 
 from flcore_kernels import cpu_memory as memory
 from flcore_kernels.cpu_cache import part_of_kernel
+from flcore_kernels.cpu_digits import BLOCK, WIDTH
 from flcore_kernels.cpu_encode import Encoder
-from flcore_kernels.cpu_exact import BLOCK, WIDTH
 from flcore_kernels.dtypes import Storage
 
 ERROR = 2.0**-49
@@ -100,7 +100,7 @@ def odd_neighbour(quotient: Any, remainder: Any) -> Any:
 
 
 def quick_mean(row: Storage, encode: Encoder) -> Callable[..., Any]:
-    """Return `quick(digits, index, factor)`: the rounded quotient, and bits that are not zero where it is in doubt.
+    """Return `quick(digits, index, (factor,))`: the rounded quotient, and bits that are not zero where it is in doubt.
 
     `factor` is 2^(48·(level − 1)) / S in float64. A float is in doubt where the bits that rounding cuts off are within
     16 units of one half, or where it is not a normal number of its dtype.
@@ -112,7 +112,8 @@ def quick_mean(row: Storage, encode: Encoder) -> Callable[..., Any]:
     smallest = 2.0 ** (row.lowest + row.precision - 1) if row.is_float else 0.0
 
     @part_of_kernel
-    def quick(digits: Any, index: Any, factor: Any) -> Any:
+    def quick(digits: Any, index: Any, arguments: Any) -> Any:
+        (factor,) = arguments
         upper, lower = carried(digits, index)
         quotient = (np.float64(upper) * 2.0**WIDTH + np.float64(lower)) * factor
         if is_integer:
@@ -128,7 +129,7 @@ def quick_mean(row: Storage, encode: Encoder) -> Callable[..., Any]:
 
 
 def careful_mean(row: Storage, encode: Encoder) -> Callable[..., Any]:
-    """Return `careful(digits, index, unit, divisor, rest)`, which does the same with `unit` = 2^(48·(level − 1))."""
+    """Return `careful(digits, index, (unit, divisor, rest))`, which does the same with `unit` = 2^(48·(level − 1))."""
     round_once = encode.round
     is_integer = not row.is_float
 
@@ -153,7 +154,8 @@ def careful_mean(row: Storage, encode: Encoder) -> Callable[..., Any]:
     settled = wide if row.precision == 53 else narrow
 
     @part_of_kernel
-    def careful(digits: Any, index: Any, unit: Any, divisor: Any, rest: Any) -> Any:
+    def careful(digits: Any, index: Any, arguments: Any) -> Any:
+        unit, divisor, rest = arguments
         upper, lower = carried(digits, index)
         quotient, remainder, error = divide(upper, lower, divisor, rest)
         value, doubt = settled(quotient, remainder, error, divisor, unit)

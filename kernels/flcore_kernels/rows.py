@@ -37,7 +37,13 @@ def places_of(sizes: Sequence[int]) -> Numbers:
 
 def sizes_of(part: Part) -> list[int]:
     """Return the number of elements of each buffer of a part."""
-    return [buffer.codes.size if isinstance(buffer, Quantized) else buffer.size for buffer in buffers_of(part)]
+    sizes = []
+    for buffer in buffers_of(part):
+        array = buffer.codes if isinstance(buffer, Quantized) else buffer
+        if not isinstance(array, np.ndarray):
+            raise BufferMismatch(f"expected an array, Quantized, or a list of them, got a {type(array).__name__}")
+        sizes.append(array.size)
+    return sizes
 
 
 def addresses_of(part: Part, row: Storage, sizes: Sequence[int], what: str) -> tuple[list[int], list[int]]:

@@ -1,13 +1,14 @@
 """Totals: running weighted sums, their state, and how they are saved.
 
 `float32` and `float64` totals hold one number per element, and depend on the order of what was added. An `exact` total
-holds two int64 digits per element and a level per block of 64 (see `cpu_exact`), 16 1/32 bytes per element; nothing
+holds two int64 digits per element and a level per block of 64 (see `cpu_digits`), 16 1/32 bytes per element; nothing
 that is added to it, in whatever order, gives other bits.
 """
 
 import hashlib
 import json
 import struct
+import sys
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
@@ -31,7 +32,13 @@ def bytes_per_element(accumulate: str) -> float:
     >>> bytes_per_element("exact")
     16.03125
     """
+    _require_accumulator(accumulate)
     return {"float32": 4.0, "float64": 8.0, "exact": 16 + 2 / BLOCK}[accumulate]
+
+
+def _require_accumulator(accumulate: str) -> None:
+    if accumulate not in ACCUMULATORS:
+        raise BufferMismatch(f"accumulate is one of {', '.join(ACCUMULATORS)}, not {accumulate!r}")
 
 
 @dataclass
@@ -55,14 +62,20 @@ class Total:
     @classmethod
     def zeros(cls, elements: int, accumulate: str) -> "Total":
         """Return an empty total."""
-        if accumulate not in ACCUMULATORS:
-            raise BufferMismatch(f"accumulate is one of {', '.join(ACCUMULATORS)}, not {accumulate!r}")
+        total = cls.unwritten(elements, accumulate)
+        total.levels.fill(EMPTY)
+        return total
+
+    @classmethod
+    def unwritten(cls, elements: int, accumulate: str) -> "Total":
+        """Return a total whose arrays take memory only where they are written to."""
+        _require_accumulator(accumulate)
         if elements < 0:
             raise BufferMismatch(f"a total has 0 elements or more, not {elements}")
         if accumulate != "exact":
             return cls(elements, accumulate, np.zeros(elements, accumulate), np.zeros(0, np.int16))
         blocks = -(-elements // BLOCK)
-        return cls(elements, accumulate, np.zeros(2 * BLOCK * blocks, np.int64), np.full(blocks, EMPTY, np.int16))
+        return cls(elements, accumulate, np.zeros(2 * BLOCK * blocks, np.int64), np.zeros(blocks, np.int16))
 
     @property
     def nbytes(self) -> int:
@@ -119,13 +132,16 @@ def restore(file: BinaryIO) -> Total:
         if file.readinto(target) != len(target):  # type: ignore[attr-defined]
             raise BadState("the file ends early")
         digest.update(target)
+        if sys.byteorder == "big":
+            array.byteswap(inplace=True)
     if file.read(16) != digest.digest():
         raise BadState("the digest does not match: the file was changed, or not written to its end")
     return total
 
 
 def _little(total: Total) -> tuple[memoryview, memoryview]:
-    return memoryview(total.values.view(np.uint8)), memoryview(total.levels.view(np.uint8))  # type: ignore[arg-type]
+    values, levels = (array.astype(array.dtype.newbyteorder("<"), copy=False) for array in (total.values, total.levels))
+    return memoryview(values.view(np.uint8)), memoryview(levels.view(np.uint8))  # type: ignore[arg-type]
 
 
 def _read(file: BinaryIO, count: int, digest: "hashlib.blake2b") -> bytes:
@@ -139,7 +155,7 @@ def _read(file: BinaryIO, count: int, digest: "hashlib.blake2b") -> bytes:
 def _from_header(header: bytes) -> Total:
     try:
         fields = json.loads(header)
-        total = Total.zeros(int(fields["elements"]), fields["accumulate"])
+        total = Total.unwritten(int(fields["elements"]), fields["accumulate"])
         total.terms, total.weight, total.scale = int(fields["terms"]), int(fields["weight"], 16), fields["scale"]
     except (ValueError, KeyError, TypeError, OverflowError, MemoryError, BufferMismatch) as error:
         raise BadState(f"the header of a saved total does not read: {error}") from None

@@ -39,15 +39,15 @@ class Mutation(NamedTuple):
 MUTATIONS = {
     "a carry": Mutation(
         "digits_stay_where_they_are",
-        "cpu_exact.py",
+        "cpu_digits.py",
         [
             (
-                r" +for i in range\(2 \* BLOCK\):\n +memory.store_i64\(digits, i, .*load_i64\(other, i\)\)\n",
+                r" +for i in range\(2 \* BLOCK\):\n +memory.store_i64\(digits, i, memory.load_i64\(total, i\)\)\n",
                 (
                     "        for i in range(BLOCK):\n"
-                    "            lower = memory.peek_i64(digits, BLOCK + i) + memory.load_i64(other, BLOCK + i)\n"
+                    "            lower = memory.load_i64(total, BLOCK + i)\n"
                     "            carry = (lower + (np.int64(1) << np.int64(47))) >> np.int64(48)\n"
-                    "            upper = memory.peek_i64(digits, i) + memory.load_i64(other, i) + carry\n"
+                    "            upper = memory.load_i64(total, i) + carry\n"
                     "            memory.store_i64(digits, i, upper)\n"
                     "            memory.store_i64(digits, BLOCK + i, lower - (carry << np.int64(48)))\n"
                 ),
@@ -65,7 +65,7 @@ MUTATIONS = {
     ),
     "levels by the floor of log2": Mutation(
         "levels_change_at_half_a_bin",
-        "cpu_exact.py",
+        "cpu_digits.py",
         [(r"ceiling = exponent \+ .*", "ceiling = exponent")],
     ),
     "a rounded sum of weights": Mutation(
