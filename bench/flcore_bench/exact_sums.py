@@ -17,10 +17,14 @@ STORED = 8
 
 WAYS = {
     "one shot": (CLIENTS, 1.5),
+    "one shot, terms about 1/2": (CLIENTS, None),
     "stored total": (STORED, 1.8),
     "client by client": (CLIENTS, 3.3),
 }
-"""The clients of each way, and at most how many times as long as float32 the exact sum may take."""
+"""The clients of each way, and at most how many times as long as float32 the exact sum may take.
+
+Terms about 1/2 are the worst case: there a block's level changes from block to block, so that guesses are wrong.
+"""
 
 Array = npt.NDArray[Any]
 
@@ -37,16 +41,16 @@ def exact_rows(setup: Setup) -> list[Row]:
         times = ratio(taken["exact"], taken["float32"])
         size = 4 * count * setup.elements
         shape = f"{way}, {count} x {count_of(setup.elements)} f32"
-        goal = Goal("over float32", times, most, is_at_least=False)
+        goals = [Goal("over float32", times, most, is_at_least=False)] if most else []
         rows.append(Row(f"kernel, float32, {shape}", taken["float32"], size, limit))
-        rows.append(Row(f"kernel, exact, {shape}", taken["exact"], size, limit, {"float32": 1 / times}, [goal]))
+        rows.append(Row(f"kernel, exact, {shape}", taken["exact"], size, limit, {"float32": 1 / times}, goals))
     return rows
 
 
 def _work(setup: Setup, way: str, parts: Sequence[Array], out: Array, accumulate: str) -> Work:
     cpu = backend("cpu", threads=setup.threads)
-    weights = make_weights(len(parts))
-    if way == "one shot":
+    weights = [float(1 + k) for k in range(len(parts))] if "1/2" in way else make_weights(len(parts))
+    if way.startswith("one shot"):
         return lambda: cpu.mean(parts, weights, out, "float32", accumulate)
     total: Total = cpu.total(setup.elements, accumulate)
 

@@ -3,7 +3,7 @@
 from itertools import pairwise
 
 import pytest
-from flcore_kernels import ACCUMULATORS, STORAGE, BudgetTooSmall, UnknownDType, plan_chunks
+from flcore_kernels import ACCUMULATORS, STORAGE, BudgetTooSmall, BufferMismatch, UnknownDType, plan_chunks
 from flcore_kernels.totals import Total, bytes_per_element
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -70,3 +70,8 @@ def test_a_budget_counts_parts_total_and_result() -> None:
 @pytest.mark.parametrize("accumulate", ACCUMULATORS)
 def test_a_total_takes_what_is_planned_for_it(accumulate: str) -> None:
     assert Total.zeros(25_600, accumulate).nbytes == bytes_per_element(accumulate) * 25_600
+
+
+def test_an_unknown_accumulator_is_refused_by_name() -> None:
+    with pytest.raises(BufferMismatch, match="accumulate is one of exact, float64, float32, not 'x'"):
+        plan_chunks(1000, "float32", clients=1, budget_bytes=10**6, accumulate="x")

@@ -58,6 +58,17 @@ def clients(draw_: st.DrawFn) -> Clients:
     return Clients(dtype, cases, weights.tolist())
 
 
+def test_levels_may_change_from_block_to_block_and_lie_anywhere_in_their_bin() -> None:
+    """A tile's levels are guessed; blocks below the guess, far below, above, empty and at its edges are found out."""
+    rng = np.random.default_rng(5)
+    for _ in range(12):
+        size = 11 * 64 + 5
+        exponents = rng.choice([-1000, -97, -49, -48, -47, -3, -2, -1, 0, 1, 40, 45, 46, 47, 48, 49, 90], 12)
+        scale = np.repeat(2.0**exponents, 64)[:size] * np.repeat(rng.random(12) < 0.8, 64)[:size]
+        values = [rng.choice([1.0, -1.0, 1.5, -0.75, 2.0 - 2.0**-52], size) * scale for _ in range(6)]
+        require_state(CPU, values, [1.0, 1.0, 0.5, 2.0, 1.0, 3.0])
+
+
 def result_of(found: Clients) -> str:
     return "float32" if found.dtype in QUANTIZED else found.dtype
 

@@ -168,6 +168,7 @@ def test_buffers_that_do_not_fit_are_refused_and_the_total_stays(accumulate: str
         ([[good, good]], [1.0], "reach to element 260"),
         ([good, [good, good]], [1.0, 1.0], "expected 1 buffers, got 2"),
         ([Quantized(np.ones(4, np.int8), np.ones(1, np.float32))], [1.0], "got Quantized"),
+        ([[1.0, 2.0, 3.0, 4.0]], [1.0], "expected an array, Quantized, or a list of them, got a float"),
     ):
         with pytest.raises(BufferMismatch, match=words):
             CPU.fold(total, parts, weights, "float32")  # type: ignore[arg-type]

@@ -2,12 +2,14 @@
 
 import io
 import json
+import resource
 import zlib
 from typing import Any
 
 import numpy as np
 import pytest
 from flcore_kernels import ACCUMULATORS, BadState, BufferMismatch, SpoiledTotal, Total, backend
+from flcore_kernels.threads import Pool
 
 from tests.kernels.cases import again, finished, folded, state_of
 
@@ -146,3 +148,30 @@ def test_a_spoiled_total_is_neither_saved_nor_merged() -> None:
         state_of(CPU, total)
     with pytest.raises(SpoiledTotal):
         CPU.merge(small(), total)
+
+
+def test_a_header_that_asks_for_more_than_the_file_holds_costs_no_memory() -> None:
+    elements = 1 << 37
+    header = json.dumps(
+        {"elements": elements, "accumulate": "exact", "terms": 0, "weight": "0x0", "scale": None}, sort_keys=True
+    ).encode()
+    file = io.BytesIO(GOLDEN[:16] + len(header).to_bytes(4, "little") + header + bytes(1000))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(BadState):
+        CPU.restore(file)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10
+
+
+@pytest.mark.parametrize("accumulate", ACCUMULATORS)
+def test_an_interrupted_fold_spoils_the_total(accumulate: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    total = small(accumulate)
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Pool, "run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        CPU.fold(total, PARTS, [1.0, 3.0], "float32")
+    monkeypatch.undo()
+    with pytest.raises(SpoiledTotal):
+        finished(CPU, total, "float32")
