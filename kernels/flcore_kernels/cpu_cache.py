@@ -25,18 +25,10 @@ import llvmlite.binding
 import numba
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
 
-njit = cast("Callable[..., Any]", numba.njit)
-OPTIONS = {"nogil": True, "boundscheck": False, "error_model": "numpy"}
+from flcore_kernels.cpu_part import OPTIONS, njit
+
 _COMPILING = threading.RLock()
 _NOTICE = "flcore: compiling kernels for this processor; this happens once (`flcore warm` does it ahead)"
-
-
-def part_of_kernel(function: Callable[..., Any]) -> Any:
-    """Make a function callable from kernels; it is compiled into each of them, where it is called.
-
-    Inlining is not left to LLVM's judgement: a call in a hot loop would keep it from being vectorised.
-    """
-    return njit(**OPTIONS, forceinline=True)(function)
 
 
 @cache

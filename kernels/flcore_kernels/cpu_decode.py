@@ -12,7 +12,7 @@ import llvmlite.binding
 import numpy as np
 
 from flcore_kernels import cpu_memory as memory
-from flcore_kernels.cpu_cache import part_of_kernel
+from flcore_kernels.cpu_part import part_of_kernel
 from flcore_kernels.dtypes import EXACT_INTEGER_LIMIT, QUANTIZED_BLOCKS, STORAGE
 
 STEP = 64

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from flcore_kernels import cpu_memory as memory
-from flcore_kernels.cpu_cache import part_of_kernel
+from flcore_kernels.cpu_part import part_of_kernel
 
 WIDTH = 48
 BLOCK = 64

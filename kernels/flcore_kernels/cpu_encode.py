@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from flcore_kernels import cpu_memory as memory
-from flcore_kernels.cpu_cache import part_of_kernel
 from flcore_kernels.cpu_decode import has_half_instructions
+from flcore_kernels.cpu_part import part_of_kernel
 from flcore_kernels.dtypes import STORAGE
 
 INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")

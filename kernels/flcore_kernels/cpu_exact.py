@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from flcore_kernels import cpu_memory as memory
-from flcore_kernels.cpu_cache import part_of_kernel
 from flcore_kernels.cpu_decode import Decoder
 from flcore_kernels.cpu_digits import (
     BLOCK,
@@ -29,6 +28,7 @@ from flcore_kernels.cpu_digits import (
     level_of,
     stored_level,
 )
+from flcore_kernels.cpu_part import part_of_kernel
 
 TILE = 512
 """Elements of a tile: 8 KiB of digits, in the first-level cache beside what is read of four parts."""
@@ -49,6 +49,18 @@ def _unmoved(term: Any, factor: Any) -> Any:
 
 def _moved(term: Any, factor: Any) -> Any:
     return term * factor
+
+
+@part_of_kernel
+def place(at: Any) -> Any:
+    """Where the upper digit of a tile's element is."""
+    return 2 * at - at % BLOCK
+
+
+@part_of_kernel
+def mark(seen: Any, at: Any, now: Any) -> None:
+    """Add to what was seen of the digits of an element's block."""
+    memory.store_i64(seen, at // BLOCK, memory.peek_i64(seen, at // BLOCK) | now)
 
 
 def exact_sum(decode: Decoder, is_wide: bool) -> Callable[..., Any]:
@@ -97,11 +109,7 @@ def exact_sum(decode: Decoder, is_wide: bool) -> Callable[..., Any]:
                     factor(scales[row, k2], at),
                     factor(scales[row, k3], at),
                 )
-                # Two calls, not one with the smaller count: a count that is a constant is vectorised better.
-                if at + step <= first + count:
-                    top = max(top, largest_of_four(a, f, w, at, step))
-                else:
-                    top = max(top, largest_of_four(a, f, w, at, first + count - at))
+                top = max(top, largest_of_four(a, f, w, at, min(step, first + count - at)))
             fetch(a[0], first, count)
             fetch(a[1], first, count)
             fetch(a[2], first, count)
@@ -158,41 +166,38 @@ def exact_sum(decode: Decoder, is_wide: bool) -> Callable[..., Any]:
     @part_of_kernel
     def deposit(digits, levels, seen, total, parts, scales, row, offset, begin, end, weights):  # type: ignore[no-untyped-def]
         clients = weights.size
+        # What is left of a step is added part by part: a count that is a constant is vectorised better.
+        whole = end - (end - begin) % step
         k = 0
         while k + 4 <= clients:
             a = (parts[row, k], parts[row, k + 1], parts[row, k + 2], parts[row, k + 3])
             s = (scales[row, k], scales[row, k + 1], scales[row, k + 2], scales[row, k + 3])
             w = (weights[k], weights[k + 1], weights[k + 2], weights[k + 3])
-            for at in range(begin, end, step):
-                first, b, sub = offset + at, at // BLOCK, at % BLOCK
-                bins = bins_of(memory.peek_i64(levels, b))
-                # One part at a time, for memory is fastest at what lies together.
+            for at in range(begin, whole, step):
                 if k == 0 and total != np.uint64(0):
                     fetch_block(total + np.uint64(16 * at))
-                fetch(parts[row, k + at // step % 4], first - at // step % 4 * step, 4 * step)
-                where = 2 * (at - sub) + sub
-                # Two calls, not one with the smaller count: a count that is a constant is vectorised better.
-                if at + step <= end:
-                    now = add_four(digits, a, s, w, bins, where, first, step)
-                else:
-                    now = add_four(digits, a, s, w, bins, where, first, end - at)
-                memory.store_i64(seen, b, memory.peek_i64(seen, b) | now)
+                # One part at a time, for memory is fastest at what lies together.
+                turn = at // step % 4
+                fetch(parts[row, k + turn], offset + at - turn * step, np.int64(4 * step))
+                bins = bins_of(memory.peek_i64(levels, at // BLOCK))
+                now = add_four(digits, a, s, w, bins, place(at), offset + at, step)
+                mark(seen, at, now)
             k += 4
         while k < clients:
-            a1, s1, w1 = parts[row, k], scales[row, k], weights[k]
-            for at in range(begin, end, step):
-                first, b, sub = offset + at, at // BLOCK, at % BLOCK
-                bins = bins_of(memory.peek_i64(levels, b))
+            for at in range(begin, whole, step):
                 if k == 0 and total != np.uint64(0):
                     fetch_block(total + np.uint64(16 * at))
-                fetch(a1, first, step)
-                where = 2 * (at - sub) + sub
-                if at + step <= end:
-                    now = add_one(digits, a1, s1, w1, bins, where, first, step)
-                else:
-                    now = add_one(digits, a1, s1, w1, bins, where, first, end - at)
-                memory.store_i64(seen, b, memory.peek_i64(seen, b) | now)
+                fetch(parts[row, k], offset + at, np.int64(step))
+                bins = bins_of(memory.peek_i64(levels, at // BLOCK))
+                now = add_one(digits, parts[row, k], scales[row, k], weights[k], bins, place(at), offset + at, step)
+                mark(seen, at, now)
             k += 1
+        if whole < end:
+            bins = bins_of(memory.peek_i64(levels, whole // BLOCK))
+            for k in range(clients):
+                first, left = offset + whole, end - whole
+                now = add_one(digits, parts[row, k], scales[row, k], weights[k], bins, place(whole), first, left)
+                mark(seen, whole, now)
 
     @part_of_kernel
     def add_up(work, total, stored, parts, scales, row, offset, count, weights):  # type: ignore[no-untyped-def]
@@ -211,7 +216,7 @@ def exact_sum(decode: Decoder, is_wide: bool) -> Callable[..., Any]:
             memory.store_i64(levels, b, level)
             memory.store_i64(seen, b, np.int64(0))
             begin_block(digits + np.uint64(b * BLOCK_BYTES), total + np.uint64(b * BLOCK_BYTES), held, level)
-        b, begin, end, is_lowered = 0, 0, count, False
+        b, begin, end, is_lowered = 0 * count, 0 * count, count, False  # int64, as Numba tells a literal 0 apart
         while begin < end:
             deposit(digits, levels, seen, total, parts, scales, row, offset, begin, end, weights)
             begin = end

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from flcore_kernels import cpu_memory as memory
-from flcore_kernels.cpu_cache import part_of_kernel
 from flcore_kernels.cpu_decode import Decoder
 from flcore_kernels.cpu_digits import BLOCK, EMPTY, WIDTH, fetch_block
 from flcore_kernels.cpu_encode import Encoder
 from flcore_kernels.cpu_long_division import nearest
+from flcore_kernels.cpu_part import part_of_kernel
 from flcore_kernels.cpu_quotient import careful_mean, carried, quick_mean, scale
 from flcore_kernels.dtypes import STORAGE, Storage
 

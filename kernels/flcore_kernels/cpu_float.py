@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from flcore_kernels import cpu_memory as memory
-from flcore_kernels.cpu_cache import part_of_kernel
 from flcore_kernels.cpu_decode import STEP, Decoder
+from flcore_kernels.cpu_part import part_of_kernel
 
 FLOAT_TILE = 8192
 """Elements of a tile: 64 KiB of float64, in the second-level cache beside what is fetched ahead."""
@@ -29,11 +29,13 @@ def float_sum(decode: Decoder, real: Any) -> Callable[..., Any]:
     value, factor, step = decode.value, decode.factor, decode.step
     size = np.uint64(decode.bytes)
     line = 64 // decode.bytes
+    ahead_bytes = np.uint64(2048 if decode.bytes >= 4 else 4096)  # as measured: narrow parts gain from more
 
     @part_of_kernel
-    def fetch(address: Any, index: Any) -> Any:
-        ahead = address + np.uint64(index) * size + np.uint64(memory.PREFETCH_BYTES)
-        for i in range(0, step, line):
+    def fetch(address: Any, index: Any, count: Any) -> None:
+        """Ask for the lines of some elements, ahead of the loop."""
+        ahead = address + np.uint64(index) * size + ahead_bytes
+        for i in range(0, count, line):
             memory.prefetch(ahead + np.uint64(i) * size)
 
     @part_of_kernel
@@ -72,11 +74,9 @@ def float_sum(decode: Decoder, real: Any) -> Callable[..., Any]:
         )
         for at in range(0, count, step):
             first = offset + at
-            fetch(a[0], first)
-            fetch(a[1], first)
-            fetch(a[2], first)
-            fetch(a[3], first)
-            fetch(a[4], first)
+            turn = at // step % 5  # one part at a time, for memory is fastest at what lies together
+            if k + turn <= last:
+                fetch(parts[row, k + turn], first - turn * step, np.int64(5 * step))
             if at + step <= count:
                 add_five(total, a, s, w, at, first, step)
             else:
@@ -92,7 +92,7 @@ def float_sum(decode: Decoder, real: Any) -> Callable[..., Any]:
         if k < clients:
             for at in range(0, count, step):
                 first = offset + at
-                fetch(parts[row, k], first)
+                fetch(parts[row, k], first, np.int64(step))
                 if at + step <= count:
                     add_one(total, parts[row, k], scales[row, k], real(weights[k]), at, first, step)
                 else:

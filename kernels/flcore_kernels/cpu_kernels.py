@@ -13,13 +13,14 @@ import numpy as np
 from numba import types
 
 from flcore_kernels import cpu_memory as memory
-from flcore_kernels.cpu_cache import Kernel, part_of_kernel
+from flcore_kernels.cpu_cache import Kernel
 from flcore_kernels.cpu_decode import DECODERS, Decoder
 from flcore_kernels.cpu_digits import BLOCK, BLOCK_BYTES, EMPTY, merge_block
 from flcore_kernels.cpu_encode import ENCODERS
 from flcore_kernels.cpu_exact import LEVELS, TILE, WORK_BYTES, begin_guessing, exact_sum
 from flcore_kernels.cpu_finish import exact_finish, exact_settle, float_finish
 from flcore_kernels.cpu_float import FLOAT_TILE, beyond_limit, float_sum
+from flcore_kernels.cpu_part import part_of_kernel
 from flcore_kernels.dtypes import STORAGE
 
 LINE = np.uint64(max(WORK_BYTES, 8 * FLOAT_TILE))

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from flcore_kernels.cpu_cache import part_of_kernel
 from flcore_kernels.cpu_digits import WIDTH
+from flcore_kernels.cpu_part import part_of_kernel
 from flcore_kernels.cpu_quotient import scale
 
 _LOW = np.uint64(0xFFFFFFFF)

@@ -16,9 +16,6 @@ from numba.extending import intrinsic as numba_intrinsic
 
 intrinsic = cast("Callable[..., Any]", numba_intrinsic)
 
-PREFETCH_BYTES = 2048
-"""How far ahead of a loop its streams are fetched: half a page, and some 50 ns at memory speed."""
-
 get_or_insert_function = cast("Callable[..., Any]", cgutils.get_or_insert_function)
 
 _IR = {

@@ -11,9 +11,10 @@ from numba import types
 
 from flcore_kernels import cpu_memory as memory
 from flcore_kernels.backend import Array, Buffer, Inspection, Part, Quantized
-from flcore_kernels.cpu_cache import Kernel, part_of_kernel
+from flcore_kernels.cpu_cache import Kernel
 from flcore_kernels.cpu_decode import DECODERS
 from flcore_kernels.cpu_encode import ENCODERS
+from flcore_kernels.cpu_part import part_of_kernel
 from flcore_kernels.dtypes import EXACT_INTEGER_LIMIT, Storage, lookup
 from flcore_kernels.errors import BufferMismatch, KernelError, NotFinite, Overflow
 from flcore_kernels.rows import addresses_of, buffers_of, places_of, require_writable, sizes_of

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from flcore_kernels import cpu_memory as memory
-from flcore_kernels.cpu_cache import part_of_kernel
 from flcore_kernels.cpu_digits import BLOCK, WIDTH
 from flcore_kernels.cpu_encode import Encoder
+from flcore_kernels.cpu_part import part_of_kernel
 from flcore_kernels.dtypes import Storage
 
 ERROR = 2.0**-49

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from flcore_kernels import cpu_kernels
 from flcore_kernels import cpu_memory as memory
-from flcore_kernels.cpu_cache import OPTIONS, Kernel, part_of_kernel
+from flcore_kernels.cpu_cache import Kernel
+from flcore_kernels.cpu_part import OPTIONS, part_of_kernel
 from numba import njit
 
 pytestmark = pytest.mark.skipif(

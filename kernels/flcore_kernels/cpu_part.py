@@ -1,0 +1,51 @@
+"""Parts of kernels: functions that are compiled into every kernel that calls them, and never on their own.
+
+Numba would make machine code of each, and wrappers to call it from Python and from C: a third of the time that a kernel
+takes to compile, for code that nobody calls. So parts have a pipeline of their own that ends with their LLVM module.
+"""
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import numba
+from numba.core.compiler import CompilerBase, DefaultPassBuilder
+from numba.core.compiler_machinery import register_pass
+from numba.core.typed_passes import NativeLowering
+
+njit = cast("Callable[..., Any]", numba.njit)
+OPTIONS = {"nogil": True, "boundscheck": False, "error_model": "numpy"}
+
+
+@cast("Any", register_pass)(mutates_CFG=True, analysis_only=False)
+class _PartLowering(NativeLowering):
+    """Lowering to LLVM, without what makes a function callable from outside."""
+
+    _name = "part_lowering"
+
+    def run_pass(self, state: Any) -> bool:
+        state.flags.no_compile = True
+        cast("Any", super()).run_pass(state)
+        # Numba knows a compiled function by a builtin; this one is never called, and is like no other.
+        stand_in: Any = [None].append
+        result = state["cr"]
+        state.targetctx.insert_user_function(stand_in, result.fndesc, [state.library])
+        state["cr"] = result._replace(cfunc=stand_in)
+        return True
+
+
+class _PartCompiler(CompilerBase):
+    def define_pipelines(self) -> list[Any]:
+        pipeline = cast("Any", DefaultPassBuilder).define_nopython_pipeline(self.state)
+        pipeline.passes = [(_PartLowering if each is NativeLowering else each, why) for each, why in pipeline.passes]
+        pipeline.finalize()
+        return [pipeline]
+
+
+def part_of_kernel(function: Callable[..., Any]) -> Any:
+    """Make a function callable from kernels; it is compiled into each of them, where it is called.
+
+    Inlining is not left to LLVM's judgement: a call in a hot loop would keep it from being vectorised.
+    """
+    return njit(
+        **OPTIONS, forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, pipeline_class=_PartCompiler
+    )(function)
