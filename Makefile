@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install demo check fix test test-gpu test-torch bench bench-peers proto check-peers clean
+.PHONY: help install demo check fix test test-gpu test-large test-torch bench bench-peers proto check-peers clean
 
 help:  ## Show the verbs.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -27,6 +27,9 @@ test: $(VENV)/.dev  ## Run the whole test suite.
 
 test-gpu: $(VENV)/.dev  ## Run the tests that need a CUDA device.
 	$(BIN)/pytest -m gpu
+
+test-large: $(VENV)/.dev  ## Run the test that needs 11 GB of memory.
+	FLCORE_TEST_LARGE=1 $(BIN)/pytest -m large
 
 test-torch: $(VENV)/.torch  ## Run the tests that need PyTorch.
 	$(BIN)/pytest -m torch
