@@ -33,7 +33,7 @@ def emit(target: Any, source: Any, size: Any, past_cache: Any) -> None:
             memory.stream_16(target + np.uint64(i), source + np.uint64(i))
         done = size - size % 16
     for i in range(done, size):
-        memory.store_u8(target, i, memory.load_u8(source, i))
+        memory.store_u8(target, i, memory.peek_u8(source, i))
 
 
 @part_of_kernel

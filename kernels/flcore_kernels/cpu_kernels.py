@@ -183,7 +183,7 @@ def _exact_fold(dtype: str, accumulate: str) -> Callable[..., Any]:
                     return (block + bad) * BLOCK
                 blocks = (count + BLOCK - 1) // BLOCK
                 for i in range(blocks * 2 * BLOCK):
-                    memory.store_i64(here, i, memory.load_i64(scratch, i))
+                    memory.store_i64(here, i, memory.peek_i64(scratch, i))
                 for b in range(blocks):
                     memory.store_i16(held, b, np.int16(memory.peek_i64(now, b)))
         return -1

@@ -94,7 +94,7 @@ load_i64, load_u64 = _load(types.int64, "alias.scope"), _load(types.uint64, "ali
 load_f32, load_f64 = _load(types.float32, "alias.scope"), _load(types.float64, "alias.scope")
 
 peek_f32, peek_f64 = _load(types.float32, "noalias"), _load(types.float64, "noalias")
-peek_i64 = _load(types.int64, "noalias")
+peek_i64, peek_u8 = _load(types.int64, "noalias"), _load(types.uint8, "noalias")
 
 store_i8, store_u8 = _store(types.int8), _store(types.uint8)
 store_i16, store_u16 = _store(types.int16), _store(types.uint16)
