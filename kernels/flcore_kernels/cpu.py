@@ -20,7 +20,7 @@ from flcore_kernels.totals import BLOCK, Total
 
 ROW_ELEMENTS = 1 << 18
 SMALL_ELEMENTS = 1 << 14
-WORTH_SHARING = 1 << 20
+WORTH_SHARING = 1 << 22
 """Elements read and written, of all parts, from which on a second thread saves more than it takes to wake it."""
 
 
