@@ -79,6 +79,11 @@ class StagedUpdate:
         """Return a chunk and let it go. Tensors without elements have none."""
         return self._chunks[segment].pop(index)
 
+    def take_segment(self, segment: int) -> list[npt.NDArray[Any]]:
+        """Return all chunks of a segment, in order, and let them go."""
+        chunks, self._chunks[segment] = self._chunks[segment], {}
+        return [chunks[index] for index in sorted(chunks)]
+
     def drop(self) -> None:
         """Let all elements go."""
         self._chunks = [{} for _ in self._spec.segments]

@@ -1,5 +1,6 @@
 """`flcore server`: the server's side of a job on a real machine."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +18,13 @@ from flcore.server.serve import Server, serve
 DEFAULT_PORT = 8470
 
 
+class Plan(StrEnum):
+    """When updates are folded."""
+
+    AT_CLOSE = "at-close"
+    STREAMING = "streaming"
+
+
 def server(
     job: Annotated[str, typer.Argument(help="A directory with job.toml, or the name of a bundled job (digits).")],
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
@@ -26,6 +34,13 @@ def server(
     wait_for: Annotated[
         int | None, typer.Option(min=1, help="Begin when so many clients are connected. (default: the job's quorum)")
     ] = None,
+    plan: Annotated[
+        Plan,
+        typer.Option(
+            help="at-close: hold all updates, and fold them when the round closes. streaming: fold each as it comes, "
+            "into a total of 4, 8 or 16 bytes per parameter; needs less memory for many clients."
+        ),
+    ] = Plan.AT_CLOSE,
     out: Annotated[Path | None, typer.Option(help="Where to write. (default: runs/NAME)")] = None,
     insecure: Annotated[bool, typer.Option(help="Plaintext, on this machine only.")] = False,
     insecure_remote: Annotated[bool, typer.Option(help="Plaintext, from other machines too.")] = False,
@@ -52,6 +67,7 @@ def server(
         wait_for=wait_for,
         directory=directory,
         observe=log_to(console, loaded.contract),
+        plan=plan.value,
     )
     plot_history(loaded.contract, outcome.history, None, directory / "history.png")
     console.print(f"done: {', '.join(sorted(path.name for path in directory.iterdir()))} in {directory}")

@@ -46,8 +46,10 @@ class Controller:
     arrays into a model.
     """
 
-    def __init__(self, job: Job, model: Model, federation: Federation, results: Results, observe: Observer) -> None:
-        self.job, self.initial_model = job, model
+    def __init__(
+        self, job: Job, model: Model, federation: Federation, results: Results, observe: Observer, plan: str
+    ) -> None:
+        self.job, self.initial_model, self._plan = job, model, plan
         self._federation, self._results, self._observe = federation, results, observe
         self._record = RoundRecord(0)
 
@@ -84,6 +86,7 @@ class Controller:
             rule=server.rule,
             accumulate=server.accumulate,
             base=model if self._task_returns(task) == "delta" else None,
+            plan=self._plan,
             max_abs=contract.bounds.max_abs,
         )
         self._record.sampled = tuple(clients)

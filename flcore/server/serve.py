@@ -45,16 +45,18 @@ def serve(
     wait_for: int | None = None,
     directory: Path | None = None,
     observe: Observer = unobserved,
+    plan: str = "at-close",
 ) -> Outcome:
     """Run a job's server until its playbook ends; `listen` opens the transport, `started` is called when it is open.
 
-    The first round begins when `wait_for` clients are connected (the quorum, if None). Clients are told how it ended.
+    The first round begins when `wait_for` clients are connected (the quorum, if None). `plan` says when updates are
+    folded (see `Aggregator`). Clients are told how it ended.
     """
     playbook = playbook_of(job)
     model = job.initial_model()
     federation = Federation(job, model.spec, observe=observe)
     results = Results(directory, job.contract.server.best)
-    control = Controller(job, model, federation, results, observe)
+    control = Controller(job, model, federation, results, observe, plan)
     server = listen(federation)
     reason = "the server was stopped"
     try:

@@ -86,6 +86,7 @@ class Stage:
         tasks: Mapping[str, str] | None = None,
         clients: Any = 3,
         out: Path | None = None,
+        plan: str = "at-close",
         **server: Any,
     ) -> None:
         """Start the server; its outcome is `result()`."""
@@ -102,7 +103,13 @@ class Stage:
         def run() -> Outcome:
             try:
                 return serve(
-                    self.job, listen, started=started, wait_for=wait_for, directory=out, observe=self.events.append
+                    self.job,
+                    listen,
+                    started=started,
+                    wait_for=wait_for,
+                    directory=out,
+                    observe=self.events.append,
+                    plan=plan,
                 )
             except BaseException as error:
                 if not listening.done():

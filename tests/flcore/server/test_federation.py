@@ -33,6 +33,13 @@ def test_the_next_model_is_the_weighted_mean(stage: Stage) -> None:
     assert list(outcome.model.arrays()) == list(START)
 
 
+def test_updates_may_be_folded_as_they_come(stage: Stage) -> None:
+    stage.open(wait_for=3, rounds=2, plan="streaming")
+    for i, value, weight in ((1, 1.0, 1), (2, 4.0, 2), (3, 4.0, 1)):
+        stage.client(f"client-{i}", adding(value, weight))
+    assert mean_of(stage.result()) == {6.5}
+
+
 def test_clients_may_return_differences(stage: Stage) -> None:
     def train(model: Arrays, task: Task) -> Update:
         return Update({name: np.full(array.shape, task.round, np.float32) for name, array in model.items()}, weight=2)

@@ -1,0 +1,120 @@
+"""The plans: the same bits from both; streaming folds in the background, lets go, and tells what went wrong."""
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from flcore_kernels.cpu import CpuBackend
+from flcore_transport import piece_elements
+
+from flcore import AggregationError, Aggregator, Arrays, JobError, Model, ModelSpec, QuorumError, WeightError
+
+SIZE = piece_elements("float32") + 1000
+CLIENTS = 11
+
+
+def update(seed: int) -> Arrays:
+    rng = np.random.default_rng(seed)
+    return {
+        "w": (rng.standard_normal(SIZE) * 10.0 ** rng.integers(-3, 4)).astype(np.float32),
+        "b": rng.standard_normal((3, 7)).astype(ml_dtypes.bfloat16),
+        "n": np.array(rng.integers(0, 1000), np.int64),
+        "none": np.zeros((4, 0), np.float16),
+    }
+
+
+def give(aggregator: Aggregator, seed: int) -> None:
+    with aggregator.update(client=f"client-{seed:02d}", weight=1.0 + seed) as staged:
+        for name, array in update(seed).items():
+            staged.write(name, array)
+
+
+def combined(plan: str, order: list[int], **options: Any) -> Arrays:
+    aggregator = Aggregator(ModelSpec.of(update(0)), plan=plan, **options)
+    for seed in order:
+        give(aggregator, seed)
+    return aggregator.finish().arrays()
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Folds wait until this is set."""
+    opened, fold = threading.Event(), CpuBackend.fold
+
+    def waiting(*arguments: Any) -> None:
+        assert opened.wait(20)
+        fold(*arguments)
+
+    monkeypatch.setattr(CpuBackend, "fold", waiting)
+    yield opened
+    opened.set()
+
+
+@pytest.mark.parametrize("has_base", [False, True])
+def test_exact_sums_give_the_same_bits_in_both_plans(has_base: bool) -> None:
+    base = Model.of(update(99)) if has_base else None
+    expected = combined("at-close", list(range(CLIENTS)), base=base)
+    for seed in range(3):
+        order = np.random.default_rng(seed).permutation(CLIENTS).tolist()
+        found = combined("streaming", order, base=base)
+        assert all(found[name].tobytes() == expected[name].tobytes() for name in expected)
+
+
+def test_whoever_commits_does_not_wait_for_the_fold(gate: threading.Event) -> None:
+    aggregator = Aggregator(ModelSpec.of(update(0)), plan="streaming")
+    for seed in range(CLIENTS):
+        give(aggregator, seed)
+    gate.set()
+    expected = combined("at-close", list(range(CLIENTS)))
+    assert aggregator.finish().arrays()["w"].tobytes() == expected["w"].tobytes()
+
+
+def test_an_update_is_let_go_when_it_is_folded() -> None:
+    aggregator = Aggregator(ModelSpec.of(update(0)), plan="streaming")
+    folded = threading.Event()
+    staged = aggregator.stage("a", 1.0)
+    for name, array in update(0).items():
+        staged.write(name, array)
+    take = staged.take_segment
+
+    def taking(segment: int) -> list[Any]:
+        folded.set()
+        return take(segment)
+
+    staged.take_segment = taking  # type: ignore[method-assign]
+    aggregator.commit(staged)
+    assert folded.wait(20)
+    aggregator.finish()
+    assert all(not staged.take_segment(segment) for segment in range(len(ModelSpec.of(update(0)).segments)))
+
+
+def test_what_a_fold_refuses_is_told_at_the_end_and_the_next_round_is_a_new_one() -> None:
+    spec = ModelSpec.of({"w": np.zeros(3, np.float32)})
+    aggregator = Aggregator(spec, plan="streaming", accumulate="float32")
+    for client, value in (("a", 3e38), ("b", 3e38)):
+        with aggregator.update(client=client, weight=1.0) as staged:
+            staged.write("w", np.full(3, value, np.float32))
+    with pytest.raises(AggregationError):
+        aggregator.finish()
+    with aggregator.update(client="a", weight=2.0) as staged:
+        staged.write("w", np.full(3, 5.0, np.float32))
+    assert aggregator.finish().arrays()["w"].tolist() == [5.0] * 3
+
+
+def test_nothing_and_nothing_but_zeros_are_told_apart() -> None:
+    spec = ModelSpec.of({"w": np.zeros(3, np.float32)})
+    aggregator = Aggregator(spec, plan="streaming")
+    with pytest.raises(QuorumError):
+        aggregator.finish()
+    with aggregator.update(client="a", weight=0.0) as staged:
+        staged.write("w", np.ones(3, np.float32))
+    with pytest.raises(WeightError):
+        aggregator.finish()
+
+
+def test_an_unknown_plan_is_refused() -> None:
+    with pytest.raises(JobError, match="plan 'later' does not exist; expected one of at-close, streaming"):
+        Aggregator(ModelSpec.of(update(0)), plan="later")
