@@ -12,7 +12,7 @@ from flcore_kernels import backend as backend_named
 from flcore.aggregation.gather import Buffers, Gather, blamed, spec_of
 from flcore.aggregation.rules import Rule, rule_named
 from flcore.aggregation.weights import accumulator_of, require_accumulator, require_sum, require_weight
-from flcore.errors import QuorumError
+from flcore.errors import QuorumError, SpecError, UpdateError
 from flcore.model.dtypes import DTYPES
 from flcore.model.spec import ModelSpec
 
@@ -57,7 +57,9 @@ def aggregate(
     model's size (4, 8 or 16 bytes per parameter).
 
     Raises `TensorMismatch`, `NonFinite`, `OutOfBounds` and `WeightError`, which name the update ("update 3") and the
-    tensor; `QuorumError` for no updates at all; `AggregationError` where a dtype cannot hold the result.
+    tensor; `SpecError` for what is no array or of a dtype that models do not have; `UpdateError` for what is no pair;
+    `JobError` for an unknown rule or accumulator; `QuorumError` for no updates at all; `AggregationError` where a dtype
+    cannot hold the result.
     """
     chosen, device = rule_named(rule), backend_named(backend)
     require_accumulator(accumulate)
@@ -65,7 +67,10 @@ def aggregate(
     first = next(stream, None)
     if first is None:
         raise QuorumError("there is nothing to aggregate: no update was given")
-    spec = spec_of(first[0] if base is None else base)
+    try:
+        spec = spec_of(_pair(first, "update 0")[0] if base is None else base)
+    except SpecError as error:
+        raise SpecError(f"{'update 0' if base is None else 'base'}: {error}") from None
     stream = chain([first], stream)
     del first  # the stream alone holds it now, and lets it go
     work = _Work(Gather(spec), chosen, accumulate, device)
@@ -83,6 +88,13 @@ def allocate(spec: ModelSpec) -> tuple[dict[str, npt.NDArray[Any]], Buffers]:
     """Return new arrays for a model, and the same as buffers."""
     arrays = {tensor.name: np.empty(tensor.shape, DTYPES[tensor.dtype]) for tensor in spec.tensors}
     return arrays, Gather(spec).buffers(arrays, client="")
+
+
+def _pair(update: Any, client: str) -> tuple[NamedArrays, float]:
+    """Return an update's two halves, or raise `UpdateError`."""
+    if not (isinstance(update, tuple | list) and len(update) == 2 and isinstance(update[0], Mapping)):
+        raise UpdateError("expected a pair of named arrays (a mapping) and a weight", client=client)
+    return update[0], update[1]
 
 
 def _groups(stream: Iterator[Any], size: int) -> Iterator[list[Any]]:
@@ -137,9 +149,13 @@ class _Work:
 
     def _read(self, updates: Sequence[Any], first: int) -> tuple[list[Buffers], list[float], list[str]]:
         parts, coefficients, clients = [], [], []
-        for number, (arrays, weight) in enumerate(updates, first):
+        for number, update in enumerate(updates, first):
             client = f"update {number}"
+            arrays, weight = _pair(update, client)
             coefficients.append(self._rule.coefficient(require_weight(weight, self._strictest, client)))
-            parts.append(self.gather.buffers(arrays, client))
+            try:
+                parts.append(self.gather.buffers(arrays, client))
+            except SpecError as error:
+                raise SpecError(f"{client}: {error}") from None
             clients.append(client)
         return parts, coefficients, clients

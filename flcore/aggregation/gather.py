@@ -12,7 +12,7 @@ import numpy.typing as npt
 from flcore_kernels import NotFinite, Overflow, TooManyTerms, WeightRange, storage_dtype
 
 from flcore.errors import AggregationError, NonFinite, OutOfBounds, SpecError, TensorMismatch, WeightError
-from flcore.model.dtypes import DTYPES
+from flcore.model.dtypes import DTYPES, dtype_name
 from flcore.model.spec import ModelSpec, SegmentSpec
 
 Buffers = list[list[npt.NDArray[Any]]]
@@ -39,7 +39,9 @@ class Gather:
         for storage, tensors in self._segments:
             buffers = []
             for name, dtype, shape in tensors:
-                array = arrays.get(name)
+                if name not in arrays:
+                    self._refuse(arrays, client)
+                array = arrays[name]
                 if type(array) is not np.ndarray:
                     array = as_array(array, name)
                 if array.dtype != dtype or array.shape != shape:
@@ -67,16 +69,20 @@ class Gather:
 
 
 def spec_of(arrays: Mapping[str, Any]) -> ModelSpec:
-    """Return the spec of named arrays, or of whatever else has a buffer."""
-    return ModelSpec.of({name: as_array(array, name) for name, array in arrays.items()})
+    """Return the spec of named arrays, or of whatever else has a buffer, or raise `SpecError`."""
+    read = {name: as_array(array, name) for name, array in arrays.items()}
+    for name, array in read.items():
+        try:
+            dtype_name(array.dtype)
+        except SpecError as error:
+            raise SpecError(f"tensor {name!r}: {error}") from None
+    return ModelSpec.of(read)
 
 
 def as_array(thing: Any, name: str) -> npt.NDArray[Any]:
     """Return an array over something with the buffer protocol, without a copy, or raise `SpecError`."""
     if isinstance(thing, np.ndarray | np.generic):
         return np.asarray(thing)
-    if thing is None:
-        return np.zeros(0, np.float32)
     try:
         return np.asarray(memoryview(thing))
     except TypeError:

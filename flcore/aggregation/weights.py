@@ -15,19 +15,23 @@ MAX_WEIGHT = 1e300
 def require_weight(weight: Any, accumulate: str, client: str) -> float:
     """Return a weight as a float, or raise `WeightError`.
 
-    It is a finite number >= 0; exact sums take those that are 0 or within 2^-64 to 2^64.
+    It is a number >= 0 and below 1e300; exact sums take those that are 0 or within 2^-64 to 2^64.
     """
     is_number = isinstance(weight, numbers.Real) and not isinstance(weight, bool)
-    if not is_number or not 0 <= weight < MAX_WEIGHT:
-        raise WeightError(f"a weight is a finite number >= 0, not {weight!r}", client=client)
+    try:
+        value = float(weight) if is_number else math.nan
+    except OverflowError:
+        value = math.inf
+    if not 0 <= value < MAX_WEIGHT:
+        raise WeightError(f"a weight is a finite number >= 0 and below 1e300, not {weight!r}", client=client)
     low, high = EXACT_RANGE
-    if accumulate == "exact" and weight != 0 and not low <= weight <= high:
+    if accumulate == "exact" and value != 0 and not low <= value <= high:
         raise WeightError(
             f"exact sums take weights that are 0 or between 2^-64 and 2^64, not {weight!r} "
             '(scale all weights alike, or choose accumulate="float64")',
             client=client,
         )
-    return float(weight)
+    return value
 
 
 def require_sum(coefficients: list[float]) -> None:

@@ -15,8 +15,9 @@ def warm(
     ] = None,
     processes: Annotated[int | None, typer.Option(min=1, help="How many compile at once; default: the cores.")] = None,
 ) -> None:
-    """Compile the kernels for this processor and keep them on disk, so that no later call has to wait.
+    """Compile the kernels for this processor and keep them on disk, so that the usual calls need not wait.
 
+    Takes a minute or two.
     Without --dtype: float32, bfloat16, float16, float64, int64 and int8 in blocks of 256. FLCORE_CACHE_DIR says where
     they are kept (default: ~/.cache/flcore).
     """

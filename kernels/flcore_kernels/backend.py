@@ -57,6 +57,7 @@ class Backend(Protocol):
     def fold(self, total: Total, parts: Sequence[Part], weights: Sequence[float], dtype: str) -> None:
         """Add Σ weightᵢ · partᵢ to `total`, in one pass.
 
+        Parts begin at the total's first element; what they do not reach is as if they were zero there.
         A float total adds one part after the other in the order given, each product and sum rounded. Raises `NotFinite`
         and `Overflow` (a term or a sum beyond the accumulator, or an integer beyond 2^53, which float64 does not tell
         from its neighbours), after which the total is spoiled, as it is when the call is interrupted; and `WeightRange`

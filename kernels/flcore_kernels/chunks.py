@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from flcore_kernels.dtypes import lookup
-from flcore_kernels.errors import BudgetTooSmall
+from flcore_kernels.errors import BudgetTooSmall, BufferMismatch
 from flcore_kernels.totals import bytes_per_element
 
 ALIGNMENT = 256
@@ -37,11 +37,13 @@ def plan_chunks(
 
     >>> plan = plan_chunks(1_000_000, "float32", clients=10, budget_bytes=16_000_000)
     >>> plan.chunk_elements, list(plan)[-1]
-    (266240, (798720, 1000000))
+    (266496, (799488, 1000000))
     """
+    if elements < 0 or clients < 1:
+        raise BufferMismatch(f"expected 0 elements or more of 1 client or more, got {elements} of {clients}")
     per_element = clients * part_bytes(dtype) + bytes_per_element(accumulate) + part_bytes(result or dtype)
     fitting = int(budget_bytes // per_element) // ALIGNMENT * ALIGNMENT
-    if fitting == 0:
+    if fitting <= 0:
         needed = -int(-per_element * ALIGNMENT // 1)
         raise BudgetTooSmall(
             f"a budget of {budget_bytes:,} bytes does not hold a chunk of {ALIGNMENT} elements of {clients} {dtype} "

@@ -1,9 +1,10 @@
 """Chunk plans: within the budget, cut where no block is cut, or refused with what is needed."""
 
+import doctest
 from itertools import pairwise
 
 import pytest
-from flcore_kernels import ACCUMULATORS, STORAGE, BudgetTooSmall, BufferMismatch, UnknownDType, plan_chunks
+from flcore_kernels import ACCUMULATORS, STORAGE, BudgetTooSmall, BufferMismatch, UnknownDType, chunks, plan_chunks
 from flcore_kernels.totals import Total, bytes_per_element
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -70,6 +71,16 @@ def test_a_budget_counts_parts_total_and_result() -> None:
 @pytest.mark.parametrize("accumulate", ACCUMULATORS)
 def test_a_total_takes_what_is_planned_for_it(accumulate: str) -> None:
     assert Total.zeros(25_600, accumulate).nbytes == bytes_per_element(accumulate) * 25_600
+
+
+def test_the_example_is_true() -> None:
+    assert doctest.testmod(chunks).failed == 0
+
+
+@pytest.mark.parametrize(("elements", "clients", "budget"), [(-1, 1, 10**6), (1, 0, 10**6), (1, 1, -5), (1, 1, 0)])
+def test_nonsense_is_refused(elements: int, clients: int, budget: int) -> None:
+    with pytest.raises((BufferMismatch, BudgetTooSmall)):
+        plan_chunks(elements, "float32", clients=clients, budget_bytes=budget)
 
 
 def test_an_unknown_accumulator_is_refused_by_name() -> None:

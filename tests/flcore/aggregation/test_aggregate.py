@@ -11,7 +11,17 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from flcore import AggregationError, JobError, NonFinite, OutOfBounds, SpecError, TensorMismatch, WeightError, aggregate
+from flcore import (
+    AggregationError,
+    JobError,
+    NonFinite,
+    OutOfBounds,
+    SpecError,
+    TensorMismatch,
+    UpdateError,
+    WeightError,
+    aggregate,
+)
 from tests.reference import DTYPES
 
 Update = tuple[dict[str, npt.NDArray[Any]], float]
@@ -169,3 +179,26 @@ def test_ten_thousand_float16_ones_average_to_one_and_many_clients_do_not_overfl
     one = {"h": np.ones(5, np.float16)}
     assert aggregate([(one, 1e5)] * 10_000)["h"].tolist() == [1.0] * 5
     assert aggregate(((one, 1e5) for _ in range(1000)), accumulate="float32")["h"].tolist() == [1.0] * 5
+
+
+@pytest.mark.parametrize(
+    ("updates", "kind", "words"),
+    [
+        ([({"b": None}, 1)], SpecError, "update 0: tensor 'b': expected a NumPy array"),
+        ([({"b": np.zeros(2)}, 1), ({"b": None}, 1)], SpecError, "update 1: tensor 'b'"),
+        ([({"mask": np.zeros(2, bool)}, 1)], SpecError, "update 0: tensor 'mask': dtype bool is not supported"),
+        ([(100, {"b": np.zeros(2)})], UpdateError, "a pair of named arrays"),
+        ([{"b": np.zeros(2)}], UpdateError, "a pair of named arrays"),
+        ([({"b": np.zeros(2)}, 10**400)], WeightError, "below 1e300"),
+    ],
+)
+def test_what_is_no_update_is_told_by_its_number(updates: Any, kind: type[Exception], words: str) -> None:
+    for given in (updates, iter(updates)):
+        with pytest.raises(kind, match=words):
+            aggregate(given)
+
+
+def test_a_weight_may_be_a_narrow_numpy_number() -> None:
+    update = {"b": np.full(2, 3.0, np.float32)}
+    for weight in (np.float16(2), np.float32(2), np.int8(2), np.uint64(2)):
+        assert aggregate([(update, weight)])["b"].tolist() == [3.0, 3.0]  # type: ignore[list-item]
