@@ -110,10 +110,6 @@ def exact_sum(decode: Decoder, is_wide: bool) -> Callable[..., Any]:
                     factor(scales[row, k3], at),
                 )
                 top = max(top, largest_of_four(a, f, w, at, min(step, first + count - at)))
-            fetch(a[0], first, count)
-            fetch(a[1], first, count)
-            fetch(a[2], first, count)
-            fetch(a[3], first, count)
         return memory.f64_of(top)
 
     @part_of_kernel
