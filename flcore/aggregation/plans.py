@@ -8,7 +8,7 @@ of clients, and when the last update is in, only its own fold remains.
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -43,7 +43,7 @@ class Recipe:
 
 
 class Plan(Protocol):
-    """Takes committed updates, each client's once, and makes a model of them."""
+    """Takes committed updates, each client's once, and makes a model of them; its aggregator calls it one at a time."""
 
     def add(self, update: StagedUpdate) -> None:
         """Take an update, and with it what it holds."""
@@ -59,19 +59,15 @@ class AtClose:
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
-        self._lock = threading.Lock()
-        self._updates: dict[str, StagedUpdate] = {}
+        self._updates: list[StagedUpdate] = []
 
     def add(self, update: StagedUpdate) -> None:
         """Keep an update until the end."""
-        with self._lock:
-            self._updates[update.client] = update
+        self._updates.append(update)
 
     def finish(self) -> Model:
         """Combine all updates, in the order of their clients' names."""
-        with self._lock:
-            updates = [self._updates[client] for client in sorted(self._updates)]
-            self._updates = {}
+        updates, self._updates = sorted(self._updates, key=lambda update: update.client), []
         recipe = self._recipe
         coefficients, clients = recipe.coefficients(updates), [update.client for update in updates]
         _require_some(coefficients)
@@ -107,14 +103,13 @@ class Streaming:
         """Have an update folded; whoever commits it does not wait for that."""
         with self._lock:
             self._waiting.append(update)
-            self._folds.append(self._thread.submit(self._fold_waiting))
+        self._folds.append(self._thread.submit(self._fold_waiting))
 
     def finish(self) -> Model:
         """Wait for the last fold, and divide."""
-        with self._lock:
-            folds = self._folds
+        wait(self._folds)  # all of them, whichever fails: none may reach into the next round
         try:
-            for fold in folds:
+            for fold in self._folds:
                 fold.result()
             _require_some(self._coefficients)
             result = Model(self._recipe.spec)

@@ -118,3 +118,17 @@ def test_nothing_and_nothing_but_zeros_are_told_apart() -> None:
 def test_an_unknown_plan_is_refused() -> None:
     with pytest.raises(JobError, match="plan 'later' does not exist; expected one of at-close, streaming"):
         Aggregator(ModelSpec.of(update(0)), plan="later")
+
+
+def test_a_fold_that_fails_leaves_nothing_for_the_next_round() -> None:
+    spec = ModelSpec.of({"w": np.zeros(3, np.float32)})
+    aggregator = Aggregator(spec, plan="streaming", accumulate="float32")
+    for round_ in range(20):
+        for client in range(30):
+            with aggregator.update(client=f"{client}", weight=1.0) as staged:
+                staged.write("w", np.full(3, 3e38 if round_ % 2 else 5.0, np.float32))
+        if round_ % 2:
+            with pytest.raises(AggregationError):
+                aggregator.finish()
+        else:
+            assert aggregator.finish().arrays()["w"].tolist() == [5.0] * 3
