@@ -10,6 +10,7 @@ from flcore.aggregation.rules import RULES
 from flcore.client.task import Site, Task, Update
 from flcore.errors import (
     AggregationError,
+    BudgetError,
     ContractMismatch,
     CorruptUpdate,
     FlcoreError,
@@ -19,6 +20,7 @@ from flcore.errors import (
     OutOfBounds,
     QuorumError,
     SpecError,
+    StagingError,
     TaskFailed,
     TensorMismatch,
     Untimely,
@@ -42,6 +44,7 @@ __all__ = [
     "Aggregator",
     "Arrays",
     "Baselines",
+    "BudgetError",
     "ContractMismatch",
     "Controller",
     "CorruptUpdate",
@@ -59,6 +62,7 @@ __all__ = [
     "RoundRecord",
     "Site",
     "SpecError",
+    "StagingError",
     "Task",
     "TaskFailed",
     "TensorMismatch",

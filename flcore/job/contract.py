@@ -46,7 +46,8 @@ class ServerContract(_Table):
     """What runs on the server.
 
     A round counts if at least `quorum` updates are in when it closes; it closes when every sampled client has answered
-    or failed, after `deadline_s` seconds, or as soon as `close_at` updates are in.
+    or failed, after `deadline_s` seconds, or as soon as `close_at` updates are in. A client has failed once its model
+    or its update has not moved on for `stall_timeout_s`.
     """
 
     model: str
@@ -58,6 +59,7 @@ class ServerContract(_Table):
     quorum: int = Field(default=1, ge=1)
     close_at: int | None = Field(default=None, ge=1)
     deadline_s: float = Field(default=600.0, gt=0, le=1e7, allow_inf_nan=False)
+    stall_timeout_s: float = Field(default=60.0, gt=0, le=1e7, allow_inf_nan=False)
     best: str | None = Field(default=None, pattern=r"^[A-Za-z_]\w*:(max|min)$")
 
     @field_validator("rule")

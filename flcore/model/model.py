@@ -5,25 +5,67 @@ pieces of a payload straight from somebody's own arrays, tensor by tensor.
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 from flcore_kernels import storage_dtype
-from flcore_transport import Buffer, Layout, Part, PieceRange, Segment
+from flcore_transport import Buffer, Layout, PieceRange
 
 from flcore.model.dtypes import DTYPES
+from flcore.model.form import Form
 from flcore.model.spec import ModelSpec
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 """A model as its users see it: arrays by name."""
 
-PART = "model"
+
+class GlobalModel(Protocol):
+    """A model whose values can be read, wherever they are."""
+
+    spec: ModelSpec
+
+    @property
+    def layout(self) -> Layout:
+        """What the model's payload consists of."""
+        ...
+
+    def read(self, piece: PieceRange) -> list[Buffer]:
+        """Return the bytes of a range."""
+        ...
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """Return read-only arrays by name, in the order of the spec."""
+        ...
+
+    def chunk(self, segment: int, first: int, stop: int) -> npt.NDArray[Any]:
+        """Return a range of a segment, in its storage dtype."""
+        ...
+
+
+class Target(Protocol):
+    """Where a new model's values are put, chunk by chunk; as a context, it is given up unless it is committed."""
+
+    def chunk(self, segment: int, first: int, stop: int) -> npt.NDArray[Any]:
+        """Return an array to fill with a range of a segment."""
+        ...
+
+    def put(self, segment: int, first: int, values: npt.NDArray[Any]) -> None:
+        """Take the values of a range."""
+        ...
+
+    def commit(self) -> GlobalModel:
+        """Return the model, which is whole now."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
 
 
 def layout_of(spec: ModelSpec) -> Layout:
     """Return what a payload that holds one model of this spec consists of."""
-    return Layout((Part(PART, tuple(Segment(segment.dtype, segment.elements) for segment in spec.segments)),))
+    return Form.plain(spec).layout
 
 
 class Model:
@@ -61,6 +103,26 @@ class Model:
     def layout(self) -> Layout:
         """What this model's payload consists of."""
         return layout_of(self.spec)
+
+    def chunk(self, segment: int, first: int, stop: int) -> npt.NDArray[Any]:
+        """Return a view of a range."""
+        return self.segments[segment][first:stop]
+
+    def put(self, segment: int, first: int, values: npt.NDArray[Any]) -> None:
+        """Take the values of a range, which may be the view that `chunk` gave."""
+        target = self.segments[segment][first : first + values.size]
+        if target.ctypes.data != values.ctypes.data:
+            target[:] = values
+
+    def commit(self) -> "Model":
+        """Return the model."""
+        return self
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
 
     def read(self, piece: PieceRange) -> list[Buffer]:
         """Return the bytes of a range. Never copies."""

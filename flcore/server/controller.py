@@ -11,7 +11,7 @@ from flcore.aggregation.aggregator import Aggregator
 from flcore.errors import JobError, SpecError
 from flcore.job.job import Job
 from flcore.job.messages import TaskMessage
-from flcore.model.model import Arrays, Model
+from flcore.model.model import Arrays, GlobalModel, Model
 from flcore.server.events import Observer, RoundDone
 from flcore.server.exchange import Exchange
 from flcore.server.federation import Federation
@@ -31,7 +31,7 @@ class Updates:
         self.clients = tuple(sorted(exchange.answers))
         self._exchange, self._record = exchange, record
 
-    def aggregate(self) -> Model:
+    def aggregate(self) -> GlobalModel:
         """Return the next global model, by the job's rule. The updates are let go: a second call raises."""
         if self._exchange.aggregator is None:
             raise JobError(f"tasks.{self._exchange.task}: it returns metrics, and there is nothing to aggregate")
@@ -47,7 +47,7 @@ class Controller:
     """
 
     def __init__(
-        self, job: Job, model: Model, federation: Federation, results: Results, observe: Observer, plan: str
+        self, job: Job, model: GlobalModel, federation: Federation, results: Results, observe: Observer, plan: str
     ) -> None:
         self.job, self.initial_model, self._plan = job, model, plan
         self._federation, self._results, self._observe = federation, results, observe
@@ -74,7 +74,7 @@ class Controller:
         draw = np.random.default_rng(seed_of(self.job.contract.seed, self._record.round, "sample"))
         return sorted(draw.choice(connected, min(count, len(connected)), replace=False).tolist())
 
-    def train(self, model: Model, clients: Sequence[str], task: str = "train") -> Updates:
+    def train(self, model: GlobalModel, clients: Sequence[str], task: str = "train") -> Updates:
         """Send clients a model with a task and return their updates; raises `QuorumError` if they are too few."""
         contract = self.job.contract
         server = contract.server
@@ -96,7 +96,7 @@ class Controller:
         exchange.require_quorum()
         return Updates(exchange, self._record)
 
-    def validate(self, model: Model, clients: Sequence[str], task: str = "validate") -> dict[str, float]:
+    def validate(self, model: GlobalModel, clients: Sequence[str], task: str = "validate") -> dict[str, float]:
         """Have the clients evaluate a model; return their metrics, averaged by weight ({} where none answered).
 
         A job without such a task is not validated.
@@ -107,7 +107,7 @@ class Controller:
         self._record.validate = self._ask(task, model, clients, rules, None).metrics
         return self._record.validate
 
-    def keep(self, model: Model, metrics: dict[str, float]) -> None:
+    def keep(self, model: GlobalModel, metrics: dict[str, float]) -> None:
         """Keep a model as the last one, and as the best one if its metrics are the best so far."""
         with _timed(self._record, "keep"):
             self._record.is_best = self._results.keep(model, metrics)
@@ -121,7 +121,7 @@ class Controller:
         return model
 
     def _ask(
-        self, task: str, model: Model, clients: Sequence[str], rules: RoundRules, aggregator: Aggregator | None
+        self, task: str, model: GlobalModel, clients: Sequence[str], rules: RoundRules, aggregator: Aggregator | None
     ) -> Exchange:
         contract = self.job.contract
         if not clients:

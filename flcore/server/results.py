@@ -4,7 +4,7 @@ from pathlib import Path
 
 from flcore.errors import JobError
 from flcore.model.checkpoint import save
-from flcore.model.model import Model
+from flcore.model.model import GlobalModel
 from flcore.server.history import RoundRecord, write_history
 
 
@@ -16,7 +16,7 @@ class Results:
 
     def __init__(self, directory: Path | None, best: str | None) -> None:
         self.history: list[RoundRecord] = []
-        self.model: Model | None = None
+        self.model: GlobalModel | None = None
         self._directory, self._best = directory, best
         self._best_value: float | None = None
 
@@ -27,7 +27,7 @@ class Results:
             self._directory.mkdir(parents=True, exist_ok=True)
             write_history(self.history, self._directory / "history.jsonl")
 
-    def keep(self, model: Model, metrics: dict[str, float]) -> bool:
+    def keep(self, model: GlobalModel, metrics: dict[str, float]) -> bool:
         """Keep a model as the last one, and as the best one if it is; return whether it is."""
         self.model = model
         is_best = self._is_best(metrics)

@@ -9,7 +9,7 @@ from flcore_transport import Service
 
 from flcore.errors import FlcoreError
 from flcore.job.job import Job
-from flcore.model.model import Model
+from flcore.model.model import GlobalModel
 from flcore.server.controller import Controller
 from flcore.server.events import Observer, unobserved
 from flcore.server.federation import Federation
@@ -34,7 +34,7 @@ class Outcome(NamedTuple):
     """What came out of a job: one record per round, and the last global model."""
 
     history: list[RoundRecord]
-    model: Model
+    model: GlobalModel
 
 
 def serve(

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 import pytest
@@ -59,6 +60,11 @@ class Collected:
 
     def write(self, _: PieceRange, body: memoryview) -> None:
         self.bodies.append(bytes(body))
+
+    def begin(self) -> "Future[None]":
+        future: Future[None] = Future()
+        future.set_result(None)
+        return future
 
     def accept(self, piece: bytes) -> None:
         self._inbox.accept(piece)

@@ -101,3 +101,11 @@ def schema_message(dtype: str) -> bytes:
     storage = {"float64": "double", "float32": "float", "float16": "halffloat", "bfloat16": "uint16"}.get(dtype, dtype)
     field = pa.field("value", pa.type_for_alias(storage), nullable=False, metadata={"flcore.dtype": dtype})
     return bytes(pa.schema([field]).serialize())
+
+
+def body_bytes(dtype: str, count: int) -> int:
+    return count * WIRE_DTYPES[dtype]
+
+
+def message_metadata(dtype: str, count: int) -> bytes:
+    return metadata(count, WIRE_DTYPES[dtype])

@@ -74,21 +74,17 @@ def test_whoever_commits_does_not_wait_for_the_fold(gate: threading.Event) -> No
 
 def test_an_update_is_let_go_when_it_is_folded() -> None:
     aggregator = Aggregator(ModelSpec.of(update(0)), plan="streaming")
-    folded = threading.Event()
     staged = aggregator.stage("a", 1.0)
+    aggregator.begin(staged).result()
     for name, array in update(0).items():
         staged.write(name, array)
-    take = staged.take_segment
-
-    def taking(segment: int) -> list[Any]:
-        folded.set()
-        return take(segment)
-
-    staged.take_segment = taking  # type: ignore[method-assign]
+    assert staged.is_in_memory
+    let_go, drop = threading.Event(), staged.drop
+    staged.drop = lambda: (drop(), let_go.set())[0]  # type: ignore[method-assign, func-returns-value]
     aggregator.commit(staged)
-    assert folded.wait(20)
+    assert let_go.wait(20)
+    assert not staged.is_in_memory
     aggregator.finish()
-    assert all(not staged.take_segment(segment) for segment in range(len(ModelSpec.of(update(0)).segments)))
 
 
 def test_what_a_fold_refuses_is_told_at_the_end_and_the_next_round_is_a_new_one() -> None:
