@@ -74,3 +74,6 @@ class Budget:
             segment.elements * bytes_per_element(accumulator_of(segment.dtype, accumulate)) for segment in spec.segments
         )
         return int(2 * spec.nbytes + total) + self.nbytes + OVERHEAD_BYTES
+
+
+DEFAULT_BUDGET = Budget(1 << 30)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from flcore.aggregation.aggregator import Aggregator
+from flcore.aggregation.storage import Storage
 from flcore.errors import JobError, SpecError
 from flcore.job.job import Job
 from flcore.job.messages import TaskMessage
@@ -47,9 +48,15 @@ class Controller:
     """
 
     def __init__(
-        self, job: Job, model: GlobalModel, federation: Federation, results: Results, observe: Observer, plan: str
+        self,
+        job: Job,
+        model: GlobalModel,
+        federation: Federation,
+        results: Results,
+        observe: Observer,
+        storage: Storage,
     ) -> None:
-        self.job, self.initial_model, self._plan = job, model, plan
+        self.job, self.initial_model, self._storage = job, model, storage
         self._federation, self._results, self._observe = federation, results, observe
         self._record = RoundRecord(0)
 
@@ -86,8 +93,8 @@ class Controller:
             rule=server.rule,
             accumulate=server.accumulate,
             base=model if self._task_returns(task) == "delta" else None,
-            plan=self._plan,
             max_abs=contract.bounds.max_abs,
+            storage=self._storage,
         )
         self._record.sampled = tuple(clients)
         exchange = self._ask(task, model, clients, rules, aggregator)

@@ -7,6 +7,9 @@ from typing import NamedTuple, Protocol
 
 from flcore_transport import Service
 
+from flcore.aggregation.budget import DEFAULT_BUDGET, Budget
+from flcore.aggregation.staging import Staging
+from flcore.aggregation.storage import Storage, chunks_within
 from flcore.errors import FlcoreError
 from flcore.job.job import Job
 from flcore.model.model import GlobalModel
@@ -46,17 +49,20 @@ def serve(
     directory: Path | None = None,
     observe: Observer = unobserved,
     plan: str = "at-close",
+    budget: Budget = DEFAULT_BUDGET,
 ) -> Outcome:
     """Run a job's server until its playbook ends; `listen` opens the transport, `started` is called when it is open.
 
     The first round begins when `wait_for` clients are connected (the quorum, if None). `plan` says when updates are
-    folded (see `Aggregator`). Clients are told how it ended.
+    folded (see `Aggregator`), and `budget` how much memory they take until then. Clients are told how it ended.
     """
     playbook = playbook_of(job)
     model = job.initial_model()
     federation = Federation(job, model.spec, observe=observe)
     results = Results(directory, job.contract.server.best)
-    control = Controller(job, model, federation, results, observe, plan)
+    staging = Staging(budget.staging_bytes, None if directory is None else directory / ".staging")
+    storage = Storage(plan, staging, read_chunks=chunks_within(budget.working_bytes))
+    control = Controller(job, model, federation, results, observe, storage)
     server = listen(federation)
     reason = "the server was stopped"
     try:

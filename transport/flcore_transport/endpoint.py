@@ -99,7 +99,7 @@ class Session:
     instance: str
     secret: str = field(default_factory=lambda: secrets.token_urlsafe(24))
     send: Send | None = None
-    patience_s: float = PATIENCE_S
+    patience_s: float = 0.0
 
 
 class Endpoint:
@@ -128,7 +128,7 @@ class Endpoint:
             if session is None or session.instance != join.instance:
                 if session is not None and session.send is not None:
                     raise Refused("name-taken", f"a client named {join.client!r} is connected already")
-                session = self._replace(session, Session(join.client, join.instance))
+                session = self._replace(session, Session(join.client, join.instance, patience_s=PATIENCE_S))
             session.send = send
             send(Welcome(session.secret, content))
             self._service.arrive(join.client, send)

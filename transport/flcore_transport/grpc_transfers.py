@@ -6,7 +6,6 @@ on where it broke off. How long it may be silent grows each time, so that a slow
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -72,8 +71,9 @@ class Transfers:
         finally:
             if not coming.done():
                 coming.cancel()
-                with suppress(asyncio.CancelledError):
-                    await coming
+                await asyncio.wait({coming})
+            if not coming.cancelled():
+                coming.exception()  # seen: an aborted call ends its reading with an error of its own
 
 
 def _grant(delivery: Delivery, window: Window) -> Grant:
