@@ -17,6 +17,7 @@ from flcore_transport import (
     PiecePlan,
     PieceRange,
     body_bytes,
+    message_bytes,
     message_metadata,
     piece_elements,
     schema_message,
@@ -129,6 +130,5 @@ class OnDisk:
 
     def _offset(self, piece: PieceRange) -> int:
         size = piece_elements(piece.dtype)
-        metadata = len(message_metadata(piece.dtype, size))
-        number = piece.first // size
-        return len(self._schemas[piece.segment]) + number * (metadata + body_bytes(piece.dtype, size)) + metadata
+        before = piece.first // size * message_bytes(piece.dtype, size)
+        return len(self._schemas[piece.segment]) + before + len(message_metadata(piece.dtype, piece.count))
