@@ -4,27 +4,32 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from flcore_kernels import EXACT_INTEGER_LIMIT, Backend
+from flcore_kernels import EXACT_INTEGER_LIMIT, Backend, Quantized
 
 from flcore.errors import NonFinite, OutOfBounds, TensorMismatch
 from flcore.model.dtypes import DTYPES
+from flcore.model.narrow import Part, decoded
 from flcore.model.spec import SegmentSpec
 
 Values = npt.NDArray[Any]
 
 
 def check_values(
-    backend: Backend, segment: SegmentSpec, first: int, values: Values, *, max_abs: float, client: str
+    backend: Backend, segment: SegmentSpec, dtype: str, first: int, part: Part, *, max_abs: float, client: str
 ) -> None:
-    """Raise `NonFinite` or `OutOfBounds`, naming the tensor, unless a segment's elements from `first` on are sound."""
-    seen = backend.inspect(values, segment.dtype)
+    """Raise `NonFinite` or `OutOfBounds`, naming the tensor, unless a segment's elements from `first` on are sound.
+
+    `dtype` is the one in which they came.
+    """
+    seen = backend.inspect(part, dtype)
     if seen.first_bad >= 0:
         tensor, element = segment.at(first + seen.first_bad)
-        value = values.view(DTYPES[segment.dtype])[seen.first_bad]
+        value = _values(part, dtype)[seen.first_bad]
         raise NonFinite(f"element {element} is {value}", client=client, tensor=tensor.name)
-    limit = max_abs if DTYPES[segment.dtype].kind not in "iu" else min(max_abs, EXACT_INTEGER_LIMIT)
+    is_integer = dtype in DTYPES and DTYPES[dtype].kind in "iu"
+    limit = min(max_abs, EXACT_INTEGER_LIMIT) if is_integer else max_abs
     if seen.magnitude > limit:
-        where = int(np.argmax(np.abs(values.view(DTYPES[segment.dtype]).astype(np.float64))))
+        where = int(np.argmax(np.abs(_values(part, dtype).astype(np.float64))))
         tensor, element = segment.at(first + where)
         raise OutOfBounds(
             f"element {element} has magnitude {seen.magnitude:g}, more than the {limit:g} allowed",
@@ -33,8 +38,9 @@ def check_values(
         )
 
 
-def check_gaps(segment: SegmentSpec, first: int, values: Values, *, client: str) -> None:
+def check_gaps(segment: SegmentSpec, first: int, part: Part, *, client: str) -> None:
     """Raise `TensorMismatch` unless what lies between the tensors of a segment, from `first` on, is zero."""
+    values = part.codes if isinstance(part, Quantized) else part
     position, stop = first, first + values.size
     for span in segment.overlapping(first, stop):
         _check_gap(segment, values[max(position - first, 0) : max(span.start - first, 0)], position, client)
@@ -46,3 +52,8 @@ def _check_gap(segment: SegmentSpec, gap: Values, position: int, client: str) ->
     if gap.any():
         tensor, _ = segment.at(position)
         raise TensorMismatch("the gap behind it is not zero", client=client, tensor=tensor.name)
+
+
+def _values(part: Part, dtype: str) -> Values:
+    """Return a part's values, for a message."""
+    return decoded(dtype, part) if isinstance(part, Quantized) else part.view(DTYPES[dtype])

@@ -24,6 +24,7 @@ from flcore.aggregation.weights import accumulator_of, require_sum
 from flcore.errors import QuorumError
 from flcore.model.form import Form
 from flcore.model.model import GlobalModel, Target
+from flcore.model.narrow import Part
 
 GROUP = 8
 """How many updates are folded at once where they come in faster: the total is then read once for all of them."""
@@ -51,7 +52,7 @@ class Recipe:
         """Return what a chunk is summed in."""
         return accumulator_of(self.form.spec.segments[piece.segment].dtype, self.accumulate)
 
-    def fold(self, total: Total, piece: PieceRange, updates: Sequence[StagedUpdate], parts: Sequence[Values]) -> None:
+    def fold(self, total: Total, piece: PieceRange, updates: Sequence[StagedUpdate], parts: Sequence[Part]) -> None:
         """Add a chunk of some updates to its total."""
         segment = self.form.spec.segments[piece.segment]
         with blamed(segment, [update.client for update in updates], piece.first):
@@ -112,7 +113,7 @@ class AtClose:
         recipe, (updates,) = self._recipe, groups
         coefficients, clients = recipe.coefficients(updates), [update.client for update in updates]
 
-        def read(piece: PieceRange) -> tuple[list[Values], Values | None]:
+        def read(piece: PieceRange) -> tuple[list[Part], Values | None]:
             return [update.take(piece) for update in updates], _base(recipe, piece)
 
         for piece, (parts, base) in ahead(read, recipe.form.pieces):
@@ -128,7 +129,7 @@ class AtClose:
         """Fold each chunk group by group, as the chunks of all updates do not fit into memory."""
         recipe, total = self._recipe, Total.zeros(0, "float32")
 
-        def read(step: tuple[PieceRange, Sequence[StagedUpdate]]) -> list[Values]:
+        def read(step: tuple[PieceRange, Sequence[StagedUpdate]]) -> list[Part]:
             return [update.take(step[0]) for update in step[1]]
 
         steps = ((piece, group) for piece in recipe.form.pieces for group in groups)
@@ -191,7 +192,7 @@ class Streaming:
     def _fold(self, updates: Sequence[StagedUpdate]) -> None:
         recipe = self._recipe
 
-        def read(piece: PieceRange) -> list[Values]:
+        def read(piece: PieceRange) -> list[Part]:
             return [update.take(piece) for update in updates]
 
         for piece, parts in ahead(read, recipe.form.pieces):

@@ -19,6 +19,7 @@ from flcore.aggregation.staging import Staging
 from flcore.errors import StagingError, TensorMismatch
 from flcore.model.dtypes import DTYPES, dtype_name
 from flcore.model.form import Form
+from flcore.model.narrow import Part, part_of
 
 
 class StagedUpdate:
@@ -73,9 +74,9 @@ class StagedUpdate:
         if self._adopted == len(self._form.pieces) or piece != self._form.pieces[self._adopted]:
             raise TensorMismatch(f"{piece} came, expected piece {self._adopted} of the model", client=self.client)
         segment = self._form.spec.segments[piece.segment]
-        values = np.frombuffer(body, storage_dtype(piece.dtype))
-        check_values(self._backend, segment, piece.first, values, max_abs=self._max_abs, client=self.client)
-        check_gaps(segment, piece.first, values, client=self.client)
+        part = part_of(piece.dtype, piece.count, body)
+        check_values(self._backend, segment, piece.dtype, piece.first, part, max_abs=self._max_abs, client=self.client)
+        check_gaps(segment, piece.first, part, client=self.client)
         with self._lock:
             try:
                 self._required().adopt(piece, body)
@@ -134,14 +135,14 @@ class StagedUpdate:
             finally:
                 self._staging.release(self._form.nbytes)
 
-    def take(self, piece: PieceRange) -> npt.NDArray[Any]:
-        """Return a chunk, in its storage dtype, and let it go. Raises `StagingError` where it cannot be read back."""
+    def take(self, piece: PieceRange) -> Part:
+        """Return a chunk as the kernels take it, and let it go. Raises `StagingError` where it cannot be read back."""
         with self._lock:
             try:
                 body = self._required().take(piece)
             except OSError as error:
                 raise self._refused_by_disk(error) from error
-        return np.frombuffer(body, storage_dtype(piece.dtype))
+        return part_of(piece.dtype, piece.count, body)
 
     def drop(self) -> None:
         """Let all elements go, and the room that they took. May be called again."""
@@ -172,7 +173,7 @@ class StagedUpdate:
     def _copy(self, index: int, first: int, values: npt.NDArray[Any]) -> None:
         segment = self._form.spec.segments[index]
         stored = values.view(storage_dtype(segment.dtype))
-        check_values(self._backend, segment, first, stored, max_abs=self._max_abs, client=self.client)
+        check_values(self._backend, segment, segment.dtype, first, stored, max_abs=self._max_abs, client=self.client)
         itemsize, position = DTYPES[segment.dtype].itemsize, 0
         with self._lock:
             while position < stored.size:

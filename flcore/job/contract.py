@@ -83,6 +83,19 @@ class ClientContract(_Table):
     hyperparameters: Hyperparameters = {}
 
 
+class WireContract(_Table):
+    """What travels, and in which dtypes.
+
+    `download` and `upload` narrow floats that are wider on their way to the clients and back; int8 in blocks is for
+    differences. What rounding leaves out of an update is added to the client's next one. `tensors` are patterns of
+    names (`*` and `?`): the job is about the tensors that fit one of them, as adapters, and about no others.
+    """
+
+    download: Literal["float16", "bfloat16"] | None = None
+    upload: Literal["float16", "bfloat16", "int8[32]", "int8[64]", "int8[128]", "int8[256]"] | None = None
+    tensors: tuple[str, ...] = ("*",)
+
+
 class Bounds(_Table):
     """What an update may contain; beyond it, the update is refused."""
 
@@ -106,6 +119,7 @@ class Contract(_Table):
     client: ClientContract
     tasks: dict[TaskName, TaskContract]
     bounds: Bounds = Bounds()
+    wire: WireContract = WireContract()
 
     @model_validator(mode="after")
     def _is_sound(self) -> "Contract":
@@ -114,6 +128,12 @@ class Contract(_Table):
             raise ValueError("clients: expected at least one name, and each once")
         if self.server.best is not None and all(task.returns != "metrics" for task in self.tasks.values()):
             raise ValueError(f"server.best = {self.server.best!r} needs a task that returns metrics, as validate does")
+        if (self.wire.upload or "").startswith("int8"):
+            for name, task in self.tasks.items():
+                if task.returns == "weights":
+                    raise ValueError(
+                        f"wire.upload = {self.wire.upload!r} is for differences; tasks.{name} returns weights"
+                    )
         if self.server.quorum > len(names):
             raise ValueError(f"server.quorum = {self.server.quorum} is more than the {len(names)} clients")
         return self

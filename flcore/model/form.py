@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from functools import cached_property
 
-from flcore_transport import Layout, Part, PiecePlan, PieceRange, Segment, body_bytes, piece_elements
+from flcore_transport import WIRE_DTYPES, Layout, Part, PiecePlan, PieceRange, Segment, body_bytes, piece_elements
 
+from flcore.model.dtypes import DTYPES
 from flcore.model.spec import ModelSpec
 
 PART = "model"
@@ -27,6 +28,26 @@ class Form:
     def plain(cls, spec: ModelSpec) -> "Form":
         """Return the form in which every segment travels as it is."""
         return cls(spec, tuple(segment.dtype for segment in spec.segments))
+
+    @classmethod
+    def narrowed(cls, spec: ModelSpec, dtype: str | None) -> "Form":
+        """Return the form in which floats that are wider than `dtype` travel as `dtype`; None narrows nothing.
+
+        >>> import numpy as np
+        >>> spec = ModelSpec.of({"w": np.zeros(300, np.float32), "n": np.zeros(3, np.int64)})
+        >>> Form.narrowed(spec, "int8[256]").dtypes
+        ('int8[256]', 'int64')
+        """
+        if dtype is None:
+            return cls.plain(spec)
+        width = WIRE_DTYPES[dtype].itemsize
+        return cls(
+            spec,
+            tuple(
+                dtype if DTYPES[each.dtype].itemsize > width and DTYPES[each.dtype].kind not in "iu" else each.dtype
+                for each in spec.segments
+            ),
+        )
 
     @cached_property
     def layout(self) -> Layout:

@@ -15,6 +15,7 @@ from flcore_transport import Layout, Receipt, Refused
 from flcore.errors import SpecError, StagingError, UpdateError
 from flcore.job.job import Job
 from flcore.job.messages import MalformedMessage, UpdateMessage, parse_message
+from flcore.model.form import Form
 from flcore.model.spec import ModelSpec
 from flcore.server.events import Answered, Moved, Observer
 from flcore.server.exchange import Exchange
@@ -34,7 +35,7 @@ class Answers:
     def __init__(
         self, job: Job, spec: ModelSpec, changed: threading.Condition, observe: Observer, clock: Callable[[], float]
     ) -> None:
-        self._contract, self._spec = job.contract, spec
+        self._contract, self._form = job.contract, Form.narrowed(spec, job.contract.wire.upload)
         self._changed, self._observe, self._clock = changed, observe, clock
 
     def open(self, exchange: Exchange, client: str, content: bytes, layout: Layout) -> Upload:
@@ -149,9 +150,9 @@ class Answers:
         check_message(message, client, exchange.returns, self._contract.bounds)
         staged = None
         if exchange.aggregator is not None:
-            check_tensors(message, layout, client, self._spec)
+            check_tensors(message, layout, client, self._form)
             staged = exchange.aggregator.stage(client, message.weight)
-        intake = Intake(message, self._spec, client, staged)
+        intake = Intake(message, self._form, client, staged)
         with self._changed:
             verdict = exchange.round.judge(client, exchange.round.number, self._clock())
             if verdict is not Verdict.ACCEPTED:

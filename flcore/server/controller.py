@@ -12,6 +12,7 @@ from flcore.aggregation.storage import Storage
 from flcore.errors import JobError, SpecError
 from flcore.job.job import Job
 from flcore.job.messages import TaskMessage
+from flcore.model.form import Form
 from flcore.model.model import Arrays, GlobalModel, Model
 from flcore.server.events import Observer, RoundDone
 from flcore.server.exchange import Exchange
@@ -94,6 +95,7 @@ class Controller:
             accumulate=server.accumulate,
             base=model if self._task_returns(task) == "delta" else None,
             max_abs=contract.bounds.max_abs,
+            form=Form.narrowed(model.spec, contract.wire.upload),
             storage=self._storage,
         )
         self._record.sampled = tuple(clients)

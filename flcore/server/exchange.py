@@ -6,7 +6,7 @@ An exchange is known by its number, which is also the number of its clients' ord
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from flcore_transport import Layout, Order
+from flcore_transport import Order
 
 from flcore.aggregation.aggregator import Aggregator
 from flcore.errors import QuorumError
@@ -43,11 +43,6 @@ class Exchange:
     answers: dict[str, Participation] = field(default_factory=dict)
     reading: dict[str, float] = field(default_factory=dict)
     traffic: Traffic = field(default_factory=Traffic)
-
-    @property
-    def layout(self) -> Layout:
-        """What the model's payload consists of."""
-        return next(iter(self.orders.values())).payload
 
     @property
     def metrics(self) -> dict[str, float]:

@@ -26,6 +26,7 @@ from flcore.job.messages import (
     tensors_of,
 )
 from flcore.job.parsing import contract_from_json
+from flcore.model.form import Form
 from flcore.model.model import GlobalModel
 from flcore.model.spec import ModelSpec
 from flcore.server.answers import Answers
@@ -48,6 +49,7 @@ class Federation:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._job, self._spec, self._observe, self._clock = job, spec, observe, clock
+        self._form = Form.narrowed(spec, job.contract.wire.download)
         self._changed = threading.Condition()
         self._connected: dict[str, Send] = {}
         self._given_up = ""
@@ -90,7 +92,7 @@ class Federation:
             if self._payload[0] is not model:
                 self._payload = (model, f"{self._prefix}-{number}")
             orders = {
-                client: Order(number, message.to_bytes(), model.layout, self._payload[1])
+                client: Order(number, message.to_bytes(), self._form.layout, self._payload[1])
                 for client, message in messages.items()
             }
             round_ = Round(number, list(messages), rules, self._clock())
@@ -164,7 +166,7 @@ class Federation:
         """Return the model of an order: of the present one, or of an earlier one that a straggler still reads."""
         with self._changed:
             exchange = self._straggling(client, order) or self._current(client, order)
-        return Outbox(Reading(exchange, client, self._clock, self._answers.moved))
+        return Outbox(Reading(exchange, client, self._form, self._clock, self._answers.moved))
 
     def answer(self, client: str, order: int, content: bytes, layout: Layout) -> Upload:
         """Begin, or go on with, a client's answer."""

@@ -9,8 +9,7 @@ from flcore.aggregation.update import StagedUpdate
 from flcore.errors import CorruptUpdate, OutOfBounds, TensorMismatch, UpdateError, WeightError
 from flcore.job.contract import Bounds
 from flcore.job.messages import UpdateMessage, spec_of
-from flcore.model.model import layout_of
-from flcore.model.spec import ModelSpec
+from flcore.model.form import Form
 
 MAX_METRIC = 1e30
 
@@ -34,8 +33,9 @@ def check_message(message: UpdateMessage, client: str, returns: str, bounds: Bou
             raise OutOfBounds(f"metric {name!r} is {value}; metrics are numbers up to {MAX_METRIC:g}", client=client)
 
 
-def check_tensors(message: UpdateMessage, layout: Layout, client: str, spec: ModelSpec) -> None:
-    """Raise a `TensorMismatch` unless an answer announces exactly the model's tensors."""
+def check_tensors(message: UpdateMessage, layout: Layout, client: str, form: Form) -> None:
+    """Raise a `TensorMismatch` unless an answer announces exactly the model's tensors, in the form asked for."""
+    spec = form.spec
     if message.tensors is not None:
         spec.require(spec_of(message.tensors), client=client)
     if message.fingerprint != spec.fingerprint:
@@ -43,8 +43,8 @@ def check_tensors(message: UpdateMessage, layout: Layout, client: str, spec: Mod
             f"its model has fingerprint {message.fingerprint[:16] or 'none'}, expected {spec.fingerprint[:16]}",
             client=client,
         )
-    if layout != layout_of(spec):
-        raise TensorMismatch("its pieces are not laid out as its fingerprint says", client=client)
+    if layout != form.layout:
+        raise TensorMismatch("its pieces are not laid out as its fingerprint and the contract say", client=client)
 
 
 class _Staging:
@@ -66,14 +66,14 @@ class Intake:
     not when the garbage collector finds it.
     """
 
-    def __init__(self, message: UpdateMessage, spec: ModelSpec, client: str, staged: StagedUpdate | None) -> None:
+    def __init__(self, message: UpdateMessage, form: Form, client: str, staged: StagedUpdate | None) -> None:
         self.message, self.client, self.staged = message, client, staged
         self.lock = threading.Lock()
-        self.inbox = Inbox(Layout() if staged is None else layout_of(spec), _Staging(staged))
+        self.inbox = Inbox(Layout() if staged is None else form.layout, _Staging(staged))
         self.stream = object()
         self.bytes = 0
         self.quiet_since: float | None = None
-        self._spec = spec
+        self._spec = form.spec
 
     @property
     def keeps_room(self) -> bool:

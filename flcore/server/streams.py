@@ -7,6 +7,8 @@ from typing import Protocol
 from flcore_transport import Buffer, PieceRange, Receipt, Refused
 
 from flcore.errors import Untimely
+from flcore.model.form import Form
+from flcore.model.narrow import Narrowed
 from flcore.server.exchange import Exchange
 from flcore.server.intake import Intake
 from flcore.server.round import Verdict
@@ -21,10 +23,11 @@ def untimely(client: str, verdict: Verdict) -> Refused:
 class Reading:
     """A client's reading of its order's model: the source of a payload, until the model is gone."""
 
-    def __init__(self, exchange: Exchange, client: str, clock: Callable[[], float], moved: Callable[..., None]) -> None:
-        self.layout = exchange.layout
-        self._exchange, self._client, self._clock, self._moved = exchange, client, clock, moved
-        self._last = self.layout.parts[-1].segments[-1].elements if self.layout.parts else 0
+    def __init__(
+        self, exchange: Exchange, client: str, form: Form, clock: Callable[[], float], moved: Callable[..., None]
+    ) -> None:
+        self.layout = form.layout
+        self._exchange, self._client, self._form, self._clock, self._moved = exchange, client, form, clock, moved
 
     def read(self, piece: PieceRange) -> Sequence[Buffer]:
         """Return the bytes of a range, or raise `Refused` once the next round has closed."""
@@ -33,17 +36,13 @@ class Reading:
         if model is None:
             error = Untimely("its round's model is gone: the round after it has closed", client=self._client)
             raise Refused(error.kind, str(error))
-        buffers = model.read(piece)
-        if self._is_last(piece):
+        buffers = Narrowed(self._form, model).read(piece)
+        if piece == self._form.pieces[len(self._form.pieces) - 1]:
             exchange.reading.pop(self._client, None)
         else:
             exchange.reading[self._client] = self._clock()
         self._moved(exchange, sent=sum(memoryview(buffer).nbytes for buffer in buffers))
         return buffers
-
-    def _is_last(self, piece: PieceRange) -> bool:
-        is_last_segment = piece.segment == len(self.layout.parts[-1].segments) - 1
-        return is_last_segment and piece.first + piece.count == self._last
 
 
 class Recipient(Protocol):

@@ -39,7 +39,7 @@ def fill(staged: StagedUpdate, pieces: slice = slice(None)) -> None:
 
 
 def content(staged: StagedUpdate) -> list[bytes]:
-    return [staged.take(piece).tobytes() for piece in FORM.pieces]
+    return [np.asarray(staged.take(piece)).tobytes() for piece in FORM.pieces]
 
 
 EXPECTED = [bytes(Model.of(ARRAYS).read(piece)[0]) for piece in FORM.pieces]
