@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from flcore_kernels import bytes_per_element
 
+from flcore.aggregation.memory import memory_bytes
 from flcore.aggregation.weights import accumulator_of
 from flcore.errors import BudgetError
 from flcore.model.spec import ModelSpec
@@ -74,6 +75,28 @@ class Budget:
             segment.elements * bytes_per_element(accumulator_of(segment.dtype, accumulate)) for segment in spec.segments
         )
         return int(2 * spec.nbytes + total) + self.nbytes + OVERHEAD_BYTES
+
+    def require(self, plan: str, spec: ModelSpec, accumulate: str, available_bytes: int | None = None) -> None:
+        """Raise `BudgetError`, which says what would do, unless a job's server can run in the memory there is."""
+        available = memory_bytes() if available_bytes is None else available_bytes
+        needed = self.peak_bytes(plan, spec, accumulate)
+        if needed <= available:
+            return
+        fitting = available - (needed - self.nbytes)
+        remedies = [f"a budget of {_shown(fitting)}"] if fitting >= LEAST_BYTES else []
+        at_close = Budget(min(self.nbytes, max(LEAST_BYTES, available - OVERHEAD_BYTES)))
+        if plan != "at-close" and at_close.peak_bytes("at-close", spec, accumulate) <= available:
+            remedies.append(f"the plan at-close with a budget of {_shown(at_close.nbytes)}")
+        does = f"; {' would do, or '.join(remedies)} would do" if remedies else ""
+        raise BudgetError(
+            f"a server with the plan {plan}, a budget of {_shown(self.nbytes)} and a model of {_shown(spec.nbytes)} takes "
+            f"up to {_shown(needed)} of memory, and there are {_shown(available)}{does}"
+        )
+
+
+def _shown(nbytes: int) -> str:
+    """Return a size as `Budget.parse` reads it, rounded down to whole MiB."""
+    return f"{nbytes >> 20}MiB"
 
 
 DEFAULT_BUDGET = Budget(1 << 30)

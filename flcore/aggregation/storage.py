@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from flcore_transport import PIECE_BODY_BYTES
 
 from flcore.aggregation.staging import Staging
-from flcore.model.model import Model, Target
+from flcore.model.model import ChunkSource, GlobalModel, Model, Target, copy_chunks
 from flcore.model.spec import ModelSpec
 
 MOST_CHUNKS = 16
@@ -24,6 +24,12 @@ class Storage:
     staging: Staging = field(default_factory=Staging)
     target: Callable[[ModelSpec], Target] = Model
     read_chunks: int = MOST_CHUNKS
+
+    def place(self, source: ChunkSource) -> GlobalModel:
+        """Return a copy of a model where the models of this storage are."""
+        with self.target(source.spec) as target:
+            copy_chunks(source, target)
+            return target.commit()
 
 
 def chunks_within(working_bytes: int) -> int:

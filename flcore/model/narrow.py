@@ -15,6 +15,7 @@ from flcore_kernels import backend as backend_named
 from flcore_transport import WIRE_DTYPES, Buffer, PieceRange, Sink, Source, join_body, split_body
 
 from flcore.errors import NonFinite, OutOfBounds
+from flcore.model.dtypes import DTYPES
 from flcore.model.form import Form
 
 Part = npt.NDArray[Any] | Quantized
@@ -99,7 +100,7 @@ class Widened:
             self._sink.write(piece, body)
             return
         values = decoded(piece.dtype, part_of(piece.dtype, piece.count, body))
-        widened = values.astype(np.float64) if own == "float64" else values
+        widened = values if own == "float32" else values.astype(DTYPES[own])
         self._sink.write(replace(piece, dtype=own), widened.view(np.uint8).data)
 
 

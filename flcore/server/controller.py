@@ -2,6 +2,7 @@
 
 import hashlib
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -13,7 +14,8 @@ from flcore.errors import JobError, SpecError
 from flcore.job.job import Job
 from flcore.job.messages import TaskMessage
 from flcore.model.form import Form
-from flcore.model.model import Arrays, GlobalModel, Model
+from flcore.model.model import Arrays, GlobalModel, NamedArrays
+from flcore.model.spec import ModelSpec
 from flcore.server.events import Observer, RoundDone
 from flcore.server.exchange import Exchange
 from flcore.server.federation import Federation
@@ -57,9 +59,22 @@ class Controller:
         observe: Observer,
         storage: Storage,
     ) -> None:
-        self.job, self.initial_model, self._storage = job, model, storage
+        self.job, self._storage = job, storage
+        self._spec = model.spec
+        self._initial: GlobalModel | None = model
+        self._initial_again = weakref.ref(model)
         self._federation, self._results, self._observe = federation, results, observe
         self._record = RoundRecord(0)
+
+    @property
+    def initial_model(self) -> GlobalModel:
+        """The first global model. It is not kept: once nobody holds it any more, it is made anew."""
+        model = self._initial or self._initial_again()
+        self._initial = None
+        if model is None:
+            model = self._storage.place(self.job.initial_model())
+            self._initial_again = weakref.ref(model)
+        return model
 
     def rounds(self) -> Iterator[int]:
         """Yield the number of each round, from 1."""
@@ -121,13 +136,13 @@ class Controller:
         with _timed(self._record, "keep"):
             self._record.is_best = self._results.keep(model, metrics)
 
-    def model_of(self, arrays: Arrays) -> Model:
+    def model_of(self, arrays: Arrays) -> GlobalModel:
         """Return a playbook's own arrays as a global model; they must have the tensors of the initial model."""
-        model = Model.of(arrays)
-        self.initial_model.spec.require(model.spec)
-        if model.spec != self.initial_model.spec:
+        spec = ModelSpec.of(arrays)
+        self._spec.require(spec)
+        if spec != self._spec:
             raise SpecError("the arrays are not in the order of the initial model's tensors")
-        return model
+        return self._storage.place(NamedArrays(spec, arrays))
 
     def _ask(
         self, task: str, model: GlobalModel, clients: Sequence[str], rules: RoundRules, aggregator: Aggregator | None

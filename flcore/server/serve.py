@@ -12,7 +12,8 @@ from flcore.aggregation.staging import Staging
 from flcore.aggregation.storage import Storage, chunks_within
 from flcore.errors import FlcoreError
 from flcore.job.job import Job
-from flcore.model.model import GlobalModel
+from flcore.model.model import GlobalModel, Model
+from flcore.model.temporary import TemporaryModels
 from flcore.server.controller import Controller
 from flcore.server.events import Observer, unobserved
 from flcore.server.federation import Federation
@@ -57,12 +58,16 @@ def serve(
     folded (see `Aggregator`), and `budget` how much memory they take until then. Clients are told how it ended.
     """
     playbook = playbook_of(job)
-    model = job.initial_model()
+    storage = _storage(plan, budget, directory)
+    source = job.initial_model()
+    if directory is not None:
+        budget.require(plan, source.spec, job.contract.server.accumulate)
+    model = storage.place(source)
+    del source
     federation = Federation(job, model.spec, observe=observe)
     results = Results(directory, job.contract.server.best)
-    staging = Staging(budget.staging_bytes, None if directory is None else directory / ".staging")
-    storage = Storage(plan, staging, read_chunks=chunks_within(budget.working_bytes))
     control = Controller(job, model, federation, results, observe, storage)
+    del model  # it is let go after the round it is sent in
     server = listen(federation)
     reason = "the server was stopped"
     try:
@@ -70,11 +75,20 @@ def serve(
         federation.wait_for(wait_for or job.contract.server.quorum, timeout_s=None)
         playbook(control)
         if results.model is None:  # a playbook that keeps nothing ends with what it began with
-            results.keep(model, {})
+            results.keep(control.initial_model, {})
         reason = "the job is done"
     except FlcoreError as error:
         reason = f"the job failed: {error}"
         raise
     finally:
         server.close(reason)
-    return Outcome(results.history, results.model or model)
+    return Outcome(results.history, results.model or control.initial_model)
+
+
+def _storage(plan: str, budget: Budget, directory: Path | None) -> Storage:
+    """Return where payloads are: staged within the budget, models on disk if the plan keeps them there."""
+    chunks = chunks_within(budget.working_bytes)
+    if directory is None:
+        return Storage(plan, Staging(budget.staging_bytes), read_chunks=chunks)
+    target = TemporaryModels(directory / ".models") if plan == "at-close" else Model
+    return Storage(plan, Staging(budget.staging_bytes, directory / ".staging"), target, chunks)

@@ -68,7 +68,7 @@ class Stage:
     def contract(self, tasks: Mapping[str, str], clients: Any = 3, **server: Any) -> Job:
         (self.directory / "code.py").write_text(CODE)
         bounds = server.pop("bounds", {"max_weight": 1000, "max_abs": 100, "max_metrics": 3})
-        same_code = server.pop("same_code", False)
+        same_code, wire = server.pop("same_code", False), server.pop("wire", {})
         content = {
             "name": "staged",
             "clients": clients,
@@ -77,6 +77,7 @@ class Stage:
             "client": {"executor": "code.py"},
             "tasks": {name: {"returns": returns} for name, returns in tasks.items()},
             "bounds": bounds,
+            "wire": wire,
         }
         return Job(parse_contract(content, "the test's contract"), self.directory)
 

@@ -1,10 +1,13 @@
 """The budget: what people write, how it is shared out, and the formula for a server's memory."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from flcore import BudgetError, ModelSpec
 from flcore.aggregation.budget import Budget
+from flcore.aggregation.memory import memory_bytes
 
 MIB = 1 << 20
 
@@ -40,3 +43,33 @@ def test_the_formula_of_the_docs(accumulate: str, of_total: float) -> None:
     budget = Budget.parse("64MiB")
     assert budget.peak_bytes("at-close", spec, accumulate) == (64 + 320) * MIB
     assert budget.peak_bytes("streaming", spec, accumulate) == int((2 * 4 + of_total) * MIB) + (64 + 320) * MIB
+
+
+def test_a_server_that_would_not_fit_says_what_would_do() -> None:
+    spec = ModelSpec.of({"w": np.zeros(100 * MIB // 4, np.float32)})
+    budget = Budget.parse("256MiB")
+    budget.require("streaming", spec, "float32", (256 + 300 + 320) * MIB)
+    with pytest.raises(BudgetError, match="takes up to 876MiB of memory, and there are 700MiB; a budget of 80MiB would") as e:
+        budget.require("streaming", spec, "float32", 700 * MIB)
+    assert str(e.value).endswith("would do, or the plan at-close with a budget of 256MiB would do")
+    with pytest.raises(BudgetError, match="there are 400MiB; the plan at-close with a budget of 80MiB would do"):
+        budget.require("streaming", spec, "exact", 400 * MIB)
+    with pytest.raises(BudgetError, match="there are 340MiB$"):
+        budget.require("at-close", spec, "exact", 340 * MIB)
+    Budget.parse("80MiB").require("at-close", spec, "exact", 400 * MIB)
+
+
+def test_memory_is_what_the_control_groups_allow(tmp_path: Path) -> None:
+    own, groups = tmp_path / "own", tmp_path / "groups"
+    machine = memory_bytes(groups, own)
+    assert machine > 1 << 28
+    (groups / "job" / "server").mkdir(parents=True)
+    own.write_text("0::/job/server\n")
+    assert memory_bytes(groups, own) == machine
+    (groups / "job" / "server" / "memory.max").write_text("max\n")
+    (groups / "job" / "memory.max").write_text("1000000\n")
+    assert memory_bytes(groups, own) == 1_000_000
+    (groups / "memory" / "old").mkdir(parents=True)
+    (groups / "memory" / "old" / "memory.limit_in_bytes").write_text("2000000\n")
+    own.write_text("3:cpu:/\n2:memory:/old\n")
+    assert memory_bytes(groups, own) == 2_000_000
