@@ -11,8 +11,9 @@ from flcore.errors import JobError, SpecError
 from flcore.job.contract import Contract
 from flcore.job.parsing import parse_contract
 from flcore.job.references import code_digest, load_reference
-from flcore.model.checkpoint import load
-from flcore.model.model import Model
+from flcore.model.checkpoint import open_model
+from flcore.model.index import INDEX, SINGLE
+from flcore.model.model import Model, copy_chunks
 
 BUNDLED = Path(__file__).parent.parent / "jobs"
 
@@ -64,11 +65,8 @@ class Job:
     def initial_model(self) -> Model:
         """Make the first global model: read a checkpoint, or call the job's function with the seed."""
         source = self.contract.server.model
-        if source.endswith(".safetensors"):
-            path = self.directory / source
-            if not path.is_file():
-                raise JobError(f"server.model: there is no file {path}")
-            return Model.of(load(path))
+        if source.endswith((SINGLE, INDEX)) or not (":" in source or source.endswith(".py")):
+            return self._stored_model(self.directory / source)
         arrays = self.reference("server.model", source)(self.contract.seed)
         if not isinstance(arrays, Mapping):
             raise JobError(
@@ -78,6 +76,17 @@ class Job:
             return Model.of(arrays)
         except SpecError as error:
             raise JobError(f"server.model: {source} returned no model: {error}") from error
+
+    def _stored_model(self, path: Path) -> Model:
+        try:
+            with open_model(path) as stored:
+                model = Model(stored.spec)
+                copy_chunks(stored, model)
+                return model
+        except FileNotFoundError as error:
+            raise JobError(f"server.model: there is no file {path}") from error
+        except SpecError as error:
+            raise JobError(f"server.model: {error}") from error
 
 
 def _find(path: Path) -> Path:

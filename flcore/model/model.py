@@ -1,24 +1,82 @@
 """A model's values, and how they become a payload.
 
 `Model` is flat: one contiguous array per segment, from which pieces are read without a copy. `NamedArrays` reads the
-pieces of a payload straight from somebody's own arrays, tensor by tensor.
+pieces of a payload straight from somebody's own arrays, tensor by tensor. What works through a model in chunks asks for
+a `ChunkSource` or a `ChunkSink`, and need not know whether the model is in memory or in files (`stored`, `writer`).
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 from flcore_kernels import storage_dtype
-from flcore_transport import Buffer, Layout, Part, PieceRange, Segment
+from flcore_transport import Buffer, Layout, Part, PieceRange, Segment, piece_elements
 
+from flcore.errors import SpecError
 from flcore.model.dtypes import DTYPES
-from flcore.model.spec import ModelSpec
+from flcore.model.spec import ModelSpec, SegmentSpec
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 """A model as its users see it: arrays by name."""
 
 PART = "model"
+
+
+class ChunkSource(Protocol):
+    """A model whose values can be had in ranges of a segment, none longer than whoever asks likes."""
+
+    @property
+    def spec(self) -> ModelSpec:
+        """What the model is."""
+        ...
+
+    def chunk(self, segment: int, first: int, stop: int) -> npt.NDArray[Any]:
+        """Return elements `first` to `stop` of a segment (by index), flat, in its storage dtype; gaps are zero.
+
+        Raises `SpecError` for a range that the segment has not got.
+        """
+        ...
+
+
+class ChunkSink(Protocol):
+    """A model whose values are made in ranges of a segment: fill what `chunk` returns, then `put` it."""
+
+    @property
+    def spec(self) -> ModelSpec:
+        """What the model is."""
+        ...
+
+    def chunk(self, segment: int, first: int, stop: int) -> npt.NDArray[Any]:
+        """Return an array to fill with elements `first` to `stop` of a segment; what is in it before is anything."""
+        ...
+
+    def put(self, segment: int, first: int, values: npt.NDArray[Any]) -> None:
+        """Take elements of a segment from `first` on, as `chunk` returned them or any others like them.
+
+        Raises `SpecError` for a range that the segment has not got, and for another dtype than its storage dtype.
+        """
+        ...
+
+
+def copy_chunks(source: ChunkSource, sink: ChunkSink) -> None:
+    """Copy a whole model, 2 MiB at a time."""
+    for index, segment in enumerate(source.spec.segments):
+        size = piece_elements(segment.dtype)
+        for first in range(0, segment.elements, size):
+            sink.put(index, first, source.chunk(index, first, min(first + size, segment.elements)))
+
+
+def require_values(segment: SegmentSpec, first: int, values: npt.NDArray[Any]) -> int:
+    """Return where the elements that begin at `first` stop, or raise `SpecError` if they are none of the segment."""
+    storage = storage_dtype(segment.dtype)
+    if values.dtype != storage or values.ndim != 1 or not values.flags.c_contiguous:
+        raise SpecError(
+            f"elements of {segment.dtype} are put as a flat, contiguous array of {storage}, "
+            f"not as {values.dtype} of shape {values.shape} and strides {values.strides}"
+        )
+    segment.require_range(first, first + values.size)
+    return first + values.size
 
 
 def layout_of(spec: ModelSpec) -> Layout:
@@ -71,6 +129,17 @@ class Model:
         target = self.segments[piece.segment][piece.first : piece.first + piece.count]
         target[:] = np.frombuffer(body, target.dtype)
 
+    def chunk(self, segment: int, first: int, stop: int) -> npt.NDArray[Any]:
+        """Return a view of elements `first` to `stop` of a segment: to read them, or to fill them."""
+        self.spec.segments[segment].require_range(first, stop)
+        return self.segments[segment][first:stop]
+
+    def put(self, segment: int, first: int, values: npt.NDArray[Any]) -> None:
+        """Take elements from `first` on; those that were filled in the view that `chunk` returned are there already."""
+        target = self.segments[segment][first : require_values(self.spec.segments[segment], first, values)]
+        if target.ctypes.data != values.ctypes.data:
+            target[:] = values
+
     def _views(self) -> Iterator[tuple[str, npt.NDArray[Any]]]:
         for segment, values in zip(self.spec.segments, self.segments, strict=True):
             for span in segment.spans:
@@ -81,25 +150,39 @@ class Model:
 class NamedArrays:
     """The payload of arrays that stay where they are; `arrays` must match `spec` (see `ModelSpec.require`).
 
-    Only a tensor that is not contiguous in memory is copied, once.
+    What is contiguous in memory is never copied for `read`; the rest is, range by range.
     """
 
     def __init__(self, spec: ModelSpec, arrays: Arrays) -> None:
-        self.layout = layout_of(spec)
-        self._spec = spec
-        # A bfloat16 array has no buffer protocol; its bytes do.
-        self._bytes = {name: np.ascontiguousarray(array).reshape(-1).view(np.uint8) for name, array in arrays.items()}
+        self.spec, self.layout = spec, layout_of(spec)
+        self._flat = {name: _flat(np.asarray(array)) for name, array in arrays.items()}
 
     def read(self, piece: PieceRange) -> list[Buffer]:
-        """Return the bytes of a range: slices of the arrays, and zeros for the gaps between them. Never copies."""
+        """Return the bytes of a range: slices of the arrays, and zeros for the gaps between them."""
         itemsize = DTYPES[piece.dtype].itemsize
         buffers: list[Buffer] = []
         position, stop = piece.first, piece.first + piece.count
-        for span in self._spec.segments[piece.segment].overlapping(piece.first, stop):
-            begin, end = max(span.start, position), min(span.stop, stop)
+        for begin, end, values in self._slices(piece.segment, piece.first, stop):
             buffers.append(bytes((begin - position) * itemsize))
-            tensor = self._bytes[span.tensor.name]
-            buffers.append(tensor[(begin - span.start) * itemsize : (end - span.start) * itemsize].data)
+            buffers.append(values.view(np.uint8).data)  # a bfloat16 array has no buffer protocol; its bytes do
             position = end
         buffers.append(bytes((stop - position) * itemsize))
         return buffers
+
+    def chunk(self, segment: int, first: int, stop: int) -> npt.NDArray[Any]:
+        """Return a copy of elements `first` to `stop` of a segment, in its storage dtype."""
+        self.spec.segments[segment].require_range(first, stop)
+        chunk = np.zeros(stop - first, storage_dtype(self.spec.segments[segment].dtype))
+        for begin, end, values in self._slices(segment, first, stop):
+            chunk[begin - first : end - first] = values.view(chunk.dtype)
+        return chunk
+
+    def _slices(self, segment: int, first: int, stop: int) -> Iterator[tuple[int, int, npt.NDArray[Any]]]:
+        for span in self.spec.segments[segment].overlapping(first, stop):
+            begin, end = max(span.start, first), min(span.stop, stop)
+            yield begin, end, self._flat[span.tensor.name][begin - span.start : end - span.start]
+
+
+def _flat(array: npt.NDArray[Any]) -> "npt.NDArray[Any] | np.flatiter[npt.NDArray[Any]]":
+    """Return what slices into an array's elements in C order: views if it is contiguous, small copies if not."""
+    return array.reshape(-1) if array.flags.c_contiguous else array.flat

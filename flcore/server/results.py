@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from flcore.errors import JobError
-from flcore.model.checkpoint import save
+from flcore.model.checkpoint import open_model, save
 from flcore.model.model import Model
+from flcore.model.publish import publish
 from flcore.server.history import RoundRecord, write_history
 
 
@@ -32,9 +33,11 @@ class Results:
         self.model = model
         is_best = self._is_best(metrics)
         if self._directory is not None:
-            save(model.arrays(), self._directory / "model.safetensors")
+            path = self._directory / "model.safetensors"
+            save(model, path)
             if is_best:
-                save(model.arrays(), self._directory / "best.safetensors")
+                with open_model(path) as stored:
+                    publish(stored, self._directory / "best.safetensors")
         return is_best
 
     def _is_best(self, metrics: dict[str, float]) -> bool:
