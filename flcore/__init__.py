@@ -28,9 +28,11 @@ from flcore.errors import (
     WeightError,
 )
 from flcore.job.job import Job
-from flcore.model.checkpoint import load, save
+from flcore.model.checkpoint import load, open_model, save
 from flcore.model.model import Arrays, Model
 from flcore.model.spec import ModelSpec, TensorSpec
+from flcore.model.stored import StoredModel
+from flcore.model.writer import ModelWriter
 from flcore.server.controller import Controller, Updates
 from flcore.server.history import Participation, RoundRecord
 from flcore.server.serve import Outcome
@@ -53,6 +55,7 @@ __all__ = [
     "JobError",
     "Model",
     "ModelSpec",
+    "ModelWriter",
     "NonFinite",
     "NotInvited",
     "OutOfBounds",
@@ -63,6 +66,7 @@ __all__ = [
     "Site",
     "SpecError",
     "StagingError",
+    "StoredModel",
     "Task",
     "TaskFailed",
     "TensorMismatch",
@@ -75,6 +79,7 @@ __all__ = [
     "__version__",
     "aggregate",
     "load",
+    "open_model",
     "run",
     "save",
 ]

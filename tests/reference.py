@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from flcore.model.model import GlobalModel
+from flcore.model.chunks import GlobalModel
 
 FLOATS: dict[str, np.dtype[Any]] = {
     "float64": np.dtype(np.float64),

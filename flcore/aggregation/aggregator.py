@@ -20,8 +20,8 @@ from flcore.aggregation.storage import Storage, chunks_within
 from flcore.aggregation.update import StagedUpdate
 from flcore.aggregation.weights import accumulator_of, require_accumulator, require_weight
 from flcore.errors import JobError, UpdateError
+from flcore.model.chunks import GlobalModel
 from flcore.model.form import Form
-from flcore.model.model import GlobalModel
 from flcore.model.spec import ModelSpec
 
 WAIT_S = 2.0

@@ -89,8 +89,8 @@ class Budget:
             remedies.append(f"the plan at-close with a budget of {_shown(at_close.nbytes)}")
         does = f"; {' would do, or '.join(remedies)} would do" if remedies else ""
         raise BudgetError(
-            f"a server with the plan {plan}, a budget of {_shown(self.nbytes)} and a model of {_shown(spec.nbytes)} takes "
-            f"up to {_shown(needed)} of memory, and there are {_shown(available)}{does}"
+            f"a server with the plan {plan}, a budget of {_shown(self.nbytes)} and a model of {_shown(spec.nbytes)} "
+            f"takes up to {_shown(needed)} of memory, and there are {_shown(available)}{does}"
         )
 
 

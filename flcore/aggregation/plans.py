@@ -22,8 +22,8 @@ from flcore.aggregation.rules import Rule
 from flcore.aggregation.update import StagedUpdate
 from flcore.aggregation.weights import accumulator_of, require_sum
 from flcore.errors import QuorumError
+from flcore.model.chunks import GlobalModel, Target
 from flcore.model.form import Form
-from flcore.model.model import GlobalModel, Target
 from flcore.model.narrow import Part
 
 GROUP = 8

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from flcore_transport import PIECE_BODY_BYTES
 
 from flcore.aggregation.staging import Staging
-from flcore.model.model import ChunkSource, GlobalModel, Model, Target, copy_chunks
+from flcore.model.chunks import ChunkSource, GlobalModel, Target, copy_chunks
+from flcore.model.model import Model
 from flcore.model.spec import ModelSpec
 
 MOST_CHUNKS = 16

@@ -13,8 +13,9 @@ from flcore.aggregation.storage import Storage
 from flcore.errors import JobError, SpecError
 from flcore.job.job import Job
 from flcore.job.messages import TaskMessage
+from flcore.model.chunks import GlobalModel
 from flcore.model.form import Form
-from flcore.model.model import Arrays, GlobalModel, NamedArrays
+from flcore.model.model import Arrays, NamedArrays
 from flcore.model.spec import ModelSpec
 from flcore.server.events import Observer, RoundDone
 from flcore.server.exchange import Exchange

@@ -10,7 +10,7 @@ from flcore_transport import Order
 
 from flcore.aggregation.aggregator import Aggregator
 from flcore.errors import QuorumError
-from flcore.model.model import GlobalModel
+from flcore.model.chunks import GlobalModel
 from flcore.server.history import Participation, weighted_average
 from flcore.server.intake import Intake
 from flcore.server.round import Round

@@ -26,8 +26,8 @@ from flcore.job.messages import (
     tensors_of,
 )
 from flcore.job.parsing import contract_from_json
+from flcore.model.chunks import GlobalModel
 from flcore.model.form import Form
-from flcore.model.model import GlobalModel
 from flcore.model.spec import ModelSpec
 from flcore.server.answers import Answers
 from flcore.server.events import Asked, Departed, Failed, Joined, Observer, TurnedAway, unobserved

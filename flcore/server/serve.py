@@ -12,7 +12,8 @@ from flcore.aggregation.staging import Staging
 from flcore.aggregation.storage import Storage, chunks_within
 from flcore.errors import FlcoreError
 from flcore.job.job import Job
-from flcore.model.model import GlobalModel, Model
+from flcore.model.chunks import GlobalModel
+from flcore.model.model import Model
 from flcore.model.temporary import TemporaryModels
 from flcore.server.controller import Controller
 from flcore.server.events import Observer, unobserved
@@ -82,7 +83,7 @@ def serve(
         raise
     finally:
         server.close(reason)
-    return Outcome(results.history, results.model or control.initial_model)
+    return Outcome(results.history, results.last())
 
 
 def _storage(plan: str, budget: Budget, directory: Path | None) -> Storage:

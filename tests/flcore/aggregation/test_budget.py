@@ -49,12 +49,14 @@ def test_a_server_that_would_not_fit_says_what_would_do() -> None:
     spec = ModelSpec.of({"w": np.zeros(100 * MIB // 4, np.float32)})
     budget = Budget.parse("256MiB")
     budget.require("streaming", spec, "float32", (256 + 300 + 320) * MIB)
-    with pytest.raises(BudgetError, match="takes up to 876MiB of memory, and there are 700MiB; a budget of 80MiB would") as e:
+    with pytest.raises(
+        BudgetError, match="takes up to 876MiB of memory, and there are 700MiB; a budget of 80MiB would"
+    ) as e:
         budget.require("streaming", spec, "float32", 700 * MIB)
     assert str(e.value).endswith("would do, or the plan at-close with a budget of 256MiB would do")
     with pytest.raises(BudgetError, match="there are 400MiB; the plan at-close with a budget of 80MiB would do"):
         budget.require("streaming", spec, "exact", 400 * MIB)
-    with pytest.raises(BudgetError, match="there are 340MiB$"):
+    with pytest.raises(BudgetError, match=r"there are 340MiB$"):
         budget.require("at-close", spec, "exact", 340 * MIB)
     Budget.parse("80MiB").require("at-close", spec, "exact", 400 * MIB)
 
