@@ -24,6 +24,7 @@ class Staging:
         self._waiting: deque[tuple[int, Future[bool]]] = deque()
         self._numbers = count(1)
         self._made: Path | None = None
+        self._remove: weakref.finalize[..., Staging] | None = None
 
     def request(self, nbytes: int, *, may_wait: bool) -> "Future[bool]":
         """Ask for room; the result is whether there is. With `may_wait` it is given as others let go, in turn.
@@ -57,10 +58,15 @@ class Staging:
                     self._made = self._directory
                     shutil.rmtree(self._made, ignore_errors=True)  # what a server that was killed left behind
                     self._made.mkdir(parents=True)
-                weakref.finalize(self, shutil.rmtree, self._made, ignore_errors=True)
+                self._remove = weakref.finalize(self, shutil.rmtree, self._made, ignore_errors=True)
             folder = self._made / str(next(self._numbers))
         folder.mkdir()
         return folder
+
+    def close(self) -> None:
+        """Remove the directory, with all that is in it."""
+        if self._remove is not None:
+            self._remove()
 
     def _share_out(self) -> None:
         granted: list[Future[bool]] = []

@@ -24,7 +24,8 @@ class TemporaryModels:
         self._directory = directory
         self._numbers = count(1)
         shutil.rmtree(directory, ignore_errors=True)  # what a server that was killed left behind
-        weakref.finalize(self, shutil.rmtree, directory, ignore_errors=True)
+        self.close = weakref.finalize(self, shutil.rmtree, directory, ignore_errors=True)
+        """Remove the directory; what is still read stays readable."""
 
     def __call__(self, spec: ModelSpec) -> "TemporaryWriter":
         """Begin a new model."""

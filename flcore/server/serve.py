@@ -1,7 +1,8 @@
 """Running the server's side of a job, over any transport."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -59,37 +60,42 @@ def serve(
     folded (see `Aggregator`), and `budget` how much memory they take until then. Clients are told how it ended.
     """
     playbook = playbook_of(job)
-    storage = _storage(plan, budget, directory)
-    source = job.initial_model()
-    if directory is not None:
-        budget.require(plan, source.spec, job.contract.server.accumulate)
-    model = storage.place(source)
-    del source
-    federation = Federation(job, model.spec, observe=observe)
-    results = Results(directory, job.contract.server.best)
-    control = Controller(job, model, federation, results, observe, storage)
-    del model  # it is let go after the round it is sent in
-    server = listen(federation)
-    reason = "the server was stopped"
-    try:
-        started(server, federation)
-        federation.wait_for(wait_for or job.contract.server.quorum, timeout_s=None)
-        playbook(control)
-        if results.model is None:  # a playbook that keeps nothing ends with what it began with
-            results.keep(control.initial_model, {})
-        reason = "the job is done"
-    except FlcoreError as error:
-        reason = f"the job failed: {error}"
-        raise
-    finally:
-        server.close(reason)
-    return Outcome(results.history, results.last())
+    with _storage(plan, budget, directory) as storage:
+        source = job.initial_model()
+        if directory is not None:
+            budget.require(plan, source.spec, job.contract.server.accumulate)
+        model = storage.place(source)
+        federation = Federation(job, model.spec, observe=observe)
+        results = Results(directory, job.contract.server.best)
+        control = Controller(job, model, federation, results, observe, storage)
+        del source, model  # they are let go after the round in which they are sent
+        server = listen(federation)
+        reason = "the server was stopped"
+        try:
+            started(server, federation)
+            federation.wait_for(wait_for or job.contract.server.quorum, timeout_s=None)
+            playbook(control)
+            if results.model is None:  # a playbook that keeps nothing ends with what it began with
+                results.keep(control.initial_model, {})
+            reason = "the job is done"
+        except FlcoreError as error:
+            reason = f"the job failed: {error}"
+            raise
+        finally:
+            server.close(reason)
+        return Outcome(results.history, results.last())
 
 
-def _storage(plan: str, budget: Budget, directory: Path | None) -> Storage:
-    """Return where payloads are: staged within the budget, models on disk if the plan keeps them there."""
+@contextmanager
+def _storage(plan: str, budget: Budget, directory: Path | None) -> Iterator[Storage]:
+    """Say where payloads are: staged within the budget, models on disk if the plan keeps them there."""
     chunks = chunks_within(budget.working_bytes)
     if directory is None:
-        return Storage(plan, Staging(budget.staging_bytes), read_chunks=chunks)
-    target = TemporaryModels(directory / ".models") if plan == "at-close" else Model
-    return Storage(plan, Staging(budget.staging_bytes, directory / ".staging"), target, chunks)
+        yield Storage(plan, Staging(budget.staging_bytes), read_chunks=chunks)
+        return
+    staging, models = Staging(budget.staging_bytes, directory / ".staging"), TemporaryModels(directory / ".models")
+    try:
+        yield Storage(plan, staging, models if plan == "at-close" else Model, chunks)
+    finally:
+        staging.close()
+        models.close()
