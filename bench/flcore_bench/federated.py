@@ -23,7 +23,7 @@ SHRUNK_TO_WARM = 64
 
 @dataclass(frozen=True)
 class Federated:
-    """What is run: a shape of `SHAPES` at a size, clients, rounds (of which the first warms up), and the server's options.
+    """What is run: a shape of `SHAPES` at a size, clients, rounds (the first warms up), and the server's options.
 
     `options` go to `serve` as they are; `on_disk` gives it a directory of its own beside them. `contract` has keys of
     job.toml that are replaced, table by table.

@@ -26,7 +26,7 @@ class PeerProcess:
 
     def __enter__(self) -> Self:
         command = [sys.executable, "-c", f"from {self._module} import main; main()"]
-        self._process = subprocess.Popen(
+        self._process = subprocess.Popen(  # noqa: S603 - our own program
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

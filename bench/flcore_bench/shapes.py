@@ -1,7 +1,7 @@
 """The models of the round benchmarks: shapes as tables, values that take no memory.
 
-Each function of `SHAPES` can be a job's `server.model`: it gets the job's seed, which is the size here. Its arrays repeat
-one value in place, so that the server's own copy of a model is the only one.
+The job in `synthetic/` makes its first model of them, and its seed is the size. The arrays repeat one value in place,
+so that the server's own copy of a model is the only one.
 """
 
 from collections.abc import Callable

@@ -1,8 +1,9 @@
 """Clients that cost next to nothing, many to a process, so that the server is what is measured.
 
 They speak the real protocol over real gRPC: each joins with the job's contract, checks the pieces of a model that it is
-sent and drops them, and answers at once with a pattern of small numbers. With the answer goes, as a metric, when the
-order was read; the clock is the machine's, so a server on the same machine can tell how long its order took.
+sent and drops them, and answers at once with a pattern of small numbers; or after `pause_s`, if the task has such a
+hyperparameter. With the answer goes, as a metric, when the order was read; the clock is the machine's, so a server on the
+same machine can tell how long its order took.
 """
 
 import secrets
@@ -37,6 +38,8 @@ STACK_BYTES = 256 << 10
 READ_AT = "read_at"
 """The metric with the time at which a client has read its order."""
 
+_PARSING = threading.Lock()
+
 
 class SyntheticClient:
     """One client of `job`, the process's `number`-th; `refused` counts what the server says no to, by kind."""
@@ -62,6 +65,7 @@ class SyntheticClient:
 
     def _perform(self, welcome: Welcome, order: Order) -> None:
         read_at = time.monotonic()
+        time.sleep(parse_message(TaskMessage, order.content).hyperparameters.get("pause_s", 0.0))
         try:
             self._download(welcome, order)
             self._upload(welcome, order, read_at)
@@ -100,9 +104,14 @@ class _Nothing:
         raise IndexError(f"there is no piece to read at {piece}")
 
 
-@lru_cache(maxsize=1)
 def spec_from(welcome: bytes) -> flcore.ModelSpec:
     """Return the spec in a welcome: one for all clients of the process, as they are told the same."""
+    with _PARSING:
+        return _parsed(welcome)
+
+
+@lru_cache(maxsize=1)
+def _parsed(welcome: bytes) -> flcore.ModelSpec:
     return spec_of(parse_message(WelcomeMessage, welcome).tensors)
 
 

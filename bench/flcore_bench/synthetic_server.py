@@ -12,7 +12,7 @@ from flcore_transport import GrpcServer, Service
 
 import flcore
 from flcore_bench.disk import DiskWatch
-from flcore_bench.inside import Asked, Event, Federation, serve
+from flcore_bench.inside import Asked, Event, serve
 from flcore_bench.machine import peak_bytes
 from flcore_bench.peer_process import setup_from_parent, tell_parent
 from flcore_bench.synthetic_clients import READ_AT
@@ -26,7 +26,8 @@ class Watcher:
         self.idle_bytes = 0
         self._lock = threading.Lock()
 
-    def __call__(self, event: Event) -> None:
+    def watch(self, event: Event) -> None:
+        """Take note of an event; this is the server's `observe`."""
         if isinstance(event, Asked):
             with self._lock:
                 self.idle_bytes = self.idle_bytes or peak_bytes()
@@ -46,7 +47,7 @@ def main() -> None:
         return server
 
     with DiskWatch(options.get("directory")) as disk:
-        outcome = serve(job, listen, wait_for=setup["wait_for"], observe=watcher, **options)
+        outcome = serve(job, listen, wait_for=setup["wait_for"], observe=watcher.watch, **options)
     tell_parent(
         figures_of(outcome.history, watcher)
         | {"peak_bytes": peak_bytes(), "disk_bytes": disk.high_water, "left_out": left_out}

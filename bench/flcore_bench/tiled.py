@@ -1,5 +1,6 @@
 """Payloads that nobody holds: a source that repeats a pattern, and a sink that drops what it is given."""
 
+import threading
 from functools import cache
 from typing import Any
 
@@ -14,9 +15,11 @@ PATTERN_BYTES = 8 << 20
 PHASE_BYTES = 4_096
 """How far the patterns of two clients lie apart, so that they differ."""
 
+_DRAWING = threading.Lock()
+
 
 class Tiled:
-    """A model of `spec` made of one pattern, which each `number` begins elsewhere; gaps are zero, as they must be.
+    """A model of `spec`: one pattern over and over, which each `number` begins elsewhere. Gaps are zero, as they must.
 
     The values are finite and small. A piece is a view of the pattern, so the one copy is the one into the piece.
     """
@@ -51,9 +54,14 @@ class Dropped:
         """Let a piece go."""
 
 
-@cache
 def pattern(dtype: str) -> npt.NDArray[Any]:
-    """Return the bytes that stand for a model's values: the pattern, and a piece more, so that any piece is one view."""
+    """Return the bytes that stand for a model's values: the pattern, and a piece more, so any piece is one view."""
+    with _DRAWING:  # hundreds of clients begin at once, and one pattern is enough
+        return _drawn(dtype)
+
+
+@cache
+def _drawn(dtype: str) -> npt.NDArray[Any]:
     kind = np.dtype(dtype)
     count = PATTERN_BYTES // kind.itemsize
     drawn = np.random.Generator(np.random.Philox(7)).normal(0, 0.05, count)
