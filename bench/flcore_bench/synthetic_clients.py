@@ -2,8 +2,8 @@
 
 They speak the real protocol over real gRPC: each joins with the job's contract, checks the pieces of a model that it is
 sent and drops them, and answers at once with a pattern of small numbers; or after `pause_s`, if the task has such a
-hyperparameter. With the answer goes, as a metric, when the order was read; the clock is the machine's, so a server on the
-same machine can tell how long its order took.
+hyperparameter. With the answer goes, as a metric, when the order was read; the clock is the machine's, so a server on
+the same machine can tell how long its order took.
 """
 
 import secrets
@@ -65,7 +65,9 @@ class SyntheticClient:
 
     def _perform(self, welcome: Welcome, order: Order) -> None:
         read_at = time.monotonic()
-        time.sleep(parse_message(TaskMessage, order.content).hyperparameters.get("pause_s", 0.0))
+        pause_s = parse_message(TaskMessage, order.content).hyperparameters.get("pause_s", 0.0)
+        if isinstance(pause_s, float):
+            time.sleep(pause_s)
         try:
             self._download(welcome, order)
             self._upload(welcome, order, read_at)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from flcore_transport import PIECE_BODY_BYTES, Buffer, PieceRange
+from flcore_transport import MAX_PIECE_BYTES, Buffer, PieceRange
 
 import flcore
 from flcore_bench.inside import layout_of
@@ -67,4 +67,4 @@ def _drawn(dtype: str) -> npt.NDArray[Any]:
     drawn = np.random.Generator(np.random.Philox(7)).normal(0, 0.05, count)
     values = (drawn * 1_000 if kind.kind in "iu" else drawn).astype(kind)
     whole = values.view(np.uint8)
-    return np.concatenate([whole, whole[:PIECE_BODY_BYTES]])
+    return np.concatenate([whole, whole[:MAX_PIECE_BYTES]])
