@@ -1,7 +1,9 @@
 """One federation over loopback, measured: a fresh server process, processes with synthetic clients, and no training."""
 
 import tempfile
+from collections import Counter
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cache
@@ -9,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import flcore
-from flcore_bench.child import MeasurementFailed
-from flcore_bench.peer_process import PeerProcess
+from flcore_bench.confinement import confinement
+from flcore_bench.process import Process
 from flcore_bench.shapes import spec_named
 
 JOB = Path(__file__).parent / "synthetic"
@@ -18,7 +20,6 @@ PROCESSES = 2
 """Client processes, at most."""
 
 WARM_BYTES = 100_000
-SHRUNK_TO_WARM = 64
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class Federated:
     """What is run: a shape of `SHAPES` at a size, clients, rounds (the first warms up), and the server's options.
 
     `options` go to `serve` as they are; `on_disk` gives it a directory of its own beside them. `contract` has keys of
-    job.toml that are replaced, table by table.
+    job.toml that are replaced, table by table. `memory_limit` confines the server to so many bytes, where that can be
+    done (0: not).
     """
 
     shape: str
@@ -37,11 +39,17 @@ class Federated:
     options: Mapping[str, Any] = field(default_factory=dict)
     on_disk: bool = False
     contract: Mapping[str, Any] = field(default_factory=dict)
+    memory_limit: int = 0
+
+    @property
+    def spec(self) -> flcore.ModelSpec:
+        """The model's tensors."""
+        return spec_named(self.shape, self.size)
 
     @property
     def model_bytes(self) -> int:
         """Bytes of the model's values, gaps included."""
-        return spec_named(self.shape, self.size).nbytes
+        return self.spec.nbytes
 
     @property
     def overrides(self) -> dict[str, Any]:
@@ -94,16 +102,17 @@ class Figures:
 
 def measured(run: Federated, threads: int) -> Figures:
     """Run a federation, and return what it took. Kernels are compiled beforehand, which takes memory of its own."""
-    warm(run.shape, run.accumulate, str(run.options.get("plan", "")), threads)
+    for segment in run.spec.segments:
+        warm(segment.dtype, run.accumulate, str(run.options.get("plan", "at-close")), threads)
     return _measured(run, threads)
 
 
 @cache
-def warm(shape: str, accumulate: str, plan: str, threads: int) -> None:
+def warm(dtype: str, accumulate: str, plan: str, threads: int) -> None:
     """Have the kernels that a run needs compiled and kept, by a small run like it; once."""
-    size = WARM_BYTES if shape in ("flat", "flat_bfloat16", "many") else SHRUNK_TO_WARM
-    options = {"plan": plan} if plan else {}
-    _measured(Federated(shape, size, clients=2, rounds=1, accumulate=accumulate, options=options), threads)
+    shape = "flat" if dtype == "float32" else f"flat_{dtype}"
+    options = {"plan": plan}
+    _measured(Federated(shape, WARM_BYTES, clients=2, rounds=1, accumulate=accumulate, options=options), threads)
 
 
 def _measured(run: Federated, threads: int) -> Figures:
@@ -113,13 +122,14 @@ def _measured(run: Federated, threads: int) -> Figures:
             options["directory"] = stack.enter_context(tempfile.TemporaryDirectory(prefix="flcore-bench-"))
         job = {"directory": str(JOB), "contract": run.overrides}
         setup = job | {"options": options, "wait_for": run.clients}
-        server = stack.enter_context(PeerProcess("flcore_bench.synthetic_server", setup, threads))
+        group = stack.enter_context(confinement(run.memory_limit))
+        server = stack.enter_context(Process("flcore_bench.synthetic_server", setup, threads, group))
         address = server.answer()["address"]
         names = flcore.Job.load(JOB, **run.overrides).contract.client_names
         count = min(PROCESSES, len(names))
         clients = [
             stack.enter_context(
-                PeerProcess(
+                Process(
                     "flcore_bench.synthetic_clients",
                     job | {"address": address, "names": names[number::count]},
                     threads,
@@ -127,14 +137,21 @@ def _measured(run: Federated, threads: int) -> Figures:
             )
             for number in range(count)
         ]
-        figures = server.answer()
-        refused: dict[str, int] = {}
-        for process in clients:
-            for kind, times in process.answer()["refused"].items():
-                refused[kind] = refused.get(kind, 0) + times
-    if not figures["seconds"]:
-        raise MeasurementFailed("the server ended without a round")
-    return Figures(**figures, refused=refused)
+        figures, *hosted = _answers([server, *clients])
+    refused = sum((Counter(answer["refused"]) for answer in hosted), Counter())
+    return Figures(**figures, refused=dict(refused))
+
+
+def _answers(processes: list[Process]) -> list[Any]:
+    """Return what all say at their end; the first that ends without a word ends the measurement."""
+    pool = ThreadPoolExecutor(len(processes))
+    try:
+        futures = [pool.submit(process.answer) for process in processes]
+        for future in as_completed(futures):
+            future.result()
+        return [future.result() for future in futures]
+    finally:
+        pool.shutdown(wait=False)
 
 
 def _merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """The memory that a server may take, in bytes, whatever the number of its clients."""
 
 from flcore_bench.federated import Federated
-from flcore_bench.shapes import spec_named
 
 TOTAL_BYTES = {"float32": 4.0, "float64": 8.0, "exact": 16.03}
 """Of a streaming total, per parameter."""
@@ -15,5 +14,5 @@ def bound(run: Federated) -> float:
     budget = float(run.options.get("budget_bytes", 0))
     if run.options.get("plan", "at-close") == "at-close":
         return budget + PROCESS_BYTES
-    parameters = spec_named(run.shape, run.size).parameters
-    return 2 * run.model_bytes + TOTAL_BYTES[run.accumulate] * parameters + budget + PROCESS_BYTES
+    total = TOTAL_BYTES[run.accumulate] * run.spec.parameters
+    return 2 * run.model_bytes + total + budget + PROCESS_BYTES

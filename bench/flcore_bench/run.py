@@ -25,8 +25,7 @@ def run(
     plot_file: Path | None = None,
     pythons: Mapping[str, Path] | None = None,
 ) -> Report:
-    """Measure `what` ("kernels", "peers", "transport", "round" or "memory"), print a table, and write the
-    files that are asked for.
+    """Measure `what`, as `flcore bench` knows it, print a table, and write the files that are asked for.
 
     `pythons` has the interpreters of the peers' environments. Raises `LimitBeaten`, after all is printed and written.
     """

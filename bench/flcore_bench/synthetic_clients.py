@@ -6,13 +6,16 @@ hyperparameter. With the answer goes, as a metric, when the order was read; the 
 the same machine can tell how long its order took.
 """
 
+import os
 import secrets
 import threading
 import time
+import traceback
 from collections import Counter
 from functools import lru_cache
 
 from flcore_transport import (
+    ConnectionLost,
     Fetch,
     Goodbye,
     GrpcConnection,
@@ -29,7 +32,7 @@ from flcore_transport import (
 
 import flcore
 from flcore_bench.inside import JoinMessage, TaskMessage, UpdateMessage, WelcomeMessage, parse_message, spec_of
-from flcore_bench.peer_process import setup_from_parent, tell_parent
+from flcore_bench.process import setup_from_parent, tell_parent
 from flcore_bench.tiled import Dropped, Tiled
 
 STACK_BYTES = 256 << 10
@@ -54,14 +57,19 @@ class SyntheticClient:
         contract = self._job.contract.to_json()
         held = JoinMessage(contract=contract, code_digest=self._job.code_digest, version=flcore.__version__)
         welcome = Welcome("")
-        for message in self._connection.session(Join(self._name, secrets.token_hex(8), held.to_bytes())):
-            match message:
-                case Welcome():
-                    welcome = message
-                case Order():
-                    self._perform(welcome, message)
-                case Goodbye():
-                    return
+        try:
+            for message in self._connection.session(Join(self._name, secrets.token_hex(8), held.to_bytes())):
+                match message:
+                    case Welcome():
+                        welcome = message
+                    case Order():
+                        self._perform(welcome, message)
+                    case Goodbye():
+                        return
+        except ConnectionLost:
+            # A server that closes cuts off whoever has not read its goodbye in time, and counts whom it loses before.
+            if not welcome.session:
+                raise
 
     def _perform(self, welcome: Welcome, order: Order) -> None:
         read_at = time.monotonic()
@@ -117,9 +125,16 @@ def _parsed(welcome: bytes) -> flcore.ModelSpec:
     return spec_of(parse_message(WelcomeMessage, welcome).tensors)
 
 
+def _end(arguments: threading.ExceptHookArgs) -> None:
+    """End the process when a client cannot go on: the server would wait for it for ever."""
+    traceback.print_exception(arguments.exc_value)
+    os._exit(1)
+
+
 def main() -> None:
     """Host clients until the server has said goodbye to all of them, and say how often it said no."""
     setup = setup_from_parent()
+    threading.excepthook = _end
     job = flcore.Job.load(setup["directory"], **setup["contract"])
     refused: Counter[str] = Counter()
     clients = [

@@ -14,7 +14,7 @@ import flcore
 from flcore_bench.disk import DiskWatch
 from flcore_bench.inside import Asked, Event, serve
 from flcore_bench.machine import peak_bytes
-from flcore_bench.peer_process import setup_from_parent, tell_parent
+from flcore_bench.process import setup_from_parent, tell_parent
 from flcore_bench.synthetic_clients import READ_AT
 
 

@@ -14,7 +14,7 @@ import flcore
 from flcore_bench.bare_grpc import BareClient
 from flcore_bench.federated import JOB, Federated
 from flcore_bench.inside import JoinMessage, UpdateMessage
-from flcore_bench.peer_process import PeerProcess
+from flcore_bench.process import Process
 from flcore_bench.shapes import spec_named
 from flcore_bench.tiled import Dropped, Tiled
 from flcore_bench.tuning import Tuning
@@ -130,9 +130,9 @@ def folded_sample(size: int, accumulate: str, tuning: Tuning, threads: int) -> I
 
 
 @contextmanager
-def _server(setup: dict[str, Any], tuning: Tuning, threads: int) -> Iterator[tuple[PeerProcess, str]]:
+def _server(setup: dict[str, Any], tuning: Tuning, threads: int) -> Iterator[tuple[Process, str]]:
     module = "flcore_bench.transport_server"
-    with PeerProcess(module, setup | {"tuning": vars(tuning)}, threads) as server:
+    with Process(module, setup | {"tuning": vars(tuning)}, threads) as server:
         yield server, server.answer()["address"]
 
 

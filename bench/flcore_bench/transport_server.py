@@ -10,7 +10,7 @@ import flcore
 from flcore_bench.bare_grpc import serve_bare
 from flcore_bench.federated import JOB
 from flcore_bench.inside import Federation, RoundRules, TaskMessage
-from flcore_bench.peer_process import setup_from_parent, tell_parent
+from flcore_bench.process import setup_from_parent, tell_parent
 from flcore_bench.shapes import spec_named
 from flcore_bench.tiled import Dropped, Tiled
 from flcore_bench.tuning import Tuning

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -18,14 +19,19 @@ from flcore_bench.child import MeasurementFailed, measuring_environment
 STOP_TIMEOUT_S = 20.0
 
 
-class PeerProcess:
-    """A process that runs `main` of `module`, as a context: it has ended when the context ends."""
+class Process:
+    """A process that runs `main` of `module`, as a context: it has ended when the context ends.
 
-    def __init__(self, module: str, setup: Mapping[str, Any], threads: int) -> None:
+    It first joins the group whose file `group` is, if any (see `confinement`).
+    """
+
+    def __init__(self, module: str, setup: Mapping[str, Any], threads: int, group: Path | None = None) -> None:
         self._module, self._setup, self._threads = module, json.dumps(setup), threads
+        join = "" if group is None else f"open({str(group)!r}, 'w').write('0'); "
+        self._program = f"{join}from {module} import main; main()"
 
     def __enter__(self) -> Self:
-        command = [sys.executable, "-c", f"from {self._module} import main; main()"]
+        command = [sys.executable, "-c", self._program]
         self._process = subprocess.Popen(  # noqa: S603 - our own program
             command,
             stdin=subprocess.PIPE,
@@ -50,11 +56,6 @@ class PeerProcess:
             self._process.kill()
             self._process.wait()
         self._process.stdout.close()
-
-    @property
-    def pid(self) -> int:
-        """The process's number."""
-        return self._process.pid
 
     def say(self, line: str) -> None:
         """Write a line to its standard input."""
