@@ -34,9 +34,11 @@ test-large: $(VENV)/.dev  ## Run the test that needs 11 GB of memory.
 test-torch: $(VENV)/.torch  ## Run the tests that need PyTorch.
 	$(BIN)/pytest -m torch
 
-bench: $(VENV)/.dev  ## Measure the kernels and whole rounds on this machine (minutes, 16 GB).
+bench: $(VENV)/.dev  ## Measure kernels, transport, rounds and memory on this machine (minutes, 16 GB).
 	$(BIN)/flcore bench kernels --scale full
+	$(BIN)/flcore bench transport
 	$(BIN)/flcore bench round
+	$(BIN)/flcore bench memory
 	$(BIN)/pytest bench --benchmark-enable --benchmark-only
 
 bench-peers: $(VENV)/.dev .peers/torch/.ready .peers/nvflare/.ready .peers/flower/.ready  ## Measure flcore beside others.

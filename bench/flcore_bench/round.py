@@ -1,7 +1,8 @@
-"""A whole round over loopback: a server process, client processes, no training.
+"""`flcore bench round`: whole rounds over loopback, a server process and client processes, no training.
 
-The server runs in a fresh process of its own, so that its peak memory is the server's alone; the clients run in two
-worker processes and answer with the model they were sent.
+The first row is of flcore's own clients, in two worker processes, which answer with the model they were sent; those of
+`round_cases` are of synthetic ones, which leave the machine to the server. Each server runs in a fresh process of its
+own, so that its peak memory is the server's alone.
 """
 
 import json
@@ -12,7 +13,9 @@ from pathlib import Path
 from statistics import median
 
 import flcore
+from flcore_bench.case import rows_of
 from flcore_bench.machine import peak_bytes
+from flcore_bench.round_cases import ROUND_CASES
 from flcore_bench.row import Row
 
 JOB = Path(__file__).parent / "echo"
@@ -41,6 +44,11 @@ def round_benchmark(scale: str, clients: int = 4, rounds: int = 5) -> RoundFigur
     command = [sys.executable, "-c", "from flcore_bench.round import main; main()", json.dumps(setup)]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)  # noqa: S603 - this very file
     return RoundFigures(**json.loads(done.stdout))
+
+
+def round_rows(scale: str, threads: int) -> list[Row]:
+    """Measure a round of flcore's own clients, and then every case."""
+    return [round_row(scale), *rows_of(ROUND_CASES, scale, threads)]
 
 
 def round_row(scale: str) -> Row:

@@ -7,11 +7,13 @@ from pathlib import Path
 from flcore_bench.contests import peer_rows
 from flcore_bench.kernels import kernel_rows
 from flcore_bench.machine import available_cores, describe_machine
+from flcore_bench.memory import memory_rows
 from flcore_bench.plot import plot
 from flcore_bench.report import Report
-from flcore_bench.round import round_row
+from flcore_bench.round import round_rows
 from flcore_bench.row import Row
 from flcore_bench.setup import Setup
+from flcore_bench.transport import transport_rows
 
 
 def run(
@@ -23,7 +25,7 @@ def run(
     plot_file: Path | None = None,
     pythons: Mapping[str, Path] | None = None,
 ) -> Report:
-    """Measure `what` ("kernels", "peers" or "round"), print a table, and write the files that are asked for.
+    """Measure `what`, as `flcore bench` knows it, print a table, and write the files that are asked for.
 
     `pythons` has the interpreters of the peers' environments. Raises `LimitBeaten`, after all is printed and written.
     """
@@ -33,7 +35,7 @@ def run(
         command=f"flcore bench {what} --scale {scale} --threads {setup.threads}",
         date=datetime.now(UTC).date().isoformat(),
         scale=scale,
-        rounds=setup.rounds if what != "round" else len(rows[0].seconds),
+        rounds=setup.rounds if what in ("kernels", "peers") else len(rows[0].seconds),
         threads=setup.threads,
         machine=describe_machine(),
         rows=rows,
@@ -51,4 +53,5 @@ def run(
 def _rows(what: str, setup: Setup, pythons: Mapping[str, Path]) -> tuple[list[Row], list[str]]:
     if what == "peers":
         return peer_rows(setup.scale, setup.threads, pythons)
-    return (kernel_rows(setup.scale, setup.threads) if what == "kernels" else [round_row(setup.scale)]), []
+    sections = {"kernels": kernel_rows, "transport": transport_rows, "round": round_rows, "memory": memory_rows}
+    return sections[what](setup.scale, setup.threads), []

@@ -19,7 +19,9 @@ class What(StrEnum):
 
     KERNELS = "kernels"
     PEERS = "peers"
+    TRANSPORT = "transport"
     ROUND = "round"
+    MEMORY = "memory"
 
 
 def bench(
@@ -27,11 +29,14 @@ def bench(
         What,
         typer.Argument(
             help="kernels: the arithmetic, against the machine's limit and NumPy. peers: against PyTorch, NVFLARE, "
-            "Flower and NumPy, each in its own environment. round: whole rounds over loopback."
+            "Flower and NumPy, each in its own environment. transport: streams of pieces, against bare gRPC. round: "
+            "whole rounds over loopback. memory: the server's peak, against what it may take. Rounds on disk go to "
+            "where TMPDIR says."
         ),
     ],
     scale: Annotated[
-        Scale, typer.Option(help="small: less than a minute and 1 GB of memory. full: several minutes and 16 GB.")
+        Scale,
+        typer.Option(help="small: a minute or two and 1 GB of memory. full: many minutes, 16 GB, and 50 GB of disk."),
     ] = Scale.SMALL,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of flcore, PyTorch and the limit (default: the cores available).")

@@ -1,0 +1,118 @@
+"""A bare grpcio stream of raw bytes, nothing checked and nothing kept: what flcore's own streams are held against.
+
+A sync client and an asyncio server, as flcore's are; pieces of one size, the same object over and over.
+"""
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import grpc
+import grpc.aio
+
+SERVICE = "bare.Stream"
+OPTIONS = [("grpc.max_receive_message_length", 64 << 20), ("grpc.max_send_message_length", 64 << 20)]
+ACKNOWLEDGEMENT = b"a"
+
+
+def serve_bare(listening: Callable[[str], None]) -> None:
+    """Serve for ever; `listening` is told the address."""
+    asyncio.run(_serve(listening))
+
+
+class BareClient:
+    """One connection to a bare server. Each method moves `size` bytes in pieces of `piece`, and returns the seconds."""
+
+    def __init__(self, address: str) -> None:
+        self._channel = grpc.insecure_channel(address, options=[*OPTIONS, ("grpc.use_local_subchannel_pool", 1)])
+        self._acknowledged: grpc.StreamStreamMultiCallable[bytes, bytes] = self._channel.stream_stream(
+            f"/{SERVICE}/Acknowledged"
+        )
+        self._counted: grpc.StreamStreamMultiCallable[bytes, bytes] = self._channel.stream_stream(f"/{SERVICE}/Counted")
+        self._download: grpc.UnaryStreamMultiCallable[bytes, bytes] = self._channel.unary_stream(f"/{SERVICE}/Download")
+
+    def upload(self, size: int, piece: int) -> float:
+        """Send without waiting; the server says at the end how much came."""
+        started = time.perf_counter()
+        (count,) = self._counted(iter(_pieces(size, piece)), wait_for_ready=True)
+        seconds = time.perf_counter() - started
+        _require_all(int(count), size)
+        return seconds
+
+    def upload_acknowledged(self, size: int, piece: int, window: int) -> float:
+        """Send, never more than `window` pieces ahead of the server's acknowledgements."""
+        credit = threading.Semaphore(window)
+
+        def sent() -> Iterator[bytes]:
+            for data in _pieces(size, piece):
+                credit.acquire()
+                yield data
+
+        started = time.perf_counter()
+        count = 0
+        for _ in self._acknowledged(sent(), wait_for_ready=True):
+            count += 1
+            credit.release()
+        seconds = time.perf_counter() - started
+        _require_all(count, -(-size // piece))
+        return seconds
+
+    def download(self, size: int, piece: int) -> float:
+        """Receive, and drop what came."""
+        started = time.perf_counter()
+        count = sum(len(data) for data in self._download(f"{size} {piece}".encode(), wait_for_ready=True))
+        seconds = time.perf_counter() - started
+        _require_all(count, size)
+        return seconds
+
+    def close(self) -> None:
+        """End the connection."""
+        self._channel.close()
+
+
+async def _serve(listening: Callable[[str], None]) -> None:
+    server = grpc.aio.server(options=OPTIONS)
+    handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
+        "Acknowledged": grpc.stream_stream_rpc_method_handler(_acknowledge),
+        "Counted": grpc.stream_stream_rpc_method_handler(_count),
+        "Download": grpc.unary_stream_rpc_method_handler(_send),
+    }
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    listening(f"127.0.0.1:{port}")
+    await server.wait_for_termination()
+
+
+async def _acknowledge(pieces: AsyncIterator[bytes], _: Any) -> AsyncIterator[bytes]:
+    async for _piece in pieces:
+        yield ACKNOWLEDGEMENT
+
+
+async def _count(pieces: AsyncIterator[bytes], _: Any) -> AsyncIterator[bytes]:
+    count = 0
+    async for piece in pieces:
+        count += len(piece)
+    yield str(count).encode()
+
+
+async def _send(request: bytes, _: Any) -> AsyncIterator[bytes]:
+    size, piece = map(int, request.split())
+    for data in _pieces(size, piece):
+        yield data
+
+
+def _pieces(size: int, piece: int) -> Iterator[bytes]:
+    """Yield `size` bytes: one object again and again, and what is left."""
+    full = bytes(piece)
+    for _ in range(size // piece):
+        yield full
+    if size % piece:
+        yield bytes(size % piece)
+
+
+def _require_all(came: int, expected: int) -> None:
+    if came != expected:
+        raise RuntimeError(f"{came} came of {expected}")

@@ -1,0 +1,38 @@
+"""`flcore bench memory`: the peak of a fresh server process under the formula that bounds it."""
+
+from itertools import product
+
+from flcore_bench.case import Case, rows_of
+from flcore_bench.row import Row
+from flcore_bench.wanted import under_formula
+
+MB = 10**6
+
+CLIENTS = {"few clients": (4, 4), "many clients": (64, 400)}
+SIZES = {"few clients": (16 * MB, 512 * MB), "many clients": (4 * MB, 16 * MB)}
+SHAPES = {"one tensor": "flat", "ten thousand tensors": "many"}
+PLANS = {
+    "streaming, float32": ("streaming", "float32"),
+    "streaming, exact": ("streaming", "exact"),
+    "at close": ("at-close", "exact"),
+}
+
+MEMORY_CASES = [
+    Case(
+        f"{plan}, {shape}, {clients}",
+        SIZES[clients],
+        shape=SHAPES[shape],
+        clients=CLIENTS[clients],
+        rounds=(2, 2),
+        plan=PLANS[plan][0],
+        accumulate=PLANS[plan][1],
+        on_disk=PLANS[plan][0] == "at-close",
+        wanted=[under_formula()],
+    )
+    for clients, shape, plan in product(CLIENTS, SHAPES, PLANS)
+]
+
+
+def memory_rows(scale: str, threads: int) -> list[Row]:
+    """Measure every combination, each in a server process of its own."""
+    return rows_of(MEMORY_CASES, scale, threads)

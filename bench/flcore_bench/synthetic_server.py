@@ -1,0 +1,82 @@
+"""A fresh server process for one measurement: it serves a job to synthetic clients, and says what that took."""
+
+import inspect
+import threading
+import time
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flcore_transport import GrpcServer, Service
+
+import flcore
+from flcore_bench.disk import DiskWatch
+from flcore_bench.inside import Asked, Event, serve
+from flcore_bench.machine import peak_bytes
+from flcore_bench.process import setup_from_parent, tell_parent
+from flcore_bench.synthetic_clients import READ_AT
+
+
+class Watcher:
+    """Notes when tasks were asked, and what memory the server had needed before the first was."""
+
+    def __init__(self) -> None:
+        self.asked_at: list[float] = []
+        self.idle_bytes = 0
+        self._lock = threading.Lock()
+
+    def watch(self, event: Event) -> None:
+        """Take note of an event; this is the server's `observe`."""
+        if isinstance(event, Asked):
+            with self._lock:
+                self.idle_bytes = self.idle_bytes or peak_bytes()
+                self.asked_at.append(time.monotonic())
+
+
+def main() -> None:
+    """Serve the job of the setup with its options, say where, and at the end print the figures."""
+    setup = setup_from_parent()
+    job = flcore.Job.load(setup["directory"], **setup["contract"])
+    options, left_out = accepted(setup["options"])
+    watcher = Watcher()
+
+    def listen(service: Service) -> GrpcServer:
+        server = GrpcServer(service)
+        tell_parent({"address": server.address})
+        return server
+
+    with DiskWatch(options.get("directory")) as disk:
+        outcome = serve(job, listen, wait_for=setup["wait_for"], observe=watcher.watch, **options)
+    tell_parent(
+        figures_of(outcome.history, watcher)
+        | {"peak_bytes": peak_bytes(), "disk_bytes": disk.high_water, "left_out": left_out}
+    )
+
+
+def accepted(options: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Return the options that this version's `serve` takes, and the names of those that it does not know yet."""
+    known = set(inspect.signature(serve).parameters)
+    taken = {name: Path(value) if name == "directory" else value for name, value in options.items() if name in known}
+    return taken, sorted(options.keys() - known)
+
+
+def figures_of(history: list[flcore.RoundRecord], watcher: Watcher) -> dict[str, Any]:
+    """Return the figures of all rounds but the first, which warms up; of a single round, its own."""
+    rounds = list(zip(history, watcher.asked_at, strict=True))[1 if len(history) > 1 else 0 :]
+    records = [record for record, _ in rounds]
+    failed = Counter(reason for record in history for reasons in record.failed.values() for reason in reasons.values())
+    return {
+        "seconds": [record.seconds["round"] for record in records],
+        "phases": {phase: [record.seconds[phase] for record in records] for phase in records[0].seconds},
+        "bytes_sent": records[0].bytes_sent,
+        "bytes_received": records[0].bytes_received,
+        "idle_bytes": watcher.idle_bytes,
+        "reached_s": [_reached_s(record, asked_at) for record, asked_at in rounds],
+        "failed": dict(failed),
+    }
+
+
+def _reached_s(record: flcore.RoundRecord, asked_at: float) -> float:
+    """Return how long it took until the last client had read its order."""
+    return max(part.metrics[READ_AT] for part in record.updates.values()) - asked_at

@@ -1,0 +1,106 @@
+"""The server's end of the transport benchmark, in a process of its own: bare, checking, or checking and folding."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from flcore_transport import GrpcServer, Inbox, Layout, Outbox, Receipt, Send
+
+import flcore
+from flcore_bench.bare_grpc import serve_bare
+from flcore_bench.federated import JOB
+from flcore_bench.inside import Federation, RoundRules, TaskMessage
+from flcore_bench.process import setup_from_parent, tell_parent
+from flcore_bench.shapes import spec_named
+from flcore_bench.tiled import Dropped, Tiled
+from flcore_bench.tuning import Tuning
+
+FOREVER_S = 1e6
+
+
+class Checking:
+    """A `Service` that lets everybody in, checks the pieces that come, and drops them."""
+
+    def __init__(self, spec: flcore.ModelSpec) -> None:
+        self._model = Tiled(spec)
+
+    def admit(self, client: str, content: bytes) -> bytes:  # noqa: ARG002 - as a `Service` has it
+        """Let a client in."""
+        return b""
+
+    def arrive(self, client: str, send: Send) -> None:
+        """Nobody is asked anything."""
+
+    def depart(self, client: str) -> None:
+        """Nobody is missed."""
+
+    def payload(self, client: str, order: int) -> Outbox:  # noqa: ARG002 - as a `Service` has it
+        """Return the same model for every order."""
+        return Outbox(self._model)
+
+    def answer(self, client: str, order: int, content: bytes, layout: Layout) -> "Checked":  # noqa: ARG002 - as a `Service` has it
+        """Begin an answer."""
+        return Checked(order, layout)
+
+    def failed(self, client: str, order: int, message: str) -> None:
+        """Nobody fails."""
+
+
+class Checked(Inbox):
+    """An answer on its way in, of which only the count of its pieces is kept."""
+
+    def __init__(self, order: int, layout: Layout) -> None:
+        super().__init__(layout, Dropped())
+        self._order = order
+
+    def commit(self) -> Receipt:
+        """Say that it was whole."""
+        self.finish()
+        return Receipt(self._order)
+
+
+def serve_checking(setup: dict[str, Any]) -> None:
+    """Serve models of the setup's size both ways, until the parent ends."""
+    server = GrpcServer(Checking(spec_named("flat", setup["size"])))
+    tell_parent({"address": server.address})
+    time.sleep(FOREVER_S)
+
+
+def serve_folding(setup: dict[str, Any]) -> None:
+    """Ask the clients for updates for ever and fold them, streaming; tell how long each round's `finish` took.
+
+    Before the first `finish` comes a pause in which all folds end, so that it tells what dividing takes alone. What
+    a later one takes longer is folding that the upload did not hide.
+    """
+    job = flcore.Job.load(JOB, **setup["contract"])
+    # Its pages are zeros that nobody reads, and take no memory.
+    model = flcore.Model(spec_named("flat", setup["size"]))
+    federation = Federation(job, model.spec)
+    server = GrpcServer(federation)
+    tell_parent({"address": server.address})
+    clients = federation.wait_for(setup["clients"], None)
+    message = TaskMessage(task="train", round=1, rounds=1, seed=0, hyperparameters={})
+    pause_s = setup["settle_s"]
+    while True:
+        aggregator = flcore.Aggregator(model.spec, accumulate=setup["accumulate"], plan="streaming")
+        federation.ask(dict.fromkeys(clients, message), model, RoundRules(FOREVER_S), aggregator).require_quorum()
+        time.sleep(pause_s)
+        pause_s = 0.0
+        started = time.perf_counter()
+        aggregator.finish()
+        tell_parent({"finish_s": time.perf_counter() - started})
+
+
+SERVERS: dict[str, Callable[[dict[str, Any]], None]] = {
+    "bare": lambda _: serve_bare(lambda address: tell_parent({"address": address})),
+    "checking": serve_checking,
+    "folding": serve_folding,
+}
+"""By the setup's `kind`."""
+
+
+def main() -> None:
+    """Be the server that the setup says."""
+    setup = setup_from_parent()
+    Tuning(**setup["tuning"]).apply()
+    SERVERS[setup["kind"]](setup)

@@ -1,0 +1,62 @@
+"""The models of the round benchmarks: as large as the published ones, and no memory for their first values."""
+
+import math
+
+import numpy as np
+import pytest
+from flcore_bench.federated import JOB, Federated
+from flcore_bench.shapes import SHAPES, spec_named
+from flcore_bench.tiled import PATTERN_BYTES, Tiled
+from flcore_transport import PiecePlan
+
+import flcore
+
+SMALL = {"flat": 8_000, "flat_bfloat16": 8_000, "many": 1_000_000, "gpt2_large": 64, "llama_3b": 64}
+
+
+@pytest.mark.parametrize(("shape", "parameters"), [("gpt2_large", 774_030_080), ("llama_3b", 3_212_749_824)])
+def test_published_models_have_their_parameters(shape: str, parameters: int) -> None:
+    assert sum(math.prod(extents) for _, _, extents in SHAPES[shape](1)) == parameters
+    assert spec_named(shape, 1).parameters == parameters
+
+
+def test_flat_and_many_have_the_size_that_is_asked_for() -> None:
+    assert spec_named("flat", 64_000_000).nbytes == 64_000_000
+    assert spec_named("flat_bfloat16", 64_000_000).parameters == 32_000_000
+    many = spec_named("many", 512_000_000)
+    assert len(many.tensors) == 10_000 and many.parameters * 4 == 512_000_000
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_job_makes_each_shape_in_place(shape: str) -> None:
+    run = Federated(shape, SMALL[shape])
+    job = flcore.Job.load(JOB, **run.overrides)
+    arrays = job.reference("server.model", job.contract.server.model)(job.contract.seed)
+    assert all(array.base is not None and not any(array.strides) for array in arrays.values())
+    model = job.initial_model()
+    assert model.spec == run.spec
+    assert all(np.all(array == np.full((), 0.5, array.dtype)) for array in model.arrays().values())
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_tiled_model_is_one_that_a_server_accepts(shape: str) -> None:
+    spec = spec_named(shape, SMALL[shape])
+    source = Tiled(spec, number=3)
+    aggregator = flcore.Aggregator(spec)
+    staged = aggregator.stage("client", 1.0)
+    for piece in PiecePlan(source.layout):
+        values = np.frombuffer(b"".join(source.read(piece)), np.float32 if piece.dtype == "float32" else np.uint16)
+        assert values.size == piece.count
+        staged.adopt(piece.segment, piece.first, values)
+    aggregator.commit(staged)
+    result = aggregator.finish().arrays()
+    assert all(0 < np.abs(array.astype(np.float32)).max() < 1 for array in result.values() if array.size > 10)
+
+
+def test_a_tiled_model_costs_no_copy_and_differs_between_clients() -> None:
+    spec = spec_named("flat", 4 * PATTERN_BYTES)
+    first, *_, last = PiecePlan(Tiled(spec).layout)
+    (one,), (other,) = Tiled(spec).read(first), Tiled(spec, number=1).read(first)
+    assert isinstance(one, memoryview) and isinstance(other, memoryview)
+    assert bytes(one) != bytes(other)
+    assert sum(memoryview(view).nbytes for view in Tiled(spec, number=2_000).read(last)) == last.count * 4
