@@ -77,6 +77,11 @@ class Upload:
         return self._intake.inbox.received
 
     @property
+    def expected(self) -> int:
+        """How many pieces it has in all."""
+        return len(self._intake.inbox.plan)
+
+    @property
     def is_complete(self) -> bool:
         """Whether the last piece is in."""
         return self._intake.inbox.is_complete

@@ -77,6 +77,10 @@ class Collected:
         return self._inbox.received
 
     @property
+    def expected(self) -> int:
+        return len(self._inbox.plan)
+
+    @property
     def is_complete(self) -> bool:
         return self._inbox.is_complete
 

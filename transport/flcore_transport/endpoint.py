@@ -46,6 +46,11 @@ class Delivery(Protocol):
         ...
 
     @property
+    def expected(self) -> int:
+        """How many pieces it has in all."""
+        ...
+
+    @property
     def is_complete(self) -> bool:
         """Whether the last piece is in."""
         ...

@@ -5,7 +5,8 @@ on where it broke off. How long it may be silent grows each time, so that a slow
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 import grpc
@@ -50,30 +51,44 @@ class Transfers:
             async with self._windows.window() as window:
                 await asyncio.wrap_future(delivery.begin())
                 yield encode_reply(_grant(delivery, window))
-                while not delivery.is_complete:
-                    piece = await self._next(pieces, context, session)
-                    if piece is None:
-                        return
-                    await self._work.answered(context, delivery.accept, piece)
-                    del piece
-                    yield encode_reply(_grant(delivery, window))
+                async with aclosing(self._coming(pieces, context, session, delivery)) as coming:
+                    async for piece in coming:
+                        await self._work.answered(context, delivery.accept, piece)
+                        yield encode_reply(_grant(delivery, window))
+                if not delivery.is_complete:
+                    return
         yield encode_reply(await self._work.answered(context, delivery.commit))
 
-    async def _next(self, pieces: AsyncIterator[bytes], context: Context, session: Session) -> bytes | None:
-        """Return the next piece, or None at the stream's end. Ends the call of a silent client if others wait."""
-        coming: asyncio.Task[bytes | None] = asyncio.ensure_future(anext(pieces, None))
+    async def _coming(
+        self, pieces: AsyncIterator[bytes], context: Context, session: Session, delivery: Delivery
+    ) -> AsyncGenerator[bytes, None]:
+        """Yield the pieces that are missing, the next one on its way while one is worked on; or fewer, if none come.
+
+        Ends the call of a silent client if others wait.
+        """
+        coming = _read(pieces)
         try:
-            while not (await asyncio.wait({coming}, timeout=session.patience_s))[0]:
-                if self._windows.is_contended:
-                    session.patience_s *= 2
-                    await context.abort(grpc.StatusCode.UNAVAILABLE, "others wait: come back and go on")
-            return coming.result()
+            for left in range(delivery.expected - delivery.received - 1, -1, -1):
+                while not (await asyncio.wait({coming}, timeout=session.patience_s))[0]:
+                    if self._windows.is_contended:
+                        session.patience_s *= 2
+                        await context.abort(grpc.StatusCode.UNAVAILABLE, "others wait: come back and go on")
+                piece = coming.result()
+                if piece is None:
+                    return
+                if left:
+                    coming = _read(pieces)
+                yield piece
         finally:
             if not coming.done():
                 coming.cancel()
                 await asyncio.wait({coming})
             if not coming.cancelled():
                 coming.exception()  # seen: an aborted call ends its reading with an error of its own
+
+
+def _read(pieces: AsyncIterator[bytes]) -> "asyncio.Task[bytes | None]":
+    return asyncio.ensure_future(anext(pieces, None))
 
 
 def _grant(delivery: Delivery, window: Window) -> Grant:
