@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from flcore.process import keep_freed_memory
 from flcore_bench.child import MeasurementFailed, measuring_environment
 
 STOP_TIMEOUT_S = 20.0
@@ -74,7 +75,10 @@ class Process:
 
 
 def setup_from_parent() -> Any:
-    """Return this process's setup, and from now on end with the process that gave it."""
+    """Return this process's setup, and from now on end with the process that gave it; as `flcore server` and
+    `flcore client` do, keep memory that was freed.
+    """
+    keep_freed_memory()
     setup = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
     # A thousand clients are a thousand sockets.

@@ -26,8 +26,9 @@ _UNITS = {"B": 1} | {
 class Budget:
     """How many bytes of payloads a server holds at most, beside the models and totals of the streaming plan.
 
-    A quarter is for pieces on their way (`windows_bytes`), a quarter for chunks being read and combined
-    (`working_bytes`), and half for updates that are staged in memory (`staging_bytes`).
+    A quarter, and at most 128 MiB, is for pieces on their way (`windows_bytes`); another quarter, and at most 64 MiB,
+    for chunks being read and combined (`working_bytes`); the rest for updates that are staged in memory
+    (`staging_bytes`).
     """
 
     nbytes: int
@@ -51,12 +52,12 @@ class Budget:
     @property
     def windows_bytes(self) -> int:
         """For pieces that are being received or sent."""
-        return self.nbytes // 4
+        return min(128 << 20, self.nbytes // 4)
 
     @property
     def working_bytes(self) -> int:
         """For chunks that are being read and combined."""
-        return self.nbytes // 4
+        return min(64 << 20, self.nbytes // 4)
 
     @property
     def staging_bytes(self) -> int:

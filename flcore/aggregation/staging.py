@@ -1,10 +1,13 @@
 """Where updates are kept until they are folded: in memory as long as there is room, on disk beyond it."""
 
+import math
 import shutil
 import tempfile
 import threading
+import time
 import weakref
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future
 from itertools import count
 from pathlib import Path
@@ -17,8 +20,15 @@ class Staging:
     without one it is made among the system's temporary files. Methods may be called from any thread.
     """
 
-    def __init__(self, memory_bytes: int | None = None, directory: Path | None = None) -> None:
-        self._limit, self._free = memory_bytes, memory_bytes or 0
+    def __init__(
+        self,
+        memory_bytes: int | None = None,
+        directory: Path | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._limit, self._free, self._clock = memory_bytes, memory_bytes or 0, clock
+        self.released_at = -math.inf
+        """When room was given back the last time: those who wait see by it that waiting makes sense."""
         self._directory = directory
         self._lock = threading.Lock()
         self._waiting: deque[tuple[int, Future[bool]]] = deque()
@@ -46,6 +56,7 @@ class Staging:
         """Give room back."""
         with self._lock:
             self._free += nbytes
+            self.released_at = self._clock()
         self._share_out()
 
     def folder(self) -> Path:

@@ -56,6 +56,11 @@ class StagedUpdate:
         """Whether its chunks are in files."""
         return isinstance(self._kept, OnDisk)
 
+    @property
+    def room_released_at(self) -> float:
+        """When others gave room back the last time, by the staging's clock."""
+        return self._staging.released_at
+
     def begin(self, *, may_wait: bool) -> "Future[None]":
         """Find room in memory, perhaps by waiting for it, or else a directory on disk. May be called again."""
         with self._lock:

@@ -13,6 +13,7 @@ from flcore.client.executor import Executor
 from flcore.client.task import Site
 from flcore.job.job import Job
 from flcore.job.site import read_site
+from flcore.process import keep_freed_memory
 
 
 def client(
@@ -26,6 +27,7 @@ def client(
     insecure_remote: Annotated[bool, typer.Option(help="Plaintext, to another machine too.")] = False,
 ) -> None:
     """Take part in a job until its server says that it is over. Waits for a server that is not there yet."""
+    keep_freed_memory()
     require_insecure(insecure, insecure_remote)
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     try:

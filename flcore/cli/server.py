@@ -14,6 +14,7 @@ from flcore.cli.progress import log_to
 from flcore.errors import FlcoreError
 from flcore.job.job import Job
 from flcore.job.site import read_site, server_site
+from flcore.process import keep_freed_memory
 from flcore.server.federation import Federation
 from flcore.server.serve import Server, serve
 
@@ -61,6 +62,7 @@ def server(
     insecure_remote: Annotated[bool, typer.Option(help="Plaintext, from other machines too.")] = False,
 ) -> None:
     """Serve a job to clients that join with `flcore client`."""
+    keep_freed_memory()
     require_insecure(insecure, insecure_remote)
     loaded = Job.load(job)
     chosen = server_site(read_site(site, loaded.directory))

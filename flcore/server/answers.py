@@ -26,7 +26,7 @@ from flcore.server.streams import Upload, untimely
 
 MAX_REASON_CHARACTERS = 2_000
 PATIENCE_S = 2.0
-"""How long an answer keeps its memory while nothing comes."""
+"""How long an answer keeps its memory while nothing comes, or waits for some while nobody lets go."""
 
 
 class Answers:
@@ -47,15 +47,20 @@ class Answers:
 
     def begin(self, exchange: Exchange, intake: Intake) -> "Future[None]":
         """Pieces could come now: find a place for them."""
-        intake.quiet_since = self._clock()
-        if exchange.aggregator is not None and intake.staged is not None:
-            begun = exchange.aggregator.begin(intake.staged)
-        else:
-            begun = Future()
+        begun: Future[None] = Future()
+        if exchange.aggregator is None or intake.staged is None:
             begun.set_result(None)
+            return begun
+        intake.waiting_since = self._clock()
+        begun = exchange.aggregator.begin(intake.staged)
+        begun.add_done_callback(lambda _: self._begun(intake))
+        return begun
+
+    def _begun(self, intake: Intake) -> None:
+        """There is a place, and the first piece may come."""
+        intake.waiting_since, intake.quiet_since = None, self._clock()
         with self._changed:
             self._changed.notify_all()  # something is due earlier now
-        return begun
 
     def take(self, exchange: Exchange, intake: Intake, piece: bytes) -> None:
         """Take the next piece of an answer."""
@@ -104,30 +109,25 @@ class Answers:
     def due_at(self, exchange: Exchange) -> float:
         """Return when `tend` has something to do next, if nothing else happens."""
         timeout_s = self._contract.server.stall_timeout_s
-        times = [
-            intake.quiet_since + (PATIENCE_S if intake.keeps_room else timeout_s)
-            for intake in exchange.intakes.values()
-            if intake.quiet_since is not None
-        ]
+        times = [time for intake in exchange.intakes.values() for time in intake.due_at(PATIENCE_S, timeout_s)]
         return min([*times, *(since + timeout_s for since in exchange.reading.values())], default=math.inf)
 
     def tend(self, exchange: Exchange) -> None:
         """See to those that nothing has come from for a while, or gone to."""
         now, timeout_s = self._clock(), self._contract.server.stall_timeout_s
         with self._changed:
-            uploads = {client: it for client, it in exchange.intakes.items() if it.quiet_since is not None}
-            quiet = {client: now - (it.quiet_since or now) for client, it in uploads.items()}
-            reading = {client: now - since for client, since in exchange.reading.items()}
-            for client, seconds in {**reading, **quiet}.items():
-                if seconds >= timeout_s:
-                    exchange.reading.pop(client, None)
-                    self.fail(exchange, client, f"no bytes for {timeout_s:g} s (server.stall_timeout_s)")
-        for client, intake in uploads.items():  # without the lock: a disk may be slow
-            if PATIENCE_S <= quiet[client] < timeout_s and intake.staged is not None and intake.keeps_room:
+            due = [(intake, *intake.due_at(PATIENCE_S, timeout_s)) for intake in exchange.intakes.values()]
+            stalled = [intake.client for intake, _, fails_at in due if fails_at <= now]
+            stalled += [client for client, since in exchange.reading.items() if since + timeout_s <= now]
+            for client in stalled:
+                exchange.reading.pop(client, None)
+                self.fail(exchange, client, f"no bytes for {timeout_s:g} s (server.stall_timeout_s)")
+        for intake, spills_at, fails_at in due:  # without the lock: a disk may be slow
+            if spills_at <= now < fails_at and intake.staged is not None:
                 try:
                     intake.staged.spill()
                 except StagingError as error:
-                    self.fail(exchange, client, str(error))
+                    self.fail(exchange, intake.client, str(error))
 
     def moved(self, exchange: Exchange, *, sent: int = 0, received: int = 0) -> None:
         """Count bytes of pieces."""

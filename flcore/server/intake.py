@@ -62,8 +62,8 @@ class Intake:
     """An answer that has been announced. It outlives the streams that carry it: a new one goes on where one broke off.
 
     `staged` is None for an answer of metrics alone. `quiet_since` is when its last piece came, and None as long as
-    nobody waits for one. Nothing in here refers back to what holds it: a model's worth of pieces is freed at once, and
-    not when the garbage collector finds it.
+    nobody waits for one; `waiting_since` is when it began to wait for room. Nothing in here refers back to what holds
+    it: a model's worth of pieces is freed at once, and not when the garbage collector finds it.
     """
 
     def __init__(self, message: UpdateMessage, form: Form, client: str, staged: StagedUpdate | None) -> None:
@@ -73,12 +73,20 @@ class Intake:
         self.stream = object()
         self.bytes = 0
         self.quiet_since: float | None = None
+        self.waiting_since: float | None = None
         self._spec = form.spec
 
-    @property
-    def keeps_room(self) -> bool:
-        """Whether it takes memory, or waits for some."""
-        return self.staged is not None and not self.staged.is_on_disk
+    def due_at(self, patience_s: float, timeout_s: float) -> tuple[float, float]:
+        """Return when it should go to disk, and when it has failed, if nothing changes (infinity: never).
+
+        It waits for room as long as others give some back, and keeps its own as long as pieces come.
+        """
+        if self.staged is None or (self.waiting_since is None and self.quiet_since is None):
+            return math.inf, math.inf
+        if self.waiting_since is not None:
+            return max(self.waiting_since, self.staged.room_released_at) + patience_s, math.inf
+        quiet_since = self.quiet_since or 0.0
+        return math.inf if self.staged.is_on_disk else quiet_since + patience_s, quiet_since + timeout_s
 
     def accept(self, piece: bytes) -> None:
         """Take the next piece, or raise an `UpdateError` that names the tensor."""

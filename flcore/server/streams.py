@@ -69,7 +69,7 @@ class Upload:
         self._stream = object()
         with intake.lock:
             intake.stream = self._stream
-            intake.quiet_since = None  # until it begins: it may have to wait in line
+            intake.quiet_since = intake.waiting_since = None  # until it begins: it may have to wait in line
 
     @property
     def received(self) -> int:

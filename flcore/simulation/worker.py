@@ -15,10 +15,12 @@ from flcore.client.task import Site
 from flcore.errors import FlcoreError
 from flcore.job.job import Job
 from flcore.job.parsing import contract_from_json
+from flcore.process import keep_freed_memory
 
 
 def main() -> int:
     """Host the clients until the server says goodbye to all of them; a client that cannot go on ends the worker."""
+    keep_freed_memory()
     setup = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
     contract = contract_from_json(setup["contract"], "the run's contract")

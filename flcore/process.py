@@ -1,0 +1,24 @@
+"""Settings of a process that moves large payloads, for programs that are nothing else: a server, a client, a worker."""
+
+import ctypes
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
+"""Names of `mallopt`'s parameters, in glibc's malloc.h."""
+
+LARGEST = 32 << 20
+"""Bytes: what is larger is mapped by itself, and given back when it is freed; glibc allows no higher bound."""
+
+
+def keep_freed_memory() -> None:
+    """Have freed memory used again, and not given back and taken anew: fresh pages cost ten times a copy into old ones.
+
+    Also, all threads share it, so that pieces that one thread receives and another lets go leave no holes. Does nothing
+    where the C library is not glibc.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):
+        return
+    mallopt(_ARENA_MAX, 1)
+    mallopt(_MMAP_THRESHOLD, LARGEST)
+    mallopt(_TRIM_THRESHOLD, 2**31 - 1)
