@@ -124,7 +124,7 @@ def test_goals_are_computed_from_figures() -> None:
     values = {
         resident(1e9): 0.7,
         idle(300e6): 200,
-        under_formula(): 700,
+        under_formula(): 0.7,
         on_disk(7): 6,
         over_floor(1.3): 2 / 1.2,
         checks(0.1): 0.05,
