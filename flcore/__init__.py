@@ -10,6 +10,7 @@ from flcore.aggregation.rules import RULES
 from flcore.client.task import Site, Task, Update
 from flcore.errors import (
     AggregationError,
+    BudgetError,
     ContractMismatch,
     CorruptUpdate,
     FlcoreError,
@@ -19,6 +20,7 @@ from flcore.errors import (
     OutOfBounds,
     QuorumError,
     SpecError,
+    StagingError,
     TaskFailed,
     TensorMismatch,
     Untimely,
@@ -26,9 +28,11 @@ from flcore.errors import (
     WeightError,
 )
 from flcore.job.job import Job
-from flcore.model.checkpoint import load, save
+from flcore.model.checkpoint import load, open_model, save
 from flcore.model.model import Arrays, Model
 from flcore.model.spec import ModelSpec, TensorSpec
+from flcore.model.stored import StoredModel
+from flcore.model.writer import ModelWriter
 from flcore.server.controller import Controller, Updates
 from flcore.server.history import Participation, RoundRecord
 from flcore.server.serve import Outcome
@@ -42,6 +46,7 @@ __all__ = [
     "Aggregator",
     "Arrays",
     "Baselines",
+    "BudgetError",
     "ContractMismatch",
     "Controller",
     "CorruptUpdate",
@@ -50,6 +55,7 @@ __all__ = [
     "JobError",
     "Model",
     "ModelSpec",
+    "ModelWriter",
     "NonFinite",
     "NotInvited",
     "OutOfBounds",
@@ -59,6 +65,8 @@ __all__ = [
     "RoundRecord",
     "Site",
     "SpecError",
+    "StagingError",
+    "StoredModel",
     "Task",
     "TaskFailed",
     "TensorMismatch",
@@ -71,6 +79,7 @@ __all__ = [
     "__version__",
     "aggregate",
     "load",
+    "open_model",
     "run",
     "save",
 ]

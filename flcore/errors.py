@@ -11,7 +11,9 @@ FlcoreError
 │   ├── OutOfBounds       a value, a weight or metrics beyond the job's bounds
 │   ├── WeightError       a weight that is no positive, finite number
 │   ├── CorruptUpdate     a piece that was corrupted, truncated or not what was announced
+│   ├── StagingError      neither memory nor disk could keep it; the server's trouble, not the client's
 │   └── Untimely          an answer that is late, stale, or was not asked for
+├── BudgetError           a budget of memory in which a job cannot run; says which would do
 ├── TaskFailed            a client's own code raised
 ├── QuorumError           too few updates make no round
 └── AggregationError      the mean cannot be held by the tensor's dtype
@@ -85,10 +87,20 @@ class CorruptUpdate(UpdateError):
     kind = "corrupt"
 
 
+class StagingError(UpdateError):
+    """Neither memory nor disk could keep it; the server's trouble, not the client's."""
+
+    kind = "staging"
+
+
 class Untimely(UpdateError):
     """An answer that is late, stale, or was not asked for."""
 
     kind = "untimely"
+
+
+class BudgetError(FlcoreError):
+    """A budget of memory in which a job cannot run; says which would do."""
 
 
 class TaskFailed(FlcoreError):

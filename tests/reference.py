@@ -8,6 +8,8 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from flcore.model.chunks import GlobalModel
+
 FLOATS: dict[str, np.dtype[Any]] = {
     "float64": np.dtype(np.float64),
     "float32": np.dtype(np.float32),
@@ -138,3 +140,9 @@ def _closest(value: Fraction, candidates: Sequence[Any]) -> set[Any]:
     distances = {candidate: abs(_exact(candidate) - value) for candidate in candidates}
     best = min(distances.values())
     return {candidate for candidate, distance in distances.items() if distance == best}
+
+
+def bits_of(model: GlobalModel) -> bytes:
+    """Return every bit of a model, gaps included, wherever it is."""
+    segments = enumerate(model.spec.segments)
+    return b"".join(model.chunk(index, 0, segment.elements).tobytes() for index, segment in segments)

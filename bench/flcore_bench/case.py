@@ -73,7 +73,7 @@ class Case:
             on_disk=self.on_disk,
             contract=self.contract,
         )
-        return replace(run, memory_limit=int(bound(run))) if self.is_confined else run
+        return replace(run, memory_limit=bound(run)) if self.is_confined else run
 
 
 def rows_of(cases: Sequence[Case], scale: str, threads: int) -> list[Row]:
@@ -107,8 +107,6 @@ def _row(case: Case, found: Measured) -> Row:
     if figures.losses:
         reasons = figures.failed | figures.refused
         notes.append(f"{figures.losses} failed or refused: {'; '.join(reasons)[:200]}")
-    if figures.left_out:
-        notes.append(f"not known to serve() yet: {', '.join(figures.left_out)}")
     size = f"{run.model_bytes / 1e6:,.0f} MB" if run.model_bytes >= 1e6 else f"{run.model_bytes / 1e3:,.0f} KB"
     return Row(
         f"{case.name}, {size} x {run.clients} clients",

@@ -73,8 +73,7 @@ class Figures:
     """What a run took: seconds per round and phase, bytes of pieces per round, memory and disk of the server.
 
     `idle_bytes` is its peak before the first task, `reached_s` how long each round's task took to reach all clients;
-    `failed` counts clients' failures by reason, `refused` what the server said no to, `left_out` names the options that
-    this version does not know.
+    `failed` counts clients' failures by reason, `refused` what the server said no to.
     """
 
     seconds: list[float]
@@ -87,7 +86,6 @@ class Figures:
     reached_s: list[float]
     failed: dict[str, int]
     refused: dict[str, int]
-    left_out: list[str]
 
     @property
     def bytes_per_round(self) -> int:

@@ -1,5 +1,6 @@
-"""What the synthetic processes take from inside flcore, where it has no public name: the job's messages, the server."""
+"""What the synthetic processes take from inside flcore, where it has no public name: messages, forms, the server."""
 
+from flcore.aggregation.budget import DEFAULT_BUDGET, Budget
 from flcore.job.messages import (
     JoinMessage,
     TaskMessage,
@@ -8,22 +9,24 @@ from flcore.job.messages import (
     parse_message,
     spec_of,
 )
-from flcore.model.model import layout_of
+from flcore.model.form import Form
 from flcore.server.events import Asked, Event
 from flcore.server.federation import Federation
 from flcore.server.round import RoundRules
 from flcore.server.serve import serve
 
 __all__ = [
+    "DEFAULT_BUDGET",
     "Asked",
+    "Budget",
     "Event",
     "Federation",
+    "Form",
     "JoinMessage",
     "RoundRules",
     "TaskMessage",
     "UpdateMessage",
     "WelcomeMessage",
-    "layout_of",
     "parse_message",
     "serve",
     "spec_of",

@@ -16,7 +16,6 @@ from flcore_bench.wanted import (
 
 MB, MIB, GIB = 10**6, 2**20, 2**30
 ROUND = (64 * MB, 512 * MB)
-HALF = (32 * MB, 256 * MB)
 FLOAT32 = "streaming in memory, float32"
 FEW = "streaming, 4 clients"
 
@@ -27,12 +26,20 @@ ROUND_CASES = [
     Case(FLOAT32, ROUND, plan="streaming", accumulate="float32", wanted=[resident(3.0e9), checks(0.10)]),
     Case("streaming in memory, exact", ROUND, plan="streaming", wanted=[resident(4.5e9), checks(0.10)]),
     Case(
-        "the same values in bfloat16",
-        HALF,
-        shape="flat_bfloat16",
+        "bfloat16 on the wire",
+        ROUND,
         plan="streaming",
         accumulate="float32",
+        contract={"wire": {"download": "bfloat16", "upload": "bfloat16"}},
         wanted=[times_as_fast(FLOAT32, 1.6)],
+    ),
+    Case(
+        "bfloat16 down, int8 differences up",
+        ROUND,
+        plan="streaming",
+        accumulate="float32",
+        contract={"wire": {"download": "bfloat16", "upload": "int8[256]"}, "tasks": {"train": {"returns": "delta"}}},
+        wanted=[times_as_fast(FLOAT32, 2.3)],
     ),
     Case(
         "at close, from disk",
@@ -80,4 +87,4 @@ ROUND_CASES = [
         note="clients answer 4 s after the task, which is when all have it",
     ),
 ]
-"""In this order: a case may be held against an earlier one. A wire dtype is a case with the contract's keys for it."""
+"""In this order: a case may be held against an earlier one."""

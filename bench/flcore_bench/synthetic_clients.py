@@ -31,7 +31,7 @@ from flcore_transport import (
 )
 
 import flcore
-from flcore_bench.inside import JoinMessage, TaskMessage, UpdateMessage, WelcomeMessage, parse_message, spec_of
+from flcore_bench.inside import Form, JoinMessage, TaskMessage, UpdateMessage, WelcomeMessage, parse_message, spec_of
 from flcore_bench.process import setup_from_parent, tell_parent
 from flcore_bench.tiled import Dropped, Tiled
 
@@ -94,7 +94,11 @@ class SyntheticClient:
     def _upload(self, welcome: Welcome, order: Order, read_at: float) -> None:
         spec = spec_from(welcome.content)
         returns = self._job.contract.tasks[parse_message(TaskMessage, order.content).task].returns
-        source = _Nothing() if returns == "metrics" else Tiled(spec, self._number)
+        source = (
+            _Nothing()
+            if returns == "metrics"
+            else Tiled(Form.narrowed(spec, self._job.contract.wire.upload), self._number)
+        )
         message = UpdateMessage(
             returns=returns,
             attempt=secrets.token_hex(8),

@@ -1,6 +1,5 @@
 """A fresh server process for one measurement: it serves a job to synthetic clients, and says what that took."""
 
-import inspect
 import threading
 import time
 from collections import Counter
@@ -12,7 +11,7 @@ from flcore_transport import GrpcServer, Service
 
 import flcore
 from flcore_bench.disk import DiskWatch
-from flcore_bench.inside import Asked, Event, serve
+from flcore_bench.inside import DEFAULT_BUDGET, Asked, Budget, Event, serve
 from flcore_bench.machine import peak_bytes
 from flcore_bench.process import setup_from_parent, tell_parent
 from flcore_bench.synthetic_clients import READ_AT
@@ -38,27 +37,24 @@ def main() -> None:
     """Serve the job of the setup with its options, say where, and at the end print the figures."""
     setup = setup_from_parent()
     job = flcore.Job.load(setup["directory"], **setup["contract"])
-    options, left_out = accepted(setup["options"])
+    options = options_of(setup["options"])
     watcher = Watcher()
 
     def listen(service: Service) -> GrpcServer:
-        server = GrpcServer(service)
+        server = GrpcServer(service, windows_bytes=options["budget"].windows_bytes)
         tell_parent({"address": server.address})
         return server
 
     with DiskWatch(options.get("directory")) as disk:
         outcome = serve(job, listen, wait_for=setup["wait_for"], observe=watcher.watch, **options)
-    tell_parent(
-        figures_of(outcome.history, watcher)
-        | {"peak_bytes": peak_bytes(), "disk_bytes": disk.high_water, "left_out": left_out}
-    )
+    tell_parent(figures_of(outcome.history, watcher) | {"peak_bytes": peak_bytes(), "disk_bytes": disk.high_water})
 
 
-def accepted(options: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Return the options that this version's `serve` takes, and the names of those that it does not know yet."""
-    known = set(inspect.signature(serve).parameters)
-    taken = {name: Path(value) if name == "directory" else value for name, value in options.items() if name in known}
-    return taken, sorted(options.keys() - known)
+def options_of(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of `serve`, from what JSON can say of them."""
+    options = {**given, "budget": Budget(given["budget_bytes"]) if "budget_bytes" in given else DEFAULT_BUDGET}
+    options.pop("budget_bytes", None)
+    return options | {"directory": Path(given["directory"])} if "directory" in given else options
 
 
 def figures_of(history: list[flcore.RoundRecord], watcher: Watcher) -> dict[str, Any]:

@@ -1,50 +1,54 @@
 """Payloads that nobody holds: a source that repeats a pattern, and a sink that drops what it is given."""
 
 import threading
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from flcore_transport import MAX_PIECE_BYTES, Buffer, PieceRange
+from flcore_transport import MAX_PIECE_BYTES, PIECE_BODY_BYTES, WIRE_DTYPES, Buffer, PieceRange, join_body
 
-import flcore
-from flcore_bench.inside import layout_of
+from flcore_bench.inside import Form
 
 PATTERN_BYTES = 8 << 20
 PHASE_BYTES = 4_096
 """How far the patterns of two clients lie apart, so that they differ."""
 
+SCALES = np.full(PIECE_BODY_BYTES // 32, 2.0**-10, np.float32).view(np.uint8)
+"""Of int8 codes in blocks, for any piece."""
+
 _DRAWING = threading.Lock()
 
 
 class Tiled:
-    """A model of `spec`: one pattern over and over, which each `number` begins elsewhere. Gaps are zero, as they must.
+    """A model in a form: one pattern over and over, which each `number` begins elsewhere. Gaps are zero, as they must.
 
     The values are finite and small. A piece is a view of the pattern, so the one copy is the one into the piece.
     """
 
-    def __init__(self, spec: flcore.ModelSpec, number: int = 0) -> None:
-        self.layout = layout_of(spec)
-        self._spec = spec
+    def __init__(self, form: Form, number: int = 0) -> None:
+        self.layout = form.layout
+        self._spec = form.spec
         self._phase = number * PHASE_BYTES
 
-    def read(self, piece: PieceRange) -> list[Buffer]:
+    def read(self, piece: PieceRange) -> Sequence[Buffer]:
         """Return the bytes of a range: views of the pattern for tensors, zeros for the gaps between them."""
-        itemsize = np.dtype(piece.dtype).itemsize
-        values = pattern(piece.dtype)
+        row = WIRE_DTYPES[piece.dtype]
+        values = pattern("int8" if row.block else piece.dtype)
         buffers: list[Buffer] = []
         position, stop = piece.first, piece.first + piece.count
         for span in self._spec.segments[piece.segment].overlapping(piece.first, stop):
             begin, end = max(span.start, position), min(span.stop, stop)
             if begin > position:
-                buffers.append(bytes((begin - position) * itemsize))
-            offset = (self._phase + begin * itemsize) % PATTERN_BYTES
-            buffers.append(values[offset : offset + (end - begin) * itemsize].data)
+                buffers.append(bytes((begin - position) * row.itemsize))
+            offset = (self._phase + begin * row.itemsize) % PATTERN_BYTES
+            buffers.append(values[offset : offset + (end - begin) * row.itemsize].data)
             position = end
         if stop > position:
-            buffers.append(bytes((stop - position) * itemsize))
-        return buffers
+            buffers.append(bytes((stop - position) * row.itemsize))
+        scales = [SCALES[: row.scale_bytes(piece.count)].data] if row.block else []
+        return join_body(piece.dtype, piece.count, buffers, scales)
 
 
 class Dropped:

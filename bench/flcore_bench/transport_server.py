@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any
 
 from flcore_transport import GrpcServer, Inbox, Layout, Outbox, Receipt, Send
@@ -9,7 +10,7 @@ from flcore_transport import GrpcServer, Inbox, Layout, Outbox, Receipt, Send
 import flcore
 from flcore_bench.bare_grpc import serve_bare
 from flcore_bench.federated import JOB
-from flcore_bench.inside import Federation, RoundRules, TaskMessage
+from flcore_bench.inside import Federation, Form, RoundRules, TaskMessage
 from flcore_bench.process import setup_from_parent, tell_parent
 from flcore_bench.shapes import spec_named
 from flcore_bench.tiled import Dropped, Tiled
@@ -26,7 +27,7 @@ class Checking:
     """A `Service` that lets everybody in, checks the pieces that come, and drops them."""
 
     def __init__(self, spec: flcore.ModelSpec) -> None:
-        self._model = Tiled(spec)
+        self._model = Tiled(Form.plain(spec))
 
     def admit(self, client: str, content: bytes) -> bytes:  # noqa: ARG002 - as a `Service` has it
         """Let a client in."""
@@ -56,6 +57,17 @@ class Checked(Inbox):
     def __init__(self, order: int, layout: Layout) -> None:
         super().__init__(layout, Dropped())
         self._order = order
+
+    @property
+    def expected(self) -> int:
+        """How many pieces it has in all."""
+        return len(self.plan)
+
+    def begin(self) -> "Future[None]":
+        """Pieces may come at once."""
+        begun: Future[None] = Future()
+        begun.set_result(None)
+        return begun
 
     def commit(self) -> Receipt:
         """Say that it was whole."""

@@ -7,7 +7,7 @@ from flcore_transport import MAX_PIECE_BYTES, PIECE_BODY_BYTES, WINDOW_PIECES
 
 PLACES = {
     "piece": ("flcore_transport.pieces", "PIECE_BODY_BYTES"),
-    "window": ("flcore_transport.grpc_server", "WINDOW_PIECES"),
+    "window": ("flcore_transport.windows", "WINDOW_PIECES"),
 }
 """The constants of the transport that are set, as modules know them."""
 

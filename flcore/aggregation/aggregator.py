@@ -6,17 +6,26 @@ When they are folded is up to the plan (see `plans`).
 import math
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
+from functools import partial
 
 from flcore_kernels import backend as backend_named
 
+from flcore.aggregation.budget import Budget
 from flcore.aggregation.plans import PLANS, Recipe
 from flcore.aggregation.rules import rule_named
-from flcore.aggregation.staging import StagedUpdate
+from flcore.aggregation.staging import Staging
+from flcore.aggregation.storage import Storage, chunks_within
+from flcore.aggregation.update import StagedUpdate
 from flcore.aggregation.weights import accumulator_of, require_accumulator, require_weight
 from flcore.errors import JobError, UpdateError
-from flcore.model.model import Model
+from flcore.model.chunks import GlobalModel
+from flcore.model.form import Form
 from flcore.model.spec import ModelSpec
+
+WAIT_S = 2.0
+"""How long an update waits for room in memory before it goes to disk."""
 
 
 class Aggregator:
@@ -26,7 +35,9 @@ class Aggregator:
     `base`, updates are differences, and the result is the base plus their combination. `plan` says when updates are
     folded: "at-close" holds them all, and folds them in the order of their clients' names; "streaming" folds each when
     it is committed, in the background, and holds a total of 4, 8 or 16 bytes per parameter. Exact sums are the same
-    bits in both. `max_abs` bounds the magnitude of every element. Methods may be called from any thread.
+    bits in both. `budget_bytes` bounds the memory of staged updates, which go to temporary files beyond it; `max_abs`
+    the magnitude of every element. A server gives the `form` in which updates travel, and the `storage` that its
+    aggregations share, which stands for `plan` and `budget_bytes`. Methods may be called from any thread.
 
     >>> import numpy as np
     >>> spec = ModelSpec.of({"w": np.zeros(2, np.float32)})
@@ -44,18 +55,24 @@ class Aggregator:
         *,
         rule: str = "mean",
         accumulate: str = "exact",
-        base: Model | None = None,
+        base: GlobalModel | None = None,
         backend: str = "auto",
         plan: str = "at-close",
+        budget_bytes: int | None = None,
         max_abs: float = math.inf,
+        form: Form | None = None,
+        storage: Storage | None = None,
     ) -> None:
-        if plan not in PLANS:
-            raise JobError(f"plan {plan!r} does not exist; expected one of {', '.join(PLANS)}")
-        self._spec, self._max_abs = spec, max_abs
+        storage = storage or _storage(plan, budget_bytes)
+        if storage.plan not in PLANS:
+            raise JobError(f"plan {storage.plan!r} does not exist; expected one of {', '.join(PLANS)}")
+        self._form, self._max_abs, self._staging = form or Form.plain(spec), max_abs, storage.staging
         used = {accumulator_of(segment.dtype, require_accumulator(accumulate)) for segment in spec.segments}
         self._strictest = "exact" if "exact" in used else accumulate
         self._backend = backend_named(backend)
-        self._plan = PLANS[plan](Recipe(spec, rule_named(rule), accumulate, base, self._backend))
+        target = partial(storage.target, spec)
+        recipe = Recipe(self._form, rule_named(rule), accumulate, base, self._backend, target, storage.read_chunks)
+        self._plan = PLANS[storage.plan](recipe)
         self._lock = threading.Lock()
         self._clients: set[str] = set()
 
@@ -67,13 +84,26 @@ class Aggregator:
         whole at the end of the block raises `TensorMismatch`.
         """
         staged = self.stage(client, weight)
-        yield staged
-        self.commit(staged)
+        try:
+            begun = self.begin(staged)
+            wait([begun], WAIT_S)
+            if not begun.done():
+                staged.spill()
+            begun.result()
+            yield staged
+            self.commit(staged)
+        except BaseException:
+            staged.drop()
+            raise
 
     def stage(self, client: str, weight: float) -> StagedUpdate:
-        """Return a new staged update, which counts only if it is committed."""
+        """Return a new staged update, which takes elements once it has begun, and counts only if it is committed."""
         accepted = require_weight(weight, self._strictest, client)
-        return StagedUpdate(self._spec, self._backend, client, accepted, self._max_abs)
+        return StagedUpdate(self._form, self._backend, self._staging, client, accepted, self._max_abs)
+
+    def begin(self, staged: StagedUpdate) -> "Future[None]":
+        """Find a place for a staged update; the future is done when there is one."""
+        return staged.begin(may_wait=self._plan.lets_go)
 
     def commit(self, staged: StagedUpdate) -> None:
         """Make a staged update count, if it is whole and its client's first."""
@@ -84,7 +114,7 @@ class Aggregator:
             self._clients.add(staged.client)
             self._plan.add(staged)
 
-    def finish(self) -> Model:
+    def finish(self) -> GlobalModel:
         """Return the combination of all committed updates; they are let go.
 
         Raises `QuorumError` where there is no update, `WeightError` where all weights are zero, and `AggregationError`
@@ -93,3 +123,11 @@ class Aggregator:
         with self._lock:
             self._clients.clear()
             return self._plan.finish()
+
+
+def _storage(plan: str, budget_bytes: int | None) -> Storage:
+    """Return the storage of one aggregation, in memory up to a budget of which half is for staging."""
+    if budget_bytes is None:
+        return Storage(plan)
+    budget = Budget(budget_bytes)
+    return Storage(plan, Staging(budget.staging_bytes), read_chunks=chunks_within(budget.working_bytes))

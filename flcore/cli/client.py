@@ -1,8 +1,7 @@
 """`flcore client`: one client of a job on a real machine."""
 
-import tomllib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from flcore_transport import GrpcConnection, split_address
@@ -12,8 +11,8 @@ from flcore.cli.server import require_insecure
 from flcore.client.client import Client
 from flcore.client.executor import Executor
 from flcore.client.task import Site
-from flcore.errors import JobError
 from flcore.job.job import Job
+from flcore.job.site import read_site
 
 
 def client(
@@ -35,19 +34,9 @@ def client(
         raise typer.BadParameter(str(error), param_hint="--server") from error
     loaded = Job.load(job)
     contract = loaded.contract
-    config = _site_config(site, loaded.directory)
+    config = read_site(site, loaded.directory)
     executor = Executor(loaded, Site(name, contract.client_names, contract.seed, config))
     connection = GrpcConnection(server, allow_remote=insecure_remote)
     console.print(f"{name}: joining {server}; Ctrl-C leaves")
     reason = Client(loaded, executor, connection, tell=console.print).start().result()
     console.print(f"{name}: {reason}")
-
-
-def _site_config(path: Path | None, directory: Path) -> dict[str, Any]:
-    file = path or directory / "site.toml"
-    if path is None and not file.is_file():
-        return {}
-    try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise JobError(f"{file}: cannot be read: {error}") from error

@@ -12,6 +12,7 @@ from flcore.cli.plot import plot_history
 from flcore.cli.progress import watching
 from flcore.cli.report import comparison, failures
 from flcore.job.job import Job
+from flcore.model.opening import first_file
 from flcore.server.serve import Outcome
 from flcore.simulation.baselines import Baselines, baselines_of
 from flcore.simulation.run import run as run_job
@@ -50,7 +51,7 @@ def run(
         console.print(line, highlight=False, soft_wrap=True, markup=False)
     for name, path in (("model", "model.safetensors"), ("best", "best.safetensors"), ("history", "history.jsonl")):
         if any(record.is_best for record in outcome.history) or name != "best":
-            console.print(f"{name:<8} {directory / path}", highlight=False, soft_wrap=True, markup=False)
+            console.print(f"{name:<8} {first_file(directory / path)}", highlight=False, soft_wrap=True, markup=False)
     console.print(f"plot     {plot or NO_PLOT}", highlight=False, soft_wrap=True, markup=False)
 
 
@@ -58,7 +59,7 @@ def _as_json(job: Job, outcome: Outcome, baselines: Baselines | None, directory:
     return {
         "job": job.contract.name,
         "fingerprint": job.contract.fingerprint,
-        "model": str(directory / "model.safetensors"),
+        "model": str(first_file(directory / "model.safetensors")),
         "history": [asdict(record) for record in outcome.history],
         "baselines": None if baselines is None else asdict(baselines),
     }

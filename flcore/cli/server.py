@@ -8,14 +8,17 @@ import typer
 from flcore_transport import GrpcServer, Service
 from rich.console import Console
 
+from flcore.aggregation.budget import Budget
 from flcore.cli.plot import plot_history
 from flcore.cli.progress import log_to
 from flcore.errors import FlcoreError
 from flcore.job.job import Job
+from flcore.job.site import read_site, server_site
 from flcore.server.federation import Federation
 from flcore.server.serve import Server, serve
 
 DEFAULT_PORT = 8470
+DEFAULT_BUDGET = "1GiB"
 
 
 class Plan(StrEnum):
@@ -34,13 +37,25 @@ def server(
     wait_for: Annotated[
         int | None, typer.Option(min=1, help="Begin when so many clients are connected. (default: the job's quorum)")
     ] = None,
-    plan: Annotated[
-        Plan,
+    budget: Annotated[
+        str | None,
         typer.Option(
-            help="at-close: hold all updates, and fold them when the round closes. streaming: fold each as it comes, "
-            "into a total of 4, 8 or 16 bytes per parameter; needs less memory for many clients."
+            metavar="SIZE",
+            help="How much memory payloads take at most, as 512MiB or 2GB; beyond it they are on disk. (default: 1GiB)",
         ),
-    ] = Plan.AT_CLOSE,
+    ] = None,
+    plan: Annotated[
+        Plan | None,
+        typer.Option(
+            help="at-close: models and updates on disk, folded chunk by chunk when the round closes; memory is the "
+            "budget. streaming: models in memory, each update folded as it comes, into a total of 4, 8 or 16 bytes per "
+            "parameter. (default: at-close)"
+        ),
+    ] = None,
+    site: Annotated[
+        Path | None,
+        typer.Option(help="Says budget and plan in its table [server]. (default: the job's site.toml, if any)"),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Where to write. (default: runs/NAME)")] = None,
     insecure: Annotated[bool, typer.Option(help="Plaintext, on this machine only.")] = False,
     insecure_remote: Annotated[bool, typer.Option(help="Plaintext, from other machines too.")] = False,
@@ -48,11 +63,15 @@ def server(
     """Serve a job to clients that join with `flcore client`."""
     require_insecure(insecure, insecure_remote)
     loaded = Job.load(job)
+    chosen = server_site(read_site(site, loaded.directory))
+    memory = Budget.parse(budget or chosen.budget or DEFAULT_BUDGET)
     directory = out or Path("runs") / loaded.contract.name
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
     def listen(service: Service) -> Server:
-        return GrpcServer(service, host=host, port=port, allow_remote=insecure_remote)
+        return GrpcServer(
+            service, host=host, port=port, allow_remote=insecure_remote, windows_bytes=memory.windows_bytes
+        )
 
     def started(running: Server, _: Federation) -> None:
         shown = running.address.replace("127.0.0.1", "localhost")
@@ -67,7 +86,8 @@ def server(
         wait_for=wait_for,
         directory=directory,
         observe=log_to(console, loaded.contract),
-        plan=plan.value,
+        plan=(plan.value if plan else chosen.plan) or Plan.AT_CLOSE.value,
+        budget=memory,
     )
     plot_history(loaded.contract, outcome.history, None, directory / "history.png")
     console.print(f"done: {', '.join(sorted(path.name for path in directory.iterdir()))} in {directory}")

@@ -33,7 +33,7 @@ from flcore_transport import (
 from flcore.client.executor import Executor
 from flcore.client.mailbox import Mailbox
 from flcore.client.task import Task, Update
-from flcore.errors import SpecError, TaskFailed, TensorMismatch
+from flcore.errors import SpecError, TaskFailed, TensorMismatch, UpdateError
 from flcore.job.job import Job
 from flcore.job.messages import (
     JoinMessage,
@@ -45,7 +45,9 @@ from flcore.job.messages import (
     spec_of,
     tensors_of,
 )
+from flcore.model.form import Form
 from flcore.model.model import Model, NamedArrays, layout_of
+from flcore.model.narrow import Feedback, Narrowed, Widened
 from flcore.model.spec import ModelSpec
 from flcore.version import __version__
 
@@ -95,6 +97,7 @@ class Client:
         # One buffer for all downloads; it holds the payload of this id.
         self._model: Model | None = None
         self._payload_id = ""
+        self._feedback: dict[str, Feedback] = {}
 
     def run(self) -> str:
         """Take part until the server says goodbye, and return its reason. Raises `Refused` if the server says no."""
@@ -157,7 +160,7 @@ class Client:
         try:
             try:
                 self._answer(welcome, order)
-            except (TaskFailed, MalformedMessage, SpecError) as error:
+            except (TaskFailed, MalformedMessage, SpecError, UpdateError) as error:
                 self._tell(f"{self._name}: {error}")
                 failure = Failure(welcome.session, order.number, str(error)[:MAX_FAILURE_CHARACTERS])
                 self._insist(lambda: self._connection.report(failure))
@@ -177,24 +180,30 @@ class Client:
             message.task, message.round, message.rounds, message.seed, message.hyperparameters, self._executor.site
         )
         update = self._executor.run(model.arrays(), task)
+        form = Form.narrowed(spec, contract.wire.upload)
         try:
             offered, source = _offered(update, contract.tasks[message.task].returns, spec)
         except (ValueError, OverflowError, TypeError) as error:
             raise TaskFailed(f"task {message.task!r} returned what cannot be sent: {error}") from error
+        if source.layout == layout_of(spec) != form.layout:
+            source = Narrowed(form, source, self._feedback_of(message.task, form))
         offer = Offer(welcome.session, order.number, offered.to_bytes(), source.layout)
         self._insist(lambda: self._connection.upload(offer, Outbox(source)))
+        if isinstance(source, Narrowed):
+            self._feedback_of(message.task, form).keep(source)
         self._tell(f"{self._name}: round {message.round} of {message.rounds}: {message.task} is in")
 
     def _download(self, welcome: Welcome, order: Order, spec: ModelSpec) -> Model:
         """Return the order's model: the one at hand, or read into the same buffer."""
         if self._model is not None and order.payload_id == self._payload_id:
             return self._model
-        if order.payload != layout_of(spec):
+        form = Form.narrowed(spec, self._job.contract.wire.download)
+        if order.payload != form.layout:
             raise TaskFailed("the payload announced is not the model that the server described")
         self._payload_id = ""
         if self._model is None or self._model.spec != spec:
             self._model = Model(spec)
-        inbox = Inbox(order.payload, self._model)
+        inbox = Inbox(order.payload, Widened(form, self._model))
 
         def download() -> None:
             for piece in self._connection.download(Fetch(welcome.session, order.number, inbox.received)):
@@ -209,6 +218,13 @@ class Client:
             raise TaskFailed(f"the model could not be read: {error}") from error
         self._payload_id = order.payload_id
         return self._model
+
+    def _feedback_of(self, task: str, form: Form) -> Feedback:
+        """Return what a task's earlier updates have left out."""
+        held = self._feedback.get(task)
+        if held is None or held.form != form:
+            held = self._feedback[task] = Feedback(form)
+        return held
 
     def _insist(self, call: Callable[[], T]) -> T:
         """Make a call again each time the connection is lost, at growing intervals, until the session is over."""

@@ -46,7 +46,8 @@ class ServerContract(_Table):
     """What runs on the server.
 
     A round counts if at least `quorum` updates are in when it closes; it closes when every sampled client has answered
-    or failed, after `deadline_s` seconds, or as soon as `close_at` updates are in.
+    or failed, after `deadline_s` seconds, or as soon as `close_at` updates are in. A client has failed once its model
+    or its update has not moved on for `stall_timeout_s`.
     """
 
     model: str
@@ -58,6 +59,7 @@ class ServerContract(_Table):
     quorum: int = Field(default=1, ge=1)
     close_at: int | None = Field(default=None, ge=1)
     deadline_s: float = Field(default=600.0, gt=0, le=1e7, allow_inf_nan=False)
+    stall_timeout_s: float = Field(default=60.0, gt=0, le=1e7, allow_inf_nan=False)
     best: str | None = Field(default=None, pattern=r"^[A-Za-z_]\w*:(max|min)$")
 
     @field_validator("rule")
@@ -79,6 +81,19 @@ class ClientContract(_Table):
 
     executor: Reference
     hyperparameters: Hyperparameters = {}
+
+
+class WireContract(_Table):
+    """What travels, and in which dtypes.
+
+    `download` and `upload` narrow floats that are wider on their way to the clients and back; int8 in blocks is for
+    differences. What rounding leaves out of an update is added to the client's next one. `tensors` are patterns of
+    names (`*` and `?`): the job is about the tensors that fit one of them, as adapters, and about no others.
+    """
+
+    download: Literal["float16", "bfloat16"] | None = None
+    upload: Literal["float16", "bfloat16", "int8[32]", "int8[64]", "int8[128]", "int8[256]"] | None = None
+    tensors: tuple[str, ...] = ("*",)
 
 
 class Bounds(_Table):
@@ -104,6 +119,7 @@ class Contract(_Table):
     client: ClientContract
     tasks: dict[TaskName, TaskContract]
     bounds: Bounds = Bounds()
+    wire: WireContract = WireContract()
 
     @model_validator(mode="after")
     def _is_sound(self) -> "Contract":
@@ -112,6 +128,12 @@ class Contract(_Table):
             raise ValueError("clients: expected at least one name, and each once")
         if self.server.best is not None and all(task.returns != "metrics" for task in self.tasks.values()):
             raise ValueError(f"server.best = {self.server.best!r} needs a task that returns metrics, as validate does")
+        if (self.wire.upload or "").startswith("int8"):
+            for name, task in self.tasks.items():
+                if task.returns == "weights":
+                    raise ValueError(
+                        f"wire.upload = {self.wire.upload!r} is for differences; tasks.{name} returns weights"
+                    )
         if self.server.quorum > len(names):
             raise ValueError(f"server.quorum = {self.server.quorum} is more than the {len(names)} clients")
         return self

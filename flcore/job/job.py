@@ -1,8 +1,9 @@
 """A job: a contract and the directory with its code."""
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,11 @@ from flcore.errors import JobError, SpecError
 from flcore.job.contract import Contract
 from flcore.job.parsing import parse_contract
 from flcore.job.references import code_digest, load_reference
-from flcore.model.checkpoint import load
-from flcore.model.model import Model
+from flcore.model.checkpoint import open_model
+from flcore.model.chunks import ChunkSource
+from flcore.model.index import INDEX, SINGLE
+from flcore.model.model import NamedArrays
+from flcore.model.spec import ModelSpec
 
 BUNDLED = Path(__file__).parent.parent / "jobs"
 
@@ -61,23 +65,47 @@ class Job:
         """Load what the contract names at `key`."""
         return load_reference(reference, self.directory, f"{self.directory / 'job.toml'}: {key}")
 
-    def initial_model(self) -> Model:
-        """Make the first global model: read a checkpoint, or call the job's function with the seed."""
+    def initial_model(self) -> ChunkSource:
+        """Make the first global model: open a checkpoint, or call the job's function with the seed.
+
+        Nothing of a checkpoint is read before its values are asked for. Of the tensors, it has those that
+        `wire.tensors` names.
+        """
         source = self.contract.server.model
-        if source.endswith(".safetensors"):
-            path = self.directory / source
-            if not path.is_file():
-                raise JobError(f"server.model: there is no file {path}")
-            return Model.of(load(path))
+        if source.endswith((SINGLE, INDEX)) or not (":" in source or source.endswith(".py")):
+            return self._chosen_of_stored(self.directory / source)
         arrays = self.reference("server.model", source)(self.contract.seed)
         if not isinstance(arrays, Mapping):
             raise JobError(
                 f"server.model: {source} returned {type(arrays).__name__}, expected a mapping from names to arrays"
             )
+        chosen = {name: arrays[name] for name in self._chosen(arrays)}
         try:
-            return Model.of(arrays)
+            return NamedArrays(ModelSpec.of(chosen), chosen)
         except SpecError as error:
             raise JobError(f"server.model: {source} returned no model: {error}") from error
+
+    def _chosen_of_stored(self, path: Path) -> ChunkSource:
+        try:
+            stored = open_model(path)
+            names = self._chosen([tensor.name for tensor in stored.spec.tensors])
+            if len(names) == len(stored.spec.tensors):
+                return stored
+            chosen = {name: stored.tensor(name) for name in names}
+            return NamedArrays(ModelSpec.of(chosen), chosen)
+        except FileNotFoundError as error:
+            raise JobError(f"server.model: there is no file {path}") from error
+        except SpecError as error:
+            raise JobError(f"server.model: {error}") from error
+
+    def _chosen(self, names: Collection[str]) -> list[str]:
+        """Return the names of the tensors that travel; each pattern must fit one."""
+        patterns = self.contract.wire.tensors
+        for pattern in patterns:
+            if names and not any(fnmatchcase(name, pattern) for name in names):
+                known = ", ".join(sorted(map(str, names))[:20])
+                raise JobError(f"wire.tensors: no tensor of the model fits {pattern}; it has {known}")
+        return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
 
 
 def _find(path: Path) -> Path:

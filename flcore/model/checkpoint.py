@@ -1,47 +1,53 @@
-"""Models in files: safetensors in and out."""
+"""Models in files: safetensors in and out, one file or several with an index."""
 
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
-import safetensors
-from safetensors.numpy import load_file, save_file
 
-from flcore.errors import SpecError
-from flcore.model.dtypes import dtype_name
-from flcore.model.model import Arrays
+from flcore.model.chunks import ChunkSource, copy_chunks
+from flcore.model.model import Arrays, NamedArrays
+from flcore.model.opening import open_shards
+from flcore.model.publish import place_of
+from flcore.model.shards import SHARD_BYTES
 from flcore.model.spec import ModelSpec
+from flcore.model.stored import StoredModel
+from flcore.model.writer import ModelWriter
 
 
-def save(arrays: Arrays, path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None) -> None:
-    """Write named arrays to a safetensors file: beside it first, then renamed, so that it is never seen half-written.
+def save(
+    model: Arrays | ChunkSource,
+    path: str | os.PathLike[str],
+    metadata: Mapping[str, str] | None = None,
+    *,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Write named arrays, a `Model` or a `StoredModel` to `path`, which is `directory/NAME.safetensors`.
 
-    Tensors are written from their own memory; one that is not contiguous is copied first.
+    It is written beside what is there and renamed, so that no half-written model is ever seen, and goes 2 MiB at a
+    time. More than `shard_bytes` of values become several files and `directory/NAME.safetensors.index.json`, for which
+    `path` stands in `load` and `open_model`. Whatever the index of an earlier model led to is removed.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    ModelSpec.of(arrays)
-    contiguous = {name: np.require(array, requirements="C") for name, array in arrays.items()}
-    try:
-        save_file(contiguous, beside, dict(metadata or {}))
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    source = NamedArrays(ModelSpec.of(model), model) if isinstance(model, Mapping) else model
+    directory, name = place_of(path)
+    with ModelWriter(source.spec, directory, name, shard_bytes=shard_bytes, metadata=metadata) as writer:
+        copy_chunks(source, writer)
+        writer.commit().close()
+
+
+def open_model(path: str | os.PathLike[str]) -> StoredModel:
+    """Open a model in files without reading its values: a safetensors file, an index, or a directory.
+
+    In a directory, it is `model.safetensors` or else `model.safetensors.index.json`; `NAME.safetensors` that is not
+    there stands for its index. Raises `SpecError`, naming the file and the tensor, for files that are no model or hold
+    a dtype that flcore does not know, and `OSError` for files that cannot be read.
+    """
+    return StoredModel(*open_shards(Path(path)))
 
 
 def load(path: str | os.PathLike[str]) -> dict[str, npt.NDArray[Any]]:
-    """Read a safetensors file, or raise `SpecError` for one that is none or holds a dtype that flcore does not know."""
-    try:
-        arrays = load_file(path)
-    except (safetensors.SafetensorError, KeyError) as error:
-        raise SpecError(f"{path} is no readable safetensors file: {error}") from error
-    for name, array in arrays.items():
-        try:
-            dtype_name(array.dtype)
-        except SpecError as error:
-            raise SpecError(f"{path}: tensor {name!r}: {error}") from error
-    return arrays
+    """Read a model's tensors into memory; `path` and errors are those of `open_model`."""
+    with open_model(path) as stored:
+        return {tensor.name: stored.tensor(tensor.name) for tensor in stored.spec.tensors}

@@ -1,29 +1,30 @@
 """A model's values, and how they become a payload.
 
 `Model` is flat: one contiguous array per segment, from which pieces are read without a copy. `NamedArrays` reads the
-pieces of a payload straight from somebody's own arrays, tensor by tensor.
+pieces of a payload straight from somebody's own arrays, tensor by tensor. What works through a model in chunks asks for
+a `ChunkSource` or a `ChunkSink`, and need not know whether the model is in memory or in files (`stored`, `writer`).
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 from flcore_kernels import storage_dtype
-from flcore_transport import Buffer, Layout, Part, PieceRange, Segment
+from flcore_transport import Buffer, Layout, PieceRange
 
+from flcore.model.chunks import require_values
 from flcore.model.dtypes import DTYPES
+from flcore.model.form import Form
 from flcore.model.spec import ModelSpec
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 """A model as its users see it: arrays by name."""
 
-PART = "model"
-
 
 def layout_of(spec: ModelSpec) -> Layout:
     """Return what a payload that holds one model of this spec consists of."""
-    return Layout((Part(PART, tuple(Segment(segment.dtype, segment.elements) for segment in spec.segments)),))
+    return Form.plain(spec).layout
 
 
 class Model:
@@ -71,6 +72,27 @@ class Model:
         target = self.segments[piece.segment][piece.first : piece.first + piece.count]
         target[:] = np.frombuffer(body, target.dtype)
 
+    def chunk(self, segment: int, first: int, stop: int) -> npt.NDArray[Any]:
+        """Return a view of elements `first` to `stop` of a segment: to read them, or to fill them."""
+        self.spec.segments[segment].require_range(first, stop)
+        return self.segments[segment][first:stop]
+
+    def put(self, segment: int, first: int, values: npt.NDArray[Any]) -> None:
+        """Take elements from `first` on; those that were filled in the view that `chunk` returned are there already."""
+        target = self.segments[segment][first : require_values(self.spec.segments[segment], first, values)]
+        if target.ctypes.data != values.ctypes.data:
+            target[:] = values
+
+    def commit(self) -> "Model":
+        """Return the model."""
+        return self
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
     def _views(self) -> Iterator[tuple[str, npt.NDArray[Any]]]:
         for segment, values in zip(self.spec.segments, self.segments, strict=True):
             for span in segment.spans:
@@ -81,25 +103,39 @@ class Model:
 class NamedArrays:
     """The payload of arrays that stay where they are; `arrays` must match `spec` (see `ModelSpec.require`).
 
-    Only a tensor that is not contiguous in memory is copied, once.
+    What is contiguous in memory is never copied for `read`; the rest is, range by range.
     """
 
     def __init__(self, spec: ModelSpec, arrays: Arrays) -> None:
-        self.layout = layout_of(spec)
-        self._spec = spec
-        # A bfloat16 array has no buffer protocol; its bytes do.
-        self._bytes = {name: np.ascontiguousarray(array).reshape(-1).view(np.uint8) for name, array in arrays.items()}
+        self.spec, self.layout = spec, layout_of(spec)
+        self._flat = {name: _flat(np.asarray(array)) for name, array in arrays.items()}
 
     def read(self, piece: PieceRange) -> list[Buffer]:
-        """Return the bytes of a range: slices of the arrays, and zeros for the gaps between them. Never copies."""
+        """Return the bytes of a range: slices of the arrays, and zeros for the gaps between them."""
         itemsize = DTYPES[piece.dtype].itemsize
         buffers: list[Buffer] = []
         position, stop = piece.first, piece.first + piece.count
-        for span in self._spec.segments[piece.segment].overlapping(piece.first, stop):
-            begin, end = max(span.start, position), min(span.stop, stop)
+        for begin, end, values in self._slices(piece.segment, piece.first, stop):
             buffers.append(bytes((begin - position) * itemsize))
-            tensor = self._bytes[span.tensor.name]
-            buffers.append(tensor[(begin - span.start) * itemsize : (end - span.start) * itemsize].data)
+            buffers.append(values.view(np.uint8).data)  # a bfloat16 array has no buffer protocol; its bytes do
             position = end
         buffers.append(bytes((stop - position) * itemsize))
         return buffers
+
+    def chunk(self, segment: int, first: int, stop: int) -> npt.NDArray[Any]:
+        """Return a copy of elements `first` to `stop` of a segment, in its storage dtype."""
+        self.spec.segments[segment].require_range(first, stop)
+        chunk = np.zeros(stop - first, storage_dtype(self.spec.segments[segment].dtype))
+        for begin, end, values in self._slices(segment, first, stop):
+            chunk[begin - first : end - first] = values.view(chunk.dtype)
+        return chunk
+
+    def _slices(self, segment: int, first: int, stop: int) -> Iterator[tuple[int, int, npt.NDArray[Any]]]:
+        for span in self.spec.segments[segment].overlapping(first, stop):
+            begin, end = max(span.start, first), min(span.stop, stop)
+            yield begin, end, self._flat[span.tensor.name][begin - span.start : end - span.start]
+
+
+def _flat(array: npt.NDArray[Any]) -> "npt.NDArray[Any] | np.flatiter[npt.NDArray[Any]]":
+    """Return what slices into an array's elements in C order: views if it is contiguous, small copies if not."""
+    return array.reshape(-1) if array.flags.c_contiguous else array.flat

@@ -87,6 +87,11 @@ class SegmentSpec:
             if span.stop > first and span.tensor.size:
                 yield span
 
+    def require_range(self, first: int, stop: int) -> None:
+        """Raise `SpecError` unless elements `first` to `stop` lie in this segment."""
+        if not 0 <= first <= stop <= self.elements:
+            raise SpecError(f"expected a range of the {self.elements} {self.dtype} elements, got {first} to {stop}")
+
     def at(self, element: int) -> tuple[TensorSpec, int]:
         """Return the tensor at or before an element, and the element's index in it (beyond its size: in the gap)."""
         span = self.spans[bisect_right(self._starts, element) - 1]

@@ -2,16 +2,21 @@
 
 import hashlib
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 
 from flcore.aggregation.aggregator import Aggregator
+from flcore.aggregation.storage import Storage
 from flcore.errors import JobError, SpecError
 from flcore.job.job import Job
 from flcore.job.messages import TaskMessage
-from flcore.model.model import Arrays, Model
+from flcore.model.chunks import GlobalModel
+from flcore.model.form import Form
+from flcore.model.model import Arrays, NamedArrays
+from flcore.model.spec import ModelSpec
 from flcore.server.events import Observer, RoundDone
 from flcore.server.exchange import Exchange
 from flcore.server.federation import Federation
@@ -31,7 +36,7 @@ class Updates:
         self.clients = tuple(sorted(exchange.answers))
         self._exchange, self._record = exchange, record
 
-    def aggregate(self) -> Model:
+    def aggregate(self) -> GlobalModel:
         """Return the next global model, by the job's rule. The updates are let go: a second call raises."""
         if self._exchange.aggregator is None:
             raise JobError(f"tasks.{self._exchange.task}: it returns metrics, and there is nothing to aggregate")
@@ -47,11 +52,30 @@ class Controller:
     """
 
     def __init__(
-        self, job: Job, model: Model, federation: Federation, results: Results, observe: Observer, plan: str
+        self,
+        job: Job,
+        model: GlobalModel,
+        federation: Federation,
+        results: Results,
+        observe: Observer,
+        storage: Storage,
     ) -> None:
-        self.job, self.initial_model, self._plan = job, model, plan
+        self.job, self._storage = job, storage
+        self._spec = model.spec
+        self._initial: GlobalModel | None = model
+        self._initial_again = weakref.ref(model)
         self._federation, self._results, self._observe = federation, results, observe
         self._record = RoundRecord(0)
+
+    @property
+    def initial_model(self) -> GlobalModel:
+        """The first global model. It is not kept: once nobody holds it any more, it is made anew."""
+        model = self._initial or self._initial_again()
+        self._initial = None
+        if model is None:
+            model = self._storage.place(self.job.initial_model())
+            self._initial_again = weakref.ref(model)
+        return model
 
     def rounds(self) -> Iterator[int]:
         """Yield the number of each round, from 1."""
@@ -74,7 +98,7 @@ class Controller:
         draw = np.random.default_rng(seed_of(self.job.contract.seed, self._record.round, "sample"))
         return sorted(draw.choice(connected, min(count, len(connected)), replace=False).tolist())
 
-    def train(self, model: Model, clients: Sequence[str], task: str = "train") -> Updates:
+    def train(self, model: GlobalModel, clients: Sequence[str], task: str = "train") -> Updates:
         """Send clients a model with a task and return their updates; raises `QuorumError` if they are too few."""
         contract = self.job.contract
         server = contract.server
@@ -86,8 +110,9 @@ class Controller:
             rule=server.rule,
             accumulate=server.accumulate,
             base=model if self._task_returns(task) == "delta" else None,
-            plan=self._plan,
             max_abs=contract.bounds.max_abs,
+            form=Form.narrowed(model.spec, contract.wire.upload),
+            storage=self._storage,
         )
         self._record.sampled = tuple(clients)
         exchange = self._ask(task, model, clients, rules, aggregator)
@@ -96,7 +121,7 @@ class Controller:
         exchange.require_quorum()
         return Updates(exchange, self._record)
 
-    def validate(self, model: Model, clients: Sequence[str], task: str = "validate") -> dict[str, float]:
+    def validate(self, model: GlobalModel, clients: Sequence[str], task: str = "validate") -> dict[str, float]:
         """Have the clients evaluate a model; return their metrics, averaged by weight ({} where none answered).
 
         A job without such a task is not validated.
@@ -107,21 +132,21 @@ class Controller:
         self._record.validate = self._ask(task, model, clients, rules, None).metrics
         return self._record.validate
 
-    def keep(self, model: Model, metrics: dict[str, float]) -> None:
+    def keep(self, model: GlobalModel, metrics: dict[str, float]) -> None:
         """Keep a model as the last one, and as the best one if its metrics are the best so far."""
         with _timed(self._record, "keep"):
             self._record.is_best = self._results.keep(model, metrics)
 
-    def model_of(self, arrays: Arrays) -> Model:
+    def model_of(self, arrays: Arrays) -> GlobalModel:
         """Return a playbook's own arrays as a global model; they must have the tensors of the initial model."""
-        model = Model.of(arrays)
-        self.initial_model.spec.require(model.spec)
-        if model.spec != self.initial_model.spec:
+        spec = ModelSpec.of(arrays)
+        self._spec.require(spec)
+        if spec != self._spec:
             raise SpecError("the arrays are not in the order of the initial model's tensors")
-        return model
+        return self._storage.place(NamedArrays(spec, arrays))
 
     def _ask(
-        self, task: str, model: Model, clients: Sequence[str], rules: RoundRules, aggregator: Aggregator | None
+        self, task: str, model: GlobalModel, clients: Sequence[str], rules: RoundRules, aggregator: Aggregator | None
     ) -> Exchange:
         contract = self.job.contract
         if not clients:

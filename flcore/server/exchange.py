@@ -10,7 +10,7 @@ from flcore_transport import Order
 
 from flcore.aggregation.aggregator import Aggregator
 from flcore.errors import QuorumError
-from flcore.model.model import Model
+from flcore.model.chunks import GlobalModel
 from flcore.server.history import Participation, weighted_average
 from flcore.server.intake import Intake
 from flcore.server.round import Round
@@ -26,16 +26,22 @@ class Traffic:
 
 @dataclass(eq=False)
 class Exchange:
-    """A round of one task. `aggregator` is None where answers are metrics alone; `model` is what the clients read."""
+    """A round of one task.
+
+    `aggregator` is None where answers are metrics alone. `model` is what the clients read, all of them the same copy,
+    and None once the round after this one has closed. `reading` has the time of their last piece for those that are at
+    it.
+    """
 
     task: str
     returns: str
     round: Round
     orders: Mapping[str, Order]
-    model: Model
+    model: GlobalModel | None
     aggregator: Aggregator | None
     intakes: dict[str, Intake] = field(default_factory=dict)
     answers: dict[str, Participation] = field(default_factory=dict)
+    reading: dict[str, float] = field(default_factory=dict)
     traffic: Traffic = field(default_factory=Traffic)
 
     @property

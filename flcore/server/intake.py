@@ -2,18 +2,14 @@
 
 import math
 import threading
-from collections.abc import Callable
 
-import numpy as np
-from flcore_kernels import storage_dtype
-from flcore_transport import Inbox, Layout, PieceError, PieceRange, ProtocolMismatch, Receipt, Refused
+from flcore_transport import Inbox, Layout, PieceError, PieceRange, ProtocolMismatch
 
-from flcore.aggregation.staging import StagedUpdate
-from flcore.errors import CorruptUpdate, OutOfBounds, TensorMismatch, Untimely, UpdateError, WeightError
+from flcore.aggregation.update import StagedUpdate
+from flcore.errors import CorruptUpdate, OutOfBounds, TensorMismatch, UpdateError, WeightError
 from flcore.job.contract import Bounds
 from flcore.job.messages import UpdateMessage, spec_of
-from flcore.model.model import layout_of
-from flcore.model.spec import ModelSpec
+from flcore.model.form import Form
 
 MAX_METRIC = 1e30
 
@@ -37,8 +33,9 @@ def check_message(message: UpdateMessage, client: str, returns: str, bounds: Bou
             raise OutOfBounds(f"metric {name!r} is {value}; metrics are numbers up to {MAX_METRIC:g}", client=client)
 
 
-def check_tensors(message: UpdateMessage, layout: Layout, client: str, spec: ModelSpec) -> None:
-    """Raise a `TensorMismatch` unless an answer announces exactly the model's tensors."""
+def check_tensors(message: UpdateMessage, layout: Layout, client: str, form: Form) -> None:
+    """Raise a `TensorMismatch` unless an answer announces exactly the model's tensors, in the form asked for."""
+    spec = form.spec
     if message.tensors is not None:
         spec.require(spec_of(message.tensors), client=client)
     if message.fingerprint != spec.fingerprint:
@@ -46,8 +43,8 @@ def check_tensors(message: UpdateMessage, layout: Layout, client: str, spec: Mod
             f"its model has fingerprint {message.fingerprint[:16] or 'none'}, expected {spec.fingerprint[:16]}",
             client=client,
         )
-    if layout != layout_of(spec):
-        raise TensorMismatch("its pieces are not laid out as its fingerprint says", client=client)
+    if layout != form.layout:
+        raise TensorMismatch("its pieces are not laid out as its fingerprint and the contract say", client=client)
 
 
 class _Staging:
@@ -58,23 +55,30 @@ class _Staging:
 
     def write(self, piece: PieceRange, body: memoryview) -> None:
         if self._staged is not None:
-            self._staged.adopt(piece.segment, piece.first, np.frombuffer(body, storage_dtype(piece.dtype)))
+            self._staged.adopt(piece, body)
 
 
 class Intake:
     """An answer that has been announced. It outlives the streams that carry it: a new one goes on where one broke off.
 
-    `staged` is None for an answer of metrics alone. Nothing in here refers back to what holds it: a model's worth of
-    pieces is freed at once, and not when the garbage collector finds it.
+    `staged` is None for an answer of metrics alone. `quiet_since` is when its last piece came, and None as long as
+    nobody waits for one. Nothing in here refers back to what holds it: a model's worth of pieces is freed at once, and
+    not when the garbage collector finds it.
     """
 
-    def __init__(self, message: UpdateMessage, spec: ModelSpec, client: str, staged: StagedUpdate | None) -> None:
+    def __init__(self, message: UpdateMessage, form: Form, client: str, staged: StagedUpdate | None) -> None:
         self.message, self.client, self.staged = message, client, staged
         self.lock = threading.Lock()
-        self.inbox = Inbox(Layout() if staged is None else layout_of(spec), _Staging(staged))
+        self.inbox = Inbox(Layout() if staged is None else form.layout, _Staging(staged))
         self.stream = object()
         self.bytes = 0
-        self._spec = spec
+        self.quiet_since: float | None = None
+        self._spec = form.spec
+
+    @property
+    def keeps_room(self) -> bool:
+        """Whether it takes memory, or waits for some."""
+        return self.staged is not None and not self.staged.is_on_disk
 
     def accept(self, piece: bytes) -> None:
         """Take the next piece, or raise an `UpdateError` that names the tensor."""
@@ -85,36 +89,3 @@ class Intake:
             tensor, _ = self._spec.segments[expected.segment].at(expected.first)
             raise CorruptUpdate(str(error), client=self.client, tensor=tensor.name) from error
         self.bytes += len(piece)
-
-
-class Upload:
-    """One stream that carries an answer: the transport's `Delivery`. The newest stream of an answer owns it."""
-
-    def __init__(
-        self, intake: Intake, take: Callable[[Intake, bytes], None], commit: Callable[[Intake], Receipt]
-    ) -> None:
-        self._intake, self._take, self._commit = intake, take, commit
-        self._stream = object()
-        with intake.lock:
-            intake.stream = self._stream
-
-    @property
-    def received(self) -> int:
-        """How many pieces are in."""
-        return self._intake.inbox.received
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether the last piece is in."""
-        return self._intake.inbox.is_complete
-
-    def accept(self, piece: bytes) -> None:
-        """Take the next piece."""
-        with self._intake.lock:
-            if self._intake.stream is not self._stream:
-                raise Refused(Untimely.kind, f"client {self._intake.client!r}: a newer stream carries this update now")
-            self._take(self._intake, piece)
-
-    def commit(self) -> Receipt:
-        """Make the answer count."""
-        return self._commit(self._intake)

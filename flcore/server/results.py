@@ -3,8 +3,10 @@
 from pathlib import Path
 
 from flcore.errors import JobError
-from flcore.model.checkpoint import save
-from flcore.model.model import Model
+from flcore.model.checkpoint import open_model, save
+from flcore.model.chunks import GlobalModel
+from flcore.model.publish import publish
+from flcore.model.stored import StoredModel
 from flcore.server.history import RoundRecord, write_history
 
 
@@ -16,7 +18,7 @@ class Results:
 
     def __init__(self, directory: Path | None, best: str | None) -> None:
         self.history: list[RoundRecord] = []
-        self.model: Model | None = None
+        self.model: GlobalModel | None = None
         self._directory, self._best = directory, best
         self._best_value: float | None = None
 
@@ -27,15 +29,28 @@ class Results:
             self._directory.mkdir(parents=True, exist_ok=True)
             write_history(self.history, self._directory / "history.jsonl")
 
-    def keep(self, model: Model, metrics: dict[str, float]) -> bool:
+    def keep(self, model: GlobalModel, metrics: dict[str, float]) -> bool:
         """Keep a model as the last one, and as the best one if it is; return whether it is."""
         self.model = model
         is_best = self._is_best(metrics)
         if self._directory is not None:
-            save(model.arrays(), self._directory / "model.safetensors")
+            path = self._directory / "model.safetensors"
+            if isinstance(model, StoredModel):
+                publish(model, path)
+            else:
+                save(model, path)
             if is_best:
-                save(model.arrays(), self._directory / "best.safetensors")
+                with open_model(path) as stored:
+                    publish(stored, self._directory / "best.safetensors")
         return is_best
+
+    def last(self) -> GlobalModel:
+        """Return the last model: the published one, if it is on disk, so that no other copy of it need stay."""
+        if self._directory is not None and isinstance(self.model, StoredModel):
+            return open_model(self._directory / "model.safetensors")
+        if self.model is None:
+            raise JobError("no model was kept")
+        return self.model
 
     def _is_best(self, metrics: dict[str, float]) -> bool:
         if self._best is None or not metrics:

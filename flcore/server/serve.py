@@ -1,15 +1,21 @@
 """Running the server's side of a job, over any transport."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from flcore_transport import Service
 
+from flcore.aggregation.budget import DEFAULT_BUDGET, Budget
+from flcore.aggregation.staging import Staging
+from flcore.aggregation.storage import Storage, chunks_within
 from flcore.errors import FlcoreError
 from flcore.job.job import Job
+from flcore.model.chunks import GlobalModel
 from flcore.model.model import Model
+from flcore.model.temporary import TemporaryModels
 from flcore.server.controller import Controller
 from flcore.server.events import Observer, unobserved
 from flcore.server.federation import Federation
@@ -34,7 +40,7 @@ class Outcome(NamedTuple):
     """What came out of a job: one record per round, and the last global model."""
 
     history: list[RoundRecord]
-    model: Model
+    model: GlobalModel
 
 
 def serve(
@@ -46,29 +52,50 @@ def serve(
     directory: Path | None = None,
     observe: Observer = unobserved,
     plan: str = "at-close",
+    budget: Budget = DEFAULT_BUDGET,
 ) -> Outcome:
     """Run a job's server until its playbook ends; `listen` opens the transport, `started` is called when it is open.
 
     The first round begins when `wait_for` clients are connected (the quorum, if None). `plan` says when updates are
-    folded (see `Aggregator`). Clients are told how it ended.
+    folded (see `Aggregator`), and `budget` how much memory they take until then. Clients are told how it ended.
     """
     playbook = playbook_of(job)
-    model = job.initial_model()
-    federation = Federation(job, model.spec, observe=observe)
-    results = Results(directory, job.contract.server.best)
-    control = Controller(job, model, federation, results, observe, plan)
-    server = listen(federation)
-    reason = "the server was stopped"
+    with _storage(plan, budget, directory) as storage:
+        source = job.initial_model()
+        if directory is not None:
+            budget.require(plan, source.spec, job.contract.server.accumulate)
+        model = storage.place(source)
+        federation = Federation(job, model.spec, observe=observe)
+        results = Results(directory, job.contract.server.best)
+        control = Controller(job, model, federation, results, observe, storage)
+        del source, model  # they are let go after the round in which they are sent
+        server = listen(federation)
+        reason = "the server was stopped"
+        try:
+            started(server, federation)
+            federation.wait_for(wait_for or job.contract.server.quorum, timeout_s=None)
+            playbook(control)
+            if results.model is None:  # a playbook that keeps nothing ends with what it began with
+                results.keep(control.initial_model, {})
+            reason = "the job is done"
+        except FlcoreError as error:
+            reason = f"the job failed: {error}"
+            raise
+        finally:
+            server.close(reason)
+        return Outcome(results.history, results.last())
+
+
+@contextmanager
+def _storage(plan: str, budget: Budget, directory: Path | None) -> Iterator[Storage]:
+    """Say where payloads are: staged within the budget, models on disk if the plan keeps them there."""
+    chunks = chunks_within(budget.working_bytes)
+    if directory is None:
+        yield Storage(plan, Staging(budget.staging_bytes), read_chunks=chunks)
+        return
+    staging, models = Staging(budget.staging_bytes, directory / ".staging"), TemporaryModels(directory / ".models")
     try:
-        started(server, federation)
-        federation.wait_for(wait_for or job.contract.server.quorum, timeout_s=None)
-        playbook(control)
-        if results.model is None:  # a playbook that keeps nothing ends with what it began with
-            results.keep(model, {})
-        reason = "the job is done"
-    except FlcoreError as error:
-        reason = f"the job failed: {error}"
-        raise
+        yield Storage(plan, staging, models if plan == "at-close" else Model, chunks)
     finally:
-        server.close(reason)
-    return Outcome(results.history, results.model or model)
+        staging.close()
+        models.close()

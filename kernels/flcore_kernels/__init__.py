@@ -41,7 +41,7 @@ from flcore_kernels.errors import (
     UnknownDType,
     WeightRange,
 )
-from flcore_kernels.totals import ACCUMULATORS, Total
+from flcore_kernels.totals import ACCUMULATORS, Total, bytes_per_element
 from flcore_kernels.weights import EXACT_RANGE
 
 __all__ = [
@@ -68,6 +68,7 @@ __all__ = [
     "UnknownDType",
     "WeightRange",
     "backend",
+    "bytes_per_element",
     "plan_chunks",
     "storage_dtype",
     "warm",

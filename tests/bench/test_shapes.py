@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 from flcore_bench.federated import JOB, Federated
+from flcore_bench.inside import Form
 from flcore_bench.shapes import SHAPES, spec_named
 from flcore_bench.tiled import PATTERN_BYTES, Tiled
 from flcore_transport import PiecePlan
@@ -41,7 +42,7 @@ def test_a_job_makes_each_shape_in_place(shape: str) -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_tiled_model_is_one_that_a_server_accepts(shape: str) -> None:
     spec = spec_named(shape, SMALL[shape])
-    source = Tiled(spec, number=3)
+    source = Tiled(Form.plain(spec), number=3)
     aggregator = flcore.Aggregator(spec)
     staged = aggregator.stage("client", 1.0)
     for piece in PiecePlan(source.layout):
@@ -55,8 +56,8 @@ def test_a_tiled_model_is_one_that_a_server_accepts(shape: str) -> None:
 
 def test_a_tiled_model_costs_no_copy_and_differs_between_clients() -> None:
     spec = spec_named("flat", 4 * PATTERN_BYTES)
-    first, *_, last = PiecePlan(Tiled(spec).layout)
-    (one,), (other,) = Tiled(spec).read(first), Tiled(spec, number=1).read(first)
+    first, *_, last = PiecePlan(Tiled(Form.plain(spec)).layout)
+    (one,), (other,) = Tiled(Form.plain(spec)).read(first), Tiled(Form.plain(spec), number=1).read(first)
     assert isinstance(one, memoryview) and isinstance(other, memoryview)
     assert bytes(one) != bytes(other)
-    assert sum(memoryview(view).nbytes for view in Tiled(spec, number=2_000).read(last)) == last.count * 4
+    assert sum(memoryview(view).nbytes for view in Tiled(Form.plain(spec), number=2_000).read(last)) == last.count * 4

@@ -14,6 +14,7 @@ import pytest
 from flcore_transport import GrpcConnection, GrpcServer, InProcessConnection, InProcessServer, Join, Service, Welcome
 
 from flcore import Arrays, Job, Outcome, Site, Task, Update
+from flcore.aggregation.budget import DEFAULT_BUDGET, Budget
 from flcore.client.client import Client
 from flcore.client.executor import Executor
 from flcore.job.messages import JoinMessage
@@ -67,7 +68,7 @@ class Stage:
     def contract(self, tasks: Mapping[str, str], clients: Any = 3, **server: Any) -> Job:
         (self.directory / "code.py").write_text(CODE)
         bounds = server.pop("bounds", {"max_weight": 1000, "max_abs": 100, "max_metrics": 3})
-        same_code = server.pop("same_code", False)
+        same_code, wire = server.pop("same_code", False), server.pop("wire", {})
         content = {
             "name": "staged",
             "clients": clients,
@@ -76,6 +77,7 @@ class Stage:
             "client": {"executor": "code.py"},
             "tasks": {name: {"returns": returns} for name, returns in tasks.items()},
             "bounds": bounds,
+            "wire": wire,
         }
         return Job(parse_contract(content, "the test's contract"), self.directory)
 
@@ -87,6 +89,7 @@ class Stage:
         clients: Any = 3,
         out: Path | None = None,
         plan: str = "at-close",
+        budget: Budget = DEFAULT_BUDGET,
         **server: Any,
     ) -> None:
         """Start the server; its outcome is `result()`."""
@@ -94,7 +97,9 @@ class Stage:
         listening: Future[Server] = Future()
 
         def listen(service: Service) -> Server:
-            return GrpcServer(service) if self.transport == "grpc" else InProcessServer(service)
+            if self.transport == "in-process":
+                return InProcessServer(service)
+            return GrpcServer(service, windows_bytes=budget.windows_bytes)
 
         def started(server: Server, federation: Federation) -> None:
             self.federation = federation
@@ -110,6 +115,7 @@ class Stage:
                     directory=out,
                     observe=self.events.append,
                     plan=plan,
+                    budget=budget,
                 )
             except BaseException as error:
                 if not listening.done():
@@ -119,11 +125,14 @@ class Stage:
         self._outcome = self.pool.submit(run)
         self.server = listening.result(20)
         self._clients: list[Client] = []
+        self._connections: list[GrpcConnection | InProcessConnection] = []
 
     def connect(self) -> GrpcConnection | InProcessConnection:
         if isinstance(self.server, InProcessServer):
-            return InProcessConnection(self.server)
-        return GrpcConnection(self.server.address)
+            self._connections.append(InProcessConnection(self.server))
+        else:
+            self._connections.append(GrpcConnection(self.server.address))
+        return self._connections[-1]
 
     def client(
         self, name: str, train: Function | None = None, job: Job | None = None, **functions: Function
@@ -153,6 +162,8 @@ class Stage:
         if hasattr(self, "server"):
             self.federation.give_up("the test is over")
             self.server.close("the test is over")
+            for connection in self._connections:
+                connection.close()
 
 
 @pytest.fixture(params=["grpc", "in-process"])

@@ -6,20 +6,17 @@ import numpy as np
 import pytest
 
 import flcore
-from flcore import Job, JobError, Model, Outcome
+from flcore import Job, JobError, Model
 from flcore.simulation.baselines import baselines_of
-
-
-def bits(outcome: Outcome) -> list[bytes]:
-    return [segment.tobytes() for segment in outcome.model.segments]
+from tests.reference import bits_of
 
 
 def test_the_same_job_gives_the_same_bits_however_its_clients_are_hosted() -> None:
     in_threads = flcore.run("digits", workers=0, rounds=3)
     again = flcore.run("digits", workers=0, rounds=3)
     in_processes = flcore.run("digits", workers=2, rounds=3)
-    assert bits(in_threads) == bits(again) == bits(in_processes)
-    assert bits(flcore.run("digits", workers=0, rounds=3, seed=8)) != bits(again)
+    assert bits_of(in_threads.model) == bits_of(again.model) == bits_of(in_processes.model)
+    assert bits_of(flcore.run("digits", workers=0, rounds=3, seed=8).model) != bits_of(again.model)
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])

@@ -1,11 +1,15 @@
 """Both transports behind one fixture, and a service to serve: every test of them runs on each."""
 
+import random
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 import pytest
 from flcore_transport import (
+    WIRE_DTYPES,
+    Buffer,
     Fetch,
     GrpcConnection,
     GrpcServer,
@@ -20,10 +24,15 @@ from flcore_transport import (
     Refused,
     Segment,
     Send,
+    Source,
+    join_body,
 )
 
 MODEL = Layout((Part("model", (Segment("float32", 2_000_128),)),))
 """Four pieces, the last of them short."""
+
+MIXED = Layout((Part("model", (Segment("float32", 600_064), Segment("int8[64]", 2_097_664))),))
+"""Two pieces of float32, then two of codes with their scales; the last of each short."""
 
 Connection = GrpcConnection | InProcessConnection
 
@@ -35,6 +44,20 @@ class Pattern:
 
     def read(self, piece: PieceRange) -> list[bytes]:
         return [bytes([piece.first // 256 % 251]) * (piece.count * 4)]
+
+
+class MixedPattern:
+    """A source of float32 elements, and of codes with scales; both depend on where they are."""
+
+    layout = MIXED
+
+    def read(self, piece: PieceRange) -> list[Buffer]:
+        return join_body(piece.dtype, piece.count, *([buffer] for buffer in self.expected(piece)))
+
+    def expected(self, piece: PieceRange) -> tuple[bytes, bytes]:
+        row = WIRE_DTYPES[piece.dtype]
+        made = random.Random(f"{piece.segment} {piece.first}")
+        return made.randbytes(piece.count * row.itemsize), made.randbytes(row.scale_bytes(piece.count))
 
 
 @dataclass
@@ -54,11 +77,20 @@ class Collected:
         return self._inbox.received
 
     @property
+    def expected(self) -> int:
+        return len(self._inbox.plan)
+
+    @property
     def is_complete(self) -> bool:
         return self._inbox.is_complete
 
     def write(self, _: PieceRange, body: memoryview) -> None:
         self.bodies.append(bytes(body))
+
+    def begin(self) -> "Future[None]":
+        future: Future[None] = Future()
+        future.set_result(None)
+        return future
 
     def accept(self, piece: bytes) -> None:
         self._inbox.accept(piece)
@@ -78,6 +110,7 @@ class RecordingService:
         self.failures: list[tuple[str, int, str]] = []
         self.deliveries: dict[str, Collected] = {}
         self.contents: list[bytes] = []
+        self.source: Source = Pattern()
 
     def admit(self, client: str, content: bytes) -> bytes:
         if client == "stranger":
@@ -97,7 +130,7 @@ class RecordingService:
     def payload(self, client: str, order: int) -> Outbox:
         if order != 1:
             raise Refused("untimely", f"{client} has no order {order}")
-        return Outbox(Pattern())
+        return Outbox(self.source)
 
     def answer(self, client: str, order: int, content: bytes, layout: Layout) -> Collected:
         self.contents.append(content)

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 from flcore_transport import (
+    WIRE_DTYPES,
+    Buffer,
     Inbox,
     Layout,
     Outbox,
@@ -12,10 +14,12 @@ from flcore_transport import (
     PiecePlan,
     PieceRange,
     Segment,
+    join_body,
     piece_elements,
+    split_body,
 )
 
-F32, I8 = piece_elements("float32"), piece_elements("int8")
+F32, I8, Q64 = (piece_elements(dtype) for dtype in ("float32", "int8", "int8[64]"))
 
 
 class Memory:
@@ -23,22 +27,28 @@ class Memory:
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
-        itemsize = {"float32": 4, "int8": 1}
         self.segments = {
-            (p, s): bytearray(segment.elements * itemsize[segment.dtype])
+            (p, s): (bytearray(segment.elements * row.itemsize), bytearray(row.scale_bytes(segment.elements)))
             for p, part in enumerate(layout.parts)
             for s, segment in enumerate(part.segments)
+            for row in [WIRE_DTYPES[segment.dtype]]
         }
 
-    def read(self, piece: PieceRange) -> list[memoryview]:
-        return [memoryview(self.segments[piece.part, piece.segment])[self._slice(piece)]]
+    def read(self, piece: PieceRange) -> list[Buffer]:
+        elements, scales = self._views(piece)
+        return join_body(piece.dtype, piece.count, [elements], [scales])
 
     def write(self, piece: PieceRange, body: memoryview) -> None:
-        self.segments[piece.part, piece.segment][self._slice(piece)] = body
+        for view, came in zip(self._views(piece), split_body(piece.dtype, piece.count, body), strict=True):
+            view[:] = came
 
-    def _slice(self, piece: PieceRange) -> slice:
-        size = 4 if piece.dtype == "float32" else 1
-        return slice(piece.first * size, (piece.first + piece.count) * size)
+    def _views(self, piece: PieceRange) -> tuple[memoryview, memoryview]:
+        elements, scales = self.segments[piece.part, piece.segment]
+        row, stop = WIRE_DTYPES[piece.dtype], piece.first + piece.count
+        return (
+            memoryview(elements)[piece.first * row.itemsize : stop * row.itemsize],
+            memoryview(scales)[row.scale_bytes(piece.first) : row.scale_bytes(stop)],
+        )
 
 
 def layout(*parts: list[tuple[str, int]]) -> Layout:
@@ -48,7 +58,8 @@ def layout(*parts: list[tuple[str, int]]) -> Layout:
 def filled(of: Layout) -> Memory:
     memory = Memory(of)
     for number, segment in enumerate(memory.segments.values()):
-        segment[:] = np.random.default_rng(number).bytes(len(segment))
+        for buffer in segment:
+            buffer[:] = np.random.default_rng(number).bytes(len(buffer))
     return memory
 
 
@@ -59,6 +70,7 @@ LAYOUTS = [
     layout([("float32", 256)]),
     layout([("float32", F32)]),
     layout([("float32", F32 + 256), ("int8", 512)], [("float32", 0), ("int8", 2 * I8)]),
+    layout([("float32", 512), ("int8[64]", 2 * Q64 + 256)], [("int8[256]", 768), ("int8[32]", 0)]),
 ]
 
 
@@ -86,7 +98,21 @@ def test_the_plan_covers_every_element_once_and_in_order() -> None:
         plan[5]
 
 
-@pytest.mark.parametrize("segment", [("float32", 100), ("float32", -256), ("complex64", 256)])
+def test_a_full_piece_of_codes_has_as_many_elements_as_one_of_int8() -> None:
+    plan = PiecePlan(layout([("int8[64]", I8 + 256)]))
+    assert [(p.first, p.count) for p in plan] == [(0, I8), (I8, 256)]
+
+
+def test_a_source_that_gives_another_body_than_its_layout_has_is_refused_before_it_is_sent() -> None:
+    class Short(Memory):
+        def read(self, piece: PieceRange) -> list[Buffer]:
+            return super().read(piece)[:-1]
+
+    with pytest.raises(PieceError, match=r"the body of 256 of 'int8.64.': 16 bytes came, expected 272"):
+        Outbox(Short(layout([("int8[64]", 256)]))).piece(0)
+
+
+@pytest.mark.parametrize("segment", [("float32", 100), ("float32", -256), ("complex64", 256), ("int8[64]", 64)])
 def test_a_layout_that_no_model_has_is_refused(segment: tuple[str, int]) -> None:
     with pytest.raises(PieceError, match="multiple of 256"):
         PiecePlan(layout([segment]))

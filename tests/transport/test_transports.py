@@ -19,9 +19,10 @@ from flcore_transport import (
     Receipt,
     Refused,
     Welcome,
+    split_body,
 )
 
-from tests.transport.conftest import MODEL, Collected, Connection, Pattern, Rig
+from tests.transport.conftest import MIXED, MODEL, Collected, Connection, MixedPattern, Pattern, Rig
 
 
 def join(rig: Rig, client: str = "a", instance: str = "1", content: bytes = b"!") -> tuple[str, Iterator[FromServer]]:
@@ -118,6 +119,19 @@ def test_an_upload_arrives_whole_and_is_receipted(rig: Rig) -> None:
     assert delivery.is_committed
     assert delivery.bodies == [Pattern().read(piece)[0] for piece in Outbox(Pattern()).plan]
     assert rig.service.contents == [b"mine"]
+
+
+def test_float_and_quantized_segments_travel_together_both_ways(rig: Rig) -> None:
+    secret, _ = join(rig)
+    rig.service.source = source = MixedPattern()
+    fetched = Collected(MIXED)
+    for piece in rig.fetch(secret):
+        fetched.accept(piece)
+    assert rig.connect().upload(Offer(secret, 1, b"", MIXED), Outbox(source)) == Receipt(1)
+    for bodies in (fetched.bodies, rig.service.deliveries["a"].bodies):
+        for body, of in zip(bodies, Outbox(source).plan, strict=True):
+            elements, scales = split_body(of.dtype, of.count, memoryview(body))
+            assert (bytes(elements), bytes(scales)) == source.expected(of)
 
 
 def test_a_receipt_can_be_asked_for_again(rig: Rig) -> None:

@@ -8,7 +8,7 @@ transports. gRPC is imported with the first gRPC server or connection.
 
 from typing import TYPE_CHECKING
 
-from flcore_transport.endpoint import WINDOW_PIECES, Delivery, Endpoint, Send, Service
+from flcore_transport.endpoint import Delivery, Endpoint, Send, Service
 from flcore_transport.errors import (
     AddressUnavailable,
     ConnectionLost,
@@ -19,7 +19,16 @@ from flcore_transport.errors import (
     Refused,
     TransportError,
 )
-from flcore_transport.framing import MAX_PIECE_BYTES, Buffer, schema_message
+from flcore_transport.framing import (
+    MAX_PIECE_BYTES,
+    Buffer,
+    body_bytes,
+    join_body,
+    message_bytes,
+    message_metadata,
+    schema_message,
+    split_body,
+)
 from flcore_transport.grpc_channel import split_address
 from flcore_transport.in_process import InProcessConnection, InProcessServer
 from flcore_transport.messages import (
@@ -39,6 +48,7 @@ from flcore_transport.messages import (
     Receipt,
     Segment,
     Welcome,
+    WireDType,
 )
 from flcore_transport.pieces import (
     PIECE_BODY_BYTES,
@@ -50,6 +60,7 @@ from flcore_transport.pieces import (
     Source,
     piece_elements,
 )
+from flcore_transport.windows import WINDOW_PIECES
 
 if TYPE_CHECKING:
     from flcore_transport.grpc_client import GrpcConnection
@@ -98,9 +109,15 @@ __all__ = [
     "Source",
     "TransportError",
     "Welcome",
+    "WireDType",
+    "body_bytes",
+    "join_body",
+    "message_bytes",
+    "message_metadata",
     "piece_elements",
     "schema_message",
     "split_address",
+    "split_body",
 ]
 
 

@@ -7,6 +7,7 @@ under the client's name. Both transports run on this class, so whatever it refus
 import secrets
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -29,8 +30,8 @@ from flcore_transport.pieces import Outbox
 Send = Callable[[FromServer], None]
 """Puts a message on a session's stream; never blocks, may be called from any thread."""
 
-WINDOW_PIECES = 4
-"""How many pieces a client may send ahead of what the server has taken."""
+PATIENCE_S = 2.0
+"""After how many seconds without a piece an upload gives way to those that wait; more for a client that did before."""
 
 MAX_INSTANCE_CHARACTERS = 64
 MAX_REASON_BYTES = 3_000
@@ -45,8 +46,17 @@ class Delivery(Protocol):
         ...
 
     @property
+    def expected(self) -> int:
+        """How many pieces it has in all."""
+        ...
+
+    @property
     def is_complete(self) -> bool:
         """Whether the last piece is in."""
+        ...
+
+    def begin(self) -> "Future[None]":
+        """Pieces could come now; the future is done as soon as they may."""
         ...
 
     def accept(self, piece: bytes) -> None:
@@ -94,6 +104,7 @@ class Session:
     instance: str
     secret: str = field(default_factory=lambda: secrets.token_urlsafe(24))
     send: Send | None = None
+    patience_s: float = 0.0
 
 
 class Endpoint:
@@ -122,7 +133,7 @@ class Endpoint:
             if session is None or session.instance != join.instance:
                 if session is not None and session.send is not None:
                     raise Refused("name-taken", f"a client named {join.client!r} is connected already")
-                session = self._replace(session, Session(join.client, join.instance))
+                session = self._replace(session, Session(join.client, join.instance, patience_s=PATIENCE_S))
             session.send = send
             send(Welcome(session.secret, content))
             self._service.arrive(join.client, send)
@@ -135,17 +146,25 @@ class Endpoint:
                 session.send = None
                 self._service.depart(session.client)
 
+    def session(self, secret: str) -> Session:
+        """Return the session that a secret belongs to, or raise `Refused`."""
+        with self._lock:
+            session = self._by_secret.get(secret)
+        if session is None:
+            raise Refused("unknown-session", "the server does not know this session: join again")
+        return session
+
     def fetch(self, fetch: Fetch) -> Outbox:
         """Return the payload that a client asks for."""
-        return self._service.payload(self._client(fetch.session), fetch.order)
+        return self._service.payload(self.session(fetch.session).client, fetch.order)
 
     def offer(self, offer: Offer) -> Delivery:
         """Begin, or go on with, an upload."""
-        return self._service.answer(self._client(offer.session), offer.order, offer.content, offer.layout)
+        return self._service.answer(self.session(offer.session).client, offer.order, offer.content, offer.layout)
 
     def report(self, failure: Failure) -> Receipt:
         """Take note that a client could not do its order."""
-        self._service.failed(self._client(failure.session), failure.order, failure.message)
+        self._service.failed(self.session(failure.session).client, failure.order, failure.message)
         return Receipt(failure.order)
 
     def close(self, reason: str) -> None:
@@ -161,13 +180,6 @@ class Endpoint:
             del self._by_secret[old.secret]
         self._by_client[new.client] = self._by_secret[new.secret] = new
         return new
-
-    def _client(self, secret: str) -> str:
-        with self._lock:
-            session = self._by_secret.get(secret)
-        if session is None:
-            raise Refused("unknown-session", "the server does not know this session: join again")
-        return session.client
 
 
 def refusal(error: TransportError) -> Refusal:

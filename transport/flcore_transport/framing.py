@@ -2,12 +2,16 @@
 
     header   magic "FLCP" | protocol u16 | part u16 | segment u16 | zero u16 | zero u32
              first element u64 | count u64 | bytes of the message u64 | zero u64 | zero u64 | hash u64
-    message  the record batch of one non-null column: 144 bytes of metadata, then count elements
+    message  the record batch: its metadata, then its body
+             plain      one non-null column: 144 bytes of metadata, then count elements
+             quantized  a row for each block: 224 bytes of metadata, then the scales, zeros up to a multiple of 8 bytes,
+                        and count int8 codes
 
 All little-endian. The hash is xxh3 (64 bits) over the header before it and the message. The message's metadata is the
-same bytes for the same count, whatever the dtype: `METADATA`, kept here as bytes of our own and patched with the
-counts, so that no release of pyarrow changes the wire, and so that a received piece is compared and never parsed.
-`schema_message` gives what must stand before a segment's messages for `pyarrow.ipc.open_stream` to read them.
+same bytes for the same count, whatever the plain dtype or the block: `METADATA` and `QUANTIZED_METADATA`, kept here as
+bytes of our own and patched with the counts, so that no release of pyarrow changes the wire, and so that a received
+piece is compared and never parsed. `schema_message` gives what must stand before a segment's messages for
+`pyarrow.ipc.open_stream` to read them.
 """
 
 import struct
@@ -16,7 +20,7 @@ from collections.abc import Sequence
 import xxhash
 
 from flcore_transport.errors import PieceError, ProtocolMismatch
-from flcore_transport.messages import PROTOCOL, WIRE_DTYPES
+from flcore_transport.messages import PROTOCOL, wire_dtype
 
 Buffer = bytes | bytearray | memoryview
 
@@ -32,25 +36,84 @@ METADATA = bytes.fromhex(
     "0000000002000000000000000000000000000000000000000000000000000000ffffffffffffffff"
     "0000000001000000ffffffffffffffff0000000000000000"
 )
-"""Flatbuffer of a record batch with one non-null column; the runs of eight `ff` are the counts to patch."""
+"""Flatbuffer of a record batch with one non-null column; each run of eight `ff` is a count to patch."""
 
-_BODY_OFFSET = HEADER_BYTES + len(METADATA)
+QUANTIZED_METADATA = bytes.fromhex(
+    "ffffffffd800000014000000000000000c0016000600050008000c000c0000000003040018000000"
+    "ffffffffffffffff00000a0018000c00040008000a0000006c00000010000000ffffffffffffffff"
+    "0000000005000000000000000000000000000000000000000000000000000000ffffffffffffffff"
+    "ffffffffffffffff0000000000000000ffffffffffffffff0000000000000000ffffffffffffffff"
+    "ffffffffffffffff0000000003000000ffffffffffffffff0000000000000000ffffffffffffffff"
+    "0000000000000000ffffffffffffffff0000000000000000"
+)
+"""The same of a record batch with non-null columns `scale: float32` and `codes: fixed_size_list<int8>[block]`."""
+
+_TO_PATCH = b"\xff" * 8
 
 
-def metadata(count: int, itemsize: int) -> bytes:
-    """Return the canonical metadata of a message of `count` elements of `itemsize` bytes."""
-    patched = bytearray(METADATA)
-    for offset, value in ((40, count * itemsize), (72, count), (112, count * itemsize), (128, count)):
-        struct.pack_into("<Q", patched, offset, value)
-    return bytes(patched)
+def body_bytes(dtype: str, count: int) -> int:
+    """Return how many bytes the body of a message of `count` elements has.
+
+    >>> body_bytes("float32", 256), body_bytes("int8[256]", 256)
+    (1024, 264)
+    """
+    row = wire_dtype(dtype, count)
+    return row.elements_at(count) + count * row.itemsize
 
 
-def encode(part: int, segment: int, first: int, dtype: str, body: Sequence[Buffer]) -> bytes:
-    """Return the piece that carries `body`, whose buffers are joined in order: the one copy that there is."""
-    length = sum(len(memoryview(buffer).cast("B")) for buffer in body)
-    itemsize = WIRE_DTYPES[dtype]
-    message = metadata(length // itemsize, itemsize)
-    header = HEADER.pack(MAGIC, PROTOCOL, part, segment, 0, 0, first, length // itemsize, len(message) + length, 0, 0)
+def message_bytes(dtype: str, count: int) -> int:
+    """Return how many bytes a message of `count` elements has, metadata and body; always a multiple of 8.
+
+    In a segment's stream, message *i* begins after the schema message and *i* messages of full pieces.
+    """
+    return len(message_metadata(dtype, count)) + body_bytes(dtype, count)
+
+
+def message_metadata(dtype: str, count: int) -> bytes:
+    """Return the canonical metadata of a message of `count` elements; its body follows."""
+    row, body = wire_dtype(dtype, count), body_bytes(dtype, count)
+    template = METADATA
+    counts: tuple[int, ...] = (body, count, body, count)
+    if row.block:
+        # Body, rows; buffers: the scales, then of codes no validity, of items no validity, items; lengths of all three.
+        rows, scales, at = count // row.block, row.scale_bytes(count), row.elements_at(count)
+        template = QUANTIZED_METADATA
+        counts = (body, rows, scales, at, at, at, count, rows, rows, count)
+    message, *rest = template.split(_TO_PATCH)
+    for number, fixed in zip(counts, rest, strict=True):
+        message += struct.pack("<Q", number) + fixed
+    return message
+
+
+def join_body(dtype: str, count: int, elements: Sequence[Buffer], scales: Sequence[Buffer] = ()) -> list[Buffer]:
+    """Return the buffers of a body in the order of the wire, none of them copied.
+
+    `elements` are the codes of a quantized dtype; a plain one has no scales. Raises `PieceError` for other lengths than
+    `count` elements have.
+    """
+    row = wire_dtype(dtype, count)
+    _require("the elements", dtype, count, _size(elements), count * row.itemsize)
+    _require("the scales", dtype, count, _size(scales), row.scale_bytes(count))
+    return [*scales, bytes(row.elements_at(count) - row.scale_bytes(count)), *elements]
+
+
+def split_body(dtype: str, count: int, body: memoryview) -> tuple[memoryview, memoryview]:
+    """Return views of a body's elements and of its scales (float32, none for a plain dtype), both as bytes."""
+    row = wire_dtype(dtype, count)
+    _require("the body", dtype, count, body.nbytes, body_bytes(dtype, count))
+    view = body.cast("B")
+    return view[row.elements_at(count) :], view[: row.scale_bytes(count)]
+
+
+def encode(part: int, segment: int, first: int, dtype: str, count: int, body: Sequence[Buffer]) -> bytes:
+    """Return the piece that carries `body`, whose buffers are joined in order: the one copy that there is.
+
+    Raises `PieceError` where the buffers have another length than the body of `count` elements. `join_body` puts codes
+    and scales in order.
+    """
+    message, length = message_metadata(dtype, count), _size(body)
+    _require("the body", dtype, count, length, body_bytes(dtype, count))
+    header = HEADER.pack(MAGIC, PROTOCOL, part, segment, 0, 0, first, count, len(message) + length, 0, 0)
     digest = xxhash.xxh3_64(header)
     digest.update(message)
     for buffer in body:
@@ -59,12 +122,13 @@ def encode(part: int, segment: int, first: int, dtype: str, body: Sequence[Buffe
 
 
 def decode(piece: bytes, part: int, segment: int, first: int, dtype: str, count: int) -> memoryview:
-    """Return the elements of a piece as a view of its bytes, after checking that it is exactly the piece expected.
+    """Return the body of a piece as a view of its bytes, after checking that it is exactly the piece expected.
 
     Raises `ProtocolMismatch` for another protocol version and `PieceError` for anything else that is not to the letter.
     """
-    itemsize = WIRE_DTYPES[dtype]
-    expected_bytes = _BODY_OFFSET + count * itemsize
+    row, message = wire_dtype(dtype, count), message_metadata(dtype, count)
+    body_at = HEADER_BYTES + len(message)
+    expected_bytes = body_at + body_bytes(dtype, count)
     if len(piece) < HEADER_BYTES:
         raise PieceError(f"truncated: {len(piece)} bytes came, a header alone has {HEADER_BYTES}")
     magic, protocol, *fields = HEADER.unpack_from(piece)
@@ -79,25 +143,45 @@ def decode(piece: bytes, part: int, segment: int, first: int, dtype: str, count:
     digest.update(view[HEADER_BYTES:])
     if digest.intdigest() != HASH.unpack_from(piece, HEADER.size)[0]:
         raise PieceError("corrupt: its hash does not match its bytes")
-    message = metadata(count, itemsize)
-    wanted = [part, segment, 0, 0, first, count, len(message) + count * itemsize, 0, 0]
+    wanted = [part, segment, 0, 0, first, count, expected_bytes - HEADER_BYTES, 0, 0]
     if fields != wanted:
         raise PieceError(
             f"out of order: part {fields[0]}, segment {fields[1]}, elements {fields[4]} to {fields[4] + fields[5]} "
             f"came; expected part {part}, segment {segment}, elements {first} to {first + count}"
         )
-    if view[HEADER_BYTES:_BODY_OFFSET] != message:
+    if view[HEADER_BYTES:body_at] != message:
         raise PieceError("its Arrow metadata is not in canonical form")
-    return view[_BODY_OFFSET:]
+    body = view[body_at:]
+    if any(body[row.scale_bytes(count) : row.elements_at(count)]):
+        raise PieceError("not zero between its scales and its codes")
+    return body
 
 
 def schema_message(dtype: str) -> bytes:
-    """Return the Arrow IPC schema message of a segment: one non-null column `value`, the dtype in its metadata.
+    """Return the Arrow IPC schema message of a segment; its length is a multiple of 8.
 
-    Followed by the messages of the segment's pieces it is an Arrow IPC stream, which any Arrow implementation reads.
+    A plain segment has one non-null column `value`, a quantized one `scale` and `codes`; the last column's metadata has
+    the dtype. Followed by the messages of the segment's pieces it is an Arrow IPC stream, which any Arrow
+    implementation reads.
     """
     import pyarrow as pa
 
-    storage = {"float64": "double", "float32": "float", "float16": "halffloat", "bfloat16": "uint16"}.get(dtype, dtype)
-    field = pa.field("value", pa.type_for_alias(storage), nullable=False, metadata={"flcore.dtype": dtype})
-    return bytes(pa.schema([field]).serialize())
+    block, named = wire_dtype(dtype).block, {"flcore.dtype": dtype}
+    if block:
+        codes = pa.list_(pa.field("item", pa.int8(), nullable=False), block)
+        scale = pa.field("scale", pa.float32(), nullable=False)
+        fields = [scale, pa.field("codes", codes, nullable=False, metadata=named)]
+    else:
+        storage = {"float64": "double", "float32": "float", "float16": "halffloat", "bfloat16": "uint16"}
+        column = pa.type_for_alias(storage.get(dtype, dtype))
+        fields = [pa.field("value", column, nullable=False, metadata=named)]
+    return bytes(pa.schema(fields).serialize())
+
+
+def _size(buffers: Sequence[Buffer]) -> int:
+    return sum(memoryview(buffer).nbytes for buffer in buffers)
+
+
+def _require(what: str, dtype: str, count: int, came: int, expected: int) -> None:
+    if came != expected:
+        raise PieceError(f"{what} of {count} of {dtype!r}: {came} bytes came, expected {expected}")

@@ -4,6 +4,8 @@ import ipaddress
 
 from flcore_transport.errors import InsecureAddress
 from flcore_transport.framing import MAX_PIECE_BYTES
+from flcore_transport.pieces import PIECE_BODY_BYTES
+from flcore_transport.windows import WINDOW_PIECES
 
 SERVICE = "flcore.transport.v1.Transport"
 REFUSAL_METADATA = "flcore-refusal-bin"
@@ -13,8 +15,12 @@ KEEPALIVE_MS = 20_000
 OPTIONS: list[tuple[str, int]] = [
     ("grpc.max_receive_message_length", MAX_PIECE_BYTES),
     ("grpc.max_send_message_length", MAX_PIECE_BYTES),
-    # The bandwidth probe grows a stream's window to tens of megabytes; our windows are counted in pieces.
+    # The bandwidth probe grows a stream's window to tens of megabytes; ours holds as much as a client is ever granted.
     ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", WINDOW_PIECES * PIECE_BODY_BYTES),
+    # A piece in one frame or a few, and not in a hundred and thirty of the usual 16 KiB.
+    ("grpc.http2.max_frame_size", 4 << 20),
+    ("grpc.max_concurrent_streams", 16),
     # An end that vanished without a word is noticed within half a minute.
     ("grpc.keepalive_time_ms", KEEPALIVE_MS),
     ("grpc.keepalive_timeout_ms", KEEPALIVE_MS // 2),

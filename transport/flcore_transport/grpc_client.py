@@ -71,13 +71,21 @@ class GrpcConnection:
             yield from pieces
 
     def upload(self, offer: Offer, outbox: Outbox) -> Receipt:
-        """Send an answer, never more pieces than the server has granted, and return its receipt."""
-        credit = _Credit()
+        """Send an answer, never more pieces than the server has granted, and return its receipt.
+
+        What the outbox raises when it is asked for a piece ends the upload, and is raised here.
+        """
+        credit, failures = _Credit(), list[Exception]()
 
         def requests() -> Iterator[bytes]:
             yield encode(offer)
             for index in credit.granted():
-                yield outbox.piece(index)
+                try:
+                    piece = outbox.piece(index)
+                except Exception as error:  # noqa: BLE001 - it is raised where the upload was called
+                    failures.append(error)
+                    return
+                yield piece
 
         try:
             with self._calling(lambda: self._upload_call(requests(), wait_for_ready=True)) as replies:
@@ -86,8 +94,13 @@ class GrpcConnection:
                     if isinstance(reply, Receipt):
                         return reply
                     credit.extend(reply, len(outbox.plan))
+        except TransportError:
+            if not failures:
+                raise
         finally:
             credit.close()
+        if failures:
+            raise failures[0]
         raise ConnectionLost(f"the server at {self.address} ended the upload without a receipt")
 
     def report(self, failure: Failure) -> Receipt:

@@ -6,30 +6,24 @@ at a time for each call, so that a slow client occupies nothing while it is slow
 """
 
 import asyncio
-import logging
-import os
-from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from typing import Any, ParamSpec, TypeVar
+from collections.abc import AsyncIterator
 
 import grpc
 import grpc.aio
 
-from flcore_transport.control import decode, encode, encode_from_server, encode_reply
-from flcore_transport.endpoint import WINDOW_PIECES, Delivery, Endpoint, Send, Service, Session, refusal
-from flcore_transport.errors import AddressUnavailable, TransportError
-from flcore_transport.grpc_channel import KEEPALIVE_MS, OPTIONS, REFUSAL_METADATA, SERVICE, require_loopback
+from flcore_transport.control import decode, encode, encode_from_server
+from flcore_transport.endpoint import Endpoint, Send, Service, Session
+from flcore_transport.errors import AddressUnavailable
+from flcore_transport.grpc_channel import KEEPALIVE_MS, OPTIONS, SERVICE, require_loopback
 from flcore_transport.grpc_loop import server_loop
-from flcore_transport.messages import Failure, Fetch, FromServer, Goodbye, Grant, Join, Offer
-
-logger = logging.getLogger(__name__)
-
-P = ParamSpec("P")
-T = TypeVar("T")
-Context = grpc.aio.ServicerContext[Any, Any]
+from flcore_transport.grpc_transfers import Transfers
+from flcore_transport.grpc_work import Context, Work
+from flcore_transport.messages import Failure, FromServer, Goodbye, Join
+from flcore_transport.pieces import PIECE_BODY_BYTES
+from flcore_transport.windows import Windows
 
 GRACE_S = 1.0
+DEFAULT_WINDOWS_BYTES = 256 << 20
 
 SERVER_OPTIONS = [
     *OPTIONS,
@@ -41,7 +35,10 @@ SERVER_OPTIONS = [
 
 
 class GrpcServer:
-    """Serves a `Service` until closed. `credentials=None` is plaintext, on loopback unless `allow_remote`."""
+    """Serves a `Service` until closed. `credentials=None` is plaintext, on loopback unless `allow_remote`.
+
+    All transfers together have up to `windows_bytes` of pieces under way.
+    """
 
     def __init__(
         self,
@@ -51,11 +48,13 @@ class GrpcServer:
         port: int = 0,
         credentials: grpc.ServerCredentials | None = None,
         allow_remote: bool = False,
+        windows_bytes: int = DEFAULT_WINDOWS_BYTES,
     ) -> None:
         if credentials is None and not allow_remote:
             require_loopback(host)
         self._endpoint = Endpoint(service)
-        self._workers = ThreadPoolExecutor((os.cpu_count() or 1) + 1, thread_name_prefix="flcore-pieces")
+        self._work = Work()
+        self._transfers = Transfers(self._endpoint, self._work, Windows(windows_bytes // PIECE_BODY_BYTES))
         self._loop = server_loop()
         self._is_closed = False
         bound = asyncio.run_coroutine_threadsafe(self._start(host, port, credentials), self._loop).result()
@@ -69,14 +68,14 @@ class GrpcServer:
         self._endpoint.close(reason)
         # Sessions end by themselves after their goodbye; what is still being transferred is cut off.
         asyncio.run_coroutine_threadsafe(self._server.stop(GRACE_S), self._loop).result()
-        self._workers.shutdown(wait=False)
+        self._work.close()
 
     async def _start(self, host: str, port: int, credentials: grpc.ServerCredentials | None) -> int:
         self._server = grpc.aio.server(options=SERVER_OPTIONS)
         handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
             "Session": grpc.unary_stream_rpc_method_handler(self._session),
-            "Download": grpc.unary_stream_rpc_method_handler(self._download),
-            "Upload": grpc.stream_stream_rpc_method_handler(self._upload),
+            "Download": grpc.unary_stream_rpc_method_handler(self._transfers.download),
+            "Upload": grpc.stream_stream_rpc_method_handler(self._transfers.upload),
             "Report": grpc.unary_unary_rpc_method_handler(self._report),
         }
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
@@ -97,7 +96,7 @@ class GrpcServer:
         def send(message: FromServer) -> None:
             self._loop.call_soon_threadsafe(outgoing.put_nowait, message)
 
-        join = await self._answered(context, decode, Join, request)
+        join = await self._work.answered(context, decode, Join, request)
         session = await self._joined(context, join, send)
         try:
             while True:
@@ -110,7 +109,7 @@ class GrpcServer:
 
     async def _joined(self, context: Context, join: Join, send: Send) -> Session:
         """Join; if the call is cancelled meanwhile, leave as soon as the join is done."""
-        joining = asyncio.ensure_future(self._answered(context, self._endpoint.join, join, send))
+        joining = asyncio.ensure_future(self._work.answered(context, self._endpoint.join, join, send))
 
         def leave(done: "asyncio.Future[Session]") -> None:
             if not done.cancelled() and done.exception() is None:
@@ -122,39 +121,6 @@ class GrpcServer:
             joining.add_done_callback(leave)
             raise
 
-    async def _download(self, request: bytes, context: Context) -> AsyncIterator[bytes]:
-        fetch = await self._answered(context, decode, Fetch, request)
-        outbox = await self._answered(context, self._endpoint.fetch, fetch)
-        for index in range(fetch.first_piece, len(outbox.plan)):
-            yield await self._answered(context, outbox.piece, index)
-
-    async def _upload(self, pieces: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
-        offer = await self._answered(context, decode, Offer, await anext(pieces, b""))
-        delivery = await self._answered(context, self._endpoint.offer, offer)
-        yield encode_reply(_grant(delivery))
-        while not delivery.is_complete:
-            piece = await anext(pieces, None)
-            if piece is None:
-                return
-            await self._answered(context, delivery.accept, piece)
-            yield encode_reply(_grant(delivery))
-        yield encode_reply(await self._answered(context, delivery.commit))
-
     async def _report(self, request: bytes, context: Context) -> bytes:
-        failure = await self._answered(context, decode, Failure, request)
-        return encode(await self._answered(context, self._endpoint.report, failure))
-
-    async def _answered(self, context: Context, work: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
-        """Do `work` on a worker thread; what it refuses ends the call."""
-        try:
-            return await self._loop.run_in_executor(self._workers, partial(work, *arguments, **named))
-        except TransportError as error:
-            refused = refusal(error)
-            logger.info("refused a call of %s: %s", context.peer(), refused.message)
-            metadata = ((REFUSAL_METADATA, encode(refused)),)
-            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "refused", trailing_metadata=metadata)
-            raise  # not reached: abort has raised
-
-
-def _grant(delivery: Delivery) -> Grant:
-    return Grant(delivery.received, delivery.received + WINDOW_PIECES)
+        failure = await self._work.answered(context, decode, Failure, request)
+        return encode(await self._work.answered(context, self._endpoint.report, failure))

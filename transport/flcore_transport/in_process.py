@@ -70,6 +70,7 @@ class InProcessConnection:
         """Send an answer and return its receipt."""
         with self._calling():
             delivery = self._endpoint.offer(offer)
+            delivery.begin().result()
         while not delivery.is_complete:
             with self._calling():
                 delivery.accept(outbox.piece(delivery.received))

@@ -7,27 +7,71 @@ one at a time, and a newer one supersedes it.
 
 from dataclasses import dataclass
 
+from flcore_transport.errors import PieceError
+
 PROTOCOL = 1
 """The version of the protocol: of the messages, the pieces and their sequence. Both ends must have the same."""
 
-WIRE_DTYPES: dict[str, int] = {
-    "float64": 8,
-    "float32": 4,
-    "float16": 2,
-    "bfloat16": 2,
-    "int64": 8,
-    "int32": 4,
-    "int16": 2,
-    "int8": 1,
-    "uint64": 8,
-    "uint32": 4,
-    "uint16": 2,
-    "uint8": 1,
-}
-"""Bytes of one element on the wire, by dtype."""
-
 ALIGNMENT = 256
 """Segments and pieces are whole multiples of so many elements."""
+
+
+@dataclass(frozen=True, slots=True)
+class WireDType:
+    """How the elements of one dtype lie in a body: scales, if it has any, zeros up to a multiple of 8 bytes, elements.
+
+    An element takes `itemsize` bytes. Each `block` of elements shares one float32 scale; with `block` 0 there are none.
+    """
+
+    itemsize: int
+    block: int = 0
+
+    def scale_bytes(self, elements: int) -> int:
+        """Return how many bytes the scales of so many elements take, 4 each.
+
+        >>> WireDType(itemsize=1, block=64).scale_bytes(256)
+        16
+        """
+        return elements // self.block * 4 if self.block else 0
+
+    def elements_at(self, elements: int) -> int:
+        """Return where in a body the elements begin.
+
+        >>> WireDType(itemsize=1, block=256).elements_at(256)
+        8
+        """
+        return -(-self.scale_bytes(elements) // 8) * 8
+
+
+WIRE_DTYPES: dict[str, WireDType] = {
+    "float64": WireDType(8),
+    "float32": WireDType(4),
+    "float16": WireDType(2),
+    "bfloat16": WireDType(2),
+    "int64": WireDType(8),
+    "int32": WireDType(4),
+    "int16": WireDType(2),
+    "int8": WireDType(1),
+    "uint64": WireDType(8),
+    "uint32": WireDType(4),
+    "uint16": WireDType(2),
+    "uint8": WireDType(1),
+    "int8[32]": WireDType(1, block=32),
+    "int8[64]": WireDType(1, block=64),
+    "int8[128]": WireDType(1, block=128),
+    "int8[256]": WireDType(1, block=256),
+}
+"""Every dtype on the wire, by its name. `int8[64]`: int8 codes, one float32 scale for each 64 of them."""
+
+
+def wire_dtype(dtype: str, elements: int = 0) -> WireDType:
+    """Return the row of `dtype`, or raise `PieceError` where no segment has that dtype or so many elements."""
+    row = WIRE_DTYPES.get(dtype)
+    if row is None or elements < 0 or elements % ALIGNMENT:
+        raise PieceError(
+            f"a segment has a known dtype and a multiple of {ALIGNMENT} elements, not {elements} of {dtype!r}"
+        )
+    return row
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,10 @@ from typing import Protocol
 
 from flcore_transport.errors import PayloadIncomplete, PieceError, ProtocolMismatch
 from flcore_transport.framing import Buffer, decode, encode
-from flcore_transport.messages import ALIGNMENT, WIRE_DTYPES, Layout
+from flcore_transport.messages import Layout, wire_dtype
 
 PIECE_BODY_BYTES = 2 << 20
-"""Bytes of elements in a full piece."""
+"""Bytes of elements in a full piece; the scales of quantized ones come on top."""
 
 
 def piece_elements(dtype: str) -> int:
@@ -25,7 +25,7 @@ def piece_elements(dtype: str) -> int:
     >>> piece_elements("float32")
     524288
     """
-    return PIECE_BODY_BYTES // WIRE_DTYPES[dtype]
+    return PIECE_BODY_BYTES // wire_dtype(dtype).itemsize
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +55,7 @@ class PiecePlan(Sequence[PieceRange]):
             for segment_index, segment in enumerate(part.segments)
         ]
         for _, _, segment in self._segments:
-            if segment.dtype not in WIRE_DTYPES or segment.elements < 0 or segment.elements % ALIGNMENT:
-                raise PieceError(
-                    f"a segment has a known dtype and a multiple of {ALIGNMENT} elements, "
-                    f"not {segment.elements} of {segment.dtype!r}"
-                )
+            wire_dtype(segment.dtype, segment.elements)  # refuses what no segment is
         counts = (-(-segment.elements // piece_elements(segment.dtype)) for _, _, segment in self._segments)
         self._stops = list(accumulate(counts))
 
@@ -85,7 +81,10 @@ class Source(Protocol):
         ...
 
     def read(self, piece: PieceRange) -> Sequence[Buffer]:
-        """Return the bytes of a range, as buffers to be joined; views, where that needs no copy."""
+        """Return the bytes of a range, as buffers to be joined; views, where that needs no copy.
+
+        Those of a quantized range come as `join_body` orders them: the scales first.
+        """
         ...
 
 
@@ -93,7 +92,10 @@ class Sink(Protocol):
     """Where an incoming payload's elements go."""
 
     def write(self, piece: PieceRange, body: memoryview) -> None:
-        """Take the bytes of a range. They come once each, in order; `body` may be kept, it is never reused."""
+        """Take the bytes of a range. They come once each, in order; `body` may be kept, it is never reused.
+
+        `split_body` tells the elements of a quantized range from their scales.
+        """
         ...
 
 
@@ -107,7 +109,7 @@ class Outbox:
     def piece(self, index: int) -> bytes:
         """Return piece `index`, ready for the wire."""
         piece = self.plan[index]
-        return encode(piece.part, piece.segment, piece.first, piece.dtype, self._source.read(piece))
+        return encode(piece.part, piece.segment, piece.first, piece.dtype, piece.count, self._source.read(piece))
 
 
 class Inbox:

@@ -9,6 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from flcore import Job, JobError
+from flcore.aggregation.storage import Storage
 from flcore.job.contract import Contract, differences
 from flcore.job.messages import JoinMessage, MalformedMessage, UpdateMessage, parse_message
 from flcore.job.parsing import parse_contract
@@ -179,7 +180,7 @@ def test_the_first_model_may_be_a_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(JobError, match=r"there is no file .*start\.safetensors"):
         Job.load(directory).initial_model()
     flcore.save({"w": np.arange(3.0)}, directory / "start.safetensors")
-    assert Job.load(directory).initial_model().arrays()["w"].tolist() == [0, 1, 2]
+    assert Storage().place(Job.load(directory).initial_model()).arrays()["w"].tolist() == [0, 1, 2]
 
 
 def test_a_job_may_import_its_neighbours(tmp_path: Path) -> None:
@@ -187,7 +188,7 @@ def test_a_job_may_import_its_neighbours(tmp_path: Path) -> None:
     (directory / "neighbour_of_train.py").write_text(
         "import numpy as np\ndef initial_model(seed): return {'w': np.full(2, seed)}"
     )
-    assert Job.load(directory, seed=5).initial_model().arrays()["w"].tolist() == [5, 5]
+    assert Storage().place(Job.load(directory, seed=5).initial_model()).arrays()["w"].tolist() == [5, 5]
 
 
 def test_the_code_digest_follows_the_code(tmp_path: Path) -> None:

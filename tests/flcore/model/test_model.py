@@ -1,14 +1,12 @@
-"""Values over the flat space: as payloads from flat models and from arrays that stay where they are, and in files."""
-
-from pathlib import Path
+"""Values over the flat space: as payloads and chunks, from flat models and from arrays that stay where they are."""
 
 import ml_dtypes
 import numpy as np
 import pytest
-import safetensors.numpy
 from flcore_transport import Inbox, Outbox
 
-from flcore import Arrays, Model, ModelSpec, SpecError, load, save
+from flcore import Arrays, Model, ModelSpec, SpecError
+from flcore.model.chunks import copy_chunks
 from flcore.model.model import NamedArrays
 
 ARRAYS: Arrays = {
@@ -73,33 +71,38 @@ def test_arrays_are_sent_from_their_own_memory_strided_ones_too() -> None:
     assert any(np.shares_memory(buffer, arrays["v"]) for buffer in buffers)
 
 
-def test_models_go_to_files_and_come_back(tmp_path: Path) -> None:
-    path = tmp_path / "deep" / "model.safetensors"
-    save(Model.of(ARRAYS).arrays(), path, {"format": "pt"})
-    loaded = load(path)
-    assert {name: array.dtype for name, array in loaded.items()} == {name: a.dtype for name, a in ARRAYS.items()}
-    assert all(np.array_equal(loaded[name], ARRAYS[name]) for name in ARRAYS)
-    assert [file.name for file in path.parent.iterdir()] == ["model.safetensors"]
+def test_chunks_are_views_of_a_flat_model_and_are_put_without_a_copy() -> None:
+    model = Model.of(ARRAYS)
+    chunk = model.chunk(0, 256, 512)
+    assert np.shares_memory(chunk, model.segments[0])
+    chunk[:] = 5
+    model.put(0, 256, chunk)
+    assert set(model.arrays()["big"].reshape(-1)[256:512].tolist()) == {5}
+    model.put(0, 0, np.full(256, 6, np.float32))
+    assert model.arrays()["big"][0, 0] == 6 and model.arrays()["big"].reshape(-1)[256] == 5
 
 
-def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "model.safetensors"
-    save({"w": np.ones(3)}, path)
-
-    def fail(*_: object) -> None:
-        raise OSError("disk full")
-
-    monkeypatch.setattr("flcore.model.checkpoint.save_file", fail)
-    with pytest.raises(OSError, match="disk full"):
-        save({"w": np.zeros(3)}, path)
-    assert load(path)["w"].tolist() == [1, 1, 1]
-    assert len(list(tmp_path.iterdir())) == 1
+def test_chunks_of_arrays_are_those_of_the_flat_model() -> None:
+    arrays = {**ARRAYS, "strided": np.asfortranarray(ARRAYS["big"]), "turned": ARRAYS["brain"][::-1]}
+    model, copied = Model.of(arrays), Model(ModelSpec.of(arrays))
+    named = NamedArrays(model.spec, arrays)
+    copy_chunks(named, copied)
+    assert same(copied.arrays(), arrays)
+    for index in range(len(model.segments)):
+        assert np.array_equal(named.chunk(index, 100, 200), model.chunk(index, 100, 200))
 
 
-def test_files_that_are_no_models_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "x.safetensors").write_bytes(b"not a model")
-    with pytest.raises(SpecError, match=r"x\.safetensors"):
-        load(tmp_path / "x.safetensors")
-    safetensors.numpy.save_file({"flag": np.array([True])}, tmp_path / "bool.safetensors")
-    with pytest.raises(SpecError, match="tensor 'flag'"):
-        load(tmp_path / "bool.safetensors")
+@pytest.mark.parametrize(("first", "stop"), [(-1, 5), (5, 4), (0, 257)])
+def test_a_range_that_the_segment_has_not_got_is_refused(first: int, stop: int) -> None:
+    arrays = {"w": np.ones(3, np.float32)}
+    for source in (Model.of(arrays), NamedArrays(ModelSpec.of(arrays), arrays)):
+        with pytest.raises(SpecError, match=f"a range of the 256 float32 elements, got {first} to {stop}"):
+            source.chunk(0, first, stop)
+
+
+@pytest.mark.parametrize(
+    "values", [np.zeros(3), np.zeros(3, ">f4"), np.zeros((3, 1), np.float32), np.zeros(6, np.float32)[::2]]
+)
+def test_other_values_than_a_chunks_are_refused(values: np.ndarray) -> None:
+    with pytest.raises(SpecError, match="a flat, contiguous array of float32, not as"):
+        Model.of({"w": np.ones(3, np.float32)}).put(0, 0, values)

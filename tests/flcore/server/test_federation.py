@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from flcore_transport import Refused
 
-from flcore import Arrays, Model, QuorumError, Task, Update, load
-from flcore.aggregation.staging import StagedUpdate
+from flcore import Arrays, Model, QuorumError, StoredModel, Task, Update, load
+from flcore.aggregation.update import StagedUpdate
 from tests.flcore.conftest import START, Stage, adding, mean_of
+from tests.reference import bits_of
 
 
 def test_the_next_model_is_the_weighted_mean(stage: Stage) -> None:
@@ -115,7 +116,7 @@ def test_the_order_of_arrival_does_not_matter(stage: Stage) -> None:
         stage.open(wait_for=3)
         for name in order:
             stage.client(name, train)
-        results.append(stage.result().model.segments[0].tobytes())
+        results.append(bits_of(stage.result().model))
         stage.close()
     assert results[0] == results[1]
 
@@ -296,7 +297,7 @@ def test_updates_are_freed_at_once_and_not_when_the_garbage_collector_finds_them
             stage.client(name, adding(1.0))
         assert mean_of(stage.result()) == {20.0}
         objects = [thing for thing in gc.get_objects() if id(thing) not in earlier]
-        assert not [thing for thing in objects if isinstance(thing, StagedUpdate) and any(thing._chunks)]
+        assert not [thing for thing in objects if isinstance(thing, StagedUpdate) and thing.is_in_memory]
         assert len([thing for thing in objects if isinstance(thing, Model)]) < 10, "not one for each of 20 rounds"
     finally:
         gc.enable()
@@ -308,3 +309,33 @@ def test_sixty_four_clients_at_once(stage: Stage) -> None:
         stage.client(name, adding(1.0))
     outcome = stage.result()
     assert mean_of(outcome) == {2.0} and len(outcome.history[1].updates) == 64
+
+
+@pytest.mark.parametrize("plan", ["at-close", "streaming"])
+@pytest.mark.parametrize("returns", ["weights", "delta"])
+def test_a_server_with_a_directory_gives_the_same_bits(stage: Stage, tmp_path: Path, plan: str, returns: str) -> None:
+    found = []
+    for out in (None, tmp_path / "out"):
+        stage.open(wait_for=3, rounds=3, plan=plan, out=out, tasks={"train": returns}, best=None)
+        for i, value, weight in ((1, 1.1, 1), (2, 4.2, 2), (3, -4.3, 7)):
+            stage.client(f"client-{i}", adding(value, weight))
+        model = stage.result().model
+        assert type(model) is (StoredModel if plan == "at-close" and out else Model)
+        found.append(bits_of(model))
+        stage.close()
+    found.append(bits_of(Model.of(load(tmp_path / "out" / "model.safetensors"))))
+    assert found[0] == found[1] == found[2]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["history.jsonl", "model.safetensors"]
+
+
+def test_no_model_but_the_last_is_left_on_disk_during_a_job(stage: Stage, tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    def train(model: Arrays, task: Task) -> Update:
+        seen.append(len(list((tmp_path / "out" / ".models").iterdir())))
+        return adding(1.0)(model, task)
+
+    stage.open(wait_for=1, clients=1, rounds=5, out=tmp_path / "out")
+    stage.client("client-1", train)
+    assert mean_of(stage.result()) == {5.0}
+    assert max(seen) <= 2

@@ -1,0 +1,102 @@
+"""One budget of memory for all payloads of a server: how it is shared out, and how much memory that makes in all."""
+
+import re
+from dataclasses import dataclass
+
+from flcore_kernels import bytes_per_element
+
+from flcore.aggregation.memory import memory_bytes
+from flcore.aggregation.weights import accumulator_of
+from flcore.errors import BudgetError
+from flcore.model.spec import ModelSpec
+
+OVERHEAD_BYTES = 320 << 20
+"""What Python, its libraries, compiled kernels and the connections of a server take beside all payloads."""
+
+LEAST_BYTES = 32 << 20
+
+_UNITS = {"B": 1} | {
+    f"{prefix}{kind}": base**power
+    for power, prefix in enumerate("KMGT", 1)
+    for kind, base in (("B", 1000), ("iB", 1024))
+}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How many bytes of payloads a server holds at most, beside the models and totals of the streaming plan.
+
+    A quarter is for pieces on their way (`windows_bytes`), a quarter for chunks being read and combined
+    (`working_bytes`), and half for updates that are staged in memory (`staging_bytes`).
+    """
+
+    nbytes: int
+
+    def __post_init__(self) -> None:
+        if self.nbytes < LEAST_BYTES:
+            raise BudgetError(f"a budget of {self.nbytes:,} bytes is too small for any job; 32MiB would do")
+
+    @classmethod
+    def parse(cls, text: str) -> "Budget":
+        """Return the budget that a person writes: a number and a unit.
+
+        >>> Budget.parse("1.5GiB").nbytes
+        1610612736
+        """
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?i?B)", text.strip())
+        if match is None or match[2] not in _UNITS:
+            raise BudgetError(f"a budget is a number and a unit, such as 512MiB or 2GB, not {text!r}")
+        return cls(int(float(match[1]) * _UNITS[match[2]]))
+
+    @property
+    def windows_bytes(self) -> int:
+        """For pieces that are being received or sent."""
+        return self.nbytes // 4
+
+    @property
+    def working_bytes(self) -> int:
+        """For chunks that are being read and combined."""
+        return self.nbytes // 4
+
+    @property
+    def staging_bytes(self) -> int:
+        """For updates that wait in memory until they are folded."""
+        return self.nbytes - self.windows_bytes - self.working_bytes
+
+    def peak_bytes(self, plan: str, spec: ModelSpec, accumulate: str) -> int:
+        """Return the most memory that a server process takes, whatever the number of its clients.
+
+        At close: the budget and 320 MiB. Streaming: besides, two models, and a total of 4 (float32), 8 (float64) or
+        16 1/32 (exact) bytes per parameter.
+        """
+        if plan == "at-close":
+            return self.nbytes + OVERHEAD_BYTES
+        total = sum(
+            segment.elements * bytes_per_element(accumulator_of(segment.dtype, accumulate)) for segment in spec.segments
+        )
+        return int(2 * spec.nbytes + total) + self.nbytes + OVERHEAD_BYTES
+
+    def require(self, plan: str, spec: ModelSpec, accumulate: str, available_bytes: int | None = None) -> None:
+        """Raise `BudgetError`, which says what would do, unless a job's server can run in the memory there is."""
+        available = memory_bytes() if available_bytes is None else available_bytes
+        needed = self.peak_bytes(plan, spec, accumulate)
+        if needed <= available:
+            return
+        fitting = available - (needed - self.nbytes)
+        remedies = [f"a budget of {_shown(fitting)}"] if fitting >= LEAST_BYTES else []
+        at_close = Budget(min(self.nbytes, max(LEAST_BYTES, available - OVERHEAD_BYTES)))
+        if plan != "at-close" and at_close.peak_bytes("at-close", spec, accumulate) <= available:
+            remedies.append(f"the plan at-close with a budget of {_shown(at_close.nbytes)}")
+        does = f"; {' would do, or '.join(remedies)} would do" if remedies else ""
+        raise BudgetError(
+            f"a server with the plan {plan}, a budget of {_shown(self.nbytes)} and a model of {_shown(spec.nbytes)} "
+            f"takes up to {_shown(needed)} of memory, and there are {_shown(available)}{does}"
+        )
+
+
+def _shown(nbytes: int) -> str:
+    """Return a size as `Budget.parse` reads it, rounded down to whole MiB."""
+    return f"{nbytes >> 20}MiB"
+
+
+DEFAULT_BUDGET = Budget(1 << 30)

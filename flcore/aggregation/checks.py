@@ -1,0 +1,59 @@
+"""What an update's elements may be: finite, within bounds, and zero in the gaps between tensors."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from flcore_kernels import EXACT_INTEGER_LIMIT, Backend, Quantized
+
+from flcore.errors import NonFinite, OutOfBounds, TensorMismatch
+from flcore.model.dtypes import DTYPES
+from flcore.model.narrow import Part, decoded
+from flcore.model.spec import SegmentSpec
+
+Values = npt.NDArray[Any]
+
+
+def check_values(
+    backend: Backend, segment: SegmentSpec, dtype: str, first: int, part: Part, *, max_abs: float, client: str
+) -> None:
+    """Raise `NonFinite` or `OutOfBounds`, naming the tensor, unless a segment's elements from `first` on are sound.
+
+    `dtype` is the one in which they came.
+    """
+    seen = backend.inspect(part, dtype)
+    if seen.first_bad >= 0:
+        tensor, element = segment.at(first + seen.first_bad)
+        value = _values(part, dtype)[seen.first_bad]
+        raise NonFinite(f"element {element} is {value}", client=client, tensor=tensor.name)
+    is_integer = dtype in DTYPES and DTYPES[dtype].kind in "iu"
+    limit = min(max_abs, EXACT_INTEGER_LIMIT) if is_integer else max_abs
+    if seen.magnitude > limit:
+        where = int(np.argmax(np.abs(_values(part, dtype).astype(np.float64))))
+        tensor, element = segment.at(first + where)
+        raise OutOfBounds(
+            f"element {element} has magnitude {seen.magnitude:g}, more than the {limit:g} allowed",
+            client=client,
+            tensor=tensor.name,
+        )
+
+
+def check_gaps(segment: SegmentSpec, first: int, part: Part, *, client: str) -> None:
+    """Raise `TensorMismatch` unless what lies between the tensors of a segment, from `first` on, is zero."""
+    values = part.codes if isinstance(part, Quantized) else part
+    position, stop = first, first + values.size
+    for span in segment.overlapping(first, stop):
+        _check_gap(segment, values[max(position - first, 0) : max(span.start - first, 0)], position, client)
+        position = span.stop
+    _check_gap(segment, values[max(position - first, 0) :], position, client)
+
+
+def _check_gap(segment: SegmentSpec, gap: Values, position: int, client: str) -> None:
+    if gap.any():
+        tensor, _ = segment.at(position)
+        raise TensorMismatch("the gap behind it is not zero", client=client, tensor=tensor.name)
+
+
+def _values(part: Part, dtype: str) -> Values:
+    """Return a part's values, for a message."""
+    return decoded(dtype, part) if isinstance(part, Quantized) else part.view(DTYPES[dtype])

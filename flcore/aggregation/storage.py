@@ -1,0 +1,42 @@
+"""Where updates are staged and new models are put: what all aggregations of a server share."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from flcore_transport import PIECE_BODY_BYTES
+
+from flcore.aggregation.staging import Staging
+from flcore.model.chunks import ChunkSource, GlobalModel, Target, copy_chunks
+from flcore.model.model import Model
+from flcore.model.spec import ModelSpec
+
+MOST_CHUNKS = 16
+"""How many chunks from disk are combined in one pass: more of them do not make it faster."""
+
+
+@dataclass(frozen=True)
+class Storage:
+    """A plan (a key of `PLANS`), where updates are staged, and where results go.
+
+    `read_chunks` is how many chunks may be read from disk at once, while as many are being combined.
+    """
+
+    plan: str = "at-close"
+    staging: Staging = field(default_factory=Staging)
+    target: Callable[[ModelSpec], Target] = Model
+    read_chunks: int = MOST_CHUNKS
+
+    def place(self, source: ChunkSource) -> GlobalModel:
+        """Return a copy of a model where the models of this storage are."""
+        with self.target(source.spec) as target:
+            copy_chunks(source, target)
+            return target.commit()
+
+
+def chunks_within(working_bytes: int) -> int:
+    """Return how many chunks may be read at once within a budget's share for it.
+
+    >>> chunks_within(8 << 20)
+    2
+    """
+    return max(1, min(MOST_CHUNKS, working_bytes // (2 * PIECE_BODY_BYTES)))

@@ -1,0 +1,195 @@
+"""One client's update, staged: checked as it arrives, chunk by chunk, until it is committed whole or dropped.
+
+A chunk is a piece on the wire, so that what a transport received is staged as it came, without a copy.
+"""
+
+import math
+import threading
+from concurrent.futures import Future
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from flcore_kernels import Backend, storage_dtype
+from flcore_transport import Buffer, PieceRange
+
+from flcore.aggregation.checks import check_gaps, check_values
+from flcore.aggregation.kept import InMemory, Kept, OnDisk
+from flcore.aggregation.staging import Staging
+from flcore.errors import StagingError, TensorMismatch
+from flcore.model.dtypes import DTYPES, dtype_name
+from flcore.model.form import Form
+from flcore.model.narrow import Part, part_of
+
+
+class StagedUpdate:
+    """An update on its way in, in memory if there is room for all of it, or else on disk.
+
+    Elements enter through one of two doors, each of which takes every element once: `adopt` takes whole chunks in order
+    and keeps them; `write` copies elements of a named tensor. Both are open once `begin` is done.
+    """
+
+    def __init__(
+        self, form: Form, backend: Backend, staging: Staging, client: str, weight: float, max_abs: float
+    ) -> None:
+        self.client, self.weight = client, weight
+        self._form, self._backend, self._staging = form, backend, staging
+        self._max_abs = min(max_abs, math.inf if weight <= 1 else np.finfo(np.float64).max / weight)
+        self._lock = threading.RLock()
+        self._room: Future[bool] | None = None
+        self._begun: Future[None] = Future()
+        self._kept: Kept | None = None
+        self._is_dropped = False
+        self._adopted = 0
+        self._written = dict.fromkeys((tensor.name for tensor in form.spec.tensors), 0)
+        self._places = {
+            span.tensor.name: (index, span) for index, seg in enumerate(form.spec.segments) for span in seg.spans
+        }
+
+    @property
+    def is_in_memory(self) -> bool:
+        """Whether its chunks take room in memory."""
+        return isinstance(self._kept, InMemory)
+
+    @property
+    def is_on_disk(self) -> bool:
+        """Whether its chunks are in files."""
+        return isinstance(self._kept, OnDisk)
+
+    def begin(self, *, may_wait: bool) -> "Future[None]":
+        """Find room in memory, perhaps by waiting for it, or else a directory on disk. May be called again."""
+        with self._lock:
+            is_first = self._room is None
+            room = self._room = self._room or self._staging.request(self._form.nbytes, may_wait=may_wait)
+        if is_first:
+            room.add_done_callback(self._settle)
+        return self._begun
+
+    def adopt(self, piece: PieceRange, body: Buffer) -> None:
+        """Take the next chunk, as it stands on the wire; the buffer is kept, not copied.
+
+        Raises `NonFinite` or `OutOfBounds`, naming the tensor, `TensorMismatch` where a gap is not zero or the chunk is
+        not the next one, and `StagingError` where the disk does not take it.
+        """
+        if self._adopted == len(self._form.pieces) or piece != self._form.pieces[self._adopted]:
+            raise TensorMismatch(f"{piece} came, expected piece {self._adopted} of the model", client=self.client)
+        segment = self._form.spec.segments[piece.segment]
+        part = part_of(piece.dtype, piece.count, body)
+        check_values(self._backend, segment, piece.dtype, piece.first, part, max_abs=self._max_abs, client=self.client)
+        check_gaps(segment, piece.first, part, client=self.client)
+        with self._lock:
+            try:
+                self._required().adopt(piece, body)
+            except OSError as error:
+                raise self._refused_by_disk(error) from error
+            self._adopted += 1
+
+    def write(self, name: str, buffer: npt.ArrayLike, start: int = 0) -> None:
+        """Copy the next elements of tensor `name`, in its own (C) order; `start` is the index of the first of them.
+
+        Raises `TensorMismatch` for another dtype, an unknown name, or elements that are not the next ones, and what
+        `adopt` raises.
+        """
+        if name not in self._places:
+            raise TensorMismatch("the model has no tensor of this name", client=self.client, tensor=name)
+        index, span = self._places[name]
+        values = np.ascontiguousarray(buffer).reshape(-1)
+        if dtype_name(values.dtype) != span.tensor.dtype:
+            raise TensorMismatch(f"expected {span.tensor.dtype}, got {values.dtype}", client=self.client, tensor=name)
+        if start != self._written[name] or start + values.size > span.tensor.size:
+            raise TensorMismatch(
+                f"elements {start} to {start + values.size} came; the next is {self._written[name]}, "
+                f"the tensor has {span.tensor.size}",
+                client=self.client,
+                tensor=name,
+            )
+        self._copy(index, span.start + start, values)
+        self._written[name] += values.size
+
+    def require_whole(self) -> None:
+        """Raise `TensorMismatch` unless every element is in."""
+        if self._adopted == len(self._form.pieces):
+            return
+        for tensor in self._form.spec.tensors:
+            if self._written[tensor.name] != tensor.size:
+                raise TensorMismatch(
+                    f"only {self._written[tensor.name]} of {tensor.size} elements came",
+                    client=self.client,
+                    tensor=tensor.name,
+                )
+
+    def spill(self) -> None:
+        """Go to disk with what is here, and give the room back: nothing comes, or there was no room to wait for."""
+        if self._room is None or self._room.cancel():  # cancelled: `_settle` goes to disk
+            return
+        with self._lock:
+            memory = self._kept
+            if not isinstance(memory, InMemory):
+                return
+            try:
+                self._kept = OnDisk(self._staging.folder(), self._form.layout)
+                for piece, body in memory.drain():
+                    self._kept.adopt(piece, body)
+            except OSError as error:
+                raise self._refused_by_disk(error) from error
+            finally:
+                self._staging.release(self._form.nbytes)
+
+    def take(self, piece: PieceRange) -> Part:
+        """Return a chunk as the kernels take it, and let it go. Raises `StagingError` where it cannot be read back."""
+        with self._lock:
+            try:
+                body = self._required().take(piece)
+            except OSError as error:
+                raise self._refused_by_disk(error) from error
+        return part_of(piece.dtype, piece.count, body)
+
+    def drop(self) -> None:
+        """Let all elements go, and the room that they took. May be called again."""
+        with self._lock:
+            kept, self._kept, self._is_dropped = self._kept, None, True
+            if kept is not None:
+                kept.drop()
+        if isinstance(kept, InMemory):
+            self._staging.release(self._form.nbytes)
+        if self._room is not None:
+            self._room.cancel()  # if it still waits for room
+
+    def _settle(self, room: "Future[bool]") -> None:
+        """There is room in memory, or there will be none."""
+        in_memory = not room.cancelled() and room.result()
+        with self._lock:
+            try:
+                if self._is_dropped:
+                    raise StagingError("it was let go", client=self.client)
+                self._kept = InMemory() if in_memory else OnDisk(self._staging.folder(), self._form.layout)
+            except (OSError, StagingError) as error:
+                self._begun.set_exception(self._refused_by_disk(error) if isinstance(error, OSError) else error)
+            else:
+                self._begun.set_result(None)
+        if in_memory and self._kept is None:
+            self._staging.release(self._form.nbytes)
+
+    def _copy(self, index: int, first: int, values: npt.NDArray[Any]) -> None:
+        segment = self._form.spec.segments[index]
+        stored = values.view(storage_dtype(segment.dtype))
+        check_values(self._backend, segment, segment.dtype, first, stored, max_abs=self._max_abs, client=self.client)
+        itemsize, position = DTYPES[segment.dtype].itemsize, 0
+        with self._lock:
+            while position < stored.size:
+                piece = self._form.piece_at(index, first + position)
+                offset = first + position - piece.first
+                part = stored[position : position + piece.count - offset]
+                try:
+                    self._required().write(piece, offset * itemsize, part.view(np.uint8).data)
+                except OSError as error:
+                    raise self._refused_by_disk(error) from error
+                position += part.size
+
+    def _required(self) -> Kept:
+        if self._kept is None:
+            raise StagingError("it was let go, or never begun", client=self.client)
+        return self._kept
+
+    def _refused_by_disk(self, error: OSError) -> StagingError:
+        return StagingError(f"the disk does not keep it: {error}", client=self.client)

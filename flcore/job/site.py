@@ -1,0 +1,39 @@
+"""What is particular to one site: its site.toml. No part of the contract, and nothing that others must match."""
+
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from flcore.errors import JobError
+
+
+class ServerSite(BaseModel):
+    """The table `[server]` of a server's site.toml: how much memory payloads take, and when updates are folded."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    budget: str | None = None
+    plan: Literal["at-close", "streaming"] | None = None
+
+
+def read_site(path: Path | None, directory: Path) -> dict[str, Any]:
+    """Return the content of a site.toml, or of the one in the job's directory, if there is one; or raise `JobError`."""
+    file = path or directory / "site.toml"
+    if path is None and not file.is_file():
+        return {}
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise JobError(f"{file}: cannot be read: {error}") from error
+
+
+def server_site(content: dict[str, Any]) -> ServerSite:
+    """Return what a site.toml says about the server, or raise `JobError`."""
+    try:
+        return ServerSite.model_validate(content.get("server", {}))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place = ".".join(["server", *(str(part) for part in problem["loc"])])
+        raise JobError(f"site.toml: {place}: {problem['msg']}") from error

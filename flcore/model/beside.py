@@ -1,0 +1,126 @@
+"""Files that are written beside what they replace: hidden, then switched to at once, in one rename.
+
+A model called `model` is `model.safetensors`, or `model.safetensors.index.json` and its shards, whose names no earlier
+model had. Loaders take the single file before the index. So the one moment at which the new model takes the place of
+the old is the rename of the single file, or that of the index; or, where an old single file hides the index, the
+removal of that. A power cut before it leaves the old model whole; one after it, the new one.
+"""
+
+import fcntl
+import os
+import re
+import secrets
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from flcore.errors import SpecError
+from flcore.model.index import INDEX, SINGLE, encode_index, read_index
+from flcore.model.open_file import OpenFile
+from flcore.model.shards import Shards, total_bytes
+
+
+class Beside:
+    """The hidden places beside a model that is to be replaced, or made: `directory/name`, with no suffix."""
+
+    def __init__(self, directory: Path, name: str) -> None:
+        """Make the directory if there is none, and remove what writers that have died left beside this model."""
+        if not name or name.startswith(".") or set(name) & set("/\\\0"):
+            raise SpecError(f"a model's name is one of a file, without its suffix, not {name!r}")
+        directory.mkdir(parents=True, exist_ok=True)
+        self.directory, self.name = directory, name
+        _sweep(directory, name)
+        self._token = secrets.token_hex(4)
+        while any(self._token in entry.name for entry in directory.iterdir()):
+            self._token = secrets.token_hex(4)
+
+    def hidden(self, number: int) -> Path:
+        """Return where file `number` is written."""
+        return self.directory / f".{self.name}.{self._token}.{number}.partial"
+
+    def create(self, number: int) -> OpenFile:
+        """Create the hidden file `number`, and lock it: as long as it is locked, nobody sweeps it away."""
+        file = OpenFile(self.hidden(number), os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        with suppress(OSError):  # a file system without locks; there, sweeping removes nothing either
+            fcntl.flock(file.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return file
+
+    def discard(self, count: int) -> None:
+        """Remove what is left of `count` hidden files, and of an index."""
+        for number in range(-1, count):
+            self.hidden(number).unlink(missing_ok=True)
+
+    def switch(self, shards: Shards, files: Sequence[OpenFile]) -> tuple[Path, ...]:
+        """See that the hidden files are on the disk, and make them the model; return their names.
+
+        What an earlier model of this name consisted of is removed; nothing else is.
+        """
+        for file in files:
+            os.fsync(file.descriptor)
+        single, index = self.directory / f"{self.name}{SINGLE}", self.directory / f"{self.name}{INDEX}"
+        old = _old_shards(index, self.name)
+        if not shards.has_index:
+            self.hidden(0).replace(single)
+            _sync_directory(self.directory)
+            _remove([index, *sorted(old)])
+            return (single,)
+        shown = self._show(shards, index)
+        _sync_directory(self.directory)
+        _remove([single, *sorted(old)])
+        return shown
+
+    def _show(self, shards: Shards, index: Path) -> tuple[Path, ...]:
+        """Give the shards their names, then write the index that leads to them."""
+        count = len(shards.headers)
+        files = tuple(
+            self.directory / f"{self.name}-{self._token}-{number + 1:05d}-of-{count:05d}{SINGLE}"
+            for number in range(count)
+        )
+        try:
+            for number, path in enumerate(files):
+                self.hidden(number).replace(path)
+            _sync_directory(self.directory)
+            weight_map = {tensor.name: files[shards.places[tensor.name].file].name for tensor in shards.spec.tensors}
+            beside = self.create(-1)
+            beside.write([memoryview(encode_index(weight_map, total_bytes(shards.spec)))], 0)
+            os.fsync(beside.descriptor)
+            beside.path.replace(index)
+        except OSError:
+            _remove(files)
+            raise
+        return files
+
+
+def _old_shards(index: Path, name: str) -> set[Path]:
+    """Return the files that the present index names, if they are called as shards of this model are."""
+    shard = re.compile(rf"{re.escape(name)}-([0-9a-f]{{8}}-)?\d{{5}}-of-\d{{5}}{re.escape(SINGLE)}")
+    with suppress(FileNotFoundError, SpecError):
+        return {index.with_name(file) for file in read_index(index).values() if shard.fullmatch(file)}
+    return set()
+
+
+def _sweep(directory: Path, name: str) -> None:
+    """Remove hidden files, and shards that no index leads to, of writers of this model that have died."""
+    ours = re.compile(
+        rf"\.{re.escape(name)}\.[0-9a-f]{{8}}\.-?\d+\.partial|"
+        rf"{re.escape(name)}-[0-9a-f]{{8}}-\d{{5}}-of-\d{{5}}{re.escape(SINGLE)}"
+    )
+    used = _old_shards(directory / f"{name}{INDEX}", name)
+    for entry in [entry for entry in directory.iterdir() if ours.fullmatch(entry.name) and entry not in used]:
+        with suppress(OSError):  # locked: somebody is writing it
+            file = OpenFile(entry, os.O_RDWR)
+            fcntl.flock(file.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            entry.unlink()
+
+
+def _remove(paths: Sequence[Path]) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

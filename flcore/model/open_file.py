@@ -1,0 +1,54 @@
+"""An open file, read and written at given places: from any thread, with no position that they could fight over."""
+
+import os
+import weakref
+from pathlib import Path
+
+from flcore.errors import SpecError
+
+MOST_BUFFERS = 1024
+"""What Linux takes in one call (IOV_MAX)."""
+
+
+class OpenFile:
+    """A descriptor that is closed when the last one who uses this object lets go of it.
+
+    Nobody closes it by hand: the number of a file that is closed in the middle of somebody's read is another file's by
+    the time of the next. `path` is what the file was last called; the file is read even when it is called so no more.
+    """
+
+    def __init__(self, path: Path, flags: int = os.O_RDONLY) -> None:
+        self.path = path
+        self.descriptor = os.open(path, flags, 0o666)
+        weakref.finalize(self, os.close, self.descriptor).atexit = False
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file, now."""
+        return os.fstat(self.descriptor).st_size
+
+    def read(self, buffers: list[memoryview], offset: int) -> None:
+        """Fill buffers (of bytes), one after the other, from `offset` on; raise `SpecError` if the file ends before."""
+        buffers = _after(buffers, 0)
+        while buffers:
+            count = os.preadv(self.descriptor, buffers[:MOST_BUFFERS], offset)
+            if not count:
+                raise SpecError(
+                    f"{self.path} ends at byte {offset}: it was cut while it was open; replace files instead"
+                )
+            offset, buffers = offset + count, _after(buffers, count)
+
+    def write(self, buffers: list[memoryview], offset: int) -> None:
+        """Write buffers (of bytes), one after the other, from `offset` on."""
+        while buffers:
+            count = os.pwritev(self.descriptor, buffers[:MOST_BUFFERS], offset)
+            offset, buffers = offset + count, _after(buffers, count)
+
+
+def _after(buffers: list[memoryview], count: int) -> list[memoryview]:
+    """Return what is left of some buffers when their first `count` bytes are done, from one that is not empty on."""
+    done = 0
+    while done < len(buffers) and count >= buffers[done].nbytes:
+        count -= buffers[done].nbytes
+        done += 1
+    return [buffers[done][count:], *buffers[done + 1 :]] if count else buffers[done:]

@@ -1,0 +1,69 @@
+"""The same files under another name: a checkpoint that takes no second copy on the disk."""
+
+import errno
+import os
+from pathlib import Path
+
+from flcore.errors import SpecError
+from flcore.model.beside import Beside
+from flcore.model.index import SINGLE
+from flcore.model.open_file import OpenFile
+from flcore.model.stored import StoredModel
+
+COPIED_BYTES = 2 << 20
+"""How much is copied at a time, where files cannot be linked."""
+
+NO_LINKS = {errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOENT}
+"""Another file system, one without links, a file that is not ours to link, or one that has lost its name."""
+
+
+def place_of(path: str | os.PathLike[str]) -> tuple[Path, str]:
+    """Return the directory and the name of a model that is to be `directory/NAME.safetensors`.
+
+    >>> place_of("runs/best.safetensors")
+    (PosixPath('runs'), 'best')
+    """
+    path = Path(path)
+    if not path.name.endswith(SINGLE) or path.name == SINGLE:
+        raise SpecError(f"a model is written to a file called NAME{SINGLE}, not to {path}")
+    return path.parent, path.name.removesuffix(SINGLE)
+
+
+def publish(stored: StoredModel, path: str | os.PathLike[str]) -> None:
+    """Make a stored model appear as `path` (`directory/NAME.safetensors`) too, in place of what is there.
+
+    Its files are linked, not copied, so nobody should change them in place; only across file systems are they copied.
+    A model with an index stays one, and gets an index beside `path` (see `ModelWriter`).
+    """
+    beside = Beside(*place_of(path))
+    files = stored.open_files
+    try:
+        for number, file in enumerate(files):
+            _link(file, beside, number)
+        beside.switch(stored.shards, files)
+    finally:
+        beside.discard(len(files))
+
+
+def _link(file: OpenFile, beside: Beside, number: int) -> None:
+    hidden = beside.hidden(number)
+    try:
+        os.link(file.path.resolve(), hidden)  # of a symbolic link, what it leads to
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+    else:
+        if os.path.samestat(hidden.stat(), os.fstat(file.descriptor)):
+            return
+        hidden.unlink()  # the name belongs to a newer file by now
+    _copy(file, beside.create(number))
+
+
+def _copy(file: OpenFile, target: OpenFile) -> None:
+    size = file.size
+    buffer = memoryview(bytearray(min(COPIED_BYTES, size)))
+    for offset in range(0, size, COPIED_BYTES):
+        part = buffer[: min(COPIED_BYTES, size - offset)]
+        file.read([part], offset)
+        target.write([part], offset)
+    os.fsync(target.descriptor)

@@ -1,0 +1,77 @@
+"""The budget: what people write, how it is shared out, and the formula for a server's memory."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flcore import BudgetError, ModelSpec
+from flcore.aggregation.budget import Budget
+from flcore.aggregation.memory import memory_bytes
+
+MIB = 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("text", "nbytes"),
+    [("1GiB", 1 << 30), ("512MiB", 512 * MIB), ("2 GB", 2_000_000_000), ("0.5GiB", 512 * MIB), ("33554432B", 32 * MIB)],
+)
+def test_sizes_are_read_as_people_write_them(text: str, nbytes: int) -> None:
+    assert Budget.parse(text).nbytes == nbytes
+
+
+@pytest.mark.parametrize("text", ["", "1", "GiB", "1 gib", "-1GiB", "1e3MiB", "1GiB more", "1iB", "nanGiB"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(BudgetError, match="a number and a unit, such as 512MiB"):
+        Budget.parse(text)
+
+
+def test_a_budget_too_small_for_any_job_says_which_would_do() -> None:
+    with pytest.raises(BudgetError, match="32MiB would do"):
+        Budget.parse("31MiB")
+    Budget.parse("32MiB")
+
+
+def test_the_shares_make_the_whole() -> None:
+    budget = Budget(1_000_000_007)
+    assert budget.windows_bytes + budget.working_bytes + budget.staging_bytes == budget.nbytes
+
+
+@pytest.mark.parametrize(("accumulate", "of_total"), [("float32", 4), ("float64", 8), ("exact", 16 + 1 / 32)])
+def test_the_formula_of_the_docs(accumulate: str, of_total: float) -> None:
+    spec = ModelSpec.of({"w": np.zeros(1 << 20, np.float32)})
+    budget = Budget.parse("64MiB")
+    assert budget.peak_bytes("at-close", spec, accumulate) == (64 + 320) * MIB
+    assert budget.peak_bytes("streaming", spec, accumulate) == int((2 * 4 + of_total) * MIB) + (64 + 320) * MIB
+
+
+def test_a_server_that_would_not_fit_says_what_would_do() -> None:
+    spec = ModelSpec.of({"w": np.zeros(100 * MIB // 4, np.float32)})
+    budget = Budget.parse("256MiB")
+    budget.require("streaming", spec, "float32", (256 + 300 + 320) * MIB)
+    with pytest.raises(
+        BudgetError, match="takes up to 876MiB of memory, and there are 700MiB; a budget of 80MiB would"
+    ) as e:
+        budget.require("streaming", spec, "float32", 700 * MIB)
+    assert str(e.value).endswith("would do, or the plan at-close with a budget of 256MiB would do")
+    with pytest.raises(BudgetError, match="there are 400MiB; the plan at-close with a budget of 80MiB would do"):
+        budget.require("streaming", spec, "exact", 400 * MIB)
+    with pytest.raises(BudgetError, match=r"there are 340MiB$"):
+        budget.require("at-close", spec, "exact", 340 * MIB)
+    Budget.parse("80MiB").require("at-close", spec, "exact", 400 * MIB)
+
+
+def test_memory_is_what_the_control_groups_allow(tmp_path: Path) -> None:
+    own, groups = tmp_path / "own", tmp_path / "groups"
+    machine = memory_bytes(groups, own)
+    assert machine > 1 << 28
+    (groups / "job" / "server").mkdir(parents=True)
+    own.write_text("0::/job/server\n")
+    assert memory_bytes(groups, own) == machine
+    (groups / "job" / "server" / "memory.max").write_text("max\n")
+    (groups / "job" / "memory.max").write_text("1000000\n")
+    assert memory_bytes(groups, own) == 1_000_000
+    (groups / "memory" / "old").mkdir(parents=True)
+    (groups / "memory" / "old" / "memory.limit_in_bytes").write_text("2000000\n")
+    own.write_text("3:cpu:/\n2:memory:/old\n")
+    assert memory_bytes(groups, own) == 2_000_000

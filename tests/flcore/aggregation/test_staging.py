@@ -1,0 +1,207 @@
+"""Staging: room in memory in turn, disk beyond it, Arrow streams there, and nothing left behind."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pyarrow as pa
+import pytest
+from flcore_kernels import backend
+from flcore_transport import piece_elements
+
+from flcore import Model, ModelSpec, StagingError
+from flcore.aggregation.staging import Staging
+from flcore.aggregation.update import StagedUpdate
+from flcore.model.form import Form
+
+SIZE = 2 * piece_elements("float32") + 1000
+ARRAYS = {
+    "w": np.arange(SIZE, dtype=np.float32),
+    "b": np.arange(21).reshape(3, 7).astype(ml_dtypes.bfloat16),
+    "none": np.zeros((4, 0), np.float16),
+}
+SPEC = ModelSpec.of(ARRAYS)
+FORM = Form.plain(SPEC)
+
+
+def update(staging: Staging, client: str = "a") -> StagedUpdate:
+    return StagedUpdate(FORM, backend(), staging, client, 1.0, 1e30)
+
+
+def fill(staged: StagedUpdate, pieces: slice = slice(None)) -> None:
+    model = Model.of(ARRAYS)
+    for index in range(len(FORM.pieces))[pieces]:
+        piece = FORM.pieces[index]
+        staged.adopt(piece, model.read(piece)[0])
+
+
+def content(staged: StagedUpdate) -> list[bytes]:
+    return [np.asarray(staged.take(piece)).tobytes() for piece in FORM.pieces]
+
+
+EXPECTED = [bytes(Model.of(ARRAYS).read(piece)[0]) for piece in FORM.pieces]
+
+
+def test_room_is_given_in_turn() -> None:
+    staging = Staging(100)
+    first, second, third = (staging.request(nbytes, may_wait=True) for nbytes in (60, 50, 10))
+    assert first.result(0) is True
+    assert not second.done() and not third.done(), "a small one does not overtake"
+    assert staging.request(10, may_wait=False).result(0) is False
+    staging.release(60)
+    assert second.result(0) is True and third.result(0) is True
+    assert staging.request(101, may_wait=True).result(0) is False, "it will never fit"
+
+
+def test_whoever_stops_waiting_makes_room_for_the_next() -> None:
+    staging = Staging(100)
+    staging.request(60, may_wait=True)
+    second, third = (staging.request(nbytes, may_wait=True) for nbytes in (50, 40))
+    assert second.cancel()
+    staging.release(0)
+    assert third.result(0) is True
+    staging.release(100)
+    assert staging.request(100, may_wait=False).result(0) is True
+
+
+@pytest.mark.parametrize("memory_bytes", [None, FORM.nbytes, FORM.nbytes - 1, 0])
+def test_an_update_comes_back_as_it_went_in_from_memory_and_from_disk(memory_bytes: int | None) -> None:
+    staging = Staging(memory_bytes)
+    staged = update(staging)
+    staged.begin(may_wait=False).result(0)
+    assert staged.is_on_disk is (memory_bytes not in (None, FORM.nbytes))
+    fill(staged)
+    staged.require_whole()
+    assert content(staged) == EXPECTED
+
+
+def test_tensors_written_in_slices_end_up_on_disk_alike() -> None:
+    staged = update(Staging(0))
+    staged.begin(may_wait=False).result(0)
+    for name, array in ARRAYS.items():
+        flat = array.reshape(-1)
+        for start in range(0, flat.size, 77_777):
+            staged.write(name, flat[start : start + 77_777], start)
+    staged.require_whole()
+    assert content(staged) == EXPECTED
+
+
+@pytest.mark.parametrize("moment", [0, 1, 2, 4])
+def test_an_update_goes_to_disk_with_what_is_here_and_gives_its_room_back(moment: int) -> None:
+    staging = Staging(FORM.nbytes)
+    staged = update(staging)
+    staged.begin(may_wait=False).result(0)
+    fill(staged, slice(0, moment))
+    assert staged.is_in_memory
+    staged.spill()
+    staged.spill()
+    assert staged.is_on_disk
+    assert staging.request(FORM.nbytes, may_wait=False).result(0) is True
+    fill(staged, slice(moment, None))
+    assert content(staged) == EXPECTED
+
+
+def test_an_update_that_waits_in_vain_goes_to_disk() -> None:
+    staging = Staging(FORM.nbytes)
+    update(staging).begin(may_wait=True).result(0)
+    waiting = update(staging, "b")
+    begun = waiting.begin(may_wait=True)
+    assert not begun.done()
+    waiting.spill()
+    begun.result(0)
+    fill(waiting)
+    assert waiting.is_on_disk and content(waiting) == EXPECTED
+
+
+def test_a_staged_segment_is_an_arrow_stream_also_when_it_is_torn(tmp_path: Path) -> None:
+    directory = tmp_path / "staging"
+    staged = update(Staging(0, directory))
+    staged.begin(may_wait=False).result(0)
+    fill(staged, slice(0, 2))
+    file = directory / "1" / "segment-0.arrows"
+    torn = pa.ipc.open_stream(file.read_bytes()).read_all()
+    assert torn.num_rows == 2 * piece_elements("float32")
+    fill(staged, slice(2, None))
+    whole = pa.ipc.open_stream(pa.memory_map(str(file))).read_all()
+    assert np.array_equal(whole["value"].to_numpy()[:SIZE], ARRAYS["w"])
+    bits = pa.ipc.open_stream((directory / "1" / "segment-1.arrows").read_bytes()).read_all()
+    assert bits.schema.field("value").metadata == {b"flcore.dtype": b"bfloat16"}
+    assert np.array_equal(bits["value"].to_numpy()[:21].view(ml_dtypes.bfloat16), ARRAYS["b"].reshape(-1))
+
+
+def test_nothing_stays_on_disk(tmp_path: Path) -> None:
+    directory = tmp_path / "staging"
+    directory.joinpath("left behind by a server that was killed").mkdir(parents=True)
+    staging = Staging(0, directory)
+    first, second = update(staging), update(staging, "b")
+    for staged in (first, second):
+        staged.begin(may_wait=False).result(0)
+        fill(staged)
+    assert sorted(path.name for path in directory.iterdir()) == ["1", "2"]
+    first.drop()
+    first.drop()
+    assert sorted(path.name for path in directory.iterdir()) == ["2"]
+    del staging, staged, first, second
+    assert not directory.exists()
+
+
+@pytest.mark.parametrize("memory_bytes", [FORM.nbytes, 0])
+def test_what_was_let_go_takes_nothing_more(memory_bytes: int) -> None:
+    staging = Staging(memory_bytes)
+    staged = update(staging)
+    staged.begin(may_wait=False).result(0)
+    staged.drop()
+    with pytest.raises(StagingError, match="client 'a': it was let go"):
+        fill(staged)
+    staged.spill()
+    assert not staged.is_on_disk
+    assert staging.request(memory_bytes, may_wait=False).result(0) is True
+
+
+def test_an_update_that_is_let_go_while_it_waits_takes_no_room() -> None:
+    staging = Staging(FORM.nbytes)
+    first, second = update(staging), update(staging, "b")
+    first.begin(may_wait=True).result(0)
+    begun = second.begin(may_wait=True)
+    second.drop()
+    with pytest.raises(StagingError, match="let go"):
+        begun.result(0)
+    first.drop()
+    assert staging.request(FORM.nbytes, may_wait=False).result(0) is True
+
+
+def test_a_disk_that_is_full_refuses_the_update_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> int:
+        raise OSError(28, "No space left on device")
+
+    def short(_file: int, buffers: list[Any], _offset: int) -> int:
+        return sum(len(buffer) for buffer in buffers) - 1
+
+    writes: list[tuple[Callable[..., int], str]] = [(full, "No space left"), (short, "the disk is full")]
+    for write, message in writes:
+        staged = update(Staging(0))
+        staged.begin(may_wait=False).result(0)
+        monkeypatch.setattr(os, "pwritev", write)
+        with pytest.raises(StagingError, match=f"client 'a': the disk does not keep it: .*{message}"):
+            fill(staged)
+        monkeypatch.undo()
+        spilled = update(staging := Staging(FORM.nbytes))
+        spilled.begin(may_wait=False).result(0)
+        fill(spilled)
+        monkeypatch.setattr(os, "pwritev", write)
+        with pytest.raises(StagingError, match=message):
+            spilled.spill()
+        monkeypatch.undo()
+        assert staging.request(FORM.nbytes, may_wait=False).result(0) is True, "its room is free all the same"
+
+
+def test_a_file_that_was_cut_is_noticed(tmp_path: Path) -> None:
+    staged = update(Staging(0, tmp_path / "staging"))
+    staged.begin(may_wait=False).result(0)
+    fill(staged)
+    os.truncate(tmp_path / "staging" / "1" / "segment-0.arrows", 4_000_000)
+    with pytest.raises(StagingError, match="the file was cut"):
+        content(staged)

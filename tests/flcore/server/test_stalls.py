@@ -1,0 +1,173 @@
+"""Those who stall, and those who are late: memory is given back, and nobody else waits; over gRPC and in-process."""
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future
+
+import numpy as np
+import pytest
+from flcore_transport import Fetch, Offer, Order, Outbox, Refused, Welcome
+
+from flcore import Arrays, Model, Task, Update
+from flcore.aggregation.budget import Budget
+from flcore.aggregation.update import StagedUpdate
+from flcore.job.messages import UpdateMessage
+from flcore.server import answers
+from tests.flcore.conftest import Stage, adding, mean_of
+
+CODE = """
+import numpy as np
+
+def initial_model(seed):
+    return {"w": np.zeros(1_500_000, np.float32)}
+
+def larger_model(seed):
+    return {"w": np.zeros(10_000_000, np.float32)}
+"""
+"""Three pieces, and twenty, which is more than gRPC sends ahead."""
+
+
+class Stalling(Outbox):
+    """Sends one piece, and the rest when it is told to."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__(model)
+        self.may_go_on, self.is_stalled = threading.Event(), threading.Event()
+
+    def piece(self, index: int) -> bytes:
+        if index:
+            self.is_stalled.set()
+            assert self.may_go_on.wait(20)
+        return super().piece(index)
+
+
+@pytest.fixture
+def large(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> Stage:
+    """A stage whose model has three pieces."""
+    monkeypatch.setattr(answers, "PATIENCE_S", 0.1)
+    (stage.directory / "large.py").write_text(CODE)
+    return stage
+
+
+def next_order(stream: Iterator[object]) -> Order:
+    for message in stream:
+        if isinstance(message, Order):
+            return message
+        assert isinstance(message, Welcome)
+    raise AssertionError("no order came")
+
+
+def upload(
+    stage: Stage, secret: str, order: Order, value: float, *, stalling: bool
+) -> "tuple[Stalling, Future[object]]":
+    """Send an update by hand, on a thread of its own."""
+    model = Model.of({"w": np.full(1_500_000, value, np.float32)})
+    outbox = Stalling(model)
+    if not stalling:
+        outbox.may_go_on.set()
+    message = UpdateMessage(returns="weights", weight=1.0, fingerprint=model.spec.fingerprint)
+    offer = Offer(secret, order.number, message.to_bytes(), model.layout)
+    return outbox, stage.pool.submit(lambda: stage.connect().upload(offer, outbox))
+
+
+@pytest.fixture
+def spilled(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Set when an update has gone to disk."""
+    done, spill = threading.Event(), StagedUpdate.spill
+
+    def spilling(staged: StagedUpdate) -> None:
+        spill(staged)
+        done.set()
+
+    monkeypatch.setattr(StagedUpdate, "spill", spilling)
+    return done
+
+
+@pytest.mark.parametrize("plan", ["at-close", "streaming"])
+def test_a_stalled_update_goes_to_disk_and_still_counts(large: Stage, spilled: threading.Event, plan: str) -> None:
+    large.open(wait_for=2, clients=2, model="large.py:initial_model", plan=plan)
+    secret, stream = large.join("client-1")
+    large.client("client-2", adding(1.0))
+    outbox, receipt = upload(large, secret, next_order(stream), 4.0, stalling=True)
+    assert spilled.wait(20)
+    assert not receipt.done()
+    outbox.may_go_on.set()
+    receipt.result(20)
+    assert mean_of(large.result()) == {2.5}
+
+
+def test_an_upload_without_bytes_for_the_stall_timeout_has_failed(large: Stage) -> None:
+    large.open(wait_for=2, clients=2, model="large.py:initial_model", stall_timeout_s=0.5)
+    secret, stream = large.join("client-1")
+    large.client("client-2", adding(1.0))
+    outbox, receipt = upload(large, secret, next_order(stream), 4.0, stalling=True)
+    outcome = large.result()
+    assert mean_of(outcome) == {1.0}
+    assert outcome.history[0].failed["train"]["client-1"] == "no bytes for 0.5 s (server.stall_timeout_s)"
+    outbox.may_go_on.set()
+    assert receipt.exception(20) is not None
+
+
+def test_a_download_that_stands_still_has_failed_and_one_that_is_done_has_all_the_time(large: Stage) -> None:
+    large.open(wait_for=2, clients=2, model="large.py:larger_model", stall_timeout_s=0.5)
+    secret, stream = large.join("client-1")
+    training = threading.Event()
+
+    def train(model: Arrays, task: Task) -> Update:
+        assert training.wait(20)
+        return adding(1.0)(model, task)
+
+    large.client("client-2", train)
+    pieces = large.connect().download(Fetch(secret, next_order(stream).number))
+    next(pieces)
+    threading.Timer(1.5, training.set).start()
+    outcome = large.result()
+    assert mean_of(outcome) == {1.0}
+    assert "no bytes for 0.5 s" in outcome.history[0].failed["train"]["client-1"]
+
+
+def test_a_straggler_reads_its_own_rounds_model_until_the_next_round_closes(large: Stage) -> None:
+    large.open(wait_for=2, clients=2, rounds=3, close_at=1, model="large.py:initial_model")
+    secret, stream = large.join("client-1")
+    turns = [threading.Event() for _ in range(3)]
+
+    def train(model: Arrays, task: Task) -> Update:
+        assert turns[task.round - 1].wait(20)
+        return adding(1.0)(model, task)
+
+    large.client("client-2", train)
+    first = next_order(stream)
+    turns[0].set()
+    second = next_order(stream)
+    model = Model.of({"w": np.zeros(1_500_000, np.float32)})
+    found = list(large.connect().download(Fetch(secret, first.number)))
+    assert found == [Outbox(model).piece(index) for index in range(3)], "the first round's bytes, not the second's"
+    reading = large.connect().download(Fetch(secret, first.number, 1))
+    next(reading)
+    turns[1].set()
+    third = next_order(stream)
+    assert third.number > second.number
+    with pytest.raises(Refused, match="it answers an earlier round"):
+        list(large.connect().download(Fetch(secret, first.number)))
+    if large.transport == "in-process":  # gRPC has sent the rest of this small model ahead
+        with pytest.raises(Refused, match="its round's model is gone: the round after it has closed"):
+            list(reading)
+    turns[2].set()
+    assert mean_of(large.result()) == {3.0}
+
+
+def test_sixty_stalled_updates_stop_nobody(large: Stage) -> None:
+    names = [f"stalled-{number}" for number in range(60)]
+    large.open(
+        clients=[*names, "lively"],
+        wait_for=61,
+        close_at=1,
+        model="large.py:initial_model",
+        budget=Budget.parse("32MiB"),
+    )
+    joined = [large.join(name) for name in names]
+    large.client("lively", adding(1.0))
+    stalled = [upload(large, secret, next_order(stream), 4.0, stalling=True) for secret, stream in joined]
+    assert mean_of(large.result()) == {1.0}
+    for outbox, _ in stalled:
+        outbox.may_go_on.set()

@@ -1,0 +1,46 @@
+"""What may take longer than a moment runs on a few worker threads, and what it refuses ends the call it was for."""
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, ParamSpec, TypeVar
+
+import grpc
+import grpc.aio
+
+from flcore_transport.control import encode
+from flcore_transport.endpoint import refusal
+from flcore_transport.errors import TransportError
+from flcore_transport.grpc_channel import REFUSAL_METADATA
+
+logger = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class Work:
+    """The worker threads of one server."""
+
+    def __init__(self) -> None:
+        self._workers = ThreadPoolExecutor((os.cpu_count() or 1) + 1, thread_name_prefix="flcore-pieces")
+
+    async def answered(self, context: Context, work: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
+        """Do `work` on a worker thread and return its result; a `TransportError` of it ends the call."""
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._workers, partial(work, *arguments, **named))
+        except TransportError as error:
+            refused = refusal(error)
+            logger.info("refused a call of %s: %s", context.peer(), refused.message)
+            metadata = ((REFUSAL_METADATA, encode(refused)),)
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "refused", trailing_metadata=metadata)
+            raise  # not reached: abort has raised
+
+    def close(self) -> None:
+        """Take no more work."""
+        self._workers.shutdown(wait=False)

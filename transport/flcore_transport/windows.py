@@ -1,0 +1,62 @@
+"""How many pieces may be under way at once, shared out among all transfers of a server.
+
+A transfer holds a window of a few pieces from its first piece to its last, so the memory of all transfers has a bound
+whatever the number of clients; who finds none left waits in line. All methods run on one event loop.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+WINDOW_PIECES = 4
+"""How many pieces a client may send ahead of what the server has taken, where there is room for so many."""
+
+LEAST_PIECES = 4
+"""The fewest pieces that a server shares out."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """A transfer's share: so many pieces may be under way."""
+
+    pieces: int
+
+
+class Windows:
+    """Shares out `pieces` pieces. A transfer gets up to 4 of them, fewer where little is left, and never none."""
+
+    def __init__(self, pieces: int) -> None:
+        if pieces < LEAST_PIECES:
+            raise ValueError(f"a server shares out {LEAST_PIECES} pieces or more, not {pieces}")
+        self._free = pieces
+        self._waiting: deque[asyncio.Future[Window]] = deque()
+
+    @property
+    def is_contended(self) -> bool:
+        """Whether a transfer waits for a window."""
+        return any(not waiter.done() for waiter in self._waiting)
+
+    @asynccontextmanager
+    async def window(self) -> AsyncIterator[Window]:
+        """Hold a window while the block lasts; waits in line for it."""
+        turn: asyncio.Future[Window] = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        self._share_out()
+        try:
+            held = await turn
+            yield held
+        finally:
+            if turn.done() and not turn.cancelled():
+                self._free += turn.result().pieces
+            self._share_out()
+
+    def _share_out(self) -> None:
+        while self._waiting and self._free:
+            turn = self._waiting.popleft()
+            if turn.done():  # cancelled while it waited
+                continue
+            window = Window(max(1, min(WINDOW_PIECES, self._free // 4)))
+            self._free -= window.pieces
+            turn.set_result(window)
