@@ -53,7 +53,7 @@ def test_a_tiled_model_is_one_that_a_server_accepts(shape: str) -> None:
 def test_a_tiled_model_costs_no_copy_and_differs_between_clients() -> None:
     spec = spec_named("flat", 4 * PATTERN_BYTES)
     first, *_, last = PiecePlan(Tiled(Form.plain(spec)).layout)
-    (one, *_), (other, *_) = Tiled(Form.plain(spec)).read(first), Tiled(Form.plain(spec), number=1).read(first)
+    (*_, one), (*_, other) = Tiled(Form.plain(spec)).read(first), Tiled(Form.plain(spec), number=1).read(first)
     assert isinstance(one, memoryview) and isinstance(other, memoryview)
     assert one.nbytes == other.nbytes == first.count * 4 and bytes(one) != bytes(other)
     assert sum(memoryview(view).nbytes for view in Tiled(Form.plain(spec), number=2_000).read(last)) == last.count * 4
