@@ -42,7 +42,9 @@ class Process:
         )
         # A process that has died already is noticed when its answer is read.
         with suppress(BrokenPipeError):
-            self.say(self._setup)
+            assert self._process.stdin is not None  # noqa: S101 - it is a pipe
+            self._process.stdin.write(self._setup + "\n")
+            self._process.stdin.flush()
         return self
 
     def __exit__(
@@ -57,12 +59,6 @@ class Process:
             self._process.kill()
             self._process.wait()
         self._process.stdout.close()
-
-    def say(self, line: str) -> None:
-        """Write a line to its standard input."""
-        assert self._process.stdin is not None  # noqa: S101 - it is a pipe
-        self._process.stdin.write(line + "\n")
-        self._process.stdin.flush()
 
     def answer(self) -> Any:
         """Wait for its next line, and return the JSON in it. Raises `MeasurementFailed` if it ends without one."""
@@ -93,6 +89,6 @@ def tell_parent(answer: Any) -> None:
 
 
 def _end_with_parent() -> None:
-    for _ in sys.stdin:
-        pass
+    # Not through `sys.stdin`, whose lock a daemon thread must not hold when Python ends.
+    os.read(sys.stdin.fileno(), 1)
     os._exit(0)

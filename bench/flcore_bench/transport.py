@@ -1,15 +1,13 @@
 """`flcore bench transport`: flcore's streams of pieces beside bare grpcio streams of the same piece size.
 
-`python -m flcore_bench.transport --help` varies pieces, window and connections, for trials.
+`python -m flcore_bench.trial --help` varies pieces, window and connections.
 """
 
-import argparse
 import json
 import sys
 from contextlib import ExitStack
 
 from flcore_bench.child import answer_of
-from flcore_bench.machine import available_cores
 from flcore_bench.progress import measuring
 from flcore_bench.row import Goal, Row, ratio
 from flcore_bench.transport_client import Sample, bare_samples, checked_samples, folded_sample
@@ -78,21 +76,3 @@ def main() -> None:
     scale, threads = sys.argv[1], int(sys.argv[2])
     rows = measured_rows(SIZES[scale], ROUNDS[scale], Tuning(), threads)
     print(json.dumps([row.to_json() for row in rows]))
-
-
-def try_out() -> None:
-    """Measure with what the command line says, and print a line for each stream."""
-    parser = argparse.ArgumentParser(description="flcore's streams beside bare ones, with other pieces and windows.")
-    parser.add_argument("--size", type=int, default=256, help="MB to send")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--piece", type=int, default=Tuning.piece, help="bytes of a full piece, less than 4 MiB")
-    parser.add_argument("--window", type=int, default=Tuning.window, help="pieces ahead of what the server has taken")
-    parser.add_argument("--connections", type=int, default=Tuning.connections)
-    given = parser.parse_args()
-    tuning = Tuning(given.piece, given.window, given.connections)
-    for row in measured_rows(given.size * 1_000_000, given.rounds, tuning, available_cores()):
-        print(f"{(row.bytes_per_s or 0) / 1e9:6.2f} GB/s  {row.what}  {'; '.join(map(str, row.goals))}")
-
-
-if __name__ == "__main__":
-    try_out()

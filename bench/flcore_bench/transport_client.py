@@ -22,9 +22,6 @@ from flcore_bench.tuning import Tuning
 Sample = Callable[[], float]
 """Moves the whole model once, and returns the seconds."""
 
-SETTLE_S = 1.0
-SETTLE_S_PER_GB = 1.0
-
 
 class Line:
     """One client's connection to flcore's server, joined, with a model of `spec` to send."""
@@ -96,7 +93,7 @@ def checked_samples(size: int, tuning: Tuning, threads: int) -> Iterator[dict[st
 def folded_sample(size: int, accumulate: str, tuning: Tuning, threads: int) -> Iterator[dict[str, Sample]]:
     """Yield what an upload into a federation does: checked, inspected, and folded as it comes.
 
-    Its seconds are those of the upload and those that folding goes on afterwards.
+    Its seconds are those of the upload, and those that folding goes on afterwards.
     """
     share = size // tuning.connections
     spec = spec_named("flat", share)
@@ -107,7 +104,6 @@ def folded_sample(size: int, accumulate: str, tuning: Tuning, threads: int) -> I
         "clients": tuning.connections,
         "accumulate": accumulate,
         "contract": run.overrides,
-        "settle_s": SETTLE_S + SETTLE_S_PER_GB * size / 1e9,
     }
     job = flcore.Job.load(JOB, **run.overrides)
     held = JoinMessage(contract=job.contract.to_json(), code_digest=job.code_digest, version=flcore.__version__)
@@ -115,16 +111,10 @@ def folded_sample(size: int, accumulate: str, tuning: Tuning, threads: int) -> I
         names = [f"c{number}" for number in range(tuning.connections)]
         lines = [stack.enter_context(closing(Line(address, name, spec, held.to_bytes()))) for name in names]
 
-        def upload() -> tuple[float, float]:
+        def sample() -> float:
             orders = [line.next_order() for line in lines]
             taken = _together([partial(line.upload, order) for line, order in zip(lines, orders, strict=True)])
-            return taken, float(server.answer()["finish_s"])
-
-        _, alone_s = upload()
-
-        def sample() -> float:
-            taken, finish_s = upload()
-            return taken + max(0.0, finish_s - alone_s)
+            return taken + float(server.answer()["folding_s"])
 
         yield {f"upload, flcore, checked and folded, {accumulate}": sample}
 

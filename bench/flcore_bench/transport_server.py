@@ -18,6 +18,10 @@ from flcore_bench.tuning import Tuning
 
 FOREVER_S = 1e6
 
+TICK_S, REST_S = 0.002, 0.05
+BUSY = 0.25
+"""How much of a tick's time a process that is at work has used."""
+
 
 class Checking:
     """A `Service` that lets everybody in, checks the pieces that come, and drops them."""
@@ -79,11 +83,7 @@ def serve_checking(setup: dict[str, Any]) -> None:
 
 
 def serve_folding(setup: dict[str, Any]) -> None:
-    """Ask the clients for updates for ever and fold them, streaming; tell how long each round's `finish` took.
-
-    Before the first `finish` comes a pause in which all folds end, so that it tells what dividing takes alone. What
-    a later one takes longer is folding that the upload did not hide.
-    """
+    """Ask the clients for updates for ever and fold them, streaming; tell how long folding went on after each round."""
     job = flcore.Job.load(JOB, **setup["contract"])
     # Its pages are zeros that nobody reads, and take no memory.
     model = flcore.Model(spec_named("flat", setup["size"]))
@@ -92,15 +92,27 @@ def serve_folding(setup: dict[str, Any]) -> None:
     tell_parent({"address": server.address})
     clients = federation.wait_for(setup["clients"], None)
     message = TaskMessage(task="train", round=1, rounds=1, seed=0, hyperparameters={})
-    pause_s = setup["settle_s"]
     while True:
         aggregator = flcore.Aggregator(model.spec, accumulate=setup["accumulate"], plan="streaming")
         federation.ask(dict.fromkeys(clients, message), model, RoundRules(FOREVER_S), aggregator).require_quorum()
-        time.sleep(pause_s)
-        pause_s = 0.0
-        started = time.perf_counter()
+        folding_s = busy_s()
         aggregator.finish()
-        tell_parent({"finish_s": time.perf_counter() - started})
+        tell_parent({"folding_s": folding_s})
+
+
+def busy_s() -> float:
+    """Wait until this process has nothing to do any more, and return how long it had.
+
+    So whatever the plan does behind an upload counts, and dividing, which `finish` does, does not.
+    """
+    started = busy_until = time.perf_counter()
+    used = time.process_time()
+    while time.perf_counter() < busy_until + REST_S:
+        time.sleep(TICK_S)
+        before, used = used, time.process_time()
+        if used - before > BUSY * TICK_S:
+            busy_until = time.perf_counter()
+    return busy_until - started
 
 
 SERVERS: dict[str, Callable[[dict[str, Any]], None]] = {

@@ -7,7 +7,7 @@ from flcore_bench.row import Goal
 
 def resident(most: float) -> Wanted:
     """The server's peak memory is at most so many bytes."""
-    return lambda found, _: _at_most("resident", found.figures.peak_bytes / 1e9, most / 1e9, " GB")
+    return lambda found, _: _at_most("resident", found.figures.peak_bytes / 1e9, round(most / 1e9, 3), " GB")
 
 
 def idle(most: float) -> Wanted:
@@ -17,7 +17,7 @@ def idle(most: float) -> Wanted:
 
 def under_formula() -> Wanted:
     """The server's peak memory is at most what the formula says."""
-    return lambda found, _: _at_most("peak", found.figures.peak_bytes / 1e6, bound(found.run) / 1e6, " MB")
+    return lambda found, _: _at_most("peak", found.figures.peak_bytes / 1e9, round(bound(found.run) / 1e9, 3), " GB")
 
 
 def on_disk(models: int) -> Wanted:

@@ -36,7 +36,6 @@ def test_a_job_makes_each_shape_in_place(shape: str) -> None:
     assert all(array.base is not None and not any(array.strides) for array in arrays.values())
     model = job.initial_model()
     assert model.spec == run.spec
-    assert all(np.all(array == np.full((), 0.5, array.dtype)) for array in model.arrays().values())
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -44,12 +43,9 @@ def test_a_tiled_model_is_one_that_a_server_accepts(shape: str) -> None:
     spec = spec_named(shape, SMALL[shape])
     source = Tiled(Form.plain(spec), number=3)
     aggregator = flcore.Aggregator(spec)
-    staged = aggregator.stage("client", 1.0)
-    for piece in PiecePlan(source.layout):
-        values = np.frombuffer(b"".join(source.read(piece)), np.float32 if piece.dtype == "float32" else np.uint16)
-        assert values.size == piece.count
-        staged.adopt(piece.segment, piece.first, values)
-    aggregator.commit(staged)
+    with aggregator.update(client="client", weight=1.0) as staged:
+        for piece in PiecePlan(source.layout):
+            staged.adopt(piece, b"".join(source.read(piece)))
     result = aggregator.finish().arrays()
     assert all(0 < np.abs(array.astype(np.float32)).max() < 1 for array in result.values() if array.size > 10)
 
@@ -57,7 +53,7 @@ def test_a_tiled_model_is_one_that_a_server_accepts(shape: str) -> None:
 def test_a_tiled_model_costs_no_copy_and_differs_between_clients() -> None:
     spec = spec_named("flat", 4 * PATTERN_BYTES)
     first, *_, last = PiecePlan(Tiled(Form.plain(spec)).layout)
-    (one,), (other,) = Tiled(Form.plain(spec)).read(first), Tiled(Form.plain(spec), number=1).read(first)
+    (*_, one), (*_, other) = Tiled(Form.plain(spec)).read(first), Tiled(Form.plain(spec), number=1).read(first)
     assert isinstance(one, memoryview) and isinstance(other, memoryview)
-    assert bytes(one) != bytes(other)
+    assert one.nbytes == other.nbytes == first.count * 4 and bytes(one) != bytes(other)
     assert sum(memoryview(view).nbytes for view in Tiled(Form.plain(spec), number=2_000).read(last)) == last.count * 4

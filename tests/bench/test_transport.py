@@ -29,7 +29,7 @@ def test_every_stream_is_measured_and_held_against_bare_ones() -> None:
 
 
 def test_pieces_window_and_connections_can_be_varied() -> None:
-    command = [sys.executable, "-m", "flcore_bench.transport", "--size", "3", "--rounds", "1"]
+    command = [sys.executable, "-m", "flcore_bench.trial", "--size", "3", "--rounds", "1"]
     varied = ["--piece", str(1 << 19), "--window", "2", "--connections", "2"]
     printed = subprocess.run([*command, *varied], stdout=subprocess.PIPE, text=True, check=True).stdout
     assert len(printed.splitlines()) == 7

@@ -1,0 +1,25 @@
+"""`python -m flcore_bench.trial`: the transport benchmark with other pieces, windows and connections."""
+
+import argparse
+
+from flcore_bench.machine import available_cores
+from flcore_bench.transport import measured_rows
+from flcore_bench.tuning import Tuning
+
+
+def main() -> None:
+    """Measure with what the command line says, and print a line for each stream."""
+    parser = argparse.ArgumentParser(description="flcore's streams beside bare ones, with other pieces and windows.")
+    parser.add_argument("--size", type=int, default=256, help="MB to send")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--piece", type=int, default=Tuning.piece, help="bytes of a full piece, less than 4 MiB")
+    parser.add_argument("--window", type=int, default=Tuning.window, help="pieces ahead of what the server has taken")
+    parser.add_argument("--connections", type=int, default=Tuning.connections)
+    given = parser.parse_args()
+    tuning = Tuning(given.piece, given.window, given.connections)
+    for row in measured_rows(given.size * 1_000_000, given.rounds, tuning, available_cores()):
+        print(f"{(row.bytes_per_s or 0) / 1e9:6.2f} GB/s  {row.what}  {'; '.join(map(str, row.goals))}")
+
+
+if __name__ == "__main__":
+    main()
