@@ -160,6 +160,7 @@ class Streaming:
 
     def add(self, update: StagedUpdate) -> None:
         """Have an update folded; whoever commits it does not wait for that."""
+        update.drain()
         with self._lock:
             self._waiting.append(update)
         self._folds.append(self._thread.submit(self._fold_waiting))

@@ -1,16 +1,13 @@
 """Where updates are kept until they are folded: in memory as long as there is room, on disk beyond it."""
 
-import math
 import shutil
 import tempfile
 import threading
-import time
 import weakref
-from collections import deque
-from collections.abc import Callable
-from concurrent.futures import Future
 from itertools import count
 from pathlib import Path
+
+from flcore.aggregation.room import Room
 
 
 class Staging:
@@ -20,44 +17,13 @@ class Staging:
     without one it is made among the system's temporary files. Methods may be called from any thread.
     """
 
-    def __init__(
-        self,
-        memory_bytes: int | None = None,
-        directory: Path | None = None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._limit, self._free, self._clock = memory_bytes, memory_bytes or 0, clock
-        self.released_at = -math.inf
-        """When room was given back the last time: those who wait see by it that waiting makes sense."""
+    def __init__(self, memory_bytes: int | None = None, directory: Path | None = None) -> None:
+        self.room = Room(memory_bytes)
         self._directory = directory
         self._lock = threading.Lock()
-        self._waiting: deque[tuple[int, Future[bool]]] = deque()
         self._numbers = count(1)
         self._made: Path | None = None
         self._remove: weakref.finalize[..., Staging] | None = None
-
-    def request(self, nbytes: int, *, may_wait: bool) -> "Future[bool]":
-        """Ask for room; the result is whether there is. With `may_wait` it is given as others let go, in turn.
-
-        Whoever cancels the future gets none.
-        """
-        future: Future[bool] = Future()
-        with self._lock:
-            if self._limit is None:
-                future.set_result(True)
-            elif nbytes > self._limit or not (may_wait or (nbytes <= self._free and not self._waiting)):
-                future.set_result(False)
-            else:
-                self._waiting.append((nbytes, future))
-        self._share_out()
-        return future
-
-    def release(self, nbytes: int) -> None:
-        """Give room back."""
-        with self._lock:
-            self._free += nbytes
-            self.released_at = self._clock()
-        self._share_out()
 
     def folder(self) -> Path:
         """Make a new directory for one update."""
@@ -78,18 +44,3 @@ class Staging:
         """Remove the directory, with all that is in it."""
         if self._remove is not None:
             self._remove()
-
-    def _share_out(self) -> None:
-        granted: list[Future[bool]] = []
-        with self._lock:
-            while self._waiting:
-                nbytes, future = self._waiting[0]
-                if not future.cancelled():
-                    if nbytes > self._free:
-                        break
-                    if future.set_running_or_notify_cancel():
-                        self._free -= nbytes
-                        granted.append(future)
-                self._waiting.popleft()
-        for future in granted:  # outside of the lock: what waits for it may come back here
-            future.set_result(True)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from flcore_kernels import Backend, storage_dtype
-from flcore_transport import Buffer, PieceRange
+from flcore_transport import Buffer, PieceRange, body_bytes
 
 from flcore.aggregation.checks import check_gaps, check_values
 from flcore.aggregation.kept import InMemory, Kept, OnDisk
@@ -33,13 +33,15 @@ class StagedUpdate:
         self, form: Form, backend: Backend, staging: Staging, client: str, weight: float, max_abs: float
     ) -> None:
         self.client, self.weight = client, weight
-        self._form, self._backend, self._staging = form, backend, staging
+        self._form, self._backend, self._staging, self._room = form, backend, staging, staging.room
         self._max_abs = min(max_abs, math.inf if weight <= 1 else np.finfo(np.float64).max / weight)
         self._lock = threading.RLock()
-        self._room: Future[bool] | None = None
+        self._claim: Future[bool] | None = None
+        self._claimed = self._held = 0
         self._begun: Future[None] = Future()
         self._kept: Kept | None = None
         self._is_dropped = False
+        self._touched: set[PieceRange] = set()
         self._adopted = 0
         self._written = dict.fromkeys((tensor.name for tensor in form.spec.tensors), 0)
         self._places = {
@@ -58,16 +60,16 @@ class StagedUpdate:
 
     @property
     def room_released_at(self) -> float:
-        """When others gave room back the last time, by the staging's clock."""
-        return self._staging.released_at
+        """When others gave room back the last time, in seconds of the room's clock."""
+        return self._room.released_at
 
     def begin(self, *, may_wait: bool) -> "Future[None]":
         """Find room in memory, perhaps by waiting for it, or else a directory on disk. May be called again."""
         with self._lock:
-            is_first = self._room is None
-            room = self._room = self._room or self._staging.request(self._form.nbytes, may_wait=may_wait)
+            is_first = self._claim is None
+            claim = self._claim = self._claim or self._room.claim(self._form.nbytes, may_wait=may_wait)
         if is_first:
-            room.add_done_callback(self._settle)
+            claim.add_done_callback(self._settle)
         return self._begun
 
     def adopt(self, piece: PieceRange, body: Buffer) -> None:
@@ -82,6 +84,7 @@ class StagedUpdate:
         part = part_of(piece.dtype, piece.count, body)
         check_values(self._backend, segment, piece.dtype, piece.first, part, max_abs=self._max_abs, client=self.client)
         check_gaps(segment, piece.first, part, client=self.client)
+        self._enter(body_bytes(piece.dtype, piece.count))
         with self._lock:
             try:
                 self._required().adopt(piece, body)
@@ -125,7 +128,7 @@ class StagedUpdate:
 
     def spill(self) -> None:
         """Go to disk with what is here, and give the room back: nothing comes, or there was no room to wait for."""
-        if self._room is None or self._room.cancel():  # cancelled: `_settle` goes to disk
+        if self._claim is None or self._claim.cancel():  # cancelled: `_settle` goes to disk
             return
         with self._lock:
             memory = self._kept
@@ -135,10 +138,17 @@ class StagedUpdate:
                 self._kept = OnDisk(self._staging.folder(), self._form.layout)
                 for piece, body in memory.drain():
                     self._kept.adopt(piece, body)
+                    del body
             except OSError as error:
                 raise self._refused_by_disk(error) from error
             finally:
-                self._staging.release(self._form.nbytes)
+                self._leave(self._held)
+                self._release()
+
+    def drain(self) -> None:
+        """From now on chunks are taken one after the other, until none is left: the next update may come."""
+        with self._lock:
+            self._release()
 
     def take(self, piece: PieceRange) -> Part:
         """Return a chunk as the kernels take it, and let it go. Raises `StagingError` where it cannot be read back."""
@@ -147,6 +157,8 @@ class StagedUpdate:
                 body = self._required().take(piece)
             except OSError as error:
                 raise self._refused_by_disk(error) from error
+            if self.is_in_memory:
+                self._leave(body_bytes(piece.dtype, piece.count))
         return part_of(piece.dtype, piece.count, body)
 
     def drop(self) -> None:
@@ -155,41 +167,64 @@ class StagedUpdate:
             kept, self._kept, self._is_dropped = self._kept, None, True
             if kept is not None:
                 kept.drop()
-        if isinstance(kept, InMemory):
-            self._staging.release(self._form.nbytes)
-        if self._room is not None:
-            self._room.cancel()  # if it still waits for room
+            self._leave(self._held)
+            self._release()
+        if self._claim is not None:
+            self._claim.cancel()  # if it still waits for room
 
-    def _settle(self, room: "Future[bool]") -> None:
+    def _settle(self, claim: "Future[bool]") -> None:
         """There is room in memory, or there will be none."""
-        in_memory = not room.cancelled() and room.result()
+        in_memory = not claim.cancelled() and claim.result()
         with self._lock:
+            self._claimed = self._form.nbytes if in_memory else 0
             try:
                 if self._is_dropped:
                     raise StagingError("it was let go", client=self.client)
                 self._kept = InMemory() if in_memory else OnDisk(self._staging.folder(), self._form.layout)
             except (OSError, StagingError) as error:
+                self._release()
                 self._begun.set_exception(self._refused_by_disk(error) if isinstance(error, OSError) else error)
             else:
                 self._begun.set_result(None)
-        if in_memory and self._kept is None:
-            self._staging.release(self._form.nbytes)
+
+    def _enter(self, nbytes: int) -> None:
+        """A chunk comes into memory, if that is where chunks are."""
+        if not self.is_in_memory:
+            return
+        self._room.enter(nbytes)
+        with self._lock:
+            self._held += nbytes
+            if not isinstance(self._kept, InMemory):  # it went to disk, or was let go, meanwhile
+                self._leave(nbytes)
+
+    def _leave(self, nbytes: int) -> None:
+        self._held -= nbytes
+        if nbytes:
+            self._room.leave(nbytes)
+
+    def _release(self) -> None:
+        claimed, self._claimed = self._claimed, 0
+        if claimed:
+            self._room.release(claimed)
 
     def _copy(self, index: int, first: int, values: npt.NDArray[Any]) -> None:
         segment = self._form.spec.segments[index]
         stored = values.view(storage_dtype(segment.dtype))
         check_values(self._backend, segment, segment.dtype, first, stored, max_abs=self._max_abs, client=self.client)
         itemsize, position = DTYPES[segment.dtype].itemsize, 0
-        with self._lock:
-            while position < stored.size:
-                piece = self._form.piece_at(index, first + position)
-                offset = first + position - piece.first
-                part = stored[position : position + piece.count - offset]
+        while position < stored.size:
+            piece = self._form.piece_at(index, first + position)
+            offset = first + position - piece.first
+            part = stored[position : position + piece.count - offset]
+            if piece not in self._touched:
+                self._touched.add(piece)
+                self._enter(body_bytes(piece.dtype, piece.count))
+            with self._lock:
                 try:
                     self._required().write(piece, offset * itemsize, part.view(np.uint8).data)
                 except OSError as error:
                     raise self._refused_by_disk(error) from error
-                position += part.size
+            position += part.size
 
     def _required(self) -> Kept:
         if self._kept is None:

@@ -6,7 +6,7 @@ An exchange is known by its number, which is also the number of its clients' ord
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from flcore_transport import Order
+from flcore_transport import Order, SharedPieces
 
 from flcore.aggregation.aggregator import Aggregator
 from flcore.errors import QuorumError
@@ -41,6 +41,7 @@ class Exchange:
     aggregator: Aggregator | None
     intakes: dict[str, Intake] = field(default_factory=dict)
     answers: dict[str, Participation] = field(default_factory=dict)
+    shared: SharedPieces = field(default_factory=SharedPieces)
     reading: dict[str, float] = field(default_factory=dict)
     traffic: Traffic = field(default_factory=Traffic)
 
@@ -50,6 +51,11 @@ class Exchange:
         return weighted_average(
             (self.answers[name].metrics, self.answers[name].weight) for name in sorted(self.answers)
         )
+
+    def retire(self) -> None:
+        """Let go of the model."""
+        self.model = None
+        self.shared.clear()
 
     def drop(self, client: str) -> None:
         """Let go of what a client has sent and will not finish, even where a stalled stream still holds its intake."""

@@ -123,7 +123,7 @@ class Federation:
         """Let go of the models before this one: the round after theirs has closed."""
         for exchange in self._readable:
             if exchange.model is not model:
-                exchange.model = None
+                exchange.retire()
         self._readable = [exchange for exchange in self._readable if exchange.model is not None]
 
     # What the transport calls (`flcore_transport.Service`).
@@ -166,7 +166,7 @@ class Federation:
         """Return the model of an order: of the present one, or of an earlier one that a straggler still reads."""
         with self._changed:
             exchange = self._straggling(client, order) or self._current(client, order)
-        return Outbox(Reading(exchange, client, self._form, self._clock, self._answers.moved))
+        return Reading(exchange, client, self._form, self._clock, self._answers.moved)
 
     def answer(self, client: str, order: int, content: bytes, layout: Layout) -> Upload:
         """Begin, or go on with, a client's answer."""

@@ -4,9 +4,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Protocol
 
-from flcore_transport import Buffer, PieceRange, Receipt, Refused
+from flcore_transport import Buffer, Layout, Outbox, PieceRange, Receipt, Refused
 
 from flcore.errors import Untimely
+from flcore.model.chunks import GlobalModel
 from flcore.model.form import Form
 from flcore.model.narrow import Narrowed
 from flcore.server.exchange import Exchange
@@ -20,29 +21,55 @@ def untimely(client: str, verdict: Verdict) -> Refused:
     return Refused(error.kind, str(error))
 
 
-class Reading:
-    """A client's reading of its order's model: the source of a payload, until the model is gone."""
+class Reading(Outbox):
+    """A client's reading of its order's model, until the model is gone."""
 
     def __init__(
         self, exchange: Exchange, client: str, form: Form, clock: Callable[[], float], moved: Callable[..., None]
     ) -> None:
-        self.layout = form.layout
-        self._exchange, self._client, self._form, self._clock, self._moved = exchange, client, form, clock, moved
+        super().__init__(Narrowed(form, _Model(exchange, client)), exchange.shared)
+        self._exchange, self._client, self._clock, self._moved = exchange, client, clock, moved
+
+    def at_hand(self, index: int) -> bytes | None:
+        """Return a piece that another client was sent a moment ago."""
+        piece = super().at_hand(index)
+        if piece is not None:
+            self._sent(index, piece)
+        return piece
+
+    def piece(self, index: int) -> bytes:
+        """Return a piece, or raise `Refused` once the next round has closed."""
+        piece = super().piece(index)
+        self._sent(index, piece)
+        return piece
+
+    def _sent(self, index: int, piece: bytes) -> None:
+        if index == len(self.plan) - 1:
+            self._exchange.reading.pop(self._client, None)
+        else:
+            self._exchange.reading[self._client] = self._clock()
+        self._moved(self._exchange, sent=len(piece))
+
+
+class _Model:
+    """What an exchange's clients read, as long as it is there."""
+
+    def __init__(self, exchange: Exchange, client: str) -> None:
+        self._exchange, self._client = exchange, client
+
+    @property
+    def layout(self) -> Layout:
+        return self._required().layout
 
     def read(self, piece: PieceRange) -> Sequence[Buffer]:
-        """Return the bytes of a range, or raise `Refused` once the next round has closed."""
-        exchange = self._exchange
-        model = exchange.model
+        return self._required().read(piece)
+
+    def _required(self) -> GlobalModel:
+        model = self._exchange.model
         if model is None:
             error = Untimely("its round's model is gone: the round after it has closed", client=self._client)
             raise Refused(error.kind, str(error))
-        buffers = Narrowed(self._form, model).read(piece)
-        if piece == self._form.pieces[len(self._form.pieces) - 1]:
-            exchange.reading.pop(self._client, None)
-        else:
-            exchange.reading[self._client] = self._clock()
-        self._moved(exchange, sent=sum(memoryview(buffer).nbytes for buffer in buffers))
-        return buffers
+        return model
 
 
 class Recipient(Protocol):

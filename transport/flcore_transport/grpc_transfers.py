@@ -34,7 +34,7 @@ class Transfers:
             for index in range(fetch.first_piece, len(outbox.plan)):
                 if sending is not None and window.pieces == 1:
                     await sending
-                piece = await self._work.answered(context, outbox.piece, index)
+                piece = outbox.at_hand(index) or await self._work.answered(context, outbox.piece, index)
                 if sending is not None:
                     await sending
                 sending = asyncio.ensure_future(context.write(piece))

@@ -5,6 +5,7 @@ nobody can send pieces of another shape. `Outbox` makes pieces, `Inbox` takes th
 from which piece on an interrupted payload goes on.
 """
 
+import threading
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -99,17 +100,53 @@ class Sink(Protocol):
         ...
 
 
-class Outbox:
-    """The sending side of one payload."""
+class SharedPieces:
+    """The last few pieces that were made of one payload: those who read it side by side get the same bytes."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, count: int = 8) -> None:
+        self._count = count
+        self._pieces: dict[int, bytes] = {}
+        self._lock = threading.Lock()
+
+    def get(self, index: int) -> bytes | None:
+        """Return a piece that is still here."""
+        return self._pieces.get(index)
+
+    def put(self, index: int, piece: bytes) -> None:
+        """Keep a piece, and let go of the oldest."""
+        with self._lock:
+            self._pieces[index] = piece
+            if len(self._pieces) > self._count:
+                del self._pieces[next(iter(self._pieces))]
+
+    def clear(self) -> None:
+        """Let go of all."""
+        with self._lock:
+            self._pieces.clear()
+
+
+class Outbox:
+    """The sending side of one payload; `shared` is that of all outboxes of the same payload."""
+
+    def __init__(self, source: Source, shared: SharedPieces | None = None) -> None:
         self.plan = PiecePlan(source.layout)
         self._source = source
+        self._shared = shared
+
+    def at_hand(self, index: int) -> bytes | None:
+        """Return piece `index` if that takes no work."""
+        return None if self._shared is None else self._shared.get(index)
 
     def piece(self, index: int) -> bytes:
         """Return piece `index`, ready for the wire."""
-        piece = self.plan[index]
-        return encode(piece.part, piece.segment, piece.first, piece.dtype, piece.count, self._source.read(piece))
+        made = None if self._shared is None else self._shared.get(index)
+        if made is None:
+            piece = self.plan[index]
+            body = self._source.read(piece)
+            made = encode(piece.part, piece.segment, piece.first, piece.dtype, piece.count, body)
+            if self._shared is not None:
+                self._shared.put(index, made)
+        return made
 
 
 class Inbox:

@@ -45,28 +45,6 @@ def content(staged: StagedUpdate) -> list[bytes]:
 EXPECTED = [bytes(Model.of(ARRAYS).read(piece)[0]) for piece in FORM.pieces]
 
 
-def test_room_is_given_in_turn() -> None:
-    staging = Staging(100)
-    first, second, third = (staging.request(nbytes, may_wait=True) for nbytes in (60, 50, 10))
-    assert first.result(0) is True
-    assert not second.done() and not third.done(), "a small one does not overtake"
-    assert staging.request(10, may_wait=False).result(0) is False
-    staging.release(60)
-    assert second.result(0) is True and third.result(0) is True
-    assert staging.request(101, may_wait=True).result(0) is False, "it will never fit"
-
-
-def test_whoever_stops_waiting_makes_room_for_the_next() -> None:
-    staging = Staging(100)
-    staging.request(60, may_wait=True)
-    second, third = (staging.request(nbytes, may_wait=True) for nbytes in (50, 40))
-    assert second.cancel()
-    staging.release(0)
-    assert third.result(0) is True
-    staging.release(100)
-    assert staging.request(100, may_wait=False).result(0) is True
-
-
 @pytest.mark.parametrize("memory_bytes", [None, FORM.nbytes, FORM.nbytes - 1, 0])
 def test_an_update_comes_back_as_it_went_in_from_memory_and_from_disk(memory_bytes: int | None) -> None:
     staging = Staging(memory_bytes)
@@ -99,7 +77,7 @@ def test_an_update_goes_to_disk_with_what_is_here_and_gives_its_room_back(moment
     staged.spill()
     staged.spill()
     assert staged.is_on_disk
-    assert staging.request(FORM.nbytes, may_wait=False).result(0) is True
+    assert staging.room.claim(FORM.nbytes, may_wait=False).result(0) is True
     fill(staged, slice(moment, None))
     assert content(staged) == EXPECTED
 
@@ -158,7 +136,7 @@ def test_what_was_let_go_takes_nothing_more(memory_bytes: int) -> None:
         fill(staged)
     staged.spill()
     assert not staged.is_on_disk
-    assert staging.request(memory_bytes, may_wait=False).result(0) is True
+    assert staging.room.claim(memory_bytes, may_wait=False).result(0) is True
 
 
 def test_an_update_that_is_let_go_while_it_waits_takes_no_room() -> None:
@@ -170,7 +148,7 @@ def test_an_update_that_is_let_go_while_it_waits_takes_no_room() -> None:
     with pytest.raises(StagingError, match="let go"):
         begun.result(0)
     first.drop()
-    assert staging.request(FORM.nbytes, may_wait=False).result(0) is True
+    assert staging.room.claim(FORM.nbytes, may_wait=False).result(0) is True
 
 
 def test_a_disk_that_is_full_refuses_the_update_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,7 +173,7 @@ def test_a_disk_that_is_full_refuses_the_update_and_says_so(monkeypatch: pytest.
         with pytest.raises(StagingError, match=message):
             spilled.spill()
         monkeypatch.undo()
-        assert staging.request(FORM.nbytes, may_wait=False).result(0) is True, "its room is free all the same"
+        assert staging.room.claim(FORM.nbytes, may_wait=False).result(0) is True, "its room is free all the same"
 
 
 def test_a_file_that_was_cut_is_noticed(tmp_path: Path) -> None:
