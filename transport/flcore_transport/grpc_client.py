@@ -36,28 +36,18 @@ class GrpcConnection:
         self, address: str, *, credentials: grpc.ChannelCredentials | None = None, allow_remote: bool = False
     ) -> None:
         host, _ = split_address(address)
-        if credentials is None:
-            if not allow_remote:
-                require_loopback(host)
-            # A channel of its own: gRPC would let the connections of one process to one address share a socket.
-            options = [*CHANNEL_OPTIONS, ("grpc.use_local_subchannel_pool", 1)]
-            self._channel = grpc.insecure_channel(address, options=options)
-        else:
-            self._channel = grpc.secure_channel(address, credentials, options=CHANNEL_OPTIONS)
+        if credentials is None and not allow_remote:
+            require_loopback(host)
         self.address = address
+        self._credentials = credentials
         self._lock = threading.Lock()
         self._calls: set[Any] = set()
         self._is_closed = False
-        self._session_call: grpc.UnaryStreamMultiCallable[bytes, bytes] = self._channel.unary_stream(
+        self._control = self._channel()
+        self._session_call: grpc.UnaryStreamMultiCallable[bytes, bytes] = self._control.unary_stream(
             f"/{SERVICE}/Session"
         )
-        self._download_call: grpc.UnaryStreamMultiCallable[bytes, bytes] = self._channel.unary_stream(
-            f"/{SERVICE}/Download"
-        )
-        self._upload_call: grpc.StreamStreamMultiCallable[bytes, bytes] = self._channel.stream_stream(
-            f"/{SERVICE}/Upload"
-        )
-        self._report_call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(f"/{SERVICE}/Report")
+        self._report_call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self._control.unary_unary(f"/{SERVICE}/Report")
 
     def session(self, join: Join) -> Iterator[FromServer]:
         """Join, and yield what the server says until its goodbye; waits for a server that is not there yet."""
@@ -67,7 +57,8 @@ class GrpcConnection:
 
     def download(self, fetch: Fetch) -> Iterator[bytes]:
         """Yield the pieces of an order's payload from `fetch.first_piece` on."""
-        with self._calling(lambda: self._download_call(encode(fetch), wait_for_ready=True)) as pieces:
+        call: grpc.UnaryStreamMultiCallable[bytes, bytes] = self._channel().unary_stream(f"/{SERVICE}/Download")
+        with self._calling(lambda: call(encode(fetch), wait_for_ready=True)) as pieces:
             yield from pieces
 
     def upload(self, offer: Offer, outbox: Outbox) -> Receipt:
@@ -75,6 +66,7 @@ class GrpcConnection:
 
         What the outbox raises when it is asked for a piece ends the upload, and is raised here.
         """
+        call: grpc.StreamStreamMultiCallable[bytes, bytes] = self._channel().stream_stream(f"/{SERVICE}/Upload")
         credit, failures = _Credit(), list[Exception]()
 
         def requests() -> Iterator[bytes]:
@@ -88,7 +80,7 @@ class GrpcConnection:
                 yield piece
 
         try:
-            with self._calling(lambda: self._upload_call(requests(), wait_for_ready=True)) as replies:
+            with self._calling(lambda: call(requests(), wait_for_ready=True)) as replies:
                 for data in replies:
                     reply = decode_reply(data)
                     if isinstance(reply, Receipt):
@@ -111,13 +103,24 @@ class GrpcConnection:
     def close(self) -> None:
         """End every call of this connection. May be called from any thread, and twice.
 
-        The channel itself goes with the connection: `Channel.close` can wait for ever for a call that was interrupted.
+        A channel goes when nothing refers to it: `Channel.close` can wait for ever for a call that was interrupted.
         """
         with self._lock:
             self._is_closed = True
             calls = list(self._calls)
         for call in calls:
             call.cancel()
+
+    def _channel(self) -> grpc.Channel:
+        """Return a channel with a socket of its own.
+
+        gRPC keeps buffers of a piece's size for each socket that one went through; so each transfer has one that goes
+        with it, and an idle client costs next to nothing at either end.
+        """
+        options = [*CHANNEL_OPTIONS, ("grpc.use_local_subchannel_pool", 1)]
+        if self._credentials is None:
+            return grpc.insecure_channel(self.address, options=options)
+        return grpc.secure_channel(self.address, self._credentials, options=options)
 
     @contextmanager
     def _calling(self, start: Callable[[], Any]) -> Iterator[Any]:

@@ -19,13 +19,18 @@ LEAST_PIECES = 4
 
 @dataclass(frozen=True)
 class Window:
-    """A transfer's share: so many pieces may be under way."""
+    """A transfer's share: so many pieces may be under way. One more is what its socket's buffers take."""
 
     pieces: int
 
+    @property
+    def cost(self) -> int:
+        """What it takes of all pieces that are shared out."""
+        return self.pieces + 1
+
 
 class Windows:
-    """Shares out `pieces` pieces. A transfer gets up to 4 of them, fewer where little is left, and never none."""
+    """Shares out `pieces` pieces. A transfer gets a window of up to 4, less where little is left, and never of none."""
 
     def __init__(self, pieces: int) -> None:
         if pieces < LEAST_PIECES:
@@ -49,14 +54,14 @@ class Windows:
             yield held
         finally:
             if turn.done() and not turn.cancelled():
-                self._free += turn.result().pieces
+                self._free += turn.result().cost
             self._share_out()
 
     def _share_out(self) -> None:
-        while self._waiting and self._free:
+        while self._waiting and self._free >= 2:
             turn = self._waiting.popleft()
             if turn.done():  # cancelled while it waited
                 continue
             window = Window(max(1, min(WINDOW_PIECES, self._free // 4)))
-            self._free -= window.pieces
+            self._free -= window.cost
             turn.set_result(window)
