@@ -13,7 +13,7 @@ from flcore.model.spec import ModelSpec
 OVERHEAD_BYTES = 320 << 20
 """What Python, its libraries, compiled kernels and the connections of a server take beside all payloads."""
 
-LEAST_BYTES = 32 << 20
+LEAST_BYTES = 64 << 20
 
 _UNITS = {"B": 1} | {
     f"{prefix}{kind}": base**power
@@ -26,7 +26,7 @@ _UNITS = {"B": 1} | {
 class Budget:
     """How many bytes of payloads a server holds at most, beside the models and totals of the streaming plan.
 
-    A quarter, and at most 128 MiB, is for pieces on their way (`windows_bytes`); another quarter, and at most 64 MiB,
+    A quarter, and at most 256 MiB, is for pieces on their way (`windows_bytes`); another quarter, and at most 64 MiB,
     for chunks being read and combined (`working_bytes`); the rest for updates that are staged in memory
     (`staging_bytes`).
     """
@@ -35,7 +35,7 @@ class Budget:
 
     def __post_init__(self) -> None:
         if self.nbytes < LEAST_BYTES:
-            raise BudgetError(f"a budget of {self.nbytes:,} bytes is too small for any job; 32MiB would do")
+            raise BudgetError(f"a budget of {self.nbytes:,} bytes is too small for any job; 64MiB would do")
 
     @classmethod
     def parse(cls, text: str) -> "Budget":
@@ -52,7 +52,7 @@ class Budget:
     @property
     def windows_bytes(self) -> int:
         """For pieces that are being received or sent."""
-        return min(128 << 20, self.nbytes // 4)
+        return min(256 << 20, self.nbytes // 4)
 
     @property
     def working_bytes(self) -> int:

@@ -43,10 +43,7 @@ class StagedUpdate:
         self._is_dropped = False
         self._touched: set[PieceRange] = set()
         self._adopted = 0
-        self._written = dict.fromkeys((tensor.name for tensor in form.spec.tensors), 0)
-        self._places = {
-            span.tensor.name: (index, span) for index, seg in enumerate(form.spec.segments) for span in seg.spans
-        }
+        self._written: dict[str, int] = {}
 
     @property
     def is_in_memory(self) -> bool:
@@ -98,30 +95,32 @@ class StagedUpdate:
         Raises `TensorMismatch` for another dtype, an unknown name, or elements that are not the next ones, and what
         `adopt` raises.
         """
-        if name not in self._places:
+        if name not in self._form.places:
             raise TensorMismatch("the model has no tensor of this name", client=self.client, tensor=name)
-        index, span = self._places[name]
+        index, span = self._form.places[name]
         values = np.ascontiguousarray(buffer).reshape(-1)
         if dtype_name(values.dtype) != span.tensor.dtype:
             raise TensorMismatch(f"expected {span.tensor.dtype}, got {values.dtype}", client=self.client, tensor=name)
-        if start != self._written[name] or start + values.size > span.tensor.size:
+        written = self._written.get(name, 0)
+        if start != written or start + values.size > span.tensor.size:
             raise TensorMismatch(
-                f"elements {start} to {start + values.size} came; the next is {self._written[name]}, "
+                f"elements {start} to {start + values.size} came; the next is {written}, "
                 f"the tensor has {span.tensor.size}",
                 client=self.client,
                 tensor=name,
             )
         self._copy(index, span.start + start, values)
-        self._written[name] += values.size
+        self._written[name] = written + values.size
 
     def require_whole(self) -> None:
         """Raise `TensorMismatch` unless every element is in."""
         if self._adopted == len(self._form.pieces):
             return
         for tensor in self._form.spec.tensors:
-            if self._written[tensor.name] != tensor.size:
+            written = self._written.get(tensor.name, 0)
+            if written != tensor.size:
                 raise TensorMismatch(
-                    f"only {self._written[tensor.name]} of {tensor.size} elements came",
+                    f"only {written} of {tensor.size} elements came",
                     client=self.client,
                     tensor=tensor.name,
                 )

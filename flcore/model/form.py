@@ -6,7 +6,7 @@ from functools import cached_property
 from flcore_transport import WIRE_DTYPES, Layout, Part, PiecePlan, PieceRange, Segment, body_bytes, piece_elements
 
 from flcore.model.dtypes import DTYPES
-from flcore.model.spec import ModelSpec
+from flcore.model.spec import ModelSpec, Span
 
 PART = "model"
 
@@ -64,6 +64,15 @@ class Form:
     def nbytes(self) -> int:
         """Bytes of all pieces' bodies."""
         return sum(body_bytes(piece.dtype, piece.count) for piece in self.pieces)
+
+    @cached_property
+    def places(self) -> dict[str, tuple[int, Span]]:
+        """Each tensor's segment, by index, and its place there; by name."""
+        return {
+            span.tensor.name: (index, span)
+            for index, segment in enumerate(self.spec.segments)
+            for span in segment.spans
+        }
 
     def piece_at(self, segment: int, element: int) -> PieceRange:
         """Return the piece that holds an element of a segment."""

@@ -78,6 +78,12 @@ class SegmentSpec:
     def _starts(self) -> list[int]:
         return [span.start for span in self.spans]
 
+    @cached_property
+    def _borders(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Where tensors that have elements begin and stop."""
+        filled = [span for span in self.spans if span.tensor.size]
+        return np.array([span.start for span in filled], np.int64), np.array([span.stop for span in filled], np.int64)
+
     def overlapping(self, first: int, stop: int) -> Iterator[Span]:
         """Yield the spans that share elements with the range `first` to `stop`, in order."""
         for index in range(max(0, bisect_right(self._starts, first) - 1), len(self.spans)):
@@ -91,6 +97,15 @@ class SegmentSpec:
         """Raise `SpecError` unless elements `first` to `stop` lie in this segment."""
         if not 0 <= first <= stop <= self.elements:
             raise SpecError(f"expected a range of the {self.elements} {self.dtype} elements, got {first} to {stop}")
+
+    def gaps(self, first: int, stop: int) -> npt.NDArray[np.int64]:
+        """Return where the gaps in the range `first` to `stop` begin and end, in turn; none of them is empty."""
+        starts, stops = self._borders
+        low, high = int(np.searchsorted(starts, first, "right")) - 1, int(np.searchsorted(starts, stop, "left"))
+        begins = np.clip(stops[low:high], first, stop)
+        ends = np.clip(np.append(starts[low + 1 : high], stop), first, stop)
+        is_gap = begins < ends
+        return np.stack([begins[is_gap], ends[is_gap]], axis=1).reshape(-1)
 
     def at(self, element: int) -> tuple[TensorSpec, int]:
         """Return the tensor at or before an element, and the element's index in it (beyond its size: in the gap)."""

@@ -50,6 +50,10 @@ class Federation:
     ) -> None:
         self._job, self._spec, self._observe, self._clock = job, spec, observe, clock
         self._form = Form.narrowed(spec, job.contract.wire.download)
+        # One copy for all: of a model of ten thousand tensors it is half a megabyte.
+        self._welcome = WelcomeMessage(
+            tensors=tensors_of(spec), code_digest=job.code_digest, version=__version__
+        ).to_bytes()
         self._changed = threading.Condition()
         self._connected: dict[str, Send] = {}
         self._given_up = ""
@@ -138,9 +142,7 @@ class Federation:
         except (MalformedMessage, ContractMismatch, NotInvited) as error:
             self._observe(TurnedAway(client, str(error)))
             raise Refused(error.kind, str(error)) from error
-        return WelcomeMessage(
-            tensors=tensors_of(self._spec), code_digest=self._job.code_digest, version=__version__
-        ).to_bytes()
+        return self._welcome
 
     def arrive(self, client: str, send: Send) -> None:
         """The client can be reached; if it owes an answer, it is asked again."""

@@ -93,7 +93,7 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
     """A gRPC server with four pieces to share out, whose patience is short."""
     monkeypatch.setattr(endpoint, "PATIENCE_S", 0.2)
     service = RecordingService()
-    server = GrpcServer(service, windows_bytes=8 * PIECE_BODY_BYTES)
+    server = GrpcServer(service, windows_bytes=16 * PIECE_BODY_BYTES)
     rig = Rig(service, server)
     yield rig
     for connection in rig.opened:

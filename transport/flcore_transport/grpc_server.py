@@ -37,7 +37,7 @@ SERVER_OPTIONS = [
 class GrpcServer:
     """Serves a `Service` until closed. `credentials=None` is plaintext, on loopback unless `allow_remote`.
 
-    All transfers together have up to `windows_bytes` of pieces under way.
+    All transfers together have up to `windows_bytes` of pieces under way, gRPC's own copies of them included.
     """
 
     def __init__(
@@ -54,7 +54,9 @@ class GrpcServer:
             require_loopback(host)
         self._endpoint = Endpoint(service)
         self._work = Work()
-        self._transfers = Transfers(self._endpoint, self._work, Windows(windows_bytes // PIECE_BODY_BYTES))
+        self._transfers = Transfers(
+            self._endpoint, self._work, Windows(windows_bytes // (2 * PIECE_BODY_BYTES))
+        )  # one copy is gRPC's
         self._loop = server_loop()
         self._is_closed = False
         bound = asyncio.run_coroutine_threadsafe(self._start(host, port, credentials), self._loop).result()

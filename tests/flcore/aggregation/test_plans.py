@@ -11,6 +11,7 @@ from flcore_kernels.cpu import CpuBackend
 from flcore_transport import piece_elements
 
 from flcore import AggregationError, Aggregator, Arrays, JobError, Model, ModelSpec, QuorumError, WeightError
+from flcore.aggregation.budget import Budget
 from flcore.aggregation.staging import Staging
 from flcore.aggregation.storage import Storage
 
@@ -89,11 +90,11 @@ def same(found: Any, expected: Any, accumulate: str, plan: str) -> bool:
 
 def test_a_budget_bounds_what_is_in_memory() -> None:
     spec = ModelSpec.of(update(0))
-    aggregator = Aggregator(spec, budget_bytes=32 << 20)
+    aggregator = Aggregator(spec, budget_bytes=64 << 20)
     held = [aggregator.stage(f"{number}", 1.0) for number in range(CLIENTS)]
     for staged in held:
         aggregator.begin(staged).result(0)
-    assert sum(staged.is_in_memory for staged in held) == (16 << 20) // spec.nbytes
+    assert sum(staged.is_in_memory for staged in held) == min(CLIENTS, Budget(64 << 20).staging_bytes // spec.nbytes)
     assert all(staged.is_in_memory or staged.is_on_disk for staged in held)
 
 

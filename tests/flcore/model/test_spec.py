@@ -39,6 +39,19 @@ def test_overlapping_finds_the_tensors_of_a_range(tensors: tuple[TensorSpec, ...
         assert found == [span for span in segment.spans if max(span.start, first) < min(span.stop, first + count)]
 
 
+@given(TENSORS, st.integers(0, 5000), st.integers(1, 5000))
+def test_the_gaps_of_a_range_are_what_no_tensor_covers(tensors: tuple[TensorSpec, ...], first: int, count: int) -> None:
+    for segment in ModelSpec(tensors).segments:
+        stop = min(first + count, segment.elements)
+        if first >= stop:
+            continue
+        covered = {element for span in segment.spans for element in range(span.start, span.stop)}
+        bounds = segment.gaps(first, stop).reshape(-1, 2).tolist()
+        found = [element for begin, end in bounds for element in range(begin, end)]
+        assert found == [element for element in range(first, stop) if element not in covered]
+        assert all(begin < end for begin, end in bounds)
+
+
 def test_an_element_is_found_in_its_tensor() -> None:
     spec = ModelSpec((TensorSpec("a", "int8", (300,)), TensorSpec("b", "int8", (4, 4))))
     assert spec.segments[0].at(299) == (spec.tensors[0], 299)

@@ -163,7 +163,7 @@ def test_sixty_stalled_updates_stop_nobody(large: Stage) -> None:
         wait_for=61,
         close_at=1,
         model="large.py:initial_model",
-        budget=Budget.parse("32MiB"),
+        budget=Budget.parse("64MiB"),
     )
     joined = [large.join(name) for name in names]
     large.client("lively", adding(1.0))
