@@ -3,6 +3,7 @@
 import ctypes
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -29,15 +30,16 @@ class Offspring:
     def __enter__(self) -> Self:
         if ctypes.CDLL(None, use_errno=True).prctl(SUBREAPER, 1, 0, 0, 0) != 0:
             raise OSError(ctypes.get_errno(), "cannot become the reaper of descendants")
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
         self._thread.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self.end()
         self._stopping.set()
         self._thread.join()
-        self.end()
 
     def end(self) -> None:
         """End all descendants now, whoever started them."""

@@ -1,6 +1,7 @@
 """Whole rounds of Flower: a SuperLink, a SuperNode for each client and `flwr run`, all over loopback without TLS.
 
-What runs in them is the app in `flower_echo`; its server app measures.
+What runs in them is an app of `flower_server`, which measures, and `flower_client`. A SuperNode starts a process for
+every answer of its client, as it does by default.
 """
 
 import json
@@ -19,7 +20,29 @@ from pathlib import Path
 from flcore_bench.child import MeasurementFailed
 from flcore_bench.peers.offspring import Offspring
 
-APP = Path(__file__).with_name("flower_echo")
+APP = """
+[project]
+name = "echo"
+version = "1.0.0"
+description = "Rounds that return what was sent."
+license = "Apache-2.0"
+dependencies = []
+
+[tool.flwr.app]
+publisher = "flcore"
+
+[tool.flwr.app.components]
+serverapp = "flower_server:app"
+clientapp = "flower_client:app"
+
+[tool.flwr.app.config]
+size = {size}
+clients = {clients}
+rounds = {rounds}
+timeout = {timeout}
+result = "{result}"
+"""
+
 BINARIES = Path(sys.executable).parent
 START_TIMEOUT_S = 60.0
 TIMEOUT_S = 900.0
@@ -39,7 +62,8 @@ def measured(size: int, clients: int, rounds: int) -> dict[str, object]:
     with tempfile.TemporaryDirectory(prefix="flcore-bench-", ignore_cleanup_errors=True) as name, Offspring() as family:
         home = Path(name)
         link, *ports = free_ports(1 + clients)
-        settings = _settings(home, link)
+        settings, result = _settings(home, link), home / "result.json"
+        app = _app(home, size=size, clients=clients, rounds=rounds, timeout=TIMEOUT_S, result=result)
         with (home / "log").open("wb") as log:
 
             def start(program: str, *arguments: str) -> "subprocess.Popen[bytes]":
@@ -52,9 +76,7 @@ def measured(size: int, clients: int, rounds: int) -> dict[str, object]:
                 partition = f"partition-id={number} num-partitions={clients}"
                 node = ("--superlink", f"127.0.0.1:{link}", "--port", str(port), "--node-config", partition)
                 start("flower-supernode", "--insecure", *node)
-            result = home / "result.json"
-            config = f'size={size} clients={clients} rounds={rounds} timeout={TIMEOUT_S} result="{result}"'
-            run = start("flwr", "run", str(shutil.copytree(APP, home / "app")), "bench", "--stream", "--run-config", config)
+            run = start("flwr", "run", str(app), "bench", "--stream")
             try:
                 run.wait(TIMEOUT_S)
             except subprocess.TimeoutExpired:
@@ -65,6 +87,16 @@ def measured(size: int, clients: int, rounds: int) -> dict[str, object]:
         found = json.loads(result.read_text(encoding="utf-8"))
     peaks = {"ServerApp": found["peak_bytes"], "SuperLink": superlink}
     return {"seconds": found["seconds"][1:], "peaks": peaks}
+
+
+def _app(home: Path, **config: object) -> Path:
+    """Make the app's folder."""
+    folder = home / "app"
+    folder.mkdir()
+    (folder / "pyproject.toml").write_text(APP.format(**config), encoding="utf-8")
+    for name in ("flower_server.py", "flower_client.py"):
+        shutil.copy(Path(__file__).with_name(name), folder)
+    return folder
 
 
 def free_ports(count: int) -> list[int]:
@@ -89,7 +121,7 @@ def await_listener(port: int) -> None:
 
 
 def _settings(home: Path, link: int) -> dict[str, str]:
-    """Return an environment for Flower's processes, whose home is `home`, and tell them there where the SuperLink is."""
+    """Return an environment for Flower's processes, whose home is `home`; there it says where the SuperLink is."""
     (home / "config.toml").write_text(
         f'[superlink]\ndefault = "bench"\n\n[superlink.bench]\naddress = "127.0.0.1:{link}"\ninsecure = true\n',
         encoding="utf-8",

@@ -11,16 +11,12 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
-app = ServerApp()
 
-
-class TimedFedAvg(FedAvg):
+class TimedFedAvg(FedAvg):  # type: ignore[misc]  # it has a type only where Flower is installed
     """FedAvg as it is; a round lasts from choosing its clients to having the mean."""
 
     def __init__(self, clients: int) -> None:
-        super().__init__(
-            fraction_evaluate=0.0, min_train_nodes=clients, min_evaluate_nodes=0, min_available_nodes=clients
-        )
+        super().__init__(fraction_evaluate=0.0, min_train_nodes=clients, min_available_nodes=clients)
         self.seconds: list[float] = []
         self._clients = clients
         self._started = 0.0
@@ -30,7 +26,8 @@ class TimedFedAvg(FedAvg):
     ) -> Iterable[Message]:
         """Note when the round begins."""
         self._started = time.monotonic()
-        return super().configure_train(server_round, arrays, config, grid)
+        messages: Iterable[Message] = super().configure_train(server_round, arrays, config, grid)
+        return messages
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -38,13 +35,12 @@ class TimedFedAvg(FedAvg):
         """Note how long the round took; a round without every client's model is none."""
         answers = list(replies)
         if len(answers) != self._clients or any(answer.has_error() for answer in answers):
-            raise RuntimeError(f"round {server_round} has the models of {len(answers)} clients, with errors or too few")
-        result = super().aggregate_train(server_round, answers)
+            raise RuntimeError(f"round {server_round} is not one of {self._clients} clients: {answers}")
+        arrays, metrics = super().aggregate_train(server_round, answers)
         self.seconds.append(time.monotonic() - self._started)
-        return result
+        return arrays, metrics
 
 
-@app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the rounds, see that the mean of equal models is that model, and write the figures."""
     config: Any = context.run_config
@@ -58,3 +54,7 @@ def main(grid: Grid, context: Context) -> None:
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     peak = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
     Path(config["result"]).write_text(json.dumps({"seconds": strategy.seconds, "peak_bytes": peak}), encoding="utf-8")
+
+
+app = ServerApp()
+app.main()(main)
