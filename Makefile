@@ -43,6 +43,7 @@ bench: $(VENV)/.dev  ## Measure kernels, transport, rounds and memory on this ma
 
 bench-peers: $(VENV)/.dev .peers/torch/.ready .peers/nvflare/.ready .peers/flower/.ready  ## Measure flcore beside others.
 	$(BIN)/flcore bench peers --scale full
+	$(BIN)/flcore bench round-peers --scale full
 
 proto: $(VENV)/.dev  ## Generate the protobuf code anew.
 	$(BIN)/python transport/generate_control.py

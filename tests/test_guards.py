@@ -41,8 +41,8 @@ THEIRS = {
         "grpc": "bare_*.py",
         "matplotlib": "plot.py",
         "torch": "peers/pytorch.py",
-        "nvflare": "peers/nvidia_flare.py",
-        "flwr": "peers/flower.py",
+        "nvflare": "peers/*flare*.py",
+        "flwr": "peers/flower*.py",
     },
 }
 

@@ -42,11 +42,11 @@ def default_python(name: str) -> Path:
 def contest(name: str, python: Path, scale: str, threads: int) -> list[Row] | None:
     """Run one contest in `python`, which has flcore's dependencies; None where the peer is not installed there."""
     module = "flcore_bench.peers.contest"
-    answer = answer_of(module, PEERS[name], scale, threads=threads, python=python, environment=_source_roots())
+    answer = answer_of(module, PEERS[name], scale, threads=threads, python=python, environment=source_roots())
     return None if answer["absent"] else [Row.from_json(row) for row in answer["rows"]]
 
 
-def _source_roots() -> dict[str, str]:
+def source_roots() -> dict[str, str]:
     """Return where this flcore's sources are, so that each contest measures this very code, installed there or not.
 
     Where it runs from site-packages, nothing is passed on: everything else that lies there would come along.

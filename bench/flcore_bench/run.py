@@ -11,6 +11,7 @@ from flcore_bench.memory import memory_rows
 from flcore_bench.plot import plot
 from flcore_bench.report import Report
 from flcore_bench.round import round_rows
+from flcore_bench.round_peers import round_peer_rows
 from flcore_bench.row import Row
 from flcore_bench.setup import Setup
 from flcore_bench.transport import transport_rows
@@ -51,7 +52,7 @@ def run(
 
 
 def _rows(what: str, setup: Setup, pythons: Mapping[str, Path]) -> tuple[list[Row], list[str]]:
-    if what == "peers":
-        return peer_rows(setup.scale, setup.threads, pythons)
+    if what in (contests := {"peers": peer_rows, "round-peers": round_peer_rows}):
+        return contests[what](setup.scale, setup.threads, pythons)
     sections = {"kernels": kernel_rows, "transport": transport_rows, "round": round_rows, "memory": memory_rows}
     return sections[what](setup.scale, setup.threads), []

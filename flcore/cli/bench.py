@@ -21,6 +21,7 @@ class What(StrEnum):
     PEERS = "peers"
     TRANSPORT = "transport"
     ROUND = "round"
+    ROUND_PEERS = "round-peers"
     MEMORY = "memory"
 
 
@@ -30,8 +31,8 @@ def bench(
         typer.Argument(
             help="kernels: the arithmetic, against the machine's limit and NumPy. peers: against PyTorch, NVFLARE, "
             "Flower and NumPy, each in its own environment. transport: streams of pieces, against bare gRPC. round: "
-            "whole rounds over loopback. memory: the server's peak, against what it may take. Rounds on disk go to "
-            "where TMPDIR says."
+            "whole rounds over loopback. round-peers: beside those of NVFLARE and Flower. memory: the server's peak, "
+            "against what it may take. Rounds on disk go to where TMPDIR says."
         ),
     ],
     scale: Annotated[

@@ -1,0 +1,18 @@
+"""What NVFLARE's clients run: they return the model that they were sent, each with a weight of its own."""
+
+import nvflare.client as flare
+
+
+def main() -> None:
+    """Answer every task until the job ends."""
+    flare.init()
+    number = int(flare.get_site_name().rpartition("-")[2])
+    while flare.is_running():
+        model = flare.receive()
+        if model is not None:
+            steps = {"NUM_STEPS_CURRENT_ROUND": 100 + number}
+            flare.send(flare.FLModel(params=model.params, params_type="FULL", meta=steps))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""Whole rounds of NVIDIA FLARE: its simulator with the NumPy recipe of FedAvg, a process for each client.
+
+The server's own log says when a round began and when its mean was there; saving the model to disk, which it then does
+after every round, is not counted.
+"""
+
+import json
+import os
+import re
+import sys
+import tempfile
+import threading
+from datetime import datetime
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+
+from flcore_bench.child import MeasurementFailed
+from flcore_bench.peers.offspring import Offspring
+
+CLIENT = Path(__file__).with_name("nvflare_echo.py")
+JOB = "echo"
+TIMEOUT_S = 900.0
+SERVER = "simulator.simulator "
+"""In the command line of the process that hosts the server, and not in those of the clients."""
+
+
+def main() -> None:
+    """Run rounds of a model of so many bytes with so many clients, and print the figures."""
+    if find_spec("nvflare") is None:
+        print(json.dumps({"absent": True}))
+        return
+    size, clients, rounds = map(int, sys.argv[1:4])
+    print(json.dumps({"absent": False, "version": version("nvflare")} | measured(size, clients, rounds)))
+
+
+def measured(size: int, clients: int, rounds: int) -> dict[str, object]:
+    """Return the seconds of all rounds but the first, and the peak memory of the process that hosts the server."""
+    model = np.random.default_rng(0).random(size // 4, np.float32)
+    with tempfile.TemporaryDirectory(prefix="flcore-bench-", ignore_cleanup_errors=True) as name, Offspring() as family:
+        home = Path(name)
+        np.save(home / "model.npy", model)
+        alarm = threading.Timer(TIMEOUT_S, family.end)
+        alarm.start()
+        try:
+            simulate(home, clients, rounds)
+        finally:
+            alarm.cancel()
+        server = home / JOB / "server"
+        seconds = seconds_of((server / "log.txt").read_text(encoding="utf-8"), clients)
+        if len(seconds) != rounds:
+            raise MeasurementFailed(f"NVFLARE ended after {len(seconds)} of {rounds} rounds")
+        found = np.load(server / "simulate_job" / "models" / "server.npy", mmap_mode="r")
+        np.testing.assert_allclose(found[:1000], model[:1000], rtol=1e-5)
+        return {"seconds": seconds[1:], "peaks": {"server": family.peak_bytes(SERVER)}}
+
+
+def simulate(home: Path, clients: int, rounds: int) -> None:
+    """Run the simulator below `home`, which is also its home, from the model that lies there."""
+    from nvflare.app_common.np.recipes.fedavg import NumpyFedAvgRecipe
+    from nvflare.recipe import SimEnv
+
+    os.environ.pop("PYTHONPATH", None)
+    os.environ |= {"HOME": str(home), "TMPDIR": str(home)}
+    tempfile.tempdir = str(home)
+    recipe = NumpyFedAvgRecipe(
+        name=JOB,
+        initial_ckpt=str(home / "model.npy"),
+        min_clients=clients,
+        num_rounds=rounds,
+        train_script=str(CLIENT),
+    )
+    recipe.execute(SimEnv(num_clients=clients, num_threads=clients, workspace_root=str(home)))
+
+
+def seconds_of(log: str, clients: int) -> list[float]:
+    """Return how long each round took from its start to the mean of all clients' models, by the server's log."""
+    seconds: list[float] = []
+    now = started = datetime.fromtimestamp(0)  # noqa: DTZ006 - differences are all we take
+    answered = 0
+    for line in log.splitlines():
+        if stamp := re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}", line):
+            now = datetime.strptime(stamp[0], "%Y-%m-%d %H:%M:%S,%f")  # noqa: DTZ007 - as above
+        if re.search(r"\bRound \d+ started\.", line):
+            started, answered = now, 0
+        elif "FedAvg - INFO" in line and " - Aggregated " in line:
+            answered += 1
+        elif line.endswith("Start persist model on server."):
+            if answered != clients:
+                raise MeasurementFailed(f"a round of NVFLARE has {answered} models of {clients} clients")
+            seconds.append((now - started).total_seconds())
+    return seconds
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""Rounds of peers, without the peers: what is read from their logs, what becomes of their processes, the rows."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flcore_bench import MeasurementFailed, Row, round_peers
+from flcore_bench import run as bench_run
+from flcore_bench.peers.round_nvflare import seconds_of
+
+LOG = """2026-11-25 14:00:00,000 - FedAvg - INFO - [wf=controller] -
+-----
+   Round 0 started.
+-----
+2026-11-25 14:00:00,001 - FedAvg - INFO - [wf=controller] - Sampled clients
+2026-11-25 14:00:01,000 - FedAvg - INFO - [wf=controller] - Aggregated 1/2 results
+2026-11-25 14:00:02,000 - FedAvg - INFO - [wf=controller] - Aggregated 2/2 results
+2026-11-25 14:00:02,250 - FedAvg - INFO - [wf=controller] - Start persist model on server.
+2026-11-25 14:00:05,000 - FedAvg - INFO - [wf=controller] - End persist model on server.
+2026-11-25 14:00:05,500 - FedAvg - INFO - [wf=controller] -
+   Round 1 started.
+2026-11-25 14:00:06,000 - FedAvg - INFO - [wf=controller] - Aggregated 1/2 results
+2026-11-25 14:00:06,000 - FedAvg - INFO - [wf=controller] - Aggregated 2/2 results
+2026-11-25 14:00:06,500 - FedAvg - INFO - [wf=controller] - Start persist model on server.
+"""
+
+FAMILY = """
+import subprocess, sys, time
+from flcore_bench.peers.offspring import Offspring
+child = "import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(99)'," \
+        " 'grandchild'], start_new_session=True); print(p.pid, flush=True)"
+with Offspring() as family:
+    subprocess.run([sys.executable, "-c", child], check=True)
+    until = time.monotonic() + 20
+    while not family.peak_bytes("grandchild") and time.monotonic() < until:
+        time.sleep(0.05)
+print(family.peak_bytes("grandchild"))
+"""
+
+
+def test_rounds_of_nvflare_are_read_from_its_log_without_saving_the_model() -> None:
+    assert seconds_of(LOG, 2) == [2.25, 1.0]
+
+
+def test_a_round_without_a_client_is_no_measurement() -> None:
+    with pytest.raises(MeasurementFailed, match="2 models of 3"):
+        seconds_of(LOG, 3)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_no_descendant_outlives_the_context_whatever_session_it_is_in() -> None:
+    done = subprocess.run([sys.executable, "-c", FAMILY], stdout=subprocess.PIPE, check=True, text=True, timeout=60)
+    grandchild, peak = map(int, done.stdout.split())
+    assert peak > 1_000_000
+    with pytest.raises(ProcessLookupError):
+        os.kill(grandchild, 0)
+
+
+def test_rounds_of_peers_stand_beside_ours_and_absent_ones_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def answer_of(module: str, *arguments: str, **_: Any) -> Any:
+        assert arguments == ("64000000", "4", "3")
+        if module.endswith("flower"):
+            return {"absent": True}
+        return json.loads('{"absent": false, "version": "2.9.0", "seconds": [6, 8], "peaks": {"server": 9e9}}')
+
+    monkeypatch.setattr(round_peers, "answer_of", answer_of)
+    monkeypatch.setattr(round_peers, "round_row", lambda scale: Row("round", [2.0], 4))
+    monkeypatch.setattr(round_peers, "rows_of", lambda cases, scale, threads: [Row("streaming", [1.0], 4)])
+    monkeypatch.chdir(tmp_path)
+    report = bench_run("round-peers", "small")
+    assert report.absent == ["flower"]
+    assert [row.against for row in report.rows] == [{"NVFLARE": 3.5}, {"NVFLARE": 7.0}, {}]
+    assert report.rows[-1].what == "round, NVFLARE 2.9.0, 64 MB x 4 clients"
+    assert report.rows[-1].note == "server's peak 9,000 MB"
+    assert "absent" in capsys.readouterr().out
