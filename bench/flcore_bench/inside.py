@@ -10,6 +10,7 @@ from flcore.job.messages import (
     spec_of,
 )
 from flcore.model.form import Form
+from flcore.process import keep_freed_memory
 from flcore.server.events import Asked, Event
 from flcore.server.federation import Federation
 from flcore.server.round import RoundRules
@@ -27,6 +28,7 @@ __all__ = [
     "TaskMessage",
     "UpdateMessage",
     "WelcomeMessage",
+    "keep_freed_memory",
     "parse_message",
     "serve",
     "spec_of",

@@ -14,8 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from flcore.process import keep_freed_memory
 from flcore_bench.child import MeasurementFailed, measuring_environment
+from flcore_bench.inside import keep_freed_memory
 
 STOP_TIMEOUT_S = 20.0
 

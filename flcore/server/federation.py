@@ -48,7 +48,7 @@ class Federation:
         observe: Observer = unobserved,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._job, self._spec, self._observe, self._clock = job, spec, observe, clock
+        self._job, self._observe, self._clock = job, observe, clock
         self._form = Form.narrowed(spec, job.contract.wire.download)
         # One copy for all: of a model of ten thousand tensors it is half a megabyte.
         self._welcome = WelcomeMessage(
