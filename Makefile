@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install demo check fix test test-gpu test-large test-torch bench bench-peers proto check-peers clean
+.PHONY: help install demo check fix test test-gpu test-large test-torch stress bench bench-peers proto check-peers clean
 
 help:  ## Show the verbs.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -34,9 +34,14 @@ test-large: $(VENV)/.dev  ## Run the test that needs 11 GB of memory.
 test-torch: $(VENV)/.torch  ## Run the tests that need PyTorch.
 	$(BIN)/pytest -m torch
 
+stress: $(VENV)/.dev  ## Hold large servers to their memory bounds (half an hour, 10 GB of disk).
+	FLCORE_TEST_STRESS=1 $(BIN)/pytest -m stress tests/bench/test_memory.py
+
 bench: $(VENV)/.dev  ## Measure kernels, transport, rounds and memory on this machine (minutes, 16 GB).
 	$(BIN)/flcore bench kernels --scale full
 	$(BIN)/flcore bench transport
+	$(BIN)/flcore bench transport
+	$(BIN)/flcore bench memory
 	$(BIN)/flcore bench round
 	$(BIN)/flcore bench memory
 	$(BIN)/pytest bench --benchmark-enable --benchmark-only

@@ -1,0 +1,34 @@
+"""Servers keep to the formula of docs/memory.md: a fresh process each, for few clients and many, large tensors and small.
+
+Small in every run; `make stress` measures 400 clients and half a gigabyte, and a hundred uploads that stall.
+"""
+
+import os
+
+import pytest
+from flcore_bench.case import Case
+from flcore_bench.federated import measured
+from flcore_bench.formula import bound
+from flcore_bench.memory import MEMORY_CASES
+
+SMALL = [case for case in MEMORY_CASES if "ten thousand tensors, many" not in case.name]
+
+
+def require_bound(case: Case, scale: str) -> None:
+    run = case.at(scale)
+    figures = measured(run, threads=2)
+    assert not figures.losses
+    assert figures.peak_bytes <= bound(run), f"{figures.peak_bytes / 1e6:.0f} MB, {bound(run) / 1e6:.0f} MB allowed"
+
+
+@pytest.mark.parametrize("case", SMALL, ids=lambda case: case.name)
+def test_a_small_server_keeps_to_the_formula(case: Case) -> None:
+    require_bound(case, "small")
+
+
+@pytest.mark.stress
+@pytest.mark.skipif("FLCORE_TEST_STRESS" not in os.environ, reason="takes minutes and gigabytes: make stress")
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("case", MEMORY_CASES, ids=lambda case: case.name)
+def test_a_large_server_keeps_to_the_formula(case: Case) -> None:
+    require_bound(case, "full")

@@ -1,0 +1,37 @@
+"""site.toml: what is particular to one site, and what a server's says."""
+
+from pathlib import Path
+
+import pytest
+
+from flcore import JobError
+from flcore.job.site import read_site, server_site
+
+
+def test_the_jobs_own_is_read_if_there_is_one(tmp_path: Path) -> None:
+    assert read_site(None, tmp_path) == {}
+    (tmp_path / "site.toml").write_text('path = "/data"\n[server]\nbudget = "512MiB"\n')
+    assert read_site(None, tmp_path)["path"] == "/data"
+    assert server_site(read_site(None, tmp_path)).budget == "512MiB"
+    other = tmp_path / "other.toml"
+    other.write_text('[server]\nplan = "streaming"\n')
+    assert server_site(read_site(other, tmp_path)).plan == "streaming"
+    assert server_site({}).budget is None
+
+
+@pytest.mark.parametrize("content", ["= 3", "\udcff"])
+def test_what_is_no_toml_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "site.toml").write_bytes(content.encode("utf-8", "surrogateescape"))
+    with pytest.raises(JobError, match="site.toml: cannot be read"):
+        read_site(None, tmp_path)
+    with pytest.raises(JobError, match="absent.toml: cannot be read"):
+        read_site(tmp_path / "absent.toml", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("table", "place"),
+    [({"bugdet": "1GiB"}, "server.bugdet"), ({"budget": 5}, "server.budget"), ({"plan": "later"}, "server.plan")],
+)
+def test_what_a_server_does_not_know_is_refused_with_its_place(table: dict[str, object], place: str) -> None:
+    with pytest.raises(JobError, match=f"site.toml: {place}: "):
+        server_site({"server": table})
