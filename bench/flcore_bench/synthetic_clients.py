@@ -86,7 +86,7 @@ class SyntheticClient:
         if order.payload_id == self._payload_id:
             return
         inbox = Inbox(order.payload, Dropped())
-        for piece in self._connection.download(Fetch(welcome.session, order.number)):
+        for piece in self._connection.download(Fetch(welcome.session, order.number), order.payload):
             inbox.accept(piece)
         inbox.finish()
         self._payload_id = order.payload_id

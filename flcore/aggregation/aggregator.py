@@ -124,6 +124,12 @@ class Aggregator:
             self._clients.clear()
             return self._plan.finish()
 
+    def discard(self) -> None:
+        """Let all committed updates go without a result, and the room that they take."""
+        with self._lock:
+            self._clients.clear()
+            self._plan.discard()
+
 
 def _storage(plan: str, budget_bytes: int | None) -> Storage:
     """Return the storage of one aggregation, in memory up to a budget of which half is for staging."""

@@ -26,9 +26,9 @@ _UNITS = {"B": 1} | {
 class Budget:
     """How many bytes of payloads a server holds at most, beside the models and totals of the streaming plan.
 
-    A quarter, and at most 256 MiB, is for pieces on their way (`windows_bytes`); another quarter, and at most 64 MiB,
-    for chunks being read and combined (`working_bytes`); the rest for updates that are staged in memory
-    (`staging_bytes`).
+    A quarter, and at most 128 MiB, is for pieces on their way (`windows_bytes`); another quarter, and at most 64 MiB,
+    for chunks being read and combined (`working_bytes`); three quarters of the rest for updates staged in memory
+    (`staging_bytes`), and the last for the holes between them that an allocator leaves.
     """
 
     nbytes: int
@@ -52,7 +52,7 @@ class Budget:
     @property
     def windows_bytes(self) -> int:
         """For pieces that are being received or sent."""
-        return min(256 << 20, self.nbytes // 4)
+        return min(128 << 20, self.nbytes // 4)
 
     @property
     def working_bytes(self) -> int:
@@ -62,7 +62,7 @@ class Budget:
     @property
     def staging_bytes(self) -> int:
         """For updates that wait in memory until they are folded."""
-        return self.nbytes - self.windows_bytes - self.working_bytes
+        return (self.nbytes - self.windows_bytes - self.working_bytes) * 3 // 4
 
     def peak_bytes(self, plan: str, spec: ModelSpec, accumulate: str) -> int:
         """Return the most memory that a server process takes, whatever the number of its clients.

@@ -79,6 +79,10 @@ class Plan(Protocol):
         """Return the result and begin anew (see `Aggregator.finish`)."""
         ...
 
+    def discard(self) -> None:
+        """Let all updates go and begin anew."""
+        ...
+
 
 class AtClose:
     """Folds everything at the end, chunk by chunk, straight into the result."""
@@ -107,6 +111,12 @@ class AtClose:
         finally:
             for update in updates:
                 update.drop()
+
+    def discard(self) -> None:
+        """Let all updates go."""
+        updates, self._updates = self._updates, []
+        for update in updates:
+            update.drop()
 
     def _at_once(self, groups: list[Sequence[StagedUpdate]], target: Target) -> Iterator[tuple[PieceRange, Values]]:
         """Combine each chunk in one pass, with a total that never leaves the cache."""
@@ -179,6 +189,11 @@ class Streaming:
                 return target.commit()
         finally:
             self._begin()
+
+    def discard(self) -> None:
+        """Let the folds end, and forget what they have added up."""
+        wait(self._folds)
+        self._begin()
 
     def _fold_waiting(self) -> None:
         with self._lock:

@@ -67,7 +67,7 @@ class Connection(Protocol):
         """Join, and yield what the server says."""
         ...
 
-    def download(self, fetch: Fetch) -> Iterator[bytes]:
+    def download(self, fetch: Fetch, layout: Layout | None = None) -> Iterator[bytes]:
         """Yield the pieces of an order's payload."""
         ...
 
@@ -206,7 +206,8 @@ class Client:
         inbox = Inbox(order.payload, Widened(form, self._model))
 
         def download() -> None:
-            for piece in self._connection.download(Fetch(welcome.session, order.number, inbox.received)):
+            fetch = Fetch(welcome.session, order.number, inbox.received)
+            for piece in self._connection.download(fetch, order.payload):
                 inbox.accept(piece)
             inbox.finish()
 

@@ -65,6 +65,7 @@ class Controller:
         self._initial: GlobalModel | None = model
         self._initial_again = weakref.ref(model)
         self._federation, self._results, self._observe = federation, results, observe
+        self._aggregator: Aggregator | None = None
         self._record = RoundRecord(0)
 
     @property
@@ -105,7 +106,9 @@ class Controller:
         rules = RoundRules(server.deadline_s, server.quorum, server.close_at)
         if self._task_returns(task) == "metrics":
             raise JobError(f"tasks.{task}: it returns metrics, expected weights or delta")
-        aggregator = Aggregator(
+        if self._aggregator is not None:
+            self._aggregator.discard()  # what a round left that had no quorum, or that nobody aggregated
+        aggregator = self._aggregator = Aggregator(
             model.spec,
             rule=server.rule,
             accumulate=server.accumulate,

@@ -1,6 +1,6 @@
-"""Servers keep to the formula of docs/memory.md: a fresh process each, for few clients and many, large tensors and small.
+"""Servers keep to the formula of docs/memory.md, a fresh process each: few clients and many, large tensors and small.
 
-Small in every run; `make stress` measures 400 clients and half a gigabyte, and a hundred uploads that stall.
+Small in every run; `make stress` measures 400 clients, and half a gigabyte.
 """
 
 import os

@@ -14,9 +14,10 @@ import grpc
 
 from flcore_transport.control import decode, decode_from_server, decode_reply, encode
 from flcore_transport.errors import ConnectionLost, Refused, TransportError
+from flcore_transport.framing import body_bytes
 from flcore_transport.grpc_channel import OPTIONS, REFUSAL_METADATA, SERVICE, require_loopback, split_address
-from flcore_transport.messages import Failure, Fetch, FromServer, Grant, Join, Offer, Receipt, Refusal
-from flcore_transport.pieces import Outbox
+from flcore_transport.messages import Failure, Fetch, FromServer, Grant, Join, Layout, Offer, Receipt, Refusal
+from flcore_transport.pieces import Outbox, PiecePlan
 
 CHANNEL_OPTIONS = [
     *OPTIONS,
@@ -25,6 +26,9 @@ CHANNEL_OPTIONS = [
     ("grpc.min_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 2_000),
 ]
+
+SMALL_BYTES = 256 << 10
+"""A payload up to this goes through the session's socket."""
 
 _LOST = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 
@@ -55,9 +59,11 @@ class GrpcConnection:
             for message in messages:
                 yield decode_from_server(message)
 
-    def download(self, fetch: Fetch) -> Iterator[bytes]:
-        """Yield the pieces of an order's payload from `fetch.first_piece` on."""
-        call: grpc.UnaryStreamMultiCallable[bytes, bytes] = self._channel().unary_stream(f"/{SERVICE}/Download")
+    def download(self, fetch: Fetch, layout: Layout | None = None) -> Iterator[bytes]:
+        """Yield the pieces of an order's payload, which has `layout`, from `fetch.first_piece` on."""
+        call: grpc.UnaryStreamMultiCallable[bytes, bytes] = self._channel_for(layout).unary_stream(
+            f"/{SERVICE}/Download"
+        )
         with self._calling(lambda: call(encode(fetch), wait_for_ready=True)) as pieces:
             yield from pieces
 
@@ -66,7 +72,9 @@ class GrpcConnection:
 
         What the outbox raises when it is asked for a piece ends the upload, and is raised here.
         """
-        call: grpc.StreamStreamMultiCallable[bytes, bytes] = self._channel().stream_stream(f"/{SERVICE}/Upload")
+        call: grpc.StreamStreamMultiCallable[bytes, bytes] = self._channel_for(offer.layout).stream_stream(
+            f"/{SERVICE}/Upload"
+        )
         credit, failures = _Credit(), list[Exception]()
 
         def requests() -> Iterator[bytes]:
@@ -111,12 +119,18 @@ class GrpcConnection:
         for call in calls:
             call.cancel()
 
-    def _channel(self) -> grpc.Channel:
-        """Return a channel with a socket of its own.
+    def _channel_for(self, layout: Layout | None) -> grpc.Channel:
+        """Return the channel that a payload goes through.
 
         gRPC keeps buffers of a piece's size for each socket that one went through; so each transfer has one that goes
-        with it, and an idle client costs next to nothing at either end.
+        with it, unless it is small, and an idle client costs next to nothing at either end.
         """
+        pieces = None if layout is None else PiecePlan(layout)
+        is_small = pieces is not None and sum(body_bytes(piece.dtype, piece.count) for piece in pieces) <= SMALL_BYTES
+        return self._control if is_small else self._channel()
+
+    def _channel(self) -> grpc.Channel:
+        """Return a new channel, with a socket of its own."""
         options = [*CHANNEL_OPTIONS, ("grpc.use_local_subchannel_pool", 1)]
         if self._credentials is None:
             return grpc.insecure_channel(self.address, options=options)

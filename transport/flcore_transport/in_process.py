@@ -11,7 +11,7 @@ from queue import SimpleQueue
 
 from flcore_transport.endpoint import Endpoint, Service, refusal
 from flcore_transport.errors import ConnectionLost, Refused, TransportError
-from flcore_transport.messages import Failure, Fetch, FromServer, Goodbye, Join, Offer, Receipt
+from flcore_transport.messages import Failure, Fetch, FromServer, Goodbye, Join, Layout, Offer, Receipt
 from flcore_transport.pieces import Outbox
 
 _CLOSED = Goodbye("the connection was closed here")
@@ -57,7 +57,7 @@ class InProcessConnection:
             self._endpoint.leave(session, send)
         raise ConnectionLost("the connection is closed")
 
-    def download(self, fetch: Fetch) -> Iterator[bytes]:
+    def download(self, fetch: Fetch, layout: Layout | None = None) -> Iterator[bytes]:  # noqa: ARG002 - as over gRPC
         """Yield the pieces of an order's payload from `fetch.first_piece` on."""
         with self._calling():
             outbox = self._endpoint.fetch(fetch)

@@ -98,6 +98,18 @@ def test_a_budget_bounds_what_is_in_memory() -> None:
     assert all(staged.is_in_memory or staged.is_on_disk for staged in held)
 
 
+@pytest.mark.parametrize("plan", ["at-close", "streaming"])
+def test_what_is_discarded_takes_no_room_and_leaves_no_trace(plan: str) -> None:
+    staging = Staging(4 * ModelSpec.of(update(0)).nbytes)
+    aggregator = Aggregator(ModelSpec.of(update(0)), storage=Storage(plan, staging))
+    give(aggregator, 0)
+    give(aggregator, 1)
+    aggregator.discard()
+    assert staging.room.claim(4 * ModelSpec.of(update(0)).nbytes, may_wait=False).result(0)
+    give(aggregator, 2)
+    assert aggregator.finish().arrays()["n"] == update(2)["n"]
+
+
 def test_whoever_commits_does_not_wait_for_the_fold(gate: threading.Event) -> None:
     aggregator = Aggregator(ModelSpec.of(update(0)), plan="streaming")
     for seed in range(CLIENTS):

@@ -22,9 +22,9 @@ def test_the_jobs_own_is_read_if_there_is_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ["= 3", "\udcff"])
 def test_what_is_no_toml_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "site.toml").write_bytes(content.encode("utf-8", "surrogateescape"))
-    with pytest.raises(JobError, match="site.toml: cannot be read"):
+    with pytest.raises(JobError, match=r"site\.toml: cannot be read"):
         read_site(None, tmp_path)
-    with pytest.raises(JobError, match="absent.toml: cannot be read"):
+    with pytest.raises(JobError, match=r"absent\.toml: cannot be read"):
         read_site(tmp_path / "absent.toml", tmp_path)
 
 
