@@ -14,10 +14,9 @@ import grpc
 
 from flcore_transport.control import decode, decode_from_server, decode_reply, encode
 from flcore_transport.errors import ConnectionLost, Refused, TransportError
-from flcore_transport.framing import body_bytes
 from flcore_transport.grpc_channel import OPTIONS, REFUSAL_METADATA, SERVICE, require_loopback, split_address
 from flcore_transport.messages import Failure, Fetch, FromServer, Grant, Join, Layout, Offer, Receipt, Refusal
-from flcore_transport.pieces import Outbox, PiecePlan
+from flcore_transport.pieces import Outbox
 
 CHANNEL_OPTIONS = [
     *OPTIONS,
@@ -27,8 +26,8 @@ CHANNEL_OPTIONS = [
     ("grpc.max_reconnect_backoff_ms", 2_000),
 ]
 
-SMALL_BYTES = 256 << 10
-"""A payload up to this goes through the session's socket."""
+SMALL_ELEMENTS = 32 << 10
+"""A payload up to this, of 256 KiB at most, goes through the session's socket."""
 
 _LOST = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 
@@ -125,9 +124,10 @@ class GrpcConnection:
         gRPC keeps buffers of a piece's size for each socket that one went through; so each transfer has one that goes
         with it, unless it is small, and an idle client costs next to nothing at either end.
         """
-        pieces = None if layout is None else PiecePlan(layout)
-        is_small = pieces is not None and sum(body_bytes(piece.dtype, piece.count) for piece in pieces) <= SMALL_BYTES
-        return self._control if is_small else self._channel()
+        if layout is None:
+            return self._channel()
+        elements = sum(segment.elements for part in layout.parts for segment in part.segments)
+        return self._control if elements <= SMALL_ELEMENTS else self._channel()
 
     def _channel(self) -> grpc.Channel:
         """Return a new channel, with a socket of its own."""
