@@ -119,7 +119,7 @@ def test_the_playbook_in_the_docs_is_the_bundled_one(tmp_path: Path) -> None:
 
 
 def test_every_key_of_the_contract_is_documented_and_no_other() -> None:
-    from flcore.job.contract import Bounds, ClientContract, Contract, ServerContract, TaskContract
+    from flcore.job.contract import Bounds, ClientContract, Contract, ServerContract, TaskContract, WireContract
 
     def fields_of(model: type[BaseModel]) -> list[str]:
         return list(model.model_fields)
@@ -129,8 +129,9 @@ def test_every_key_of_the_contract_is_documented_and_no_other() -> None:
         "client": ClientContract,
         "tasks.NAME": TaskContract,
         "bounds": Bounds,
+        "wire": WireContract,
     }
-    keys = {key for key in fields_of(Contract) if key not in ("server", "client", "tasks", "bounds")}
+    keys = {key for key in fields_of(Contract) if key not in ("server", "client", "tasks", "bounds", "wire")}
     keys |= {f"{table}.{key}" for table, model in tables.items() for key in fields_of(model)}
     assert set(re.findall(r"^\| `([^`]+)` \|", JOB_DOC, re.MULTILINE)) == keys
 
