@@ -14,19 +14,23 @@ from flcore_bench.memory import MEMORY_CASES
 
 SMALL = [case for case in MEMORY_CASES if "ten thousand tensors, many" not in case.name]
 
-OVER = "many clients at once take more than the formula (bench/RESULTS.md, 2026-11-25): not found yet why"
+KNOWN = {
+    "many clients": "many clients at once take more than the formula (bench/RESULTS.md, 2026-11-25): not found yet why",
+    "at close, ten thousand": "once 403 MB of 402.65, on a clean clone; 315 to 334 in all other runs: not found yet why",
+}
+"""Why a case may miss its bound, by words of its name."""
 
 
-CLOSE = "it touched its bound by 0.1 % once, beside compiling kernels"
+class Over(Exception):
+    """A server took more memory than the formula says: the one thing that a known miss excuses."""
 
 
 def cases(chosen: list[Case]) -> list[ParameterSet]:
     """Those that are known to miss their bound are measured all the same."""
-    known = {"many clients": OVER, "at close, ten thousand": CLOSE}
 
     def marks(case: Case) -> list[pytest.MarkDecorator]:
-        reasons = [reason for words, reason in known.items() if words in case.name]
-        return [pytest.mark.xfail(raises=AssertionError, strict=False, reason=reason) for reason in reasons[:1]]
+        known = [reason for words, reason in KNOWN.items() if words in case.name]
+        return [pytest.mark.xfail(raises=Over, strict=False, reason=reason) for reason in known]
 
     return [pytest.param(case, id=case.name, marks=marks(case)) for case in chosen]
 
@@ -35,7 +39,8 @@ def require_bound(case: Case, scale: str) -> None:
     run = case.at(scale)
     figures = measured(run, threads=2)
     assert not figures.losses
-    assert figures.peak_bytes <= bound(run), f"{figures.peak_bytes / 1e6:.0f} MB, {bound(run) / 1e6:.0f} MB allowed"
+    if figures.peak_bytes > bound(run):
+        raise Over(f"{figures.peak_bytes / 1e6:.0f} MB, {bound(run) / 1e6:.0f} MB allowed")
 
 
 @pytest.mark.parametrize("case", cases(SMALL))
