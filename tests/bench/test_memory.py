@@ -15,8 +15,8 @@ from flcore_bench.memory import MEMORY_CASES
 SMALL = [case for case in MEMORY_CASES if "ten thousand tensors, many" not in case.name]
 
 KNOWN = {
-    "many clients": "many clients at once take more than the formula (bench/RESULTS.md, 2026-11-25): not found yet why",
-    "at close, ten thousand": "once 403 MB of 402.65, on a clean clone; 315 to 334 in all other runs: not found yet why",
+    "many clients": "many clients at once take more than the formula (RESULTS.md, 2026-11-25): not found yet why",
+    "at close, ten thousand": "once 403 MB of 402.65, on a clean clone; 315 to 334 in other runs: not found yet why",
 }
 """Why a case may miss its bound, by words of its name."""
 
