@@ -41,6 +41,7 @@ class StagedUpdate:
         self._begun: Future[None] = Future()
         self._kept: Kept | None = None
         self._is_dropped = False
+        self._refusal: StagingError | None = None
         self._touched: set[PieceRange] = set()
         self._adopted = 0
         self._written: dict[str, int] = {}
@@ -177,14 +178,13 @@ class StagedUpdate:
         with self._lock:
             self._claimed = self._form.nbytes if in_memory else 0
             try:
-                if self._is_dropped:
-                    raise StagingError("it was let go", client=self.client)
-                self._kept = InMemory() if in_memory else OnDisk(self._staging.folder(), self._form.layout)
-            except (OSError, StagingError) as error:
+                if not self._is_dropped:
+                    self._kept = InMemory() if in_memory else OnDisk(self._staging.folder(), self._form.layout)
+            except OSError as error:
+                self._refusal = self._refused_by_disk(error)
+            if self._kept is None:
                 self._release()
-                self._begun.set_exception(self._refused_by_disk(error) if isinstance(error, OSError) else error)
-            else:
-                self._begun.set_result(None)
+        self._begun.set_result(None)  # also where there is no place: the first chunk is told why
 
     def _enter(self, nbytes: int) -> None:
         """A chunk comes into memory, if that is where chunks are."""
@@ -227,7 +227,7 @@ class StagedUpdate:
 
     def _required(self) -> Kept:
         if self._kept is None:
-            raise StagingError("it was let go, or never begun", client=self.client)
+            raise self._refusal or StagingError("it was let go, or never begun", client=self.client)
         return self._kept
 
     def _refused_by_disk(self, error: OSError) -> StagingError:

@@ -145,8 +145,9 @@ def test_an_update_that_is_let_go_while_it_waits_takes_no_room() -> None:
     first.begin(may_wait=True).result(0)
     begun = second.begin(may_wait=True)
     second.drop()
+    begun.result(0)
     with pytest.raises(StagingError, match="let go"):
-        begun.result(0)
+        fill(second)
     first.drop()
     assert staging.room.claim(FORM.nbytes, may_wait=False).result(0) is True
 
@@ -174,6 +175,14 @@ def test_a_disk_that_is_full_refuses_the_update_and_says_so(monkeypatch: pytest.
             spilled.spill()
         monkeypatch.undo()
         assert staging.room.claim(FORM.nbytes, may_wait=False).result(0) is True, "its room is free all the same"
+
+
+def test_a_directory_that_cannot_be_made_refuses_the_update_and_says_so(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    staged = update(Staging(0, tmp_path / "file" / "staging"))
+    staged.begin(may_wait=False).result(0)
+    with pytest.raises(StagingError, match=r"client 'a': the disk does not keep it: .*Not a directory"):
+        fill(staged)
 
 
 def test_a_file_that_was_cut_is_noticed(tmp_path: Path) -> None:

@@ -3,13 +3,16 @@
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
+from pathlib import Path
 
 import numpy as np
 import pytest
 from flcore_transport import Fetch, Offer, Order, Outbox, Refused, Welcome
 
-from flcore import Arrays, Model, Task, Update
+from flcore import Arrays, Model, QuorumError, Task, Update
 from flcore.aggregation.budget import Budget
+from flcore.aggregation.room import Room
+from flcore.aggregation.staging import Staging
 from flcore.aggregation.update import StagedUpdate
 from flcore.job.messages import UpdateMessage
 from flcore.server import answers
@@ -154,6 +157,29 @@ def test_a_straggler_reads_its_own_rounds_model_until_the_next_round_closes(larg
             list(reading)
     turns[2].set()
     assert mean_of(large.result()) == {3.0}
+
+
+def test_an_update_that_neither_memory_nor_disk_takes_costs_its_client_its_place(
+    large: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: Staging) -> Path:
+        raise OSError(28, "No space left on device")
+
+    def small(model: Arrays, task: Task) -> Update:
+        monkeypatch.setattr(Staging, "folder", full)
+        return adding(1.0)(model, task)
+
+    monkeypatch.setattr(Room, "claim", lambda *_, **__: done(False))
+    large.open(wait_for=1, clients=1, quorum=1, model="large.py:initial_model")
+    large.client("client-1", small)
+    with pytest.raises(QuorumError, match=r"client 'client-1': the disk does not keep it: .*No space left on device"):
+        large.result()
+
+
+def done(result: bool) -> "Future[bool]":
+    future: Future[bool] = Future()
+    future.set_result(result)
+    return future
 
 
 def test_sixty_stalled_updates_stop_nobody(large: Stage) -> None:
