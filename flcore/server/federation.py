@@ -109,11 +109,7 @@ class Federation:
                     self._connected[client](order)
                 else:
                     round_.lose(client, self._clock())
-        while not round_.is_closed:
-            with self._changed:
-                due_at = min(round_.due_at, self._answers.due_at(exchange))
-                self._changed.wait(max(0.0, due_at - self._clock()))
-                round_.tick(self._clock())
+        while self._sleep(exchange):
             self._answers.tend(exchange)
         with self._changed:
             for client in round_.clients:
@@ -122,6 +118,15 @@ class Federation:
                     self._observe(Failed(exchange.task, client, round_.failed[client]))
             self._retire(model)
         return exchange
+
+    def _sleep(self, exchange: Exchange) -> bool:
+        """Wait until something is due or has changed; return whether the round is still open."""
+        with self._changed:
+            if not exchange.round.is_closed:  # asked with the lock: whoever closes it wakes only those who wait
+                due_at = min(exchange.round.due_at, self._answers.due_at(exchange))
+                self._changed.wait(max(0.0, due_at - self._clock()))
+                exchange.round.tick(self._clock())
+            return not exchange.round.is_closed
 
     def _retire(self, model: GlobalModel) -> None:
         """Let go of the models before this one: the round after theirs has closed."""
