@@ -50,13 +50,17 @@ class InMemory:
     def __init__(self) -> None:
         self._bodies: dict[PieceRange, Buffer] = {}
 
+    def holds(self, piece: PieceRange) -> bool:
+        """Whether some of a chunk is here."""
+        return piece in self._bodies
+
     def adopt(self, piece: PieceRange, body: Buffer) -> None:
         """Keep a buffer."""
         self._bodies[piece] = body
 
     def write(self, piece: PieceRange, offset: int, data: Buffer) -> None:
         """Copy bytes into a chunk."""
-        if piece not in self._bodies:
+        if not self.holds(piece):
             self._bodies[piece] = np.zeros(body_bytes(piece.dtype, piece.count), np.uint8).data
         memoryview(self._bodies[piece])[offset : offset + len(data)] = data
 

@@ -42,7 +42,6 @@ class StagedUpdate:
         self._kept: Kept | None = None
         self._is_dropped = False
         self._refusal: StagingError | None = None
-        self._touched: set[PieceRange] = set()
         self._adopted = 0
         self._written: dict[str, int] = {}
 
@@ -215,8 +214,7 @@ class StagedUpdate:
             piece = self._form.piece_at(index, first + position)
             offset = first + position - piece.first
             part = stored[position : position + piece.count - offset]
-            if piece not in self._touched:
-                self._touched.add(piece)
+            if isinstance(self._kept, InMemory) and not self._kept.holds(piece):
                 self._enter(body_bytes(piece.dtype, piece.count))
             with self._lock:
                 try:

@@ -58,7 +58,6 @@ class Federation:
         self._connected: dict[str, Send] = {}
         self._given_up = ""
         self._answers = Answers(job, spec, self._changed, observe, clock)
-        self._exchange: Exchange | None = None
         self._readable: list[Exchange] = []
         self._numbers = itertools.count(1)
         # Clients keep the last model they read; the prefix sets it apart from those of another server process.
@@ -101,7 +100,7 @@ class Federation:
             }
             round_ = Round(number, list(messages), rules, self._clock())
             returns = self._job.contract.tasks[first.task].returns
-            exchange = self._exchange = Exchange(first.task, returns, round_, orders, model, aggregator)
+            exchange = Exchange(first.task, returns, round_, orders, model, aggregator)
             self._readable.append(exchange)
             self._observe(Asked(first.task, first.round, len(messages)))
             for client, order in orders.items():
@@ -118,6 +117,11 @@ class Federation:
                     self._observe(Failed(exchange.task, client, round_.failed[client]))
             self._retire(model)
         return exchange
+
+    @property
+    def _exchange(self) -> Exchange | None:
+        """The present exchange, or the last one."""
+        return self._readable[-1] if self._readable else None
 
     def _sleep(self, exchange: Exchange) -> bool:
         """Wait until something is due or has changed; return whether the round is still open."""

@@ -108,11 +108,6 @@ class Upload:
         """How many pieces it has in all."""
         return len(self._intake.inbox.plan)
 
-    @property
-    def is_complete(self) -> bool:
-        """Whether the last piece is in."""
-        return self._intake.inbox.is_complete
-
     def begin(self) -> "Future[None]":
         """Pieces could come now; the future is done as soon as they may."""
         return self._recipient.begin(self._exchange, self._intake)

@@ -80,10 +80,6 @@ class Collected:
     def expected(self) -> int:
         return len(self._inbox.plan)
 
-    @property
-    def is_complete(self) -> bool:
-        return self._inbox.is_complete
-
     def write(self, _: PieceRange, body: memoryview) -> None:
         self.bodies.append(bytes(body))
 

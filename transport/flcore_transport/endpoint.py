@@ -50,11 +50,6 @@ class Delivery(Protocol):
         """How many pieces it has in all."""
         ...
 
-    @property
-    def is_complete(self) -> bool:
-        """Whether the last piece is in."""
-        ...
-
     def begin(self) -> "Future[None]":
         """Pieces could come now; the future is done as soon as they may."""
         ...

@@ -46,7 +46,7 @@ class Transfers:
         """Take an answer piece by piece, never granting more than the window holds; end with its receipt."""
         offer = await self._work.answered(context, decode, Offer, await anext(pieces, b""))
         delivery = await self._work.answered(context, self._endpoint.offer, offer)
-        if not delivery.is_complete:
+        if delivery.received < delivery.expected:
             session = self._endpoint.session(offer.session)
             async with self._windows.window() as window:
                 await asyncio.wrap_future(delivery.begin())
@@ -55,7 +55,7 @@ class Transfers:
                     async for piece in coming:
                         await self._work.answered(context, delivery.accept, piece)
                         yield encode_reply(_grant(delivery, window))
-                if not delivery.is_complete:
+                if delivery.received < delivery.expected:
                     return
         yield encode_reply(await self._work.answered(context, delivery.commit))
 
