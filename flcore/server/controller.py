@@ -65,7 +65,6 @@ class Controller:
         self._initial: GlobalModel | None = model
         self._initial_again = weakref.ref(model)
         self._federation, self._results, self._observe = federation, results, observe
-        self._aggregator: Aggregator | None = None
         self._record = RoundRecord(0)
 
     @property
@@ -106,9 +105,7 @@ class Controller:
         rules = RoundRules(server.deadline_s, server.quorum, server.close_at)
         if self._task_returns(task) == "metrics":
             raise JobError(f"tasks.{task}: it returns metrics, expected weights or delta")
-        if self._aggregator is not None:
-            self._aggregator.discard()  # what a round left that had no quorum, or that nobody aggregated
-        aggregator = self._aggregator = Aggregator(
+        aggregator = Aggregator(
             model.spec,
             rule=server.rule,
             accumulate=server.accumulate,
@@ -121,8 +118,11 @@ class Controller:
         exchange = self._ask(task, model, clients, rules, aggregator)
         self._record.updates |= exchange.answers
         self._record.train = exchange.metrics
+        updates = Updates(exchange, self._record)
+        # Whoever lets them go, aggregated or not, lets go of the room that they take.
+        weakref.finalize(updates, aggregator.discard).atexit = False
         exchange.require_quorum()
-        return Updates(exchange, self._record)
+        return updates
 
     def validate(self, model: GlobalModel, clients: Sequence[str], task: str = "validate") -> dict[str, float]:
         """Have the clients evaluate a model; return their metrics, averaged by weight ({} where none answered).

@@ -287,6 +287,32 @@ def test_any_task_of_the_contract_can_be_asked(stage: Stage) -> None:
     assert stage.result().history[0].validate == {"rows": 5.0}
 
 
+@pytest.mark.parametrize("plan", ["at-close", "streaming"])
+def test_a_playbook_may_train_twice_before_it_aggregates(stage: Stage, tmp_path: Path, plan: str) -> None:
+    stage.directory.joinpath("twice.py").write_text(
+        "from flcore import QuorumError\n"
+        "def twice(control):\n"
+        "    for index in control.rounds():\n"
+        "        first = control.train(control.initial_model, ['client-1'])\n"
+        "        second = control.train(control.initial_model, ['client-2'])\n"
+        "        try:\n"
+        "            control.train(control.initial_model, ['client-3'])\n"
+        "        except QuorumError:\n"
+        "            pass\n"
+        "        later, earlier = second.aggregate(), first.aggregate()\n"
+        "        control.keep(earlier if index == 1 else later, {})\n"
+    )
+
+    def failing(model: Arrays, task: Task) -> Update:
+        raise ValueError("no data")
+
+    stage.open(wait_for=3, rounds=2, controller="twice.py:twice", plan=plan, out=tmp_path / "out")
+    stage.client("client-1", adding(1.0))
+    stage.client("client-2", adding(2.0))
+    stage.client("client-3", failing)
+    assert mean_of(stage.result()) == {2.0}
+
+
 def test_updates_are_freed_at_once_and_not_when_the_garbage_collector_finds_them(stage: Stage) -> None:
     stage.open(wait_for=2, rounds=20, clients=2)
     gc.collect()
