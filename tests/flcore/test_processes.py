@@ -4,12 +4,15 @@ import os
 import signal
 import socket
 import subprocess
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.flcore.conftest import Stage, adding, mean_of
+from flcore import Arrays, Task, Update
+from flcore.server.events import Moved
+from tests.flcore.conftest import Function, Stage, adding, mean_of
 from tests.flcore.processes import alive_in_group, read_until, started
 
 STALLING = """
@@ -47,10 +50,25 @@ def test_a_client_killed_in_mid_upload_leaves_no_trace(stage: Stage) -> None:
     (stage.directory / "big.py").write_text(BIG)
     stage.open(wait_for=3, quorum=2, clients=["victim", "good-1", "good-2"], rounds=2, model="big.py:initial_model")
     contract = stage.job.contract.to_json()
+    arrived = threading.Event()
+
+    def adding_later(value: float) -> Function:
+        def train(model: Arrays, task: Task) -> Update:
+            assert arrived.wait(20)
+            return adding(value)(model, task)
+
+        return train
+
     with started("-c", STALLING, stage.server.address, contract) as victim:
-        stage.client("good-1", adding(1.0))
-        stage.client("good-2", adding(3.0))
+        stage.client("good-1", adding_later(1.0))
+        stage.client("good-2", adding_later(3.0))
         read_until(victim, "in the middle of the upload")
+        # It may print that before the server has read what it sent.
+        give_up_at = time.monotonic() + 20
+        while not any(isinstance(event, Moved) and event.received for event in stage.events):
+            assert time.monotonic() < give_up_at
+            time.sleep(0.01)
+        arrived.set()
         os.kill(victim.pid, signal.SIGKILL)
         killed_at = time.monotonic()
         outcome = stage.result()
