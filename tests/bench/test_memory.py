@@ -16,7 +16,7 @@ SMALL = [case for case in MEMORY_CASES if "ten thousand tensors, many" not in ca
 
 KNOWN = {
     "many clients": "many clients at once take more than the formula (RESULTS.md, 2026-11-25): not found yet why",
-    "at close, ten thousand": "402 to 403 MB of 402.65 beside a llvmlite just installed, of whose library more pages are mapped",
+    "at close, ten thousand": "403 MB of 402.65 beside a fresh llvmlite, of whose file more is mapped",
 }
 """Why a case may miss its bound, by words of its name."""
 
