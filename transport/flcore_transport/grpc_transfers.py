@@ -5,7 +5,7 @@ on where it broke off. How long it may be silent grows each time, so that a slow
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
@@ -42,31 +42,33 @@ class Transfers:
             if sending is not None:
                 await sending
 
-    async def upload(self, pieces: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
-        """Take an answer piece by piece, never granting more than the window holds; end with its receipt."""
-        offer = await self._work.answered(context, decode, Offer, await anext(pieces, b""))
+    async def upload(self, _: Any, context: Context) -> None:
+        """Take an answer piece by piece, never granting more than the window holds; end with its receipt.
+
+        Pieces are read from the context: gRPC's iterator keeps the last one until a garbage collection.
+        """
+        offer = await self._work.answered(context, decode, Offer, await _read(context) or b"")
         delivery = await self._work.answered(context, self._endpoint.offer, offer)
         if delivery.received < delivery.expected:
             session = self._endpoint.session(offer.session)
             async with self._windows.window() as window:
                 await asyncio.wrap_future(delivery.begin())
-                yield encode_reply(_grant(delivery, window))
-                async with aclosing(self._coming(pieces, context, session, delivery)) as coming:
+                await context.write(encode_reply(_grant(delivery, window)))
+                async with aclosing(self._coming(context, session, delivery)) as coming:
                     async for piece in coming:
                         await self._work.answered(context, delivery.accept, piece)
-                        yield encode_reply(_grant(delivery, window))
+                        del piece
+                        await context.write(encode_reply(_grant(delivery, window)))
                 if delivery.received < delivery.expected:
                     return
-        yield encode_reply(await self._work.answered(context, delivery.commit))
+        await context.write(encode_reply(await self._work.answered(context, delivery.commit)))
 
-    async def _coming(
-        self, pieces: AsyncIterator[bytes], context: Context, session: Session, delivery: Delivery
-    ) -> AsyncGenerator[bytes, None]:
+    async def _coming(self, context: Context, session: Session, delivery: Delivery) -> AsyncGenerator[bytes, None]:
         """Yield the pieces that are missing, the next one on its way while one is worked on; or fewer, if none come.
 
         Ends the call of a silent client if others wait.
         """
-        coming = _read(pieces)
+        coming = asyncio.ensure_future(_read(context))
         try:
             for left in range(delivery.expected - delivery.received - 1, -1, -1):
                 while not (await asyncio.wait({coming}, timeout=session.patience_s))[0]:
@@ -77,8 +79,9 @@ class Transfers:
                 if piece is None:
                     return
                 if left:
-                    coming = _read(pieces)
+                    coming = asyncio.ensure_future(_read(context))
                 yield piece
+                del piece
         finally:
             if not coming.done():
                 coming.cancel()
@@ -87,8 +90,10 @@ class Transfers:
                 coming.exception()  # seen: an aborted call ends its reading with an error of its own
 
 
-def _read(pieces: AsyncIterator[bytes]) -> "asyncio.Task[bytes | None]":
-    return asyncio.ensure_future(anext(pieces, None))
+async def _read(context: Context) -> bytes | None:
+    """Return the next message of a call, or None when its client sends no more."""
+    message = await context.read()
+    return None if message is grpc.aio.EOF else message
 
 
 def _grant(delivery: Delivery, window: Window) -> Grant:
