@@ -24,7 +24,7 @@ One after the other, in any order, on any machine, with the same bits:
     [2.0, 3.0, 4.0]
 """
 
-from flcore_kernels.backend import Backend, Buffer, Inspection, Part, Quantized
+from flcore_kernels.backend import Backend, Buffer, Part, Quantized
 from flcore_kernels.chunks import ChunkPlan, plan_chunks
 from flcore_kernels.devices import backend, warm
 from flcore_kernels.dtypes import EXACT_INTEGER_LIMIT, STORAGE, storage_dtype
@@ -41,6 +41,7 @@ from flcore_kernels.errors import (
     UnknownDType,
     WeightRange,
 )
+from flcore_kernels.inspection import Inspection
 from flcore_kernels.totals import ACCUMULATORS, Total, bytes_per_element
 from flcore_kernels.weights import EXACT_RANGE
 

@@ -6,12 +6,12 @@ elements. A part may be read-only, mapped from a file, and at any address.
 """
 
 from collections.abc import Sequence
-from fractions import Fraction
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from flcore_kernels.inspection import Inspection
 from flcore_kernels.totals import Total
 
 Array = npt.NDArray[Any]
@@ -26,19 +26,6 @@ class Quantized(NamedTuple):
 
 Buffer = Array | Quantized
 Part = Buffer | Sequence[Buffer]
-
-
-class Inspection(NamedTuple):
-    """What `Backend.inspect` saw: the first element that is not finite (-1: none), and two figures of the others.
-
-    `magnitude` is the largest magnitude of the finite elements, 0.0 for an empty part. `squares` is the sum of squares:
-    float64 sums of tiles of 4,096 elements, added exactly, so that pieces that are cut at multiples of 4,096 add up to
-    the same; None where an element is not finite or a tile's sum is too large for float64.
-    """
-
-    first_bad: int
-    magnitude: float
-    squares: Fraction | None
 
 
 class Backend(Protocol):

@@ -8,12 +8,13 @@ import numpy as np
 import numpy.typing as npt
 
 from flcore_kernels import cpu_kernels, totals, weights
-from flcore_kernels.backend import Buffer, Inspection, Part
+from flcore_kernels.backend import Buffer, Part
 from flcore_kernels.cpu_cache import Kernel
 from flcore_kernels.cpu_observe import decode_part, diagnosis, encode_part, inspect_part
 from flcore_kernels.cpu_settle import Target, first_of, settle
 from flcore_kernels.dtypes import Storage, lookup
 from flcore_kernels.errors import BufferMismatch, Overflow
+from flcore_kernels.inspection import Inspection
 from flcore_kernels.rows import Rows, address_of, addresses_of, places_of, sizes_of
 from flcore_kernels.threads import Pool
 from flcore_kernels.totals import BLOCK, Total

@@ -15,6 +15,10 @@ CPU = backend("cpu")
 TILE = 4096
 
 
+def told(found: Inspection) -> tuple[int, float, Fraction | None]:
+    return found.first_bad, found.magnitude, found.squares
+
+
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_the_first_bad_element_is_found_beside_the_largest_good_one(dtype: str, bad: float) -> None:
@@ -22,7 +26,7 @@ def test_the_first_bad_element_is_found_beside_the_largest_good_one(dtype: str, 
         part = np.linspace(-3, 2, 10_001).astype(FLOATS[dtype])
         part[[first, second]] = bad
         part[[3000, 6000]] = [-3.0, 2.0]
-        assert CPU.inspect(stored(part), dtype) == Inspection(first, 3.0, None)
+        assert told(CPU.inspect(stored(part), dtype)) == (first, 3.0, None)
 
 
 @pytest.mark.parametrize("dtype", STORAGE)
@@ -64,7 +68,7 @@ def test_squares_add_up_over_pieces_cut_at_tiles_and_over_threads(dtype: str) ->
     assert whole.squares == sum(p.squares for p in pieces if p.squares is not None)
     assert whole.magnitude == max(p.magnitude for p in pieces)
     for threads in (1, 3):
-        assert backend("cpu", threads=threads).inspect(drawn.part, dtype) == whole
+        assert told(backend("cpu", threads=threads).inspect(drawn.part, dtype)) == told(whole)
 
 
 @pytest.mark.parametrize("dtype", STORAGE)
@@ -72,13 +76,13 @@ def test_nothing_has_no_magnitude(dtype: str) -> None:
     empty: Any = np.empty(0, storage_dtype(dtype))
     if dtype in QUANTIZED:
         empty = Quantized(empty, np.empty(0, np.float32))
-    assert CPU.inspect(empty, dtype) == Inspection(-1, 0.0, Fraction(0))
+    assert told(CPU.inspect(empty, dtype)) == (-1, 0.0, Fraction(0))
 
 
 def test_squares_too_large_for_float64_are_not_told() -> None:
-    assert CPU.inspect(np.array([1e200, 1.0]), "float64") == Inspection(-1, 1e200, None)
+    assert told(CPU.inspect(np.array([1e200, 1.0]), "float64")) == (-1, 1e200, None)
     tiny = case(np.full(5, 1e-200))
-    assert CPU.inspect(tiny.part, "float64") == Inspection(-1, 1e-200, Fraction(0))
+    assert told(CPU.inspect(tiny.part, "float64")) == (-1, 1e-200, Fraction(0))
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -86,7 +90,7 @@ def test_a_scale_that_is_not_finite_spoils_its_block(bad: float) -> None:
     codes = np.zeros(100, np.int8)
     codes[0], codes[40] = 3, 1
     scales = np.array([2, bad, 1, 1], np.float32)
-    assert CPU.inspect(Quantized(codes, scales), "int8[32]") == Inspection(32, 6.0, None)
+    assert told(CPU.inspect(Quantized(codes, scales), "int8[32]")) == (32, 6.0, None)
 
 
 def test_what_is_no_buffer_of_the_dtype_is_refused() -> None:
