@@ -20,7 +20,7 @@ class Encoder:
 
     `round(value)` is the nearest value that the dtype holds, as a float64 (beyond its range: as if it had no end);
     `store(address, index, rounded)` writes one. `store_single(address, index, value)` rounds a float32 and writes it,
-    for dtypes that are no wider and where the processor does that fast.
+    NaN and infinity too, for dtypes that are no wider and where the processor does that fast.
     """
 
     bytes: int
@@ -94,10 +94,15 @@ def store_bfloat16(address: Any, index: Any, rounded: Any) -> None:
 
 @part_of_kernel
 def store_single_bfloat16(address: Any, index: Any, value: Any) -> None:
-    """Round a finite float32 to its upper half: half a unit is added to what is cut off, less one to an even half."""
+    """Round a float32 to its upper half: half a unit is added to what is cut off, less one to an even half.
+
+    A NaN is made quiet instead, as a carry out of it would make something else of it.
+    """
     bits = memory.f32_bits(value)
     odd = np.uint32(np.uint32(bits >> np.uint32(16)) & np.uint32(1))
-    memory.store_u16(address, index, np.uint16(np.uint32(bits + np.uint32(0x7FFF) + odd) >> np.uint32(16)))
+    rounded = np.uint32(bits + np.uint32(0x7FFF) + odd)
+    chosen = np.uint32(bits | np.uint32(0x00400000)) if value != value else rounded
+    memory.store_u16(address, index, np.uint16(chosen >> np.uint32(16)))
 
 
 @part_of_kernel

@@ -106,15 +106,25 @@ def _inspect(dtype: str) -> Callable[..., Any]:
 
 
 def _encode(dtype: str) -> Callable[..., Any]:
-    encode = ENCODERS[dtype]
-    round_once, store = encode.round, encode.store
+    store = ENCODERS[dtype].store_single or _rounded_in_float64(dtype)
 
     def run(values, out, first, last):  # type: ignore[no-untyped-def]
         for i in range(first, last):
-            value = np.float64(memory.load_f32(values, i))
-            store(out, i, np.copysign(round_once(value), value))
+            store(out, i, memory.load_f32(values, i))
 
     return run
+
+
+def _rounded_in_float64(dtype: str) -> Callable[..., Any]:
+    """Return what rounds a float32 and writes it, where the processor has no short way."""
+    round_once, write = ENCODERS[dtype].round, ENCODERS[dtype].store
+
+    @part_of_kernel
+    def store(address: Any, index: Any, single: Any) -> None:
+        value = np.float64(single)
+        write(address, index, np.copysign(round_once(value), value))
+
+    return store  # type: ignore[no-any-return]
 
 
 def _quantize(block: int) -> Callable[..., Any]:
