@@ -38,10 +38,14 @@ class Model:
     array([[1., 2.]], dtype=float32)
     """
 
-    def __init__(self, spec: ModelSpec) -> None:
-        """Allocate a model of zeros."""
+    def __init__(self, spec: ModelSpec, segments: list[npt.NDArray[Any]] | None = None) -> None:
+        """Allocate a model of zeros, or make one of its segments."""
         self.spec = spec
-        self.segments = [np.zeros(segment.elements, storage_dtype(segment.dtype)) for segment in spec.segments]
+        self.segments = (
+            [np.zeros(segment.elements, storage_dtype(segment.dtype)) for segment in spec.segments]
+            if segments is None
+            else segments
+        )
 
     @classmethod
     def of(cls, arrays: Arrays) -> "Model":

@@ -14,7 +14,7 @@ from flcore.aggregation.storage import Storage, chunks_within
 from flcore.errors import FlcoreError
 from flcore.job.job import Job
 from flcore.model.chunks import GlobalModel
-from flcore.model.model import Model
+from flcore.model.reused import ReusedModels
 from flcore.model.temporary import TemporaryModels
 from flcore.server.controller import Controller
 from flcore.server.events import Observer, unobserved
@@ -91,11 +91,11 @@ def _storage(plan: str, budget: Budget, directory: Path | None) -> Iterator[Stor
     """Say where payloads are: staged within the budget, models on disk if the plan keeps them there."""
     chunks = chunks_within(budget.working_bytes)
     if directory is None:
-        yield Storage(plan, Staging(budget.staging_bytes), read_chunks=chunks)
+        yield Storage(plan, Staging(budget.staging_bytes), ReusedModels(), chunks)
         return
     staging, models = Staging(budget.staging_bytes, directory / ".staging"), TemporaryModels(directory / ".models")
     try:
-        yield Storage(plan, staging, models if plan == "at-close" else Model, chunks)
+        yield Storage(plan, staging, models if plan == "at-close" else ReusedModels(), chunks)
     finally:
         staging.close()
         models.close()
