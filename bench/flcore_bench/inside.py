@@ -1,6 +1,9 @@
-"""What the synthetic processes take from inside flcore, where it has no public name: messages, forms, the server."""
+"""What the synthetic processes take from inside flcore, where it has no public name: messages, forms, both ends."""
 
 from flcore.aggregation.budget import DEFAULT_BUDGET, Budget
+from flcore.client.client import Client
+from flcore.client.executor import Executor
+from flcore.client.task import Site
 from flcore.job.messages import (
     JoinMessage,
     TaskMessage,
@@ -20,11 +23,14 @@ __all__ = [
     "DEFAULT_BUDGET",
     "Asked",
     "Budget",
+    "Client",
     "Event",
+    "Executor",
     "Federation",
     "Form",
     "JoinMessage",
     "RoundRules",
+    "Site",
     "TaskMessage",
     "UpdateMessage",
     "WelcomeMessage",

@@ -32,6 +32,24 @@ MEMORY_CASES = [
     for clients, shape, plan in product(CLIENTS, SHAPES, PLANS)
 ]
 
+STALLED = {"server": {"close_at": 1}, "tasks": {"train": {"hyperparameters": {"stalls": True, "pause_s": 4.0}}}}
+"""All clients but one stop halfway, and this one answers when some have."""
+
+MEMORY_CASES += [
+    Case(
+        f"{plan}, uploads that stall halfway",
+        (12 * MB, 64 * MB),
+        clients=(15, 101),
+        rounds=(1, 1),
+        plan=PLANS[plan][0],
+        accumulate=PLANS[plan][1],
+        on_disk=True,
+        contract=STALLED,
+        wanted=[under_formula()],
+    )
+    for plan in ("streaming, exact", "at close")
+]
+
 
 def memory_rows(scale: str, threads: int) -> list[Row]:
     """Measure every combination, each in a server process of its own."""

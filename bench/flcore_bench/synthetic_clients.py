@@ -2,8 +2,9 @@
 
 They speak the real protocol over real gRPC: each joins with the job's contract, checks the pieces of a model that it is
 sent and drops them, and answers at once with a pattern of small numbers; or after `pause_s`, if the task has such a
-hyperparameter. With the answer goes, as a metric, when the order was read; the clock is the machine's, so a server on
-the same machine can tell how long its order took.
+hyperparameter. Where it has `stalls`, all clients but the job's first stop halfway. With the answer goes, as a
+metric, when the order was read; the clock is the machine's, so a server on the same machine can tell how long its order
+took.
 """
 
 import os
@@ -73,12 +74,14 @@ class SyntheticClient:
 
     def _perform(self, welcome: Welcome, order: Order) -> None:
         read_at = time.monotonic()
-        pause_s = parse_message(TaskMessage, order.content).hyperparameters.get("pause_s", 0.0)
-        if isinstance(pause_s, float):
+        given = parse_message(TaskMessage, order.content).hyperparameters
+        stalls = bool(given.get("stalls")) and self._name != self._job.contract.client_names[0]
+        pause_s = given.get("pause_s", 0.0)
+        if isinstance(pause_s, float) and not stalls:
             time.sleep(pause_s)
         try:
             self._download(welcome, order)
-            self._upload(welcome, order, read_at)
+            self._upload(welcome, order, read_at, stalls=stalls)
         except Refused as error:
             self._refused[error.kind] += 1
 
@@ -91,7 +94,7 @@ class SyntheticClient:
         inbox.finish()
         self._payload_id = order.payload_id
 
-    def _upload(self, welcome: Welcome, order: Order, read_at: float) -> None:
+    def _upload(self, welcome: Welcome, order: Order, read_at: float, *, stalls: bool) -> None:
         spec = spec_from(welcome.content)
         returns = self._job.contract.tasks[parse_message(TaskMessage, order.content).task].returns
         source = (
@@ -106,7 +109,22 @@ class SyntheticClient:
             metrics={READ_AT: read_at},
             fingerprint="" if returns == "metrics" else spec.fingerprint,
         )
-        self._connection.upload(Offer(welcome.session, order.number, message.to_bytes(), source.layout), Outbox(source))
+        outbox = Halfway(source) if stalls else Outbox(source)
+        try:
+            self._connection.upload(Offer(welcome.session, order.number, message.to_bytes(), source.layout), outbox)
+        except ConnectionLost:
+            if not stalls:
+                raise
+
+
+class Halfway(Outbox):
+    """Sends half of its pieces, and never the others."""
+
+    def piece(self, index: int) -> bytes:
+        """Return a piece of the first half."""
+        if index >= len(self.plan) // 2:
+            threading.Event().wait()
+        return super().piece(index)
 
 
 class _Nothing:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from flcore_transport import Fetch, Offer, Order, Outbox, Refused, Welcome
+from flcore_transport import Fetch, Offer, Order, Outbox, Refused, Welcome, endpoint
 
 from flcore import Arrays, Model, QuorumError, Task, Update
 from flcore.aggregation.budget import Budget
@@ -182,18 +182,27 @@ def done(result: bool) -> "Future[bool]":
     return future
 
 
-def test_sixty_stalled_updates_stop_nobody(large: Stage) -> None:
-    names = [f"stalled-{number}" for number in range(60)]
+def test_a_hundred_stalled_updates_stop_nobody(large: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoint, "PATIENCE_S", 0.1)  # they hold all windows, and two give way at a time
+    names = [f"stalled-{number}" for number in range(100)]
     large.open(
         clients=[*names, "lively"],
-        wait_for=61,
+        wait_for=101,
         close_at=1,
         model="large.py:initial_model",
         budget=Budget.parse("64MiB"),
     )
     joined = [large.join(name) for name in names]
-    large.client("lively", adding(1.0))
+    may_answer = threading.Event()
+
+    def last(model: Arrays, task: Task) -> Update:
+        assert may_answer.wait(60)
+        return adding(1.0)(model, task)
+
+    large.client("lively", last)
     stalled = [upload(large, secret, next_order(stream), 4.0, stalling=True) for secret, stream in joined]
+    assert stalled[0][0].is_stalled.wait(20)
+    may_answer.set()
     assert mean_of(large.result()) == {1.0}
     for outbox, _ in stalled:
         outbox.may_go_on.set()

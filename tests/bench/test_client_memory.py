@@ -1,0 +1,48 @@
+"""What flcore adds at a client: one model, one more where updates are lossy, and a few pieces; in fresh processes."""
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from flcore_bench.process import Process
+from flcore_bench.round import JOB
+from flcore_transport import GrpcServer, Service
+
+import flcore
+from flcore.server.serve import serve
+
+SMALL, LARGE = 32, 128
+FEW_PIECES = 12 << 20
+LOSSY = {"wire": {"upload": "int8[256]"}, "tasks": {"train": {"returns": "delta"}}}
+
+
+def peak_of(megabytes: int, contract: dict[str, Any]) -> int:
+    """Run two rounds with one client, and return its process's peak."""
+    overrides = {"seed": megabytes, "clients": 1, "server": SERVER, **contract}
+    job = flcore.Job.load(JOB, **overrides)
+    address: Future[str] = Future()
+
+    def listen(service: Service) -> GrpcServer:
+        server = GrpcServer(service)
+        address.set_result(server.address)
+        return server
+
+    with ThreadPoolExecutor(1) as pool:
+        outcome = pool.submit(serve, job, listen)
+        setup = {"directory": str(JOB), "contract": overrides, "address": address.result(20)}
+        with Process("flcore_bench.one_client", setup, threads=2) as client:
+            peak = client.answer()["peak_bytes"]
+        assert len(outcome.result(20).history) == 2
+    return int(peak)
+
+
+SERVER = {"model": "echo.py:initial_model", "rounds": 2, "quorum": 1}
+
+
+@pytest.mark.parametrize(("contract", "models"), [({}, 1), (LOSSY, 2)], ids=["whole", "lossy"])
+def test_a_client_takes_one_model_and_one_more_for_what_rounding_left_out(
+    contract: dict[str, Any], models: int
+) -> None:
+    grown = peak_of(LARGE, contract) - peak_of(SMALL, contract)
+    assert grown <= models * (LARGE - SMALL) * 10**6 + FEW_PIECES
+    assert grown >= (LARGE - SMALL) * 10**6, "the models are in memory, so this test can fail"
