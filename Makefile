@@ -40,8 +40,6 @@ stress: $(VENV)/.dev  ## Hold large servers to their memory bounds (half an hour
 bench: $(VENV)/.dev  ## Measure kernels, transport, rounds and memory on this machine (minutes, 16 GB).
 	$(BIN)/flcore bench kernels --scale full
 	$(BIN)/flcore bench transport
-	$(BIN)/flcore bench transport
-	$(BIN)/flcore bench memory
 	$(BIN)/flcore bench round
 	$(BIN)/flcore bench memory
 	$(BIN)/pytest bench --benchmark-enable --benchmark-only

@@ -13,7 +13,7 @@ from flcore_bench.row import Goal, Row, ratio
 from flcore_bench.transport_client import Sample, bare_samples, checked_samples, folded_sample
 from flcore_bench.tuning import Tuning
 
-SIZES = {"small": 256_000_000, "full": 2_048_000_000}
+SIZES = {"small": 256_000_000, "full": 512_000_000}
 ROUNDS = {"small": 3, "full": 7}
 OF_BARE = 0.85
 """The goal of each of our streams: how much of a bare stream's speed it has."""

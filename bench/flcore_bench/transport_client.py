@@ -22,6 +22,9 @@ from flcore_bench.tuning import Tuning
 Sample = Callable[[], float]
 """Moves the whole model once, and returns the seconds."""
 
+UPDATES = 4
+"""How many updates follow each other where they are folded."""
+
 
 class Line:
     """One client's connection to flcore's server, joined, with a model of `spec` to send."""
@@ -91,30 +94,32 @@ def checked_samples(size: int, tuning: Tuning, threads: int) -> Iterator[dict[st
 
 @contextmanager
 def folded_sample(size: int, accumulate: str, tuning: Tuning, threads: int) -> Iterator[dict[str, Sample]]:
-    """Yield what an upload into a federation does: checked, inspected, and folded as it comes.
+    """Yield what uploads into a federation do: checked, inspected, and folded, one while the next one comes.
 
-    Its seconds are those of the upload, and those that folding goes on afterwards.
+    Its seconds are those of `UPDATES` uploads in a row, and those that folding goes on afterwards, for each of them.
     """
     share = size // tuning.connections
     spec = spec_named("flat", share)
-    run = Federated("flat", share, clients=tuning.connections, accumulate=accumulate)
+    count = UPDATES * tuning.connections
+    run = Federated("flat", share, clients=count, accumulate=accumulate)
     setup = {
         "kind": "folding",
         "size": share,
-        "clients": tuning.connections,
+        "clients": count,
         "accumulate": accumulate,
         "contract": run.overrides,
     }
     job = flcore.Job.load(JOB, **run.overrides)
     held = JoinMessage(contract=job.contract.to_json(), code_digest=job.code_digest, version=flcore.__version__)
     with _server(setup, tuning, threads) as (server, address), ExitStack() as stack:
-        names = [f"c{number}" for number in range(tuning.connections)]
+        names = [f"c{number}" for number in range(count)]
         lines = [stack.enter_context(closing(Line(address, name, spec, held.to_bytes()))) for name in names]
 
         def sample() -> float:
-            orders = [line.next_order() for line in lines]
-            taken = _together([partial(line.upload, order) for line, order in zip(lines, orders, strict=True)])
-            return taken + float(server.answer()["folding_s"])
+            uploads = [partial(line.upload, line.next_order()) for line in lines]
+            turns = [uploads[first::UPDATES] for first in range(UPDATES)]
+            taken = sum(_together(turn) for turn in turns)
+            return (taken + float(server.answer()["folding_s"])) / UPDATES
 
         yield {f"upload, flcore, checked and folded, {accumulate}": sample}
 
