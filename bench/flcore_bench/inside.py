@@ -1,6 +1,7 @@
 """What the synthetic processes take from inside flcore, where it has no public name: messages, forms, both ends."""
 
 from flcore.aggregation.budget import DEFAULT_BUDGET, Budget
+from flcore.aggregation.checkpoints import aggregate_checkpoints
 from flcore.client.client import Client
 from flcore.client.executor import Executor
 from flcore.client.task import Site
@@ -34,6 +35,7 @@ __all__ = [
     "TaskMessage",
     "UpdateMessage",
     "WelcomeMessage",
+    "aggregate_checkpoints",
     "keep_freed_memory",
     "parse_message",
     "serve",

@@ -7,6 +7,7 @@ import typer
 from flcore_kernels import KernelError
 from flcore_transport import TransportError
 
+from flcore.cli.aggregate import aggregate
 from flcore.cli.bench import bench
 from flcore.cli.client import client
 from flcore.cli.inspect import check, rules
@@ -24,6 +25,7 @@ app = typer.Typer(
 app.command()(run)
 app.command()(server)
 app.command()(client)
+app.command()(aggregate)
 app.command()(rules)
 app.command()(bench)
 app.command()(warm)

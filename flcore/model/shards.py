@@ -97,6 +97,21 @@ def plan_shards(
     return Shards(spec, tuple(header for header, _ in planned), len(planned) > 1), [head for _, head in planned]
 
 
+def plan_alike(spec: ModelSpec, other: Shards) -> tuple[Shards, list[bytes]]:
+    """Spread a model over files as another one of the same names is, with the metadata of its files.
+
+    >>> shards = plan_shards(ModelSpec.of({name: np.zeros(3) for name in "abc"}), shard_bytes=48)[0]
+    >>> alike, _ = plan_alike(ModelSpec.of({name: np.zeros(3, np.float32) for name in "abc"}), shards)
+    >>> [header.tensors[0].name for header in alike.headers]
+    ['a', 'c']
+    """
+    tensors = {tensor.name: tensor for tensor in spec.tensors}
+    planned = [
+        plan_header([tensors[tensor.name] for tensor in header.tensors], header.metadata) for header in other.headers
+    ]
+    return Shards(spec, tuple(header for header, _ in planned), other.has_index), [head for _, head in planned]
+
+
 def total_bytes(spec: ModelSpec) -> int:
     """Return the bytes of a model's values in files, where there are no gaps."""
     return sum(map(tensor_bytes, spec.tensors))

@@ -1,6 +1,7 @@
 """A model in files, of which no more is in memory than is asked for."""
 
 import mmap
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -9,6 +10,7 @@ import numpy.typing as npt
 from flcore_kernels import storage_dtype
 from flcore_transport import Buffer, Layout, PieceRange
 
+from flcore.model.chunks import require_values
 from flcore.model.dtypes import DTYPES
 from flcore.model.model import layout_of
 from flcore.model.open_file import OpenFile
@@ -52,21 +54,30 @@ class StoredModel:
         """What this model's payload consists of."""
         return layout_of(self.spec)
 
+    def laid_out(self, spec: ModelSpec) -> "StoredModel":
+        """Return this model with its tensors in another order, or raise `TensorMismatch` if `spec` has others."""
+        spec.require(self.spec, client=str(self.files[0]))
+        return StoredModel(replace(self.shards, spec=spec), self.open_files)
+
     def chunk(self, segment: int, first: int, stop: int) -> npt.NDArray[Any]:
         """Return elements `first` to `stop` of a segment: a new array, of its storage dtype, zero in the gaps."""
-        files, spec = self.open_files, self.spec.segments[segment]
-        spec.require_range(first, stop)
-        chunk = np.empty(stop - first, storage_dtype(spec.dtype))
+        self.spec.segments[segment].require_range(first, stop)
+        chunk = np.empty(stop - first, storage_dtype(self.spec.segments[segment].dtype))
+        self.fill(segment, first, chunk)
+        return chunk
+
+    def fill(self, segment: int, first: int, values: npt.NDArray[Any]) -> None:
+        """Overwrite an array with a segment's elements from `first` on."""
+        stop = require_values(self.spec.segments[segment], first, values)
         position = first
-        for span in spec.overlapping(first, stop):
+        for span in self.spec.segments[segment].overlapping(first, stop):
             if span.start > position:
-                chunk[position - first : span.start - first] = 0
+                values[position - first : span.start - first] = 0
             position = span.stop
         if position < stop:
-            chunk[position - first :] = 0
-        for number, offset, buffers in self.shards.transfers(segment, first, chunk):
-            files[number].read(buffers, offset)
-        return chunk
+            values[position - first :] = 0
+        for number, offset, buffers in self.shards.transfers(segment, first, values):
+            self.open_files[number].read(buffers, offset)
 
     def read(self, piece: PieceRange) -> list[Buffer]:
         """Return the bytes of a range, read for this call."""

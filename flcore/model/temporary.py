@@ -8,7 +8,7 @@ from itertools import count
 from pathlib import Path
 
 from flcore.model.open_file import OpenFile
-from flcore.model.shards import SHARD_BYTES, Shards
+from flcore.model.shards import Shards, plan_shards
 from flcore.model.spec import ModelSpec
 from flcore.model.stored import StoredModel
 from flcore.model.writer import ShardWriter
@@ -36,7 +36,7 @@ class TemporaryWriter(ShardWriter):
     """Writes one temporary model (a `Target`); nothing waits for the disk."""
 
     def __init__(self, spec: ModelSpec, directory: Path) -> None:
-        super().__init__(spec, _Scratch(directory), SHARD_BYTES, None)
+        super().__init__(plan_shards(spec), _Scratch(directory))
         self._directory = directory
 
     def commit(self) -> StoredModel:

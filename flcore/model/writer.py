@@ -37,13 +37,16 @@ class Place(Protocol):
 
 
 class ShardWriter:
-    """Writes a model in ranges of its segments, in any order and from any thread, to the files of a place."""
+    """Writes a model in ranges of its segments, in any order and from any thread, to the files of a place.
 
-    def __init__(self, spec: ModelSpec, place: Place, shard_bytes: int, metadata: Mapping[str, str] | None) -> None:
-        self.spec = spec
-        self._shards, heads = plan_shards(spec, shard_bytes, metadata)
+    `plan` says what goes into which file, and has the first bytes of each (see `plan_shards`).
+    """
+
+    def __init__(self, plan: tuple[Shards, list[bytes]], place: Place) -> None:
+        self._shards, heads = plan
+        self.spec: ModelSpec = self._shards.spec
         self._place = place
-        self._done = [Ranges() for _ in spec.segments]
+        self._done = [Ranges() for _ in self.spec.segments]
         self._lock = threading.Lock()
         self._open: tuple[OpenFile, ...] | None = None
         try:
@@ -134,7 +137,7 @@ class ModelWriter(ShardWriter):
         shard_bytes: int = SHARD_BYTES,
         metadata: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(spec, Beside(Path(directory), name), shard_bytes, metadata)
+        super().__init__(plan_shards(spec, shard_bytes, metadata), Beside(Path(directory), name))
 
 
 class Ranges:

@@ -1,0 +1,141 @@
+"""`flcore aggregate`: checkpoints in, one checkpoint out."""
+
+import csv
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from flcore.aggregation.budget import Budget
+from flcore.aggregation.checkpoints import aggregate_checkpoints
+from flcore.errors import SpecError, WeightError
+from flcore.model.shards import total_bytes
+from flcore.process import keep_freed_memory
+
+
+def aggregate(
+    checkpoints: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="CHECKPOINT...", help="safetensors files, indexes (*.safetensors.index.json) or directories."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="NAME.safetensors, or a directory, for the result.")],
+    weight: Annotated[list[float] | None, typer.Option(help="Once for each checkpoint, in order. (default: 1)")] = None,
+    weights: Annotated[
+        Path | None, typer.Option(metavar="CSV", help="A file with a line CHECKPOINT,WEIGHT for each.")
+    ] = None,
+    rule: Annotated[str, typer.Option(help="How they are combined: see `flcore rules`.")] = "mean",
+    accumulate: Annotated[str, typer.Option(help="exact, float64 or float32.")] = "exact",
+    dtype: Annotated[str | None, typer.Option(help="What floats of the result are. (default: as they are)")] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(help="Task arithmetic: the result is this checkpoint plus SCALE times the weighted differences."),
+    ] = None,
+    scale: Annotated[float, typer.Option(help="What differences from --base are multiplied by, of any sign.")] = 1.0,
+    budget: Annotated[
+        str, typer.Option(metavar="SIZE", help="How much memory chunks take at most, as 512MiB or 2GB.")
+    ] = "1GiB",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
+) -> None:
+    """Combine checkpoints of one model into a new checkpoint, chunk by chunk; sharded as the first one is."""
+    keep_freed_memory()
+    if weight and weights:
+        raise typer.BadParameter("give --weight for each checkpoint, or --weights, and not both", param_hint="--weight")
+    if scale != 1.0 and base is None:
+        raise typer.BadParameter("it scales differences from a --base, and there is none", param_hint="--scale")
+    if base is not None and (rule, accumulate) != ("mean", "exact"):
+        raise typer.BadParameter("with --base, differences are added up in float64", param_hint="--rule, --accumulate")
+    given = weights_in(weights, checkpoints) if weights else weight or None
+    if given is not None and len(given) != len(checkpoints):
+        raise typer.BadParameter(f"{len(given)} for {len(checkpoints)} checkpoints", param_hint="--weight")
+    started = time.perf_counter()
+    with _progress(Console(stderr=True)) as observe, _files():
+        stored = aggregate_checkpoints(
+            checkpoints,
+            out,
+            weights=given,
+            rule=rule,
+            accumulate=accumulate,
+            dtype=dtype,
+            base=base,
+            scale=scale,
+            budget=Budget.parse(budget),
+            observe=observe,
+        )
+    seconds = time.perf_counter() - started
+    size = total_bytes(stored.spec)
+    if as_json:
+        report = {
+            "files": [str(file) for file in stored.files],
+            "checkpoints": len(checkpoints),
+            "tensors": len(stored.spec.tensors),
+            "parameters": stored.spec.parameters,
+            "bytes": size,
+            "seconds": round(seconds, 3),
+        }
+        print(json.dumps(report))
+        return
+    shown = str(stored.files[0]) + (f" and {len(stored.files) - 1} more" if len(stored.files) > 1 else "")
+    print(
+        f"{shown}: {len(checkpoints)} checkpoints, {len(stored.spec.tensors)} tensors, "
+        f"{stored.spec.parameters:,} parameters, {size / 1e6:,.1f} MB in {seconds:.1f} s"
+    )
+
+
+def weights_in(path: Path, checkpoints: list[str]) -> list[float]:
+    """Return the checkpoints' weights from a CSV file, or raise `WeightError`, naming the line.
+
+    A line has a checkpoint as the command line does, and its weight; a first line `checkpoint,weight` may say so.
+    """
+    found: dict[str, float] = {}
+    with path.open(newline="", encoding="utf-8") as file:
+        for number, row in enumerate(csv.reader(file), 1):
+            if not row or (number == 1 and row == ["checkpoint", "weight"]):
+                continue
+            try:
+                name, value = row
+                weight = float(value)
+            except ValueError:
+                raise WeightError(f"{path}, line {number}: expected CHECKPOINT,WEIGHT, got {','.join(row)!r}") from None
+            if name not in checkpoints or name in found:
+                known = "is here for the second time" if name in found else "is none of the checkpoints given"
+                raise WeightError(f"{path}, line {number}: {name!r} {known}")
+            found[name] = weight
+    missing = [name for name in checkpoints if name not in found]
+    if missing:
+        raise WeightError(f"{path} has no weight for {missing[0]!r}")
+    return [found[name] for name in checkpoints]
+
+
+@contextmanager
+def _files() -> Iterator[None]:
+    """Files that are not there, or a disk that is full, are said in a line."""
+    try:
+        yield
+    except OSError as error:
+        raise SpecError(f"{error.filename or 'a file'}: {error.strerror}") from error
+
+
+@contextmanager
+def _progress(console: Console) -> Iterator[Callable[[int, int], None]]:
+    """Show how much of the result is done, MB/s and time left, while the block lasts; only on a terminal."""
+    if not console.is_terminal:
+        yield lambda *_: None
+        return
+    columns = (
+        TextColumn("aggregating"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(compact=True),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        line = progress.add_task("aggregating", total=None)
+        yield lambda done, whole: progress.update(line, completed=done, total=whole)
