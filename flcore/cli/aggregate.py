@@ -52,7 +52,8 @@ def aggregate(
         raise typer.BadParameter("it scales differences from a --base, and there is none", param_hint="--scale")
     if base is not None and (rule, accumulate) != ("mean", "exact"):
         raise typer.BadParameter("with --base, differences are added up in float64", param_hint="--rule, --accumulate")
-    given = weights_in(weights, checkpoints) if weights else weight or None
+    with _files():
+        given = weights_in(weights, checkpoints) if weights else weight or None
     if given is not None and len(given) != len(checkpoints):
         raise typer.BadParameter(f"{len(given)} for {len(checkpoints)} checkpoints", param_hint="--weight")
     started = time.perf_counter()
