@@ -6,6 +6,7 @@ yourself with `flcore.aggregate` and `flcore.Aggregator`. A job's own code retur
 
 from flcore.aggregation.aggregate import aggregate
 from flcore.aggregation.aggregator import Aggregator
+from flcore.aggregation.budget import Budget
 from flcore.aggregation.rules import RULES
 from flcore.client.task import Site, Task, Update
 from flcore.errors import (
@@ -46,6 +47,7 @@ __all__ = [
     "Aggregator",
     "Arrays",
     "Baselines",
+    "Budget",
     "BudgetError",
     "ContractMismatch",
     "Controller",

@@ -1,6 +1,8 @@
 """Settings of a process that moves large payloads, for programs that are nothing else: a server, a client, a worker."""
 
 import ctypes
+import signal
+import sys
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 """Names of `mallopt`'s parameters, in glibc's malloc.h."""
@@ -22,3 +24,8 @@ def keep_freed_memory() -> None:
     mallopt(_ARENA_MAX, 1)
     mallopt(_MMAP_THRESHOLD, LARGEST)
     mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def end_when_told() -> None:
+    """Have SIGTERM end this process as Ctrl-C does: clients are told, and files that are of no more use removed."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))

@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from tests.flcore.processes import read_until, started
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 JOB_DOC = (ROOT / "docs/job.md").read_text()
+MEMORY_DOC = (ROOT / "docs/memory.md").read_text()
 
 
 def blocks(language: str, text: str = README) -> list[str]:
@@ -109,6 +111,22 @@ def test_aggregation_alone() -> None:
     script = block_with("python", "flcore.aggregate")
     done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, check=True)
     assert done.stdout.strip() == "[4. 5.]"
+
+
+def test_the_memory_formula_as_printed() -> None:
+    (script,) = blocks("python", MEMORY_DOC)
+    done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, check=True)
+    assert 1.409e9 < int(done.stdout) < 1.411e9
+
+
+def test_the_tables_of_the_memory_page_are_sound(tmp_path: Path) -> None:
+    from flcore.job.contract import WireContract
+    from flcore.job.site import read_site, server_site
+
+    site, wire = blocks("toml", MEMORY_DOC)
+    (tmp_path / "site.toml").write_text(site)
+    assert server_site(read_site(None, tmp_path)).budget == "1GiB"
+    assert WireContract.model_validate(tomllib.loads(wire)["wire"]).upload == "int8[256]"
 
 
 def test_the_playbook_in_the_docs_is_the_bundled_one(tmp_path: Path) -> None:

@@ -72,6 +72,8 @@ class Budget:
         """
         if plan == "at-close":
             return self.nbytes + OVERHEAD_BYTES
+        if plan != "streaming":
+            raise BudgetError(f"plan {plan!r} does not exist; expected at-close or streaming")
         total = sum(
             segment.elements * bytes_per_element(accumulator_of(segment.dtype, accumulate)) for segment in spec.segments
         )

@@ -13,7 +13,7 @@ from flcore.client.executor import Executor
 from flcore.client.task import Site
 from flcore.job.job import Job
 from flcore.job.site import read_site
-from flcore.process import keep_freed_memory
+from flcore.process import end_when_told, keep_freed_memory
 
 
 def client(
@@ -28,6 +28,7 @@ def client(
 ) -> None:
     """Take part in a job until its server says that it is over. Waits for a server that is not there yet."""
     keep_freed_memory()
+    end_when_told()
     require_insecure(insecure, insecure_remote)
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     try:
@@ -39,6 +40,6 @@ def client(
     config = read_site(site, loaded.directory)
     executor = Executor(loaded, Site(name, contract.client_names, contract.seed, config))
     connection = GrpcConnection(server, allow_remote=insecure_remote)
-    console.print(f"{name}: joining {server}; Ctrl-C leaves")
+    console.print(f"{name}: joining {server}, as soon as it is there; Ctrl-C leaves")
     reason = Client(loaded, executor, connection, tell=console.print).start().result()
     console.print(f"{name}: {reason}")

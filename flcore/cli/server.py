@@ -14,7 +14,7 @@ from flcore.cli.progress import log_to
 from flcore.errors import FlcoreError
 from flcore.job.job import Job
 from flcore.job.site import read_site, server_site
-from flcore.process import keep_freed_memory
+from flcore.process import end_when_told, keep_freed_memory
 from flcore.server.federation import Federation
 from flcore.server.serve import Server, serve
 
@@ -63,10 +63,12 @@ def server(
 ) -> None:
     """Serve a job to clients that join with `flcore client`."""
     keep_freed_memory()
+    end_when_told()
     require_insecure(insecure, insecure_remote)
     loaded = Job.load(job)
     chosen = server_site(read_site(site, loaded.directory))
-    memory = Budget.parse(budget or chosen.budget or DEFAULT_BUDGET)
+    memory = Budget.parse(next(given for given in (budget, chosen.budget, DEFAULT_BUDGET) if given is not None))
+    folding = plan.value if plan else chosen.plan or Plan.AT_CLOSE.value
     directory = out or Path("runs") / loaded.contract.name
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
@@ -75,7 +77,9 @@ def server(
             service, host=host, port=port, allow_remote=insecure_remote, windows_bytes=memory.windows_bytes
         )
 
-    def started(running: Server, _: Federation) -> None:
+    def started(running: Server, federation: Federation) -> None:
+        peak = memory.peak_bytes(folding, federation.spec, loaded.contract.server.accumulate)
+        console.print(f"plan {folding}, a budget of {memory.nbytes >> 20}MiB: {peak >> 20}MiB of memory at most")
         shown = running.address.replace("127.0.0.1", "localhost")
         needed = wait_for or loaded.contract.server.quorum
         console.print(f"listening on {shown}; the first round begins with {needed} clients, which join with")
@@ -88,7 +92,7 @@ def server(
         wait_for=wait_for,
         directory=directory,
         observe=log_to(console, loaded.contract),
-        plan=(plan.value if plan else chosen.plan) or Plan.AT_CLOSE.value,
+        plan=folding,
         budget=memory,
     )
     plot_history(loaded.contract, outcome.history, None, directory / "history.png")

@@ -140,11 +140,18 @@ class Client:
         join = Join(self._name, secrets.token_hex(8), message.to_bytes())
 
         def listen() -> None:
-            for message in self._connection.session(join):
-                self._mailbox.put(message)
-                if isinstance(message, Welcome):
-                    self._tell(f"{self._name}: joined {self._connection.address}")
-            raise ConnectionLost(f"{self._connection.address} ended the session")
+            joined = False
+            try:
+                for message in self._connection.session(join):
+                    self._mailbox.put(message)
+                    if isinstance(message, Welcome):
+                        joined = True
+                        self._tell(f"{self._name}: joined {self._connection.address}")
+                raise ConnectionLost(f"{self._connection.address} ended the session")
+            except ConnectionLost:
+                if joined and not (self._mailbox.is_over or self._stopping.is_set()):
+                    self._tell(f"{self._name}: the connection is lost; joining again as soon as the server is there")
+                raise
 
         try:
             self._insist(listen)

@@ -36,4 +36,7 @@ def server_site(content: dict[str, Any]) -> ServerSite:
     except ValidationError as error:
         problem = error.errors()[0]
         place = ".".join(["server", *(str(part) for part in problem["loc"])])
-        raise JobError(f"site.toml: {place}: {problem['msg']}") from error
+        said = f"there is no such key; expected one of {', '.join(ServerSite.model_fields)}"
+        if problem["type"] != "extra_forbidden":
+            said = f"{problem['msg']}, got {problem['input']!r}"
+        raise JobError(f"site.toml: {place}: {said}") from error

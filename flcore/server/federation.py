@@ -48,6 +48,7 @@ class Federation:
         observe: Observer = unobserved,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.spec = spec
         self._job, self._observe, self._clock = job, observe, clock
         self._form = Form.narrowed(spec, job.contract.wire.download)
         # One copy for all: of a model of ten thousand tensors it is half a megabyte.

@@ -69,6 +69,7 @@ def test_the_rules_are_listed_and_explained(tmp_path: Path) -> None:
         (["server", "digits"], 1, "flcore: TLS is not available yet; --insecure"),
         (["client", "digits", "--name", "a", "--server", "localhost:1"], 1, "flcore: TLS is not available yet"),
         (["server", "digits", "--insecure", "--budget", "10MiB"], 1, "too small for any job; 64MiB would do"),
+        (["server", "digits", "--insecure", "--budget", ""], 1, "a number and a unit, such as 512MiB"),
         (["server", "digits", "--insecure", "--budget", "lots"], 1, "a number and a unit, such as 512MiB"),
         (["server", "digits", "--insecure", "--budget", "999TiB"], 1, "of memory, and there are"),
         (["server", "digits", "--insecure", "--host", "0.0.0.0"], 1, "0.0.0.0 is not this machine"),

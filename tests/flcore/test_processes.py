@@ -135,7 +135,8 @@ def test_ctrl_c_ends_a_run_and_all_its_workers(tmp_path: Path, to_group: bool) -
         end_of(run.pid)
 
 
-def test_ctrl_c_ends_server_and_client(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["ctrl-c", "sigterm"])
+def test_a_signal_ends_server_and_client_in_order(tmp_path: Path, number: signal.Signals, code: int) -> None:
     address = f"localhost:{free_port()}"
     port = address.partition(":")[2]
     command = ("-m", "flcore", "client", "digits", "--server", address, "--insecure", "--name")
@@ -143,14 +144,27 @@ def test_ctrl_c_ends_server_and_client(tmp_path: Path) -> None:
         read_until(server, "--insecure")
         with started(*command, "hospital-a") as client, started(*command, "hospital-b") as other:
             read_until(server, "round 2/60")
-            os.kill(client.pid, signal.SIGINT)
+            os.kill(client.pid, number)
             printed = client.communicate(timeout=20)[0]
-            assert client.returncode == 130 and "Traceback" not in printed
-            os.kill(server.pid, signal.SIGINT)
+            assert client.returncode == code and "Traceback" not in printed
+            os.kill(server.pid, number)
             printed = server.communicate(timeout=20)[0]
-            assert server.returncode in (130, 1) and "Traceback" not in printed
-            read_until(other, "the server was stopped" if server.returncode == 130 else "the job failed")
+            assert server.returncode in (code, 1) and "Traceback" not in printed
+            read_until(other, "the server was stopped" if server.returncode == code else "the job failed")
             assert other.wait(20) == 0
+            assert not [path for path in (tmp_path / "runs/digits").iterdir() if path.name.startswith(".")]
+
+
+def test_a_client_says_that_it_has_lost_its_server(tmp_path: Path) -> None:
+    address = f"localhost:{free_port()}"
+    port = address.partition(":")[2]
+    command = ("-m", "flcore", "client", "digits", "--server", address, "--insecure", "--name", "hospital-a")
+    with started("-m", "flcore", "server", "digits", "--insecure", "--port", port, cwd=tmp_path) as server:
+        assert "plan at-close, a budget of 1024MiB: 1344MiB of memory at most" in read_until(server, "--insecure")
+        with started(*command) as client:
+            read_until(client, "joined")
+            os.kill(server.pid, signal.SIGKILL)
+            read_until(client, "hospital-a: the connection is lost; joining again as soon as the server is there")
 
 
 def test_workers_do_not_outlive_a_run_that_is_killed(tmp_path: Path) -> None:

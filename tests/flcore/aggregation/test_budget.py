@@ -63,6 +63,11 @@ def test_a_server_that_would_not_fit_says_what_would_do() -> None:
     Budget.parse("80MiB").require("at-close", spec, "exact", 400 * MIB)
 
 
+def test_a_plan_that_does_not_exist_has_no_formula() -> None:
+    with pytest.raises(BudgetError, match="plan 'at_close' does not exist; expected at-close or streaming"):
+        Budget.parse("64MiB").peak_bytes("at_close", ModelSpec.of({"w": np.zeros(3)}), "exact")
+
+
 def test_memory_is_what_the_control_groups_allow(tmp_path: Path) -> None:
     own, groups = tmp_path / "own", tmp_path / "groups"
     machine = memory_bytes(groups, own)
