@@ -74,6 +74,9 @@ class Checked(Inbox):
         self.finish()
         return Receipt(self._order)
 
+    def end(self) -> None:
+        """Nothing is left of it."""
+
 
 def serve_checking(setup: dict[str, Any]) -> None:
     """Serve models of the setup's size both ways, until the parent ends."""

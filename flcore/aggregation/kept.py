@@ -6,7 +6,6 @@ its own, one record batch a chunk, so that any Arrow implementation reads it.
 
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -68,10 +67,13 @@ class InMemory:
         """Return a chunk."""
         return self._bodies.pop(piece)
 
-    def drain(self) -> Iterator[tuple[PieceRange, Buffer]]:
-        """Yield what is there, and let it go one by one."""
-        while self._bodies:
-            yield self._bodies.popitem()
+    def next(self) -> PieceRange | None:
+        """Return a chunk that is here, if there is one."""
+        return next(iter(self._bodies), None)
+
+    def body(self, piece: PieceRange) -> Buffer:
+        """Return a chunk, which stays."""
+        return self._bodies[piece]
 
     def drop(self) -> None:
         """Let everything go."""

@@ -39,7 +39,9 @@ class StagedUpdate:
         self._claim: Future[bool] | None = None
         self._claimed = self._held = 0
         self._begun: Future[None] = Future()
+        self._begun.set_running_or_notify_cancel()  # who waits for it no more cannot cancel it for the next
         self._kept: Kept | None = None
+        self._leaving: InMemory | None = None
         self._is_dropped = False
         self._refusal: StagingError | None = None
         self._adopted = 0
@@ -126,23 +128,40 @@ class StagedUpdate:
                 )
 
     def spill(self) -> None:
-        """Go to disk with what is here, and give the room back: nothing comes, or there was no room to wait for."""
+        """Go to disk with what is here, and give the room back: nothing comes, or there was no room to wait for.
+
+        Chunks go one by one, and each stays where it is until it is on disk: others may add chunks, take them, or let
+        all go meanwhile, and where the disk is full (`StagingError`) nothing is lost that was there.
+        """
         if self._claim is None or self._claim.cancel():  # cancelled: `_settle` goes to disk
             return
         with self._lock:
-            memory = self._kept
-            if not isinstance(memory, InMemory):
-                return
-            try:
-                self._kept = OnDisk(self._staging.folder(), self._form.layout)
-                for piece, body in memory.drain():
-                    self._kept.adopt(piece, body)
-                    del body
-            except OSError as error:
-                raise self._refused_by_disk(error) from error
-            finally:
+            if isinstance(self._kept, InMemory):
+                try:
+                    self._leaving, self._kept = self._kept, OnDisk(self._staging.folder(), self._form.layout)
+                except OSError as error:
+                    raise self._refused_by_disk(error) from error
+        while self._spill_one():
+            pass
+
+    def _spill_one(self) -> bool:
+        """Bring one chunk from memory to disk; say whether there may be more."""
+        with self._lock:
+            if self._leaving is None or self._kept is None:
+                return False
+            piece = self._leaving.next()
+            if piece is None:
+                self._leaving = None
                 self._leave(self._held)
                 self._release()
+                return False
+            try:
+                self._kept.adopt(piece, self._leaving.body(piece))
+            except OSError as error:
+                raise self._refused_by_disk(error) from error
+            self._leaving.take(piece)
+            self._leave(body_bytes(piece.dtype, piece.count))
+            return True
 
     def drain(self) -> None:
         """From now on chunks are taken one after the other, until none is left: the next update may come."""
@@ -152,18 +171,19 @@ class StagedUpdate:
     def take(self, piece: PieceRange) -> Part:
         """Return a chunk as the kernels take it, and let it go. Raises `StagingError` where it cannot be read back."""
         with self._lock:
+            place = self._place_of(piece)
             try:
-                body = self._required().take(piece)
+                body = place.take(piece)
             except OSError as error:
                 raise self._refused_by_disk(error) from error
-            if self.is_in_memory:
+            if isinstance(place, InMemory):
                 self._leave(body_bytes(piece.dtype, piece.count))
         return part_of(piece.dtype, piece.count, body)
 
     def drop(self) -> None:
-        """Let all elements go, and the room that they took. May be called again."""
+        """Let all elements go, and the room that they take. May be called again."""
         with self._lock:
-            kept, self._kept, self._is_dropped = self._kept, None, True
+            kept, self._kept, self._leaving, self._is_dropped = self._kept, None, None, True
             if kept is not None:
                 kept.drop()
             self._leave(self._held)
@@ -218,10 +238,14 @@ class StagedUpdate:
                 self._enter(body_bytes(piece.dtype, piece.count))
             with self._lock:
                 try:
-                    self._required().write(piece, offset * itemsize, part.view(np.uint8).data)
+                    self._place_of(piece).write(piece, offset * itemsize, part.view(np.uint8).data)
                 except OSError as error:
                     raise self._refused_by_disk(error) from error
             position += part.size
+
+    def _place_of(self, piece: PieceRange) -> Kept:
+        """Return where a chunk is, or is to be."""
+        return self._leaving if self._leaving is not None and self._leaving.holds(piece) else self._required()
 
     def _required(self) -> Kept:
         if self._kept is None:

@@ -1,6 +1,7 @@
 """An open file, read and written at given places: from any thread, with no position that they could fight over."""
 
 import os
+import stat
 import weakref
 from pathlib import Path
 
@@ -19,8 +20,10 @@ class OpenFile:
 
     def __init__(self, path: Path, flags: int = os.O_RDONLY) -> None:
         self.path = path
-        self.descriptor = os.open(path, flags, 0o666)
+        self.descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)  # a pipe would wait for a writer
         weakref.finalize(self, os.close, self.descriptor).atexit = False
+        if not stat.S_ISREG(os.fstat(self.descriptor).st_mode):
+            raise SpecError(f"{path} is no file, but a directory, a pipe or a device")
 
     @property
     def size(self) -> int:

@@ -44,7 +44,7 @@ class TensorSpec:
             raise SpecError(f"tensor {self.name!r}: dtype {self.dtype!r} is not one of {', '.join(DTYPES)}")
         if len(self.shape) > MAX_RANK or any(not 0 <= extent <= MAX_ELEMENTS for extent in self.shape):
             raise SpecError(f"tensor {self.name!r}: a shape is at most {MAX_RANK} whole numbers, 0 to {MAX_ELEMENTS}")
-        if self.size > MAX_ELEMENTS:
+        if math.prod(extent or 1 for extent in self.shape) > MAX_ELEMENTS:  # NumPy counts so, an empty tensor's too
             raise SpecError(f"tensor {self.name!r}: its shape has more than {MAX_ELEMENTS} elements")
 
     @property

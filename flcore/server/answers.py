@@ -43,6 +43,8 @@ class Answers:
         with self._refusing(exchange, client):
             message = parse_message(UpdateMessage, content)
             intake = self._resumed(exchange, client, message) or self._opened(exchange, client, message, layout)
+        with self._changed:
+            intake.stand_in_line(self._clock())
         return Upload(self, exchange, intake)
 
     def begin(self, exchange: Exchange, intake: Intake) -> "Future[None]":
@@ -58,9 +60,13 @@ class Answers:
 
     def _begun(self, intake: Intake) -> None:
         """There is a place, and the first piece may come."""
-        intake.waiting_since, intake.quiet_since = None, self._clock()
         with self._changed:
+            intake.leave_line(self._clock())
             self._changed.notify_all()  # something is due earlier now
+
+    def ended(self, exchange: Exchange, intake: Intake) -> None:  # noqa: ARG002 - as a `Recipient` has it
+        """The stream that carries an answer has ended; from now on its silence counts."""
+        self._begun(intake)
 
     def take(self, exchange: Exchange, intake: Intake, piece: bytes) -> None:
         """Take the next piece of an answer."""
@@ -68,7 +74,7 @@ class Answers:
             raise untimely(intake.client, Verdict.LATE)
         if exchange.intakes.get(intake.client) is not intake:
             raise untimely(intake.client, Verdict.FAILED)
-        with self._refusing(exchange, intake.client):
+        with self._refusing(exchange, intake.client, intake):
             intake.accept(piece)
         intake.quiet_since = None if intake.inbox.is_complete else self._clock()
         self.moved(exchange, received=len(piece))
@@ -81,7 +87,7 @@ class Answers:
             if verdict in (Verdict.ACCEPTED, Verdict.DUPLICATE) and exchange.intakes.get(client) is not intake:
                 raise untimely(client, Verdict.FAILED)
             if verdict is Verdict.ACCEPTED:
-                with self._refusing(exchange, client):
+                with self._refusing(exchange, client, intake):
                     if exchange.aggregator is not None and intake.staged is not None:
                         exchange.aggregator.commit(intake.staged)
                 exchange.answers[client] = Participation(
@@ -123,7 +129,8 @@ class Answers:
                 exchange.reading.pop(client, None)
                 self.fail(exchange, client, f"no bytes for {timeout_s:g} s (server.stall_timeout_s)")
         for intake, spills_at, fails_at in due:  # without the lock: a disk may be slow
-            if spills_at <= now < fails_at and intake.staged is not None:
+            is_present = exchange.intakes.get(intake.client) is intake and intake.client not in exchange.answers
+            if spills_at <= now < fails_at and intake.staged is not None and is_present:
                 try:
                     intake.staged.spill()
                 except StagingError as error:
@@ -162,10 +169,14 @@ class Answers:
         return intake
 
     @contextmanager
-    def _refusing(self, exchange: Exchange, client: str) -> Iterator[None]:
-        """What is wrong with an answer costs its client its place in the round, and nobody anything else."""
+    def _refusing(self, exchange: Exchange, client: str, intake: Intake | None = None) -> Iterator[None]:
+        """What is wrong with an answer costs its client its place in the round, and nobody anything else.
+
+        An answer that another one of its client has taken the place of costs nothing.
+        """
         try:
             yield
         except (UpdateError, MalformedMessage, SpecError) as error:
-            self.fail(exchange, client, str(error))
+            if intake is None or exchange.intakes.get(client) is intake:
+                self.fail(exchange, client, str(error))
             raise Refused(getattr(error, "kind", "malformed"), str(error)) from error

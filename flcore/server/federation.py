@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 
-from flcore_transport import Layout, Order, Outbox, Refused, Send
+from flcore_transport import MAX_PIECE_BYTES, Layout, Order, Outbox, Refused, Send
 
 from flcore.aggregation.aggregator import Aggregator
 from flcore.errors import ContractMismatch, JobError, NotInvited, QuorumError
@@ -36,6 +36,9 @@ from flcore.server.round import Round, RoundRules, Verdict
 from flcore.server.streams import Reading, Upload, untimely
 from flcore.version import __version__
 
+MAX_WELCOME_BYTES = MAX_PIECE_BYTES - 4096
+"""What gRPC takes as one message, and some bytes around it."""
+
 
 class Federation:
     """All clients of one job. `clock` gives seconds that never go back."""
@@ -55,6 +58,11 @@ class Federation:
         self._welcome = WelcomeMessage(
             tensors=tensors_of(spec), code_digest=job.code_digest, version=__version__
         ).to_bytes()
+        if len(self._welcome) > MAX_WELCOME_BYTES:
+            raise JobError(
+                f"server.model: the names and shapes of {len(spec.tensors)} tensors take {len(self._welcome):,} bytes, "
+                f"and a client is told at most {MAX_WELCOME_BYTES:,}"
+            )
         self._changed = threading.Condition()
         self._connected: dict[str, Send] = {}
         self._given_up = ""

@@ -61,9 +61,10 @@ class _Staging:
 class Intake:
     """An answer that has been announced. It outlives the streams that carry it: a new one goes on where one broke off.
 
-    `staged` is None for an answer of metrics alone. `quiet_since` is when its last piece came, and None as long as
-    nobody waits for one; `waiting_since` is when it began to wait for room. Nothing in here refers back to what holds
-    it: a model's worth of pieces is freed at once, and not when the garbage collector finds it.
+    `staged` is None for an answer of metrics alone. `quiet_since` is when its last piece came, and None once all are
+    in; what it waits for its turn does not count, and a connection that breaks and comes back does. `in_line_since` is
+    when it began to wait for its turn, `waiting_since` when that is room in memory. Nothing in here refers back to what
+    holds it: a model's worth of pieces is freed at once, and not when the garbage collector finds it.
     """
 
     def __init__(self, message: UpdateMessage, form: Form, client: str, staged: StagedUpdate | None) -> None:
@@ -73,6 +74,7 @@ class Intake:
         self.stream = object()
         self.bytes = 0
         self.quiet_since: float | None = None
+        self.in_line_since: float | None = None
         self.waiting_since: float | None = None
         self._spec = form.spec
 
@@ -81,12 +83,24 @@ class Intake:
 
         It waits for room as long as others give some back, and keeps its own as long as pieces come.
         """
-        if self.staged is None or (self.waiting_since is None and self.quiet_since is None):
+        if self.staged is None or self.quiet_since is None:
             return math.inf, math.inf
         if self.waiting_since is not None:
             return max(self.waiting_since, self.staged.room_released_at) + patience_s, math.inf
-        quiet_since = self.quiet_since or 0.0
-        return math.inf if self.staged.is_on_disk else quiet_since + patience_s, quiet_since + timeout_s
+        if self.in_line_since is not None:
+            return math.inf, math.inf
+        return math.inf if self.staged.is_on_disk else self.quiet_since + patience_s, self.quiet_since + timeout_s
+
+    def stand_in_line(self, now: float) -> None:
+        """A stream of it begins, and waits for its turn."""
+        self.in_line_since = now
+        self.quiet_since = now if self.quiet_since is None and not self.inbox.is_complete else self.quiet_since
+
+    def leave_line(self, now: float) -> None:
+        """It is its turn, or its stream has ended."""
+        if self.in_line_since is not None and self.quiet_since is not None:
+            self.quiet_since += now - self.in_line_since
+        self.in_line_since = self.waiting_since = None
 
     def accept(self, piece: bytes) -> None:
         """Take the next piece, or raise an `UpdateError` that names the tensor."""

@@ -87,6 +87,10 @@ class Recipient(Protocol):
         """Make the answer count."""
         ...
 
+    def ended(self, exchange: Exchange, intake: Intake) -> None:
+        """The stream that carries the answer has ended, for now or for good."""
+        ...
+
 
 class Upload:
     """One stream that carries an answer: the transport's `Delivery`. The newest stream of an answer owns it."""
@@ -96,7 +100,6 @@ class Upload:
         self._stream = object()
         with intake.lock:
             intake.stream = self._stream
-            intake.quiet_since = intake.waiting_since = None  # until it begins: it may have to wait in line
 
     @property
     def received(self) -> int:
@@ -122,3 +125,8 @@ class Upload:
     def commit(self) -> Receipt:
         """Make the answer count."""
         return self._recipient.commit(self._exchange, self._intake)
+
+    def end(self) -> None:
+        """The stream has ended."""
+        if self._intake.stream is self._stream:
+            self._recipient.ended(self._exchange, self._intake)

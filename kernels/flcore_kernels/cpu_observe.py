@@ -24,6 +24,9 @@ LANES = 64
 SHARE = 256 * TILE
 """Elements that one thread takes at once: below, waking another takes longer than it saves."""
 
+LARGEST_SCALE = np.nextafter(np.float32(np.finfo(np.float32).max / 127), np.float32(0))
+"""With a larger one, code 127 would stand for infinity."""
+
 _U64, _I64, _F64 = types.uint64, types.int64, types.float64
 _REALS = types.Array(_F64, 1, "C")
 
@@ -140,6 +143,7 @@ def _quantize(block: int) -> Callable[..., Any]:
             scale = np.float32(np.float32(top) / np.float32(127.0))
             if scale < np.float32(2.0**-126):
                 scale = np.float32(0.0)
+            scale = min(scale, LARGEST_SCALE)
             memory.store_f32(scales, b, scale)
             for i in range(count):
                 x = memory.load_f32(values, start + i)

@@ -68,6 +68,7 @@ class Collected:
     tell: Callable[[], None] = lambda: None
     bodies: list[bytes] = field(default_factory=list)
     is_committed: bool = False
+    has_ended: bool = False
 
     def __post_init__(self) -> None:
         self._inbox = Inbox(self.layout, self)
@@ -95,6 +96,9 @@ class Collected:
     def commit(self) -> Receipt:
         self.is_committed = True
         return Receipt(1)
+
+    def end(self) -> None:
+        self.has_ended = True
 
 
 class RecordingService:

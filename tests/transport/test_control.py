@@ -81,6 +81,12 @@ def test_the_generated_code_is_fresh() -> None:
     assert done.returncode == 0, "control.proto has changed: run `make proto`"
 
 
+def test_a_message_is_measured_before_it_is_parsed() -> None:
+    data = pb.Offer(content=bytes(1 << 20)).SerializeToString()
+    with pytest.raises(Refused, match="at most 1048576 bytes beside its pieces, not 1048580"):
+        decode(Offer, data)
+
+
 def test_a_layout_of_a_million_parts_is_refused_before_it_is_built() -> None:
     data = pb.Offer(layout=pb.Layout(parts=[pb.Part()] * 100_000)).SerializeToString()
     with pytest.raises(Refused, match="at most 64 parts"):

@@ -13,9 +13,13 @@ from flcore_transport import (
     Fetch,
     GrpcServer,
     Join,
+    Layout,
     Offer,
     Outbox,
+    Part,
     Receipt,
+    Segment,
+    TransportError,
     Welcome,
     endpoint,
 )
@@ -147,6 +151,55 @@ def test_silent_uploads_give_way_and_go_on_where_they_broke_off(narrow: Rig) -> 
     for number, secret in enumerate(secrets):
         assert narrow.connect().upload(Offer(secret, 1, b"", MODEL), silent[number]) == Receipt(1)
         assert len(deliveries[f"silent-{number}"].bodies) == 4, "no piece came twice"
+
+
+class Long(Pattern):
+    """More pieces than gRPC's buffers take."""
+
+    layout = Layout((Part("model", (Segment("float32", 20_000_000 // 256 * 256),)),))
+
+
+def test_downloads_that_nobody_reads_give_way_and_go_on(narrow: Rig) -> None:
+    narrow.service.source = Long()
+    expected = len(Outbox(Long()).plan)
+    unread = [narrow.connect().download(Fetch(secret_of(narrow, f"unread-{number}"), 1)) for number in range(4)]
+    for pieces in unread:
+        next(pieces)
+    secret = secret_of(narrow, "lively")
+    assert len(list(narrow.connect().download(Fetch(secret, 1)))) == expected
+    assert [len(list(pieces)) for pieces in unread] == [expected - 1] * 4
+
+
+def test_a_session_has_one_call_of_a_kind_and_the_newest_one_counts(narrow: Rig) -> None:
+    secret, outbox = secret_of(narrow, "many"), Stalling()
+    ended: list[str] = []
+
+    def upload() -> None:
+        try:
+            narrow.connect().upload(Offer(secret, 1, b"", MODEL), outbox)
+        except TransportError as error:
+            ended.append(str(error))
+            narrow.service.tell()
+
+    threads = [threading.Thread(target=upload) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    narrow.service.wait_until(lambda: len(ended) == 19)
+    other = secret_of(narrow, "other")
+    assert narrow.connect().upload(Offer(other, 1, b"", MODEL), Outbox(Pattern())) == Receipt(1)
+    assert narrow.connect().upload(Offer(secret, 1, b"", MODEL), Outbox(Pattern())) == Receipt(1)
+    outbox.may_go_on.set()
+    for thread in threads:
+        thread.join()
+    assert len(ended) == 20
+    assert all("ABORTED: a newer call of this session took its place" in reason for reason in ended)
+
+
+def test_patience_grows_and_has_an_end() -> None:
+    session = endpoint.Session("a", "1", patience_s=2.0)
+    for _ in range(40):
+        session.be_patient()
+    assert session.patience_s == endpoint.MAX_PATIENCE_S
 
 
 def test_more_downloads_than_windows_all_arrive(narrow: Rig) -> None:

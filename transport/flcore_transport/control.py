@@ -19,6 +19,9 @@ M = TypeVar("M")
 
 MAX_REPEATED = 64
 
+MAX_BYTES = 1 << 20
+"""Of what a client says beside its pieces: parsed, it may take thirty times as much."""
+
 _CLASSES: dict[str, type[Any]] = {
     kind.__name__: kind
     for kind in (
@@ -46,6 +49,8 @@ def encode(message: object) -> bytes:
 
 def decode(kind: type[M], data: bytes) -> M:
     """Return the message of `kind` that `data` encodes, or raise `Refused`."""
+    if len(data) > MAX_BYTES:
+        raise Refused("malformed", f"a message has at most {MAX_BYTES} bytes beside its pieces, not {len(data)}")
     decoded = _from_pb(_parse(getattr(pb, kind.__name__)(), data))
     assert isinstance(decoded, kind)  # noqa: S101 - for the type checker
     return decoded

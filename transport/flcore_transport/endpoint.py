@@ -33,6 +33,8 @@ Send = Callable[[FromServer], None]
 PATIENCE_S = 2.0
 """After how many seconds without a piece an upload gives way to those that wait; more for a client that did before."""
 
+MAX_PATIENCE_S = 60.0
+
 MAX_INSTANCE_CHARACTERS = 64
 MAX_REASON_BYTES = 3_000
 
@@ -60,6 +62,10 @@ class Delivery(Protocol):
 
     def commit(self) -> Receipt:
         """Make the answer count, or raise a `TransportError`; a second time gives the same receipt."""
+        ...
+
+    def end(self) -> None:
+        """The call that brought it has ended, for whatever reason."""
         ...
 
 
@@ -100,6 +106,10 @@ class Session:
     secret: str = field(default_factory=lambda: secrets.token_urlsafe(24))
     send: Send | None = None
     patience_s: float = 0.0
+
+    def be_patient(self) -> None:
+        """Give it longer the next time."""
+        self.patience_s = min(2 * self.patience_s, MAX_PATIENCE_S)
 
 
 class Endpoint:

@@ -1,12 +1,13 @@
-"""The two calls of the gRPC server that move pieces, each within a window that it holds while it lasts.
+"""The two calls of the gRPC server that move pieces, each within a window that it holds while it moves.
 
-A client that sends nothing while others wait for a window is cut off: it may come back, stands in line again, and goes
-on where it broke off. How long it may be silent grows each time, so that a slow client gets through as well.
+Who stands still while others wait for a window gives it up: an upload is cut off, may come back, stands in line again
+and goes on where it broke off; a download stands in line again once its client reads on. How long they may stand still
+grows each time, so that slow clients get through as well. A session has one call of each kind: a newer one ends it.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import grpc
@@ -16,6 +17,7 @@ from flcore_transport.control import decode, encode_reply
 from flcore_transport.endpoint import Delivery, Endpoint, Session
 from flcore_transport.grpc_work import Context, Work
 from flcore_transport.messages import Fetch, Grant, Offer
+from flcore_transport.pieces import Outbox
 from flcore_transport.windows import Window, Windows
 
 
@@ -24,23 +26,47 @@ class Transfers:
 
     def __init__(self, endpoint: Endpoint, work: Work, windows: Windows) -> None:
         self._endpoint, self._work, self._windows = endpoint, work, windows
+        self._calls: dict[tuple[str, Session], asyncio.Task[Any]] = {}
 
     async def download(self, request: bytes, context: Context) -> None:
         """Send an order's payload; the next piece is made while one is on its way, if the window holds both."""
         fetch = await self._work.answered(context, decode, Fetch, request)
+        session = await self._work.answered(context, self._endpoint.session, fetch.session)
         outbox = await self._work.answered(context, self._endpoint.fetch, fetch)
-        async with self._windows.window() as window:
-            sending: asyncio.Future[Any] | None = None
-            for index in range(fetch.first_piece, len(outbox.plan)):
-                if sending is not None and window.pieces == 1:
-                    await sending
-                piece = outbox.at_hand(index) or await self._work.answered(context, outbox.piece, index)
-                if sending is not None:
-                    await sending
-                sending = asyncio.ensure_future(context.write(piece))
-                del piece  # it is gRPC's now
-            if sending is not None:
-                await sending
+        index = fetch.first_piece
+        async with self._newest("download", session):
+            while index < len(outbox.plan):
+                async with self._windows.window() as window:
+                    index, standing = await self._sent(context, session, outbox, index, window)
+                if standing is not None:
+                    await standing
+
+    async def _sent(
+        self, context: Context, session: Session, outbox: Outbox, first: int, window: Window
+    ) -> "tuple[int, asyncio.Future[Any] | None]":
+        """Send pieces; return which is the next, and the write that stands still while others wait, if one does."""
+        sending: asyncio.Future[Any] | None = None
+        for index in range(first, len(outbox.plan)):
+            if sending is not None and window.pieces == 1 and not await self._moves(sending, session):
+                return index, sending
+            piece = outbox.at_hand(index) or await self._work.answered(context, outbox.piece, index)
+            if sending is not None and not await self._moves(sending, session):
+                return index, sending
+            sending = asyncio.ensure_future(context.write(piece))
+            sending.add_done_callback(_seen)
+            del piece  # it is gRPC's now
+        if sending is not None and not await self._moves(sending, session):
+            return len(outbox.plan), sending
+        return len(outbox.plan), None
+
+    async def _moves(self, sending: "asyncio.Future[Any]", session: Session) -> bool:
+        """Wait until a piece is on its way; False if it stands still and others wait."""
+        while not (await asyncio.wait({sending}, timeout=session.patience_s))[0]:
+            if self._windows.is_contended:
+                session.be_patient()
+                return False
+        sending.result()
+        return True
 
     async def upload(self, _: Any, context: Context) -> None:
         """Take an answer piece by piece, never granting more than the window holds; end with its receipt.
@@ -48,20 +74,36 @@ class Transfers:
         Pieces are read from the context: gRPC's iterator keeps the last one until a garbage collection.
         """
         offer = await self._work.answered(context, decode, Offer, await _read(context) or b"")
+        session = await self._work.answered(context, self._endpoint.session, offer.session)
+        async with self._newest("upload", session) as is_newest:
+            try:
+                await self._received(context, session, offer)
+            except asyncio.CancelledError:
+                if is_newest():
+                    raise
+                await context.abort(grpc.StatusCode.ABORTED, "a newer call of this session took its place")
+
+    async def _received(self, context: Context, session: Session, offer: Offer) -> None:
         delivery = await self._work.answered(context, self._endpoint.offer, offer)
-        if delivery.received < delivery.expected:
-            session = self._endpoint.session(offer.session)
-            async with self._windows.window() as window:
-                await asyncio.wrap_future(delivery.begin())
-                await context.write(encode_reply(_grant(delivery, window)))
-                async with aclosing(self._coming(context, session, delivery)) as coming:
-                    async for piece in coming:
-                        await self._work.answered(context, delivery.accept, piece)
-                        del piece
-                        await context.write(encode_reply(_grant(delivery, window)))
-                if delivery.received < delivery.expected:
-                    return
-        await context.write(encode_reply(await self._work.answered(context, delivery.commit)))
+        try:
+            if await self._taken(context, session, delivery):
+                await context.write(encode_reply(await self._work.answered(context, delivery.commit)))
+        finally:
+            delivery.end()
+
+    async def _taken(self, context: Context, session: Session, delivery: Delivery) -> bool:
+        """Take the pieces that are missing; False if the client stops before."""
+        if delivery.received == delivery.expected:
+            return True
+        async with self._windows.window() as window:
+            await asyncio.wrap_future(await self._work.answered(context, delivery.begin))
+            await context.write(encode_reply(_grant(delivery, window)))
+            async with aclosing(self._coming(context, session, delivery)) as coming:
+                async for piece in coming:
+                    await self._work.answered(context, delivery.accept, piece)
+                    del piece
+                    await context.write(encode_reply(_grant(delivery, window)))
+        return delivery.received == delivery.expected
 
     async def _coming(self, context: Context, session: Session, delivery: Delivery) -> AsyncGenerator[bytes, None]:
         """Yield the pieces that are missing, the next one on its way while one is worked on; or fewer, if none come.
@@ -73,7 +115,7 @@ class Transfers:
             for left in range(delivery.expected - delivery.received - 1, -1, -1):
                 while not (await asyncio.wait({coming}, timeout=session.patience_s))[0]:
                     if self._windows.is_contended:
-                        session.patience_s *= 2
+                        session.be_patient()
                         await context.abort(grpc.StatusCode.UNAVAILABLE, "others wait: come back and go on")
                 piece = coming.result()
                 if piece is None:
@@ -89,11 +131,36 @@ class Transfers:
             if not coming.cancelled():
                 coming.exception()  # seen: an aborted call ends its reading with an error of its own
 
+    @asynccontextmanager
+    async def _newest(self, kind: str, session: Session) -> AsyncIterator[Callable[[], bool]]:
+        """Be the session's one call of a kind, and yield what tells whether it is still; an older one is cancelled."""
+        call = asyncio.current_task()
+        assert call is not None  # noqa: S101 - gRPC runs each call as a task
+        older = self._calls.get((kind, session))
+        self._calls[kind, session] = call
+        if older is not None:
+            older.cancel()
+
+        def is_newest() -> bool:
+            return self._calls.get((kind, session)) is call
+
+        try:
+            yield is_newest
+        finally:
+            if is_newest():
+                del self._calls[kind, session]
+
 
 async def _read(context: Context) -> bytes | None:
     """Return the next message of a call, or None when its client sends no more."""
     message = await context.read()
     return None if message is grpc.aio.EOF else message
+
+
+def _seen(done: "asyncio.Future[Any]") -> None:
+    """Look at how a write ended, as nobody does whose call was ended meanwhile."""
+    if not done.cancelled():
+        done.exception()
 
 
 def _grant(delivery: Delivery, window: Window) -> Grant:

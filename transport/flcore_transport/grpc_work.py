@@ -35,7 +35,7 @@ class Work:
         try:
             return await loop.run_in_executor(self._workers, partial(work, *arguments, **named))
         except TransportError as error:
-            refused = refusal(error)
+            refused = refusal(error.with_traceback(None))  # whose frames hold what was refused
             logger.info("refused a call of %s: %s", context.peer(), refused.message)
             metadata = ((REFUSAL_METADATA, encode(refused)),)
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "refused", trailing_metadata=metadata)

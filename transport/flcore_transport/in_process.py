@@ -70,12 +70,16 @@ class InProcessConnection:
         """Send an answer and return its receipt."""
         with self._calling():
             delivery = self._endpoint.offer(offer)
-            delivery.begin().result()
-        while delivery.received < delivery.expected:
+        try:
             with self._calling():
-                delivery.accept(outbox.piece(delivery.received))
-        with self._calling():
-            return delivery.commit()
+                delivery.begin().result()
+            while delivery.received < delivery.expected:
+                with self._calling():
+                    delivery.accept(outbox.piece(delivery.received))
+            with self._calling():
+                return delivery.commit()
+        finally:
+            delivery.end()
 
     def report(self, failure: Failure) -> Receipt:
         """Tell the server that an order could not be done."""

@@ -10,9 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from flcore_kernels import backend
-from flcore_transport import piece_elements
+from flcore_transport import Buffer, PieceRange, piece_elements
 
 from flcore import Model, ModelSpec, StagingError
+from flcore.aggregation.kept import OnDisk
 from flcore.aggregation.staging import Staging
 from flcore.aggregation.update import StagedUpdate
 from flcore.model.form import Form
@@ -174,7 +175,41 @@ def test_a_disk_that_is_full_refuses_the_update_and_says_so(monkeypatch: pytest.
         with pytest.raises(StagingError, match=message):
             spilled.spill()
         monkeypatch.undo()
-        assert staging.room.claim(FORM.nbytes, may_wait=False).result(0) is True, "its room is free all the same"
+        assert content(spilled) == EXPECTED, "what was there is there"
+        spilled.drop()
+        assert staging.room.claim(FORM.nbytes, may_wait=False).result(0) is True, "and its room is free when it goes"
+
+
+def test_chunks_come_and_go_while_an_update_goes_to_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    staged = update(staging := Staging(FORM.nbytes))
+    staged.begin(may_wait=False).result(0)
+    fill(staged, slice(2))
+    taken: list[bytes] = []
+    adopt = OnDisk.adopt
+
+    def between(kept: OnDisk, piece: PieceRange, body: Buffer) -> None:
+        adopt(kept, piece, body)
+        if not taken:  # the first chunk is on its way, the second still in memory
+            taken.append(np.asarray(staged.take(FORM.pieces[1])).tobytes())
+            fill(staged, slice(2, None))
+
+    monkeypatch.setattr(OnDisk, "adopt", between)
+    staged.spill()
+    assert staged.is_on_disk
+    found = [np.asarray(staged.take(piece)).tobytes() for index, piece in enumerate(FORM.pieces) if index != 1]
+    assert [found[0], taken[0], *found[1:]] == EXPECTED
+    assert staging.room.claim(FORM.nbytes, may_wait=False).result(0) is True
+
+
+def test_who_stops_waiting_for_an_update_to_begin_does_not_stop_the_next() -> None:
+    staging = Staging(FORM.nbytes)
+    first, second = update(staging), update(staging, "b")
+    first.begin(may_wait=True).result(0)
+    assert not second.begin(may_wait=True).cancel()
+    first.drop()
+    second.begin(may_wait=True).result(0)
+    fill(second)
+    assert content(second) == EXPECTED
 
 
 def test_a_directory_that_cannot_be_made_refuses_the_update_and_says_so(tmp_path: Path) -> None:
