@@ -142,3 +142,12 @@ def test_a_job_starts_from_a_file_an_index_or_a_directory(tmp_path: Path) -> Non
 def test_a_job_says_what_it_cannot_start_from(tmp_path: Path, model: str, message: str) -> None:
     with pytest.raises(JobError, match=f"server.model: .*{message}"):
         job_from(tmp_path, model).initial_model()
+
+
+def test_a_pipe_or_a_directory_is_no_checkpoint(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    (tmp_path / "folder.safetensors").mkdir()
+    with pytest.raises(SpecError, match=r"pipe\.safetensors is no file, but a directory, a pipe or a device"):
+        open_model(tmp_path / "pipe.safetensors")
+    with pytest.raises(SpecError, match=r"holds neither"):
+        open_model(tmp_path / "folder.safetensors")

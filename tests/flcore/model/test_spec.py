@@ -115,3 +115,9 @@ def test_require_names_the_first_difference() -> None:
     extra = {"w": np.zeros((4, 3), np.float32), "b": np.zeros(3, ml_dtypes.bfloat16), "odd": np.zeros(1)}
     with pytest.raises(TensorMismatch, match="tensor 'odd': the model has no tensor"):
         spec.require(ModelSpec.of(extra))
+
+
+def test_the_extents_of_an_empty_tensor_are_bounded_too() -> None:
+    with pytest.raises(SpecError, match="its shape has more than"):
+        TensorSpec("w", "float32", (2**40, 0, 2**40))
+    assert np.zeros(TensorSpec("w", "float32", (2**40, 0)).shape).size == 0

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from flcore_transport import Refused
 
-from flcore import Arrays, Model, QuorumError, StoredModel, Task, Update, load
+from flcore import Arrays, JobError, Model, ModelSpec, QuorumError, StoredModel, Task, TensorSpec, Update, load
 from flcore.aggregation.update import StagedUpdate
+from flcore.server.federation import Federation
 from tests.flcore.conftest import START, Stage, adding, mean_of
 from tests.reference import bits_of
 
@@ -365,3 +366,12 @@ def test_no_model_but_the_last_is_left_on_disk_during_a_job(stage: Stage, tmp_pa
     stage.client("client-1", train)
     assert mean_of(stage.result()) == {5.0}
     assert max(seen) <= 2
+
+
+def test_a_model_that_no_welcome_can_describe_is_refused_at_once(stage: Stage) -> None:
+    job = stage.contract({"train": "weights"})
+    spec = ModelSpec(tuple(TensorSpec(f"layer.{number}.{'x' * 50}", "float32", (1,)) for number in range(60_000)))
+    with pytest.raises(
+        JobError, match=r"the names and shapes of 60000 tensors take [\d,]+ bytes, and a client is told"
+    ):
+        Federation(job, spec)

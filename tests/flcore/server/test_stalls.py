@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -109,6 +110,34 @@ def test_an_upload_without_bytes_for_the_stall_timeout_has_failed(large: Stage) 
     assert outcome.history[0].failed["train"]["client-1"] == "no bytes for 0.5 s (server.stall_timeout_s)"
     outbox.may_go_on.set()
     assert receipt.exception(20) is not None
+
+
+class Breaking(Outbox):
+    """Sends one piece, and breaks off before the next, whenever it is asked for."""
+
+    def piece(self, index: int) -> bytes:
+        if index:
+            raise BrokenPipeError
+        return super().piece(index)
+
+
+def test_coming_back_without_bytes_is_no_progress(large: Stage) -> None:
+    large.open(wait_for=2, clients=2, model="large.py:initial_model", stall_timeout_s=0.6)
+    secret, stream = large.join("client-1")
+    large.client("client-2", adding(1.0))
+    order, model = next_order(stream), Model.of({"w": np.full(1_500_000, 4.0, np.float32)})
+    message = UpdateMessage(returns="weights", weight=1.0, fingerprint=model.spec.fingerprint)
+    offer = Offer(secret, order.number, message.to_bytes(), model.layout)
+
+    def insist() -> None:
+        while True:
+            with suppress(BrokenPipeError):
+                large.connect().upload(offer, Breaking(model))
+
+    with pytest.raises(Refused, match="not taken"):
+        insist()
+    outcome = large.result()
+    assert outcome.history[0].failed["train"]["client-1"] == "no bytes for 0.6 s (server.stall_timeout_s)"
 
 
 def test_a_download_that_stands_still_has_failed_and_one_that_is_done_has_all_the_time(large: Stage) -> None:
