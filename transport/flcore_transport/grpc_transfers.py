@@ -6,7 +6,7 @@ grows each time, so that slow clients get through as well. A session has one cal
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
@@ -18,7 +18,7 @@ from flcore_transport.endpoint import Delivery, Endpoint, Session
 from flcore_transport.grpc_work import Context, Work
 from flcore_transport.messages import Fetch, Grant, Offer
 from flcore_transport.pieces import Outbox
-from flcore_transport.windows import Window, Windows
+from flcore_transport.windows import NewerCall, Superseded, Window, Windows, done
 
 
 class Transfers:
@@ -26,7 +26,7 @@ class Transfers:
 
     def __init__(self, endpoint: Endpoint, work: Work, windows: Windows) -> None:
         self._endpoint, self._work, self._windows = endpoint, work, windows
-        self._calls: dict[tuple[str, Session], asyncio.Task[Any]] = {}
+        self._calls: dict[tuple[str, Session], Superseded] = {}
 
     async def download(self, request: bytes, context: Context) -> None:
         """Send an order's payload; the next piece is made while one is on its way, if the window holds both."""
@@ -34,37 +34,44 @@ class Transfers:
         session = await self._work.answered(context, self._endpoint.session, fetch.session)
         outbox = await self._work.answered(context, self._endpoint.fetch, fetch)
         index = fetch.first_piece
-        async with self._newest("download", session):
+        async with self._newest("download", session, context) as superseded:
             while index < len(outbox.plan):
-                async with self._windows.window() as window:
-                    index, standing = await self._sent(context, session, outbox, index, window)
+                async with self._windows.window(superseded) as window:
+                    index, standing = await self._sent(context, session, superseded, outbox, index, window)
                 if standing is not None:
                     await standing
 
     async def _sent(
-        self, context: Context, session: Session, outbox: Outbox, first: int, window: Window
+        self, context: Context, session: Session, superseded: Superseded, outbox: Outbox, first: int, window: Window
     ) -> "tuple[int, asyncio.Future[Any] | None]":
         """Send pieces; return which is the next, and the write that stands still while others wait, if one does."""
+
+        async def moves(sending: "asyncio.Future[Any]") -> bool:
+            return await self._moves(sending, session, superseded)
+
         sending: asyncio.Future[Any] | None = None
         for index in range(first, len(outbox.plan)):
-            if sending is not None and window.pieces == 1 and not await self._moves(sending, session):
+            if sending is not None and window.pieces == 1 and not await moves(sending):
                 return index, sending
             piece = outbox.at_hand(index) or await self._work.answered(context, outbox.piece, index)
-            if sending is not None and not await self._moves(sending, session):
+            if sending is not None and not await moves(sending):
                 return index, sending
             sending = asyncio.ensure_future(context.write(piece))
             sending.add_done_callback(_seen)
             del piece  # it is gRPC's now
-        if sending is not None and not await self._moves(sending, session):
+        if sending is not None and not await moves(sending):
             return len(outbox.plan), sending
         return len(outbox.plan), None
 
-    async def _moves(self, sending: "asyncio.Future[Any]", session: Session) -> bool:
-        """Wait until a piece is on its way; False if it stands still and others wait."""
-        while not (await asyncio.wait({sending}, timeout=session.patience_s))[0]:
-            if self._windows.is_contended:
-                session.be_patient()
-                return False
+    async def _moves(self, sending: "asyncio.Future[Any]", session: Session, superseded: Superseded) -> bool:
+        """Wait until a piece is on its way; False if it stands still and others wait, or a newer call does."""
+        try:
+            while not await done(sending, superseded, session.patience_s):
+                if self._windows.is_contended:
+                    session.be_patient()
+                    return False
+        except NewerCall:
+            return False
         sending.result()
         return True
 
@@ -75,37 +82,31 @@ class Transfers:
         """
         offer = await self._work.answered(context, decode, Offer, await _read(context) or b"")
         session = await self._work.answered(context, self._endpoint.session, offer.session)
-        async with self._newest("upload", session) as is_newest:
+        async with self._newest("upload", session, context) as superseded:
+            delivery = await self._work.answered(context, self._endpoint.offer, offer)
             try:
-                await self._received(context, session, offer)
-            except asyncio.CancelledError:
-                if is_newest():
-                    raise
-                await context.abort(grpc.StatusCode.ABORTED, "a newer call of this session took its place")
+                if await self._taken(context, session, superseded, delivery):
+                    await context.write(encode_reply(await self._work.answered(context, delivery.commit)))
+            finally:
+                delivery.end()
 
-    async def _received(self, context: Context, session: Session, offer: Offer) -> None:
-        delivery = await self._work.answered(context, self._endpoint.offer, offer)
-        try:
-            if await self._taken(context, session, delivery):
-                await context.write(encode_reply(await self._work.answered(context, delivery.commit)))
-        finally:
-            delivery.end()
-
-    async def _taken(self, context: Context, session: Session, delivery: Delivery) -> bool:
+    async def _taken(self, context: Context, session: Session, superseded: Superseded, delivery: Delivery) -> bool:
         """Take the pieces that are missing; False if the client stops before."""
         if delivery.received == delivery.expected:
             return True
-        async with self._windows.window() as window:
-            await asyncio.wrap_future(await self._work.answered(context, delivery.begin))
+        async with self._windows.window(superseded) as window:
+            await done(asyncio.wrap_future(await self._work.answered(context, delivery.begin)), superseded)
             await context.write(encode_reply(_grant(delivery, window)))
-            async with aclosing(self._coming(context, session, delivery)) as coming:
+            async with aclosing(self._coming(context, session, superseded, delivery)) as coming:
                 async for piece in coming:
                     await self._work.answered(context, delivery.accept, piece)
                     del piece
                     await context.write(encode_reply(_grant(delivery, window)))
         return delivery.received == delivery.expected
 
-    async def _coming(self, context: Context, session: Session, delivery: Delivery) -> AsyncGenerator[bytes, None]:
+    async def _coming(
+        self, context: Context, session: Session, superseded: Superseded, delivery: Delivery
+    ) -> AsyncGenerator[bytes, None]:
         """Yield the pieces that are missing, the next one on its way while one is worked on; or fewer, if none come.
 
         Ends the call of a silent client if others wait.
@@ -113,7 +114,7 @@ class Transfers:
         coming = asyncio.ensure_future(_read(context))
         try:
             for left in range(delivery.expected - delivery.received - 1, -1, -1):
-                while not (await asyncio.wait({coming}, timeout=session.patience_s))[0]:
+                while not await done(coming, superseded, session.patience_s):
                     if self._windows.is_contended:
                         session.be_patient()
                         await context.abort(grpc.StatusCode.UNAVAILABLE, "others wait: come back and go on")
@@ -132,22 +133,19 @@ class Transfers:
                 coming.exception()  # seen: an aborted call ends its reading with an error of its own
 
     @asynccontextmanager
-    async def _newest(self, kind: str, session: Session) -> AsyncIterator[Callable[[], bool]]:
-        """Be the session's one call of a kind, and yield what tells whether it is still; an older one is cancelled."""
-        call = asyncio.current_task()
-        assert call is not None  # noqa: S101 - gRPC runs each call as a task
+    async def _newest(self, kind: str, session: Session, context: Context) -> AsyncIterator[Superseded]:
+        """Be the session's one call of a kind: an older one ends when it next waits, as this one may."""
+        superseded: Superseded = asyncio.get_running_loop().create_future()
         older = self._calls.get((kind, session))
-        self._calls[kind, session] = call
+        self._calls[kind, session] = superseded
         if older is not None:
-            older.cancel()
-
-        def is_newest() -> bool:
-            return self._calls.get((kind, session)) is call
-
+            older.set_result(None)
         try:
-            yield is_newest
+            yield superseded
+        except NewerCall:
+            await context.abort(grpc.StatusCode.ABORTED, "a newer call of this session took its place")
         finally:
-            if is_newest():
+            if self._calls.get((kind, session)) is superseded:
                 del self._calls[kind, session]
 
 
@@ -157,10 +155,10 @@ async def _read(context: Context) -> bytes | None:
     return None if message is grpc.aio.EOF else message
 
 
-def _seen(done: "asyncio.Future[Any]") -> None:
+def _seen(sent: "asyncio.Future[Any]") -> None:
     """Look at how a write ended, as nobody does whose call was ended meanwhile."""
-    if not done.cancelled():
-        done.exception()
+    if not sent.cancelled():
+        sent.exception()
 
 
 def _grant(delivery: Delivery, window: Window) -> Grant:

@@ -9,12 +9,32 @@ from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 WINDOW_PIECES = 4
 """How many pieces a client may send ahead of what the server has taken, where there is room for so many."""
 
 LEAST_PIECES = 4
 """The fewest pieces that a server shares out."""
+
+
+Superseded = asyncio.Future[None]
+"""Done when a newer call has taken a call's place."""
+
+
+class NewerCall(Exception):
+    """A newer call has taken this one's place."""
+
+
+async def done(future: "asyncio.Future[Any]", superseded: Superseded, timeout_s: float | None = None) -> bool:
+    """Wait for a future, and say whether it is done in time; raise `NewerCall` if its call is superseded before.
+
+    The future goes on: what gRPC has begun must not be cancelled in the middle.
+    """
+    await asyncio.wait({future, superseded}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+    if not future.done() and superseded.done():
+        raise NewerCall
+    return future.done()
 
 
 @dataclass(frozen=True)
@@ -44,17 +64,18 @@ class Windows:
         return any(not waiter.done() for waiter in self._waiting)
 
     @asynccontextmanager
-    async def window(self) -> AsyncIterator[Window]:
-        """Hold a window while the block lasts; waits in line for it."""
+    async def window(self, superseded: Superseded | None = None) -> AsyncIterator[Window]:
+        """Hold a window while the block lasts; waits in line for it, unless its call is superseded (`NewerCall`)."""
         turn: asyncio.Future[Window] = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)
         self._share_out()
         try:
-            held = await turn
-            yield held
+            await done(turn, superseded or asyncio.get_running_loop().create_future())
+            yield turn.result()
         finally:
             if turn.done() and not turn.cancelled():
                 self._free += turn.result().cost
+            turn.cancel()  # if it has not come
             self._share_out()
 
     def _share_out(self) -> None:
