@@ -32,7 +32,7 @@ from flcore.model.spec import SegmentSpec
 from flcore.model.stored import StoredModel
 from flcore.model.writer import ShardWriter
 
-MOST_ELEMENTS, LEAST_ELEMENTS = 1 << 21, 1 << 12
+MOST_ELEMENTS, LEAST_ELEMENTS = 1 << 19, 1 << 12
 """Of a chunk: more do not make it faster, and fewer are mostly calls to the system."""
 
 WORK_BYTES = 5 * 8
