@@ -1,12 +1,11 @@
 """A federation to measure at two scales, with what is wanted of it; and the line of a table that comes out."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
 from flcore_bench.federated import Federated, Figures, measured
-from flcore_bench.formula import bound
 from flcore_bench.progress import measuring
 from flcore_bench.rates import Rates, check_rate, measured_rates
 from flcore_bench.row import Goal, Row
@@ -41,8 +40,7 @@ Wanted = Callable[[Measured, Book], Goal]
 class Case:
     """What is measured under a name (see `Federated`), for goals that are those of scale full.
 
-    With `is_rated`, the machine's rates are measured beside it; with `is_confined`, the system holds the server to its
-    bound, page cache included.
+    With `is_rated`, the machine's rates are measured beside it.
     """
 
     name: str
@@ -55,7 +53,6 @@ class Case:
     budgets: Pair = (64 << 20, 1 << 30)
     on_disk: bool = False
     is_rated: bool = False
-    is_confined: bool = False
     contract: Mapping[str, Any] = field(default_factory=dict)
     wanted: Sequence[Wanted] = ()
     note: str = ""
@@ -63,7 +60,7 @@ class Case:
     def at(self, scale: str) -> Federated:
         """Return the federation at a scale."""
         place = SCALES.index(scale)
-        run = Federated(
+        return Federated(
             self.shape,
             self.sizes[place],
             clients=self.clients[place],
@@ -73,7 +70,6 @@ class Case:
             on_disk=self.on_disk,
             contract=self.contract,
         )
-        return replace(run, memory_limit=bound(run)) if self.is_confined else run
 
 
 def rows_of(cases: Sequence[Case], scale: str, threads: int) -> list[Row]:

@@ -1,7 +1,7 @@
 """Checkpoints in, one checkpoint out: chunk by chunk, from files and into files, in memory that a budget sets.
 
 Every chunk of all checkpoints is read into buffers that are used again and again, the next one while the present one is
-combined, and written where it belongs. `averaging` and `adding_differences` say how chunks are combined.
+combined, and written where it belongs. How chunks are combined is a function of its own (`Combine`).
 """
 
 import math
@@ -173,17 +173,19 @@ def _round(total: npt.NDArray[np.float64], out: Values, dtype: str, segment: Seg
     kind = DTYPES[dtype]
     if kind.kind in "iu":
         np.rint(total, out=total)
+    rounded = total.astype(kind)
+    if kind.kind in "iu":
         limits = np.iinfo(kind)
         fits = (np.abs(total) <= EXACT_INTEGER_LIMIT) & (total >= limits.min) & (total <= limits.max)
     else:
-        fits = np.isfinite(total.astype(kind).astype(np.float64))
+        fits = np.isfinite(rounded)
     if not fits.all():
         tensor, element = segment.at(first + int(np.argmin(fits)))
         raise AggregationError(
             f"tensor {tensor.name!r}: element {element} of the result, {total[np.argmin(fits)]:g}, "
             f"does not fit into {dtype}"
         )
-    out.view(kind)[:] = total.astype(kind)
+    out.view(kind)[:] = rounded
 
 
 def _chunk_elements(budget: Budget, models: int) -> int:

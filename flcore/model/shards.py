@@ -1,6 +1,6 @@
 """Where each tensor's bytes lie: in which file, and from which byte on."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -93,8 +93,7 @@ def plan_shards(
             filled = 0
         groups[-1].append(tensor)
         filled += size
-    planned = [plan_header(group, metadata or {}) for group in groups]
-    return Shards(spec, tuple(header for header, _ in planned), len(planned) > 1), [head for _, head in planned]
+    return _planned(spec, [(group, metadata or {}) for group in groups], len(groups) > 1)
 
 
 def plan_alike(spec: ModelSpec, other: Shards) -> tuple[Shards, list[bytes]]:
@@ -106,10 +105,16 @@ def plan_alike(spec: ModelSpec, other: Shards) -> tuple[Shards, list[bytes]]:
     ['a', 'c']
     """
     tensors = {tensor.name: tensor for tensor in spec.tensors}
-    planned = [
-        plan_header([tensors[tensor.name] for tensor in header.tensors], header.metadata) for header in other.headers
-    ]
-    return Shards(spec, tuple(header for header, _ in planned), other.has_index), [head for _, head in planned]
+    files = [([tensors[tensor.name] for tensor in header.tensors], header.metadata) for header in other.headers]
+    return _planned(spec, files, other.has_index)
+
+
+def _planned(
+    spec: ModelSpec, files: Sequence[tuple[Sequence[TensorSpec], Mapping[str, str]]], has_index: bool
+) -> tuple[Shards, list[bytes]]:
+    """Return the plan of files with these tensors and metadata, and the first bytes of each."""
+    planned = [plan_header(tensors, metadata) for tensors, metadata in files]
+    return Shards(spec, tuple(header for header, _ in planned), has_index), [head for _, head in planned]
 
 
 def total_bytes(spec: ModelSpec) -> int:

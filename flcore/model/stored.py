@@ -68,16 +68,17 @@ class StoredModel:
 
     def fill(self, segment: int, first: int, values: npt.NDArray[Any]) -> None:
         """Overwrite an array with a segment's elements from `first` on."""
-        stop = require_values(self.spec.segments[segment], first, values)
+        files, spec = self.open_files, self.spec.segments[segment]
+        stop = require_values(spec, first, values)
         position = first
-        for span in self.spec.segments[segment].overlapping(first, stop):
+        for span in spec.overlapping(first, stop):
             if span.start > position:
                 values[position - first : span.start - first] = 0
             position = span.stop
         if position < stop:
             values[position - first :] = 0
         for number, offset, buffers in self.shards.transfers(segment, first, values):
-            self.open_files[number].read(buffers, offset)
+            files[number].read(buffers, offset)
 
     def read(self, piece: PieceRange) -> list[Buffer]:
         """Return the bytes of a range, read for this call."""

@@ -8,6 +8,7 @@ grows each time, so that slow clients get through as well. A session has one cal
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
+from functools import partial
 from typing import Any
 
 import grpc
@@ -45,10 +46,7 @@ class Transfers:
         self, context: Context, session: Session, superseded: Superseded, outbox: Outbox, first: int, window: Window
     ) -> "tuple[int, asyncio.Future[Any] | None]":
         """Send pieces; return which is the next, and the write that stands still while others wait, if one does."""
-
-        async def moves(sending: "asyncio.Future[Any]") -> bool:
-            return await self._moves(sending, session, superseded)
-
+        moves = partial(self._moves, session=session, superseded=superseded)
         sending: asyncio.Future[Any] | None = None
         for index in range(first, len(outbox.plan)):
             if sending is not None and window.pieces == 1 and not await moves(sending):
