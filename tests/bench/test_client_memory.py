@@ -13,6 +13,7 @@ from flcore.server.serve import serve
 
 SMALL, LARGE = 32, 128
 FEW_PIECES = 12 << 20
+"""Also more than two processes' own memory differs by."""
 LOSSY = {"wire": {"upload": "int8[256]"}, "tasks": {"train": {"returns": "delta"}}}
 
 
@@ -45,4 +46,4 @@ def test_a_client_takes_one_model_and_one_more_for_what_rounding_left_out(
 ) -> None:
     grown = peak_of(LARGE, contract) - peak_of(SMALL, contract)
     assert grown <= models * (LARGE - SMALL) * 10**6 + FEW_PIECES
-    assert grown >= (LARGE - SMALL) * 10**6, "the models are in memory, so this test can fail"
+    assert grown >= (LARGE - SMALL) * 10**6 - FEW_PIECES, "the models are in memory, so this test can fail"
