@@ -17,7 +17,7 @@ FLOATS: dict[str, np.dtype[Any]] = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
 INTEGERS: dict[str, np.dtype[Any]] = {
-    name: np.dtype(name) for name in ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+    name: np.dtype(name) for name in ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool")
 }
 DTYPES = FLOATS | INTEGERS
 PRECISION = {"float64": (53, -1074), "float32": (24, -149), "float16": (11, -24), "bfloat16": (8, -133)}
@@ -58,9 +58,9 @@ def ulp(value: Fraction, dtype: str) -> Fraction:
 
 
 def stored(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return an array as the kernels store it: 16-bit floats as the uint16 of their bits."""
+    """Return an array as the kernels store it: 16-bit floats as the uint16 of their bits, booleans as uint8."""
     is_half = values.dtype.itemsize == 2 and values.dtype.kind not in "iu"
-    return values.view(np.uint16) if is_half else values
+    return values.view(np.uint16 if is_half else np.uint8 if values.dtype == np.bool_ else values.dtype)
 
 
 def floor_log2(value: Fraction) -> int:
@@ -133,7 +133,7 @@ def dequantized(codes: npt.NDArray[np.int8], scales: npt.NDArray[np.float32], bl
 
 
 def _exact(value: Any) -> Fraction:
-    return Fraction(int(value)) if isinstance(value, np.integer) else Fraction(float(value))
+    return Fraction(int(value)) if isinstance(value, np.integer | np.bool_ | int) else Fraction(float(value))
 
 
 def _closest(value: Fraction, candidates: Sequence[Any]) -> set[Any]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from flcore_kernels import EXACT_INTEGER_LIMIT, storage_dtype
+from flcore_kernels import STORAGE, storage_dtype
 from flcore_kernels import backend as backend_named
 
 from flcore.aggregation.ahead import ahead
@@ -24,7 +24,7 @@ from flcore.aggregation.weights import accumulator_of, require_accumulator, requ
 from flcore.errors import AggregationError, BudgetError, QuorumError, SpecError, WeightError
 from flcore.model.beside import Beside
 from flcore.model.checkpoint import open_model
-from flcore.model.dtypes import DTYPES
+from flcore.model.dtypes import DTYPES, INTEGERS
 from flcore.model.publish import place_of
 from flcore.model.recast import Recast, recast
 from flcore.model.shards import plan_alike
@@ -170,13 +170,12 @@ def _adding_differences(names: Sequence[str], weights: Sequence[float], scale: f
 
 def _round(total: npt.NDArray[np.float64], out: Values, dtype: str, segment: SegmentSpec, first: int) -> None:
     """Round values to a dtype, or raise `AggregationError` where it cannot hold one."""
-    kind = DTYPES[dtype]
-    if kind.kind in "iu":
+    if dtype in INTEGERS:
         np.rint(total, out=total)
-    rounded = total.astype(kind)
-    if kind.kind in "iu":
-        limits = np.iinfo(kind)
-        fits = (np.abs(total) <= EXACT_INTEGER_LIMIT) & (total >= limits.min) & (total <= limits.max)
+    rounded = total.astype(DTYPES[dtype])
+    if dtype in INTEGERS:
+        low, high = STORAGE[dtype].range
+        fits = (total >= low) & (total <= high)
     else:
         fits = np.isfinite(rounded)
     if not fits.all():
@@ -185,7 +184,7 @@ def _round(total: npt.NDArray[np.float64], out: Values, dtype: str, segment: Seg
             f"tensor {tensor.name!r}: element {element} of the result, {total[np.argmin(fits)]:g}, "
             f"does not fit into {dtype}"
         )
-    out.view(kind)[:] = rounded
+    out.view(DTYPES[dtype])[:] = rounded
 
 
 def _chunk_elements(budget: Budget, models: int) -> int:

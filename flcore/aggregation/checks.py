@@ -4,16 +4,25 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from flcore_kernels import EXACT_INTEGER_LIMIT, Backend, Quantized
+from flcore_kernels import STORAGE, Backend, Quantized
 
 from flcore.errors import NonFinite, OutOfBounds, TensorMismatch
-from flcore.model.dtypes import DTYPES
+from flcore.model.dtypes import DTYPES, INTEGERS
 from flcore.model.narrow import Part, decoded
 from flcore.model.spec import SegmentSpec
 
 MANY_GAPS = 32
 
 Values = npt.NDArray[Any]
+
+
+def largest_allowed(dtype: str, max_abs: float) -> float:
+    """Return the largest magnitude that an element may have: what a bound and its dtype allow.
+
+    >>> largest_allowed("int64", 1e300), largest_allowed("bool", 1e300), largest_allowed("float32", 10.0)
+    (9007199254740992.0, 1.0, 10.0)
+    """
+    return min(max_abs, max(map(abs, STORAGE[dtype].range))) if dtype in INTEGERS else max_abs
 
 
 def check_values(
@@ -28,8 +37,7 @@ def check_values(
         tensor, element = segment.at(first + seen.first_bad)
         value = _values(part, dtype)[seen.first_bad]
         raise NonFinite(f"element {element} is {value}", client=client, tensor=tensor.name)
-    is_integer = dtype in DTYPES and DTYPES[dtype].kind in "iu"
-    limit = min(max_abs, EXACT_INTEGER_LIMIT) if is_integer else max_abs
+    limit = largest_allowed(dtype, max_abs)
     if seen.magnitude > limit:
         where = int(np.argmax(np.abs(_values(part, dtype).astype(np.float64))))
         tensor, element = segment.at(first + where)
@@ -65,4 +73,6 @@ def _check_gap(segment: SegmentSpec, gap: Values, position: int, client: str) ->
 
 def _values(part: Part, dtype: str) -> Values:
     """Return a part's values, for a message."""
-    return decoded(dtype, part) if isinstance(part, Quantized) else part.view(DTYPES[dtype])
+    if isinstance(part, Quantized):
+        return decoded(dtype, part)
+    return part if dtype in INTEGERS else part.view(DTYPES[dtype])

@@ -1,6 +1,6 @@
 """Named arrays as the kernels take them: one list of buffers per segment, read where they are.
 
-Nothing is copied but a tensor that is not contiguous in memory.
+Nothing is copied but a tensor that is not contiguous in memory, or on a device.
 """
 
 from collections.abc import Iterator, Mapping
@@ -11,15 +11,16 @@ import numpy as np
 import numpy.typing as npt
 from flcore_kernels import NotFinite, Overflow, TooManyTerms, WeightRange, storage_dtype
 
-from flcore.errors import AggregationError, NonFinite, OutOfBounds, SpecError, TensorMismatch, WeightError
-from flcore.model.dtypes import DTYPES, dtype_name
+from flcore.errors import AggregationError, NonFinite, OutOfBounds, TensorMismatch, WeightError
+from flcore.model.arrays import AnyArrays, as_array, flattened
+from flcore.model.dtypes import DTYPES
 from flcore.model.spec import ModelSpec, SegmentSpec
 
 Buffers = list[list[npt.NDArray[Any]]]
 
 
 class Gather:
-    """Reads updates of one model."""
+    """Reads updates of one model, flat or nested."""
 
     def __init__(self, spec: ModelSpec) -> None:
         self.spec = spec
@@ -31,16 +32,16 @@ class Gather:
             for segment in spec.segments
         ]
 
-    def buffers(self, arrays: Mapping[str, Any], client: str) -> Buffers:
+    def buffers(self, arrays: AnyArrays, client: str) -> Buffers:
         """Return an update's buffers, one list per segment, or raise `TensorMismatch` or `SpecError`."""
         if len(arrays) != len(self.spec.tensors):
-            self._refuse(arrays, client)
+            return self._nested_buffers(arrays, client)
         gathered: Buffers = []
         for storage, tensors in self._segments:
             buffers = []
             for name, dtype, shape in tensors:
                 if name not in arrays:
-                    self._refuse(arrays, client)
+                    return self._nested_buffers(arrays, client)
                 array = arrays[name]
                 if type(array) is not np.ndarray:
                     array = as_array(array, name)
@@ -54,41 +55,30 @@ class Gather:
 
     def targets(self, out: Mapping[str, Any]) -> Buffers:
         """Return the buffers of arrays that are to be written to, or raise `TensorMismatch`."""
-        for name, array in out.items():
-            if not isinstance(array, np.ndarray) or not array.flags.c_contiguous or not array.flags.writeable:
-                raise TensorMismatch("out: expected a contiguous NumPy array that can be written to", tensor=name)
+        arrays = {name: as_array(array, name) for name, array in flattened(out).items()}
+        for name, array in arrays.items():
+            if not array.flags.c_contiguous or not array.flags.writeable:
+                raise TensorMismatch(
+                    "out: expected a contiguous array in memory that can be written to, got one that is "
+                    + ("read-only" if array.flags.c_contiguous else "strided"),
+                    tensor=name,
+                )
         try:
-            return self.buffers(out, client="")
+            return Gather(self.spec).buffers(arrays, client="")
         except TensorMismatch as error:
             raise TensorMismatch(f"out: {error}") from None
+
+    def _nested_buffers(self, arrays: AnyArrays, client: str) -> Buffers:
+        """Return the buffers of an update that has other names than the model unless it is flattened."""
+        flat = flattened(arrays)
+        if flat is arrays:
+            self._refuse(arrays, client)
+        return self.buffers(flat, client)
 
     def _refuse(self, arrays: Mapping[str, Any], client: str) -> None:
         if not arrays:
             raise TensorMismatch("it is missing", client=client, tensor=self.spec.tensors[0].name)
-        self.spec.require(spec_of(arrays), client=client)
-
-
-def spec_of(arrays: Mapping[str, Any]) -> ModelSpec:
-    """Return the spec of named arrays, or of whatever else has a buffer, or raise `SpecError`."""
-    read = {name: as_array(array, name) for name, array in arrays.items()}
-    for name, array in read.items():
-        try:
-            dtype_name(array.dtype)
-        except SpecError as error:
-            raise SpecError(f"tensor {name!r}: {error}") from None
-    return ModelSpec.of(read)
-
-
-def as_array(thing: Any, name: str) -> npt.NDArray[Any]:
-    """Return an array over something with the buffer protocol, without a copy, or raise `SpecError`."""
-    if isinstance(thing, np.ndarray | np.generic):
-        return np.asarray(thing)
-    try:
-        return np.asarray(memoryview(thing))
-    except TypeError:
-        raise SpecError(
-            f"tensor {name!r}: expected a NumPy array or something with the buffer protocol, got {type(thing).__name__}"
-        ) from None
+        self.spec.require(ModelSpec.of(arrays), client=client)
 
 
 @contextmanager

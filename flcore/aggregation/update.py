@@ -17,6 +17,7 @@ from flcore.aggregation.checks import check_gaps, check_values
 from flcore.aggregation.kept import InMemory, Kept, OnDisk
 from flcore.aggregation.staging import Staging
 from flcore.errors import StagingError, TensorMismatch
+from flcore.model.arrays import as_array
 from flcore.model.dtypes import DTYPES, dtype_name
 from flcore.model.form import Form
 from flcore.model.narrow import Part, part_of
@@ -91,8 +92,10 @@ class StagedUpdate:
                 raise self._refused_by_disk(error) from error
             self._adopted += 1
 
-    def write(self, name: str, buffer: npt.ArrayLike, start: int = 0) -> None:
+    def write(self, name: str, buffer: Any, start: int = 0) -> None:
         """Copy the next elements of tensor `name`, in its own (C) order; `start` is the index of the first of them.
+
+        They come in an array of any kind (see `flcore.aggregate`) and any shape.
 
         Raises `TensorMismatch` for another dtype, an unknown name, or elements that are not the next ones, and what
         `adopt` raises.
@@ -100,7 +103,7 @@ class StagedUpdate:
         if name not in self._form.places:
             raise TensorMismatch("the model has no tensor of this name", client=self.client, tensor=name)
         index, span = self._form.places[name]
-        values = np.ascontiguousarray(buffer).reshape(-1)
+        values = np.ascontiguousarray(as_array(buffer, name)).reshape(-1)
         if dtype_name(values.dtype) != span.tensor.dtype:
             raise TensorMismatch(f"expected {span.tensor.dtype}, got {values.dtype}", client=self.client, tensor=name)
         written = self._written.get(name, 0)

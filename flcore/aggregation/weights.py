@@ -7,7 +7,7 @@ from typing import Any
 from flcore_kernels import ACCUMULATORS, EXACT_RANGE
 
 from flcore.errors import JobError, WeightError
-from flcore.model.dtypes import DTYPES
+from flcore.model.dtypes import INTEGERS
 
 MAX_WEIGHT = 1e300
 
@@ -49,4 +49,4 @@ def require_accumulator(accumulate: str) -> str:
 
 def accumulator_of(dtype: str, accumulate: str) -> str:
     """Return what a segment is summed in: integers exactly, whatever is asked for floats."""
-    return "exact" if DTYPES[dtype].kind in "iu" else accumulate
+    return "exact" if dtype in INTEGERS else accumulate

@@ -9,11 +9,10 @@ import numbers
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
-
 from flcore.client.task import Site, Task, Update
-from flcore.errors import JobError, TaskFailed
+from flcore.errors import JobError, SpecError, TaskFailed
 from flcore.job.job import Job
+from flcore.model.arrays import as_array, flattened
 from flcore.model.model import Arrays
 
 TaskFunction = Callable[[Arrays, Task], Update]
@@ -75,6 +74,10 @@ def _check(update: Any, task: str) -> None:
     for name, value in dict[Any, Any](update.metrics).items():
         if not isinstance(name, str) or not isinstance(value, numbers.Real):
             raise TaskFailed(f"task {task!r}: metric {name!r} is {value!r}, expected a number")
-    for name, array in dict[Any, Any](update.arrays).items():
-        if not isinstance(name, str) or not isinstance(array, np.ndarray | np.generic):
-            raise TaskFailed(f"task {task!r}: tensor {name!r} is {type(array).__name__}, expected a NumPy array")
+    for name, array in flattened(update.arrays).items():
+        if not isinstance(name, str):
+            raise TaskFailed(f"task {task!r}: a tensor's name is a string, not {name!r}")
+        try:
+            as_array(array, name)
+        except SpecError as error:
+            raise TaskFailed(f"task {task!r}: {error}") from None

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
-from flcore.model.model import Arrays
+from flcore.model.arrays import AnyArrays
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,15 @@ class Task:
 class Update:
     """What comes back: arrays by name (none where the task returns metrics), a weight and metrics.
 
+    The arrays may be NumPy's, PyTorch's, JAX's or CuPy's, and nested: a state dict will do.
+
     `weight` is this update's share, usually its number of examples: finite and > 0. Metrics are averaged by it.
 
     >>> Update(weight=120, metrics={"accuracy": 0.9}).arrays
     {}
     """
 
-    arrays: Arrays = field(default_factory=dict)
+    arrays: AnyArrays = field(default_factory=dict)
     _: KW_ONLY
     weight: float
     metrics: Mapping[str, float] = field(default_factory=dict)

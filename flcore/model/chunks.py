@@ -10,6 +10,7 @@ from flcore_kernels import storage_dtype
 from flcore_transport import Buffer, Layout, PieceRange, piece_elements
 
 from flcore.errors import SpecError
+from flcore.model.arrays import AnyArrays
 from flcore.model.spec import ModelSpec, SegmentSpec
 
 
@@ -41,8 +42,8 @@ class GlobalModel(ChunkSource, Protocol):
         """Return the bytes of a range."""
         ...
 
-    def arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """Return read-only arrays by name, in the order of the spec."""
+    def arrays(self, like: AnyArrays | None = None) -> dict[str, Any]:
+        """Return read-only arrays by name, in the order of the spec; with `like`, copies of its arrays' kinds."""
         ...
 
 

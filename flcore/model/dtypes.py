@@ -20,8 +20,12 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "uint32": np.dtype(np.uint32),
     "uint16": np.dtype(np.uint16),
     "uint8": np.dtype(np.uint8),
+    "bool": np.dtype(np.bool_),
 }
 """By name. A bfloat16 array has the dtype `ml_dtypes.bfloat16`; a uint16 array holds integers."""
+
+INTEGERS = frozenset(name for name, dtype in DTYPES.items() if dtype.kind in "iub")
+"""Those that are summed exactly, whatever floats are summed in: integers; and booleans, the numbers 0 and 1."""
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 

@@ -5,7 +5,7 @@ from functools import cached_property
 
 from flcore_transport import WIRE_DTYPES, Layout, Part, PiecePlan, PieceRange, Segment, body_bytes, piece_elements
 
-from flcore.model.dtypes import DTYPES
+from flcore.model.dtypes import DTYPES, INTEGERS
 from flcore.model.spec import ModelSpec, Span
 
 PART = "model"
@@ -44,7 +44,7 @@ class Form:
         return cls(
             spec,
             tuple(
-                dtype if DTYPES[each.dtype].itemsize > width and DTYPES[each.dtype].kind not in "iu" else each.dtype
+                dtype if DTYPES[each.dtype].itemsize > width and each.dtype not in INTEGERS else each.dtype
                 for each in spec.segments
             ),
         )

@@ -35,8 +35,9 @@ DTYPE_NAMES = {
     "U32": "uint32",
     "U16": "uint16",
     "U8": "uint8",
+    "BOOL": "bool",
 }
-"""safetensors' names of our dtypes. It has others, such as BOOL and F8_E4M3, which no model here can hold."""
+"""safetensors' names of our dtypes. It has others, such as F8_E4M3, which no model here can hold."""
 
 _CODES = {name: code for code, name in DTYPE_NAMES.items()}
 

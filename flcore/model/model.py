@@ -13,6 +13,7 @@ import numpy.typing as npt
 from flcore_kernels import storage_dtype
 from flcore_transport import Buffer, Layout, PieceRange
 
+from flcore.model.arrays import AnyArrays, as_array, flattened, in_kind
 from flcore.model.chunks import require_values
 from flcore.model.dtypes import DTYPES
 from flcore.model.form import Form
@@ -48,19 +49,23 @@ class Model:
         )
 
     @classmethod
-    def of(cls, arrays: Arrays) -> "Model":
-        """Return a copy of named arrays, or raise `SpecError`."""
-        model = cls(ModelSpec.of(arrays))
+    def of(cls, arrays: AnyArrays) -> "Model":
+        """Return a copy of named arrays of any kind, or raise `SpecError`."""
+        model, flat = cls(ModelSpec.of(arrays)), flattened(arrays)
         for name, view in model._views():
-            view[...] = arrays[name]
+            view[...] = as_array(flat[name], name)
         return model
 
-    def arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """Return read-only views of the tensors, by name, in the order of the spec."""
+    def arrays(self, like: AnyArrays | None = None) -> dict[str, Any]:
+        """Return read-only views of the tensors, by name, in the order of the spec.
+
+        With `like`, named arrays of the same model: copies of its arrays' kinds (PyTorch's, say), nested as it is.
+        """
         views = dict(self._views())
         for view in views.values():
             view.flags.writeable = False
-        return {tensor.name: views[tensor.name] for tensor in self.spec.tensors}
+        ordered = {tensor.name: views[tensor.name] for tensor in self.spec.tensors}
+        return ordered if like is None else in_kind(ordered, like)
 
     @property
     def layout(self) -> Layout:
@@ -110,9 +115,9 @@ class NamedArrays:
     What is contiguous in memory is never copied for `read`; the rest is, range by range.
     """
 
-    def __init__(self, spec: ModelSpec, arrays: Arrays) -> None:
+    def __init__(self, spec: ModelSpec, arrays: AnyArrays) -> None:
         self.spec, self.layout = spec, layout_of(spec)
-        self._flat = {name: _flat(np.asarray(array)) for name, array in arrays.items()}
+        self._flat = {name: _flat(as_array(array, name)) for name, array in flattened(arrays).items()}
 
     def read(self, piece: PieceRange) -> list[Buffer]:
         """Return the bytes of a range: slices of the arrays, and zeros for the gaps between them."""

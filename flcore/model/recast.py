@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from flcore.errors import SpecError
 from flcore.model.chunks import ChunkSink
-from flcore.model.dtypes import DTYPES
+from flcore.model.dtypes import DTYPES, INTEGERS
 from flcore.model.spec import ModelSpec
 
 
@@ -59,7 +59,7 @@ def recast(spec: ModelSpec, dtype: str | None) -> Recast:
     >>> [tensor.dtype for tensor in recast(spec, "bfloat16").target.tensors]
     ['bfloat16', 'int64']
     """
-    floats = [name for name, kind in DTYPES.items() if kind.kind not in "iu"]
+    floats = [name for name in DTYPES if name not in INTEGERS]
     if dtype is not None and dtype not in floats:
         raise SpecError(f"floats become one of {', '.join(floats)}, not {dtype!r}")
 

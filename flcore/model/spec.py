@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -19,6 +19,7 @@ import numpy.typing as npt
 from flcore_transport import ALIGNMENT
 
 from flcore.errors import SpecError, TensorMismatch
+from flcore.model.arrays import AnyArrays, as_array, flattened
 from flcore.model.dtypes import DTYPES, dtype_name
 
 MAX_ELEMENTS = 2**48
@@ -38,7 +39,7 @@ class TensorSpec:
     shape: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        if not self.name or len(self.name) > 1024:
+        if not 1 <= len(self.name) <= 1024:
             raise SpecError(f"a tensor's name is a string of 1 to 1024 characters, not {self.name!r}")
         if self.dtype not in DTYPES:
             raise SpecError(f"tensor {self.name!r}: dtype {self.dtype!r} is not one of {', '.join(DTYPES)}")
@@ -134,12 +135,19 @@ class ModelSpec:
             seen.add(tensor.name)
 
     @classmethod
-    def of(cls, arrays: Mapping[str, npt.NDArray[Any]]) -> "ModelSpec":
-        """Return the spec of named arrays, in their order."""
-        for name, array in arrays.items():
-            if not isinstance(array, np.ndarray | np.generic):
-                raise SpecError(f"tensor {name!r}: expected a NumPy array, got {type(array).__name__}")
-        return cls(tuple(TensorSpec(name, dtype_name(a.dtype), tuple(a.shape)) for name, a in arrays.items()))
+    def of(cls, arrays: AnyArrays) -> "ModelSpec":
+        """Return the spec of named arrays of any kind, nested ones by their full names, in their order."""
+        tensors = []
+        for name, array in dict[Any, Any](flattened(arrays)).items():
+            if not isinstance(name, str):
+                raise SpecError(f"a tensor's name is a string, not {name!r}")
+            values = as_array(array, name)
+            try:
+                dtype = dtype_name(values.dtype)
+            except SpecError as error:
+                raise SpecError(f"tensor {name!r}: {error}") from None
+            tensors.append(TensorSpec(name, dtype, values.shape))
+        return cls(tuple(tensors))
 
     @cached_property
     def segments(self) -> tuple[SegmentSpec, ...]:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from flcore_kernels import storage_dtype
 from flcore_transport import Buffer, Layout, PieceRange
 
+from flcore.model.arrays import AnyArrays, in_kind
 from flcore.model.chunks import require_values
 from flcore.model.dtypes import DTYPES
 from flcore.model.model import layout_of
@@ -91,15 +92,18 @@ class StoredModel:
         self.open_files[place.file].read([values.reshape(-1).view(np.uint8).data], place.begin)
         return values
 
-    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+    def arrays(self, like: AnyArrays | None = None) -> dict[str, Any]:
         """Return the tensors by name, in the order of the spec, read-only and mapped: memory for what is touched.
+
+        With `like`, named arrays of the same model: copies of its arrays' kinds, nested as it is.
 
         They outlive this object. The files must not be cut or overwritten in place while they are mapped; replacing
         them does no harm.
         """
         maps = [mmap.mmap(file.descriptor, 0, access=mmap.ACCESS_READ) for file in self.open_files]
         places = [self.shards.places[tensor.name] for tensor in self.spec.tensors]
-        return {
+        mapped = {
             tensor.name: np.ndarray(tensor.shape, DTYPES[tensor.dtype], maps[file], begin)
             for tensor, file, begin in places
         }
+        return mapped if like is None else in_kind(mapped, like)

@@ -81,6 +81,13 @@ class Backend(Protocol):
         """
         ...
 
+    def largest(self, parts: Sequence[Part], dtype: str) -> list[float]:
+        """Return the largest magnitude of each part, infinite or NaN where not all of it is finite: one read of each.
+
+        Whoever folds into a total that others' parts are in looks first: a fold that fails spoils the total.
+        """
+        ...
+
     def inspect(self, part: Buffer, dtype: str) -> Inspection:
         """Look at every element once."""
         ...

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from flcore_kernels import cpu_kernels, totals, weights
 from flcore_kernels.backend import Buffer, Part
 from flcore_kernels.cpu_cache import Kernel
-from flcore_kernels.cpu_observe import decode_part, diagnosis, encode_part, inspect_part
+from flcore_kernels.cpu_observe import decode_part, diagnosis, encode_part, inspect_part, largest_kernel
 from flcore_kernels.cpu_settle import Target, first_of, settle
 from flcore_kernels.dtypes import Storage, lookup
 from flcore_kernels.errors import BufferMismatch, Overflow
@@ -169,6 +169,20 @@ class CpuBackend:
         )
         total.weight = target.weight
         return settle(total, blocks, rows, doubts, target)
+
+    def largest(self, parts: Sequence[Part], dtype: str) -> list[float]:
+        """Return the largest magnitude of each part (see `Backend.largest`)."""
+        row = lookup(dtype)
+        sizes = sizes_of(parts[0]) if parts else []
+        rows = self._rows(sizes, len(parts))
+        table, scales = _tables(rows, _columns(parts, row, sizes), row)
+        magnitudes = np.zeros((rows.counts.size, len(parts)))
+        kernel = largest_kernel(dtype)
+        self._pool.run(
+            lambda batch: kernel(table, scales, rows.counts, rows.batches[batch], rows.batches[batch + 1], magnitudes),
+            rows.batches.size - 1,
+        )
+        return [float(top) for top in magnitudes.max(axis=0, initial=0.0)]
 
     def inspect(self, part: Buffer, dtype: str) -> Inspection:
         """Look at every element once (see `Backend.inspect`)."""

@@ -124,7 +124,9 @@ def _from_float16(bits: Any) -> Any:
 
 def _integer(name: str, load: Callable[..., Any]) -> Decoder:
     exact, zero = np.uint64(EXACT_INTEGER_LIMIT), np.uint64(0)
-    widened = np.uint64 if name.startswith("u") else np.int64
+    row = STORAGE[name]
+    widened = np.uint64 if row.storage.kind == "u" else np.int64
+    limit = 1.0 if row.is_boolean else float(EXACT_INTEGER_LIMIT) if row.storage.itemsize == 8 else np.inf
 
     @part_of_kernel
     def value(address: Any, factor: Any, index: Any) -> Any:
@@ -139,7 +141,7 @@ def _integer(name: str, load: Callable[..., Any]) -> Decoder:
         rounded = np.float64(top)
         return rounded if top <= exact or rounded > 2.0**53 else 2.0**53 + 2.0
 
-    return Decoder(np.dtype(name).itemsize, STEP, float(EXACT_INTEGER_LIMIT), no_factor, value, largest)
+    return Decoder(row.storage.itemsize, STEP, limit, no_factor, value, largest)
 
 
 def _quantized(block: int) -> Decoder:
@@ -182,6 +184,7 @@ DECODERS: dict[str, Decoder] = {
     "uint16": _integer("uint16", memory.load_u16),
     "uint32": _integer("uint32", memory.load_u32),
     "uint64": _integer("uint64", memory.load_u64),
+    "bool": _integer("bool", memory.load_u8),
     **{f"int8[{block}]": _quantized(block) for block in QUANTIZED_BLOCKS},
 }
 """How every dtype is read, by its name."""

@@ -11,7 +11,7 @@ from flcore_kernels.cpu_decode import has_half_instructions
 from flcore_kernels.cpu_part import part_of_kernel
 from flcore_kernels.dtypes import STORAGE
 
-INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+INTEGERS = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ store_float16 = store_float16_by_hardware if has_half_instructions() else store_
 
 
 def _integer(name: str) -> Encoder:
-    kind = np.dtype(name)
+    kind = STORAGE[name].storage
     write = getattr(memory, f"store_{kind.kind}{8 * kind.itemsize}")
     number = kind.type
     low, high = STORAGE[name].range

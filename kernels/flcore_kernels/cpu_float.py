@@ -104,7 +104,7 @@ def float_sum(decode: Decoder, real: Any) -> Callable[..., Any]:
 def beyond_limit(decode: Decoder) -> Callable[..., Any]:
     """Return the loop that looks for integers too large for float64: where such a one is near, or -1."""
     largest, limit = decode.largest, decode.limit
-    is_needed = decode.bytes == 8 and limit < np.inf
+    is_needed = limit < np.inf
 
     @part_of_kernel
     def beyond(parts: Any, row: Any, offset: Any, count: Any, clients: Any) -> Any:

@@ -14,7 +14,7 @@ from flcore_kernels.cpu_cache import Kernel
 from flcore_kernels.cpu_decode import DECODERS, no_factor
 from flcore_kernels.cpu_encode import ENCODERS
 from flcore_kernels.cpu_part import part_of_kernel
-from flcore_kernels.dtypes import EXACT_INTEGER_LIMIT, Storage, lookup
+from flcore_kernels.dtypes import Storage, lookup
 from flcore_kernels.errors import BufferMismatch, KernelError, NotFinite, Overflow
 from flcore_kernels.inspection import TILE, Inspection
 from flcore_kernels.rows import addresses_of, buffers_of, places_of, require_writable, sizes_of
@@ -28,7 +28,8 @@ LARGEST_SCALE = np.nextafter(np.float32(np.finfo(np.float32).max / 127), np.floa
 """With a larger one, code 127 would stand for infinity."""
 
 _U64, _I64, _F64 = types.uint64, types.int64, types.float64
-_REALS = types.Array(_F64, 1, "C")
+_TABLE, _NUMBERS = types.Array(_U64, 2, "C"), types.Array(_I64, 1, "C")
+_REALS, _REAL_TABLE = types.Array(_F64, 1, "C"), types.Array(_F64, 2, "C")
 
 
 class Inspector(Protocol):
@@ -44,6 +45,13 @@ def inspect_kernel(dtype: str) -> Kernel:
     """Return the kernel that finds each tile's largest magnitude and sum of squares."""
     name = f"inspect-{dtype.replace('[', 'x').rstrip(']')}"
     return Kernel(name, types.void(_U64, _U64, _I64, _I64, _I64, _REALS, _REALS, _REALS), lambda: _inspect(dtype))
+
+
+@cache
+def largest_kernel(dtype: str) -> Kernel:
+    """Return the kernel that finds the largest magnitude of each row of each part."""
+    name = f"largest-{dtype.replace('[', 'x').rstrip(']')}"
+    return Kernel(name, types.void(_TABLE, _TABLE, _NUMBERS, _I64, _I64, _REAL_TABLE), lambda: _largest(dtype))
 
 
 @cache
@@ -106,6 +114,24 @@ def _inspect(dtype: str) -> Callable[..., Any]:
             squares[tile] = ordered_sum(lanes)
 
     return inspect
+
+
+def _largest(dtype: str) -> Callable[..., Any]:
+    decode = DECODERS[dtype]
+    factor, largest = decode.factor, decode.largest
+    reach = TILE if factor is no_factor else decode.step
+
+    def find(parts, scales, counts, first, last, magnitudes):  # type: ignore[no-untyped-def]
+        for row in range(first, last):
+            for k in range(parts.shape[1]):
+                top = 0.0
+                for start in range(0, counts[row], reach):
+                    here = largest(parts[row, k], factor(scales[row, k], start), start, min(reach, counts[row] - start))
+                    if not here <= top and top == top:
+                        top = here
+                magnitudes[row, k] = top
+
+    return find
 
 
 def _encode(dtype: str) -> Callable[..., Any]:
@@ -251,7 +277,7 @@ def diagnosis(
     inspector: Inspector, parts: Sequence[Part], weights: npt.NDArray[np.float64], dtype: str, element: int, where: str
 ) -> KernelError:
     """Return what went wrong at or behind an element: a part that is not finite, a term or a sum that is too large."""
-    row = lookup(dtype)
+    row, limit = lookup(dtype), DECODERS[dtype].limit
     places = places_of(sizes_of(parts[0]))
     run = int(np.searchsorted(places, element, side="right")) - 1
     for index, part in enumerate(parts):
@@ -262,8 +288,8 @@ def diagnosis(
             return NotFinite(index, at, float(values_of(buffer, row, dtype, seen.first_bad, seen.first_bad + 1)[0]))
         too_large = None
         with np.errstate(over="ignore"):
-            if seen.magnitude > DECODERS[dtype].limit:
-                too_large = f"the magnitude {seen.magnitude:.0f} is more than a sum takes, {EXACT_INTEGER_LIMIT}"
+            if seen.magnitude > limit:
+                too_large = f"the magnitude {seen.magnitude:.0f} is more than a sum of {dtype} takes, {limit:.0f}"
             elif not np.isfinite(seen.magnitude * weights[index]):
                 too_large = f"{seen.magnitude:g} times its weight, {weights[index]:g}, is too large"
         if too_large is not None:

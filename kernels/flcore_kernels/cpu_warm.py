@@ -22,6 +22,7 @@ _KERNELS: dict[str, Callable[..., Kernel]] = {
     "finish": lambda accumulate, result: cpu_kernels.finish_kernel(accumulate, result, False),
     "settle": cpu_kernels.settle_kernel,
     "merge": cpu_kernels.merge_kernel,
+    "largest": cpu_observe.largest_kernel,
     "inspect": cpu_observe.inspect_kernel,
     "decode": cpu_observe.decode_kernel,
     "encode": cpu_observe.encode_kernel,
@@ -37,7 +38,8 @@ def keys_of(dtypes: Sequence[str]) -> list[Key]:
         result = "float32" if row.block else dtype
         for accumulate in ACCUMULATORS:
             keys += [("mean", dtype, accumulate, result), ("fold", dtype, accumulate), ("finish", accumulate, result)]
-        keys += [("mean-base", dtype, "exact", result), ("settle", result), ("inspect", dtype), ("decode", dtype)]
+        keys += [("mean-base", dtype, "exact", result), ("settle", result)]
+        keys += [("largest", dtype), ("inspect", dtype), ("decode", dtype)]
         keys += [("quantize", str(row.block))] if row.block else []
         keys += [("encode", dtype)] if dtype in ("bfloat16", "float16") else []
     return list(dict.fromkeys([*keys, ("merge",)]))

@@ -31,6 +31,7 @@ class Storage:
     precision: int = 64
     lowest: int = 0
     block: int = 0
+    is_boolean: bool = False
 
     @property
     def is_float(self) -> bool:
@@ -43,6 +44,8 @@ class Storage:
         if self.is_float:
             largest = (2.0 - 2.0 ** (1 - self.precision)) * 2.0 ** (2 - self.lowest - self.precision)
             return -largest, largest
+        if self.is_boolean:
+            return 0.0, 1.0
         info = np.iinfo(self.storage)
         return max(float(info.min), -(2.0**53)), min(float(info.max), 2.0**53)
 
@@ -68,9 +71,11 @@ STORAGE: dict[str, Storage] = {
     "float16": _float("uint16", "uint16", 5, 10),
     "bfloat16": _float("uint16", "uint16", 8, 7),
     **{name: _integer(name) for name in ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")},
+    "bool": Storage(np.dtype(np.uint8), np.dtype(np.uint8), is_boolean=True),
     **{f"int8[{block}]": Storage(np.dtype(np.int8), np.dtype(np.uint8), block=block) for block in QUANTIZED_BLOCKS},
 }
-"""Every dtype that the kernels fold, by its name. `int8[256]`: int8 codes, one float32 scale for each 256 of them."""
+"""Every dtype that the kernels fold, by its name. `int8[256]`: int8 codes, one float32 scale for each 256 of them.
+A bool is the number 0 or 1."""
 
 
 def storage_dtype(dtype: str) -> np.dtype[Any]:

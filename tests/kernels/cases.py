@@ -36,9 +36,8 @@ def draw(rng: np.random.Generator, dtype: str, size: int) -> Case:
         scales = (10.0 ** rng.uniform(-6, 2, -(-size // block))).astype(np.float32)
         return Case(Quantized(codes, scales), dequantized(codes, scales, block).astype(np.float64))
     if dtype in INTEGERS:
-        info = np.iinfo(dtype)
-        low, high = max(info.min, -(2**52)), min(info.max, 2**52)
-        return case(rng.integers(low, high, size, INTEGERS[dtype], endpoint=True))
+        low, high = (max(-(2.0**52), min(2.0**52, end)) for end in STORAGE[dtype].range)
+        return case(rng.integers(int(low), int(high), size, INTEGERS[dtype], endpoint=True))
     drawn = rng.standard_normal(size) * 10.0 ** rng.integers(-4, 4, size)
     with np.errstate(under="ignore"):
         drawn = np.where(rng.random(size) < 0.05, np.finfo(np.float32).tiny / 64, drawn).astype(DTYPES[dtype])

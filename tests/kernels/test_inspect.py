@@ -41,13 +41,34 @@ def test_magnitude_and_squares_are_those_of_the_values(dtype: str) -> None:
             assert abs(found.squares - exact) <= exact * Fraction(80, 2**53)
 
 
+@pytest.mark.parametrize("dtype", STORAGE)
+def test_the_largest_of_each_part_is_found_in_one_call(dtype: str) -> None:
+    sizes = (1, 300, 0, 70_001)
+    drawn = [[draw(np.random.default_rng((client, size)), dtype, size) for size in sizes] for client in range(3)]
+    found = CPU.largest([[buffer.part for buffer in client] for client in drawn], dtype)
+    assert found == [max(float(np.abs(buffer.values).max(initial=0.0)) for buffer in client) for client in drawn]
+    assert CPU.largest([], dtype) == []
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_part_that_is_not_finite_has_no_finite_largest(dtype: str, bad: float) -> None:
+    good, other = (np.linspace(-3, 2, 600_000).astype(FLOATS[dtype]) for _ in range(2))
+    for place in (0, 4096, 599_999):
+        part = good.copy()
+        part[place] = bad
+        found = CPU.largest([stored(other), stored(part), stored(good)], dtype)
+        assert found[0] == found[2] == 3.0 and not np.isfinite(found[1])
+
+
 @pytest.mark.parametrize("dtype", INTEGERS)
 def test_the_extremes_of_integers_are_their_magnitudes(dtype: str) -> None:
-    info = np.iinfo(dtype)
-    for value in (info.min, info.max):
-        magnitude = CPU.inspect(np.array([0, value], dtype), dtype).magnitude
-        assert magnitude == float(abs(int(value)))
-    if info.bits == 64:
+    storage = storage_dtype(dtype)
+    for value in (0, 1) if dtype == "bool" else (np.iinfo(dtype).min, np.iinfo(dtype).max):
+        part = np.array([0, value], storage)
+        assert CPU.inspect(part, dtype).magnitude == float(abs(int(value)))
+        assert CPU.largest([part], dtype) == [float(abs(int(value)))]
+    if storage.itemsize == 8:
         assert CPU.inspect(np.array([2**53 + 1], dtype), dtype).magnitude > 2**53
 
 

@@ -172,7 +172,13 @@ def schema_message(dtype: str) -> bytes:
         scale = pa.field("scale", pa.float32(), nullable=False)
         fields = [scale, pa.field("codes", codes, nullable=False, metadata=named)]
     else:
-        storage = {"float64": "double", "float32": "float", "float16": "halffloat", "bfloat16": "uint16"}
+        storage = {
+            "float64": "double",
+            "float32": "float",
+            "float16": "halffloat",
+            "bfloat16": "uint16",
+            "bool": "uint8",
+        }
         column = pa.type_for_alias(storage.get(dtype, dtype))
         fields = [pa.field("value", column, nullable=False, metadata=named)]
     return bytes(pa.schema(fields).serialize())

@@ -56,6 +56,7 @@ WIRE_DTYPES: dict[str, WireDType] = {
     "uint32": WireDType(4),
     "uint16": WireDType(2),
     "uint8": WireDType(1),
+    "bool": WireDType(1),
     "int8[32]": WireDType(1, block=32),
     "int8[64]": WireDType(1, block=64),
     "int8[128]": WireDType(1, block=128),

@@ -65,7 +65,7 @@ def reason(outcome: Outcome) -> str:
         (lambda arrays: arrays | {"b": arrays["b"][:1]}, "tensor 'b': expected float32 of shape (300,)"),
         (lambda arrays: arrays | {"b": arrays["b"].astype("f8")}, "tensor 'b': expected float32"),
         (lambda arrays: arrays | {"b": arrays["b"].astype("c8")}, "dtype complex64 is not supported"),
-        (lambda arrays: arrays | {"b": [1.0] * 300}, "tensor 'b' is list, expected a NumPy array"),
+        (lambda arrays: arrays | {"b": [1.0] * 300}, "tensor 'b': expected an array of NumPy, PyTorch"),
         (lambda _: {}, "a model has at least one tensor"),
     ],
 )

@@ -1,0 +1,129 @@
+"""Updates of one model, read where they are, looked at and folded: what `aggregate` and the adapters have in common."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from flcore_kernels import Backend, Total
+
+from flcore.aggregation.checks import check_values, largest_allowed
+from flcore.aggregation.gather import Buffers, Gather, blamed
+from flcore.aggregation.rules import Rule
+from flcore.aggregation.weights import accumulator_of, require_accumulator, require_sum, require_weight
+from flcore.model.arrays import AnyArrays, given, kinds_of
+from flcore.model.spec import ModelSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """An update as the kernels take it; its buffers keep its memory alive."""
+
+    buffers: Buffers
+    coefficient: float
+    client: str
+
+
+class Combination:
+    """What becomes of the updates of one model: a total that they are folded into, or their mean in one pass."""
+
+    def __init__(self, gather: Gather, rule: Rule, accumulate: str, device: Backend) -> None:
+        self.gather = gather
+        self._rule, self._device = rule, device
+        require_accumulator(accumulate)
+        self._segments = [(seg, accumulator_of(seg.dtype, accumulate)) for seg in gather.spec.segments]
+        self._strictest = "exact" if any(each == "exact" for _, each in self._segments) else accumulate
+        self._totals: list[Total] = []
+        self._coefficients: list[float] = []
+
+    def read(self, arrays: AnyArrays, weight: Any, client: str) -> Read:
+        """Return an update as it can be folded, or raise `WeightError`, `TensorMismatch` or `SpecError`."""
+        coefficient = self._rule.coefficient(require_weight(weight, self._strictest, client))
+        return Read(self.gather.buffers(arrays, client), coefficient, client)
+
+    def require_sound(self, read: Read, max_abs: float) -> None:
+        """Raise `NonFinite` or `OutOfBounds`, naming the tensor, unless all values may be folded.
+
+        Reads the update once. A fold that fails spoils what was folded before, so whoever keeps a total looks first.
+        """
+        most = min(max_abs, math.inf if read.coefficient <= 1 else np.finfo(np.float64).max / read.coefficient)
+        for buffers, (segment, _) in zip(read.buffers, self._segments, strict=True):
+            (top,) = self._device.largest([buffers], segment.dtype)
+            if top <= largest_allowed(segment.dtype, most):
+                continue
+            for span, buffer in zip(segment.spans, buffers, strict=True):
+                check_values(
+                    *(self._device, segment, segment.dtype, span.start, buffer.reshape(-1)),
+                    max_abs=most,
+                    client=read.client,
+                )
+
+    def at_once(self, reads: Sequence[Read], targets: Buffers, bases: Buffers | None = None) -> None:
+        """Write the combination of all updates to `targets`, in one pass per dtype."""
+        coefficients = [read.coefficient for read in reads]
+        require_sum(coefficients)
+        for index, (segment, accumulate) in enumerate(self._segments):
+            with blamed(segment, [read.client for read in reads]):
+                self._device.mean(
+                    [read.buffers[index] for read in reads],
+                    coefficients,
+                    targets[index],
+                    segment.dtype,
+                    accumulate,
+                    base=None if bases is None else bases[index],
+                )
+
+    def fold(self, reads: Sequence[Read]) -> None:
+        """Add a group of updates to totals of the model's size, in one pass per dtype."""
+        self._totals = self._totals or [self._device.total(seg.elements, each) for seg, each in self._segments]
+        coefficients = [read.coefficient for read in reads]
+        for index, (segment, _) in enumerate(self._segments):
+            with blamed(segment, [read.client for read in reads]):
+                self._device.fold(
+                    self._totals[index], [read.buffers[index] for read in reads], coefficients, segment.dtype
+                )
+        self._coefficients += coefficients
+
+    def finish(self, targets: Buffers, bases: Buffers | None = None) -> None:
+        """Write the combination of all that was folded to `targets`, and begin anew."""
+        require_sum(self._coefficients)
+        for index, (segment, _) in enumerate(self._segments):
+            with blamed(segment, []):
+                base = None if bases is None else bases[index]
+                self._device.finish(self._totals[index], targets[index], segment.dtype, base=base)
+        self._totals, self._coefficients = [], []
+
+
+class Likeness:
+    """How results are given back: of the first update's kinds and nesting, with what all updates tie tied."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self._spec = spec
+        self._kinds: AnyArrays | None = None
+        self._ties: dict[str, str] = {}
+
+    def see(self, arrays: AnyArrays, read: Read) -> None:
+        """Take note of what kinds of arrays an update has, and of which of them are one."""
+        if self._kinds is None:
+            self._kinds = kinds_of(arrays)
+            self._ties = self._found(read, [tensor.name for tensor in self._spec.tensors])
+        elif self._ties:
+            still = self._found(read, [*self._ties.values(), *self._ties])
+            self._ties = {name: first for name, first in self._ties.items() if still.get(name) == first}
+
+    def give(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a result: NumPy arrays by name where no update was seen."""
+        return dict(values) if self._kinds is None else given(values, self._kinds, self._ties)
+
+    def _found(self, read: Read, names: Sequence[str]) -> dict[str, str]:
+        """Return the names that share the array of an earlier name, and that name."""
+        wanted, firsts, ties = set(names), dict[Any, str](), dict[str, str]()
+        for segment, buffers in zip(self._spec.segments, read.buffers, strict=True):
+            for span, buffer in zip(segment.spans, buffers, strict=True):
+                if buffer.size and span.tensor.name in wanted:
+                    place = (buffer.__array_interface__["data"][0], segment.dtype, span.tensor.shape)
+                    first = firsts.setdefault(place, span.tensor.name)
+                    if first != span.tensor.name:
+                        ties[span.tensor.name] = first
+        return ties

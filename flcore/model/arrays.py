@@ -1,0 +1,187 @@
+"""Arrays of every kind: read where they are, and given back alike.
+
+Models come as NumPy arrays, as those of PyTorch, JAX or CuPy, or as anything with the buffer protocol or DLPack; and as
+state dicts of state dicts. A library is a row of `KINDS` and is imported only when an array of it has come.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+from flcore.errors import SpecError
+
+AnyArrays = Mapping[str, Any]
+"""Arrays by name, or mappings of them by name, and so on."""
+
+Values = npt.NDArray[Any]
+Give = Callable[[Values], Any]
+"""From values to an array of somebody's kind, which may keep the memory."""
+
+HOST_DEVICES = (1, 3)
+"""DLPack's numbers of memory that a processor reads: plain, and pinned for CUDA."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A library's arrays: `read` returns a view of one's values, a copy if it is on a device; `alike` what gives such
+    an array, of the same library on the same device, for values."""
+
+    read: Callable[[Any], Values]
+    alike: Callable[[Any], Give]
+
+
+def as_array(thing: Any, name: str) -> Values:
+    """Return a NumPy array over something's values, without a copy if they are in memory, or raise `SpecError`."""
+    if isinstance(thing, np.ndarray | np.generic):
+        return np.asarray(thing)
+    try:
+        return _kind_of(thing).read(thing)
+    except (TypeError, ValueError, BufferError, RuntimeError) as error:
+        raise SpecError(
+            f"tensor {name!r}: expected an array of NumPy, PyTorch, JAX or CuPy, or something with the buffer protocol "
+            f"or DLPack, got {type(thing).__name__} ({error})"
+        ) from None
+
+
+def alike(thing: Any) -> Give:
+    """Return what gives arrays of the kind of `thing`; NumPy's, where its library is not one of `KINDS`."""
+    return _same if isinstance(thing, np.ndarray | np.generic) else _kind_of(thing).alike(thing)
+
+
+def flattened(arrays: AnyArrays) -> AnyArrays:
+    """Return arrays by their full names, such as "encoder.layer.weight", or raise `SpecError` where two have one name.
+
+    >>> list(flattened({"encoder": {"weight": 1, "bias": 2}, "scale": 3}))
+    ['encoder.weight', 'encoder.bias', 'scale']
+    """
+    if not any(isinstance(array, Mapping) for array in arrays.values()):
+        return arrays
+    flat: dict[str, Any] = {}
+    for name, array in _walk(arrays, ""):
+        if name in flat:
+            raise SpecError(f"tensor {name!r} appears twice: once in a nested mapping, and once under its full name")
+        flat[name] = array
+    return flat
+
+
+def nested(flat: Mapping[str, Any], like: AnyArrays, prefix: str = "") -> dict[str, Any]:
+    """Return arrays nested as those of `like` are.
+
+    >>> nested({"encoder.bias": 2, "scale": 3}, {"encoder": {"bias": None}, "scale": None})
+    {'encoder': {'bias': 2}, 'scale': 3}
+    """
+    return {
+        name: nested(flat, each, f"{prefix}{name}.") if isinstance(each, Mapping) else flat[prefix + name]
+        for name, each in like.items()
+    }
+
+
+def kinds_of(arrays: AnyArrays) -> AnyArrays:
+    """Return what gives arrays of the kind of each, nested as they are; it holds none of them."""
+    return nested({name: alike(array) for name, array in flattened(arrays).items()}, arrays)
+
+
+def given(values: Mapping[str, Values], kinds: AnyArrays, ties: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Return values as arrays of some kinds (see `kinds_of`); those of a name in `ties` are another name's array."""
+    ties, gives = ties or {}, flattened(kinds)
+    flat = {name: gives[name](array) for name, array in values.items() if name not in ties}
+    return nested(flat | {name: flat[first] for name, first in ties.items()}, kinds)
+
+
+def in_kind(arrays: Mapping[str, Values], like: AnyArrays) -> dict[str, Any]:
+    """Return copies of named arrays, each of the kind of the array of its name in `like`, and nested as those are."""
+    return given({name: array.copy() for name, array in arrays.items()}, kinds_of(like))
+
+
+def _walk(arrays: AnyArrays, prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, array in arrays.items():
+        if not isinstance(name, str):
+            raise SpecError(f"a tensor's name is a string, not {name!r}{prefix and f' (in {prefix[:-1]!r})'}")
+        if isinstance(array, Mapping):
+            yield from _walk(array, f"{prefix}{name}.")
+        else:
+            yield prefix + name, array
+
+
+def _same(values: Values) -> Values:
+    return values
+
+
+def _read_torch(tensor: Any) -> Values:
+    import torch
+
+    here = tensor.detach().cpu()
+    if here.dtype is torch.bfloat16:  # of which NumPy itself knows nothing
+        return np.asarray(here.view(torch.int16)).view(ml_dtypes.bfloat16)
+    return np.asarray(here)
+
+
+def _torch_alike(tensor: Any) -> Give:
+    import torch
+
+    device = tensor.device
+
+    def give(values: Values) -> Any:
+        if values.dtype == ml_dtypes.bfloat16:
+            return torch.from_numpy(values.view(np.int16)).view(torch.bfloat16).to(device)
+        return torch.from_numpy(values).to(device)
+
+    return give
+
+
+def _jax_alike(array: Any) -> Give:
+    import jax
+
+    sharding = array.sharding
+    return lambda values: jax.device_put(values, sharding)
+
+
+def _read_cupy(array: Any) -> Values:
+    import cupy
+
+    return np.asarray(cupy.asnumpy(array))
+
+
+def _cupy_alike(array: Any) -> Give:
+    import cupy
+
+    device = array.device
+
+    def give(values: Values) -> Any:
+        with device:
+            return cupy.asarray(values)
+
+    return give
+
+
+def _read_anything(thing: Any) -> Values:
+    try:
+        return np.asarray(memoryview(thing))
+    except TypeError:
+        if not hasattr(thing, "__dlpack_device__"):
+            raise
+    if thing.__dlpack_device__()[0] not in HOST_DEVICES:
+        raise BufferError("it is on a device; bring it to the processor's memory first")
+    return np.from_dlpack(thing)
+
+
+ANYTHING = Kind(_read_anything, lambda _: _same)
+"""What has a buffer, or DLPack in the processor's memory; results are NumPy's."""
+
+KINDS: dict[str, Kind] = {
+    "torch": Kind(_read_torch, _torch_alike),
+    "jaxlib": Kind(np.asarray, _jax_alike),
+    "cupy": Kind(_read_cupy, _cupy_alike),
+}
+"""By the package in which the class of an array, or one of its bases, is defined."""
+
+
+def _kind_of(thing: Any) -> Kind:
+    for cls in type(thing).__mro__:
+        if kind := KINDS.get(cls.__module__.partition(".")[0]):
+            return kind
+    return ANYTHING
