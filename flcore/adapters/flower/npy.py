@@ -1,0 +1,97 @@
+"""Flower's arrays, which are NumPy's .npy format in `bytes`: read where they are, results written straight into it."""
+
+from functools import lru_cache
+from io import BytesIO
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+from flwr.app import Array, ArrayRecord
+from numpy.lib import format as npy
+
+from flcore.errors import TensorMismatch
+from flcore.model.dtypes import DTYPES
+from flcore.model.spec import ModelSpec, TensorSpec
+
+SERIALIZED_AS = "numpy.ndarray"
+"""What Flower calls the format."""
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+"""NumPy's format knows it as two bytes of anything; `Array.dtype` tells."""
+
+Values = npt.NDArray[Any]
+
+
+def values_of(record: ArrayRecord, client: str) -> dict[str, Values]:
+    """Return views of a record's arrays, by name, or raise `TensorMismatch` for what is no array."""
+    return {name: _values(array, name, client) for name, array in record.items()}
+
+
+def _values(array: Array, name: str, client: str) -> Values:
+    try:
+        if array.stype != SERIALIZED_AS:
+            raise ValueError(f"it is serialized as {array.stype!r}, expected {SERIALIZED_AS!r}")
+        start = _header_bytes(array.data[:12])
+        shape, is_fortran, dtype = _header(array.data[:start])
+        dtype = BFLOAT16 if array.dtype == "bfloat16" and dtype == np.dtype("V2") else dtype
+        if (str(dtype), shape) != (array.dtype, tuple(array.shape)):
+            raise ValueError(
+                f"announced as {array.dtype} of shape {tuple(array.shape)}, it is {dtype} of shape {shape}"
+            )
+        flat = np.frombuffer(memoryview(array.data)[start:], dtype)
+        return flat.reshape(shape, order="F" if is_fortran else "C")
+    except (ValueError, TypeError) as error:
+        raise TensorMismatch(f"it is no array: {error}", client=client, tensor=name) from None
+
+
+def _header_bytes(beginning: bytes) -> int:
+    """Return where the values of a file begin."""
+    version = npy.read_magic(BytesIO(beginning))
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"version {version} of the .npy format holds no plain array")
+    width = 2 if version == (1, 0) else 4
+    return 8 + width + int.from_bytes(beginning[8 : 8 + width], "little")
+
+
+@lru_cache(maxsize=1024)
+def _header(head: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Return the shape, whether it is in Fortran's order, and the dtype that a file's first bytes tell."""
+    stream = BytesIO(head)
+    read = npy.read_array_header_1_0 if npy.read_magic(stream) == (1, 0) else npy.read_array_header_2_0
+    shape, is_fortran, dtype = read(stream)
+    return shape, is_fortran, dtype
+
+
+class BlankRecord:
+    """A record in the making: `arrays` are to be written to, then `filled` returns it, without a copy."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self._files = {tensor.name: (tensor, _blank(tensor)) for tensor in spec.tensors}
+        self.arrays = {name: _view(tensor, *file) for name, (tensor, file) in self._files.items()}
+
+    def filled(self) -> ArrayRecord:
+        """Return the record; `arrays` is empty from then on."""
+        self.arrays.clear()  # what has a view cannot be taken as bytes without a copy
+        files, self._files = self._files, {}
+        return ArrayRecord(
+            {
+                name: Array(tensor.dtype, tensor.shape, SERIALIZED_AS, file.getvalue())
+                for name, (tensor, (file, _)) in files.items()
+            }
+        )
+
+
+def _blank(tensor: TensorSpec) -> tuple[BytesIO, int]:
+    """Return a file of a tensor of zeros, and where its values begin."""
+    file, dtype = BytesIO(), DTYPES[tensor.dtype]
+    npy.write_array_header_1_0(file, {"descr": dtype.str, "fortran_order": False, "shape": tensor.shape})
+    start = file.tell()
+    if tensor.size:
+        file.seek(start + tensor.size * dtype.itemsize - 1)
+        file.write(b"\0")
+    return file, start
+
+
+def _view(tensor: TensorSpec, file: BytesIO, start: int) -> Values:
+    return np.frombuffer(file.getbuffer()[start:], DTYPES[tensor.dtype]).reshape(tensor.shape)
