@@ -27,7 +27,7 @@ class FlcoreMean(strategy.FedAvg):  # type: ignore[misc]  # it has a type only w
     """
 
     accumulate: str = "exact"
-    group: int = 4
+    group: int = 1
     max_abs: float = math.inf
     _spec: ModelSpec | None = None
 
@@ -75,7 +75,7 @@ class FedAvg(FlcoreMean):
         self,
         *arguments: Any,
         accumulate: str = "exact",
-        group: int = 4,
+        group: int = 1,
         max_abs: float = math.inf,
         **keywords: Any,
     ) -> None:
