@@ -50,7 +50,7 @@ class Combination:
         most = min(max_abs, math.inf if read.coefficient <= 1 else np.finfo(np.float64).max / read.coefficient)
         for buffers, (segment, _) in zip(read.buffers, self._segments, strict=True):
             (top,) = self._device.largest([buffers], segment.dtype)
-            if top <= largest_allowed(segment.dtype, most):
+            if math.isfinite(top) and top <= largest_allowed(segment.dtype, most):
                 continue
             for span, buffer in zip(segment.spans, buffers, strict=True):
                 check_values(

@@ -186,7 +186,7 @@ def _shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
 
 def _alike(answers: list[RecordDict]) -> list[RecordDict]:
     """Return the answers with the metrics that most have: others cannot be averaged with them."""
-    names = [frozenset(*_named(answer, MetricRecord).values()) for answer in answers]
+    names: list[frozenset[str]] = [frozenset(*_named(answer, MetricRecord).values()) for answer in answers]
     (most, _), *others = Counter(names).most_common()
     if others:
         log(

@@ -65,6 +65,12 @@ def replies_of(given: list[Arrays]) -> list[Message]:
     return [reply(arrays, weight, node=weight) for weight, arrays in enumerate(given, 1)]
 
 
+def mean_of(chosen: Any, replies: Iterable[Message]) -> tuple[Any, Any]:
+    """What a strategy makes of a round."""
+    arrays, metrics = chosen.aggregate_train(1, replies)
+    return arrays, metrics
+
+
 def begun(chosen: Any, arrays: Arrays) -> Any:
     """A strategy that has sent this model."""
     record = ArrayRecord({name: Array(values) for name, values in arrays.items()})
@@ -150,8 +156,8 @@ def test_what_is_no_array_is_refused_by_name(array: Any, words: str) -> None:
 @pytest.mark.parametrize("accumulate", ["exact", "float64", "float32"])
 def test_the_mean_is_flowers_to_rounding_and_integers_stay_integers(form: Any, accumulate: str) -> None:
     given = models()
-    expected, theirs = strategy.FedAvg().aggregate_train(1, replies_of(given))
-    found, metrics = begun(FedAvg(accumulate=accumulate), given[0]).aggregate_train(1, form(replies_of(given)))
+    expected, theirs = mean_of(strategy.FedAvg(), replies_of(given))
+    found, metrics = mean_of(begun(FedAvg(accumulate=accumulate), given[0]), form(replies_of(given)))
     assert list(found) == ["w", "b", "n"] and dict(metrics) == dict(theirs)
     for name in ("w", "b"):
         assert found[name].dtype == expected[name].dtype
@@ -163,13 +169,13 @@ def test_exact_means_are_those_of_aggregate_in_any_order_and_form() -> None:
     given = models(9)
     expected = flcore.aggregate([(arrays, weight) for weight, arrays in enumerate(given, 1)])
     for form, group in ((list, 4), (iter, 4), (iter, 1), (lambda each: iter(each[::-1]), 3)):
-        found, _ = FedAvg(group=group).aggregate_train(1, form(replies_of(given)))
+        found, _ = mean_of(FedAvg(group=group), form(replies_of(given)))
         assert {name: found[name].numpy().tobytes() for name in found} == {k: v.tobytes() for k, v in expected.items()}
 
 
 def bad_replies(good: Arrays) -> dict[str, Message]:
-    nan = good["w"].copy()
-    nan[3, 3] = np.nan
+    nan, infinite = good["w"].copy(), good["w"].copy()
+    nan[3, 3], infinite[0, 1] = np.nan, -np.inf
     two = Message(RecordDict({"a": ArrayRecord(), "b": ArrayRecord(), "m": MetricRecord()}), reply_to=message())
     return {
         "tensor 'b': it is missing": reply({"w": good["w"], "n": good["n"]}),
@@ -179,6 +185,7 @@ def bad_replies(good: Arrays) -> dict[str, Message]:
         ),
         r"tensor 'w': expected float32 .* got float64": reply({**good, "w": good["w"].astype(np.float64)}),
         "tensor 'w': element 30 is nan": reply({**good, "w": nan}),
+        "tensor 'w': element 1 is -inf": reply({**good, "w": infinite}),
         "a weight is a finite number >= 0 .* not -1": reply(good, -1),
         "a weight is a finite number >= 0 .* not nan": reply(good, float("nan")),
         r"a weight is a finite number >= 0 .* not \[1, 2\]": reply(good, [1, 2]),
@@ -196,7 +203,7 @@ def test_a_reply_that_cannot_be_counted_costs_its_sender_its_place_and_nobody_el
     form: Any, place: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = models(6)
-    expected, _ = FedAvg().aggregate_train(1, replies_of(given))
+    expected, _ = mean_of(FedAvg(), replies_of(given))
     for words, bad in bad_replies(given[0]).items():
         told: list[str] = []
         monkeypatch.setattr(
@@ -204,7 +211,7 @@ def test_a_reply_that_cannot_be_counted_costs_its_sender_its_place_and_nobody_el
         )
         bad.metadata.__dict__["_src_node_id"] = 13
         answers = [*replies_of(given)[:place], bad, *replies_of(given)[place:], failed(14)]
-        found, _ = begun(FedAvg(), given[0]).aggregate_train(1, form(answers))
+        found, _ = mean_of(begun(FedAvg(), given[0]), form(answers))
         assert all(found[name].data == expected[name].data for name in expected), words
         assert any("it broke" in line for line in told)
         assert any(line.startswith("\t> Refused: client 'node 13'") and _fits(words, line) for line in told), told
@@ -228,13 +235,13 @@ def test_a_round_in_which_nothing_counts_is_none(form: Any) -> None:
 
 def test_bounds_hold_for_lists_and_streams() -> None:
     for form in (list, iter):
-        found, _ = FedAvg(max_abs=5).aggregate_train(1, form([reply({"w": np.ones(3)}), reply({"w": np.full(3, 6.0)})]))
+        found, _ = mean_of(FedAvg(max_abs=5), form([reply({"w": np.ones(3)}), reply({"w": np.full(3, 6.0)})]))
         assert found["w"].numpy().tolist() == [1.0] * 3
 
 
 def test_metrics_that_few_replies_have_are_left_out() -> None:
     given = [reply({"w": np.ones(1)}, 1, node, loss=2.0) for node in range(3)]
-    _, metrics = FedAvg().aggregate_train(1, [reply({"w": np.ones(1)}, 1, 9, accuracy=0.5), *given])
+    _, metrics = mean_of(FedAvg(), [reply({"w": np.ones(1)}, 1, 9, accuracy=0.5), *given])
     assert dict(metrics) == {"loss": 2.0}
 
 
@@ -251,11 +258,11 @@ def test_arrays_are_let_go_once_they_are_folded() -> None:
             yield answer
             del answer
 
-    found, _ = FedAvg(group=4).aggregate_train(1, stream())
+    found, _ = mean_of(FedAvg(group=4), stream())
     assert found["w"].numpy().tolist() == [9.5] * 1000
     assert most <= 1, "what is held of a reply is its bytes, not the reply"
     answers = replies_of(models())
-    FedAvg().aggregate_train(1, answers)
+    mean_of(FedAvg(), answers)
     assert all(not answer.content.array_records and answer.content.metric_records for answer in answers)
 
 
@@ -284,7 +291,7 @@ def test_a_model_of_other_shapes_begins_anew() -> None:
     chosen = begun(FedAvg(), models(1)[0])
     chosen.aggregate_train(1, replies_of(models()))
     begun(chosen, {"v": np.zeros(2)})
-    assert chosen.aggregate_train(1, [reply({"v": np.ones(2)})])[0]["v"].numpy().tolist() == [1.0, 1.0]
+    assert mean_of(chosen, [reply({"v": np.ones(2)})])[0]["v"].numpy().tolist() == [1.0, 1.0]
 
 
 def test_the_grid_asks_for_one_reply_at_a_time_and_hands_it_on() -> None:
@@ -293,7 +300,7 @@ def test_the_grid_asks_for_one_reply_at_a_time_and_hands_it_on() -> None:
     assert list(grid.get_node_ids()) == inner.nodes and grid.run == 7
     replies = grid.send_and_receive([message(node=node) for node in range(5)], timeout=30)
     assert len(inner.sent) == 5 and not inner.asked, "messages are sent at once, replies asked for when they are wanted"
-    found, _ = FedAvg().aggregate_train(1, replies)
+    found, _ = mean_of(FedAvg(), replies)
     assert found["w"].numpy().tolist() == [2.0] * 3
     assert all(len(ids) == 1 for ids in inner.asked)
     together = Nodes(range(5))
@@ -313,5 +320,5 @@ def test_the_grid_gives_up_after_its_timeout_and_lists_what_is_small() -> None:
 
 def test_bfloat16_goes_through() -> None:
     given = [reply({"h": np.full(3, value, ml_dtypes.bfloat16)}, 1, node) for node, value in enumerate((1.0, 2.0))]
-    found, _ = FedAvg().aggregate_train(1, given)
+    found, _ = mean_of(FedAvg(), given)
     assert values_of(found, "x")["h"].tolist() == [1.5] * 3 and found["h"].dtype == "bfloat16"

@@ -4,6 +4,7 @@ import importlib.util
 import re
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ def block(language: str, text: str) -> str:
 def changed(program: str, diff: str) -> str:
     """Apply a diff whose lines are each unique in the program."""
     lines = diff.splitlines()
-    for old, new in zip(lines, lines[1:], strict=False):
+    for old, new in pairwise(lines):
         if old.startswith("-") and new.startswith("+"):
             assert program.count(old[1:] + "\n") == 1, old
             program = program.replace(old[1:], new[1:])
@@ -60,5 +61,5 @@ def test_the_same_app_with_flowers_mean_and_with_ours_comes_to_the_same_model(tm
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_the_mixin_as_printed() -> None:
     namespace: dict[str, type] = {}
-    exec(block("python", "class FedAdam"), namespace)  # noqa: S102 - our own page
-    assert namespace["FedAdam"]().accumulate == "float32"  # type: ignore[attr-defined]
+    exec(block("python", "class FedAdam"), namespace)
+    assert namespace["FedAdam"]().accumulate == "float32"

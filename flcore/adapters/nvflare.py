@@ -1,0 +1,181 @@
+"""flcore inside NVIDIA FLARE: an aggregator for `FedAvgRecipe(aggregator=...)` and for `ScatterAndGather`.
+
+It takes full weights and differences, NumPy's and PyTorch's arrays, and the lazy references of tensors that NVFLARE has
+put on disk. What it returns is of the kind that came.
+"""
+
+import math
+import re
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from nvflare.apis.dxo import from_shareable
+from nvflare.apis.fl_constant import FLMetaKey, ReservedKey, ReturnCode
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.shareable import Shareable
+from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
+from nvflare.app_common.aggregators.model_aggregator import ModelAggregator
+from nvflare.app_common.utils.fl_model_utils import FLModelUtils
+
+from flcore.aggregation.running import Running
+from flcore.errors import TensorMismatch, UpdateError, WeightError
+
+
+class FlcoreAggregator(ModelAggregator):  # type: ignore[misc]  # it has a type only where NVFLARE is installed
+    """The weighted mean of FedAvg (McMahan et al., 2017), computed by flcore as results come.
+
+    A result counts by the `NUM_STEPS_CURRENT_ROUND` of its meta, which must be a finite number >= 0, times its client's
+    entry in `aggregation_weights` (1 where there is none); with `rule="unweighted_mean"` all count the same. Results of
+    a job have the tensors of the first one, by name, shape and dtype, but for those that the regular expression
+    `exclude_vars` finds; those of a round are all full weights, or all differences. Another is refused with an
+    `UpdateError` that names client and tensor, which NVFLARE logs, and the round goes on without it.
+
+    `accumulate` is "exact", "float64" or "float32" (see `flcore.aggregate`). `group` results are held and folded in one
+    pass: faster, and more memory. `max_abs` bounds the magnitude of every element.
+    """
+
+    def __init__(
+        self,
+        accumulate: str = "exact",
+        rule: str = "mean",
+        group: int = 1,
+        max_abs: float | None = None,
+        exclude_vars: str | None = None,
+        aggregation_weights: dict[str, float] | None = None,
+    ) -> None:
+        super().__init__()
+        self.accumulate, self.rule, self.group, self.max_abs = accumulate, rule, group, max_abs
+        self.exclude_vars, self.aggregation_weights = exclude_vars, aggregation_weights
+        self._lock = threading.Lock()
+        self._round = _Round()
+        self._means: dict[str, Running] = {}
+
+    def accept_model(self, model: FLModel) -> None:
+        """Count a result in, or raise `UpdateError` and leave everything as it was."""
+        client = str((model.meta or {}).get("client_name", "?"))
+        with self._lock:
+            self._round.require_kind(model, client)
+            params, weight = self._params(model, client), self._weight(model, client)
+            if any(callable(getattr(each, "materialize", None)) for each in params.values()):
+                self._accept_lazy(params, weight, client)
+            else:
+                self._mean("").add(params, weight, client)
+            self._round.count(model, weight)
+
+    def aggregate_model(self) -> FLModel:
+        """Return the mean of the round and begin anew.
+
+        Raises `QuorumError` where no result counts, `WeightError` where all weights are zero, and `AggregationError`
+        where a dtype cannot hold the mean.
+        """
+        with self._lock:
+            params = self._mean("").finish() if "" in self._means or not self._means else self._lazy_params()
+            metrics, kind = self._round.metrics(), self._round.kind
+            self._round = _Round()
+            return FLModel(params=params, params_type=kind, metrics=metrics)
+
+    def reset_stats(self) -> None:
+        """Let everything of the round go; what the model is stays."""
+        with self._lock:
+            self._round = _Round()
+            for mean in self._means.values():
+                mean.clear()
+
+    def accept(self, shareable: Shareable, fl_ctx: FLContext) -> bool:
+        """Count a result in (classic workflows); False, with a line in the log, for one that is refused."""
+        self.fl_ctx = fl_ctx
+        client = shareable.get_peer_prop(key=ReservedKey.IDENTITY_NAME, default="?")
+        if (code := shareable.get_return_code()) and code != ReturnCode.OK:
+            self.log_warning(fl_ctx, f"client {client!r} returned {code}; its result is left out")
+            return False
+        try:
+            from_shareable(shareable)
+            model = FLModelUtils.from_shareable(shareable, fl_ctx)
+        except (ValueError, TypeError) as error:
+            self.log_error(fl_ctx, f"client {client!r}: this is no model: {error}")
+            return False
+        model.meta["client_name"] = client
+        try:
+            self.accept_model(model)
+        except UpdateError as error:
+            self.log_error(fl_ctx, f"refused: {error}")
+            return False
+        return True
+
+    def _mean(self, name: str) -> Running:
+        """Return the running mean of all tensors (""), or of one that comes lazily."""
+        if name not in self._means:
+            self._means[name] = Running(
+                rule=self.rule,
+                accumulate=self.accumulate,
+                group=1 if name else self.group,
+                max_abs=math.inf if self.max_abs is None else self.max_abs,
+            )
+        return self._means[name]
+
+    def _accept_lazy(self, params: Mapping[str, Any], weight: float, client: str) -> None:
+        """Look at all tensors, and then fold them; one is in memory at a time."""
+        names = [name for name in self._means if name]
+        if "" in self._means or (names and set(names) != set(params)):
+            odd = sorted(set(names) ^ set(params))
+            raise TensorMismatch("the result's tensors are not those of the first result", client=client, tensor=odd[0])
+        for count_in in (Running.check, Running.add):
+            for name, each in params.items():
+                count_in(self._mean(name), {name: _materialized(each)}, weight, client)
+
+    def _lazy_params(self) -> dict[str, Any]:
+        return {name: mean.finish()[name] for name, mean in self._means.items()}
+
+    def _params(self, model: FLModel, client: str) -> dict[str, Any]:
+        if not isinstance(model.params, Mapping) or not model.params:
+            raise TensorMismatch("its result has no parameters", client=client)
+        excluded = re.compile(self.exclude_vars) if self.exclude_vars else None
+        return {name: each for name, each in model.params.items() if excluded is None or not excluded.search(name)}
+
+    def _weight(self, model: FLModel, client: str) -> Any:
+        if self.rule == "unweighted_mean":
+            return 1.0
+        meta, share = model.meta or {}, (self.aggregation_weights or {}).get(client, 1.0)
+        if FLMetaKey.NUM_STEPS_CURRENT_ROUND not in meta:
+            raise WeightError(
+                f'the meta of its result lacks "{FLMetaKey.NUM_STEPS_CURRENT_ROUND}" '
+                '(rule="unweighted_mean" needs none)',
+                client=client,
+            )
+        steps = meta[FLMetaKey.NUM_STEPS_CURRENT_ROUND]
+        return steps * share if isinstance(steps, int | float) and not isinstance(steps, bool) else steps
+
+
+class _Round:
+    """What a round knows beside its tensors: whether they are weights or differences, and the clients' metrics."""
+
+    def __init__(self) -> None:
+        self.kind: ParamsType | None = None
+        self._metrics: list[tuple[Mapping[str, Any], float]] = []
+
+    def require_kind(self, model: FLModel, client: str) -> None:
+        """Raise `UpdateError` where differences meet full weights."""
+        if self.kind is not None and model.params_type != self.kind:
+            raise UpdateError(f"its parameters are {model.params_type}, others' {self.kind}", client=client)
+
+    def count(self, model: FLModel, weight: float) -> None:
+        """Take note of a result that counts."""
+        self.kind = model.params_type
+        self._metrics.append((model.metrics or {}, weight))
+
+    def metrics(self) -> dict[str, float] | None:
+        """Return the weighted means of the metrics that are numbers in every result, or None if there are none."""
+        total = math.fsum(weight for _, weight in self._metrics)
+        names = [name for name, value in self._metrics[0][0].items() if isinstance(value, int | float)]
+        means = {
+            name: math.fsum(metrics[name] * (weight / total) for metrics, weight in self._metrics)
+            for name in names
+            if all(isinstance(metrics.get(name), int | float) for metrics, _ in self._metrics)
+        }
+        return means or None
+
+
+def _materialized(each: Any) -> Any:
+    materialize = getattr(each, "materialize", None)
+    return materialize() if callable(materialize) else each

@@ -1,0 +1,222 @@
+"""NVFLARE's aggregator with flcore's mean, on NVFLARE's own models: `make test-adapters`."""
+
+import inspect
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+import flcore
+
+pytest.importorskip("nvflare", reason="NVFLARE is not installed (make test-adapters)")
+
+from nvflare.apis.dxo import DXO, DataKind
+from nvflare.apis.fl_constant import FLContextKey, ReservedKey
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.shareable import Shareable
+from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
+from nvflare.app_common.aggregators.weighted_aggregation_helper import WeightedAggregationHelper
+
+from flcore.adapters.nvflare import FlcoreAggregator
+
+Arrays = dict[str, npt.NDArray[Any]]
+STEPS = "NUM_STEPS_CURRENT_ROUND"
+
+
+def models(count: int = 5) -> list[Arrays]:
+    rng = np.random.default_rng(3)
+    return [
+        {"w": rng.standard_normal((30, 9)).astype(np.float32), "b": rng.standard_normal(4), "n": np.array(10 * (i + 1))}
+        for i in range(count)
+    ]
+
+
+def result(params: Any, weight: Any = 1, client: str = "site-1", *, kind: Any = ParamsType.FULL, **metrics: Any) -> Any:
+    return FLModel(
+        params=params, params_type=kind, metrics=metrics or None, meta={STEPS: weight, "client_name": client}
+    )
+
+
+def theirs(given: list[Arrays]) -> Arrays:
+    helper = WeightedAggregationHelper()
+    for weight, params in enumerate(given, 1):
+        helper.add(params, weight, f"site-{weight}", 0)
+    return dict(helper.get_result())
+
+
+class Lazy:
+    """A tensor on disk; how many are in memory is counted."""
+
+    alive = most = 0
+
+    def __init__(self, values: npt.NDArray[Any]) -> None:
+        self._values = values
+
+    def materialize(self) -> Any:
+        class Loaded(np.ndarray):
+            def __del__(self) -> None:
+                Lazy.alive -= 1
+
+        Lazy.alive += 1
+        Lazy.most = max(Lazy.most, Lazy.alive)
+        loaded = np.ndarray.__new__(Loaded, self._values.shape, self._values.dtype)
+        loaded[...] = self._values
+        return loaded
+
+
+@pytest.mark.parametrize("group", [1, 4, 9])
+@pytest.mark.parametrize("accumulate", ["exact", "float64", "float32"])
+def test_the_mean_is_nvflares_to_rounding_and_integers_stay_integers(accumulate: str, group: int) -> None:
+    aggregator, expected = FlcoreAggregator(accumulate=accumulate, group=group), theirs(models())
+    for _ in range(2):
+        for weight, params in enumerate(models(), 1):
+            aggregator.accept_model(result(params, weight, f"site-{weight}", loss=weight, text="x", flag=True))
+        found = aggregator.aggregate_model()
+        assert found.params_type == ParamsType.FULL and found.metrics == {"loss": pytest.approx(55 / 15), "flag": 1.0}
+        assert found.params["n"] == 37 and found.params["n"].dtype == np.int64
+        for name in ("w", "b"):
+            assert found.params[name].dtype == models()[0][name].dtype
+            assert np.allclose(found.params[name], expected[name], rtol=1e-6, atol=1e-7)
+
+
+def test_exact_means_are_those_of_aggregate_in_any_order() -> None:
+    given = list(enumerate(models(), 1))
+    expected = flcore.aggregate([(params, weight) for weight, params in given])
+    for order, group in ((given, 1), (given[::-1], 2), (given[2:] + given[:2], 4)):
+        aggregator = FlcoreAggregator(group=group)
+        for weight, params in order:
+            aggregator.accept_model(result(params, weight, f"site-{weight}"))
+        found = aggregator.aggregate_model().params
+        assert {name: values.tobytes() for name, values in found.items()} == {
+            k: v.tobytes() for k, v in expected.items()
+        }
+
+
+@pytest.mark.parametrize("is_lazy", [False, True])
+def test_a_result_that_cannot_be_counted_leaves_no_trace(is_lazy: bool) -> None:
+    def made(params: Arrays) -> dict[str, Any]:
+        return {name: Lazy(values) for name, values in params.items()} if is_lazy else params
+
+    good, nan = models(1)[0], models(1)[0]
+    nan["b"][3] = np.inf
+    bad = {
+        "client 'bad'.*tensor 'n'": result(made({"w": good["w"], "b": good["b"]}), 1, "bad"),
+        "client 'bad'.*tensor 'x'": result(made({**good, "x": good["b"]}), 1, "bad"),
+        r"client 'bad', tensor 'w': expected float32 of shape \(30, 9\)": result(
+            made({**good, "w": good["w"].T}), 1, "bad"
+        ),
+        "client 'bad', tensor 'b': element 3 is inf": result(made(nan), 1, "bad"),
+        "client 'bad': a weight is a finite number >= 0 .* not -1": result(made(good), -1, "bad"),
+        "client 'bad': a weight is a finite number >= 0 .* not True": result(made(good), True, "bad"),
+        "client 'bad': a weight is a finite number >= 0 .* not 'many'": result(made(good), "many", "bad"),
+        "client 'bad': its parameters are ParamsType.DIFF, others' ParamsType.FULL": result(
+            made(good), 1, "bad", kind=ParamsType.DIFF
+        ),
+        "client 'bad': its result has no parameters": FLModel(metrics={"loss": 1}, meta={"client_name": "bad"}),
+        "client 'bad': the meta of its result lacks \"NUM_STEPS_CURRENT_ROUND\"": FLModel(
+            params=made(good), params_type=ParamsType.FULL, meta={"client_name": "bad"}
+        ),
+    }
+    aggregator = FlcoreAggregator()
+    for weight, params in enumerate(models(), 1):
+        aggregator.accept_model(result(made(params), weight))
+        for words, refused in bad.items():
+            if not refused.params and "no parameters" in words:
+                refused.params_type = ParamsType.FULL
+            with pytest.raises(flcore.UpdateError, match=words):
+                aggregator.accept_model(refused)
+    found, expected = aggregator.aggregate_model().params, theirs(models())
+    assert all(np.allclose(found[name], expected[name], rtol=1e-6, atol=1e-7) for name in ("w", "b"))
+
+
+def test_differences_stay_differences_and_rounds_may_change() -> None:
+    aggregator = FlcoreAggregator()
+    for kind in (ParamsType.DIFF, ParamsType.FULL):
+        aggregator.accept_model(result({"w": np.ones(2)}, kind=kind))
+        assert aggregator.aggregate_model().params_type == kind
+    aggregator.accept_model(result({"w": np.ones(2)}))
+    aggregator.reset_stats()
+    with pytest.raises(flcore.QuorumError, match="no update was accepted"):
+        aggregator.aggregate_model()
+    with pytest.raises(flcore.TensorMismatch, match="tensor 'w': it is missing"):
+        aggregator.accept_model(result({"v": np.ones(2)}))
+
+
+def test_lazy_references_are_materialized_one_tensor_at_a_time() -> None:
+    Lazy.alive = Lazy.most = 0
+    aggregator, expected = FlcoreAggregator(group=4), theirs(models())
+    for weight, params in enumerate(models(), 1):
+        aggregator.accept_model(result({name: Lazy(values) for name, values in params.items()}, weight))
+    found = aggregator.aggregate_model().params
+    assert Lazy.most == 1 and Lazy.alive == 0
+    assert all(np.allclose(found[name], expected[name], rtol=1e-6, atol=1e-7) for name in ("w", "b"))
+
+
+def test_rules_weights_of_clients_and_excluded_tensors() -> None:
+    given = [({"w": np.full(2, value), "bn.count": np.ones(1)}, weight) for value, weight in ((0.0, 1), (3.0, 2))]
+
+    def mean(**arguments: Any) -> Any:
+        aggregator = FlcoreAggregator(**arguments)
+        for site, (params, weight) in enumerate(given):
+            aggregator.accept_model(result(params, weight, f"site-{site}"))
+        return aggregator.aggregate_model().params
+
+    assert mean()["w"].tolist() == [2.0, 2.0]
+    assert mean(rule="unweighted_mean")["w"].tolist() == [1.5, 1.5]
+    assert mean(aggregation_weights={"site-0": 4})["w"].tolist() == [1.0, 1.0]
+    assert list(mean(exclude_vars=r"^bn\.")) == ["w"]
+    with pytest.raises(flcore.OutOfBounds, match="client 'site-1', tensor 'w': element 0 has magnitude 3"):
+        mean(max_abs=2.0)
+
+
+def context() -> FLContext:
+    made = FLContext()
+    made.set_prop(FLContextKey.CURRENT_JOB_ID, "job", private=True)
+    return made
+
+
+def shareable(params: Any, client: str, kind: str = DataKind.WEIGHTS, **meta: Any) -> Shareable:
+    made = DXO(kind, data=params, meta=meta).to_shareable()
+    peer = FLContext()
+    peer.set_prop(ReservedKey.IDENTITY_NAME, client, private=False, sticky=False)
+    made.set_peer_props(peer.get_all_public_props())
+    return made
+
+
+@pytest.mark.parametrize("kind", [DataKind.WEIGHTS, DataKind.WEIGHT_DIFF])
+def test_the_classic_workflow_accepts_refuses_aggregates_and_resets(
+    kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    aggregator, ctx = FlcoreAggregator(), context()
+    aggregator.reset(ctx)
+    for weight, params in enumerate(models(), 1):
+        assert aggregator.accept(shareable(params, f"site-{weight}", kind, **{STEPS: weight}), ctx)
+    assert not aggregator.accept(shareable({"w": np.ones(2)}, "site-9", kind, **{STEPS: 1}), ctx)
+    assert "refused: client 'site-9'" in caplog.text
+    assert not aggregator.accept(Shareable(), ctx)
+    found = aggregator.aggregate(ctx)["DXO"]
+    assert found["kind"] == kind
+    expected = theirs(models())
+    assert np.allclose(found["data"]["w"], expected["w"], rtol=1e-6, atol=1e-7)
+
+
+def test_constructor_arguments_are_attributes_of_plain_values() -> None:
+    aggregator = FlcoreAggregator()
+    for name, parameter in inspect.signature(FlcoreAggregator).parameters.items():
+        assert getattr(aggregator, name) == parameter.default
+        assert isinstance(parameter.default, str | int | float | None)
+
+
+@pytest.mark.skipif(find_spec("torch") is None, reason="PyTorch is not installed (make test-adapters)")
+def test_tensors_come_back_as_tensors() -> None:
+    import torch
+
+    aggregator = FlcoreAggregator()
+    for value in (1.0, 3.0):
+        tied = torch.full((2, 2), value, dtype=torch.bfloat16)
+        aggregator.accept_model(result({"in": tied, "out": tied, "n": torch.tensor(int(value))}))
+    found = aggregator.aggregate_model().params
+    assert found["in"] is found["out"] and found["in"].dtype is torch.bfloat16 and found["n"] == 2
+    assert found["in"].tolist() == [[2.0, 2.0], [2.0, 2.0]]
