@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+ADAPTERS := torch flower flower-oldest nvflare nvflare-oldest appfl
 
-.PHONY: help install demo check fix test test-gpu test-large test-torch stress bench bench-peers proto check-peers clean
+.PHONY: help install demo check fix test test-adapters test-gpu test-large test-torch stress bench bench-peers proto check-peers clean
 
 help:  ## Show the verbs.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -24,6 +25,14 @@ fix: $(VENV)/.dev  ## Mend what can be mended by itself.
 
 test: $(VENV)/.dev  ## Run the whole test suite.
 	$(BIN)/pytest
+
+test-adapters: $(ADAPTERS:%=.peers/%/.ready)  ## Test adapters and arrays with the real packages, each in its own environment.
+	.peers/torch/bin/python -m pytest tests/flcore/model/test_arrays.py
+	.peers/flower/bin/python -m pytest tests/flcore/adapters/test_flower.py tests/flcore/adapters/test_flower_run.py
+	.peers/flower-oldest/bin/python -m pytest tests/flcore/adapters/test_flower.py tests/flcore/adapters/test_flower_run.py
+	.peers/nvflare/bin/python -m pytest tests/flcore/adapters/test_nvflare.py tests/flcore/adapters/test_nvflare_run.py
+	.peers/nvflare-oldest/bin/python -m pytest tests/flcore/adapters/test_nvflare.py tests/flcore/adapters/test_nvflare_run.py
+	.peers/appfl/bin/python -m pytest tests/flcore/adapters/test_other_frameworks.py
 
 test-gpu: $(VENV)/.dev  ## Run the tests that need a CUDA device.
 	$(BIN)/pytest -m gpu
@@ -76,11 +85,14 @@ $(VENV)/.torch: $(VENV)/.dev
 	@touch $@
 
 # Each peer has an environment of its own, with flcore in it: flwr and nvflare cannot share one.
-.peers/torch/.ready: PEER := torch==2.13.0
-.peers/nvflare/.ready: PEER := nvflare==2.9.0
+.peers/torch/.ready: PEER := torch==2.13.0 jax[cpu]==0.10.2
+.peers/nvflare/.ready: PEER := nvflare==2.9.0 torch==2.13.0
+.peers/nvflare-oldest/.ready: PEER := nvflare==2.8.3
 .peers/flower/.ready: PEER := flwr==1.42.0
+.peers/flower-oldest/.ready: PEER := flwr==1.24.0
+.peers/appfl/.ready: PEER := appfl==1.12.0 torch==2.13.0
 .peers/%/.ready: pyproject.toml
 	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/python -m pip install --quiet '$(PEER)'
-	$(@D)/bin/python -m pip install --quiet --editable .
+	$(@D)/bin/python -m pip install --quiet $(PEER)
+	$(@D)/bin/python -m pip install --quiet --editable '.[test]'
 	@touch $@
