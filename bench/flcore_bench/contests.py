@@ -1,4 +1,4 @@
-"""`flcore bench peers`: flcore beside each peer, in the peer's own environment."""
+"""`flcore bench peers`: flcore beside each peer, and in place of its own mean, in the peer's own environment."""
 
 import sys
 from collections.abc import Mapping
@@ -9,6 +9,7 @@ import flcore_transport
 
 import flcore
 from flcore_bench.child import answer_of
+from flcore_bench.drop_in import ADAPTERS, drop_in_rows
 from flcore_bench.row import Row
 
 PEERS = {"torch": "pytorch", "nvflare": "nvidia_flare", "flower": "flower", "numpy": "plain_numpy"}
@@ -28,8 +29,10 @@ def peer_rows(scale: str, threads: int, pythons: Mapping[str, Path]) -> tuple[li
         found = contest(name, python, scale, threads)
         if found is None:
             absent.append(name)
-        else:
-            rows += found
+            continue
+        rows += found
+        if name in ADAPTERS:
+            rows += drop_in_rows(name, python, scale, threads, source_roots())
     return rows, absent
 
 

@@ -44,7 +44,7 @@ def peer_row(name: str, python: Path, size: int, threads: int) -> Row | None:
     """Measure rounds of a model of `size` bytes in `python`; None where the peer is not installed there."""
     module = f"flcore_bench.peers.round_{name}"
     numbers = (str(size), str(CLIENTS), str(ROUNDS))
-    answer = answer_of(module, *numbers, threads=threads, python=python, environment=source_roots())
+    answer = answer_of(module, *numbers, "own", threads=threads, python=python, environment=source_roots())
     if answer["absent"]:
         return None
     peaks = ", ".join(f"{process}'s peak {peak / 1e6:,.0f} MB" for process, peak in answer["peaks"].items())

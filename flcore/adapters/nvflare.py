@@ -4,6 +4,7 @@ It takes full weights and differences, NumPy's and PyTorch's arrays, and the laz
 put on disk. What it returns is of the kind that came.
 """
 
+import logging
 import math
 import re
 import threading
@@ -20,6 +21,8 @@ from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 
 from flcore.aggregation.running import Running
 from flcore.errors import TensorMismatch, UpdateError, WeightError
+
+logger = logging.getLogger(__name__)
 
 
 class FlcoreAggregator(ModelAggregator):  # type: ignore[misc]  # it has a type only where NVFLARE is installed
@@ -61,7 +64,7 @@ class FlcoreAggregator(ModelAggregator):  # type: ignore[misc]  # it has a type 
                 self._accept_lazy(params, weight, client)
             else:
                 self._mean("").add(params, weight, client)
-            self._round.count(model, weight)
+            self._round.count(model, weight, client)
 
     def aggregate_model(self) -> FLModel:
         """Return the mean of the round and begin anew.
@@ -111,8 +114,15 @@ class FlcoreAggregator(ModelAggregator):  # type: ignore[misc]  # it has a type 
                 accumulate=self.accumulate,
                 group=1 if name else self.group,
                 max_abs=math.inf if self.max_abs is None else self.max_abs,
+                may_double=True,
+                refused=self._refused_late,
             )
         return self._means[name]
+
+    def _refused_late(self, error: UpdateError) -> None:
+        """Say that a result that was accepted does not count: its group has shown that its values are unsound."""
+        self._round.discount(error.client)
+        logger.error("refused: %s", error)
 
     def _accept_lazy(self, params: Mapping[str, Any], weight: float, client: str) -> None:
         """Look at all tensors, and then fold them; one is in memory at a time."""
@@ -152,26 +162,31 @@ class _Round:
 
     def __init__(self) -> None:
         self.kind: ParamsType | None = None
-        self._metrics: list[tuple[Mapping[str, Any], float]] = []
+        self._metrics: dict[str, tuple[Mapping[str, Any], float]] = {}
 
     def require_kind(self, model: FLModel, client: str) -> None:
         """Raise `UpdateError` where differences meet full weights."""
         if self.kind is not None and model.params_type != self.kind:
             raise UpdateError(f"its parameters are {model.params_type}, others' {self.kind}", client=client)
 
-    def count(self, model: FLModel, weight: float) -> None:
+    def count(self, model: FLModel, weight: float, client: str) -> None:
         """Take note of a result that counts."""
         self.kind = model.params_type
-        self._metrics.append((model.metrics or {}, weight))
+        self._metrics[client] = (model.metrics or {}, weight)
+
+    def discount(self, client: str) -> None:
+        """Forget a result that does not count after all."""
+        self._metrics.pop(client, None)
 
     def metrics(self) -> dict[str, float] | None:
         """Return the weighted means of the metrics that are numbers in every result, or None if there are none."""
-        total = math.fsum(weight for _, weight in self._metrics)
-        names = [name for name, value in self._metrics[0][0].items() if isinstance(value, int | float)]
+        counted = list(self._metrics.values())
+        total = math.fsum(weight for _, weight in counted)
+        names = [name for name, value in counted[0][0].items() if isinstance(value, int | float)]
         means = {
-            name: math.fsum(metrics[name] * (weight / total) for metrics, weight in self._metrics)
+            name: math.fsum(metrics[name] * (weight / total) for metrics, weight in counted)
             for name in names
-            if all(isinstance(metrics.get(name), int | float) for metrics, _ in self._metrics)
+            if all(isinstance(metrics.get(name), int | float) for metrics, _ in counted)
         }
         return means or None
 

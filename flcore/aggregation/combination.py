@@ -1,14 +1,11 @@
 """Updates of one model, read where they are, looked at and folded: what `aggregate` and the adapters have in common."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from flcore_kernels import Backend, Total
 
-from flcore.aggregation.checks import check_values, largest_allowed
 from flcore.aggregation.gather import Buffers, Gather, blamed
 from flcore.aggregation.rules import Rule
 from flcore.aggregation.weights import accumulator_of, require_accumulator, require_sum, require_weight
@@ -41,23 +38,6 @@ class Combination:
         """Return an update as it can be folded, or raise `WeightError`, `TensorMismatch` or `SpecError`."""
         coefficient = self._rule.coefficient(require_weight(weight, self._strictest, client))
         return Read(self.gather.buffers(arrays, client), coefficient, client)
-
-    def require_sound(self, read: Read, max_abs: float) -> None:
-        """Raise `NonFinite` or `OutOfBounds`, naming the tensor, unless all values may be folded.
-
-        Reads the update once. A fold that fails spoils what was folded before, so whoever keeps a total looks first.
-        """
-        most = min(max_abs, math.inf if read.coefficient <= 1 else np.finfo(np.float64).max / read.coefficient)
-        for buffers, (segment, _) in zip(read.buffers, self._segments, strict=True):
-            (top,) = self._device.largest([buffers], segment.dtype)
-            if math.isfinite(top) and top <= largest_allowed(segment.dtype, most):
-                continue
-            for span, buffer in zip(segment.spans, buffers, strict=True):
-                check_values(
-                    *(self._device, segment, segment.dtype, span.start, buffer.reshape(-1)),
-                    max_abs=most,
-                    client=read.client,
-                )
 
     def at_once(self, reads: Sequence[Read], targets: Buffers, bases: Buffers | None = None) -> None:
         """Write the combination of all updates to `targets`, in one pass per dtype."""

@@ -1,26 +1,31 @@
 """A running combination, for whoever is handed one update after the other: what the adapters are built on."""
 
 import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from flcore_kernels import backend as backend_named
 
+from flcore.aggregation.columns import Averaged, Column, Folded, require_sound
 from flcore.aggregation.combination import Combination, Likeness, Read
-from flcore.aggregation.gather import Gather
+from flcore.aggregation.gather import Buffers, Gather
 from flcore.aggregation.rules import rule_named
-from flcore.errors import QuorumError, SpecError, TensorMismatch
+from flcore.aggregation.weights import accumulator_of, require_sum
+from flcore.errors import QuorumError, SpecError, TensorMismatch, UpdateError
 from flcore.model.arrays import AnyArrays
 from flcore.model.dtypes import DTYPES
 from flcore.model.spec import ModelSpec
 
 
 class Running:
-    """Takes updates as they come: each is looked at, held until `group` are there, folded with them, and let go.
+    """Takes updates as they come, holds them until `group` are there, folds these in one pass and lets them go.
 
-    An update that is refused leaves no trace. They have the tensors of `spec`, or of the first update. Beside the
-    updates held, there is a total of the model's size (4, 8 or 16 bytes per parameter). One thread at a time.
+    Updates have the tensors of `spec`, or of the first one. One that is refused leaves no trace: by `add`, or, if its
+    values turn out to be unsound once others have come, by telling `refused`. Beside the updates held, there is a total
+    of 4, 8 or 16 bytes per parameter; `may_double` allows another 4 for float32, which is then faster. One thread at a
+    time.
     """
 
     def __init__(
@@ -32,73 +37,115 @@ class Running:
         group: int = 1,
         max_abs: float = math.inf,
         spec: ModelSpec | None = None,
+        may_double: bool = False,
+        refused: Callable[[UpdateError], object] = lambda _: None,
     ) -> None:
         self._rule, self._accumulate, self._device = rule_named(rule), accumulate, backend_named(backend)
-        self._group, self._max_abs = group, max_abs
+        self._group, self._max_abs, self._may_double, self._refused = group, max_abs, may_double, refused
         self._combination = None if spec is None else self._of(spec)
         self._likeness: Likeness | None = None
+        self._columns: list[Column] = []
         self._held: list[Read] = []
-        self.count = 0
+        self._coefficients: list[float] = []
 
     @property
     def spec(self) -> ModelSpec | None:
         """What the model is, once that is known."""
         return None if self._combination is None else self._combination.gather.spec
 
-    def check(self, arrays: AnyArrays, weight: Any, client: str) -> Read:
-        """Return an update as it can be added, or raise `UpdateError` and leave everything as it was."""
+    def check(self, arrays: AnyArrays, weight: Any, client: str) -> None:
+        """Raise `UpdateError` unless an update can be counted in. Reads all of it."""
         combination, read = self._read(arrays, weight, client)
-        combination.require_sound(read, self._max_abs)
-        return read
+        for segment, buffers in zip(combination.gather.spec.segments, read.buffers, strict=True):
+            require_sound(self._device, segment, [buffers], [read.coefficient], [client], self._max_abs)
 
     def add(self, arrays: AnyArrays, weight: Any, client: str) -> None:
-        """Count an update in, or raise `UpdateError` and leave everything as it was."""
-        self._hold(arrays, self.check(arrays, weight, client))
-        if len(self._held) >= self._group:
-            self._fold()
-
-    def hold(self, arrays: AnyArrays, weight: Any, client: str) -> None:
-        """Count an update in that is in memory anyway, and keep it until `finish`.
-
-        Its values are looked at now only if they are bounded. Otherwise `finish` does so as it combines them, names the
-        client that it cannot combine, and leaves everything as it was; `drop` takes that client out.
-        """
+        """Count an update in, or raise `UpdateError` and leave everything as it was. Clients' names differ."""
         combination, read = self._read(arrays, weight, client)
-        if self._max_abs < math.inf:
-            combination.require_sound(read, self._max_abs)
-        self._hold(arrays, read)
+        self._combination = combination
+        self._likeness = self._likeness or Likeness(combination.gather.spec)
+        self._likeness.see(arrays, read)
+        self._held.append(read)
+        if len(self._held) >= self._group:
+            for error in self._fold():
+                if error.client == client:
+                    raise error
+                self._refused(error)
 
-    def drop(self, client: str) -> None:
-        """Take out what is held of a client."""
-        kept = [read for read in self._held if read.client != client]
-        self.count -= len(self._held) - len(kept)
-        self._held = kept
-
-    def finish(self, out: dict[str, npt.NDArray[Any]] | None = None) -> dict[str, Any]:
+    def finish(self, out: Mapping[str, npt.NDArray[Any]] | None = None) -> dict[str, Any]:
         """Return the combination of all updates and begin anew, with the same tensors.
 
         The result is of the first update's kinds, or in the arrays of `out`. Raises `QuorumError` where there is no
-        update, what `check` raises for those that were only held, `WeightError` where all weights are zero, and
-        `AggregationError` where a dtype cannot hold the result.
+        update, `WeightError` where all weights are zero, and `AggregationError` where a dtype cannot hold the result.
         """
-        if self._combination is None or self._likeness is None or not self.count:
+        combination, likeness = self._combination, self._likeness
+        if combination is None or likeness is None or not (self._held or self._coefficients):
             raise QuorumError("there is nothing to aggregate: no update was accepted")
-        spec, likeness = self._combination.gather.spec, self._likeness
-        values = allocated(spec) if out is None else out
-        targets = self._combination.gather.targets(values)
-        if self.count == len(self._held):
-            self._combination.at_once(self._held, targets)
-        else:
-            self._fold()
-            self._combination.finish(targets)
+        spec = combination.gather.spec
+        targets = None if out is None else combination.gather.targets(out)
+        results = None if self._coefficients else self._at_once(combination, targets)
+        if results is None:
+            for error in self._fold():
+                self._refused(error)
+            require_sum(self._coefficients)
+            given = [None] * len(spec.segments) if targets is None else targets
+            results = [column.finish(each) for column, each in zip(self._columns, given, strict=True)]
         self.clear()
-        return likeness.give(values) if out is None else out
+        return dict(out) if out is not None else likeness.give(_named(spec, results))
 
     def clear(self) -> None:
         """Let all updates go; what the model is stays."""
-        self._held, self._likeness, self.count = [], None, 0
-        if self._combination is not None:
-            self._combination = self._of(self._combination.gather.spec)
+        self._held, self._coefficients, self._likeness = [], [], None
+        for column in self._columns:
+            column.clear()
+
+    def _at_once(self, combination: Combination, targets: Buffers | None) -> Buffers:
+        """Combine what is held, if that is all there is, in one pass; without those that turn out to be unsound."""
+        spec = combination.gather.spec
+        results = combination.gather.buffers(allocated(spec), "") if targets is None else targets
+        while self._held:
+            try:
+                for index, segment in enumerate(spec.segments if self._max_abs < math.inf else ()):
+                    parts, coefficients = self._parts(index)
+                    clients = [read.client for read in self._held]
+                    require_sound(self._device, segment, parts, coefficients, clients, self._max_abs)
+                combination.at_once(self._held, results)
+            except UpdateError as error:
+                if not self._drop(error):
+                    raise
+                self._refused(error)
+            else:
+                return results
+        raise QuorumError("there is nothing to aggregate: no update could be counted")
+
+    def _fold(self) -> list[UpdateError]:
+        """Fold what is held but for those whose values are unsound; return why these are not."""
+        refusals = []
+        while self._held:
+            clients = [read.client for read in self._held]
+            try:
+                for index, column in enumerate(self._columns_of()):
+                    column.prepare(*self._parts(index), clients)
+            except UpdateError as error:
+                if not self._drop(error):
+                    raise
+                refusals.append(error)
+                continue
+            for column in self._columns:
+                column.commit()
+            self._coefficients += [read.coefficient for read in self._held]
+            self._held = []
+        return refusals
+
+    def _parts(self, index: int) -> tuple[list[list[npt.NDArray[Any]]], list[float]]:
+        return [read.buffers[index] for read in self._held], [read.coefficient for read in self._held]
+
+    def _drop(self, error: UpdateError) -> bool:
+        """Let go of the update that an error names; say whether there is one."""
+        kept = [read for read in self._held if read.client != error.client]
+        was_held = len(kept) < len(self._held)
+        self._held = kept
+        return was_held
 
     def _read(self, arrays: AnyArrays, weight: Any, client: str) -> tuple[Combination, Read]:
         try:
@@ -107,17 +154,15 @@ class Running:
         except SpecError as error:
             raise TensorMismatch(str(error), client=client) from None
 
-    def _hold(self, arrays: AnyArrays, read: Read) -> None:
-        self._combination = self._combination or self._of(ModelSpec.of(arrays))
-        self._likeness = self._likeness or Likeness(self._combination.gather.spec)
-        self._likeness.see(arrays, read)
-        self._held.append(read)
-        self.count += 1
-
-    def _fold(self) -> None:
-        if self._combination is not None and self._held:
-            self._combination.fold(self._held)
-            self._held = []
+    def _columns_of(self) -> list[Column]:
+        if not self._columns and self._combination is not None:
+            for segment in self._combination.gather.spec.segments:
+                accumulate = accumulator_of(segment.dtype, self._accumulate)
+                if self._may_double and accumulate == segment.dtype == "float32":
+                    self._columns.append(Averaged(segment, self._device, self._max_abs))
+                else:
+                    self._columns.append(Folded(segment, accumulate, self._device, self._max_abs))
+        return self._columns
 
     def _of(self, spec: ModelSpec) -> Combination:
         return Combination(Gather(spec), self._rule, self._accumulate, self._device)
@@ -126,3 +171,13 @@ class Running:
 def allocated(spec: ModelSpec) -> dict[str, npt.NDArray[Any]]:
     """Return new arrays for a model, with anything in them."""
     return {tensor.name: np.empty(tensor.shape, DTYPES[tensor.dtype]) for tensor in spec.tensors}
+
+
+def _named(spec: ModelSpec, buffers: Buffers) -> dict[str, npt.NDArray[Any]]:
+    """Return buffers as the tensors that they are, in the order of the spec."""
+    named = {
+        span.tensor.name: values.view(DTYPES[segment.dtype])
+        for segment, tensors in zip(spec.segments, buffers, strict=True)
+        for span, values in zip(segment.spans, tensors, strict=True)
+    }
+    return {tensor.name: named[tensor.name] for tensor in spec.tensors}

@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from flcore_bench import MeasurementFailed, Row, round_peers
+from flcore_bench import MeasurementFailed, Row, Setup, drop_in, round_peers
 from flcore_bench import run as bench_run
-from flcore_bench.peers.round_nvflare import seconds_of
+from flcore_bench.peers.exchange import Exchange, exchange_rows
+from flcore_bench.peers.round_nvflare import aggregating_of, seconds_of
 
 LOG = """2026-11-25 14:00:00,000 - FedAvg - INFO - [wf=controller] -
 -----
@@ -64,7 +66,7 @@ def test_rounds_of_peers_stand_beside_ours_and_absent_ones_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def answer_of(module: str, *arguments: str, **_: Any) -> Any:
-        assert arguments == ("64000000", "4", "3")
+        assert arguments == ("64000000", "4", "3", "own")
         if module.endswith("flower"):
             return {"absent": True}
         return json.loads('{"absent": false, "version": "2.9.0", "seconds": [6, 8], "peaks": {"server": 9e9}}')
@@ -79,3 +81,42 @@ def test_rounds_of_peers_stand_beside_ours_and_absent_ones_are_named(
     assert report.rows[-1].what == "round, NVFLARE 2.9.0, 64 MB x 4 clients"
     assert report.rows[-1].note == "server's peak 9,000 MB"
     assert "absent" in capsys.readouterr().out
+
+
+def test_what_a_mean_took_is_read_from_nvflares_log() -> None:
+    lines = "x - INFO - seconds in aggregation: 0.250000\ny\nx - INFO - seconds in aggregation: 1.5\n"
+    assert aggregating_of(lines) == [0.25, 1.5]
+
+
+def test_a_peer_stands_beside_itself_with_our_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def answer_of(module: str, *arguments: str, **_: Any) -> Any:
+        asked.append((module.rpartition(".")[2], *arguments))
+        if module.endswith("exchange"):
+            return [Row("aggregation", [1.0], 4).to_json()]
+        seconds = {"own": 8.0, "float32": 4.0, "exact": 5.0}[arguments[3]]
+        return {"version": "1", "seconds": [seconds], "aggregation": [0.5, 0.7], "peaks": {"server": 2e9}}
+
+    monkeypatch.setattr(drop_in, "answer_of", answer_of)
+    rows = drop_in.drop_in_rows("flower", Path(sys.executable), "small", 2, {})
+    assert asked == [
+        ("exchange", "flower_exchange", "small"),
+        *[("round_flower", "64000000", "4", "3", way) for way in ("own", "float32", "exact")],
+    ]
+    assert [row.against for row in rows] == [{}, {}, {"its own": 2.0}, {"its own": 1.6}]
+    assert rows[1].what == "round, Flower 1, 64 MB x 4 clients: its own mean"
+    assert rows[1].note == "0.60 s in aggregation; server's peak 2,000 MB"
+
+
+def test_an_exchange_is_measured_in_turn_and_must_agree() -> None:
+    models = [{"weight": np.full(512, value, np.float32)} for value in (1.0, 2.0)]
+    mean = np.full(512, 1.75, np.float32)
+    setup = Setup("small", 2, 2, 512, 20, (), (), 0)
+    one = Exchange("peer", lambda: mean, {"flcore": lambda: mean}, lambda result: np.asarray(result), {"flcore": 0.001})
+    rows = exchange_rows(one, models, [1.0, 3.0], setup)
+    assert [row.what.rpartition(": ")[2] for row in rows] == ["its own mean", "flcore"]
+    assert rows[1].goals[0].is_met and rows[1].against["its own"] > 0
+    wrong = Exchange("peer", lambda: mean, {"flcore": lambda: mean + 1}, lambda result: np.asarray(result))
+    with pytest.raises(RuntimeError, match=r"peer, flcore: .* expected"):
+        exchange_rows(wrong, models, [1.0, 3.0], setup)

@@ -1,4 +1,4 @@
-"""Whole rounds of NVIDIA FLARE: its simulator with the NumPy recipe of FedAvg, a process for each client.
+"""Whole rounds of NVIDIA FLARE, with its own mean or with flcore's: its simulator with the NumPy recipe of FedAvg.
 
 The server's own log says when a round began and when its mean was there; saving the model to disk, which it then does
 after every round, is not counted.
@@ -28,16 +28,20 @@ SERVER = "simulator.simulator "
 
 
 def main() -> None:
-    """Run rounds of a model of so many bytes with so many clients, and print the figures."""
+    """Run rounds of a model of so many bytes with so many clients, aggregated in some way, and print the figures."""
     if find_spec("nvflare") is None:
         print(json.dumps({"absent": True}))
         return
     size, clients, rounds = map(int, sys.argv[1:4])
-    print(json.dumps({"absent": False, "version": version("nvflare")} | measured(size, clients, rounds)))
+    figures = measured(size, clients, rounds, sys.argv[4])
+    print(json.dumps({"absent": False, "version": version("nvflare")} | figures))
 
 
-def measured(size: int, clients: int, rounds: int) -> dict[str, object]:
-    """Return the seconds of all rounds but the first, and the peak memory of the process that hosts the server."""
+def measured(size: int, clients: int, rounds: int, aggregation: str) -> dict[str, object]:
+    """Return the seconds of all rounds but the first, those in aggregation, and the peak of the server's process.
+
+    `aggregation` is "own", or how flcore sums: "float32" or "exact".
+    """
     model = np.random.default_rng(0).random(size // 4, np.float32)
     with tempfile.TemporaryDirectory(prefix="flcore-bench-", ignore_cleanup_errors=True) as name, Offspring() as family:
         home = Path(name)
@@ -45,25 +49,30 @@ def measured(size: int, clients: int, rounds: int) -> dict[str, object]:
         alarm = threading.Timer(TIMEOUT_S, family.end)
         alarm.start()
         try:
-            simulate(home, clients, rounds)
+            simulate(home, clients, rounds, aggregation)
         finally:
             alarm.cancel()
         server = home / JOB / "server"
-        seconds = seconds_of((server / "log.txt").read_text(encoding="utf-8"), clients)
-        if len(seconds) != rounds:
+        log = (server / "log.txt").read_text(encoding="utf-8")
+        seconds, aggregating = seconds_of(log, clients), aggregating_of(log)
+        if not len(seconds) == len(aggregating) == rounds:
             raise MeasurementFailed(f"NVFLARE ended after {len(seconds)} of {rounds} rounds")
         found = np.load(server / "simulate_job" / "models" / "server.npy", mmap_mode="r")
         np.testing.assert_allclose(found[:1000], model[:1000], rtol=1e-5)
-        return {"seconds": seconds[1:], "peaks": {"server": family.peak_bytes(SERVER)}}
+        peaks = {"server": family.peak_bytes(SERVER)}
+        return {"seconds": seconds[1:], "aggregation": aggregating[1:], "peaks": peaks}
 
 
-def simulate(home: Path, clients: int, rounds: int) -> None:
+def simulate(home: Path, clients: int, rounds: int, aggregation: str) -> None:
     """Run the simulator below `home`, which is also its home, from the model that lies there."""
     from nvflare.app_common.np.recipes.fedavg import NumpyFedAvgRecipe
     from nvflare.recipe import SimEnv
 
+    from flcore_bench.peers.nvflare_timed import TimedFlcoreAggregator, TimedOwnMean
+
     os.environ.pop("PYTHONPATH", None)
-    os.environ |= {"HOME": str(home), "TMPDIR": str(home)}
+    kept = os.environ.get("FLCORE_CACHE_DIR", str(Path.home() / ".cache" / "flcore"))
+    os.environ |= {"HOME": str(home), "TMPDIR": str(home), "FLCORE_CACHE_DIR": kept}
     tempfile.tempdir = str(home)
     recipe = NumpyFedAvgRecipe(
         name=JOB,
@@ -71,6 +80,7 @@ def simulate(home: Path, clients: int, rounds: int) -> None:
         min_clients=clients,
         num_rounds=rounds,
         train_script=str(CLIENT),
+        aggregator=TimedOwnMean() if aggregation == "own" else TimedFlcoreAggregator(aggregation),
     )
     recipe.execute(SimEnv(num_clients=clients, num_threads=clients, workspace_root=str(home)))
 
@@ -92,6 +102,11 @@ def seconds_of(log: str, clients: int) -> list[float]:
                 raise MeasurementFailed(f"a round of NVFLARE has {answered} models of {clients} clients")
             seconds.append((now - started).total_seconds())
     return seconds
+
+
+def aggregating_of(log: str) -> list[float]:
+    """Return how much of each round went into the mean, which the aggregators tell in the server's log."""
+    return [float(found) for found in re.findall(r"seconds in aggregation: ([\d.]+)", log)]
 
 
 if __name__ == "__main__":

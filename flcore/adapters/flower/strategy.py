@@ -50,19 +50,16 @@ class FlcoreMean(strategy.FedAvg):  # type: ignore[misc]  # it has a type only w
         is consumed. Raises `QuorumError` where there were replies and none could be counted, `WeightError` where all
         weights are zero, and `AggregationError` where a dtype cannot hold the mean.
         """
-        running = Running(accumulate=self.accumulate, group=self.group, max_abs=self.max_abs, spec=self._spec)
-        mean = _Mean(running, self.weighted_by_key)
-        if isinstance(replies, list):
-            mean.of_list(replies)
-        else:
-            mean.of_stream(replies)
+        group = len(replies) + 1 if isinstance(replies, list) else self.group  # a list is held to its end
+        mean = _Mean(self.accumulate, group, self.max_abs, self._spec, self.weighted_by_key)
+        arrays = mean.of(replies)
         log(INFO, "aggregate_train: Received %s results and %s failures", len(mean.answers), mean.failures)
-        if mean.arrays is None:
+        if arrays is None:
             if mean.refusals:
                 raise QuorumError(f"no reply of round {server_round} could be counted; the first: {mean.refusals[0]}")
             return None, None
-        self._spec = running.spec
-        return mean.arrays, self.train_metrics_aggr_fn(_alike(mean.answers), self.weighted_by_key)
+        self._spec = mean.spec
+        return arrays, self.train_metrics_aggr_fn(_alike(list(mean.answers.values())), self.weighted_by_key)
 
 
 class FedAvg(FlcoreMean):
@@ -84,49 +81,39 @@ class FedAvg(FlcoreMean):
 
 
 class _Mean:
-    """One round's mean, on its way: `answers` is what is left of the replies that count, `arrays` what comes out."""
+    """One round's mean: `answers` is what is left of the replies that count, by node."""
 
-    def __init__(self, running: Running, weighted_by: str) -> None:
-        self._running, self._weighted_by = running, weighted_by
-        self.answers: list[RecordDict] = []
-        self.arrays: ArrayRecord | None = None
+    def __init__(self, accumulate: str, group: int, max_abs: float, spec: ModelSpec | None, weighted_by: str) -> None:
+        self._running = Running(accumulate=accumulate, group=group, max_abs=max_abs, spec=spec, refused=self._refuse)
+        self._weighted_by = weighted_by
+        self.answers: dict[str, RecordDict] = {}
         self.failures = 0
         self.refusals: list[UpdateError] = []
 
-    def of_stream(self, replies: Iterable[Message]) -> None:
-        """Fold replies as they come."""
-        for reply in self._with_content(replies):
-            try:
-                self._running.add(*self._parts(reply, _name_of(reply)))
-            except UpdateError as error:
-                self._refuse(error)
-            else:
-                self.answers.append(_without_arrays(reply))
-        if self.answers:
-            self.arrays = self._finished()
+    @property
+    def spec(self) -> ModelSpec | None:
+        """What the model is, once that is known."""
+        return self._running.spec
 
-    def of_list(self, replies: list[Message]) -> None:
-        """Combine all replies in one pass, and once more without each that turns out to be unsound."""
-        held: dict[str, Message] = {}
+    def of(self, replies: Iterable[Message]) -> ArrayRecord | None:
+        """Return the mean of the replies' arrays, or None where none counts."""
         for reply in self._with_content(replies):
-            name = _name_of(reply)
-            name = f"{name}, reply {len(held)}" if name in held else name
+            node = _name_of(reply)
+            client = f"{node}, reply {len(self.answers)}" if node in self.answers else node
             try:
-                self._running.hold(*self._parts(reply, name))
+                self._running.add(*self._parts(reply, client))
             except UpdateError as error:
                 self._refuse(error)
             else:
-                held[name] = reply
-        while held and self.arrays is None:
-            try:
-                self.arrays = self._finished()
-            except UpdateError as error:
-                if error.client not in held:
-                    raise
-                self._refuse(error)
-                self._running.drop(error.client)
-                del held[error.client]
-        self.answers = [_without_arrays(reply) for reply in held.values()]
+                self.answers[client] = _without_arrays(reply)
+        if not self.answers or self.spec is None:
+            return None
+        blank = BlankRecord(self.spec)
+        try:
+            self._running.finish(blank.arrays)
+        except QuorumError:  # those that were left turned out to be unsound
+            return None
+        return blank.filled()
 
     def _with_content(self, replies: Iterable[Message]) -> Iterator[Message]:
         for reply in replies:
@@ -152,15 +139,8 @@ class _Mean:
     def _refuse(self, error: UpdateError) -> None:
         self.failures += 1
         self.refusals.append(error)
+        self.answers.pop(error.client, None)
         log(WARNING, "\t> Refused: %s", error)
-
-    def _finished(self) -> ArrayRecord:
-        spec = self._running.spec
-        if spec is None:
-            raise QuorumError("there is nothing to aggregate")
-        blank = BlankRecord(spec)
-        self._running.finish(blank.arrays)
-        return blank.filled()
 
 
 def _name_of(reply: Message) -> str:

@@ -131,6 +131,32 @@ def test_a_result_that_cannot_be_counted_leaves_no_trace(is_lazy: bool) -> None:
     assert all(np.allclose(found[name], expected[name], rtol=1e-6, atol=1e-7) for name in ("w", "b"))
 
 
+@pytest.mark.parametrize("accumulate", ["exact", "float32"])
+def test_a_held_result_that_turns_out_to_be_unsound_is_left_out(
+    accumulate: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    good, bad = models(), models(1)[0]
+    bad["w"][2, 2] = np.nan
+    expected = theirs(good)
+    for place in range(6):
+        given = [(f"site-{weight}", weight, params) for weight, params in enumerate(good, 1)]
+        given.insert(place, ("bad", 7, bad))
+        for group in (2, 3, 6, 7):
+            aggregator = FlcoreAggregator(accumulate=accumulate, group=group)
+            caplog.clear()
+            refused = []
+            for client, weight, params in given:
+                try:
+                    aggregator.accept_model(result(params, weight, client, loss=float(weight)))
+                except flcore.NonFinite as error:
+                    refused.append(str(error))
+            found = aggregator.aggregate_model()
+            words = "client 'bad', tensor 'w': element 20 is nan"
+            assert words in caplog.text or any(words in each for each in refused)
+            assert found.metrics == {"loss": pytest.approx(55 / 15)}
+            assert all(np.allclose(found.params[name], expected[name], rtol=1e-6, atol=1e-7) for name in ("w", "b"))
+
+
 def test_differences_stay_differences_and_rounds_may_change() -> None:
     aggregator = FlcoreAggregator()
     for kind in (ParamsType.DIFF, ParamsType.FULL):

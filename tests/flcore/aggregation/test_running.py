@@ -1,0 +1,170 @@
+"""The running combination: its groups, its twin of memory, and that whoever is refused leaves no trace."""
+
+import gc
+import weakref
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from flcore import ModelSpec, NonFinite, OutOfBounds, QuorumError, TensorMismatch, UpdateError, WeightError, aggregate
+from flcore.aggregation.running import Running
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+def models(count: int = 11) -> list[tuple[Arrays, float, str]]:
+    rng = np.random.default_rng(count)
+    return [
+        (
+            {
+                "w": (rng.standard_normal((70, 9)) * 10.0 ** rng.integers(-9, 9, (70, 9))).astype(np.float32),
+                "h": rng.standard_normal(1000).astype(ml_dtypes.bfloat16),
+                "v": rng.standard_normal(3).astype(np.float32),
+                "n": np.array([index, 7]),
+            },
+            float(rng.integers(1, 1000)) / 7,
+            f"site-{index}",
+        )
+        for index in range(count)
+    ]
+
+
+@pytest.mark.parametrize("may_double", [False, True])
+@pytest.mark.parametrize("group", [1, 3, 4, 11, 12])
+def test_exact_results_are_those_of_aggregate_to_the_bit(group: int, may_double: bool) -> None:
+    given = models()
+    expected = aggregate([(arrays, weight) for arrays, weight, _ in given])
+    running = Running(group=group, may_double=may_double)
+    for order in (given, given[::-1]):
+        for update in order:
+            running.add(*update)
+        found = running.finish()
+        assert {name: values.tobytes() for name, values in found.items()} == {
+            k: v.tobytes() for k, v in expected.items()
+        }
+
+
+@pytest.mark.parametrize("may_double", [False, True])
+@pytest.mark.parametrize("group", [1, 4, 12])
+def test_float32_results_are_right_to_rounding_and_go_where_they_are_wanted(group: int, may_double: bool) -> None:
+    given = models()
+    expected = aggregate([(arrays, weight) for arrays, weight, _ in given])
+    running = Running(accumulate="float32", group=group, may_double=may_double)
+    for _ in range(2):
+        for update in given:
+            running.add(*update)
+        out = {name: np.empty_like(values) for name, values in expected.items()}
+        assert running.finish(out) == out
+        for name, values in expected.items():
+            scale = max(float(np.abs(arrays[name]).max()) for arrays, _, _ in given)
+            assert np.allclose(
+                out[name].astype(float), values.astype(float), rtol=1e-2 if name == "h" else 1e-5, atol=1e-6 * scale
+            )
+
+
+def test_weights_of_zero_count_for_nothing() -> None:
+    for may_double in (False, True):
+        running = Running(accumulate="float32", may_double=may_double)
+        running.add({"w": np.ones(3, np.float32)}, 0, "a")
+        with pytest.raises(NonFinite, match="client 'b'"):
+            running.add({"w": np.full(3, np.nan, np.float32)}, 0, "b")
+        with pytest.raises(WeightError, match="the weights of all 1 updates are zero"):
+            running.finish()
+        running.clear()
+        running.add({"w": np.ones(3, np.float32)}, 0, "a")
+        running.add({"w": np.full(3, 5.0, np.float32)}, 2, "b")
+        assert running.finish()["w"].tolist() == [5.0] * 3
+
+
+@pytest.mark.parametrize("may_double", [False, True])
+@pytest.mark.parametrize("accumulate", ["exact", "float64", "float32"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_whoever_is_refused_leaves_no_trace(bad: float, accumulate: str, may_double: bool) -> None:
+    given = models()
+    for name in ("w", "h", "v"):
+        unsound = {key: values.copy() for key, values in given[0][0].items()}
+        unsound[name].reshape(-1)[2] = bad
+        for group in (1, 2, 12):
+            told: list[UpdateError] = []
+            clean = Running(accumulate=accumulate, group=group, may_double=may_double)
+            running = Running(accumulate=accumulate, group=group, may_double=may_double, refused=told.append)
+            for index, update in enumerate(given):
+                clean.add(*update)
+                if index == 5:
+                    try:
+                        running.add(unsound, 3.0, "bad")
+                    except NonFinite as error:
+                        told.append(error)
+                running.add(*update)
+            found, expected = running.finish(), clean.finish()
+            assert [(error.client, error.tensor) for error in told] == [("bad", name)]
+            for key, values in expected.items():
+                close = found[key].astype(float), values.astype(float)
+                if group in (1, 12) or accumulate == "exact":
+                    assert np.array_equal(*close), (group, key)
+                else:
+                    assert np.allclose(*close, rtol=1e-2)
+
+
+def test_bounds_are_kept_in_any_group() -> None:
+    for group in (1, 2, 9):
+        for may_double in (False, True):
+            told: list[UpdateError] = []
+            running = Running(accumulate="float32", group=group, max_abs=5, may_double=may_double, refused=told.append)
+            for client, value in (("a", 1.0), ("bad", 6.0), ("c", 3.0)):
+                try:
+                    running.add({"w": np.full(3, value, np.float32)}, 1, client)
+                except OutOfBounds as error:
+                    told.append(error)
+            assert running.finish()["w"].tolist() == [2.0] * 3 and [error.client for error in told] == ["bad"]
+
+
+def test_what_the_model_is_comes_from_the_spec_or_the_first_update_and_stays() -> None:
+    running = Running(spec=ModelSpec.of({"w": np.ones(3)}))
+    with pytest.raises(TensorMismatch, match="client 'a', tensor 'w': it is missing"):
+        running.add({"x": np.ones(3)}, 1, "a")
+    with pytest.raises(QuorumError):
+        running.finish()
+    running = Running()
+    with pytest.raises(TensorMismatch, match="client 'a': tensor 'w': expected an array"):
+        running.add({"w": "nothing"}, 1, "a")
+    running.add({"w": np.ones(3)}, 1, "a")
+    running.clear()
+    with pytest.raises(QuorumError):
+        running.finish()
+    with pytest.raises(TensorMismatch, match="client 'b', tensor 'w': it is missing"):
+        running.add({"x": np.ones(3)}, 1, "b")
+
+
+def test_a_round_of_nobody_who_can_be_counted_has_no_result() -> None:
+    for group in (1, 2, 9):
+        told: list[UpdateError] = []
+        running = Running(group=group, refused=told.append)
+        for client in "abc":
+            try:
+                running.add({"w": np.array([np.nan])}, 1, client)
+            except NonFinite as error:
+                told.append(error)
+        with pytest.raises(QuorumError):
+            running.finish()
+        assert [error.client for error in told] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("group", [1, 3])
+def test_no_more_than_a_group_is_alive(group: int) -> None:
+    alive: list[weakref.ref[Any]] = []
+    running = Running(group=group, may_double=True, accumulate="float32")
+    gc.disable()
+    try:
+        for index in range(10):
+            values = np.full(1000, index, np.float32)
+            alive.append(weakref.ref(values))
+            running.add({"w": values}, 1, f"site-{index}")
+            del values
+            assert sum(each() is not None for each in alive) <= group - 1
+    finally:
+        gc.enable()
+    assert running.finish()["w"].tolist() == [4.5] * 1000
