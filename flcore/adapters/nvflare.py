@@ -20,9 +20,15 @@ from nvflare.app_common.aggregators.model_aggregator import ModelAggregator
 from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 
 from flcore.aggregation.running import Running
-from flcore.errors import TensorMismatch, UpdateError, WeightError
+from flcore.errors import AggregationError, TensorMismatch, UpdateError, WeightError
 
 logger = logging.getLogger(__name__)
+
+ALL = ""
+"""Stands for all tensors together, where they do not come lazily."""
+
+LARGEST = 1e300
+"""What steps and metrics stay below: beyond it, products overflow."""
 
 
 class FlcoreAggregator(ModelAggregator):  # type: ignore[misc]  # it has a type only where NVFLARE is installed
@@ -53,17 +59,19 @@ class FlcoreAggregator(ModelAggregator):  # type: ignore[misc]  # it has a type 
         self._lock = threading.Lock()
         self._round = _Round()
         self._means: dict[str, Running] = {}
+        self._is_torn = False
 
     def accept_model(self, model: FLModel) -> None:
         """Count a result in, or raise `UpdateError` and leave everything as it was."""
         client = str((model.meta or {}).get("client_name", "?"))
         with self._lock:
+            self._require_whole()
             self._round.require_kind(model, client)
             params, weight = self._params(model, client), self._weight(model, client)
             if any(callable(getattr(each, "materialize", None)) for each in params.values()):
-                self._accept_lazy(params, weight, client)
+                self._add_lazy(params, weight, client)
             else:
-                self._mean("").add(params, weight, client)
+                self._add(params, weight, client)
             self._round.count(model, weight, client)
 
     def aggregate_model(self) -> FLModel:
@@ -73,7 +81,8 @@ class FlcoreAggregator(ModelAggregator):  # type: ignore[misc]  # it has a type 
         where a dtype cannot hold the mean.
         """
         with self._lock:
-            params = self._mean("").finish() if "" in self._means or not self._means else self._lazy_params()
+            self._require_whole()
+            params = self._finished()
             metrics, kind = self._round.metrics(), self._round.kind
             self._round = _Round()
             return FLModel(params=params, params_type=kind, metrics=metrics)
@@ -81,7 +90,7 @@ class FlcoreAggregator(ModelAggregator):  # type: ignore[misc]  # it has a type 
     def reset_stats(self) -> None:
         """Let everything of the round go; what the model is stays."""
         with self._lock:
-            self._round = _Round()
+            self._round, self._is_torn = _Round(), False
             for mean in self._means.values():
                 mean.clear()
 
@@ -106,36 +115,50 @@ class FlcoreAggregator(ModelAggregator):  # type: ignore[misc]  # it has a type 
             return False
         return True
 
-    def _mean(self, name: str) -> Running:
-        """Return the running mean of all tensors (""), or of one that comes lazily."""
-        if name not in self._means:
-            self._means[name] = Running(
-                rule=self.rule,
-                accumulate=self.accumulate,
-                group=1 if name else self.group,
-                max_abs=math.inf if self.max_abs is None else self.max_abs,
-                may_double=True,
-                refused=self._refused_late,
-            )
-        return self._means[name]
+    def _made(self, group: int) -> Running:
+        return Running(
+            rule=self.rule,
+            accumulate=self.accumulate,
+            group=group,
+            max_abs=math.inf if self.max_abs is None else self.max_abs,
+            may_double=True,
+            refused=self._refused_late,
+        )
+
+    def _add(self, params: Mapping[str, Any], weight: float, client: str) -> None:
+        """Count in tensors that are in memory."""
+        if self._means and ALL not in self._means:
+            raise UpdateError("its tensors are in memory, others' were lazy references", client=client)
+        self._means.setdefault(ALL, self._made(self.group)).add(params, weight, client)
+
+    def _add_lazy(self, params: Mapping[str, Any], weight: float, client: str) -> None:
+        """Look at all tensors, and then fold them; one is in memory at a time."""
+        if ALL in self._means:
+            raise UpdateError("its tensors are lazy references, others' were in memory", client=client)
+        if odd := sorted(set(self._means) ^ set(params)) if self._means else []:
+            raise TensorMismatch("it is not a tensor of both this result and the first", client=client, tensor=odd[0])
+        means = self._means or {name: self._made(1) for name in params}
+        for name, each in params.items():
+            means[name].check({name: _materialized(each)}, weight, client)
+        self._is_torn = True  # unless all of them get in
+        for name, each in params.items():
+            means[name].add({name: _materialized(each)}, weight, client)
+        self._means, self._is_torn = means, False
+
+    def _finished(self) -> dict[str, Any]:
+        if ALL in self._means or not self._means:
+            return self._means.setdefault(ALL, self._made(self.group)).finish()
+        return {name: mean.finish()[name] for name, mean in self._means.items()}
+
+    def _require_whole(self) -> None:
+        """Raise `AggregationError` if tensors of a result are folded and others are not."""
+        if self._is_torn:
+            raise AggregationError("a result could be read once, and not again to be folded: this round has no mean")
 
     def _refused_late(self, error: UpdateError) -> None:
         """Say that a result that was accepted does not count: its group has shown that its values are unsound."""
         self._round.discount(error.client)
         logger.error("refused: %s", error)
-
-    def _accept_lazy(self, params: Mapping[str, Any], weight: float, client: str) -> None:
-        """Look at all tensors, and then fold them; one is in memory at a time."""
-        names = [name for name in self._means if name]
-        if "" in self._means or (names and set(names) != set(params)):
-            odd = sorted(set(names) ^ set(params))
-            raise TensorMismatch("the result's tensors are not those of the first result", client=client, tensor=odd[0])
-        for count_in in (Running.check, Running.add):
-            for name, each in params.items():
-                count_in(self._mean(name), {name: _materialized(each)}, weight, client)
-
-    def _lazy_params(self) -> dict[str, Any]:
-        return {name: mean.finish()[name] for name, mean in self._means.items()}
 
     def _params(self, model: FLModel, client: str) -> dict[str, Any]:
         if not isinstance(model.params, Mapping) or not model.params:
@@ -146,15 +169,16 @@ class FlcoreAggregator(ModelAggregator):  # type: ignore[misc]  # it has a type 
     def _weight(self, model: FLModel, client: str) -> Any:
         if self.rule == "unweighted_mean":
             return 1.0
-        meta, share = model.meta or {}, (self.aggregation_weights or {}).get(client, 1.0)
+        meta = model.meta or {}
         if FLMetaKey.NUM_STEPS_CURRENT_ROUND not in meta:
             raise WeightError(
                 f'the meta of its result lacks "{FLMetaKey.NUM_STEPS_CURRENT_ROUND}" '
                 '(rule="unweighted_mean" needs none)',
                 client=client,
             )
-        steps = meta[FLMetaKey.NUM_STEPS_CURRENT_ROUND]
-        return steps * share if isinstance(steps, int | float) and not isinstance(steps, bool) else steps
+        steps, share = meta[FLMetaKey.NUM_STEPS_CURRENT_ROUND], (self.aggregation_weights or {}).get(client, 1)
+        is_number = isinstance(steps, int | float) and not isinstance(steps, bool) and abs(steps) < LARGEST
+        return steps * share if is_number else steps  # what is no weight is refused where weights are read
 
 
 class _Round:
@@ -179,16 +203,19 @@ class _Round:
         self._metrics.pop(client, None)
 
     def metrics(self) -> dict[str, float] | None:
-        """Return the weighted means of the metrics that are numbers in every result, or None if there are none."""
+        """Return the weighted means of the metrics that are finite numbers in every result; None: there are none."""
         counted = list(self._metrics.values())
         total = math.fsum(weight for _, weight in counted)
-        names = [name for name, value in counted[0][0].items() if isinstance(value, int | float)]
         means = {
             name: math.fsum(metrics[name] * (weight / total) for metrics, weight in counted)
-            for name in names
-            if all(isinstance(metrics.get(name), int | float) for metrics, _ in counted)
+            for name in counted[0][0]
+            if all(_is_number(metrics.get(name)) for metrics, _ in counted)
         }
         return means or None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and abs(value) < LARGEST
 
 
 def _materialized(each: Any) -> Any:

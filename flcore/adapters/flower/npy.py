@@ -1,6 +1,6 @@
 """Flower's arrays, which are NumPy's .npy format in `bytes`: read where they are, results written straight into it."""
 
-from functools import lru_cache
+import re
 from io import BytesIO
 from typing import Any
 
@@ -13,6 +13,11 @@ from numpy.lib import format as npy
 from flcore.errors import TensorMismatch
 from flcore.model.dtypes import DTYPES
 from flcore.model.spec import ModelSpec, TensorSpec
+
+HEADER = re.compile(
+    rb"\{'descr': '([<>|][a-zA-Z]\d{1,4})', 'fortran_order': (True|False), 'shape': \(([\d, ]*)\), \} *\n"
+)
+MAX_HEADER_BYTES = 4096
 
 SERIALIZED_AS = "numpy.ndarray"
 """What Flower calls the format."""
@@ -32,8 +37,7 @@ def _values(array: Array, name: str, client: str) -> Values:
     try:
         if array.stype != SERIALIZED_AS:
             raise ValueError(f"it is serialized as {array.stype!r}, expected {SERIALIZED_AS!r}")
-        start = _header_bytes(array.data[:12])
-        shape, is_fortran, dtype = _header(array.data[:start])
+        start, shape, is_fortran, dtype = _header(array.data)
         dtype = BFLOAT16 if array.dtype == "bfloat16" and dtype == np.dtype("V2") else dtype
         if (str(dtype), shape) != (array.dtype, tuple(array.shape)):
             raise ValueError(
@@ -45,22 +49,22 @@ def _values(array: Array, name: str, client: str) -> Values:
         raise TensorMismatch(f"it is no array: {error}", client=client, tensor=name) from None
 
 
-def _header_bytes(beginning: bytes) -> int:
-    """Return where the values of a file begin."""
-    version = npy.read_magic(BytesIO(beginning))
+def _header(data: bytes) -> tuple[int, tuple[int, ...], bool, np.dtype[Any]]:
+    """Return where the values begin, their shape, whether they are in Fortran's order, and their dtype.
+
+    NumPy evaluates what it reads there; a stranger's header is only compared with what NumPy writes.
+    """
+    version = npy.read_magic(BytesIO(data[:8]))
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f"version {version} of the .npy format holds no plain array")
-    width = 2 if version == (1, 0) else 4
-    return 8 + width + int.from_bytes(beginning[8 : 8 + width], "little")
-
-
-@lru_cache(maxsize=1024)
-def _header(head: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Return the shape, whether it is in Fortran's order, and the dtype that a file's first bytes tell."""
-    stream = BytesIO(head)
-    read = npy.read_array_header_1_0 if npy.read_magic(stream) == (1, 0) else npy.read_array_header_2_0
-    shape, is_fortran, dtype = read(stream)
-    return shape, is_fortran, dtype
+    begin = 10 if version == (1, 0) else 12
+    start = begin + int.from_bytes(data[8:begin], "little")
+    found = HEADER.fullmatch(data[begin:start]) if start <= MAX_HEADER_BYTES else None
+    if found is None:
+        raise ValueError("its header is not as NumPy writes them")
+    descr, order, extents = (each.decode("ascii") for each in found.groups())
+    shape = tuple(int(extent) for extent in extents.split(",") if extent.strip())
+    return start, shape, order == "True", np.dtype(descr)
 
 
 class BlankRecord:

@@ -164,15 +164,20 @@ def _shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     return {tensor.name: tensor.shape for tensor in spec.tensors}
 
 
+def _lengths(metrics: MetricRecord) -> frozenset[tuple[str, int]]:
+    """Return each metric's name and length, -1 for a single number."""
+    return frozenset((name, len(value) if isinstance(value, list) else -1) for name, value in metrics.items())
+
+
 def _alike(answers: list[RecordDict]) -> list[RecordDict]:
-    """Return the answers with the metrics that most have: others cannot be averaged with them."""
-    names: list[frozenset[str]] = [frozenset(*_named(answer, MetricRecord).values()) for answer in answers]
+    """Return the answers with the metrics that most have, by name and length: others cannot be averaged with them."""
+    names = [_lengths(*_named(answer, MetricRecord).values()) for answer in answers]
     (most, _), *others = Counter(names).most_common()
     if others:
         log(
             WARNING,
             "\t> %s replies have other metrics than %s; theirs are left out",
             sum(n for _, n in others),
-            sorted(most),
+            sorted(name for name, _ in most),
         )
     return [answer for answer, has in zip(answers, names, strict=True) if has == most]

@@ -135,12 +135,24 @@ def test_arrays_in_fortrans_order_and_unusual_headers_are_read() -> None:
     assert np.array_equal(values_of(ArrayRecord({"a": Array(values)}), "x")["a"], values)
 
 
+def npy(header: str) -> Any:
+    """An array of two float32 with that header."""
+    text = f"{header}\n".encode()
+    data = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + bytes(8)
+    return Array("float32", (2,), "numpy.ndarray", data)
+
+
 @pytest.mark.parametrize(
     ("array", "words"),
     [
         (Array("float32", (2,), "safetensors", b"1234"), "it is serialized as 'safetensors'"),
         (Array("float32", (2,), "numpy.ndarray", b""), "it is no array"),
         (Array("float32", (2,), "numpy.ndarray", b"\x93NUMPY\x03\x00aaaa"), "version"),
+        (npy("{'descr': '<f4', 'fortran_order': False, 'shape': " + "-" * 3000 + "2}"), "its header is not as NumPy"),
+        (npy("{'descr': '|O', 'fortran_order': False, 'shape': (2,), }"), "its header is not as NumPy"),
+        (npy("{'descr': '<f4', 'fortran_order': False, 'shape': (2, 999999999999), }"), "announced as"),
+        (npy("{'descr': '<q7', 'fortran_order': False, 'shape': (2,), }"), "it is no array"),
+        (Array("float32", (2,), "numpy.ndarray", b"\x93NUMPY\x02\x00\xff\xff\xff\x7f{}"), "its header is not as NumPy"),
         (Array("float32", (2,), "numpy.ndarray", Array(np.ones(2)).data), r"announced as float32 .* it is float64"),
         (Array("float64", (1,), "numpy.ndarray", Array(np.ones(2)).data), r"announced as .* \(1,\), it is .* \(2,\)"),
         (Array("float64", (2,), "numpy.ndarray", Array(np.ones(2)).data[:-1]), "it is no array"),
@@ -242,6 +254,9 @@ def test_bounds_hold_for_lists_and_streams() -> None:
 def test_metrics_that_few_replies_have_are_left_out() -> None:
     given = [reply({"w": np.ones(1)}, 1, node, loss=2.0) for node in range(3)]
     _, metrics = mean_of(FedAvg(), [reply({"w": np.ones(1)}, 1, 9, accuracy=0.5), *given])
+    assert dict(metrics) == {"loss": 2.0}
+    given = [reply({"w": np.ones(1)}, 1, node, loss=2.0) for node in range(3)]
+    _, metrics = mean_of(FedAvg(), [reply({"w": np.ones(1)}, 1, 9, loss=[1.0, 2.0]), *given])
     assert dict(metrics) == {"loss": 2.0}
 
 

@@ -66,13 +66,18 @@ class Lazy:
         return loaded
 
 
+def metrics(weight: int) -> dict[str, Any]:
+    odd = {"nan": float("nan"), "large": 10**400} if weight == 2 else {"nan": 1.0, "large": 1}
+    return {"loss": weight, "text": "x", "flag": True, **odd}
+
+
 @pytest.mark.parametrize("group", [1, 4, 9])
 @pytest.mark.parametrize("accumulate", ["exact", "float64", "float32"])
 def test_the_mean_is_nvflares_to_rounding_and_integers_stay_integers(accumulate: str, group: int) -> None:
     aggregator, expected = FlcoreAggregator(accumulate=accumulate, group=group), theirs(models())
     for _ in range(2):
         for weight, params in enumerate(models(), 1):
-            aggregator.accept_model(result(params, weight, f"site-{weight}", loss=weight, text="x", flag=True))
+            aggregator.accept_model(result(params, weight, f"site-{weight}", **metrics(weight)))
         found = aggregator.aggregate_model()
         assert found.params_type == ParamsType.FULL and found.metrics == {"loss": pytest.approx(55 / 15), "flag": 1.0}
         assert found.params["n"] == 37 and found.params["n"].dtype == np.int64
@@ -109,6 +114,7 @@ def test_a_result_that_cannot_be_counted_leaves_no_trace(is_lazy: bool) -> None:
         ),
         "client 'bad', tensor 'b': element 3 is inf": result(made(nan), 1, "bad"),
         "client 'bad': a weight is a finite number >= 0 .* not -1": result(made(good), -1, "bad"),
+        "client 'bad': a weight is a finite number >= 0 and below 1e300": result(made(good), 10**400, "bad"),
         "client 'bad': a weight is a finite number >= 0 .* not True": result(made(good), True, "bad"),
         "client 'bad': a weight is a finite number >= 0 .* not 'many'": result(made(good), "many", "bad"),
         "client 'bad': its parameters are ParamsType.DIFF, others' ParamsType.FULL": result(
@@ -178,6 +184,35 @@ def test_lazy_references_are_materialized_one_tensor_at_a_time() -> None:
     found = aggregator.aggregate_model().params
     assert Lazy.most == 1 and Lazy.alive == 0
     assert all(np.allclose(found[name], expected[name], rtol=1e-6, atol=1e-7) for name in ("w", "b"))
+
+
+def test_a_first_result_that_is_refused_says_nothing_of_the_model_and_a_torn_one_ends_the_round() -> None:
+    class Gone(Lazy):
+        left = 0
+
+        def materialize(self) -> Any:
+            Gone.left -= 1
+            if Gone.left < 0:
+                raise OSError("the file is gone")
+            return super().materialize()
+
+    def lazy(*names: str, value: float = 1.0) -> dict[str, Any]:
+        return {name: Lazy(np.full(3, value)) for name in names}
+
+    aggregator = FlcoreAggregator()
+    with pytest.raises(flcore.NonFinite):
+        aggregator.accept_model(result(lazy("w") | lazy("v", value=np.nan), client="bad"))
+    aggregator.accept_model(result(lazy("x", "y")))
+    with pytest.raises(flcore.UpdateError, match="client 'site-2': its tensors are in memory, others' were lazy"):
+        aggregator.accept_model(result({"x": np.ones(3), "y": np.ones(3)}, client="site-2"))
+    Gone.left = 1  # it can be looked at, and not be folded
+    with pytest.raises(OSError, match="gone"):
+        aggregator.accept_model(result({"x": Lazy(np.ones(3)), "y": Gone(np.ones(3))}, client="site-3"))
+    with pytest.raises(flcore.AggregationError, match="this round has no mean"):
+        aggregator.aggregate_model()
+    aggregator.reset_stats()
+    aggregator.accept_model(result(lazy("x", "y", value=5.0)))
+    assert aggregator.aggregate_model().params["y"].tolist() == [5.0] * 3
 
 
 def test_rules_weights_of_clients_and_excluded_tensors() -> None:
