@@ -122,14 +122,16 @@ class FlcoreAggregator(ModelAggregator):  # type: ignore[misc]  # it has a type 
             group=group,
             max_abs=math.inf if self.max_abs is None else self.max_abs,
             may_double=True,
-            refused=self._refused_late,
         )
 
     def _add(self, params: Mapping[str, Any], weight: float, client: str) -> None:
         """Count in tensors that are in memory."""
         if self._means and ALL not in self._means:
             raise UpdateError("its tensors are in memory, others' were lazy references", client=client)
-        self._means.setdefault(ALL, self._made(self.group)).add(params, weight, client)
+        try:
+            self._means.setdefault(ALL, self._made(self.group)).add(params, weight, client)
+        finally:
+            self._leave_out()
 
     def _add_lazy(self, params: Mapping[str, Any], weight: float, client: str) -> None:
         """Look at all tensors, and then fold them; one is in memory at a time."""
@@ -147,7 +149,10 @@ class FlcoreAggregator(ModelAggregator):  # type: ignore[misc]  # it has a type 
 
     def _finished(self) -> dict[str, Any]:
         if ALL in self._means or not self._means:
-            return self._means.setdefault(ALL, self._made(self.group)).finish()
+            try:
+                return self._means.setdefault(ALL, self._made(self.group)).finish()
+            finally:
+                self._leave_out()
         return {name: mean.finish()[name] for name, mean in self._means.items()}
 
     def _require_whole(self) -> None:
@@ -155,10 +160,12 @@ class FlcoreAggregator(ModelAggregator):  # type: ignore[misc]  # it has a type 
         if self._is_torn:
             raise AggregationError("a result could be read once, and not again to be folded: this round has no mean")
 
-    def _refused_late(self, error: UpdateError) -> None:
-        """Say that a result that was accepted does not count: its group has shown that its values are unsound."""
-        self._round.discount(error.client)
-        logger.error("refused: %s", error)
+    def _leave_out(self) -> None:
+        """Forget results that were accepted and whose values turned out to be unsound, and say so."""
+        for mean in self._means.values():
+            for error in mean.take_refused():
+                self._round.discount(error.client)
+                logger.error("refused: %s", error)
 
     def _params(self, model: FLModel, client: str) -> dict[str, Any]:
         if not isinstance(model.params, Mapping) or not model.params:

@@ -40,11 +40,11 @@ class Column(Protocol):
 
 
 class Folded:
-    """A total of the accumulator's kind: 4, 8 or 16 bytes per element."""
+    """A total of the accumulator's kind, 4, 8 or 16 bytes per element, in memory that is kept from round to round."""
 
     def __init__(self, segment: SegmentSpec, accumulate: str, device: Backend, max_abs: float) -> None:
-        self._segment, self._accumulate, self._device, self._max_abs = segment, accumulate, device, max_abs
-        self._total = device.total(segment.elements, accumulate)
+        self._segment, self._device, self._max_abs = segment, device, max_abs
+        self._total, self._is_empty = device.total(segment.elements, accumulate), True
         self._prepared: tuple[Sequence[Tensors], Sequence[float]] | None = None
 
     def prepare(self, parts: Sequence[Tensors], coefficients: Sequence[float], clients: list[str]) -> None:
@@ -55,12 +55,13 @@ class Folded:
     def commit(self) -> None:
         """Fold."""
         if self._prepared is not None:
+            self._is_empty = False
             with blamed(self._segment, []):
                 self._device.fold(self._total, *self._prepared, self._segment.dtype)
         self._prepared = None
 
     def finish(self, targets: Tensors | None) -> Tensors:
-        """Divide the total, and let it go."""
+        """Divide the total."""
         results = _like(self._segment) if targets is None else targets
         with blamed(self._segment, []):
             self._device.finish(self._total, results, self._segment.dtype)
@@ -68,8 +69,11 @@ class Folded:
         return results
 
     def clear(self) -> None:
-        """Let the total go."""
-        self._prepared, self._total = None, self._device.total(self._segment.elements, self._accumulate)
+        """Empty the total; its memory stays."""
+        self._prepared = None
+        if not self._is_empty:
+            self._total.clear()
+            self._is_empty = True
 
 
 class Averaged:

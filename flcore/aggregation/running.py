@@ -1,7 +1,7 @@
 """A running combination, for whoever is handed one update after the other: what the adapters are built on."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -23,9 +23,9 @@ class Running:
     """Takes updates as they come, holds them until `group` are there, folds these in one pass and lets them go.
 
     Updates have the tensors of `spec`, or of the first one. One that is refused leaves no trace: by `add`, or, if its
-    values turn out to be unsound once others have come, by telling `refused`. Beside the updates held, there is a total
-    of 4, 8 or 16 bytes per parameter; `may_double` allows another 4 for float32, which is then faster. One thread at a
-    time.
+    values turn out to be unsound once others have come, later (see `take_refused`). Beside the updates held, there is a
+    total of 4, 8 or 16 bytes per parameter, whose memory is kept for the next round; `may_double` allows another 4 for
+    float32, which is then faster. One thread at a time.
     """
 
     def __init__(
@@ -38,14 +38,14 @@ class Running:
         max_abs: float = math.inf,
         spec: ModelSpec | None = None,
         may_double: bool = False,
-        refused: Callable[[UpdateError], object] = lambda _: None,
     ) -> None:
         self._rule, self._accumulate, self._device = rule_named(rule), accumulate, backend_named(backend)
-        self._group, self._max_abs, self._may_double, self._refused = group, max_abs, may_double, refused
+        self.group, self._max_abs, self._may_double = group, max_abs, may_double
         self._combination = None if spec is None else self._of(spec)
         self._likeness: Likeness | None = None
         self._columns: list[Column] = []
         self._held: list[Read] = []
+        self._refused: list[UpdateError] = []
         self._coefficients: list[float] = []
 
     @property
@@ -66,11 +66,11 @@ class Running:
         self._likeness = self._likeness or Likeness(combination.gather.spec)
         self._likeness.see(arrays, read)
         self._held.append(read)
-        if len(self._held) >= self._group:
-            for error in self._fold():
+        if len(self._held) >= self.group:
+            self._fold()
+            for number, error in enumerate(self._refused):
                 if error.client == client:
-                    raise error
-                self._refused(error)
+                    raise self._refused.pop(number)
 
     def finish(self, out: Mapping[str, npt.NDArray[Any]] | None = None) -> dict[str, Any]:
         """Return the combination of all updates and begin anew, with the same tensors.
@@ -85,13 +85,17 @@ class Running:
         targets = None if out is None else combination.gather.targets(out)
         results = None if self._coefficients else self._at_once(combination, targets)
         if results is None:
-            for error in self._fold():
-                self._refused(error)
+            self._fold()
             require_sum(self._coefficients)
             given = [None] * len(spec.segments) if targets is None else targets
             results = [column.finish(each) for column, each in zip(self._columns, given, strict=True)]
         self.clear()
         return dict(out) if out is not None else likeness.give(_named(spec, results))
+
+    def take_refused(self) -> list[UpdateError]:
+        """Return why updates that were added do not count after all, those since the last call."""
+        taken, self._refused = self._refused, []
+        return taken
 
     def clear(self) -> None:
         """Let all updates go; what the model is stays."""
@@ -111,41 +115,36 @@ class Running:
                     require_sound(self._device, segment, parts, coefficients, clients, self._max_abs)
                 combination.at_once(self._held, results)
             except UpdateError as error:
-                if not self._drop(error):
-                    raise
-                self._refused(error)
+                self._drop(error)
             else:
                 return results
         raise QuorumError("there is nothing to aggregate: no update could be counted")
 
-    def _fold(self) -> list[UpdateError]:
-        """Fold what is held but for those whose values are unsound; return why these are not."""
-        refusals = []
+    def _fold(self) -> None:
+        """Fold what is held but for those whose values are unsound."""
         while self._held:
             clients = [read.client for read in self._held]
             try:
                 for index, column in enumerate(self._columns_of()):
                     column.prepare(*self._parts(index), clients)
             except UpdateError as error:
-                if not self._drop(error):
-                    raise
-                refusals.append(error)
+                self._drop(error)
                 continue
             for column in self._columns:
                 column.commit()
             self._coefficients += [read.coefficient for read in self._held]
             self._held = []
-        return refusals
 
     def _parts(self, index: int) -> tuple[list[list[npt.NDArray[Any]]], list[float]]:
         return [read.buffers[index] for read in self._held], [read.coefficient for read in self._held]
 
-    def _drop(self, error: UpdateError) -> bool:
-        """Let go of the update that an error names; say whether there is one."""
+    def _drop(self, error: UpdateError) -> None:
+        """Let go of the update that an error names, or raise the error if there is none."""
         kept = [read for read in self._held if read.client != error.client]
-        was_held = len(kept) < len(self._held)
+        if len(kept) == len(self._held):
+            raise error
         self._held = kept
-        return was_held
+        self._refused.append(error)
 
     def _read(self, arrays: AnyArrays, weight: Any, client: str) -> tuple[Combination, Read]:
         try:

@@ -77,6 +77,14 @@ class Total:
         blocks = -(-elements // BLOCK)
         return cls(elements, accumulate, np.zeros(2 * BLOCK * blocks, np.int64), np.zeros(blocks, np.int16))
 
+    def clear(self) -> None:
+        """Make it empty again, in the memory that it has: fresh pages can cost more than a fold."""
+        if self.accumulate == "exact":
+            self.levels.fill(EMPTY)  # digits of an empty block are not read
+        else:
+            self.values.fill(0)
+        self.terms, self.weight, self.scale, self.is_spoiled = 0, 0, None, False
+
     @property
     def nbytes(self) -> int:
         """Bytes of memory."""

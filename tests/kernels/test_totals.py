@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flcore_kernels import ACCUMULATORS, BadState, BufferMismatch, SpoiledTotal, Total, backend
+from flcore_kernels import ACCUMULATORS, BadState, BufferMismatch, SpoiledTotal, Total, WeightRange, backend
 from flcore_kernels.threads import Pool
 
 from tests.kernels.cases import again, finished, folded, state_of
@@ -175,3 +175,28 @@ def test_an_interrupted_fold_spoils_the_total(accumulate: str, monkeypatch: pyte
     monkeypatch.undo()
     with pytest.raises(SpoiledTotal):
         finished(CPU, total, "float32")
+
+
+@pytest.mark.parametrize("accumulate", ["exact", "float64", "float32"])
+def test_a_total_that_was_cleared_is_as_good_as_new(accumulate: str) -> None:
+    cpu, size = backend("cpu"), 1000
+    rng = np.random.default_rng(1)
+    total, expected, found = cpu.total(size, accumulate), np.empty(size, np.float32), np.empty(size, np.float32)
+    where = total.values.ctypes.data
+    for scale in (1e30, 1e-30, 1.0):
+        part = (rng.standard_normal(size) * scale).astype(np.float32)
+        part[64:256] = 0  # blocks that stay empty, whose digits are those of the round before
+        fresh = cpu.total(size, accumulate)
+        for each, out in ((fresh, expected), (total, found)):
+            cpu.fold(each, [part], [2.0], "float32")
+            cpu.fold(each, [part], [1.0], "float32")
+            cpu.finish(each, out, "float32")
+        assert found.tobytes() == expected.tobytes()
+        merged = cpu.total(size, accumulate)
+        cpu.merge(merged, total)
+        cpu.finish(merged, found, "float32")
+        assert found.tobytes() == expected.tobytes()
+        total.clear()
+        assert total.values.ctypes.data == where and total.terms == 0
+    with pytest.raises(WeightRange):
+        cpu.finish(total, found, "float32")

@@ -29,15 +29,15 @@ class FlcoreMean(strategy.FedAvg):  # type: ignore[misc]  # it has a type only w
     accumulate: str = "exact"
     group: int = 1
     max_abs: float = math.inf
-    _spec: ModelSpec | None = None
+    _running: Running | None = None
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Begin a round (see Flower's `FedAvg`); what the model is, is known from here."""
         sent = ModelSpec.of(values_of(arrays, "the global model"))
-        if self._spec is None or _shapes(self._spec) != _shapes(sent):
-            self._spec = sent
+        if self._running is None or _shapes(self._running.spec) != _shapes(sent):
+            self._running = Running(accumulate=self.accumulate, max_abs=self.max_abs, spec=sent)
         messages: Iterable[Message] = super().configure_train(server_round, arrays, config, grid)
         return messages
 
@@ -50,15 +50,16 @@ class FlcoreMean(strategy.FedAvg):  # type: ignore[misc]  # it has a type only w
         is consumed. Raises `QuorumError` where there were replies and none could be counted, `WeightError` where all
         weights are zero, and `AggregationError` where a dtype cannot hold the mean.
         """
-        group = len(replies) + 1 if isinstance(replies, list) else self.group  # a list is held to its end
-        mean = _Mean(self.accumulate, group, self.max_abs, self._spec, self.weighted_by_key)
+        running = self._running = self._running or Running(accumulate=self.accumulate, max_abs=self.max_abs)
+        running.clear()
+        running.group = len(replies) + 1 if isinstance(replies, list) else self.group  # a list is held to its end
+        mean = _Mean(running, self.weighted_by_key)
         arrays = mean.of(replies)
         log(INFO, "aggregate_train: Received %s results and %s failures", len(mean.answers), mean.failures)
         if arrays is None:
             if mean.refusals:
                 raise QuorumError(f"no reply of round {server_round} could be counted; the first: {mean.refusals[0]}")
             return None, None
-        self._spec = mean.spec
         return arrays, self.train_metrics_aggr_fn(_alike(list(mean.answers.values())), self.weighted_by_key)
 
 
@@ -83,17 +84,11 @@ class FedAvg(FlcoreMean):
 class _Mean:
     """One round's mean: `answers` is what is left of the replies that count, by node."""
 
-    def __init__(self, accumulate: str, group: int, max_abs: float, spec: ModelSpec | None, weighted_by: str) -> None:
-        self._running = Running(accumulate=accumulate, group=group, max_abs=max_abs, spec=spec, refused=self._refuse)
-        self._weighted_by = weighted_by
+    def __init__(self, running: Running, weighted_by: str) -> None:
+        self._running, self._weighted_by = running, weighted_by
         self.answers: dict[str, RecordDict] = {}
         self.failures = 0
         self.refusals: list[UpdateError] = []
-
-    @property
-    def spec(self) -> ModelSpec | None:
-        """What the model is, once that is known."""
-        return self._running.spec
 
     def of(self, replies: Iterable[Message]) -> ArrayRecord | None:
         """Return the mean of the replies' arrays, or None where none counts."""
@@ -106,13 +101,16 @@ class _Mean:
                 self._refuse(error)
             else:
                 self.answers[client] = _without_arrays(reply)
-        if not self.answers or self.spec is None:
+        if not self.answers or self._running.spec is None:
             return None
-        blank = BlankRecord(self.spec)
+        blank = BlankRecord(self._running.spec)
         try:
             self._running.finish(blank.arrays)
         except QuorumError:  # those that were left turned out to be unsound
             return None
+        finally:
+            for late in self._running.take_refused():
+                self._refuse(late)
         return blank.filled()
 
     def _with_content(self, replies: Iterable[Message]) -> Iterator[Message]:
@@ -160,8 +158,8 @@ def _named(content: RecordDict, kind: Any) -> dict[str, Any]:
     return {name: record for name, record in content.items() if isinstance(record, kind)}
 
 
-def _shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
-    return {tensor.name: tensor.shape for tensor in spec.tensors}
+def _shapes(spec: ModelSpec | None) -> dict[str, tuple[int, ...]]:
+    return {} if spec is None else {tensor.name: tensor.shape for tensor in spec.tensors}
 
 
 def _lengths(metrics: MetricRecord) -> frozenset[tuple[str, int]]:

@@ -90,7 +90,7 @@ def test_whoever_is_refused_leaves_no_trace(bad: float, accumulate: str, may_dou
         for group in (1, 2, 12):
             told: list[UpdateError] = []
             clean = Running(accumulate=accumulate, group=group, may_double=may_double)
-            running = Running(accumulate=accumulate, group=group, may_double=may_double, refused=told.append)
+            running = Running(accumulate=accumulate, group=group, may_double=may_double)
             for index, update in enumerate(given):
                 clean.add(*update)
                 if index == 5:
@@ -100,6 +100,7 @@ def test_whoever_is_refused_leaves_no_trace(bad: float, accumulate: str, may_dou
                         told.append(error)
                 running.add(*update)
             found, expected = running.finish(), clean.finish()
+            told += running.take_refused()
             assert [(error.client, error.tensor) for error in told] == [("bad", name)]
             for key, values in expected.items():
                 close = found[key].astype(float), values.astype(float)
@@ -109,17 +110,27 @@ def test_whoever_is_refused_leaves_no_trace(bad: float, accumulate: str, may_dou
                     assert np.allclose(*close, rtol=1e-2)
 
 
+def test_one_of_two_who_are_refused_at_once_is_told_by_add() -> None:
+    running = Running(group=2)
+    running.add({"w": np.ones(1, np.float32), "v": np.array([np.nan])}, 1, "first")
+    with pytest.raises(NonFinite, match="client 'second', tensor 'w'"):
+        running.add({"w": np.full(1, np.nan, np.float32), "v": np.ones(1)}, 1, "second")
+    assert [error.client for error in running.take_refused()] == ["first"]
+
+
 def test_bounds_are_kept_in_any_group() -> None:
     for group in (1, 2, 9):
         for may_double in (False, True):
             told: list[UpdateError] = []
-            running = Running(accumulate="float32", group=group, max_abs=5, may_double=may_double, refused=told.append)
+            running = Running(accumulate="float32", group=group, max_abs=5, may_double=may_double)
             for client, value in (("a", 1.0), ("bad", 6.0), ("c", 3.0)):
                 try:
                     running.add({"w": np.full(3, value, np.float32)}, 1, client)
                 except OutOfBounds as error:
                     told.append(error)
-            assert running.finish()["w"].tolist() == [2.0] * 3 and [error.client for error in told] == ["bad"]
+            assert running.finish()["w"].tolist() == [2.0] * 3
+            assert [error.client for error in told + running.take_refused()] == ["bad"]
+            assert not running.take_refused()
 
 
 def test_what_the_model_is_comes_from_the_spec_or_the_first_update_and_stays() -> None:
@@ -142,7 +153,7 @@ def test_what_the_model_is_comes_from_the_spec_or_the_first_update_and_stays() -
 def test_a_round_of_nobody_who_can_be_counted_has_no_result() -> None:
     for group in (1, 2, 9):
         told: list[UpdateError] = []
-        running = Running(group=group, refused=told.append)
+        running = Running(group=group)
         for client in "abc":
             try:
                 running.add({"w": np.array([np.nan])}, 1, client)
@@ -150,7 +161,7 @@ def test_a_round_of_nobody_who_can_be_counted_has_no_result() -> None:
                 told.append(error)
         with pytest.raises(QuorumError):
             running.finish()
-        assert [error.client for error in told] == ["a", "b", "c"]
+        assert sorted(error.client for error in told + running.take_refused()) == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize("group", [1, 3])
