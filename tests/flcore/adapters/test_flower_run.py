@@ -1,6 +1,7 @@
 """The page docs/flower.md, as printed, in a real Flower: with its own mean and with flcore's."""
 
 import importlib.util
+import os
 import re
 import subprocess
 import sys
@@ -9,10 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flcore_bench.peers.flower_deployment import free_ports
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("flwr") is None, reason="Flower is not installed (make test-adapters)"
 )
+BINARIES, KERNELS = Path(sys.executable).parent, str(Path.home() / ".cache" / "flcore")
 PAGE = (Path(__file__).parents[3] / "docs/flower.md").read_text()
 
 
@@ -31,13 +34,16 @@ def changed(program: str, diff: str) -> str:
     return program
 
 
-def run(home: Path, server_app: str) -> dict[str, np.ndarray]:
-    app = home / "app"
+def write_app(app: Path, server_app: str, out: str) -> None:
     app.mkdir(parents=True)
-    settings = block("toml", "[tool.flwr.app.config]").replace("model.npz", str(home / "model.npz"))
-    (app / "pyproject.toml").write_text(settings)
+    (app / "pyproject.toml").write_text(block("toml", "[tool.flwr.app.config]").replace("model.npz", out))
     (app / "client_app.py").write_text(block("python", "ClientApp()"))
     (app / "server_app.py").write_text(server_app)
+
+
+def run(home: Path, server_app: str) -> dict[str, np.ndarray]:
+    app = home / "app"
+    write_app(app, server_app, str(home / "model.npz"))
     command = [sys.executable, "-m", "flcore_bench.peers.flower_deployment", str(app), str(home), "2", "200"]
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -56,6 +62,29 @@ def test_the_same_app_with_flowers_mean_and_with_ours_comes_to_the_same_model(tm
         assert values.dtype == ours[name].dtype == np.float32
         assert np.allclose(values, ours[name], rtol=1e-5, atol=1e-6)
     assert np.allclose(ours["weights"], [1, -2, 3], atol=0.1), "it has learnt"
+
+
+@pytest.mark.timeout(300)
+def test_the_commands_as_printed(tmp_path: Path) -> None:
+    script = block("sh", "flower-superlink")
+    if (
+        "--port "
+        not in subprocess.run(
+            [str(BINARIES / "flower-superlink"), "--help"], stdout=subprocess.PIPE, text=True, check=True
+        ).stdout
+    ):
+        pytest.skip("the commands are those of a newer Flower")
+    for port, free in zip((8000, 8001, 8002), free_ports(3), strict=True):
+        script = script.replace(str(port), str(free))
+    write_app(tmp_path / "app", changed(block("python", "ServerApp()"), block("diff", "StreamingGrid")), "model.npz")
+    settings = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    settings |= {"HOME": str(tmp_path), "FLCORE_CACHE_DIR": settings.get("FLCORE_CACHE_DIR", KERNELS)}
+    settings |= {"FLWR_TELEMETRY_ENABLED": "0", "PATH": f"{BINARIES}{os.pathsep}{os.environ['PATH']}"}
+    with (tmp_path / "log").open("w") as log:
+        bash = ["bash", "-euc", f"set -m\n{script}"]
+        done = subprocess.run(bash, cwd=tmp_path, env=settings, stdout=log, stderr=log, check=False, timeout=250)
+    printed = (tmp_path / "log").read_text()
+    assert done.returncode == 0 and "'weights': array([" in printed, printed[-4000:]
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
