@@ -12,7 +12,7 @@ from flcore.aggregation.rules import rule_named
 from flcore.aggregation.running import allocated
 from flcore.aggregation.weights import require_accumulator
 from flcore.errors import QuorumError, SpecError, UpdateError
-from flcore.model.arrays import AnyArrays
+from flcore.model.arrays import AnyArrays, kinds_of
 from flcore.model.spec import ModelSpec
 
 GROUP, LARGEST_GROUP = 4, 8
@@ -118,5 +118,5 @@ def _read(updates: Sequence[Any], first: int, combination: Combination, likeness
             reads.append(combination.read(arrays, weight, client))
         except SpecError as error:
             raise SpecError(f"{client}: {error}") from None
-        likeness.see(arrays, reads[-1])
+        likeness.see(reads[-1], kinds_of(arrays) if likeness.is_new else {})
     return reads

@@ -9,7 +9,7 @@ from flcore_kernels import Backend, Total
 from flcore.aggregation.gather import Buffers, Gather, blamed
 from flcore.aggregation.rules import Rule
 from flcore.aggregation.weights import accumulator_of, require_accumulator, require_sum, require_weight
-from flcore.model.arrays import AnyArrays, given, kinds_of
+from flcore.model.arrays import AnyArrays, given
 from flcore.model.spec import ModelSpec
 
 
@@ -83,10 +83,15 @@ class Likeness:
         self._kinds: AnyArrays | None = None
         self._ties: dict[str, str] = {}
 
-    def see(self, arrays: AnyArrays, read: Read) -> None:
-        """Take note of what kinds of arrays an update has, and of which of them are one."""
+    @property
+    def is_new(self) -> bool:
+        """Whether no update was seen yet."""
+        return self._kinds is None
+
+    def see(self, read: Read, kinds: AnyArrays) -> None:
+        """Take note of what kinds of arrays an update has, if it is the first one, and of which of them are one."""
         if self._kinds is None:
-            self._kinds = kinds_of(arrays)
+            self._kinds = kinds
             self._ties = self._found(read, [tensor.name for tensor in self._spec.tensors])
         elif self._ties:
             still = self._found(read, [*self._ties.values(), *self._ties])

@@ -14,7 +14,7 @@ from flcore.aggregation.gather import Buffers, Gather
 from flcore.aggregation.rules import rule_named
 from flcore.aggregation.weights import accumulator_of, require_sum
 from flcore.errors import QuorumError, SpecError, TensorMismatch, UpdateError
-from flcore.model.arrays import AnyArrays
+from flcore.model.arrays import AnyArrays, kinds_of
 from flcore.model.dtypes import DTYPES
 from flcore.model.spec import ModelSpec
 
@@ -22,10 +22,10 @@ from flcore.model.spec import ModelSpec
 class Running:
     """Takes updates as they come, holds them until `group` are there, folds these in one pass and lets them go.
 
-    Updates have the tensors of `spec`, or of the first one. One that is refused leaves no trace: by `add`, or, if its
-    values turn out to be unsound once others have come, later (see `take_refused`). Beside the updates held, there is a
-    total of 4, 8 or 16 bytes per parameter, whose memory is kept for the next round; `may_double` allows another 4 for
-    float32, which is then faster. One thread at a time.
+    Updates have the tensors of `spec`, or of the first one that counts. One that is refused leaves no trace: by `add`,
+    or, if its values turn out to be unsound once others have come, later (see `take_refused`). Beside the updates held,
+    there is a total of 4, 8 or 16 bytes per parameter, whose memory is kept for the next round; `may_double` allows
+    another 4 for float32, which is then faster. One thread at a time.
     """
 
     def __init__(
@@ -41,8 +41,10 @@ class Running:
     ) -> None:
         self._rule, self._accumulate, self._device = rule_named(rule), accumulate, backend_named(backend)
         self.group, self._max_abs, self._may_double = group, max_abs, may_double
+        self._settled = spec
         self._combination = None if spec is None else self._of(spec)
         self._likeness: Likeness | None = None
+        self._kinds: list[AnyArrays] = []
         self._columns: list[Column] = []
         self._held: list[Read] = []
         self._refused: list[UpdateError] = []
@@ -63,9 +65,8 @@ class Running:
         """Count an update in, or raise `UpdateError` and leave everything as it was. Clients' names differ."""
         combination, read = self._read(arrays, weight, client)
         self._combination = combination
-        self._likeness = self._likeness or Likeness(combination.gather.spec)
-        self._likeness.see(arrays, read)
         self._held.append(read)
+        self._kinds.append(kinds_of(arrays) if self._likeness is None else {})
         if len(self._held) >= self.group:
             self._fold()
             for number, error in enumerate(self._refused):
@@ -78,8 +79,8 @@ class Running:
         The result is of the first update's kinds, or in the arrays of `out`. Raises `QuorumError` where there is no
         update, `WeightError` where all weights are zero, and `AggregationError` where a dtype cannot hold the result.
         """
-        combination, likeness = self._combination, self._likeness
-        if combination is None or likeness is None or not (self._held or self._coefficients):
+        combination = self._combination
+        if combination is None or not (self._held or self._coefficients):
             raise QuorumError("there is nothing to aggregate: no update was accepted")
         spec = combination.gather.spec
         targets = None if out is None else combination.gather.targets(out)
@@ -89,8 +90,10 @@ class Running:
             require_sum(self._coefficients)
             given = [None] * len(spec.segments) if targets is None else targets
             results = [column.finish(each) for column, each in zip(self._columns, given, strict=True)]
+        likeness, self._settled = self._likeness, spec
         self.clear()
-        return dict(out) if out is not None else likeness.give(_named(spec, results))
+        named = _named(spec, results) if out is None else dict(out)
+        return named if out is not None or likeness is None else likeness.give(named)
 
     def take_refused(self) -> list[UpdateError]:
         """Return why updates that were added do not count after all, those since the last call."""
@@ -98,10 +101,12 @@ class Running:
         return taken
 
     def clear(self) -> None:
-        """Let all updates go; what the model is stays."""
-        self._held, self._coefficients, self._likeness = [], [], None
+        """Let all updates go; what the model is stays, if there was a result of it."""
+        self._held, self._kinds, self._coefficients, self._likeness = [], [], [], None
         for column in self._columns:
             column.clear()
+        if self._settled != self.spec:
+            self._combination, self._columns = None, []
 
     def _at_once(self, combination: Combination, targets: Buffers | None) -> Buffers:
         """Combine what is held, if that is all there is, in one pass; without those that turn out to be unsound."""
@@ -117,6 +122,7 @@ class Running:
             except UpdateError as error:
                 self._drop(error)
             else:
+                self._see()
                 return results
         raise QuorumError("there is nothing to aggregate: no update could be counted")
 
@@ -132,19 +138,29 @@ class Running:
                 continue
             for column in self._columns:
                 column.commit()
+            self._see()
             self._coefficients += [read.coefficient for read in self._held]
-            self._held = []
+            self._held, self._kinds = [], []
+
+    def _see(self) -> None:
+        """Take note of what the updates that count look like."""
+        if self._combination is not None:
+            self._likeness = self._likeness or Likeness(self._combination.gather.spec)
+            for read, kinds in zip(self._held, self._kinds, strict=True):
+                self._likeness.see(read, kinds)
 
     def _parts(self, index: int) -> tuple[list[list[npt.NDArray[Any]]], list[float]]:
         return [read.buffers[index] for read in self._held], [read.coefficient for read in self._held]
 
     def _drop(self, error: UpdateError) -> None:
         """Let go of the update that an error names, or raise the error if there is none."""
-        kept = [read for read in self._held if read.client != error.client]
+        kept = [number for number, read in enumerate(self._held) if read.client != error.client]
         if len(kept) == len(self._held):
             raise error
-        self._held = kept
+        self._held, self._kinds = [self._held[n] for n in kept], [self._kinds[n] for n in kept]
         self._refused.append(error)
+        if not self._held and not self._coefficients:
+            self.clear()
 
     def _read(self, arrays: AnyArrays, weight: Any, client: str) -> tuple[Combination, Read]:
         try:

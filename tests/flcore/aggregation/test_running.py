@@ -142,12 +142,38 @@ def test_what_the_model_is_comes_from_the_spec_or_the_first_update_and_stays() -
     running = Running()
     with pytest.raises(TensorMismatch, match="client 'a': tensor 'w': expected an array"):
         running.add({"w": "nothing"}, 1, "a")
-    running.add({"w": np.ones(3)}, 1, "a")
+    for bad in ({"odd": np.array([np.nan])}, {"odd": np.ones(1), "w": np.array([np.inf])}):
+        with pytest.raises(NonFinite):
+            running.add(bad, 1, "bad")
+    running.add({"x": np.ones(3)}, 1, "a")
     running.clear()
     with pytest.raises(QuorumError):
         running.finish()
+    running.add({"w": np.ones(3)}, 1, "a")
+    running.finish()
     with pytest.raises(TensorMismatch, match="client 'b', tensor 'w': it is missing"):
         running.add({"x": np.ones(3)}, 1, "b")
+
+
+@pytest.mark.parametrize("group", [1, 2, 9])
+def test_whoever_is_refused_has_no_say_in_what_the_result_looks_like(group: int) -> None:
+    def model(value: float, *, is_tied: bool = True) -> dict[str, Any]:
+        one = np.full(3, value)
+        return {"body": {"in": one, "out": one if is_tied else one.copy()}}
+
+    running = Running(group=group)
+    for client, update in (
+        ("flat", {"body.in": np.full(3, np.nan), "body.out": np.ones(3)}),
+        ("a", model(1.0)),
+        ("untied", model(np.nan, is_tied=False)),
+        ("b", model(3.0)),
+    ):
+        try:
+            running.add(update, 1, client)
+        except NonFinite:
+            assert client in ("flat", "untied")
+    found = running.finish()["body"]
+    assert found["in"] is found["out"] and found["in"].tolist() == [2.0] * 3
 
 
 def test_a_round_of_nobody_who_can_be_counted_has_no_result() -> None:
