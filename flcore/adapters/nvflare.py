@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from nvflare.apis.dxo import from_shareable
+from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_constant import FLMetaKey, ReservedKey, ReturnCode
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
@@ -19,8 +20,8 @@ from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
 from nvflare.app_common.aggregators.model_aggregator import ModelAggregator
 from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 
-from flcore.aggregation.running import Running
-from flcore.errors import AggregationError, TensorMismatch, UpdateError, WeightError
+from flcore.aggregation.running import Running, require_settings
+from flcore.errors import AggregationError, JobError, QuorumError, TensorMismatch, UpdateError, WeightError
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +54,16 @@ class FlcoreAggregator(ModelAggregator):  # type: ignore[misc]  # it has a type 
         exclude_vars: str | None = None,
         aggregation_weights: dict[str, float] | None = None,
     ) -> None:
+        """Take the settings; raises `JobError` for those that no round could have."""
         super().__init__()
+        require_settings(rule, accumulate, group, math.inf if max_abs is None else max_abs)
+        for client, share in (aggregation_weights or {}).items():
+            if not _is_number(share) or share < 0:
+                raise JobError(f"aggregation_weights: {client!r} has {share!r}, expected a finite number >= 0")
+        try:
+            re.compile(exclude_vars or "")
+        except re.error as error:
+            raise JobError(f"exclude_vars: {exclude_vars!r} is no regular expression: {error}") from None
         self.accumulate, self.rule, self.group, self.max_abs = accumulate, rule, group, max_abs
         self.exclude_vars, self.aggregation_weights = exclude_vars, aggregation_weights
         self._lock = threading.Lock()
@@ -66,12 +76,16 @@ class FlcoreAggregator(ModelAggregator):  # type: ignore[misc]  # it has a type 
         client = str((model.meta or {}).get("client_name", "?"))
         with self._lock:
             self._require_whole()
-            self._round.require_kind(model, client)
-            params, weight = self._params(model, client), self._weight(model, client)
-            if any(callable(getattr(each, "materialize", None)) for each in params.values()):
-                self._add_lazy(params, weight, client)
-            else:
-                self._add(params, weight, client)
+            try:
+                self._round.require_kind(model, client)
+                params, weight = self._params(model, client), self._weight(model, client)
+                if any(callable(getattr(each, "materialize", None)) for each in params.values()):
+                    self._add_lazy(params, weight, client)
+                else:
+                    self._add(params, weight, client)
+            except UpdateError as error:
+                self._refuse(error)
+                raise
             self._round.count(model, weight, client)
 
     def aggregate_model(self) -> FLModel:
@@ -82,7 +96,11 @@ class FlcoreAggregator(ModelAggregator):  # type: ignore[misc]  # it has a type 
         """
         with self._lock:
             self._require_whole()
-            params = self._finished()
+            try:
+                params = self._finished()
+            except QuorumError as error:
+                first = f"; the first that was refused: {self._round.refusals[0]}" if self._round.refusals else ""
+                raise QuorumError(f"{error}{first}") from None
             metrics, kind = self._round.metrics(), self._round.kind
             self._round = _Round()
             return FLModel(params=params, params_type=kind, metrics=metrics)
@@ -110,10 +128,15 @@ class FlcoreAggregator(ModelAggregator):  # type: ignore[misc]  # it has a type 
         model.meta["client_name"] = client
         try:
             self.accept_model(model)
-        except UpdateError as error:
-            self.log_error(fl_ctx, f"refused: {error}")
+        except UpdateError:  # it is logged already
             return False
         return True
+
+    def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
+        """Say at the beginning of a run what the mean is."""
+        super().handle_event(event_type, fl_ctx)
+        if event_type == EventType.START_RUN:
+            self.log_info(fl_ctx, f"the mean is flcore's: {self.rule}, {self.accumulate}, {self.group} at once")
 
     def _made(self, group: int) -> Running:
         return Running(
@@ -165,7 +188,11 @@ class FlcoreAggregator(ModelAggregator):  # type: ignore[misc]  # it has a type 
         for mean in self._means.values():
             for error in mean.take_refused():
                 self._round.discount(error.client)
-                logger.error("refused: %s", error)
+                self._refuse(error)
+
+    def _refuse(self, error: UpdateError) -> None:
+        logger.error("refused: %s", error)
+        self._round.refusals.append(error)
 
     def _params(self, model: FLModel, client: str) -> dict[str, Any]:
         if not isinstance(model.params, Mapping) or not model.params:
@@ -193,6 +220,7 @@ class _Round:
 
     def __init__(self) -> None:
         self.kind: ParamsType | None = None
+        self.refusals: list[UpdateError] = []
         self._metrics: dict[str, tuple[Mapping[str, Any], float]] = {}
 
     def require_kind(self, model: FLModel, client: str) -> None:

@@ -12,8 +12,8 @@ from flcore.aggregation.columns import Averaged, Column, Folded, require_sound
 from flcore.aggregation.combination import Combination, Likeness, Read
 from flcore.aggregation.gather import Buffers, Gather
 from flcore.aggregation.rules import rule_named
-from flcore.aggregation.weights import accumulator_of, require_sum
-from flcore.errors import QuorumError, SpecError, TensorMismatch, UpdateError
+from flcore.aggregation.weights import accumulator_of, require_accumulator, require_sum
+from flcore.errors import JobError, QuorumError, SpecError, TensorMismatch, UpdateError
 from flcore.model.arrays import AnyArrays, kinds_of
 from flcore.model.dtypes import DTYPES
 from flcore.model.spec import ModelSpec
@@ -39,6 +39,7 @@ class Running:
         spec: ModelSpec | None = None,
         may_double: bool = False,
     ) -> None:
+        require_settings(rule, accumulate, group, max_abs)
         self._rule, self._accumulate, self._device = rule_named(rule), accumulate, backend_named(backend)
         self.group, self._max_abs, self._may_double = group, max_abs, may_double
         self._settled = spec
@@ -181,6 +182,16 @@ class Running:
 
     def _of(self, spec: ModelSpec) -> Combination:
         return Combination(Gather(spec), self._rule, self._accumulate, self._device)
+
+
+def require_settings(rule: str, accumulate: str, group: int, max_abs: float) -> None:
+    """Raise `JobError` for settings that no round could have."""
+    rule_named(rule)
+    require_accumulator(accumulate)
+    if group < 1:
+        raise JobError(f"group: expected a whole number of at least 1, got {group!r}")
+    if not max_abs > 0:
+        raise JobError(f"max_abs: expected a number above 0, got {max_abs!r}")
 
 
 def allocated(spec: ModelSpec) -> dict[str, npt.NDArray[Any]]:

@@ -16,11 +16,12 @@ from flcore_transport import Buffer, PieceRange, body_bytes
 from flcore.aggregation.checks import check_gaps, check_values
 from flcore.aggregation.kept import InMemory, Kept, OnDisk
 from flcore.aggregation.staging import Staging
-from flcore.errors import StagingError, TensorMismatch
-from flcore.model.arrays import as_array
-from flcore.model.dtypes import DTYPES, dtype_name
+from flcore.errors import SpecError, StagingError, TensorMismatch
+from flcore.model.arrays import AnyArrays, as_array, flattened
+from flcore.model.dtypes import DTYPES
 from flcore.model.form import Form
 from flcore.model.narrow import Part, part_of
+from flcore.model.spec import ModelSpec
 
 
 class StagedUpdate:
@@ -92,10 +93,23 @@ class StagedUpdate:
                 raise self._refused_by_disk(error) from error
             self._adopted += 1
 
+    def write_all(self, arrays: AnyArrays) -> None:
+        """Copy a whole model: named arrays of any kind, nested or not (see `flcore.aggregate`).
+
+        Raises `TensorMismatch` unless it has the model's tensors, by name, shape and dtype, and what `adopt` raises.
+        """
+        try:
+            theirs = ModelSpec.of(arrays)
+        except SpecError as error:
+            raise TensorMismatch(str(error), client=self.client) from None
+        self._form.spec.require(theirs, client=self.client)
+        for name, array in flattened(arrays).items():
+            self.write(name, array)
+
     def write(self, name: str, buffer: Any, start: int = 0) -> None:
         """Copy the next elements of tensor `name`, in its own (C) order; `start` is the index of the first of them.
 
-        They come in an array of any kind (see `flcore.aggregate`) and any shape.
+        They come in an array of any kind (see `flcore.aggregate`): a flat one, or one of the tensor's shape.
 
         Raises `TensorMismatch` for another dtype, an unknown name, or elements that are not the next ones, and what
         `adopt` raises.
@@ -103,9 +117,17 @@ class StagedUpdate:
         if name not in self._form.places:
             raise TensorMismatch("the model has no tensor of this name", client=self.client, tensor=name)
         index, span = self._form.places[name]
-        values = np.ascontiguousarray(as_array(buffer, name)).reshape(-1)
-        if dtype_name(values.dtype) != span.tensor.dtype:
-            raise TensorMismatch(f"expected {span.tensor.dtype}, got {values.dtype}", client=self.client, tensor=name)
+        try:
+            array = as_array(buffer, name)
+        except SpecError as error:
+            raise TensorMismatch(str(error), client=self.client) from None
+        if array.dtype != DTYPES[span.tensor.dtype] or (array.ndim > 1 and array.shape != span.tensor.shape):
+            raise TensorMismatch(
+                f"expected {span.tensor.dtype} of shape {span.tensor.shape}, got {array.dtype} of shape {array.shape}",
+                client=self.client,
+                tensor=name,
+            )
+        values = np.ascontiguousarray(array).reshape(-1)
         written = self._written.get(name, 0)
         if start != written or start + values.size > span.tensor.size:
             raise TensorMismatch(

@@ -33,6 +33,13 @@ def values_of(record: ArrayRecord, client: str) -> dict[str, Values]:
     return {name: _values(array, name, client) for name, array in record.items()}
 
 
+def converted(record: ArrayRecord, spec: ModelSpec) -> ArrayRecord:
+    """Return a record in the dtypes of a spec that has its names."""
+    dtypes = {tensor.name: DTYPES[tensor.dtype] for tensor in spec.tensors}
+    values = values_of(record, "the global model")
+    return ArrayRecord({name: Array(array.astype(dtypes[name], copy=False)) for name, array in values.items()})
+
+
 def _values(array: Array, name: str, client: str) -> Values:
     try:
         if array.stype != SERIALIZED_AS:

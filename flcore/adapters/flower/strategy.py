@@ -10,8 +10,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from flwr.common.logger import log
 from flwr.serverapp import Grid, strategy
 
-from flcore.adapters.flower.npy import BlankRecord, values_of
-from flcore.aggregation.running import Running
+from flcore.adapters.flower.npy import BlankRecord, converted, values_of
+from flcore.aggregation.running import Running, require_settings
 from flcore.errors import QuorumError, UpdateError, WeightError
 from flcore.model.spec import ModelSpec
 
@@ -21,9 +21,12 @@ class FlcoreMean(strategy.FedAvg):  # type: ignore[misc]  # it has a type only w
 
     A reply must have the tensors of the global model, by name and shape, with one dtype each for all replies, finite
     values, and a weight that is a finite number >= 0; another is refused and logged, and the round goes on without it.
-    Arrays are taken out of the replies once they are folded. `accumulate` is "exact", "float64" or "float32" (see
-    `flcore.aggregate`); `group` is how many replies of a `StreamingGrid` are held and folded in one pass; `max_abs`
-    bounds the magnitude of every element.
+    Arrays are taken out of the replies once they are folded. A global model in other dtypes than the first one's
+    (Flower's FedAdam makes float64 of float32) is sent in those of the first, which clients keep to.
+
+    Attributes of the class, or of an instance before its first round: `accumulate` is "exact", "float64" or "float32"
+    (see `flcore.aggregate`); `group` is how many replies of a `StreamingGrid` are held and folded in one pass;
+    `max_abs` bounds the magnitude of every element.
     """
 
     accumulate: str = "exact"
@@ -31,13 +34,31 @@ class FlcoreMean(strategy.FedAvg):  # type: ignore[misc]  # it has a type only w
     max_abs: float = math.inf
     _running: Running | None = None
 
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        """Refuse settings that no round could have, and an order of bases in which this mean would not be used."""
+        super().__init_subclass__(**keywords)
+        require_settings("mean", cls.accumulate, cls.group, cls.max_abs)
+        behind = cls.__mro__[cls.__mro__.index(FlcoreMean) + 1 :]
+        others = [each for each in behind if issubclass(each, strategy.FedAvg) and each is not strategy.FedAvg]
+        if others:
+            order = f"class {cls.__name__}({others[0].__name__}, FlcoreMean)"
+            raise TypeError(f"FlcoreMean comes last, as it stands in for FedAvg's mean: {order}")
+
+    def summary(self) -> None:
+        """Log what the mean is, beside what Flower logs."""
+        log(INFO, "\t├──> The mean is flcore's: %s, %s of a stream at once", self.accumulate, self.group)
+        super().summary()
+
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Begin a round (see Flower's `FedAvg`); what the model is, is known from here."""
         sent = ModelSpec.of(values_of(arrays, "the global model"))
-        if self._running is None or _shapes(self._running.spec) != _shapes(sent):
+        known = None if self._running is None else self._running.spec
+        if known is None or _shapes(known) != _shapes(sent):
             self._running = Running(accumulate=self.accumulate, max_abs=self.max_abs, spec=sent)
+        elif known != sent:
+            arrays = converted(arrays, known)
         messages: Iterable[Message] = super().configure_train(server_round, arrays, config, grid)
         return messages
 
@@ -64,9 +85,10 @@ class FlcoreMean(strategy.FedAvg):  # type: ignore[misc]  # it has a type only w
 
 
 class FedAvg(FlcoreMean):
-    """Flower's FedAvg (McMahan et al., 2017) with flcore's mean; see `FlcoreMean` for the first three arguments.
+    """Flower's FedAvg (McMahan et al., 2017) with flcore's mean.
 
-    All other arguments are those of `flwr.serverapp.strategy.FedAvg`.
+    It takes the arguments of `flwr.serverapp.strategy.FedAvg`, and by keyword `accumulate`, `group` and `max_abs` (see
+    `FlcoreMean`).
     """
 
     def __init__(
@@ -77,6 +99,7 @@ class FedAvg(FlcoreMean):
         max_abs: float = math.inf,
         **keywords: Any,
     ) -> None:
+        require_settings("mean", accumulate, group, max_abs)
         super().__init__(*arguments, **keywords)
         self.accumulate, self.group, self.max_abs = accumulate, group, max_abs
 
@@ -158,8 +181,8 @@ def _named(content: RecordDict, kind: Any) -> dict[str, Any]:
     return {name: record for name, record in content.items() if isinstance(record, kind)}
 
 
-def _shapes(spec: ModelSpec | None) -> dict[str, tuple[int, ...]]:
-    return {} if spec is None else {tensor.name: tensor.shape for tensor in spec.tensors}
+def _shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
+    return {tensor.name: tensor.shape for tensor in spec.tensors}
 
 
 def _lengths(metrics: MetricRecord) -> frozenset[tuple[str, int]]:

@@ -281,6 +281,44 @@ def test_arrays_are_let_go_once_they_are_folded() -> None:
     assert all(not answer.content.array_records and answer.content.metric_records for answer in answers)
 
 
+def test_an_order_of_bases_in_which_our_mean_would_not_be_used_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"FlcoreMean comes last, .*: class Wrong\(FedAdam, FlcoreMean\)"):
+        type("Wrong", (FlcoreMean, strategy.FedAdam), {})
+    with pytest.raises(flcore.JobError, match="accumulate 'fp32' does not exist"):
+        type("Wrong", (strategy.FedAdam, FlcoreMean), {"accumulate": "fp32"})
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"accumulate": "fp32"}, "accumulate 'fp32' does not exist"),
+        ({"group": 0}, "group: expected a whole number of at least 1, got 0"),
+        ({"max_abs": -1}, "max_abs: expected a number above 0, got -1"),
+        ({"max_abs": float("nan")}, "max_abs: expected a number above 0, got nan"),
+    ],
+)
+def test_settings_that_no_round_could_have_are_refused_at_once(settings: Any, words: str) -> None:
+    with pytest.raises(flcore.JobError, match=words):
+        FedAvg(**settings)
+
+
+@pytest.mark.parametrize("name", ["FedAdam", "FedYogi", "FedAdagrad"])
+def test_clients_that_answer_in_the_dtype_they_were_sent_go_on_after_the_first_round(name: str) -> None:
+    ours = type(name, (getattr(strategy, name), FlcoreMean), {})
+    results = []
+    for kind in (getattr(strategy, name), ours):
+        chosen = kind()
+        arrays, received = ArrayRecord({"w": Array(np.zeros(5, np.float32))}), np.zeros(0)
+        for number in (1, 2, 3):
+            (sent, *_) = chosen.configure_train(number, arrays, ConfigRecord(), Nodes(range(2)))
+            received = sent.content["arrays"]["w"].numpy()
+            replies = [reply({"w": received + np.asarray(step, received.dtype)}, 1, step) for step in (1, 2)]
+            arrays, _ = chosen.aggregate_train(number, replies)
+        results.append(arrays["w"].numpy())
+    assert np.allclose(results[0], results[1], rtol=1e-5)
+    assert received.dtype == np.float32, "the model is sent in the dtype that it began with"
+
+
 @pytest.mark.parametrize("name", ["FedAdam", "FedYogi", "FedAdagrad", "FedAvgM", "FedProx"])
 def test_other_strategies_of_flower_work_with_our_mean(name: str) -> None:
     theirs: Any = getattr(strategy, name, None)

@@ -233,6 +233,38 @@ def test_rules_weights_of_clients_and_excluded_tensors() -> None:
         mean(max_abs=2.0)
 
 
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"accumulate": "fp32"}, "accumulate 'fp32' does not exist"),
+        ({"rule": "median"}, "rule 'median' does not exist"),
+        ({"group": 0}, "group: expected a whole number of at least 1, got 0"),
+        ({"max_abs": -1}, "max_abs: expected a number above 0, got -1"),
+        ({"exclude_vars": "("}, r"exclude_vars: '\(' is no regular expression: missing \)"),
+        (
+            {"aggregation_weights": {"site-1": -1}},
+            "aggregation_weights: 'site-1' has -1, expected a finite number >= 0",
+        ),
+    ],
+)
+def test_settings_that_no_round_could_have_are_refused_at_once(settings: Any, words: str) -> None:
+    with pytest.raises(flcore.JobError, match=words):
+        FlcoreAggregator(**settings)
+
+
+def test_a_round_of_nobody_says_why() -> None:
+    aggregator = FlcoreAggregator(group=2)
+    for client in ("site-1", "site-2"):
+        try:
+            aggregator.accept_model(result({"w": np.array([np.nan])}, 1, client))
+        except flcore.NonFinite:
+            assert client == "site-2"
+    with pytest.raises(
+        flcore.QuorumError, match="; the first that was refused: client 'site-1', tensor 'w': element 0"
+    ):
+        aggregator.aggregate_model()
+
+
 def context() -> FLContext:
     made = FLContext()
     made.set_prop(FLContextKey.CURRENT_JOB_ID, "job", private=True)

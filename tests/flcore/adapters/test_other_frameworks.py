@@ -24,11 +24,27 @@ def printed() -> dict[str, Any]:
 
 def test_the_recipe_leaves_out_who_cannot_be_counted(caplog: pytest.LogCaptureFixture) -> None:
     states = [{"w": np.full((2, 3), value, np.float32), "n": np.array(4)} for value in (1.0, 4.0, np.nan)]
-    results = ((f"site-{weight}", weight, state) for weight, state in enumerate([*states, {"w": states[0]["w"]}], 1))
+    bad: list[dict[Any, Any]] = [
+        {"w": states[0]["w"]},
+        {**states[0], "w": states[0]["w"].T},
+        {**states[0], "w": [1.0]},
+        {**states[0], 7: 1},
+    ]
+    results = [(f"site-{weight}", weight, state) for weight, state in enumerate([*states, *bad], 1)]
+    results.append(("site-1", 5, states[1]))
     found = printed()["combine"](results, like=states[0])
     assert found["w"].tolist() == [[3.0] * 3] * 2 and found["n"] == 4
     assert "left out: client 'site-3', tensor 'w': element 0 is nan" in caplog.text
-    assert "left out: client 'site-4', tensor 'n': only 0 of 1 elements came" in caplog.text
+    assert "left out: client 'site-4', tensor 'n': it is missing" in caplog.text
+    assert (
+        "left out: client 'site-5', tensor 'w': expected float32 of shape (2, 3), got float32 of shape (3, 2)"
+        in caplog.text
+    )
+    assert "left out: client 'site-6': tensor 'w': expected an array" in caplog.text
+    assert "left out: client 'site-7': a tensor's name is a string, not 7" in caplog.text
+    assert "left out: client 'site-1': it has an update in this aggregation already" in caplog.text
+    nested = [{"body": state} for state in states[:2]]
+    assert printed()["combine"]([("a", 1, nested[0]), ("b", 2, nested[1])], like=nested[0])["body"]["n"] == 4
     with pytest.raises(flcore.QuorumError):
         printed()["combine"]([], like=states[0])
 
