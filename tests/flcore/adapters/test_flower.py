@@ -305,10 +305,10 @@ def test_settings_that_no_round_could_have_are_refused_at_once(settings: Any, wo
 @pytest.mark.parametrize("name", ["FedAdam", "FedYogi", "FedAdagrad"])
 def test_clients_that_answer_in_the_dtype_they_were_sent_go_on_after_the_first_round(name: str) -> None:
     ours = type(name, (getattr(strategy, name), FlcoreMean), {})
-    results = []
+    results, received = [], np.zeros(0)
     for kind in (getattr(strategy, name), ours):
         chosen = kind()
-        arrays, received = ArrayRecord({"w": Array(np.zeros(5, np.float32))}), np.zeros(0)
+        arrays = ArrayRecord({"w": Array(np.zeros(5, np.float32))})
         for number in (1, 2, 3):
             (sent, *_) = chosen.configure_train(number, arrays, ConfigRecord(), Nodes(range(2)))
             received = sent.content["arrays"]["w"].numpy()

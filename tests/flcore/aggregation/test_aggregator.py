@@ -21,7 +21,6 @@ from flcore import (
     NonFinite,
     OutOfBounds,
     QuorumError,
-    SpecError,
     TensorMismatch,
     UpdateError,
     WeightError,
@@ -186,15 +185,18 @@ def test_writes_that_do_not_fit_are_refused() -> None:
     aggregator.begin(staged).result()
     rows: list[tuple[str, npt.NDArray[Any], int, str]] = [
         ("v", np.ones(4, np.float32), 0, "no tensor of this name"),
-        ("w", np.ones(4), 0, "expected float32, got float64"),
+        ("w", np.ones(4), 0, r"expected float32 of shape \(4,\), got float64 of shape \(4,\)"),
+        ("w", np.ones(4, np.complex64), 0, "expected float32 of .*, got complex64"),
+        ("w", np.ones((2, 2), np.float32), 0, r"expected float32 of shape \(4,\), got float32 of shape \(2, 2\)"),
         ("w", np.ones(5, np.float32), 0, "elements 0 to 5 came"),
         ("w", np.ones(2, np.float32), 2, "the next is 0"),
     ]
     for name, buffer, start, message in rows:
         with pytest.raises(TensorMismatch, match=message):
             staged.write(name, buffer, start)
-    with pytest.raises(SpecError, match="complex"):
-        staged.write("w", np.ones(4, np.complex64))
+    for thing in (None, [1.0, 2.0, 3.0, 4.0]):
+        with pytest.raises(TensorMismatch, match="client 'a': tensor 'w': expected an array"):
+            staged.write("w", thing)
 
 
 def test_flat_elements_are_kept_not_copied_and_their_gaps_are_checked() -> None:
