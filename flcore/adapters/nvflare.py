@@ -6,10 +6,11 @@ put on disk. What it returns is of the kind that came.
 
 import logging
 import math
+import numbers
 import re
 import threading
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from nvflare.apis.dxo import from_shareable
 from nvflare.apis.event_type import EventType
@@ -24,9 +25,6 @@ from flcore.aggregation.running import Running, require_settings
 from flcore.errors import AggregationError, JobError, QuorumError, TensorMismatch, UpdateError, WeightError
 
 logger = logging.getLogger(__name__)
-
-ALL = ""
-"""Stands for all tensors together, where they do not come lazily."""
 
 LARGEST = 1e300
 """What steps and metrics stay below: beyond it, products overflow."""
@@ -68,7 +66,8 @@ class FlcoreAggregator(ModelAggregator):  # type: ignore[misc]  # it has a type 
         self.exclude_vars, self.aggregation_weights = exclude_vars, aggregation_weights
         self._lock = threading.Lock()
         self._round = _Round()
-        self._means: dict[str, Running] = {}
+        self._all: Running | None = None
+        self._each: dict[str, Running] = {}
         self._is_torn = False
 
     def accept_model(self, model: FLModel) -> None:
@@ -77,16 +76,14 @@ class FlcoreAggregator(ModelAggregator):  # type: ignore[misc]  # it has a type 
         with self._lock:
             self._require_whole()
             try:
-                self._round.require_kind(model, client)
                 params, weight = self._params(model, client), self._weight(model, client)
-                if any(callable(getattr(each, "materialize", None)) for each in params.values()):
-                    self._add_lazy(params, weight, client)
-                else:
-                    self._add(params, weight, client)
+                is_lazy = any(callable(getattr(each, "materialize", None)) for each in params.values())
+                self._round.require_alike(model, is_lazy, client)
+                (self._add_lazy if is_lazy else self._add)(params, weight, client)
             except UpdateError as error:
                 self._refuse(error)
                 raise
-            self._round.count(model, weight, client)
+            self._round.count(model, is_lazy, weight, client)
 
     def aggregate_model(self) -> FLModel:
         """Return the mean of the round and begin anew.
@@ -109,7 +106,7 @@ class FlcoreAggregator(ModelAggregator):  # type: ignore[misc]  # it has a type 
         """Let everything of the round go; what the model is stays."""
         with self._lock:
             self._round, self._is_torn = _Round(), False
-            for mean in self._means.values():
+            for mean in self._means():
                 mean.clear()
 
     def accept(self, shareable: Shareable, fl_ctx: FLContext) -> bool:
@@ -147,36 +144,39 @@ class FlcoreAggregator(ModelAggregator):  # type: ignore[misc]  # it has a type 
             may_double=True,
         )
 
+    def _means(self) -> list[Running]:
+        return [*([] if self._all is None else [self._all]), *self._each.values()]
+
     def _add(self, params: Mapping[str, Any], weight: float, client: str) -> None:
         """Count in tensors that are in memory."""
-        if self._means and ALL not in self._means:
-            raise UpdateError("its tensors are in memory, others' were lazy references", client=client)
+        mean = self._all or self._made(self.group)
+        if self.group > 1 and not self._round.has_results:
+            mean.check(params, weight, client)  # whoever says whether these are weights or differences has to be sound
         try:
-            self._means.setdefault(ALL, self._made(self.group)).add(params, weight, client)
+            mean.add(params, weight, client)
+            self._all = mean
         finally:
             self._leave_out()
 
     def _add_lazy(self, params: Mapping[str, Any], weight: float, client: str) -> None:
         """Look at all tensors, and then fold them; one is in memory at a time."""
-        if ALL in self._means:
-            raise UpdateError("its tensors are lazy references, others' were in memory", client=client)
-        if odd := sorted(set(self._means) ^ set(params)) if self._means else []:
+        if odd := sorted(set(self._each) ^ set(params)) if self._each else []:
             raise TensorMismatch("it is not a tensor of both this result and the first", client=client, tensor=odd[0])
-        means = self._means or {name: self._made(1) for name in params}
+        means = self._each or {name: self._made(1) for name in params}
         for name, each in params.items():
             means[name].check({name: _materialized(each)}, weight, client)
         self._is_torn = True  # unless all of them get in
         for name, each in params.items():
             means[name].add({name: _materialized(each)}, weight, client)
-        self._means, self._is_torn = means, False
+        self._each, self._is_torn = means, False
 
     def _finished(self) -> dict[str, Any]:
-        if ALL in self._means or not self._means:
-            try:
-                return self._means.setdefault(ALL, self._made(self.group)).finish()
-            finally:
-                self._leave_out()
-        return {name: mean.finish()[name] for name, mean in self._means.items()}
+        if self._round.is_lazy:
+            return {name: mean.finish()[name] for name, mean in self._each.items()}
+        try:
+            return (self._all or self._made(self.group)).finish()
+        finally:
+            self._leave_out()
 
     def _require_whole(self) -> None:
         """Raise `AggregationError` if tensors of a result are folded and others are not."""
@@ -185,20 +185,20 @@ class FlcoreAggregator(ModelAggregator):  # type: ignore[misc]  # it has a type 
 
     def _leave_out(self) -> None:
         """Forget results that were accepted and whose values turned out to be unsound, and say so."""
-        for mean in self._means.values():
+        for mean in self._means():
             for error in mean.take_refused():
                 self._round.discount(error.client)
                 self._refuse(error)
 
     def _refuse(self, error: UpdateError) -> None:
         logger.error("refused: %s", error)
-        self._round.refusals.append(error)
+        self._round.refusals.append(str(error))
 
     def _params(self, model: FLModel, client: str) -> dict[str, Any]:
         if not isinstance(model.params, Mapping) or not model.params:
             raise TensorMismatch("its result has no parameters", client=client)
         excluded = re.compile(self.exclude_vars) if self.exclude_vars else None
-        return {name: each for name, each in model.params.items() if excluded is None or not excluded.search(name)}
+        return {name: each for name, each in model.params.items() if not (excluded and excluded.search(str(name)))}
 
     def _weight(self, model: FLModel, client: str) -> Any:
         if self.rule == "unweighted_mean":
@@ -210,47 +210,74 @@ class FlcoreAggregator(ModelAggregator):  # type: ignore[misc]  # it has a type 
                 '(rule="unweighted_mean" needs none)',
                 client=client,
             )
-        steps, share = meta[FLMetaKey.NUM_STEPS_CURRENT_ROUND], (self.aggregation_weights or {}).get(client, 1)
-        is_number = isinstance(steps, int | float) and not isinstance(steps, bool) and abs(steps) < LARGEST
-        return steps * share if is_number else steps  # what is no weight is refused where weights are read
+        steps, share = meta[FLMetaKey.NUM_STEPS_CURRENT_ROUND], (self.aggregation_weights or {}).get(client)
+        return steps if share is None or not _is_number(steps) else float(steps) * share
+
+
+class _Result(NamedTuple):
+    client: str
+    kind: ParamsType | None
+    is_lazy: bool
+    metrics: Mapping[str, Any]
+    weight: float
 
 
 class _Round:
     """What a round knows beside its tensors: whether they are weights or differences, and the clients' metrics."""
 
     def __init__(self) -> None:
-        self.kind: ParamsType | None = None
-        self.refusals: list[UpdateError] = []
-        self._metrics: dict[str, tuple[Mapping[str, Any], float]] = {}
+        self.refusals: list[str] = []
+        self._results: list[_Result] = []
 
-    def require_kind(self, model: FLModel, client: str) -> None:
-        """Raise `UpdateError` where differences meet full weights."""
-        if self.kind is not None and model.params_type != self.kind:
+    @property
+    def has_results(self) -> bool:
+        """Whether there is a result that counts."""
+        return bool(self._results)
+
+    @property
+    def kind(self) -> ParamsType | None:
+        """What the results are: full weights, or differences."""
+        return self._results[0].kind if self._results else None
+
+    @property
+    def is_lazy(self) -> bool:
+        """Whether the results are references to what is on disk."""
+        return bool(self._results) and self._results[0].is_lazy
+
+    def require_alike(self, model: FLModel, is_lazy: bool, client: str) -> None:
+        """Raise `UpdateError` where differences meet full weights, or references to tensors meet tensors."""
+        if self._results and model.params_type != self.kind:
             raise UpdateError(f"its parameters are {model.params_type}, others' {self.kind}", client=client)
+        if self._results and is_lazy != self.is_lazy:
+            here, there = ("on disk", "in memory") if is_lazy else ("in memory", "on disk")
+            raise UpdateError(f"its tensors are {here}, others' {there}", client=client)
 
-    def count(self, model: FLModel, weight: float, client: str) -> None:
+    def count(self, model: FLModel, is_lazy: bool, weight: float, client: str) -> None:
         """Take note of a result that counts."""
-        self.kind = model.params_type
-        self._metrics[client] = (model.metrics or {}, weight)
+        metrics = model.metrics if isinstance(model.metrics, Mapping) else {}
+        self._results.append(_Result(client, model.params_type, is_lazy, metrics, float(weight)))
 
     def discount(self, client: str) -> None:
-        """Forget a result that does not count after all."""
-        self._metrics.pop(client, None)
+        """Forget the last result of a client: it does not count after all."""
+        for number in reversed(range(len(self._results))):
+            if self._results[number].client == client:
+                del self._results[number]
+                return
 
     def metrics(self) -> dict[str, float] | None:
         """Return the weighted means of the metrics that are finite numbers in every result; None: there are none."""
-        counted = list(self._metrics.values())
-        total = math.fsum(weight for _, weight in counted)
+        total = math.fsum(result.weight for result in self._results)
         means = {
-            name: math.fsum(metrics[name] * (weight / total) for metrics, weight in counted)
-            for name in counted[0][0]
-            if all(_is_number(metrics.get(name)) for metrics, _ in counted)
+            name: math.fsum(float(result.metrics[name]) * (result.weight / total) for result in self._results)
+            for name in (self._results[0].metrics if self._results else ())
+            if all(_is_number(result.metrics.get(name)) for result in self._results)
         }
         return means or None
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and abs(value) < LARGEST
+    is_real = isinstance(value, numbers.Real)
+    return is_real and bool(abs(value) < LARGEST)
 
 
 def _materialized(each: Any) -> Any:

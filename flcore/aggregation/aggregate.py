@@ -86,7 +86,11 @@ def aggregate(
             count += len(group)
             group.clear()
         combination.finish(targets, bases)
-    return likeness.give(values) if out is None else values
+    if out is not None:
+        return values
+    if bases is not None:
+        likeness.untie(bases)
+    return likeness.give(values)
 
 
 def _spec_of(arrays: AnyArrays, what: str) -> ModelSpec:

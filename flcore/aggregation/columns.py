@@ -19,6 +19,10 @@ from flcore.model.spec import SegmentSpec
 Tensors = list[npt.NDArray[Any]]
 
 
+MOST = {"float32": 2.0**96, "float64": 2.0**960}
+"""The largest magnitude that a float total takes, so that no sum of them overflows and ends the round for all."""
+
+
 class Column(Protocol):
     """One segment of a running combination."""
 
@@ -43,7 +47,7 @@ class Folded:
     """A total of the accumulator's kind, 4, 8 or 16 bytes per element, in memory that is kept from round to round."""
 
     def __init__(self, segment: SegmentSpec, accumulate: str, device: Backend, max_abs: float) -> None:
-        self._segment, self._device, self._max_abs = segment, device, max_abs
+        self._segment, self._device, self._max_abs = segment, device, min(max_abs, MOST.get(accumulate, math.inf))
         self._total, self._is_empty = device.total(segment.elements, accumulate), True
         self._prepared: tuple[Sequence[Tensors], Sequence[float]] | None = None
 

@@ -76,12 +76,15 @@ class Combination:
 
 
 class Likeness:
-    """How results are given back: of the first update's kinds and nesting, with what all updates tie tied."""
+    """How results are given back: of the first update's kinds and nesting, with what all updates tie tied.
+
+    Tensors are tied where they are one array in memory.
+    """
 
     def __init__(self, spec: ModelSpec) -> None:
         self._spec = spec
         self._kinds: AnyArrays | None = None
-        self._ties: dict[str, str] = {}
+        self._tied: list[list[str]] = [[tensor.name for tensor in spec.tensors]]
 
     @property
     def is_new(self) -> bool:
@@ -90,25 +93,28 @@ class Likeness:
 
     def see(self, read: Read, kinds: AnyArrays) -> None:
         """Take note of what kinds of arrays an update has, if it is the first one, and of which of them are one."""
-        if self._kinds is None:
-            self._kinds = kinds
-            self._ties = self._found(read, [tensor.name for tensor in self._spec.tensors])
-        elif self._ties:
-            still = self._found(read, [*self._ties.values(), *self._ties])
-            self._ties = {name: first for name, first in self._ties.items() if still.get(name) == first}
+        self._kinds = kinds if self._kinds is None else self._kinds
+        self.untie(read.buffers)
+
+    def untie(self, buffers: Buffers) -> None:
+        """Keep tied only what these buffers tie too."""
+        if not self._tied:
+            return
+        places = {
+            span.tensor.name: (buffer.__array_interface__["data"][0], segment.dtype, span.tensor.shape)
+            for segment, tensors in zip(self._spec.segments, buffers, strict=True)
+            for span, buffer in zip(segment.spans, tensors, strict=True)
+            if buffer.size
+        }
+        tied: dict[Any, list[str]] = {}
+        for number, names in enumerate(self._tied):
+            for name in names:
+                if name in places:
+                    tied.setdefault((number, places[name]), []).append(name)
+        self._tied = [names for names in tied.values() if len(names) > 1]
 
     def give(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Return a result: NumPy arrays by name where no update was seen."""
-        return dict(values) if self._kinds is None else given(values, self._kinds, self._ties)
-
-    def _found(self, read: Read, names: Sequence[str]) -> dict[str, str]:
-        """Return the names that share the array of an earlier name, and that name."""
-        wanted, firsts, ties = set(names), dict[Any, str](), dict[str, str]()
-        for segment, buffers in zip(self._spec.segments, read.buffers, strict=True):
-            for span, buffer in zip(segment.spans, buffers, strict=True):
-                if buffer.size and span.tensor.name in wanted:
-                    place = (buffer.__array_interface__["data"][0], segment.dtype, span.tensor.shape)
-                    first = firsts.setdefault(place, span.tensor.name)
-                    if first != span.tensor.name:
-                        ties[span.tensor.name] = first
-        return ties
+        if self._kinds is None:
+            return dict(values)
+        return given(values, self._kinds, {name: names[0] for names in self._tied for name in names[1:]})

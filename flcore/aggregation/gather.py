@@ -56,6 +56,9 @@ class Gather:
     def targets(self, out: Mapping[str, Any]) -> Buffers:
         """Return the buffers of arrays that are to be written to, or raise `TensorMismatch`."""
         arrays = {name: as_array(array, name) for name, array in flattened(out).items()}
+        for name, thing in flattened(out).items():
+            if as_array(thing, name).__array_interface__["data"][0] != arrays[name].__array_interface__["data"][0]:
+                raise TensorMismatch("out: expected an array in memory, got what can only be copied", tensor=name)
         for name, array in arrays.items():
             if not array.flags.c_contiguous or not array.flags.writeable:
                 raise TensorMismatch(

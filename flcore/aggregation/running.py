@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from flcore_kernels import EXACT_RANGE
 from flcore_kernels import backend as backend_named
 
 from flcore.aggregation.columns import Averaged, Column, Folded, require_sound
@@ -13,10 +14,25 @@ from flcore.aggregation.combination import Combination, Likeness, Read
 from flcore.aggregation.gather import Buffers, Gather
 from flcore.aggregation.rules import rule_named
 from flcore.aggregation.weights import accumulator_of, require_accumulator, require_sum
-from flcore.errors import JobError, QuorumError, SpecError, TensorMismatch, UpdateError
+from flcore.errors import (
+    AggregationError,
+    JobError,
+    OutOfBounds,
+    QuorumError,
+    SpecError,
+    TensorMismatch,
+    UpdateError,
+    WeightError,
+)
 from flcore.model.arrays import AnyArrays, kinds_of
 from flcore.model.dtypes import DTYPES
 from flcore.model.spec import ModelSpec
+
+WEIGHTS = {"float32": (2.0**-24, 2.0**40)}
+"""What a weight may be beside 0, where a float32 total of all would not hold what exact sums take."""
+
+MOST_UPDATES = 65_535
+"""As many terms as an exact sum takes."""
 
 
 class Running:
@@ -50,6 +66,7 @@ class Running:
         self._held: list[Read] = []
         self._refused: list[UpdateError] = []
         self._coefficients: list[float] = []
+        self._is_torn = False
 
     @property
     def spec(self) -> ModelSpec | None:
@@ -63,8 +80,13 @@ class Running:
             require_sound(self._device, segment, [buffers], [read.coefficient], [client], self._max_abs)
 
     def add(self, arrays: AnyArrays, weight: Any, client: str) -> None:
-        """Count an update in, or raise `UpdateError` and leave everything as it was. Clients' names differ."""
+        """Count an update in, or raise `UpdateError` and leave everything as it was."""
+        self._require_whole()
+        if any(read.client == client for read in self._held):
+            self._fold()  # so that a name says whose update is refused
         combination, read = self._read(arrays, weight, client)
+        if self._settled is None and not self._held and not self._coefficients:
+            self.check(arrays, weight, client)  # whoever says what the model is has to be sound
         self._combination = combination
         self._held.append(read)
         self._kinds.append(kinds_of(arrays) if self._likeness is None else {})
@@ -75,11 +97,12 @@ class Running:
                     raise self._refused.pop(number)
 
     def finish(self, out: Mapping[str, npt.NDArray[Any]] | None = None) -> dict[str, Any]:
-        """Return the combination of all updates and begin anew, with the same tensors.
+        """Return the combination of all updates and begin anew, with the same tensors; `out`: where to put it.
 
         The result is of the first update's kinds, or in the arrays of `out`. Raises `QuorumError` where there is no
         update, `WeightError` where all weights are zero, and `AggregationError` where a dtype cannot hold the result.
         """
+        self._require_whole()
         combination = self._combination
         if combination is None or not (self._held or self._coefficients):
             raise QuorumError("there is nothing to aggregate: no update was accepted")
@@ -92,7 +115,7 @@ class Running:
             given = [None] * len(spec.segments) if targets is None else targets
             results = [column.finish(each) for column, each in zip(self._columns, given, strict=True)]
         likeness, self._settled = self._likeness, spec
-        self.clear()
+        self._begin_anew()
         named = _named(spec, results) if out is None else dict(out)
         return named if out is not None or likeness is None else likeness.give(named)
 
@@ -103,14 +126,26 @@ class Running:
 
     def clear(self) -> None:
         """Let all updates go; what the model is stays, if there was a result of it."""
-        self._held, self._kinds, self._coefficients, self._likeness = [], [], [], None
+        self._refused = []
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        self._held, self._kinds, self._coefficients, self._likeness, self._is_torn = [], [], [], None, False
         for column in self._columns:
             column.clear()
         if self._settled != self.spec:
             self._combination, self._columns = None, []
 
-    def _at_once(self, combination: Combination, targets: Buffers | None) -> Buffers:
-        """Combine what is held, if that is all there is, in one pass; without those that turn out to be unsound."""
+    def _require_whole(self) -> None:
+        """Raise `AggregationError` if some of an update is folded and some is not."""
+        if self._is_torn:
+            raise AggregationError("an error in the middle of a fold left this round half folded: it has no result")
+
+    def _at_once(self, combination: Combination, targets: Buffers | None) -> Buffers | None:
+        """Combine what is held, if that is all there is, in one pass, without those that turn out to be unsound.
+
+        Returns None where a sum overflows, which says nothing of whose fault it is.
+        """
         spec = combination.gather.spec
         results = combination.gather.buffers(allocated(spec), "") if targets is None else targets
         while self._held:
@@ -122,26 +157,46 @@ class Running:
                 combination.at_once(self._held, results)
             except UpdateError as error:
                 self._drop(error)
+            except AggregationError:
+                return None
             else:
                 self._see()
                 return results
         raise QuorumError("there is nothing to aggregate: no update could be counted")
 
     def _fold(self) -> None:
-        """Fold what is held but for those whose values are unsound."""
+        """Fold what is held but for those that cannot be; unless all of it goes well, nothing has changed."""
         while self._held:
             clients = [read.client for read in self._held]
             try:
                 for index, column in enumerate(self._columns_of()):
                     column.prepare(*self._parts(index), clients)
-            except UpdateError as error:
-                self._drop(error)
+            except (UpdateError, AggregationError) as error:
+                self._exclude(error)
                 continue
+            except BaseException:
+                self._held, self._kinds = self._held[:-1], self._kinds[:-1]
+                raise
+            self._is_torn = True  # unless all of it gets in
             for column in self._columns:
                 column.commit()
+            self._is_torn = False
             self._see()
             self._coefficients += [read.coefficient for read in self._held]
             self._held, self._kinds = [], []
+
+    def _exclude(self, error: UpdateError | AggregationError) -> None:
+        """Let go of the update that an error is about; where it names none, find out by folding one after the other."""
+        if isinstance(error, UpdateError) and any(read.client == error.client for read in self._held):
+            self._drop(error)
+        elif len(self._held) == 1:
+            client = self._held[0].client
+            self._drop(OutOfBounds(f"it cannot be combined with the updates before it: {error}", client=client))
+        else:
+            held, kinds = self._held, self._kinds
+            for number in range(len(held)):
+                self._held, self._kinds = held[number : number + 1], kinds[number : number + 1]
+                self._fold()
 
     def _see(self) -> None:
         """Take note of what the updates that count look like."""
@@ -159,16 +214,26 @@ class Running:
         if len(kept) == len(self._held):
             raise error
         self._held, self._kinds = [self._held[n] for n in kept], [self._kinds[n] for n in kept]
-        self._refused.append(error)
+        error.__context__ = None
+        self._refused.append(error.with_traceback(None))  # whose frames would keep the arrays
         if not self._held and not self._coefficients:
-            self.clear()
+            self._begin_anew()
 
     def _read(self, arrays: AnyArrays, weight: Any, client: str) -> tuple[Combination, Read]:
         try:
             combination = self._combination or self._of(ModelSpec.of(arrays))
-            return combination, combination.read(arrays, weight, client)
+            read = combination.read(arrays, weight, client)
         except SpecError as error:
             raise TensorMismatch(str(error), client=client) from None
+        low, high = WEIGHTS.get(self._accumulate, EXACT_RANGE)
+        if read.coefficient and not low <= read.coefficient <= high:
+            raise WeightError(
+                f"{self._accumulate} sums take weights that are 0 or between {low:g} and {high:g}, not {weight!r}",
+                client=client,
+            )
+        if len(self._coefficients) + len(self._held) >= MOST_UPDATES:
+            raise UpdateError(f"a round takes {MOST_UPDATES} updates, and has them", client=client)
+        return combination, read
 
     def _columns_of(self) -> list[Column]:
         if not self._columns and self._combination is not None:

@@ -21,6 +21,9 @@ Values = npt.NDArray[Any]
 Give = Callable[[Values], Any]
 """From values to an array of somebody's kind, which may keep the memory."""
 
+DEEPEST = 64
+"""Mappings in mappings; beyond it, something contains itself or wants to exhaust the stack."""
+
 HOST_DEVICES = (1, 3)
 """DLPack's numbers of memory that a processor reads: plain, and pinned for CUDA."""
 
@@ -36,11 +39,13 @@ class Kind:
 
 def as_array(thing: Any, name: str) -> Values:
     """Return a NumPy array over something's values, without a copy if they are in memory, or raise `SpecError`."""
+    if isinstance(thing, np.ma.MaskedArray):
+        raise SpecError(f"tensor {name!r}: a masked array hides values that would count; fill it first")
     if isinstance(thing, np.ndarray | np.generic):
         return np.asarray(thing)
     try:
         return _kind_of(thing).read(thing)
-    except (TypeError, ValueError, BufferError, RuntimeError) as error:
+    except (AttributeError, TypeError, ValueError, BufferError, RuntimeError) as error:
         raise SpecError(
             f"tensor {name!r}: expected an array of NumPy, PyTorch, JAX or CuPy, or something with the buffer protocol "
             f"or DLPack, got {type(thing).__name__} ({error})"
@@ -61,7 +66,7 @@ def flattened(arrays: AnyArrays) -> AnyArrays:
     if not any(isinstance(array, Mapping) for array in arrays.values()):
         return arrays
     flat: dict[str, Any] = {}
-    for name, array in _walk(arrays, ""):
+    for name, array in _walk(arrays, "", 1):
         if name in flat:
             raise SpecError(f"tensor {name!r} appears twice: once in a nested mapping, and once under its full name")
         flat[name] = array
@@ -93,16 +98,23 @@ def given(values: Mapping[str, Values], kinds: AnyArrays, ties: Mapping[str, str
 
 
 def in_kind(arrays: Mapping[str, Values], like: AnyArrays) -> dict[str, Any]:
-    """Return copies of named arrays, each of the kind of the array of its name in `like`, and nested as those are."""
+    """Return copies of named arrays, each of the kind of the array of its name in `like`, and nested as those are.
+
+    Raises `SpecError` unless the two have the same names.
+    """
+    if odd := sorted(set(arrays) ^ set(flattened(like))):
+        raise SpecError(f"like: it must have the tensors of the model, by name; {odd[0]!r} is in one of them only")
     return given({name: array.copy() for name, array in arrays.items()}, kinds_of(like))
 
 
-def _walk(arrays: AnyArrays, prefix: str) -> Iterator[tuple[str, Any]]:
+def _walk(arrays: AnyArrays, prefix: str, depth: int) -> Iterator[tuple[str, Any]]:
+    if depth > DEEPEST:
+        raise SpecError(f"mappings are nested {DEEPEST} deep at most, not as {prefix[:40]}...")
     for name, array in arrays.items():
         if not isinstance(name, str):
             raise SpecError(f"a tensor's name is a string, not {name!r}{prefix and f' (in {prefix[:-1]!r})'}")
         if isinstance(array, Mapping):
-            yield from _walk(array, f"{prefix}{name}.")
+            yield from _walk(array, f"{prefix}{name}.", depth + 1)
         else:
             yield prefix + name, array
 
@@ -114,7 +126,7 @@ def _same(values: Values) -> Values:
 def _read_torch(tensor: Any) -> Values:
     import torch
 
-    here = tensor.detach().cpu()
+    here = tensor.detach().resolve_conj().resolve_neg().cpu()
     if here.dtype is torch.bfloat16:  # of which NumPy itself knows nothing
         return np.asarray(here.view(torch.int16)).view(ml_dtypes.bfloat16)
     return np.asarray(here)

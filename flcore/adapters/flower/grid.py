@@ -70,18 +70,17 @@ class StreamingGrid(Grid):  # type: ignore[misc]  # it has a type only where Flo
         return replies if trains else list(replies)
 
     def _replies(self, pending: list[str], until: float | None) -> Iterator[Message]:
-        pause = SHORTEST_PAUSE_S
+        pause, is_first = SHORTEST_PAUSE_S, True
         while pending:
-            is_last = until is not None and time.monotonic() >= until
-            answered: set[str] = set()
+            began, answered = time.monotonic(), set[str]()
             for start in range(0, len(pending), self._at_once):
+                if until is not None and time.monotonic() >= until and not is_first:
+                    return
                 for reply in self._grid.pull_messages(pending[start : start + self._at_once]):
                     answered.add(reply.metadata.reply_to_message_id)
                     yield reply
                     del reply
-            pending = [each for each in pending if each not in answered]
-            if is_last:
-                return
-            if not answered:
-                time.sleep(pause)
+            pending, is_first = [each for each in pending if each not in answered], False
             pause = SHORTEST_PAUSE_S if answered else min(2 * pause, LONGEST_PAUSE_S)
+            if pending and not answered:
+                time.sleep(max(pause, time.monotonic() - began))  # whoever asks for many rests as long as it asked

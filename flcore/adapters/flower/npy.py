@@ -10,8 +10,8 @@ import numpy.typing as npt
 from flwr.app import Array, ArrayRecord
 from numpy.lib import format as npy
 
-from flcore.errors import TensorMismatch
-from flcore.model.dtypes import DTYPES
+from flcore.errors import AggregationError, TensorMismatch
+from flcore.model.dtypes import DTYPES, INTEGERS
 from flcore.model.spec import ModelSpec, TensorSpec
 
 HEADER = re.compile(
@@ -34,10 +34,16 @@ def values_of(record: ArrayRecord, client: str) -> dict[str, Values]:
 
 
 def converted(record: ArrayRecord, spec: ModelSpec) -> ArrayRecord:
-    """Return a record in the dtypes of a spec that has its names."""
-    dtypes = {tensor.name: DTYPES[tensor.dtype] for tensor in spec.tensors}
-    values = values_of(record, "the global model")
-    return ArrayRecord({name: Array(array.astype(dtypes[name], copy=False)) for name, array in values.items()})
+    """Return a record in the dtypes of a spec that has its names; `AggregationError` where one cannot hold it."""
+    dtypes = {tensor.name: tensor.dtype for tensor in spec.tensors}
+    arrays = {}
+    for name, values in values_of(record, "the global model").items():
+        rounded = np.rint(values) if dtypes[name] in INTEGERS else values
+        with np.errstate(over="ignore", invalid="ignore"):
+            arrays[name] = rounded.astype(DTYPES[dtypes[name]])
+        if not np.allclose(arrays[name].astype(np.float64), values.astype(np.float64), rtol=0.01, atol=1.0):
+            raise AggregationError(f"tensor {name!r}: the global model does not fit into {dtypes[name]}, as it began")
+    return ArrayRecord({name: Array(values) for name, values in arrays.items()})
 
 
 def _values(array: Array, name: str, client: str) -> Values:

@@ -19,12 +19,12 @@ from flcore.model.spec import ModelSpec
 class FlcoreMean(strategy.FedAvg):  # type: ignore[misc]  # it has a type only where Flower is installed
     """The mean of FedAvg, computed by flcore; to be mixed in behind a strategy that builds on FedAvg.
 
-    A reply must have the tensors of the global model, by name and shape, with one dtype each for all replies, finite
-    values, and a weight that is a finite number >= 0; another is refused and logged, and the round goes on without it.
-    Arrays are taken out of the replies once they are folded. A global model in other dtypes than the first one's
-    (Flower's FedAdam makes float64 of float32) is sent in those of the first, which clients keep to.
+    A reply must have the tensors of the global model, by name, shape and dtype, finite values, and a weight that is a
+    finite number >= 0; another is refused and logged, and the round goes on without it. Arrays are taken out of the
+    replies once they are folded. A global model in other dtypes than the first one's (Flower's FedAdam makes float64 of
+    float32) is sent in those of the first, which clients keep to.
 
-    Attributes of the class, or of an instance before its first round: `accumulate` is "exact", "float64" or "float32"
+    Attributes of the class, or of an instance before a run: `accumulate` is "exact", "float64" or "float32"
     (see `flcore.aggregate`); `group` is how many replies of a `StreamingGrid` are held and folded in one pass;
     `max_abs` bounds the magnitude of every element.
     """
@@ -55,7 +55,7 @@ class FlcoreMean(strategy.FedAvg):  # type: ignore[misc]  # it has a type only w
         """Begin a round (see Flower's `FedAvg`); what the model is, is known from here."""
         sent = ModelSpec.of(values_of(arrays, "the global model"))
         known = None if self._running is None else self._running.spec
-        if known is None or _shapes(known) != _shapes(sent):
+        if server_round == 1 or known is None or _shapes(known) != _shapes(sent):
             self._running = Running(accumulate=self.accumulate, max_abs=self.max_abs, spec=sent)
         elif known != sent:
             arrays = converted(arrays, known)
@@ -111,7 +111,7 @@ class _Mean:
         self._running, self._weighted_by = running, weighted_by
         self.answers: dict[str, RecordDict] = {}
         self.failures = 0
-        self.refusals: list[UpdateError] = []
+        self.refusals: list[str] = []
 
     def of(self, replies: Iterable[Message]) -> ArrayRecord | None:
         """Return the mean of the replies' arrays, or None where none counts."""
@@ -159,7 +159,7 @@ class _Mean:
 
     def _refuse(self, error: UpdateError) -> None:
         self.failures += 1
-        self.refusals.append(error)
+        self.refusals.append(str(error))
         self.answers.pop(error.client, None)
         log(WARNING, "\t> Refused: %s", error)
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import time
 import weakref
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -359,6 +360,39 @@ def test_the_grid_asks_for_one_reply_at_a_time_and_hands_it_on() -> None:
     together = Nodes(range(5))
     list(StreamingGrid(together, at_once=2).send_and_receive([message(node=node) for node in range(5)]))
     assert [len(ids) for ids in together.asked] == [2, 2, 1]
+
+
+def test_a_second_run_of_one_strategy_may_have_other_dtypes_and_none_is_narrowed_away() -> None:
+    chosen = begun(FedAvg(), {"w": np.ones(2, np.float32)})
+    mean_of(chosen, [reply({"w": np.ones(2, np.float32)})])
+    begun(chosen, {"w": np.full(2, 1e200)})
+    assert mean_of(chosen, [reply({"w": np.full(2, 1e200)})])[0]["w"].numpy().tolist() == [1e200, 1e200]
+    begun(chosen, {"w": np.ones(2, np.float32)})
+    large = ArrayRecord({"w": Array(np.full(2, 1e200))})
+    with pytest.raises(flcore.AggregationError, match="tensor 'w': the global model does not fit into float32"):
+        chosen.configure_train(2, large, ConfigRecord(), Nodes(range(2)))
+
+
+def test_a_node_with_huge_values_or_odd_weights_does_not_end_the_run() -> None:
+    for form in (list, iter):
+        answers = [
+            reply({"w": np.full(2, value, np.float32)}, weight, node)
+            for node, (value, weight) in enumerate([(1.0, 1), (3.4e38, 5), (1.0, 1e-290), (3.0, 1), (1.0, 9e299)])
+        ]
+        arrays, _ = mean_of(begun(FedAvg(accumulate="float32"), {"w": np.ones(2, np.float32)}), form(answers))
+        assert arrays["w"].numpy().tolist() == [2.0, 2.0]
+
+
+def test_the_grid_keeps_to_its_timeout_between_pulls() -> None:
+    class Slow(Nodes):
+        def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+            time.sleep(0.02)
+            return super().pull_messages(message_ids)
+
+    began = time.monotonic()
+    slow = Slow(range(40), late=10**9)
+    assert list(StreamingGrid(slow).send_and_receive([message(node=node) for node in range(40)], timeout=0.1)) == []
+    assert time.monotonic() - began < 3
 
 
 def test_the_grid_gives_up_after_its_timeout_and_lists_what_is_small() -> None:

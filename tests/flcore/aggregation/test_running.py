@@ -9,7 +9,17 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from flcore import ModelSpec, NonFinite, OutOfBounds, QuorumError, TensorMismatch, UpdateError, WeightError, aggregate
+from flcore import (
+    AggregationError,
+    ModelSpec,
+    NonFinite,
+    OutOfBounds,
+    QuorumError,
+    TensorMismatch,
+    UpdateError,
+    WeightError,
+    aggregate,
+)
 from flcore.aggregation.running import Running
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -111,7 +121,7 @@ def test_whoever_is_refused_leaves_no_trace(bad: float, accumulate: str, may_dou
 
 
 def test_one_of_two_who_are_refused_at_once_is_told_by_add() -> None:
-    running = Running(group=2)
+    running = Running(group=2, spec=ModelSpec.of({"w": np.ones(1, np.float32), "v": np.ones(1)}))
     running.add({"w": np.ones(1, np.float32), "v": np.array([np.nan])}, 1, "first")
     with pytest.raises(NonFinite, match="client 'second', tensor 'w'"):
         running.add({"w": np.full(1, np.nan, np.float32), "v": np.ones(1)}, 1, "second")
@@ -205,3 +215,96 @@ def test_no_more_than_a_group_is_alive(group: int) -> None:
     finally:
         gc.enable()
     assert running.finish()["w"].tolist() == [4.5] * 1000
+
+
+def one(value: float, dtype: Any = np.float32) -> Arrays:
+    return {"w": np.full(2, value, dtype)}
+
+
+@pytest.mark.parametrize("may_double", [False, True])
+@pytest.mark.parametrize("group", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("accumulate", "dtype", "huge"), [("float32", np.float32, 3.4e38), ("float64", np.float64, 1.7e308)]
+)
+def test_a_sum_that_overflows_costs_its_sender_its_place(
+    accumulate: str, dtype: Any, huge: float, group: int, may_double: bool
+) -> None:
+    running = Running(accumulate=accumulate, group=group, may_double=may_double)
+    told: list[UpdateError] = []
+    for client, value, weight in (("a", 1.0, 1), ("evil", huge, 5), ("worse", huge, 5), ("b", 3.0, 1)):
+        try:
+            running.add(one(value, dtype), weight, client)
+        except UpdateError as error:
+            told.append(error)
+    assert running.finish()["w"].tolist() == [2.0, 2.0]
+    assert {error.client for error in told + running.take_refused()} == {"evil", "worse"}
+
+
+def test_weights_that_a_total_would_not_hold_together_are_refused_by_name() -> None:
+    for accumulate, weight in (("float32", 1e-290), ("float32", 9e299), ("float64", 1e200), ("exact", 1e20)):
+        running = Running(accumulate=accumulate)
+        with pytest.raises(WeightError, match="client 'evil': .*(sums take weights|exact sums take)"):
+            running.add(one(1.0), weight, "evil")
+        running.add(one(1.0), 100, "a")
+        running.add(one(3.0), 100, "b")
+        assert running.finish()["w"].tolist() == [2.0, 2.0]
+
+
+@pytest.mark.parametrize("verb", ["largest", "fold"])
+def test_an_error_in_the_middle_is_no_half_update(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    running = Running()
+    update = {"w": np.ones(2, np.float32), "v": np.ones(2)}
+    running.add(update, 1, "a")
+    real, calls = getattr(running._device, verb), 0
+
+    def fails(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise MemoryError
+        return real(*arguments)
+
+    monkeypatch.setattr(running._device, verb, fails)
+    with pytest.raises(MemoryError):
+        running.add({"w": np.full(2, 100, np.float32), "v": np.full(2, 100.0)}, 1, "y")
+    if verb == "largest":
+        running.add(update, 1, "b")
+        assert {name: values.tolist() for name, values in running.finish().items()} == {"w": [1, 1], "v": [1, 1]}
+    else:
+        for attempt in (lambda: running.add(update, 1, "b"), running.finish):
+            with pytest.raises(AggregationError, match="left this round half folded"):
+                attempt()
+        running.clear()
+        running.add(update, 1, "b")
+        assert running.finish()["v"].tolist() == [1.0, 1.0]
+
+
+def test_a_refusal_is_of_its_round_only_and_keeps_no_arrays_alive() -> None:
+    running = Running(group=3, spec=ModelSpec.of(one(1.0)))
+    alive = []
+    for client in ("n1", "n2", "n3"):
+        bad = one(np.nan)
+        alive.append(weakref.ref(bad["w"]))
+        try:
+            running.add(bad, 1, client)
+        except NonFinite:
+            assert client == "n3"
+        del bad
+    gc.collect()
+    assert not any(each() is not None for each in alive) and len(running._refused) == 2
+    running.clear()
+    running.group = 2
+    running.add(one(1.0), 1, "n2")
+    running.add(one(3.0), 1, "n1")
+    assert running.finish()["w"].tolist() == [2.0, 2.0] and not running.take_refused()
+
+
+def test_a_client_that_comes_twice_is_refused_for_what_is_its_own() -> None:
+    for group in (1, 3):
+        running = Running(group=group, spec=ModelSpec.of(one(1.0)))
+        for value in (1.0, np.nan, 3.0):
+            try:
+                running.add(one(value), 1, "?")
+            except NonFinite:
+                assert np.isnan(value)
+        assert running.finish()["w"].tolist() == [2.0, 2.0]

@@ -46,6 +46,22 @@ def test_names_of_nested_arrays_are_their_paths() -> None:
     assert flattened(plain) is plain
 
 
+def test_what_hides_values_contains_itself_or_can_only_be_copied_is_refused() -> None:
+    masked = np.ma.masked_array([1.0, 100.0], mask=[False, True])
+    with pytest.raises(flcore.SpecError, match="tensor 'w': a masked array hides values"):
+        flcore.aggregate([({"w": masked}, 1)])
+    loop: dict[str, Any] = {}
+    loop["a"] = loop
+    with pytest.raises(flcore.SpecError, match="nested 64 deep at most"):
+        flcore.aggregate([(loop, 1)])
+    with pytest.raises(flcore.TensorMismatch, match="tensor 'w': out: expected an array in memory"):
+        flcore.aggregate([({"w": np.array(5.0)}, 1)], out={"w": np.float64(0)})
+    model = flcore.Model.of({"a": {"b": np.ones(2)}})
+    assert model.arrays(like={"a": {"b": np.zeros(1)}})["a"]["b"].tolist() == [1.0, 1.0]
+    with pytest.raises(flcore.SpecError, match="like: .* 'a.b' is in one of them only"):
+        model.arrays(like={"b": np.zeros(1)})
+
+
 def test_names_that_are_taken_or_no_strings_are_refused() -> None:
     with pytest.raises(flcore.SpecError, match=r"tensor 'a\.b' appears twice"):
         flattened({"a": {"b": 1}, "a.b": 2})
@@ -78,6 +94,13 @@ def test_tensors_that_are_one_array_in_every_update_are_one_in_the_result(form: 
 
     tied = flcore.aggregate(form([(model(1.0), 1), (model(4.0), 2)]))
     assert tied["in"] is tied["out"] and tied["in"] is not tied["flat"] and tied["in"][0, 0] == 3.0
+    chained = flcore.aggregate(
+        form([({"a": (a := np.ones(2)), "b": a, "c": a}, 1), ({"a": a, "b": (b := a + 1), "c": b}, 1)])
+    )
+    assert chained["b"] is chained["c"] and chained["a"] is not chained["b"]
+    zeros = {"a": (zero := np.zeros(2)), "b": zero}
+    bases = flcore.aggregate(form([(zeros, 1)]), base={"a": np.ones(2), "b": np.full(2, 2.0)})
+    assert bases["a"].tolist() == [1.0, 1.0] and bases["b"].tolist() == [2.0, 2.0]
     untied = flcore.aggregate(form([(model(1.0), 1), (model(4.0, is_tied=False), 2)]))
     assert untied["in"][0, 0] == 3.0 and untied["out"][0, 0] == 11 / 3
 
