@@ -228,7 +228,7 @@ def test_rules_weights_of_clients_and_excluded_tensors() -> None:
     assert mean()["w"].tolist() == [2.0, 2.0]
     assert mean(rule="unweighted_mean")["w"].tolist() == [1.5, 1.5]
     assert mean(aggregation_weights={"site-0": 4})["w"].tolist() == [1.0, 1.0]
-    given = [(params, np.int64(weight)) for params, weight in given]
+    given = [(params, np.int64(weight)) for params, weight in given]  # type: ignore[misc]
     assert mean(aggregation_weights={"site-0": 4})["w"].tolist() == [1.0, 1.0]
     assert list(mean(exclude_vars=r"^bn\.")) == ["w"]
     with pytest.raises(flcore.OutOfBounds, match="client 'site-1', tensor 'w': element 0 has magnitude 3"):

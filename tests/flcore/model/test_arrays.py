@@ -58,7 +58,7 @@ def test_what_hides_values_contains_itself_or_can_only_be_copied_is_refused() ->
         flcore.aggregate([({"w": np.array(5.0)}, 1)], out={"w": np.float64(0)})
     model = flcore.Model.of({"a": {"b": np.ones(2)}})
     assert model.arrays(like={"a": {"b": np.zeros(1)}})["a"]["b"].tolist() == [1.0, 1.0]
-    with pytest.raises(flcore.SpecError, match="like: .* 'a.b' is in one of them only"):
+    with pytest.raises(flcore.SpecError, match=r"like: .* 'a\.b' is in one of them only"):
         model.arrays(like={"b": np.zeros(1)})
 
 
