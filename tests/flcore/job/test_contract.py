@@ -165,7 +165,7 @@ def test_files_that_are_no_contract_are_refused(tmp_path: Path) -> None:
         ("def initial_model(: pass", "server.model: .*train.py cannot be loaded"),
         ("def initial_model(seed): return 3", "returned int, expected a mapping"),
         ("def initial_model(seed): return {}", "returned no model: a model has at least one tensor"),
-        ("def initial_model(seed): return {'w': [1]}", "'w': expected a NumPy array, got list"),
+        ("def initial_model(seed): return {'w': [1]}", "'w': expected an array of NumPy, PyTorch, JAX or CuPy"),
     ],
 )
 def test_a_first_model_that_cannot_be_made_is_refused(tmp_path: Path, python: str, message: str) -> None:
