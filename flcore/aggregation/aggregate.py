@@ -7,9 +7,8 @@ from typing import Any
 from flcore_kernels import backend as backend_named
 
 from flcore.aggregation.combination import Combination, Likeness, Read
-from flcore.aggregation.gather import Gather
+from flcore.aggregation.gather import Gather, allocated
 from flcore.aggregation.rules import rule_named
-from flcore.aggregation.running import allocated
 from flcore.aggregation.weights import require_accumulator
 from flcore.errors import QuorumError, SpecError, UpdateError
 from flcore.model.arrays import AnyArrays, kinds_of
@@ -75,7 +74,7 @@ def aggregate(
     combination = Combination(gather, chosen, accumulate, device)
     bases = None if base is None else gather.buffers(base, "base")
     values = dict(out) if out is not None else allocated(spec)
-    targets = gather.targets(values)
+    targets = gather.targets(values) if out is not None else gather.buffers(values, "")
     if isinstance(updates, Sequence):
         combination.at_once(_read(updates, 0, combination, likeness), targets, bases)
     else:

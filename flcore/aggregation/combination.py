@@ -100,18 +100,19 @@ class Likeness:
         """Keep tied only what these buffers tie too."""
         if not self._tied:
             return
+        names = {name for names in self._tied for name in names}
         places = {
             span.tensor.name: (buffer.__array_interface__["data"][0], segment.dtype, span.tensor.shape)
             for segment, tensors in zip(self._spec.segments, buffers, strict=True)
             for span, buffer in zip(segment.spans, tensors, strict=True)
-            if buffer.size
+            if buffer.size and span.tensor.name in names
         }
         tied: dict[Any, list[str]] = {}
-        for number, names in enumerate(self._tied):
-            for name in names:
+        for number, group in enumerate(self._tied):
+            for name in group:
                 if name in places:
                     tied.setdefault((number, places[name]), []).append(name)
-        self._tied = [names for names in tied.values() if len(names) > 1]
+        self._tied = [group for group in tied.values() if len(group) > 1]
 
     def give(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Return a result: NumPy arrays by name where no update was seen."""

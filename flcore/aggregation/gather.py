@@ -55,11 +55,11 @@ class Gather:
 
     def targets(self, out: Mapping[str, Any]) -> Buffers:
         """Return the buffers of arrays that are to be written to, or raise `TensorMismatch`."""
-        arrays = {name: as_array(array, name) for name, array in flattened(out).items()}
+        arrays = {}
         for name, thing in flattened(out).items():
-            if as_array(thing, name).__array_interface__["data"][0] != arrays[name].__array_interface__["data"][0]:
+            array = arrays[name] = as_array(thing, name)
+            if array is not thing and _address(array) != _address(as_array(thing, name)):
                 raise TensorMismatch("out: expected an array in memory, got what can only be copied", tensor=name)
-        for name, array in arrays.items():
             if not array.flags.c_contiguous or not array.flags.writeable:
                 raise TensorMismatch(
                     "out: expected a contiguous array in memory that can be written to, got one that is "
@@ -67,7 +67,7 @@ class Gather:
                     tensor=name,
                 )
         try:
-            return Gather(self.spec).buffers(arrays, client="")
+            return self.buffers(arrays, client="")
         except TensorMismatch as error:
             raise TensorMismatch(f"out: {error}") from None
 
@@ -82,6 +82,15 @@ class Gather:
         if not arrays:
             raise TensorMismatch("it is missing", client=client, tensor=self.spec.tensors[0].name)
         self.spec.require(ModelSpec.of(arrays), client=client)
+
+
+def allocated(spec: ModelSpec) -> dict[str, npt.NDArray[Any]]:
+    """Return new arrays for a model, with anything in them."""
+    return {tensor.name: np.empty(tensor.shape, DTYPES[tensor.dtype]) for tensor in spec.tensors}
+
+
+def _address(array: npt.NDArray[Any]) -> int:
+    return int(array.__array_interface__["data"][0])
 
 
 @contextmanager

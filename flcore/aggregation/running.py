@@ -4,14 +4,13 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 from flcore_kernels import EXACT_RANGE
 from flcore_kernels import backend as backend_named
 
 from flcore.aggregation.columns import Averaged, Column, Folded, require_sound
 from flcore.aggregation.combination import Combination, Likeness, Read
-from flcore.aggregation.gather import Buffers, Gather
+from flcore.aggregation.gather import Buffers, Gather, allocated
 from flcore.aggregation.rules import rule_named
 from flcore.aggregation.weights import accumulator_of, require_accumulator, require_sum
 from flcore.errors import (
@@ -76,8 +75,7 @@ class Running:
     def check(self, arrays: AnyArrays, weight: Any, client: str) -> None:
         """Raise `UpdateError` unless an update can be counted in. Reads all of it."""
         combination, read = self._read(arrays, weight, client)
-        for segment, buffers in zip(combination.gather.spec.segments, read.buffers, strict=True):
-            require_sound(self._device, segment, [buffers], [read.coefficient], [client], self._max_abs)
+        self._require_sound(combination, [read])
 
     def add(self, arrays: AnyArrays, weight: Any, client: str) -> None:
         """Count an update in, or raise `UpdateError` and leave everything as it was."""
@@ -86,7 +84,7 @@ class Running:
             self._fold()  # so that a name says whose update is refused
         combination, read = self._read(arrays, weight, client)
         if self._settled is None and not self._held and not self._coefficients:
-            self.check(arrays, weight, client)  # whoever says what the model is has to be sound
+            self._require_sound(combination, [read])  # whoever says what the model is has to be sound
         self._combination = combination
         self._held.append(read)
         self._kinds.append(kinds_of(arrays) if self._likeness is None else {})
@@ -146,14 +144,12 @@ class Running:
 
         Returns None where a sum overflows, which says nothing of whose fault it is.
         """
-        spec = combination.gather.spec
-        results = combination.gather.buffers(allocated(spec), "") if targets is None else targets
+        gather = combination.gather
+        results = gather.buffers(allocated(gather.spec), "") if targets is None else targets
         while self._held:
             try:
-                for index, segment in enumerate(spec.segments if self._max_abs < math.inf else ()):
-                    parts, coefficients = self._parts(index)
-                    clients = [read.client for read in self._held]
-                    require_sound(self._device, segment, parts, coefficients, clients, self._max_abs)
+                if self._max_abs < math.inf:
+                    self._require_sound(combination, self._held)
                 combination.at_once(self._held, results)
             except UpdateError as error:
                 self._drop(error)
@@ -163,6 +159,13 @@ class Running:
                 self._see()
                 return results
         raise QuorumError("there is nothing to aggregate: no update could be counted")
+
+    def _require_sound(self, combination: Combination, reads: list[Read]) -> None:
+        """Raise `NonFinite` or `OutOfBounds` unless all values of these updates may be folded."""
+        coefficients, clients = [read.coefficient for read in reads], [read.client for read in reads]
+        for index, segment in enumerate(combination.gather.spec.segments):
+            parts = [read.buffers[index] for read in reads]
+            require_sound(self._device, segment, parts, coefficients, clients, self._max_abs)
 
     def _fold(self) -> None:
         """Fold what is held but for those that cannot be; unless all of it goes well, nothing has changed."""
@@ -257,11 +260,6 @@ def require_settings(rule: str, accumulate: str, group: int, max_abs: float) -> 
         raise JobError(f"group: expected a whole number of at least 1, got {group!r}")
     if not max_abs > 0:
         raise JobError(f"max_abs: expected a number above 0, got {max_abs!r}")
-
-
-def allocated(spec: ModelSpec) -> dict[str, npt.NDArray[Any]]:
-    """Return new arrays for a model, with anything in them."""
-    return {tensor.name: np.empty(tensor.shape, DTYPES[tensor.dtype]) for tensor in spec.tensors}
 
 
 def _named(spec: ModelSpec, buffers: Buffers) -> dict[str, npt.NDArray[Any]]:
