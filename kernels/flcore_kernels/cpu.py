@@ -7,15 +7,17 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from flcore_kernels import cpu_kernels, totals, weights
+from flcore_kernels import cpu_kernels, totals
+from flcore_kernels.admission import admit, admit_total, require_within
 from flcore_kernels.backend import Buffer, Part
 from flcore_kernels.cpu_cache import Kernel
-from flcore_kernels.cpu_observe import decode_part, diagnosis, encode_part, inspect_part, largest_kernel
+from flcore_kernels.cpu_observe import decode_part, encode_part, inspect_part, largest_kernel
 from flcore_kernels.cpu_settle import Target, first_of, settle
+from flcore_kernels.diagnosis import diagnosis
 from flcore_kernels.dtypes import Storage, lookup
-from flcore_kernels.errors import BufferMismatch, Overflow
+from flcore_kernels.errors import Overflow
 from flcore_kernels.inspection import Inspection
-from flcore_kernels.rows import Rows, address_of, addresses_of, places_of, sizes_of
+from flcore_kernels.rows import Rows, address_of, addresses_of, sizes_of
 from flcore_kernels.threads import Pool
 from flcore_kernels.totals import BLOCK, Total
 
@@ -43,9 +45,9 @@ class CpuBackend:
         total.require_usable()
         row = lookup(dtype)
         sizes = sizes_of(parts[0]) if parts else []
-        _require_within(sizes, total)
+        require_within(sizes, total)
         columns = _columns(parts, row, sizes)
-        values, taken = _admit(total, parts, weights_)
+        values, taken = admit(total, parts, weights_)
         rows = self._rows(sizes, len(parts))
         table, scales = _tables(rows, columns, row)
         kernel = cpu_kernels.fold_kernel(dtype, total.accumulate)
@@ -62,14 +64,7 @@ class CpuBackend:
 
     def merge(self, total: Total, other: Total) -> None:
         """Add `other` to `total` (see `Backend.merge`)."""
-        total.require_usable()
-        other.require_usable()
-        if total is other or (total.accumulate, total.elements) != (other.accumulate, other.elements):
-            raise BufferMismatch(
-                f"two totals of a kind can be merged, not {total.elements} {total.accumulate} "
-                f"with {other.elements} {other.accumulate} elements"
-            )
-        total.admit(other.terms, other.weight)
+        admit_total(total, other)
         total.is_spoiled = True  # unless all of it gets in
         if total.accumulate == "exact":
             addresses = (*_state(total), *_state(other))
@@ -91,7 +86,7 @@ class CpuBackend:
         """Write the mean, or base plus mean, to `out` (see `Backend.finish`)."""
         total.require_usable()
         sizes = sizes_of(out)
-        _require_within(sizes, total)
+        require_within(sizes, total)
         rows = self._rows(sizes, 1)
         target = Target.of(rows, out, base, dtype, sizes, total)
         bad, doubts = self._write(
@@ -115,7 +110,7 @@ class CpuBackend:
     ) -> None:
         """Fold and finish in one pass (see `Backend.mean`)."""
         row, tally = lookup(dtype), Total.zeros(0, accumulate)
-        values, taken = _admit(tally, parts, weights_)
+        values, taken = admit(tally, parts, weights_)
         sizes = sizes_of(out)
         columns = _columns(parts, row, sizes)
         rows = self._rows(sizes, len(parts))
@@ -217,26 +212,6 @@ class CpuBackend:
         if scratch is None:
             scratch = self._local.scratch = np.zeros(cpu_kernels.SCRATCH_BYTES, np.uint8)
         return np.uint64(address_of(scratch))
-
-
-def _admit(total: Total, parts: Sequence[Part], weights_: Sequence[float]) -> tuple[Any, Any]:
-    """Count parts in; return their weights, and their weights as the total takes them."""
-    values = weights.checked(weights_, total.accumulate)
-    if len(parts) != values.size:
-        raise BufferMismatch(f"expected one weight a part: {len(parts)} parts came with {values.size} weights")
-    scale, taken, counted = total.scale, values, values
-    if total.accumulate != "exact" and values.any():
-        scale = weights.scale_of(values) if scale is None else scale
-        taken = weights.scaled(values, scale, total.accumulate)
-        counted = np.ldexp(taken, scale)
-    total.admit(len(parts), weights.exact_sum(counted))
-    total.scale = scale
-    return values, taken
-
-
-def _require_within(sizes: Sequence[int], total: Total) -> None:
-    if sizes and (end := int(places_of(sizes)[-2]) + sizes[-1]) > total.elements:
-        raise BufferMismatch(f"the buffers reach to element {end}, the total has {total.elements}")
 
 
 def _columns(parts: Sequence[Part], row: Storage, sizes: Sequence[int]) -> list[tuple[list[int], list[int]]]:

@@ -126,7 +126,6 @@ def _integer(name: str, load: Callable[..., Any]) -> Decoder:
     exact, zero = np.uint64(EXACT_INTEGER_LIMIT), np.uint64(0)
     row = STORAGE[name]
     widened = np.uint64 if row.storage.kind == "u" else np.int64
-    limit = 1.0 if row.is_boolean else float(EXACT_INTEGER_LIMIT) if row.storage.itemsize == 8 else np.inf
 
     @part_of_kernel
     def value(address: Any, factor: Any, index: Any) -> Any:
@@ -141,7 +140,7 @@ def _integer(name: str, load: Callable[..., Any]) -> Decoder:
         rounded = np.float64(top)
         return rounded if top <= exact or rounded > 2.0**53 else 2.0**53 + 2.0
 
-    return Decoder(row.storage.itemsize, STEP, limit, no_factor, value, largest)
+    return Decoder(row.storage.itemsize, STEP, row.limit, no_factor, value, largest)
 
 
 def _quantized(block: int) -> Decoder:

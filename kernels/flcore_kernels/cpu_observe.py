@@ -1,23 +1,24 @@
-"""Looking at parts and converting them: `inspect`, `encode`, `decode`, and finding out what went wrong."""
+"""Looking at parts and converting them: `inspect`, `encode` and `decode`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from numba import types
 
 from flcore_kernels import cpu_memory as memory
-from flcore_kernels.backend import Array, Buffer, Part, Quantized
+from flcore_kernels.admission import require_encodable
+from flcore_kernels.backend import Array, Buffer
 from flcore_kernels.cpu_cache import Kernel
 from flcore_kernels.cpu_decode import DECODERS, no_factor
 from flcore_kernels.cpu_encode import ENCODERS
 from flcore_kernels.cpu_part import part_of_kernel
-from flcore_kernels.dtypes import Storage, lookup
-from flcore_kernels.errors import BufferMismatch, KernelError, NotFinite, Overflow
+from flcore_kernels.diagnosis import values_of
+from flcore_kernels.dtypes import lookup
+from flcore_kernels.errors import NotFinite
 from flcore_kernels.inspection import TILE, Inspection
-from flcore_kernels.rows import addresses_of, buffers_of, places_of, require_writable, sizes_of
+from flcore_kernels.rows import addresses_of, require_writable, sizes_of
 from flcore_kernels.threads import Pool
 
 LANES = 64
@@ -30,14 +31,6 @@ LARGEST_SCALE = np.nextafter(np.float32(np.finfo(np.float32).max / 127), np.floa
 _U64, _I64, _F64 = types.uint64, types.int64, types.float64
 _TABLE, _NUMBERS = types.Array(_U64, 2, "C"), types.Array(_I64, 1, "C")
 _REALS, _REAL_TABLE = types.Array(_F64, 1, "C"), types.Array(_F64, 2, "C")
-
-
-class Inspector(Protocol):
-    """Whatever can look at a buffer."""
-
-    def inspect(self, part: Buffer, dtype: str) -> Inspection:
-        """See `Backend.inspect`."""
-        ...
 
 
 @cache
@@ -222,27 +215,14 @@ def inspect_part(pool: Pool, part: Buffer, dtype: str) -> Inspection:
     return Inspection(first, top, squares)
 
 
-def values_of(part: Buffer, row: Storage, dtype: str, start: int, stop: int) -> npt.NDArray[np.float64]:
-    """Return the values of a few elements in float64; the slow way."""
-    if isinstance(part, Quantized):
-        with np.errstate(all="ignore"):
-            scales = part.scales.reshape(-1)[np.arange(start, stop) // row.block]
-            return (scales * part.codes.reshape(-1)[start:stop].astype(np.float32)).astype(np.float64)
-    flat = np.ascontiguousarray(part.reshape(-1)[start:stop])
-    if dtype == "bfloat16":
-        return (flat.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
-    return (flat.view(np.float16) if dtype == "float16" else flat).astype(np.float64)
-
-
 def encode_part(pool: Pool, values: Array, out: Buffer, dtype: str) -> None:
     """Round float32 values to a narrower dtype (see `Backend.encode`)."""
     row = lookup(dtype)
     ((source,), _) = addresses_of(values, lookup("float32"), [values.size], "values")
     ((target,), (scales,)) = addresses_of(out, row, [values.size], "out")
     require_writable(out)
+    require_encodable(dtype)
     if not row.block:
-        if dtype not in ("bfloat16", "float16"):
-            raise BufferMismatch(f"values are encoded as bfloat16, float16 or quantized int8, not as {dtype}")
         narrow = encode_kernel(dtype)
         pool.run(
             lambda batch: narrow(source, target, batch * SHARE, min(values.size, (batch + 1) * SHARE)),
@@ -271,28 +251,3 @@ def decode_part(pool: Pool, part: Buffer, out: Array, dtype: str) -> None:
         lambda batch: kernel(source, scales, target, batch * SHARE, min(out.size, (batch + 1) * SHARE)),
         -(-out.size // SHARE),
     )
-
-
-def diagnosis(
-    inspector: Inspector, parts: Sequence[Part], weights: npt.NDArray[np.float64], dtype: str, element: int, where: str
-) -> KernelError:
-    """Return what went wrong at or behind an element: a part that is not finite, a term or a sum that is too large."""
-    row, limit = lookup(dtype), DECODERS[dtype].limit
-    places = places_of(sizes_of(parts[0]))
-    run = int(np.searchsorted(places, element, side="right")) - 1
-    for index, part in enumerate(parts):
-        buffer = buffers_of(part)[run]
-        seen = inspector.inspect(buffer, dtype)
-        if seen.first_bad >= 0:
-            at = int(places[run]) + seen.first_bad
-            return NotFinite(index, at, float(values_of(buffer, row, dtype, seen.first_bad, seen.first_bad + 1)[0]))
-        too_large = None
-        with np.errstate(over="ignore"):
-            if seen.magnitude > limit:
-                too_large = f"the magnitude {seen.magnitude:.0f} is more than a sum of {dtype} takes, {limit:.0f}"
-            elif not np.isfinite(seen.magnitude * weights[index]):
-                too_large = f"{seen.magnitude:g} times its weight, {weights[index]:g}, is too large"
-        if too_large is not None:
-            values = values_of(buffer, row, dtype, 0, sizes_of(buffer)[0])
-            return Overflow(too_large, int(places[run]) + int(np.argmax(np.abs(values))), index)
-    return Overflow(f"element {element} does not fit into {where}", element, where=where)

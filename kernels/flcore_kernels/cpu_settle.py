@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from flcore_kernels import cpu_kernels, weights
+from flcore_kernels.admission import divisor_of, result_row
 from flcore_kernels.backend import Part
 from flcore_kernels.dtypes import lookup
-from flcore_kernels.errors import BufferMismatch, WeightRange
 from flcore_kernels.rows import Rows, address_of, addresses_of, require_writable
 from flcore_kernels.totals import BLOCK, Total
 
@@ -33,19 +33,13 @@ class Target:
     @classmethod
     def of(cls, rows: Rows, out: Part, base: Part | None, dtype: str, sizes: Sequence[int], total: Total) -> "Target":
         """Lay out where the rows' results go, or raise `BufferMismatch` or `WeightRange`."""
-        row = lookup(dtype)
-        if row.block:
-            raise BufferMismatch(f"a result has a dtype of its own, not {dtype}: encode it afterwards")
+        row = result_row(dtype)
         targets = rows.table([addresses_of(out, row, sizes, "out")[0]], row.storage.itemsize)[:, 0]
         require_writable(out)
         bases = np.zeros_like(targets)
         if base is not None:
             bases = rows.table([addresses_of(base, row, sizes, "base")[0]], row.storage.itemsize)[:, 0]
-        if total.weight == 0:
-            raise WeightRange("the sum of the weights is 0; a mean needs one above")
-        divisor, rest = weights.as_float_pair(total.weight)
-        if total.scale is not None:
-            divisor, rest = float(np.ldexp(divisor, -total.scale)), 0.0
+        divisor, rest = divisor_of(total)
         large = sum(sizes) * row.storage.itemsize > PAST_CACHE_BYTES
         return cls(dtype, targets.copy(), bases.copy(), total.weight, divisor, rest, large)
 

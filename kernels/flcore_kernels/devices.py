@@ -1,24 +1,79 @@
 """The backends, by name."""
 
+import re
+import warnings
 from collections.abc import Iterator, Sequence
-from functools import cache
+from functools import cache, lru_cache
+from typing import Any
 
 from flcore_kernels.backend import Backend
+from flcore_kernels.device_arrays import device_of
 from flcore_kernels.errors import BackendUnavailable
+
+KEPT = 8
+"""Backends of a device, with different budgets, that stay ready."""
+
+
+def backend(
+    name: str = "auto", threads: int | None = None, *, near: Any = None, budget_bytes: int | None = None
+) -> Backend:
+    """Return the backend called `name`: `"cpu"`, `"cuda"`, `"cuda:1"`, or `"auto"` for the one where the data is.
+
+    The data is where the array `near` is. What is in host memory is served best by the CPU, for a mean from there is
+    bound by the bus to the device; and so is what is on a device that cannot be used here, after one warning.
+
+    `threads` is how many of the processor's are used at most: by default what `FLCORE_THREADS` says, or else the cores
+    that this process may use. No result depends on it. `budget_bytes` bounds the memory that is taken of a device.
+    Numba or CuPy is imported here, with the first backend of its kind, and not with the package.
+
+    Raises `BackendUnavailable`, which says what there is.
+    """
+    if name == "cpu":
+        return _cpu(threads)
+    if name == "auto":
+        number = device_of(near)
+        if number is None:
+            return _cpu(threads)
+        try:
+            return _cuda(number, threads, budget_bytes)
+        except BackendUnavailable as error:
+            fall_back(error)
+            return _cpu(threads)
+    match = re.fullmatch(r"cuda(?::(\d{1,3}))?", name)
+    if match is None:
+        raise BackendUnavailable(f"backend {name!r} does not exist; expected 'auto', 'cpu', 'cuda' or 'cuda:1'")
+    return _cuda(None if match[1] is None else int(match[1]), threads, budget_bytes)
 
 
 @cache
-def backend(name: str = "auto", threads: int | None = None) -> Backend:
-    """Return the backend called `name`: `"cpu"`, or `"auto"` for the device that serves host memory best (the CPU).
-
-    `threads` is how many it uses at most: by default what `FLCORE_THREADS` says, or else the cores that this process
-    may use. No result depends on it. Numba is imported here, with the first backend, and not with the package.
-    """
-    if name not in ("auto", "cpu"):
-        raise BackendUnavailable(f"backend {name!r} does not exist here; expected 'auto' or 'cpu'")
+def _cpu(threads: int | None) -> Backend:
     from flcore_kernels.cpu import CpuBackend
 
     return CpuBackend(threads)
+
+
+@lru_cache(KEPT)
+def _cuda(number: int | None, threads: int | None, budget_bytes: int | None) -> Backend:
+    from flcore_kernels.cuda import CudaBackend
+    from flcore_kernels.cuda_device import CupyDevice
+
+    return CudaBackend(CupyDevice(number, budget_bytes), threads)
+
+
+@cache
+def _warned() -> list[str]:
+    return []
+
+
+def fall_back(error: Exception) -> None:
+    """Tell, once, why data that is on a device is brought to the CPU."""
+    if not _warned():
+        _warned().append(str(error))
+        warnings.warn(
+            f"flcore: arrays on a CUDA device are copied to the CPU and combined there: {error}",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
 
 def warm(

@@ -39,6 +39,13 @@ class Storage:
         return self.infinity > 0
 
     @property
+    def limit(self) -> float:
+        """The largest magnitude that a sum takes of it."""
+        if self.is_boolean:
+            return 1.0
+        return float(EXACT_INTEGER_LIMIT) if self.storage.kind in "iu" and self.storage.itemsize == 8 else np.inf
+
+    @property
     def range(self) -> tuple[float, float]:
         """The smallest and the largest finite value, integers no further than `EXACT_INTEGER_LIMIT`."""
         if self.is_float:

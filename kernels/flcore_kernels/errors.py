@@ -10,6 +10,7 @@ KernelError
 ├── SpoiledTotal          a total that an earlier error left half changed
 ├── BudgetTooSmall        a budget that does not hold the least that is needed
 ├── BadState              bytes that are not a saved total, or no longer
+├── OutOfDeviceMemory     a device, or the budget for it, that does not hold what is needed
 └── BackendUnavailable    a device that this machine or this installation does not have
 """
 
@@ -64,6 +65,14 @@ class BudgetTooSmall(KernelError):
 
 class BadState(KernelError):
     """Bytes are not a saved total of this version, or were changed since."""
+
+
+class OutOfDeviceMemory(KernelError):
+    """The device's memory, or the budget for it, does not hold `needed_bytes` more."""
+
+    def __init__(self, message: str, needed_bytes: int) -> None:
+        super().__init__(message)
+        self.needed_bytes = needed_bytes
 
 
 class BackendUnavailable(KernelError):

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from flcore_kernels.backend import Buffer, Part, Quantized
 from flcore_kernels.chunks import ALIGNMENT
+from flcore_kernels.device_arrays import DeviceArray
 from flcore_kernels.dtypes import Storage
 from flcore_kernels.errors import BufferMismatch
 
@@ -16,14 +17,14 @@ Addresses = npt.NDArray[np.uint64]
 Numbers = npt.NDArray[np.int64]
 
 
-def address_of(array: npt.NDArray[Any]) -> int:
+def address_of(array: npt.NDArray[Any] | DeviceArray) -> int:
     """Return where an array begins; whoever asks keeps the array."""
-    return int(array.__array_interface__["data"][0])
+    return array.address if isinstance(array, DeviceArray) else int(array.__array_interface__["data"][0])
 
 
 def buffers_of(part: Part) -> list[Buffer]:
     """Return a part's buffers; a single one is a list of one."""
-    if isinstance(part, np.ndarray | Quantized):
+    if isinstance(part, np.ndarray | DeviceArray | Quantized):
         return [part]
     return list(part)
 
@@ -40,24 +41,29 @@ def sizes_of(part: Part) -> list[int]:
     sizes = []
     for buffer in buffers_of(part):
         array = buffer.codes if isinstance(buffer, Quantized) else buffer
-        if not isinstance(array, np.ndarray):
+        if not isinstance(array, np.ndarray | DeviceArray):
             raise BufferMismatch(f"expected an array, Quantized, or a list of them, got a {type(array).__name__}")
         sizes.append(array.size)
     return sizes
 
 
-def addresses_of(part: Part, row: Storage, sizes: Sequence[int], what: str) -> tuple[list[int], list[int]]:
-    """Return the addresses of a part's buffers, and of their scales, or raise `BufferMismatch`."""
+def addresses_of(
+    part: Part, row: Storage, sizes: Sequence[int], what: str, kinds: Any = np.ndarray
+) -> tuple[list[int], list[int]]:
+    """Return the addresses of a part's buffers, and of their scales, or raise `BufferMismatch`.
+
+    `kinds`: the classes of arrays that are in memory which the backend reads.
+    """
     buffers = buffers_of(part)
     if len(buffers) != len(sizes):
         raise BufferMismatch(f"{what}: expected {len(sizes)} buffers, got {len(buffers)}")
     if row.block:
-        return _quantized_addresses(buffers, row, sizes, what)
+        return _quantized_addresses(buffers, row, sizes, what, kinds)
     storage = row.storage
     addresses = []
     for index, (buffer, size) in enumerate(zip(buffers, sizes, strict=True)):
         if (
-            not isinstance(buffer, np.ndarray)
+            not isinstance(buffer, kinds)
             or buffer.dtype != storage
             or buffer.size != size
             or not buffer.flags.c_contiguous
@@ -68,7 +74,7 @@ def addresses_of(part: Part, row: Storage, sizes: Sequence[int], what: str) -> t
 
 
 def _quantized_addresses(
-    buffers: list[Buffer], row: Storage, sizes: Sequence[int], what: str
+    buffers: list[Buffer], row: Storage, sizes: Sequence[int], what: str, kinds: Any
 ) -> tuple[list[int], list[int]]:
     codes, scales = [], []
     for index, (buffer, size) in enumerate(zip(buffers, sizes, strict=True)):
@@ -76,7 +82,12 @@ def _quantized_addresses(
             raise BufferMismatch(f"{what}: expected Quantized codes and scales, got {type(buffer).__name__}")
         wanted = ((buffer.codes, np.dtype(np.int8), size), (buffer.scales, np.dtype(np.float32), -(-size // row.block)))
         for array, dtype, count in wanted:
-            if array.dtype != dtype or array.size != count or not array.flags.c_contiguous:
+            if (
+                not isinstance(array, kinds)
+                or array.dtype != dtype
+                or array.size != count
+                or not array.flags.c_contiguous
+            ):
                 raise BufferMismatch(_mismatch(array, dtype, count, what, index, len(sizes)))
         codes.append(address_of(buffer.codes))
         scales.append(address_of(buffer.scales))
@@ -85,12 +96,13 @@ def _quantized_addresses(
 
 def _mismatch(buffer: Any, dtype: np.dtype[Any], size: int, what: str, index: int, count: int) -> str:
     where = what if count == 1 else f"{what}, buffer {index}"
-    if type(buffer).__module__ != "numpy":
+    if not isinstance(buffer, np.ndarray | DeviceArray):
         return f"{where}: expected an array of {size} {dtype}, got {type(buffer).__name__}"
     contiguous = "contiguous" if buffer.flags.c_contiguous else "strided"
+    place = " on a device" if isinstance(buffer, DeviceArray) else ""
     return (
         f"{where}: expected a contiguous buffer of {size} {dtype}, got {contiguous} {buffer.dtype} "
-        f"of shape {buffer.shape}"
+        f"of shape {buffer.shape}{place}"
     )
 
 

@@ -9,13 +9,15 @@ import hashlib
 import json
 import struct
 import sys
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
-from flcore_kernels.errors import BadState, BufferMismatch, SpoiledTotal, TooManyTerms
+from flcore_kernels.errors import BadState, BufferMismatch, OutOfDeviceMemory, SpoiledTotal, TooManyTerms
 
 ACCUMULATORS = ("exact", "float64", "float32")
 BLOCK = 64
@@ -24,6 +26,9 @@ MAX_TERMS = 65_535
 """An exact digit is at most 2^47, and 65,535 of them stay below 2^63."""
 
 _MAGIC = b"flcore total 1\n\0"
+
+Zeros = Callable[[int, Any], Any]
+"""Makes an array of so many zeros of a dtype."""
 
 
 def bytes_per_element(accumulate: str) -> float:
@@ -46,36 +51,37 @@ class Total:
     """The weighted sum of some parts, `elements` long.
 
     `values`: float32 or float64 per element, or for `exact` the int64 digits, 64 upper and 64 lower ones a block;
-    `levels`: int16 per block. `terms` counts parts, `weight` is the exact sum of their weights in units of 2^-1074, and
-    a float total's weights are divided by 2^`scale`.
+    `levels`: int16 per block; both are where the backend works that made it. `terms` counts parts, `weight` is the
+    exact sum of their weights in units of 2^-1074, and a float total's weights are divided by 2^`scale`.
     """
 
     elements: int
     accumulate: str
-    values: npt.NDArray[Any] = field(repr=False)
-    levels: npt.NDArray[np.int16] = field(repr=False)
+    values: Any = field(repr=False)
+    levels: Any = field(repr=False)
     terms: int = 0
     weight: int = 0
     scale: int | None = None
     is_spoiled: bool = False
 
     @classmethod
-    def zeros(cls, elements: int, accumulate: str) -> "Total":
-        """Return an empty total."""
-        total = cls.unwritten(elements, accumulate)
+    def zeros(cls, elements: int, accumulate: str, zeros: Zeros = np.zeros) -> "Total":
+        """Return an empty total; `zeros` makes its arrays."""
+        total = cls.unwritten(elements, accumulate, zeros)
         total.levels.fill(EMPTY)
         return total
 
     @classmethod
-    def unwritten(cls, elements: int, accumulate: str) -> "Total":
-        """Return a total whose arrays take memory only where they are written to."""
+    def unwritten(cls, elements: int, accumulate: str, zeros: Zeros = np.zeros) -> "Total":
+        """Return a total whose arrays, if they are NumPy's, take memory only where they are written to."""
         _require_accumulator(accumulate)
         if elements < 0:
             raise BufferMismatch(f"a total has 0 elements or more, not {elements}")
         if accumulate != "exact":
-            return cls(elements, accumulate, np.zeros(elements, accumulate), np.zeros(0, np.int16))
+            return cls(elements, accumulate, zeros(elements, np.dtype(accumulate)), zeros(0, np.dtype(np.int16)))
         blocks = -(-elements // BLOCK)
-        return cls(elements, accumulate, np.zeros(2 * BLOCK * blocks, np.int64), np.zeros(blocks, np.int16))
+        digits = zeros(2 * BLOCK * blocks, np.dtype(np.int64))
+        return cls(elements, accumulate, digits, zeros(blocks, np.dtype(np.int16)))
 
     def clear(self) -> None:
         """Make it empty again, in the memory that it has: fresh pages can cost more than a fold."""
@@ -88,7 +94,7 @@ class Total:
     @property
     def nbytes(self) -> int:
         """Bytes of memory."""
-        return self.values.nbytes + self.levels.nbytes
+        return int(self.values.nbytes + self.levels.nbytes)
 
     def require_usable(self) -> None:
         """Raise `SpoiledTotal` if an error left it half changed."""
@@ -105,8 +111,11 @@ class Total:
         self.weight += weight
 
 
-def save(total: Total, file: BinaryIO) -> None:
-    """Write a total's state: a magic line, the length of a JSON header, the header, the arrays, a BLAKE2b digest."""
+def save(total: Total, file: BinaryIO, pieces: Iterable[npt.NDArray[np.uint8]] | None = None) -> None:
+    """Write a total's state: a magic line, the length of a JSON header, the header, the arrays, a BLAKE2b digest.
+
+    `pieces` are the bytes of its arrays, in order, of a total that is not in the processor's memory.
+    """
     total.require_usable()
     header = json.dumps(
         {
@@ -119,37 +128,49 @@ def save(total: Total, file: BinaryIO) -> None:
         sort_keys=True,
     ).encode()
     digest = hashlib.blake2b(digest_size=16)
-    parts = (_MAGIC, struct.pack("<I", len(header)), header, *_little(total))
-    for part in parts:
+    begin: list[Any] = [_MAGIC, struct.pack("<I", len(header)), header]
+    for part in chain(begin, pieces or _little(total)):
         digest.update(part)
         file.write(part)
     file.write(digest.digest())
 
 
-def restore(file: BinaryIO) -> Total:
-    """Read what `save` wrote, or raise `BadState`."""
+def restore(
+    file: BinaryIO,
+    zeros: Zeros = np.zeros,
+    places: Callable[[Total], Iterable[npt.NDArray[np.uint8]]] | None = None,
+) -> Total:
+    """Read what `save` wrote, or raise `BadState`.
+
+    `zeros` makes the total's arrays, and `places` yields where to read their bytes to, one piece after the other.
+    """
     digest = hashlib.blake2b(digest_size=16)
     if _read(file, len(_MAGIC), digest) != _MAGIC:
         raise BadState("this is not a saved total of this version")
     (length,) = struct.unpack("<I", _read(file, 4, digest))
     if length > 4096:
         raise BadState(f"the header of a saved total is at most 4,096 bytes long, not {length}")
-    total = _from_header(_read(file, length, digest))
-    for array in (total.values, total.levels):
-        target = memoryview(array.view(np.uint8))  # type: ignore[arg-type]
+    total = _from_header(_read(file, length, digest), zeros)
+    for place in (places or _bytes_of)(total):
+        target = memoryview(place)  # type: ignore[arg-type]
         if file.readinto(target) != len(target):  # type: ignore[attr-defined]
             raise BadState("the file ends early")
         digest.update(target)
-        if sys.byteorder == "big":
+    if places is None and sys.byteorder == "big":
+        for array in (total.values, total.levels):
             array.byteswap(inplace=True)
     if file.read(16) != digest.digest():
         raise BadState("the digest does not match: the file was changed, or not written to its end")
     return total
 
 
-def _little(total: Total) -> tuple[memoryview, memoryview]:
-    values, levels = (array.astype(array.dtype.newbyteorder("<"), copy=False) for array in (total.values, total.levels))
-    return memoryview(values.view(np.uint8)), memoryview(levels.view(np.uint8))  # type: ignore[arg-type]
+def _bytes_of(total: Total) -> Iterable[npt.NDArray[np.uint8]]:
+    return total.values.view(np.uint8), total.levels.view(np.uint8)
+
+
+def _little(total: Total) -> Iterator[npt.NDArray[np.uint8]]:
+    for array in (total.values, total.levels):
+        yield array.astype(array.dtype.newbyteorder("<"), copy=False).view(np.uint8)
 
 
 def _read(file: BinaryIO, count: int, digest: "hashlib.blake2b") -> bytes:
@@ -160,11 +181,11 @@ def _read(file: BinaryIO, count: int, digest: "hashlib.blake2b") -> bytes:
     return data
 
 
-def _from_header(header: bytes) -> Total:
+def _from_header(header: bytes, zeros: Zeros) -> Total:
     try:
         fields = json.loads(header)
-        total = Total.unwritten(int(fields["elements"]), fields["accumulate"])
+        total = Total.unwritten(int(fields["elements"]), fields["accumulate"], zeros)
         total.terms, total.weight, total.scale = int(fields["terms"]), int(fields["weight"], 16), fields["scale"]
-    except (ValueError, KeyError, TypeError, OverflowError, MemoryError, BufferMismatch) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, MemoryError, BufferMismatch, OutOfDeviceMemory) as error:
         raise BadState(f"the header of a saved total does not read: {error}") from None
     return total

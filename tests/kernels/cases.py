@@ -47,27 +47,27 @@ def draw(rng: np.random.Generator, dtype: str, size: int) -> Case:
 
 
 def folded(
-    cpu: Backend, parts: Sequence[Any], weights: Sequence[float], dtype: str, accumulate: str, size: int
+    device: Backend, parts: Sequence[Any], weights: Sequence[float], dtype: str, accumulate: str, size: int
 ) -> Total:
     """Return the total of some parts, folded in one call."""
-    total = cpu.total(size, accumulate)
-    cpu.fold(total, parts, weights, dtype)
+    total = device.total(size, accumulate)
+    device.fold(total, parts, weights, dtype)
     return total
 
 
-def finished(cpu: Backend, total: Total, result: str) -> Array:
+def finished(device: Backend, total: Total, result: str) -> Array:
     """Return a total's mean as it is stored."""
     out = np.empty(total.elements, storage_dtype(result))
-    cpu.finish(total, out, result)
+    device.finish(total, out, result)
     return out
 
 
 def mean(
-    cpu: Backend, parts: Sequence[Any], weights: Sequence[float], dtype: str, accumulate: str, result: str, size: int
+    device: Backend, parts: Sequence[Any], weights: Sequence[float], dtype: str, accumulate: str, result: str, size: int
 ) -> Array:
     """Return a mean in one pass, as it is stored."""
     out = np.empty(size, storage_dtype(result))
-    cpu.mean(parts, weights, out, dtype, accumulate, result=result)
+    device.mean(parts, weights, out, dtype, accumulate, result=result)
     return out
 
 
@@ -77,16 +77,16 @@ def opened(array: Array, dtype: str) -> npt.NDArray[np.float64]:
     return values
 
 
-def state_of(cpu: Backend, total: Total) -> bytes:
+def state_of(device: Backend, total: Total) -> bytes:
     """Return what `save` writes of a total."""
     file = io.BytesIO()
-    cpu.save(total, file)
+    device.save(total, file)
     return file.getvalue()
 
 
-def again(cpu: Backend, total: Total) -> Total:
+def again(device: Backend, total: Total) -> Total:
     """Save a total and restore it."""
-    return cpu.restore(io.BytesIO(state_of(cpu, total)))
+    return device.restore(io.BytesIO(state_of(device, total)))
 
 
 def at_odd_address(array: Array) -> Array:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pytest
-from flcore_kernels import NotFinite, Overflow, TooManyTerms, backend, cpu, cpu_settle
+from flcore_kernels import Backend, NotFinite, Overflow, TooManyTerms, backend, cpu, cpu_settle
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -58,7 +58,7 @@ def clients(draw_: st.DrawFn) -> Clients:
     return Clients(dtype, cases, weights.tolist())
 
 
-def test_levels_may_change_from_block_to_block_and_lie_anywhere_in_their_bin() -> None:
+def test_levels_may_change_from_block_to_block_and_lie_anywhere_in_their_bin(device: Backend) -> None:
     """A tile's levels are guessed; blocks below the guess, far below, above, empty and at its edges are found out."""
     rng = np.random.default_rng(5)
     for _ in range(12):
@@ -66,25 +66,25 @@ def test_levels_may_change_from_block_to_block_and_lie_anywhere_in_their_bin() -
         exponents = rng.choice([-1000, -97, -49, -48, -47, -3, -2, -1, 0, 1, 40, 45, 46, 47, 48, 49, 90], 12)
         scale = np.repeat(2.0**exponents, 64)[:size] * np.repeat(rng.random(12) < 0.8, 64)[:size]
         values = [rng.choice([1.0, -1.0, 1.5, -0.75, 2.0 - 2.0**-52], size) * scale for _ in range(6)]
-        require_state(CPU, values, [1.0, 1.0, 0.5, 2.0, 1.0, 3.0])
+        require_state(device, values, [1.0, 1.0, 0.5, 2.0, 1.0, 3.0])
 
 
 def result_of(found: Clients) -> str:
     return "float32" if found.dtype in QUANTIZED else found.dtype
 
 
-def tree(rng: np.random.Generator, found: Clients, order: list[int]) -> Any:
+def tree(device: Backend, rng: np.random.Generator, found: Clients, order: list[int]) -> Any:
     """Fold some groups of clients into totals of their own, and merge these in any order, saved now and then."""
     cuts = sorted({0, len(order), *rng.integers(0, len(order) + 1, 3).tolist()})
     totals = [
-        folded(CPU, found.parts(order[a:b]), [found.weights[k] for k in order[a:b]], found.dtype, "exact", SIZE)
+        folded(device, found.parts(order[a:b]), [found.weights[k] for k in order[a:b]], found.dtype, "exact", SIZE)
         for a, b in pairwise(cuts)
     ]
-    totals.append(CPU.total(SIZE, "exact"))
+    totals.append(device.total(SIZE, "exact"))
     while len(totals) > 1:
         one = totals.pop(int(rng.integers(len(totals))))
         other = totals.pop(int(rng.integers(len(totals))))
-        CPU.merge(one, again(CPU, other) if rng.random() < 0.5 else other)
+        device.merge(one, again(device, other) if rng.random() < 0.5 else other)
         totals.append(one)
     return totals[0]
 
@@ -92,22 +92,24 @@ def tree(rng: np.random.Generator, found: Clients, order: list[int]) -> Any:
 @settings(QUIET, max_examples=150)
 @given(found=clients(), seed=st.integers(0, 2**32))
 def test_any_order_any_calls_any_merges_saved_and_restored_in_between_give_the_same_state(
-    found: Clients, seed: int
+    device: Backend, found: Clients, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
-    whole = state_of(CPU, folded(CPU, found.parts(), found.weights, found.dtype, "exact", SIZE))
+    whole = state_of(device, folded(device, found.parts(), found.weights, found.dtype, "exact", SIZE))
     order = rng.permutation(len(found.cases)).tolist()
-    total = CPU.total(SIZE, "exact")
+    total = device.total(SIZE, "exact")
     for k in order:
-        CPU.fold(total, found.parts([k]), [found.weights[k]], found.dtype)
-        total = again(CPU, total) if rng.random() < 0.3 else total
-    assert state_of(CPU, total) == whole
-    assert state_of(CPU, tree(rng, found, order)) == whole
+        device.fold(total, found.parts([k]), [found.weights[k]], found.dtype)
+        total = again(device, total) if rng.random() < 0.3 else total
+    assert state_of(device, total) == whole
+    assert state_of(device, tree(device, rng, found, order)) == whole
 
 
 @settings(QUIET, max_examples=100)
 @given(found=clients(), result=st.sampled_from([None, *FLOATS]))
-def test_one_shot_two_steps_and_the_oracle_agree_to_the_bit(found: Clients, result: str | None) -> None:
+def test_one_shot_two_steps_and_the_oracle_agree_to_the_bit(
+    device: Backend, found: Clients, result: str | None
+) -> None:
     result = result if result and found.dtype in FLOATS else result_of(found)
     values = [c.values[:128] for c in found.cases]
     expected = exact_mean(values, found.weights, result)
@@ -115,15 +117,15 @@ def test_one_shot_two_steps_and_the_oracle_agree_to_the_bit(found: Clients, resu
     fits = np.isfinite(expected) & (np.abs(expected) <= float(largest_of(result)))
     if not fits.all():
         with pytest.raises(Overflow):
-            mean(CPU, parts, found.weights, found.dtype, "exact", result, SIZE)
+            mean(device, parts, found.weights, found.dtype, "exact", result, SIZE)
         return
-    total = folded(CPU, parts, found.weights, found.dtype, "exact", SIZE)
+    total = folded(device, parts, found.weights, found.dtype, "exact", SIZE)
     try:
-        two = finished(CPU, total, result)
+        two = finished(device, total, result)
     except Overflow:  # beyond the first 128 elements
         return
     assert opened(two, result)[:128].tobytes() == expected.tobytes()
-    one = mean(CPU, parts, found.weights, found.dtype, "exact", result, SIZE)
+    one = mean(device, parts, found.weights, found.dtype, "exact", result, SIZE)
     assert one.tobytes() == two.tobytes()
 
 
@@ -136,13 +138,13 @@ def largest_of(result: str) -> Fraction:
 
 @settings(QUIET, max_examples=100)
 @given(found=clients())
-def test_the_error_is_within_the_bound_that_the_design_states(found: Clients) -> None:
+def test_the_error_is_within_the_bound_that_the_design_states(device: Backend, found: Clients) -> None:
     """Half an ulp of the result and (rho + 1/32) · 2^-48 of the block's largest value."""
     result = result_of(found)
     weights = [Fraction(weight) for weight in found.weights]
     total = sum(weights, Fraction(0))
     rho = len(weights) * max(weights) / total
-    out = opened(mean(CPU, found.parts(), found.weights, found.dtype, "exact", result, SIZE), result)
+    out = opened(mean(device, found.parts(), found.weights, found.dtype, "exact", result, SIZE), result)
     for start in (0, 512, 576):
         block = [c.values[start : start + 64] for c in found.cases]
         largest = Fraction(max(float(np.abs(values).max()) for values in block))
@@ -156,27 +158,27 @@ def test_the_error_is_within_the_bound_that_the_design_states(found: Clients) ->
 
 
 @pytest.mark.parametrize("dtype", [*FLOATS, "int8[64]", "int32"])
-def test_chunks_and_threads_change_nothing(dtype: str) -> None:
+def test_chunks_and_threads_change_nothing(device: Backend, dtype: str) -> None:
     size, rng = 100_003, np.random.default_rng(7)
     cases = [draw(rng, dtype, size) for _ in range(6)]
     weights = [0.1, 3.0, 2.0**-50, 7.0, 0.3, 1e6]
     result = "float32" if dtype in QUANTIZED else dtype
     parts: list[Any] = [c.part for c in cases]
-    whole = folded(CPU, parts, weights, dtype, "exact", size)
-    expected = finished(CPU, whole, result)
+    whole = folded(device, parts, weights, dtype, "exact", size)
+    expected = finished(device, whole, result)
     for threads in (1, 2, 3):
         other = backend("cpu", threads=threads)
-        assert state_of(other, folded(other, parts, weights, dtype, "exact", size)) == state_of(CPU, whole)
+        assert state_of(other, folded(other, parts, weights, dtype, "exact", size)) == state_of(device, whole)
         assert mean(other, parts, weights, dtype, "exact", result, size).tobytes() == expected.tobytes()
         assert finished(other, whole, result).tobytes() == expected.tobytes()
     if dtype in QUANTIZED:
         return
     cuts = [0, 256, 512, 20_480, 65_536, 99_840, size]
     pieces = [[part[a:b] for a, b in pairwise(cuts)] for part in parts]
-    assert state_of(CPU, folded(CPU, pieces, weights, dtype, "exact", size)) == state_of(CPU, whole)
+    assert state_of(device, folded(device, pieces, weights, dtype, "exact", size)) == state_of(device, whole)
     for index, (a, b) in enumerate(pairwise(cuts)):
-        chunk = folded(CPU, [piece[index] for piece in pieces], weights, dtype, "exact", b - a)
-        assert finished(CPU, chunk, result).tobytes() == expected[a:b].tobytes()
+        chunk = folded(device, [piece[index] for piece in pieces], weights, dtype, "exact", b - a)
+        assert finished(device, chunk, result).tobytes() == expected[a:b].tobytes()
 
 
 def around_bin_edges() -> Iterator[npt.NDArray[np.float64]]:
@@ -193,49 +195,49 @@ def around_bin_edges() -> Iterator[npt.NDArray[np.float64]]:
         )
 
 
-def test_all_pairs_around_every_bin_edge_in_both_orders() -> None:
+def test_all_pairs_around_every_bin_edge_in_both_orders(device: Backend) -> None:
     for values in around_bin_edges():
         one, two = (np.array(side) for side in zip(*product(values, values), strict=True))
         # A block of its own for each pair: its first element.
         spread = np.zeros((2, 64 * one.size))
         spread[0, ::64], spread[1, ::64] = one, two
         size = spread.shape[1]
-        total, other = (folded(CPU, [spread[first]], [1.0], "float64", "exact", size) for first in (0, 1))
-        CPU.fold(total, [spread[1]], [1.0], "float64")
-        CPU.fold(other, [spread[0]], [1.0], "float64")
-        at_once = folded(CPU, list(spread), [1.0, 1.0], "float64", "exact", size)
-        assert state_of(CPU, total) == state_of(CPU, other) == state_of(CPU, at_once)
-        found = finished(CPU, total, "float64")[::64]
+        total, other = (folded(device, [spread[first]], [1.0], "float64", "exact", size) for first in (0, 1))
+        device.fold(total, [spread[1]], [1.0], "float64")
+        device.fold(other, [spread[0]], [1.0], "float64")
+        at_once = folded(device, list(spread), [1.0, 1.0], "float64", "exact", size)
+        assert state_of(device, total) == state_of(device, other) == state_of(device, at_once)
+        found = finished(device, total, "float64")[::64]
         chosen = range(0, one.size, 7)
         expected = [exact_mean([one[i : i + 1], two[i : i + 1]], [1.0, 1.0], "float64")[0] for i in chosen]
         assert found[chosen].tolist() == expected
 
 
 @pytest.mark.parametrize("exponent", [-1060, -900, -870, -864, -770, -40, 0, 700, 760, 860, 910, 970])
-def test_all_of_the_state_is_the_oracles_at_every_magnitude(exponent: int) -> None:
+def test_all_of_the_state_is_the_oracles_at_every_magnitude(device: Backend, exponent: int) -> None:
     rng = np.random.default_rng(12)
     with np.errstate(under="ignore"):
         values = [np.ldexp(rng.uniform(-1, 1, 70), exponent + int(e)) for e in (0, 20, -30, 48, -60, 3)]
-    require_state(CPU, values, [1.0, 0.1, 3.0, 2.0**-9, 7.7, 1.0])
+    require_state(device, values, [1.0, 0.1, 3.0, 2.0**-9, 7.7, 1.0])
 
 
-def test_no_more_than_65_535_terms_are_taken_and_none_of_them_overflows() -> None:
-    total = folded(CPU, [np.full(2, 2.0**47), np.full(2, -(2.0**47))][:1], [1.0], "float64", "exact", 2)
+def test_no_more_than_65_535_terms_are_taken_and_none_of_them_overflows(device: Backend) -> None:
+    total = folded(device, [np.full(2, 2.0**47), np.full(2, -(2.0**47))][:1], [1.0], "float64", "exact", 2)
     for _ in range(15):
-        CPU.merge(total, again(CPU, total))
-    before = state_of(CPU, total)
+        device.merge(total, again(device, total))
+    before = state_of(device, total)
     with pytest.raises(TooManyTerms, match="65535"):
-        CPU.merge(total, again(CPU, total))
+        device.merge(total, again(device, total))
     with pytest.raises(TooManyTerms):
-        CPU.fold(total, [np.ones(2)] * 32_768, [1.0] * 32_768, "float64")
+        device.fold(total, [np.ones(2)] * 32_768, [1.0] * 32_768, "float64")
     with pytest.raises(TooManyTerms):
-        CPU.mean([np.ones(2)] * 65_536, [1.0] * 65_536, np.empty(2), "float64")
-    assert state_of(CPU, total) == before
-    CPU.fold(total, [np.full(2, 2.0**47)] * 32_767, [1.0] * 32_767, "float64")
+        device.mean([np.ones(2)] * 65_536, [1.0] * 65_536, np.empty(2), "float64")
+    assert state_of(device, total) == before
+    device.fold(total, [np.full(2, 2.0**47)] * 32_767, [1.0] * 32_767, "float64")
     assert total.terms == 65_535
-    assert finished(CPU, total, "float64").tolist() == [2.0**47] * 2
+    assert finished(device, total, "float64").tolist() == [2.0**47] * 2
     with pytest.raises(TooManyTerms):
-        CPU.fold(total, [np.zeros(2)], [0.0], "float64")
+        device.fold(total, [np.zeros(2)], [0.0], "float64")
 
 
 class Spy:
@@ -267,15 +269,15 @@ def ties(dtype: str, count: int, size: int) -> list[Case]:
 
 @pytest.mark.parametrize("count", [2, 4])
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16", "int8", "int64"])
-def test_ties_go_to_even(dtype: str, count: int) -> None:
+def test_ties_go_to_even(device: Backend, dtype: str, count: int) -> None:
     cases = ties(dtype, count, 192)
     for weight in (1.0, 3.0, 0.1, 2.0**-64):
         weights = [weight] * count
         expected = exact_mean([c.values for c in cases], weights, dtype)
-        found = mean(CPU, [c.part for c in cases], weights, dtype, "exact", dtype, 192)
+        found = mean(device, [c.part for c in cases], weights, dtype, "exact", dtype, 192)
         assert opened(found, dtype).tobytes() == expected.tobytes()
-        total = folded(CPU, [c.part for c in cases], weights, dtype, "exact", 192)
-        assert finished(CPU, total, dtype).tobytes() == found.tobytes()
+        total = folded(device, [c.part for c in cases], weights, dtype, "exact", 192)
+        assert finished(device, total, dtype).tobytes() == found.tobytes()
 
 
 @pytest.mark.parametrize("result", [*FLOATS, "int16"])
@@ -284,14 +286,14 @@ def test_ties_go_to_even(dtype: str, count: int) -> None:
     [[0.1] * 3, [0.1, 0.7, 1e-3], [2.0**-60, 1.0, 2.0**60], [2.0**53, 1.0, 2.0**-40], [1 / 3, 1e10, 3e-10]],
     ids=str,
 )
-def test_sums_of_weights_beyond_53_bits_divide_correctly(weights: list[float], result: str) -> None:
+def test_sums_of_weights_beyond_53_bits_divide_correctly(device: Backend, weights: list[float], result: str) -> None:
     rng = np.random.default_rng(13)
     for dtype in ("float64", "float32"):
         cases = [case((rng.uniform(-9, 9, 320) * 2.0 ** rng.integers(-3, 3, 320)).astype(dtype)) for _ in weights]
         cases[0].part[64:128] = cases[1].part[64:128] = cases[2].part[64:128] = rng.integers(-90, 90, 64) / 2
         cases = [case(c.part) for c in cases]
         expected = exact_mean([c.values for c in cases], weights, result)
-        found = mean(CPU, [c.part for c in cases], weights, dtype, "exact", result, 320)
+        found = mean(device, [c.part for c in cases], weights, dtype, "exact", result, 320)
         assert opened(found, result).tobytes() == expected.tobytes()
 
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flcore_kernels import ACCUMULATORS, BadState, BufferMismatch, SpoiledTotal, Total, WeightRange, backend
+from flcore_kernels import ACCUMULATORS, Backend, BadState, BufferMismatch, SpoiledTotal, Total, WeightRange
+from flcore_kernels.rows import address_of
 from flcore_kernels.threads import Pool
 
 from tests.kernels.cases import again, finished, folded, state_of
 
-CPU = backend("cpu")
 PARTS = [np.array([1.5, -2.0, 1e20], np.float32), np.array([0.25, 2.0**-40, -1e20], np.float32)]
 GOLDEN = zlib.decompress(
     bytes.fromhex(
@@ -25,68 +25,68 @@ GOLDEN = zlib.decompress(
 """What version 1 of the format writes of `PARTS` with weights 1 and 3 (deflated here): it is read for ever."""
 
 
-def small(accumulate: str = "exact") -> Total:
-    return folded(CPU, PARTS, [1.0, 3.0], "float32", accumulate, 3)
+def small(device: Backend, accumulate: str = "exact") -> Total:
+    return folded(device, PARTS, [1.0, 3.0], "float32", accumulate, 3)
 
 
-def test_a_total_is_saved_as_it_always_was() -> None:
-    assert state_of(CPU, small()) == GOLDEN
+def test_a_total_is_saved_as_it_always_was(device: Backend) -> None:
+    assert state_of(device, small(device)) == GOLDEN
 
 
-def test_what_was_once_saved_is_still_read() -> None:
-    total = CPU.restore(io.BytesIO(GOLDEN))
+def test_what_was_once_saved_is_still_read(device: Backend) -> None:
+    total = device.restore(io.BytesIO(GOLDEN))
     assert (total.elements, total.accumulate, total.terms, total.weight) == (3, "exact", 2, 4 << 1074)
-    assert finished(CPU, total, "float32").tobytes() == finished(CPU, small(), "float32").tobytes()
+    assert finished(device, total, "float32").tobytes() == finished(device, small(device), "float32").tobytes()
 
 
 @pytest.mark.parametrize("accumulate", ACCUMULATORS)
-def test_a_restored_total_goes_on_where_it_was(accumulate: str) -> None:
-    total = small(accumulate)
-    restored = again(CPU, total)
-    assert state_of(CPU, restored) == state_of(CPU, total)
+def test_a_restored_total_goes_on_where_it_was(device: Backend, accumulate: str) -> None:
+    total = small(device, accumulate)
+    restored = again(device, total)
+    assert state_of(device, restored) == state_of(device, total)
     for each in (total, restored):
-        CPU.fold(each, PARTS, [2.0, 0.5], "float32")
-    assert state_of(CPU, restored) == state_of(CPU, total)
+        device.fold(each, PARTS, [2.0, 0.5], "float32")
+    assert state_of(device, restored) == state_of(device, total)
 
 
 @pytest.mark.parametrize("accumulate", ACCUMULATORS)
-def test_an_empty_total_is_saved_too(accumulate: str) -> None:
+def test_an_empty_total_is_saved_too(device: Backend, accumulate: str) -> None:
     for elements in (0, 100):
-        total = again(CPU, CPU.total(elements, accumulate))
+        total = again(device, device.total(elements, accumulate))
         assert (total.elements, total.accumulate, total.terms, total.weight) == (elements, accumulate, 0, 0)
 
 
-def test_totals_may_follow_one_another_in_a_file() -> None:
+def test_totals_may_follow_one_another_in_a_file(device: Backend) -> None:
     file = io.BytesIO()
     for accumulate in ACCUMULATORS:
-        CPU.save(small(accumulate), file)
+        device.save(small(device, accumulate), file)
     file.seek(0)
     for accumulate in ACCUMULATORS:
-        assert state_of(CPU, CPU.restore(file)) == state_of(CPU, small(accumulate))
+        assert state_of(device, device.restore(file)) == state_of(device, small(device, accumulate))
 
 
-def test_a_flipped_byte_is_bad_wherever_it_is() -> None:
-    data = state_of(CPU, small())
+def test_a_flipped_byte_is_bad_wherever_it_is(device: Backend) -> None:
+    data = state_of(device, small(device))
     header = 20 + int.from_bytes(data[16:20], "little")
     for index in [*range(header), *range(header, len(data), 37), len(data) - 1]:
         for bit in (0x01, 0x80):
             changed = bytearray(data)
             changed[index] ^= bit
             with pytest.raises(BadState):
-                CPU.restore(io.BytesIO(bytes(changed)))
+                device.restore(io.BytesIO(bytes(changed)))
 
 
-def test_an_early_end_is_bad_wherever_it_is() -> None:
-    data = state_of(CPU, small())
+def test_an_early_end_is_bad_wherever_it_is(device: Backend) -> None:
+    data = state_of(device, small(device))
     for length in [*range(200), *range(200, len(data), 41), len(data) - 1]:
         with pytest.raises(BadState):
-            CPU.restore(io.BytesIO(data[:length]))
+            device.restore(io.BytesIO(data[:length]))
 
 
-def test_another_version_is_bad() -> None:
-    data = state_of(CPU, small()).replace(b"flcore total 1\n", b"flcore total 2\n")
+def test_another_version_is_bad(device: Backend) -> None:
+    data = state_of(device, small(device)).replace(b"flcore total 1\n", b"flcore total 2\n")
     with pytest.raises(BadState, match="not a saved total of this version"):
-        CPU.restore(io.BytesIO(data))
+        device.restore(io.BytesIO(data))
 
 
 @pytest.mark.parametrize(
@@ -103,54 +103,54 @@ def test_another_version_is_bad() -> None:
     ],
     ids=str,
 )
-def test_a_header_that_makes_no_sense_is_bad(header: Any) -> None:
+def test_a_header_that_makes_no_sense_is_bad(device: Backend, header: Any) -> None:
     text = json.dumps(header).encode()
     data = b"flcore total 1\n\0" + len(text).to_bytes(4, "little") + text + bytes(2000)
     with pytest.raises(BadState, match="header"):
-        CPU.restore(io.BytesIO(data))
+        device.restore(io.BytesIO(data))
     with pytest.raises(BadState, match=r"at most 4,096"):
-        CPU.restore(io.BytesIO(b"flcore total 1\n\0" + b"\xff" * 100))
+        device.restore(io.BytesIO(b"flcore total 1\n\0" + b"\xff" * 100))
 
 
 @pytest.mark.parametrize("accumulate", ["float64", "float32"])
-def test_merged_float_totals_are_the_sum_of_both(accumulate: str) -> None:
+def test_merged_float_totals_are_the_sum_of_both(device: Backend, accumulate: str) -> None:
     parts = [np.array([1.0, 2.0, 3.0], np.float32), np.array([5.0, 6.0, 9.0], np.float32)]
     for first, second in ((1.0, 3.0), (1e-20, 3e-20), (0.0, 1.0), (1.0, 0.0)):
-        one = folded(CPU, parts[:1], [first], "float32", accumulate, 3)
-        two = folded(CPU, parts[1:], [second], "float32", accumulate, 3)
-        CPU.merge(one, two)
+        one = folded(device, parts[:1], [first], "float32", accumulate, 3)
+        two = folded(device, parts[1:], [second], "float32", accumulate, 3)
+        device.merge(one, two)
         mean = (first * parts[0].astype(np.float64) + second * parts[1].astype(np.float64)) / (first + second)
-        assert np.allclose(finished(CPU, one, "float64"), mean, rtol=1e-6)
+        assert np.allclose(finished(device, one, "float64"), mean, rtol=1e-6)
         assert one.terms == 2
 
 
-def test_a_total_merged_with_an_empty_one_is_as_before() -> None:
+def test_a_total_merged_with_an_empty_one_is_as_before(device: Backend) -> None:
     for accumulate in ACCUMULATORS:
-        total, empty = small(accumulate), CPU.total(3, accumulate)
-        before = state_of(CPU, total)
-        CPU.merge(total, CPU.total(3, accumulate))
-        CPU.merge(empty, total)
-        assert state_of(CPU, total) == state_of(CPU, empty) == before
+        total, empty = small(device, accumulate), device.total(3, accumulate)
+        before = state_of(device, total)
+        device.merge(total, device.total(3, accumulate))
+        device.merge(empty, total)
+        assert state_of(device, total) == state_of(device, empty) == before
 
 
-def test_only_two_totals_of_a_kind_are_merged() -> None:
-    total = small()
-    for other in (CPU.total(4, "exact"), CPU.total(3, "float64"), total):
+def test_only_two_totals_of_a_kind_are_merged(device: Backend) -> None:
+    total = small(device)
+    for other in (device.total(4, "exact"), device.total(3, "float64"), total):
         with pytest.raises(BufferMismatch, match="two totals of a kind"):
-            CPU.merge(total, other)
-    assert state_of(CPU, total) == state_of(CPU, small())
+            device.merge(total, other)
+    assert state_of(device, total) == state_of(device, small(device))
 
 
-def test_a_spoiled_total_is_neither_saved_nor_merged() -> None:
-    total = small()
+def test_a_spoiled_total_is_neither_saved_nor_merged(device: Backend) -> None:
+    total = small(device)
     total.is_spoiled = True
     with pytest.raises(SpoiledTotal):
-        state_of(CPU, total)
+        state_of(device, total)
     with pytest.raises(SpoiledTotal):
-        CPU.merge(small(), total)
+        device.merge(small(device), total)
 
 
-def test_a_header_that_asks_for_more_than_the_file_holds_costs_no_memory() -> None:
+def test_a_header_that_asks_for_more_than_the_file_holds_costs_no_memory(device: Backend) -> None:
     elements = 1 << 37
     header = json.dumps(
         {"elements": elements, "accumulate": "exact", "terms": 0, "weight": "0x0", "scale": None}, sort_keys=True
@@ -158,45 +158,47 @@ def test_a_header_that_asks_for_more_than_the_file_holds_costs_no_memory() -> No
     file = io.BytesIO(GOLDEN[:16] + len(header).to_bytes(4, "little") + header + bytes(1000))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(BadState):
-        CPU.restore(file)
+        device.restore(file)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10
 
 
 @pytest.mark.parametrize("accumulate", ACCUMULATORS)
-def test_an_interrupted_fold_spoils_the_total(accumulate: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    total = small(accumulate)
+def test_an_interrupted_fold_spoils_the_total(
+    device: Backend, accumulate: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    total = small(device, accumulate)
 
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Pool, "run", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        CPU.fold(total, PARTS, [1.0, 3.0], "float32")
+        device.fold(total, PARTS, [1.0, 3.0], "float32")
     monkeypatch.undo()
     with pytest.raises(SpoiledTotal):
-        finished(CPU, total, "float32")
+        finished(device, total, "float32")
 
 
 @pytest.mark.parametrize("accumulate", ["exact", "float64", "float32"])
-def test_a_total_that_was_cleared_is_as_good_as_new(accumulate: str) -> None:
-    cpu, size = backend("cpu"), 1000
+def test_a_total_that_was_cleared_is_as_good_as_new(device: Backend, accumulate: str) -> None:
+    size = 1000
     rng = np.random.default_rng(1)
-    total, expected, found = cpu.total(size, accumulate), np.empty(size, np.float32), np.empty(size, np.float32)
-    where = total.values.ctypes.data
+    total, expected, found = device.total(size, accumulate), np.empty(size, np.float32), np.empty(size, np.float32)
+    where = address_of(total.values)
     for scale in (1e30, 1e-30, 1.0):
         part = (rng.standard_normal(size) * scale).astype(np.float32)
         part[64:256] = 0  # blocks that stay empty, whose digits are those of the round before
-        fresh = cpu.total(size, accumulate)
+        fresh = device.total(size, accumulate)
         for each, out in ((fresh, expected), (total, found)):
-            cpu.fold(each, [part], [2.0], "float32")
-            cpu.fold(each, [part], [1.0], "float32")
-            cpu.finish(each, out, "float32")
+            device.fold(each, [part], [2.0], "float32")
+            device.fold(each, [part], [1.0], "float32")
+            device.finish(each, out, "float32")
         assert found.tobytes() == expected.tobytes()
-        merged = cpu.total(size, accumulate)
-        cpu.merge(merged, total)
-        cpu.finish(merged, found, "float32")
+        merged = device.total(size, accumulate)
+        device.merge(merged, total)
+        device.finish(merged, found, "float32")
         assert found.tobytes() == expected.tobytes()
         total.clear()
-        assert total.values.ctypes.data == where and total.terms == 0
+        assert address_of(total.values) == where and total.terms == 0
     with pytest.raises(WeightRange):
-        cpu.finish(total, found, "float32")
+        device.finish(total, found, "float32")

@@ -1,0 +1,264 @@
+"""The CUDA backend: checks what it is given, lays out the work, and has a device do it.
+
+The twin of `cpu`: the same verbs, in the same order. What is on the device is worked on where it is, after what was
+asked of it before; what is in the host's memory goes there in pieces (see `cuda_ring`). A verb returns when its work is
+done.
+"""
+
+import threading
+from collections.abc import Sequence
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from flcore_kernels import cuda_kernels, totals, weights
+from flcore_kernels.admission import admit, admit_total, divisor_of, require_within, result_row
+from flcore_kernels.backend import Buffer, Part, Quantized
+from flcore_kernels.cuda_device import Device, Stream
+from flcore_kernels.cuda_memory import OwnArray, fetched, launch_blocks, pieces_of, places_of
+from flcore_kernels.cuda_observe import decode_part, encode_part, inspect_part
+from flcore_kernels.cuda_pieces import NONE, Answers, Column, Span, columns_of, cut_rows, no_bad, work
+from flcore_kernels.cuda_ring import PIECE_BYTES, Ring
+from flcore_kernels.device_arrays import DeviceArray, is_on_device, on_device
+from flcore_kernels.diagnosis import diagnosis
+from flcore_kernels.dtypes import lookup
+from flcore_kernels.errors import KernelError, Overflow
+from flcore_kernels.inspection import Inspection
+from flcore_kernels.rows import require_writable, sizes_of
+from flcore_kernels.threads import Pool
+from flcore_kernels.totals import Total
+
+_DIVISOR = np.dtype([("nearest", "f8"), ("rest", "f8"), ("limbs", "u8", 4), ("exponent", "i8")])
+
+
+class CudaBackend:
+    """The verbs of `Backend`, on one CUDA device. `threads`: of the host, that copy pieces (see `thread_count`)."""
+
+    name = "cuda"
+
+    def __init__(self, device: Device, threads: int | None = None, piece_bytes: int = PIECE_BYTES) -> None:
+        self._ring = Ring(device, Pool(threads), piece_bytes)
+        self._lock = threading.RLock()
+
+    def total(self, elements: int, accumulate: str) -> Total:
+        """Return an empty total (see `Backend.total`)."""
+        with self._lock:
+            return Total.zeros(elements, accumulate, self._zeros)
+
+    def fold(self, total: Total, parts: Sequence[Part], weights_: Sequence[float], dtype: str) -> None:
+        """Add Σ weightᵢ · partᵢ to `total` (see `Backend.fold`)."""
+        with self._lock:
+            total.require_usable()
+            row, parts = lookup(dtype), self._all_here(parts)
+            sizes = sizes_of(parts[0]) if parts else []
+            require_within(sizes, total)
+            columns = self._columns(parts, dtype, sizes)
+            values, taken = admit(total, parts, weights_)
+            kernel = cuda_kernels.fold_kernel(dtype, total.accumulate)
+
+            def launch(span: Span, stream: Stream) -> None:
+                codes, scales = span.tables if row.block else span.tables * 2
+                self._launch(
+                    *(stream, kernel, int(span.rows), codes, scales, span.counts, span.starts, span.rows),
+                    *(np.int64(len(parts)), span.constants[0], *_state(total), span.answers[0]),
+                )
+
+            total.is_spoiled = True  # unless all of it gets in
+            rows = cut_rows(sizes, _flat(columns), self._ring)
+            bad = _first(work(self._ring, rows, columns, [], launch, no_bad, [taken])) if parts else -1
+            if bad >= 0:
+                raise self._diagnosis(parts, values, dtype, bad, f"the {total.accumulate} total")
+            total.is_spoiled = False
+
+    def merge(self, total: Total, other: Total) -> None:
+        """Add `other` to `total` (see `Backend.merge`)."""
+        with self._lock:
+            admit_total(total, other)
+            total.is_spoiled = True  # unless all of it gets in
+            blocks, elements = np.int64(total.levels.size), np.int64(total.elements)
+            kernel = cuda_kernels.merge_kernel(total.accumulate)
+            if total.accumulate == "exact":
+                self._launch(self._ring.work, kernel, total.levels.size, *_state(total), *_state(other), blocks)
+            elif other.scale is not None:
+                total.scale = other.scale if total.scale is None else total.scale
+                moved = np.int32(other.scale - total.scale)
+                addresses = np.uint64(total.values.address), np.uint64(other.values.address)
+                self._launch(self._ring.work, kernel, -(-total.elements // 1024), *addresses, elements, moved)
+            self._ring.work.record().synchronize()
+            total.is_spoiled = False
+
+    def finish(self, total: Total, out: Part, dtype: str, base: Part | None = None) -> None:
+        """Write the mean, or base plus mean, to `out` (see `Backend.finish`)."""
+        with self._lock:
+            total.require_usable()
+            out, base = self._here(out), None if base is None else self._here(base)
+            sizes = sizes_of(out)
+            require_within(sizes, total)
+            targets, bases = self._targets(out, base, dtype, sizes)
+            kernel = cuda_kernels.finish_kernel(total.accumulate, dtype, base is not None)
+            divisor = _divisor(total)
+
+            def launch(span: Span, stream: Stream) -> None:
+                based, target = span.tables if bases else span.tables * 2
+                self._launch(
+                    *(stream, kernel, int(span.rows), span.counts, span.starts, span.rows),
+                    *(*_state(total), target, based, span.constants[0], span.answers[0]),
+                )
+
+            rows = cut_rows(sizes, [*targets, *bases], self._ring)
+            groups = [bases] if bases else []
+            bad = _first(work(self._ring, rows, groups, [targets], launch, no_bad, [divisor]))
+            if bad >= 0:
+                raise Overflow(f"element {bad} of the result does not fit into {dtype}", bad, where=dtype)
+
+    def mean(
+        self,
+        parts: Sequence[Part],
+        weights_: Sequence[float],
+        out: Part,
+        dtype: str,
+        accumulate: str = "exact",
+        *,
+        result: str | None = None,
+        base: Part | None = None,
+    ) -> None:
+        """Fold and finish in one pass (see `Backend.mean`)."""
+        with self._lock:
+            row, tally = lookup(dtype), Total.zeros(0, accumulate)
+            parts, out, base = self._all_here(parts), self._here(out), None if base is None else self._here(base)
+            values, taken = admit(tally, parts, weights_)
+            sizes = sizes_of(out)
+            columns = self._columns(parts, dtype, sizes)
+            result = result or ("float32" if row.block else dtype)
+            targets, bases = self._targets(out, base, result, sizes)
+            kernel = cuda_kernels.mean_kernel(dtype, accumulate, result, base is not None)
+            divisor = _divisor(tally)
+
+            def launch(span: Span, stream: Stream) -> None:
+                codes, target = span.tables[0], span.tables[-1]
+                scales = span.tables[1] if row.block else codes
+                based = span.tables[-2] if bases else target
+                self._launch(
+                    *(stream, kernel, int(span.rows), codes, scales, span.counts, span.starts, span.rows),
+                    *(np.int64(len(parts)), span.constants[0], target, based, span.constants[1], span.answers[0]),
+                )
+
+            rows = cut_rows(sizes, [*_flat(columns), *targets, *bases], self._ring)
+            groups = [*columns, bases] if bases else columns
+            bad = _first(work(self._ring, rows, groups, [targets], launch, no_bad, [taken, divisor]))
+            if bad >= 0:
+                where = result if accumulate == "exact" else f"{result}, summed in {accumulate}"
+                raise self._diagnosis(parts, values, dtype, bad, where)
+
+    def largest(self, parts: Sequence[Part], dtype: str) -> list[float]:
+        """Return the largest magnitude of each part (see `Backend.largest`)."""
+        with self._lock:
+            row, parts = lookup(dtype), self._all_here(parts)
+            sizes = sizes_of(parts[0]) if parts else []
+            columns = self._columns(parts, dtype, sizes)
+            kernel = cuda_kernels.largest_kernel(dtype)
+
+            def launch(span: Span, stream: Stream) -> None:
+                codes, scales = span.tables if row.block else span.tables * 2
+                count = np.int64(len(parts))
+                self._launch(
+                    stream, kernel, int(span.rows), codes, scales, span.counts, span.rows, count, span.answers[0]
+                )
+
+            rows = cut_rows(sizes, _flat(columns), self._ring)
+            found = work(self._ring, rows, columns, [], launch, lambda _: [np.zeros(len(parts), np.uint64)])
+            tops = np.max([np.zeros(len(parts), np.uint64), *(tops for (tops,) in found)], axis=0)
+            return [float(top) for top in tops.view(np.float64)]
+
+    def inspect(self, part: Buffer, dtype: str) -> Inspection:
+        """Look at every element once (see `Backend.inspect`)."""
+        with self._lock:
+            return inspect_part(self._ring, self._here(part), dtype)
+
+    def encode(self, values: npt.NDArray[np.float32], out: Buffer, dtype: str) -> None:
+        """Round float32 values to a narrower dtype (see `Backend.encode`)."""
+        with self._lock:
+            encode_part(self._ring, self._here(values), self._here(out), dtype)
+
+    def decode(self, part: Buffer, out: npt.NDArray[np.float32], dtype: str) -> None:
+        """Write the float32 values of a part (see `Backend.decode`)."""
+        with self._lock:
+            decode_part(self._ring, self._here(part), self._here(out), dtype)
+
+    def save(self, total: Total, file: BinaryIO) -> None:
+        """Write a total's state (see `Backend.save`)."""
+        with self._lock:
+            totals.save(total, file, pieces_of(total, self._ring))
+
+    def restore(self, file: BinaryIO) -> Total:
+        """Return a saved total (see `Backend.restore`)."""
+        with self._lock:
+            return totals.restore(file, self._zeros, lambda total: places_of(total, self._ring))
+
+    def _zeros(self, count: int, dtype: Any) -> OwnArray:
+        return OwnArray.zeros(self._ring, count, np.dtype(dtype))
+
+    def _launch(self, stream: Stream, kernel: str, blocks: int, *arguments: Any) -> None:
+        """Launch as many blocks as there is work for, or as the device runs at once: kernels walk on by themselves."""
+        if blocks:
+            blocks = launch_blocks(self._ring, blocks * cuda_kernels.THREADS)
+            stream.launch(kernel, blocks, cuda_kernels.THREADS, arguments)
+
+    def _here(self, part: Any) -> Any:
+        """Return a part whose buffers are NumPy's or `DeviceArray`s, those of others seen through their protocols."""
+        if isinstance(part, np.ndarray | DeviceArray):
+            return part
+        if isinstance(part, Quantized):
+            return Quantized(self._here(part.codes), self._here(part.scales))
+        if is_on_device(part):
+            ring = self._ring
+            return on_device(part, ring.device.number, ring.work.pointer, ring.work.follow)
+        return [self._here(buffer) for buffer in part] if isinstance(part, list | tuple) else part
+
+    def _all_here(self, parts: Sequence[Part]) -> list[Any]:
+        return [self._here(part) for part in parts]
+
+    def _columns(self, parts: Sequence[Any], dtype: str, sizes: Sequence[int]) -> list[list[Column]]:
+        """Return the parts' columns, and those of their scales where they have some."""
+        row, device = lookup(dtype), self._ring.device.number
+        both = [columns_of(part, row, sizes, f"part {index}", device) for index, part in enumerate(parts)]
+        groups = [[codes for codes, _ in both], [scales for _, scales in both]]
+        return groups if row.block else groups[:1]
+
+    def _targets(self, out: Any, base: Any, dtype: str, sizes: Sequence[int]) -> tuple[list[Column], list[Column]]:
+        row, device = result_row(dtype), self._ring.device.number
+        targets = [columns_of(out, row, sizes, "out", device)[0]]
+        require_writable(out)
+        return targets, [] if base is None else [columns_of(base, row, sizes, "base", device)[0]]
+
+    def _diagnosis(self, parts: list[Any], values: Any, dtype: str, element: int, where: str) -> KernelError:
+        def fetch(buffer: Buffer) -> Buffer:
+            if isinstance(buffer, Quantized):
+                return Quantized(fetched(self._ring, buffer.codes), fetched(self._ring, buffer.scales))
+            return fetched(self._ring, buffer)
+
+        return diagnosis(self, parts, values, dtype, element, where, fetch)
+
+
+def _flat(groups: Sequence[Sequence[Column]]) -> list[Column]:
+    return [column for group in groups for column in group]
+
+
+def _state(total: Total) -> tuple[np.uint64, np.uint64]:
+    return np.uint64(total.values.address), np.uint64(total.levels.address)
+
+
+def _first(found: list[Answers]) -> int:
+    """Return the smallest element that a launch found something wrong with, or -1."""
+    first = min((bad[0] for (bad,) in found), default=NONE)
+    return -1 if first == NONE else int(first)
+
+
+def _divisor(total: Total) -> npt.NDArray[Any]:
+    """Return the sum of weights as the kernels take it."""
+    divisor = np.zeros(1, _DIVISOR)
+    nearest, rest = divisor_of(total)
+    limbs, exponent = weights.as_limbs(total.weight)
+    divisor[0] = (nearest, rest, limbs, exponent)
+    return divisor

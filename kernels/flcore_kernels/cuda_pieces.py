@@ -1,0 +1,202 @@
+"""What a launch works on: rows of buffers, where they are on the device, or where they are brought to in pieces."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from flcore_kernels.backend import Part, Quantized
+from flcore_kernels.chunks import ALIGNMENT
+from flcore_kernels.cuda_device import Stream
+from flcore_kernels.cuda_ring import Addresses, Numbers, Piece, Ring, padded
+from flcore_kernels.device_arrays import DeviceArray
+from flcore_kernels.dtypes import Storage
+from flcore_kernels.errors import BufferMismatch
+from flcore_kernels.rows import Rows, addresses_of, buffers_of
+
+LEAST_ROW = 4096
+ROWS_EACH = 16
+"""Rows of a large model for each multiprocessor: enough that none is idle long at the end."""
+
+
+NONE = np.uint64(2**64 - 1)
+"""What a kernel leaves as it is where nothing is wrong: no element has this index."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One buffer's runs: their addresses, whether each is in the host's memory, and the bytes that `block` elements
+    share (an element's own, or those of a scale)."""
+
+    addresses: Addresses
+    is_host: npt.NDArray[np.bool_]
+    width: int
+    block: int = 1
+
+    def lengths(self, counts: Numbers) -> Numbers:
+        """Return the bytes of rows of so many elements."""
+        return -(-counts // self.block) * self.width
+
+    def places(self, rows: Rows, span: slice) -> Addresses:
+        """Return where rows begin, wherever that is."""
+        return self.addresses[rows.runs[span]] + (rows.along[span] // self.block * self.width).astype(np.uint64)
+
+
+def columns_of(part: Part, row: Storage, sizes: Sequence[int], what: str, device: int) -> tuple[Column, Column]:
+    """Return the columns of a part's elements and of its scales (of nothing else, where it has none)."""
+    codes, scales = addresses_of(part, row, sizes, what, (np.ndarray, DeviceArray))
+    arrays = [buffer if isinstance(buffer, np.ndarray | DeviceArray) else buffer.codes for buffer in buffers_of(part)]
+    beside = [buffer.scales for buffer in buffers_of(part) if isinstance(buffer, Quantized)]
+    every: list[Any] = [*arrays, *beside]
+    for array in every:
+        if isinstance(array, DeviceArray) and array.device != device:
+            raise BufferMismatch(
+                f"{what}: it is on device {array.device}, and this backend works on device {device}: "
+                f"ask for backend('cuda:{array.device}')"
+            )
+    width = row.storage.itemsize
+    elements = Column(np.array(codes, np.uint64), _on_host(arrays), width)
+    if not row.block:
+        return elements, elements
+    return elements, Column(np.array(scales, np.uint64), _on_host(beside), 4, row.block)
+
+
+def _on_host(arrays: Sequence[Any]) -> npt.NDArray[np.bool_]:
+    return np.array([isinstance(array, np.ndarray) for array in arrays], np.bool_)
+
+
+def cut_rows(sizes: Sequence[int], columns: Sequence[Column], ring: Ring) -> Rows:
+    """Cut runs so that every multiprocessor has a few rows, and a row's bytes in the host's memory fit a piece."""
+    each = max(LEAST_ROW, sum(sizes) // (ROWS_EACH * ring.device.multiprocessors) // LEAST_ROW * LEAST_ROW)
+    return Rows.cut(sizes, max(ALIGNMENT, min(each, elements_of_piece(columns, ring) // ALIGNMENT * ALIGNMENT)))
+
+
+def elements_of_piece(columns: Sequence[Column], ring: Ring) -> int:
+    """Return how many elements of all columns a piece holds; without end where none is in the host's memory."""
+    shared = sum(column.width / column.block for column in columns if column.is_host.any())
+    return int(ring.piece_bytes // shared) if shared else 1 << 62
+
+
+@dataclass(frozen=True)
+class Span:
+    """Some rows that are worked on in one launch, and the addresses on the device of what the kernel is given.
+
+    `tables`: for each group of columns the rows' addresses, one column after the other in each row; `places` holds the
+    same numbers here. `answers` and `constants`: small arrays.
+    """
+
+    rows: np.int64
+    counts: np.uint64
+    starts: np.uint64
+    elements: int
+    tables: list[np.uint64]
+    places: list[Addresses]
+    answers: list[np.uint64]
+    constants: list[np.uint64]
+
+
+Group = Sequence[Column]
+Launch = Callable[[Span, Stream], None]
+Answers = list[npt.NDArray[Any]]
+
+
+def no_answers(_: Numbers) -> Answers:
+    """Of a kernel that only writes results."""
+    return []
+
+
+def no_bad(_: Numbers) -> Answers:
+    """Of a kernel that tells the smallest element with which something is wrong."""
+    return [np.full(1, NONE, np.uint64)]
+
+
+def work(
+    ring: Ring,
+    rows: Rows,
+    reads: Sequence[Group],
+    writes: Sequence[Group],
+    launch: Launch,
+    initial: Callable[[Numbers], Answers] = no_answers,
+    constants: Sequence[npt.NDArray[Any]] = (),
+    is_row_alone: bool = False,
+) -> list[Answers]:
+    """Launch a kernel on all rows: at once where they are on the device, and in pieces where some are brought there.
+
+    `initial` gives the answers of rows of so many elements, as they are before the kernel; returns those of each launch
+    after it. `is_row_alone`: each row has a launch of its own. Returns when all results are where they belong.
+    """
+    columns = [column for group in (*reads, *writes) for column in group]
+    found: list[Answers] = []
+    try:
+        for span in _cut(rows, columns, ring.piece_bytes, is_row_alone):
+            answers = initial(rows.counts[span])
+            found.append(answers)
+            small = [*answers, *constants, rows.counts[span], rows.starts[span]]
+            need = sum(int(padded(array.nbytes)) for array in small)
+            need += sum(int(padded(8 * len(group) * rows.counts[span].size)) for group in (*reads, *writes))
+            piece = ring.piece(need + int(_host_bytes(rows, columns, span).sum()))
+            filled = _filled(piece, rows, span, reads, writes, answers, constants)
+            piece.run(partial(launch, filled))
+        ring.drain()
+    except BaseException:
+        ring.abandon()
+        raise
+    return found
+
+
+def _cut(rows: Rows, columns: Sequence[Column], piece_bytes: int, is_row_alone: bool) -> Iterator[slice]:
+    size = rows.counts.size
+    held = _host_bytes(rows, columns, slice(0, size))
+    share = (np.cumsum(held) - held) // piece_bytes
+    edges = np.arange(1, size) if is_row_alone else np.flatnonzero(np.diff(share)) + 1
+    ends = [0, *edges.tolist(), size] if size else []
+    return (slice(first, last) for first, last in pairwise(ends))
+
+
+def _host_bytes(rows: Rows, columns: Sequence[Column], span: slice) -> Numbers:
+    """Return the bytes of each row that are in the host's memory."""
+    total = np.zeros(rows.counts[span].size, np.int64)
+    for column in columns:
+        total += np.where(column.is_host[rows.runs[span]], padded(column.lengths(rows.counts[span])), 0)
+    return total
+
+
+def _filled(
+    piece: Piece,
+    rows: Rows,
+    span: slice,
+    reads: Sequence[Group],
+    writes: Sequence[Group],
+    answers: Answers,
+    constants: Sequence[npt.NDArray[Any]],
+) -> Span:
+    counts = rows.counts[span]
+    written = [_table(group, rows, span, piece.results) for group in writes]
+    answered = [piece.answer(array) for array in answers]
+    places = [*(_table(group, rows, span, piece.gather) for group in reads), *written]
+    return Span(
+        np.int64(counts.size),
+        piece.put(counts),
+        piece.put(rows.starts[span]),
+        int(counts.sum()),
+        [piece.put(table) for table in places],
+        places,
+        answered,
+        [piece.put(array) for array in constants],
+    )
+
+
+def _table(group: Group, rows: Rows, span: slice, bring: Callable[[Addresses, Numbers], Addresses]) -> Addresses:
+    """Return where the rows of some columns are on the device; `bring` is asked for those that are not there."""
+    counts = rows.counts[span]
+    table = np.empty((counts.size, len(group)), np.uint64)
+    for index, column in enumerate(group):
+        table[:, index] = column.places(rows, span)
+        is_host = column.is_host[rows.runs[span]]
+        if is_host.any():
+            table[is_host, index] = bring(table[is_host, index], column.lengths(counts[is_host]))
+    return table

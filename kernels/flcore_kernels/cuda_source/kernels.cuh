@@ -1,0 +1,240 @@
+// The kernels: what each thread is given to do. A launch serves one piece of all parts, whatever their number.
+//
+// Row r is a run of counts[r] elements whose first is element starts[r] of the total; parts[r * clients + k] is where its
+// first element is in part k, and scales[...] where its first scale is. Threads walk the rows in strides, so that any
+// launch shape is right. `bad` becomes the smallest element that something is wrong with.
+
+__device__ inline void report(u64 *bad, i64 element) { atomicMin(bad, u64(element)); }
+
+__device__ inline Row row_of(const u64 *parts, const u64 *scales, const i64 *counts, i64 row, i64 clients) {
+    return {parts + row * clients, scales + row * clients, counts[row]};
+}
+
+template <typename D, typename A>
+__global__ void fold_float(const u64 *parts, const u64 *scales, const i64 *counts, const i64 *starts, i64 rows, i64 clients,
+                           const double *weights, u64 total, u64 levels, u64 *bad) {
+    for (i64 r = blockIdx.x; r < rows; r += gridDim.x) {
+        Row row = row_of(parts, scales, counts, r, clients);
+        u64 here = total + u64(starts[r]) * sizeof(A);
+        for (i64 index = i64(threadIdx.x) * D::lanes; index < row.count; index += i64(blockDim.x) * D::lanes) {
+            A held[D::lanes];
+            load(held, here, index, row.count);
+            bool is_bad = add_parts<D>(held, row, weights, clients, index);
+            store(here, index, row.count, held);
+            for (int i = 0; i < D::lanes; i++)
+                if (index + i < row.count && (is_bad || !is_finite(double(held[i])))) {
+                    report(bad, starts[r] + index + i);
+                    break;
+                }
+        }
+    }
+}
+
+template <typename D, typename A, typename R, bool HAS_BASE>
+__global__ void mean_float(const u64 *parts, const u64 *scales, const i64 *counts, const i64 *starts, i64 rows, i64 clients,
+                           const double *weights, const u64 *targets, const u64 *bases, const Divisor *by, u64 *bad) {
+    for (i64 r = blockIdx.x; r < rows; r += gridDim.x) {
+        Row row = row_of(parts, scales, counts, r, clients);
+        for (i64 index = i64(threadIdx.x) * D::lanes; index < row.count; index += i64(blockDim.x) * D::lanes) {
+            A held[D::lanes] = {};
+            Result<R, D::lanes> result;
+            result.take_base(HAS_BASE, bases[r], index, row.count);
+            bool is_bad = add_parts<D>(held, row, weights, clients, index);
+            divide_float<R, HAS_BASE>(result, held, by->nearest, index, row.count);
+            store(targets[r], index, row.count, result.values);
+            if (is_bad || result.misfit >= 0) report(bad, starts[r] + index + larger(result.misfit, i64(0)));
+        }
+    }
+}
+
+template <typename A, typename R, bool HAS_BASE>
+__global__ void finish_float(const i64 *counts, const i64 *starts, i64 rows, u64 total, u64 levels, const u64 *targets,
+                             const u64 *bases, const Divisor *by, u64 *bad) {
+    for (i64 r = blockIdx.x; r < rows; r += gridDim.x) {
+        u64 here = total + u64(starts[r]) * sizeof(A);
+        for (i64 index = i64(threadIdx.x) * EACH_LANE; index < counts[r]; index += i64(blockDim.x) * EACH_LANE) {
+            A held[EACH_LANE];
+            load(held, here, index, counts[r]);
+            Result<R, EACH_LANE> result;
+            result.take_base(HAS_BASE, bases[r], index, counts[r]);
+            divide_float<R, HAS_BASE>(result, held, by->nearest, index, counts[r]);
+            store(targets[r], index, counts[r], result.values);
+            if (result.misfit >= 0) report(bad, starts[r] + index + result.misfit);
+        }
+    }
+}
+
+// Where sixteen lanes begin in a row, and how far they go on: a block of 64 elements each.
+__device__ inline i64 own_block() { return i64(threadIdx.x / SIXTEEN) * BLOCK; }
+__device__ inline i64 all_blocks() { return i64(blockDim.x / SIXTEEN) * BLOCK; }
+
+template <typename D>
+__global__ void fold_exact(const u64 *parts, const u64 *scales, const i64 *counts, const i64 *starts, i64 rows, i64 clients,
+                           const double *weights, u64 total, u64 levels, u64 *bad) {
+    int lane = threadIdx.x % SIXTEEN;
+    i32 guess = 0;
+    for (i64 r = blockIdx.x; r < rows; r += gridDim.x) {
+        Row row = row_of(parts, scales, counts, r, clients);
+        for (i64 start = own_block(); start < row.count; start += all_blocks()) {
+            i64 block = (starts[r] + start) / BLOCK;
+            i16 *stored_level = reinterpret_cast<i16 *>(levels) + block;
+            i32 held = *stored_level;
+            Digits digits;
+            i32 level = add_up<D>(digits, block_address(total, block), held, guess, row, weights, clients, start, lane);
+            if (level == BAD) {
+                if (lane == 0) report(bad, block * BLOCK);
+                continue;
+            }
+            if (level != EMPTY) guess = level;
+            digits.write(block_address(total, block), lane);
+            if (lane == 0) *stored_level = i16(level);
+        }
+    }
+}
+
+template <typename D, typename R, bool HAS_BASE>
+__global__ void mean_exact(const u64 *parts, const u64 *scales, const i64 *counts, const i64 *starts, i64 rows, i64 clients,
+                           const double *weights, const u64 *targets, const u64 *bases, const Divisor *by, u64 *bad) {
+    int lane = threadIdx.x % SIXTEEN;
+    i32 guess = 0;
+    for (i64 r = blockIdx.x; r < rows; r += gridDim.x) {
+        Row row = row_of(parts, scales, counts, r, clients);
+        for (i64 start = own_block(); start < row.count; start += all_blocks()) {
+            Digits digits;
+            i32 level = add_up<D>(digits, 0, EMPTY, guess, row, weights, clients, start, lane);
+            if (level == BAD) {
+                if (lane == 0) report(bad, starts[r] + start);
+                continue;
+            }
+            if (level != EMPTY) guess = level;
+            i64 index = start + lane * EACH_LANE;
+            Result<R, EACH_LANE> result;
+            result.take_base(HAS_BASE, bases[r], index, row.count);
+            divide_exact<R, HAS_BASE>(result, digits, level, *by, index, row.count);
+            store(targets[r], index, row.count, result.values);
+            if (result.misfit >= 0) report(bad, starts[r] + index + result.misfit);
+        }
+    }
+}
+
+template <typename R, bool HAS_BASE>
+__global__ void finish_exact(const i64 *counts, const i64 *starts, i64 rows, u64 total, u64 levels, const u64 *targets,
+                             const u64 *bases, const Divisor *by, u64 *bad) {
+    int lane = threadIdx.x % SIXTEEN;
+    for (i64 r = blockIdx.x; r < rows; r += gridDim.x) {
+        for (i64 start = own_block(); start < counts[r]; start += all_blocks()) {
+            i64 block = (starts[r] + start) / BLOCK, index = start + lane * EACH_LANE;
+            i32 level = reinterpret_cast<const i16 *>(levels)[block];
+            Digits digits;
+            digits.begin(block_address(total, block), level, level, lane);
+            Result<R, EACH_LANE> result;
+            result.take_base(HAS_BASE, bases[r], index, counts[r]);
+            divide_exact<R, HAS_BASE>(result, digits, level, *by, index, counts[r]);
+            store(targets[r], index, counts[r], result.values);
+            if (result.misfit >= 0) report(bad, starts[r] + index + result.misfit);
+        }
+    }
+}
+
+__global__ void merge_exact(u64 total, u64 levels, u64 other, u64 other_levels, i64 blocks) {
+    int lane = threadIdx.x % SIXTEEN;
+    for (i64 block = thread_number() / SIXTEEN; block < blocks; block += thread_count() / SIXTEEN) {
+        i32 mine = reinterpret_cast<const i16 *>(levels)[block];
+        i32 theirs = reinterpret_cast<const i16 *>(other_levels)[block];
+        i32 level = larger(mine, theirs);
+        if (theirs == EMPTY || theirs < level - 1) continue;
+        Digits digits, added;
+        digits.begin(block_address(total, block), mine, level, lane);
+        added.begin(block_address(other, block), theirs, level, lane);
+        for (int i = 0; i < EACH_LANE; i++) {
+            digits.upper[i] += added.upper[i];
+            digits.lower[i] += added.lower[i];
+        }
+        digits.write(block_address(total, block), lane);
+        __syncwarp(sixteen());  // all of them have read the level
+        if (lane == 0) reinterpret_cast<i16 *>(levels)[block] = i16(level);
+    }
+}
+
+__device__ inline float scaled(float value, i32 exponent) { return ldexpf(value, exponent); }
+__device__ inline double scaled(double value, i32 exponent) { return ldexp(value, exponent); }
+
+template <typename A>
+__global__ void merge_float(u64 total, u64 other, i64 elements, i32 exponent) {
+    for (i64 index = thread_number() * EACH_LANE; index < elements; index += thread_count() * EACH_LANE) {
+        A held[EACH_LANE], added[EACH_LANE];
+        load(held, total, index, elements);
+        load(added, other, index, elements);
+        for (int i = 0; i < EACH_LANE; i++) held[i] += scaled(added[i], exponent);
+        store(total, index, elements, held);
+    }
+}
+
+// tops[k] becomes the largest magnitude of part k, by its bits.
+template <typename D>
+__global__ void largest(const u64 *parts, const u64 *scales, const i64 *counts, i64 rows, i64 clients, u64 *tops) {
+    for (i64 r = blockIdx.x; r < rows; r += gridDim.x) {
+        Row row = row_of(parts, scales, counts, r, clients);
+        for (i64 k = 0; k < clients; k++) {
+            u64 top = 0;
+            for (i64 index = i64(threadIdx.x) * D::lanes; index < row.count; index += i64(blockDim.x) * D::lanes) {
+                typename D::storage stored[D::lanes];
+                load(stored, row.parts[k], index, row.count);
+                float factor = factor_at<D>(row.scales[k], index, row.count);
+                for (int i = 0; i < D::lanes; i++)
+                    if (index + i < row.count) top = larger(top, u64(bits_of(D::magnitude(stored[i], factor))));
+            }
+            top = largest_of_sixteen(top);
+            if (threadIdx.x % SIXTEEN == 0) atomicMax(tops + k, top);
+        }
+    }
+}
+
+// Tiles `first` to `stop` of a part; `found` and `squares` begin with those of tile `first`.
+template <typename D>
+__global__ void inspect(u64 part, u64 scales, i64 first, i64 stop, i64 size, double *tops, i64 *first_bad, double *squares) {
+    for (i64 tile = first + thread_number() / SIXTEEN; tile < stop; tile += thread_count() / SIXTEEN) {
+        Squares sums;
+        Found found = look<D>(sums, part, scales, tile, size);
+        double total = sums.total();
+        if (threadIdx.x % SIXTEEN == 0) {
+            tops[tile - first] = from_bits(i64(found.top));
+            first_bad[tile - first] = i64(found.first_bad);
+            squares[tile - first] = total;
+        }
+    }
+}
+
+template <typename R>
+__global__ void encode(u64 values, u64 out, i64 size) {
+    for (i64 index = thread_number() * EACH_LANE; index < size; index += thread_count() * EACH_LANE) {
+        u32 read[EACH_LANE];
+        typename R::storage written[EACH_LANE];
+        load(read, values, index, size);
+        for (int i = 0; i < EACH_LANE; i++) written[i] = R::narrow(from_bits(read[i]));
+        store(out, index, size, written);
+    }
+}
+
+template <int E>
+__global__ void quantize(u64 values, u64 codes, u64 scales, i64 size, u64 *bad) {
+    i64 blocks = (size + 32 * E - 1) / (32 * E);
+    for (i64 block = thread_number() / 32; block < blocks; block += thread_count() / 32)
+        if (!quantize_block<E>(values, codes, scales, block, size) && threadIdx.x % 32 == 0) report(bad, block * (32 * E));
+}
+
+template <typename D>
+__global__ void decode(u64 part, u64 scales, u64 out, i64 size) {
+    for (i64 index = thread_number() * D::lanes; index < size; index += thread_count() * D::lanes) {
+        typename D::storage stored[D::lanes];
+        float written[D::lanes];
+        load(stored, part, index, size);
+        float factor = factor_at<D>(scales, index, size);
+        for (int i = 0; i < D::lanes; i++) written[i] = float(D::value(stored[i], factor));
+        store(out, index, size, written);
+    }
+}
+
+__global__ void fill(u64 address, i64 count, i16 value) {
+    for (i64 index = thread_number(); index < count; index += thread_count()) reinterpret_cast<i16 *>(address)[index] = value;
+}

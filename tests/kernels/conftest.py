@@ -1,0 +1,57 @@
+"""The backends that the suite runs on: the CPU, the CUDA backend on a device that the processor plays, and a real one.
+
+Where there is a device, everything is done twice: with what lies in the host's memory, which goes there in pieces, and
+with what is on the device already.
+"""
+
+from collections.abc import Iterator
+
+import pytest
+from flcore_kernels import Backend, BackendUnavailable, backend
+from flcore_kernels.cuda import CudaBackend
+
+from tests.kernels.resident import Resident
+from tests.kernels.shim.compiled import COMPILER
+from tests.kernels.shim.device import ShimDevice
+
+PIECE_BYTES = 48 << 10
+"""Small enough that most cases take several turns of the ring."""
+
+NEEDS_COMPILER = pytest.mark.skipif(COMPILER is None, reason="the device is played by code that g++ compiles")
+
+
+def has_device() -> bool:
+    """Whether there is a CUDA device, and CuPy."""
+    try:
+        backend("cuda")
+    except BackendUnavailable:
+        return False
+    return True
+
+
+BACKENDS = [
+    "cpu",
+    *(pytest.param(f"shim, {where}", marks=NEEDS_COMPILER) for where in ("in pieces", "resident")),
+    *(pytest.param(f"cuda, {where}", marks=pytest.mark.gpu) for where in ("in pieces", "resident") if has_device()),
+]
+
+
+@pytest.fixture(scope="session")
+def shim() -> ShimDevice:
+    """The device that the processor plays."""
+    return ShimDevice()
+
+
+@pytest.fixture(scope="session", params=BACKENDS)
+def device(request: pytest.FixtureRequest) -> Iterator[Backend]:
+    """A backend."""
+    name, _, where = request.param.partition(", ")
+    if name == "cpu":
+        yield backend("cpu")
+        return
+    if name == "cuda":
+        yield Resident.on_cuda() if where == "resident" else backend("cuda")
+        return
+    shim = request.getfixturevalue("shim")
+    played = CudaBackend(shim, 2, PIECE_BYTES)
+    yield Resident(played, shim.resident, shim.told) if where == "resident" else played

@@ -1,0 +1,109 @@
+"""A CUDA backend whose callers have all arrays on the device: the suite's NumPy arrays are put there first."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, BinaryIO
+
+import numpy as np
+from flcore_kernels import Backend, Inspection, Quantized, Total, backend
+
+Array = Any
+Put = Callable[[Array], Any]
+
+
+class Resident:
+    """The verbs of a backend; `put` copies an array to the device, `told` returns what is there."""
+
+    name = "cuda"
+
+    def __init__(self, inner: Backend, put: Put, told: Put) -> None:
+        self._inner, self._put, self._told = inner, put, told
+
+    @classmethod
+    def on_cuda(cls) -> "Resident":
+        """Return the real backend, with CuPy's arrays."""
+        import cupy
+
+        return cls(backend("cuda"), cupy.asarray, cupy.asnumpy)
+
+    def total(self, elements: int, accumulate: str) -> Total:
+        """See `Backend`."""
+        return self._inner.total(elements, accumulate)
+
+    def fold(self, total: Total, parts: Sequence[Any], weights: Sequence[float], dtype: str) -> None:
+        """See `Backend`."""
+        self._inner.fold(total, [self._there(part) for part in parts], weights, dtype)
+
+    def merge(self, total: Total, other: Total) -> None:
+        """See `Backend`."""
+        self._inner.merge(total, other)
+
+    def finish(self, total: Total, out: Any, dtype: str, base: Any = None) -> None:
+        """See `Backend`."""
+        target = self._there(out)
+        self._inner.finish(total, target, dtype, None if base is None else self._there(base))
+        self._back(target, out)
+
+    def mean(
+        self,
+        parts: Sequence[Any],
+        weights: Sequence[float],
+        out: Any,
+        dtype: str,
+        accumulate: str = "exact",
+        *,
+        result: str | None = None,
+        base: Any = None,
+    ) -> None:
+        """See `Backend`."""
+        target, based = self._there(out), None if base is None else self._there(base)
+        there = [self._there(part) for part in parts]
+        self._inner.mean(there, weights, target, dtype, accumulate, result=result, base=based)
+        self._back(target, out)
+
+    def largest(self, parts: Sequence[Any], dtype: str) -> list[float]:
+        """See `Backend`."""
+        return self._inner.largest([self._there(part) for part in parts], dtype)
+
+    def inspect(self, part: Any, dtype: str) -> Inspection:
+        """See `Backend`."""
+        return self._inner.inspect(self._there(part), dtype)
+
+    def encode(self, values: Any, out: Any, dtype: str) -> None:
+        """See `Backend`."""
+        target = self._there(out)
+        self._inner.encode(self._there(values), target, dtype)
+        self._back(target, out)
+
+    def decode(self, part: Any, out: Any, dtype: str) -> None:
+        """See `Backend`."""
+        target = self._there(out)
+        self._inner.decode(self._there(part), target, dtype)
+        self._back(target, out)
+
+    def save(self, total: Total, file: BinaryIO) -> None:
+        """See `Backend`."""
+        self._inner.save(total, file)
+
+    def restore(self, file: BinaryIO) -> Total:
+        """See `Backend`."""
+        return self._inner.restore(file)
+
+    def _there(self, part: Any) -> Any:
+        """Return a part that is on the device; one that the kernels must refuse as it is."""
+        if isinstance(part, Quantized):
+            return Quantized(self._there(part.codes), self._there(part.scales))
+        if isinstance(part, list):
+            return [self._there(buffer) for buffer in part]
+        if isinstance(part, np.ndarray) and part.flags.c_contiguous and part.flags.writeable:
+            return self._put(part)
+        return part
+
+    def _back(self, there: Any, out: Any) -> None:
+        if isinstance(out, Quantized):
+            self._back(there.codes, out.codes)
+            self._back(there.scales, out.scales)
+        elif isinstance(out, list):
+            for each, array in zip(there, out, strict=True):
+                self._back(each, array)
+        elif there is not out:
+            out[...] = self._told(there)

@@ -1,0 +1,120 @@
+"""The CUDA sources compiled for the processor, a kernel at a time, and kept from run to run."""
+
+import ctypes
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flcore_kernels import ACCUMULATORS, STORAGE
+from flcore_kernels.cuda_kernels import (
+    decode_kernel,
+    finish_kernel,
+    fold_kernel,
+    inspect_kernel,
+    largest_kernel,
+    mean_kernel,
+    source,
+)
+
+COMPILER = shutil.which("g++")
+FLAGS = ("-std=c++20", "-O1", "-ffp-contract=off", "-fPIC", "-U_FORTIFY_SOURCE", "-w")
+RUNTIME = Path(__file__).parent / "cuda_on_host.h"
+
+ENTRY = """
+extern "C" void entry_{number}(unsigned first, unsigned count, unsigned width, void **arguments, const size_t *sizes,
+                               size_t given, const shim::Range *ranges, size_t range_count) {{
+    shim::ranges = ranges, shim::range_count = range_count;
+    auto start = [&]<typename... P>(void (*kernel)(P...)) {{
+        if (given != sizeof...(P)) shim::fail("the kernel takes another number of arguments");
+        shim::launch(kernel, first, count, width, arguments, sizes, std::index_sequence_for<P...>{{}});
+    }};
+    start(&{kernel});
+}}
+"""
+
+FAMILIES = (
+    *(
+        [
+            *(fold_kernel(dtype, accumulate) for accumulate in ACCUMULATORS),
+            *(mean_kernel(dtype, accumulate, "float32" if row.block else dtype, False) for accumulate in ACCUMULATORS),
+            *(inspect_kernel(dtype), largest_kernel(dtype), decode_kernel(dtype)),
+        ]
+        for dtype, row in STORAGE.items()
+    ),
+    *(
+        [finish_kernel(accumulate, dtype, has_base) for accumulate in ACCUMULATORS for has_base in (False, True)]
+        for dtype, row in STORAGE.items()
+        if not row.block
+    ),
+)
+"""Kernels that are compiled together, for most of the time goes by before the first of them."""
+
+
+@cache
+def directory() -> Path:
+    """Return where compiled code is kept: a directory of the user's own, named by all that the code depends on."""
+    version = subprocess.run([str(COMPILER), "--version"], capture_output=True, text=True, check=True).stdout
+    text = "\n".join([version, *FLAGS, RUNTIME.read_text(), source(), ENTRY, repr(FAMILIES)])
+    name = f"flcore-shim-{os.getuid()}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    place = Path(os.environ.get("FLCORE_SHIM_DIR") or tempfile.gettempdir()) / name
+    place.mkdir(mode=0o700, exist_ok=True)
+    return place
+
+
+@cache
+def compiled_header() -> Path:
+    """Return the sources as a header that is compiled already."""
+    header = directory() / "kernels.h"
+    if not (directory() / "kernels.h.gch").exists():
+        header.write_text(RUNTIME.read_text() + source())
+        _compile(["-x", "c++-header", str(header)], directory() / "kernels.h.gch")
+    return header
+
+
+@cache
+def library(kernel: str, more: str = "") -> Any:
+    """Return a kernel's entry; `more` is source that it is defined in, after the kernels' own."""
+    family = next((family for family in FAMILIES if kernel in family), [kernel])
+    key = hashlib.sha256("\n".join([*family, more]).encode()).hexdigest()[:24]
+    built = directory() / f"{key}.so"
+    if not built.exists():
+        text = directory() / f"{key}-{os.getpid()}.cpp"
+        entries = "".join(ENTRY.format(number=number, kernel=each) for number, each in enumerate(family))
+        text.write_text(f'#include "{compiled_header().name}"\n{more}\n{entries}')
+        _compile(["-shared", str(text)], built)
+        text.unlink()
+    return getattr(ctypes.CDLL(str(built)), f"entry_{family.index(kernel)}")
+
+
+def _compile(arguments: list[str], target: Path) -> None:
+    temporary = target.with_suffix(f".{os.getpid()}")
+    command = [str(COMPILER), *FLAGS, *arguments, "-o", str(temporary)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=target.parent)
+    assert done.returncode == 0, done.stderr[:4000]
+    temporary.rename(target)
+
+
+def launch(
+    entry: Any,
+    blocks: int,
+    threads: int,
+    arguments: Sequence[Any],
+    ranges: Sequence[tuple[int, int]],
+    first_block: int = 0,
+) -> None:
+    """Run a kernel; loads must be within `ranges` (anywhere, if there are none)."""
+    held = [np.array([argument]) for argument in arguments]
+    addresses = (ctypes.c_void_p * len(held))(*(array.ctypes.data for array in held))
+    sizes = (ctypes.c_size_t * len(held))(*(array.nbytes for array in held))
+    within = np.array(list(ranges), np.uint64).reshape(-1, 2)
+    entry(
+        *(ctypes.c_uint(first_block), ctypes.c_uint(blocks), ctypes.c_uint(threads), addresses, sizes),
+        *(ctypes.c_size_t(len(held)), ctypes.c_void_p(within.ctypes.data), ctypes.c_size_t(len(within))),
+    )
