@@ -4,14 +4,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from typing import Any
 
+from flcore_kernels import Backend, OutOfDeviceMemory, fall_back
 from flcore_kernels import backend as backend_named
 
 from flcore.aggregation.combination import Combination, Likeness, Read
-from flcore.aggregation.gather import Gather, allocated
+from flcore.aggregation.gather import Gather, allocated_alike
 from flcore.aggregation.rules import rule_named
 from flcore.aggregation.weights import require_accumulator
 from flcore.errors import QuorumError, SpecError, UpdateError
-from flcore.model.arrays import AnyArrays, kinds_of
+from flcore.model.arrays import AnyArrays, flattened, kinds_of
 from flcore.model.spec import ModelSpec
 
 GROUP, LARGEST_GROUP = 4, 8
@@ -39,41 +40,62 @@ def aggregate(
     array(18)
 
     The arrays are those of NumPy (bfloat16: `ml_dtypes.bfloat16`), PyTorch, JAX or CuPy, or anything with the buffer
-    protocol or DLPack, read where they are; only one that is not contiguous, or on a device, is copied. They may be
-    nested: {"encoder": {"weight": ...}} has the tensor "encoder.weight". All updates have the tensors of the first, by
-    name, shape and dtype. The result has them too, as the first update does: of the same libraries, on the same
-    devices, nested alike; tensors that are one array in every update are one in the result. Weights are finite and
+    protocol, DLPack or `__cuda_array_interface__`, read where they are; only one that is not contiguous is copied. They
+    may be nested: {"encoder": {"weight": ...}} has the tensor "encoder.weight". All updates have the tensors of the
+    first, by name, shape and dtype. The result has them too, as the first update does: of the same libraries, on the
+    same devices, nested alike; tensors that are one array in every update are one in the result. Weights are finite and
     >= 0, and not all zero.
+
+    `backend`: "cpu", "cuda", "cuda:1", or "auto" for where the first tensor of the first update is. What is on a device
+    that cannot be used (no CuPy, no memory left there) is copied to the CPU, after one warning; where the device was
+    named, that is an error instead. With "cuda", arrays in memory go to the device in pieces.
 
     `accumulate`: "exact" (the result does not depend on the order of the updates, on groups or on threads; its error is
     half a unit of the last place and about 2^-48 of the largest magnitude among 64 neighbours), "float64" or "float32"
     (faster, in the order given). Integers are always summed exactly, up to 2^53, and round half to even; booleans are 0
     and 1, so that the result is true where more than half of the weight says so. With `base`, updates are differences,
-    and the result is the base plus their combination. `out` holds arrays to write the result into, in memory. `rule` is
-    a key of `RULES`; the number of threads is `FLCORE_THREADS`, or that of the cores.
+    and the result is the base plus their combination. `out` holds arrays to write the result into, in memory, or on the
+    device that combines. `rule` is a key of `RULES`; the number of threads is `FLCORE_THREADS`, or that of the cores.
 
     A sequence is combined at once. An iterator is consumed in groups of 4 updates, of up to 8 where `budget_bytes`
     holds them, of 1 where it holds no more; then at most a group and one more update are alive, beside a total of the
-    model's size (4, 8 or 16 bytes per parameter).
+    model's size (4, 8 or 16 bytes per parameter). On a device, the budget bounds that total and the pieces.
 
     Raises `TensorMismatch`, `NonFinite`, `OutOfBounds` and `WeightError`, which name the update ("update 3") and the
     tensor; `SpecError` for what is no array or of a dtype that models do not have; `UpdateError` for what is no pair;
     `JobError` for an unknown rule or accumulator; `QuorumError` for no updates at all; `AggregationError` where a dtype
-    cannot hold the result.
+    cannot hold the result; `flcore_kernels.BackendUnavailable` and `OutOfDeviceMemory` for a device that was named.
     """
-    chosen, device = rule_named(rule), backend_named(backend)
+    chosen = rule_named(rule)
     require_accumulator(accumulate)
     stream = iter(updates)
     first = next(stream, None)
     if first is None:
         raise QuorumError("there is nothing to aggregate: no update was given")
-    spec = _spec_of(_pair(first, "update 0")[0], "update 0") if base is None else _spec_of(base, "base")
+    arrays = _pair(first, "update 0")[0]
+    spec = _spec_of(arrays, "update 0") if base is None else _spec_of(base, "base")
+    example, is_at_once = dict(flattened(arrays)), isinstance(updates, Sequence)
+
+    def begun(device: Backend) -> tuple[Combination, dict[str, Any]]:
+        """Return a combination with all the memory that it needs, and room for the result."""
+        combination = Combination(Gather(spec, device), chosen, accumulate, device)
+        if not is_at_once:
+            combination.reserve()
+        return combination, dict(out) if out is not None else allocated_alike(spec, example, device)
+
+    device = backend_named(backend, near=next(iter(example.values()), None), budget_bytes=budget_bytes)
+    try:
+        combination, values = begun(device)
+    except OutOfDeviceMemory as error:
+        if backend != "auto":
+            raise
+        fall_back(error)
+        combination, values = begun(backend_named("cpu"))
     stream = chain([first], stream)
-    del first  # the stream alone holds it now, and lets it go
-    gather, likeness = Gather(spec), Likeness(spec)
-    combination = Combination(gather, chosen, accumulate, device)
+    del first, arrays  # the stream alone holds it now, and lets it go
+    example.clear()
+    gather, likeness = combination.gather, Likeness(spec)
     bases = None if base is None else gather.buffers(base, "base")
-    values = dict(out) if out is not None else allocated(spec)
     targets = gather.targets(values) if out is not None else gather.buffers(values, "")
     if isinstance(updates, Sequence):
         combination.at_once(_read(updates, 0, combination, likeness), targets, bases)

@@ -6,7 +6,7 @@ from typing import Any
 
 from flcore_kernels import Backend, Total
 
-from flcore.aggregation.gather import Buffers, Gather, blamed
+from flcore.aggregation.gather import Buffers, Gather, address_of, blamed
 from flcore.aggregation.rules import Rule
 from flcore.aggregation.weights import accumulator_of, require_accumulator, require_sum, require_weight
 from flcore.model.arrays import AnyArrays, given
@@ -54,9 +54,13 @@ class Combination:
                     base=None if bases is None else bases[index],
                 )
 
+    def reserve(self) -> None:
+        """Have totals of the model's size to fold into, if there are none yet."""
+        self._totals = self._totals or [self._device.total(seg.elements, each) for seg, each in self._segments]
+
     def fold(self, reads: Sequence[Read]) -> None:
         """Add a group of updates to totals of the model's size, in one pass per dtype."""
-        self._totals = self._totals or [self._device.total(seg.elements, each) for seg, each in self._segments]
+        self.reserve()
         coefficients = [read.coefficient for read in reads]
         for index, (segment, _) in enumerate(self._segments):
             with blamed(segment, [read.client for read in reads]):
@@ -102,7 +106,7 @@ class Likeness:
             return
         names = {name for names in self._tied for name in names}
         places = {
-            span.tensor.name: (buffer.__array_interface__["data"][0], segment.dtype, span.tensor.shape)
+            span.tensor.name: (address_of(buffer), segment.dtype, span.tensor.shape)
             for segment, tensors in zip(self._spec.segments, buffers, strict=True)
             for span, buffer in zip(segment.spans, tensors, strict=True)
             if buffer.size and span.tensor.name in names

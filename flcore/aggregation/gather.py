@@ -1,6 +1,6 @@
 """Named arrays as the kernels take them: one list of buffers per segment, read where they are.
 
-Nothing is copied but a tensor that is not contiguous in memory, or on a device.
+Nothing is copied but a tensor that is not contiguous in memory, or on a device while the kernels are the CPU's.
 """
 
 from collections.abc import Iterator, Mapping
@@ -9,21 +9,31 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from flcore_kernels import NotFinite, Overflow, TooManyTerms, WeightRange, storage_dtype
+from flcore_kernels import (
+    Backend,
+    DeviceArray,
+    NotFinite,
+    Overflow,
+    TooManyTerms,
+    WeightRange,
+    storage_dtype,
+)
 
 from flcore.errors import AggregationError, NonFinite, OutOfBounds, TensorMismatch, WeightError
-from flcore.model.arrays import AnyArrays, as_array, flattened
+from flcore.model.arrays import AnyArrays, as_array, empty_alike, flattened, in_place
 from flcore.model.dtypes import DTYPES
 from flcore.model.spec import ModelSpec, SegmentSpec
 
-Buffers = list[list[npt.NDArray[Any]]]
+Buffers = list[list[Any]]
+"""NumPy's arrays, or `DeviceArray`s."""
 
 
 class Gather:
-    """Reads updates of one model, flat or nested."""
+    """Reads updates of one model, flat or nested, for the kernels of one device."""
 
-    def __init__(self, spec: ModelSpec) -> None:
+    def __init__(self, spec: ModelSpec, device: Backend | None = None) -> None:
         self.spec = spec
+        self._read = as_array if device is None or device.name == "cpu" else in_place
         self._segments = [
             (
                 storage_dtype(segment.dtype) if DTYPES[segment.dtype] != storage_dtype(segment.dtype) else None,
@@ -44,7 +54,12 @@ class Gather:
                     return self._nested_buffers(arrays, client)
                 array = arrays[name]
                 if type(array) is not np.ndarray:
-                    array = as_array(array, name)
+                    array = self._read(array, name)
+                if isinstance(array, DeviceArray):
+                    if DTYPES.get(array.name) != dtype or array.shape != shape:
+                        self._refuse(arrays, client)
+                    buffers.append(array)
+                    continue
                 if array.dtype != dtype or array.shape != shape:
                     self._refuse(arrays, client)
                 if not array.flags.c_contiguous:
@@ -57,8 +72,9 @@ class Gather:
         """Return the buffers of arrays that are to be written to, or raise `TensorMismatch`."""
         arrays = {}
         for name, thing in flattened(out).items():
-            array = arrays[name] = as_array(thing, name)
-            if array is not thing and _address(array) != _address(as_array(thing, name)):
+            array = self._read(thing, name)
+            arrays[name] = thing if isinstance(array, DeviceArray) else array
+            if array is not thing and address_of(array) != address_of(self._read(thing, name)):
                 raise TensorMismatch("out: expected an array in memory, got what can only be copied", tensor=name)
             if not array.flags.c_contiguous or not array.flags.writeable:
                 raise TensorMismatch(
@@ -89,8 +105,16 @@ def allocated(spec: ModelSpec) -> dict[str, npt.NDArray[Any]]:
     return {tensor.name: np.empty(tensor.shape, DTYPES[tensor.dtype]) for tensor in spec.tensors}
 
 
-def _address(array: npt.NDArray[Any]) -> int:
-    return int(array.__array_interface__["data"][0])
+def allocated_alike(spec: ModelSpec, like: Mapping[str, Any], device: Backend) -> dict[str, Any]:
+    """Return new arrays for a model, on the device that combines where those of `like` are and can be made."""
+    if device.name == "cpu":
+        return allocated(spec)
+    return {each.name: empty_alike(like.get(each.name), each.shape, DTYPES[each.dtype]) for each in spec.tensors}
+
+
+def address_of(array: npt.NDArray[Any] | DeviceArray) -> int:
+    """Return where an array begins."""
+    return array.address if isinstance(array, DeviceArray) else int(array.__array_interface__["data"][0])
 
 
 @contextmanager

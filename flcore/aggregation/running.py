@@ -249,7 +249,7 @@ class Running:
         return self._columns
 
     def _of(self, spec: ModelSpec) -> Combination:
-        return Combination(Gather(spec), self._rule, self._accumulate, self._device)
+        return Combination(Gather(spec, self._device), self._rule, self._accumulate, self._device)
 
 
 def require_settings(rule: str, accumulate: str, group: int, max_abs: float) -> None:

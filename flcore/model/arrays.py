@@ -4,6 +4,7 @@ Models come as NumPy arrays, as those of PyTorch, JAX or CuPy, or as anything wi
 state dicts of state dicts. A library is a row of `KINDS` and is imported only when an array of it has come.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
+from flcore_kernels import BufferMismatch, DeviceArray, OutOfDeviceMemory, described, device_of
 
 from flcore.errors import SpecError
 
@@ -31,10 +33,16 @@ HOST_DEVICES = (1, 3)
 @dataclass(frozen=True)
 class Kind:
     """A library's arrays: `read` returns a view of one's values, a copy if it is on a device; `alike` what gives such
-    an array, of the same library on the same device, for values."""
+    an array, of the same library on the same device, for values.
+
+    `flat` returns one that is on a device as one that exports itself and has no strides; `empty` makes a new one like
+    it, there, for results to be written to (None: results come from the host's memory).
+    """
 
     read: Callable[[Any], Values]
     alike: Callable[[Any], Give]
+    flat: Callable[[Any], Any]
+    empty: Callable[[Any], Any] | None = None
 
 
 def as_array(thing: Any, name: str) -> Values:
@@ -46,10 +54,29 @@ def as_array(thing: Any, name: str) -> Values:
     try:
         return _kind_of(thing).read(thing)
     except (AttributeError, TypeError, ValueError, BufferError, RuntimeError) as error:
-        raise SpecError(
-            f"tensor {name!r}: expected an array of NumPy, PyTorch, JAX or CuPy, or something with the buffer protocol "
-            f"or DLPack, got {type(thing).__name__} ({error})"
-        ) from None
+        raise _no_array(thing, name, error) from None
+
+
+def in_place(thing: Any, name: str) -> Values | DeviceArray:
+    """Return what is on a device as the kernels take it there, without a copy unless it has strides; see `as_array`."""
+    if device_of(thing) is None:
+        return as_array(thing, name)
+    try:
+        return described(_kind_of(thing).flat(thing))
+    except (AttributeError, BufferMismatch, RuntimeError, TypeError, ValueError) as error:
+        raise _no_array(thing, name, error) from None
+
+
+def empty_alike(thing: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
+    """Return a new array of the kind of `thing` on its device, with anything in it; NumPy's where there is no such."""
+    kind = None if device_of(thing) is None else _kind_of(thing)
+    if kind is None or kind.empty is None:
+        return np.empty(shape, dtype)
+    try:
+        return kind.empty(thing)
+    except (MemoryError, RuntimeError) as error:
+        needed = dtype.itemsize * math.prod(shape)
+        raise OutOfDeviceMemory(f"there is no room for a result of {needed:,} bytes: {error}", needed) from None
 
 
 def alike(thing: Any) -> Give:
@@ -90,10 +117,17 @@ def kinds_of(arrays: AnyArrays) -> AnyArrays:
     return nested({name: alike(array) for name, array in flattened(arrays).items()}, arrays)
 
 
-def given(values: Mapping[str, Values], kinds: AnyArrays, ties: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Return values as arrays of some kinds (see `kinds_of`); those of a name in `ties` are another name's array."""
+def given(values: Mapping[str, Any], kinds: AnyArrays, ties: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Return values as arrays of some kinds (see `kinds_of`); those of a name in `ties` are another name's array.
+
+    What is no NumPy array is of its kind already.
+    """
     ties, gives = ties or {}, flattened(kinds)
-    flat = {name: gives[name](array) for name, array in values.items() if name not in ties}
+    flat = {
+        name: gives[name](array) if isinstance(array, np.ndarray) else array
+        for name, array in values.items()
+        if name not in ties
+    }
     return nested(flat | {name: flat[first] for name, first in ties.items()}, kinds)
 
 
@@ -119,7 +153,14 @@ def _walk(arrays: AnyArrays, prefix: str, depth: int) -> Iterator[tuple[str, Any
             yield prefix + name, array
 
 
-def _same(values: Values) -> Values:
+def _no_array(thing: Any, name: str, error: Exception) -> SpecError:
+    return SpecError(
+        f"tensor {name!r}: expected an array of NumPy, PyTorch, JAX or CuPy, or something with the buffer protocol, "
+        f"DLPack or __cuda_array_interface__, got {type(thing).__name__} ({error})"
+    )
+
+
+def _same(values: Any) -> Any:
     return values
 
 
@@ -143,6 +184,16 @@ def _torch_alike(tensor: Any) -> Give:
         return torch.from_numpy(values).to(device)
 
     return give
+
+
+def _flat_torch(tensor: Any) -> Any:
+    return tensor.detach().resolve_conj().resolve_neg().contiguous()
+
+
+def _empty_torch(tensor: Any) -> Any:
+    import torch
+
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
 
 
 def _jax_alike(array: Any) -> Give:
@@ -170,6 +221,20 @@ def _cupy_alike(array: Any) -> Give:
     return give
 
 
+def _flat_cupy(array: Any) -> Any:
+    import cupy
+
+    with array.device:
+        return cupy.ascontiguousarray(array)
+
+
+def _empty_cupy(array: Any) -> Any:
+    import cupy
+
+    with array.device:
+        return cupy.empty(array.shape, array.dtype)
+
+
 def _read_anything(thing: Any) -> Values:
     try:
         return np.asarray(memoryview(thing))
@@ -181,13 +246,13 @@ def _read_anything(thing: Any) -> Values:
     return np.from_dlpack(thing)
 
 
-ANYTHING = Kind(_read_anything, lambda _: _same)
-"""What has a buffer, or DLPack in the processor's memory; results are NumPy's."""
+ANYTHING = Kind(_read_anything, lambda _: _same, _same)
+"""What has a buffer, or DLPack or `__cuda_array_interface__`; results are NumPy's."""
 
 KINDS: dict[str, Kind] = {
-    "torch": Kind(_read_torch, _torch_alike),
-    "jaxlib": Kind(np.asarray, _jax_alike),
-    "cupy": Kind(_read_cupy, _cupy_alike),
+    "torch": Kind(_read_torch, _torch_alike, _flat_torch, _empty_torch),
+    "jaxlib": Kind(np.asarray, _jax_alike, _same),
+    "cupy": Kind(_read_cupy, _cupy_alike, _flat_cupy, _empty_cupy),
 }
 """By the package in which the class of an array, or one of its bases, is defined."""
 

@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from flcore_kernels import DeviceArray
 from flcore_transport import ALIGNMENT
 
 from flcore.errors import SpecError, TensorMismatch
-from flcore.model.arrays import AnyArrays, as_array, flattened
+from flcore.model.arrays import AnyArrays, flattened, in_place
 from flcore.model.dtypes import DTYPES, dtype_name
 
 MAX_ELEMENTS = 2**48
@@ -141,9 +142,9 @@ class ModelSpec:
         for name, array in dict[Any, Any](flattened(arrays)).items():
             if not isinstance(name, str):
                 raise SpecError(f"a tensor's name is a string, not {name!r}")
-            values = as_array(array, name)
+            values = in_place(array, name)
             try:
-                dtype = dtype_name(values.dtype)
+                dtype = values.name if isinstance(values, DeviceArray) else dtype_name(values.dtype)
             except SpecError as error:
                 raise SpecError(f"tensor {name!r}: {error}") from None
             tensors.append(TensorSpec(name, dtype, values.shape))

@@ -26,7 +26,8 @@ One after the other, in any order, on any machine, with the same bits:
 
 from flcore_kernels.backend import Backend, Buffer, Part, Quantized
 from flcore_kernels.chunks import ChunkPlan, plan_chunks
-from flcore_kernels.devices import backend, warm
+from flcore_kernels.device_arrays import DeviceArray, described, device_of
+from flcore_kernels.devices import backend, fall_back, warm
 from flcore_kernels.dtypes import EXACT_INTEGER_LIMIT, STORAGE, storage_dtype
 from flcore_kernels.errors import (
     BackendUnavailable,
@@ -58,6 +59,7 @@ __all__ = [
     "Buffer",
     "BufferMismatch",
     "ChunkPlan",
+    "DeviceArray",
     "Inspection",
     "KernelError",
     "NotFinite",
@@ -72,6 +74,9 @@ __all__ = [
     "WeightRange",
     "backend",
     "bytes_per_element",
+    "described",
+    "device_of",
+    "fall_back",
     "plan_chunks",
     "storage_dtype",
     "warm",

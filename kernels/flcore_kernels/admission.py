@@ -46,8 +46,8 @@ def require_within(sizes: Sequence[int], total: Total) -> None:
         raise BufferMismatch(f"the buffers reach to element {end}, the total has {total.elements}")
 
 
-def result_row(dtype: str) -> Storage:
-    """Return the row of a result's dtype; a quantized one raises `BufferMismatch`."""
+def require_result(dtype: str) -> Storage:
+    """Return the row of a result's dtype, or raise `BufferMismatch` for a quantized one."""
     row = lookup(dtype)
     if row.block:
         raise BufferMismatch(f"a result has a dtype of its own, not {dtype}: encode it afterwards")

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flcore_kernels import cpu_kernels, weights
-from flcore_kernels.admission import divisor_of, result_row
+from flcore_kernels.admission import divisor_of, require_result
 from flcore_kernels.backend import Part
 from flcore_kernels.dtypes import lookup
 from flcore_kernels.rows import Rows, address_of, addresses_of, require_writable
@@ -33,7 +33,7 @@ class Target:
     @classmethod
     def of(cls, rows: Rows, out: Part, base: Part | None, dtype: str, sizes: Sequence[int], total: Total) -> "Target":
         """Lay out where the rows' results go, or raise `BufferMismatch` or `WeightRange`."""
-        row = result_row(dtype)
+        row = require_result(dtype)
         targets = rows.table([addresses_of(out, row, sizes, "out")[0]], row.storage.itemsize)[:, 0]
         require_writable(out)
         bases = np.zeros_like(targets)

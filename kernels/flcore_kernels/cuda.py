@@ -13,14 +13,14 @@ import numpy as np
 import numpy.typing as npt
 
 from flcore_kernels import cuda_kernels, totals, weights
-from flcore_kernels.admission import admit, admit_total, divisor_of, require_within, result_row
+from flcore_kernels.admission import admit, admit_total, divisor_of, require_result, require_within
 from flcore_kernels.backend import Buffer, Part, Quantized
 from flcore_kernels.cuda_device import Device, Stream
 from flcore_kernels.cuda_memory import OwnArray, fetched, launch_blocks, pieces_of, places_of
 from flcore_kernels.cuda_observe import decode_part, encode_part, inspect_part
 from flcore_kernels.cuda_pieces import NONE, Answers, Column, Span, columns_of, cut_rows, no_bad, work
 from flcore_kernels.cuda_ring import PIECE_BYTES, Ring
-from flcore_kernels.device_arrays import DeviceArray, is_on_device, on_device
+from flcore_kernels.device_arrays import device_of, on_device
 from flcore_kernels.diagnosis import diagnosis
 from flcore_kernels.dtypes import lookup
 from flcore_kernels.errors import KernelError, Overflow
@@ -207,11 +207,11 @@ class CudaBackend:
 
     def _here(self, part: Any) -> Any:
         """Return a part whose buffers are NumPy's or `DeviceArray`s, those of others seen through their protocols."""
-        if isinstance(part, np.ndarray | DeviceArray):
+        if isinstance(part, np.ndarray):
             return part
         if isinstance(part, Quantized):
             return Quantized(self._here(part.codes), self._here(part.scales))
-        if is_on_device(part):
+        if device_of(part) is not None:
             ring = self._ring
             return on_device(part, ring.device.number, ring.work.pointer, ring.work.follow)
         return [self._here(buffer) for buffer in part] if isinstance(part, list | tuple) else part
@@ -221,16 +221,17 @@ class CudaBackend:
 
     def _columns(self, parts: Sequence[Any], dtype: str, sizes: Sequence[int]) -> list[list[Column]]:
         """Return the parts' columns, and those of their scales where they have some."""
-        row, device = lookup(dtype), self._ring.device.number
-        both = [columns_of(part, row, sizes, f"part {index}", device) for index, part in enumerate(parts)]
+        device = self._ring.device.number
+        both = [columns_of(part, dtype, sizes, f"part {index}", device) for index, part in enumerate(parts)]
         groups = [[codes for codes, _ in both], [scales for _, scales in both]]
-        return groups if row.block else groups[:1]
+        return groups if lookup(dtype).block else groups[:1]
 
     def _targets(self, out: Any, base: Any, dtype: str, sizes: Sequence[int]) -> tuple[list[Column], list[Column]]:
-        row, device = result_row(dtype), self._ring.device.number
-        targets = [columns_of(out, row, sizes, "out", device)[0]]
+        require_result(dtype)
+        device = self._ring.device.number
+        targets = [columns_of(out, dtype, sizes, "out", device)[0]]
         require_writable(out)
-        return targets, [] if base is None else [columns_of(base, row, sizes, "base", device)[0]]
+        return targets, [] if base is None else [columns_of(base, dtype, sizes, "base", device)[0]]
 
     def _diagnosis(self, parts: list[Any], values: Any, dtype: str, element: int, where: str) -> KernelError:
         def fetch(buffer: Buffer) -> Buffer:

@@ -21,7 +21,7 @@ from flcore_kernels.cuda_pieces import (
     work,
 )
 from flcore_kernels.cuda_ring import Numbers, Ring
-from flcore_kernels.dtypes import Storage, lookup
+from flcore_kernels.dtypes import lookup
 from flcore_kernels.errors import NotFinite
 from flcore_kernels.inspection import TILE, Inspection
 from flcore_kernels.rows import Rows, require_writable, sizes_of
@@ -34,7 +34,7 @@ def inspect_part(ring: Ring, part: Any, dtype: str) -> Inspection:
     """Look at every element once (see `Backend.inspect`)."""
     row = lookup(dtype)
     (size,) = sizes_of(part)
-    codes, scales = columns_of(part, row, [size], "part", ring.device.number)
+    codes, scales = columns_of(part, dtype, [size], "part", ring.device.number)
     kernel = cuda_kernels.inspect_kernel(dtype)
 
     def tiles(counts: Numbers) -> Answers:
@@ -63,8 +63,8 @@ def inspect_part(ring: Ring, part: Any, dtype: str) -> Inspection:
 def encode_part(ring: Ring, values: Any, out: Any, dtype: str) -> None:
     """Round float32 values to a narrower dtype (see `Backend.encode`)."""
     row = lookup(dtype)
-    source = _column(ring, values, lookup("float32"), values.size, "values")
-    codes, scales = columns_of(out, row, [values.size], "out", ring.device.number)
+    source = columns_of(values, "float32", [values.size], "values", ring.device.number)[0]
+    codes, scales = columns_of(out, dtype, [values.size], "out", ring.device.number)
     require_writable(out)
     require_encodable(dtype)
     kernel = cuda_kernels.quantize_kernel(row.block) if row.block else cuda_kernels.encode_kernel(dtype)
@@ -85,8 +85,8 @@ def encode_part(ring: Ring, values: Any, out: Any, dtype: str) -> None:
 def decode_part(ring: Ring, part: Any, out: Any, dtype: str) -> None:
     """Write the float32 values of a part (see `Backend.decode`)."""
     row = lookup(dtype)
-    codes, scales = columns_of(part, row, [out.size], "part", ring.device.number)
-    target = _column(ring, out, lookup("float32"), out.size, "out")
+    codes, scales = columns_of(part, dtype, [out.size], "part", ring.device.number)
+    target = columns_of(out, "float32", [out.size], "out", ring.device.number)[0]
     require_writable(out)
     kernel = cuda_kernels.decode_kernel(dtype)
 
@@ -99,10 +99,6 @@ def decode_part(ring: Ring, part: Any, out: Any, dtype: str) -> None:
     reads = [[codes], [scales]] if row.block else [[codes]]
     rows = _flat_rows(out.size, [codes, target, *([scales] if row.block else [])], ring)
     work(ring, rows, reads, [[target]], launch, is_row_alone=True)
-
-
-def _column(ring: Ring, array: Any, row: Storage, size: int, what: str) -> Column:
-    return columns_of(array, row, [size], what, ring.device.number)[0]
 
 
 def _flat_rows(size: int, columns: Sequence[Column], ring: Ring) -> Rows:

@@ -14,7 +14,7 @@ from flcore_kernels.chunks import ALIGNMENT
 from flcore_kernels.cuda_device import Stream
 from flcore_kernels.cuda_ring import Addresses, Numbers, Piece, Ring, padded
 from flcore_kernels.device_arrays import DeviceArray
-from flcore_kernels.dtypes import Storage
+from flcore_kernels.dtypes import lookup
 from flcore_kernels.errors import BufferMismatch
 from flcore_kernels.rows import Rows, addresses_of, buffers_of
 
@@ -25,6 +25,10 @@ ROWS_EACH = 16
 
 NONE = np.uint64(2**64 - 1)
 """What a kernel leaves as it is where nothing is wrong: no element has this index."""
+
+
+OF_THEIR_OWN = ("float16", "bfloat16", "bool")
+"""Dtypes that are stored as numbers of another one, with which they must not be taken for each other."""
 
 
 @dataclass(frozen=True)
@@ -46,14 +50,19 @@ class Column:
         return self.addresses[rows.runs[span]] + (rows.along[span] // self.block * self.width).astype(np.uint64)
 
 
-def columns_of(part: Part, row: Storage, sizes: Sequence[int], what: str, device: int) -> tuple[Column, Column]:
+def columns_of(part: Part, dtype: str, sizes: Sequence[int], what: str, device: int) -> tuple[Column, Column]:
     """Return the columns of a part's elements and of its scales (of nothing else, where it has none)."""
+    row = lookup(dtype)
     codes, scales = addresses_of(part, row, sizes, what, (np.ndarray, DeviceArray))
     arrays = [buffer if isinstance(buffer, np.ndarray | DeviceArray) else buffer.codes for buffer in buffers_of(part)]
     beside = [buffer.scales for buffer in buffers_of(part) if isinstance(buffer, Quantized)]
     every: list[Any] = [*arrays, *beside]
     for array in every:
-        if isinstance(array, DeviceArray) and array.device != device:
+        if not isinstance(array, DeviceArray):
+            continue
+        if array.name in OF_THEIR_OWN and array.name != dtype:
+            raise BufferMismatch(f"{what}: expected {dtype}, got an array of {array.name} on a device")
+        if array.device != device:
             raise BufferMismatch(
                 f"{what}: it is on device {array.device}, and this backend works on device {device}: "
                 f"ask for backend('cuda:{array.device}')"

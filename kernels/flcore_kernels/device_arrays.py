@@ -6,7 +6,7 @@ own work; an array with the older interface names its stream, for which we wait 
 
 import ctypes
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any, NamedTuple
 
@@ -17,11 +17,17 @@ from flcore_kernels.errors import BufferMismatch
 CUDA, CUDA_MANAGED = 2, 13
 """DLPack's numbers of memory that a CUDA device reads."""
 
-LEGACY_STREAM = 1
-"""The stream that CUDA calls default, by both protocols' number; work of arrays that name none is taken to be there."""
+NO_STREAM, LEGACY_STREAM = -1, 1
+"""DLPack's number of nobody's stream; and both protocols' of the one that CUDA calls default, where the work of arrays
+that name none is taken to be."""
 
 _CODES = {0: "int", 1: "uint", 2: "float", 4: "bfloat", 6: "bool"}
-_DTYPES: dict[str, np.dtype[Any]] = {"bfloat16": np.dtype(np.uint16), "bool8": np.dtype(np.uint8)}
+_STORED: dict[str, np.dtype[Any]] = {
+    "bfloat16": np.dtype(np.uint16),
+    "float16": np.dtype(np.uint16),
+    "bool": np.dtype(np.uint8),
+}
+"""What dtypes are stored as that the kernels see as other numbers; the rest as what they are."""
 
 
 class _Tensor(ctypes.Structure):
@@ -59,7 +65,11 @@ class Flags(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class DeviceArray:
-    """Memory of a CUDA device, by its address; `owner` keeps it. `dtype` is the storage's, `name` what it means."""
+    """Memory of a CUDA device, by its address; `owner` keeps it.
+
+    `dtype` is the storage's, `name` the dtype that the library gives it (none for memory of ours). One that was only
+    `described` has its exporter as the owner, who is asked again when the elements are read.
+    """
 
     address: int
     shape: tuple[int, ...]
@@ -68,6 +78,7 @@ class DeviceArray:
     flags: Flags
     owner: Any = field(default=None, repr=False)
     name: str = ""
+    is_described: bool = False
 
     @property
     def size(self) -> int:
@@ -78,18 +89,6 @@ class DeviceArray:
     def nbytes(self) -> int:
         """Bytes of all elements."""
         return self.size * self.dtype.itemsize
-
-    def view(self, dtype: Any) -> "DeviceArray":
-        """Return the same memory as elements of another dtype of the same width."""
-        wanted = np.dtype(dtype)
-        if wanted.itemsize != self.dtype.itemsize:
-            raise BufferMismatch(f"a view of {self.dtype} elements has as many bytes each, not those of {wanted}")
-        return DeviceArray(self.address, self.shape, wanted, self.device, self.flags, self.owner, self.name)
-
-
-def is_on_device(thing: Any) -> bool:
-    """Whether something's elements are in the memory of a CUDA device."""
-    return device_of(thing) is not None
 
 
 def device_of(thing: Any) -> int | None:
@@ -109,6 +108,12 @@ def device_of(thing: Any) -> int | None:
     return None
 
 
+def described(thing: Any) -> DeviceArray:
+    """Return what something on a device is, and where, or raise `BufferMismatch`; nobody waits for anything."""
+    seen = on_device(thing, device_of(thing) or 0, NO_STREAM, lambda _: None)
+    return seen if isinstance(thing, DeviceArray) else replace(seen, owner=thing, is_described=True)
+
+
 def on_device(thing: Any, device: int, stream: int, follow: Callable[[int], None]) -> DeviceArray:
     """Return what is on a device as the kernels take it, or raise `BufferMismatch`; nothing is copied.
 
@@ -116,7 +121,7 @@ def on_device(thing: Any, device: int, stream: int, follow: Callable[[int], None
     for another. An array with the older interface does not tell where it is, and is taken to be on `device`.
     """
     if isinstance(thing, DeviceArray):
-        return thing
+        return on_device(thing.owner, device, stream, follow) if thing.is_described else thing
     try:
         if hasattr(thing, "__dlpack__"):
             return _from_capsule(_capsule_of(thing, stream))
@@ -151,12 +156,12 @@ def _from_capsule(capsule: Any) -> DeviceArray:
     shape = tuple(tensor.shape[i] for i in range(tensor.rank))
     strides = tuple(tensor.strides[i] for i in range(tensor.rank)) if tensor.strides else None
     name = f"{_CODES.get(tensor.code, 'unknown')}{tensor.bits}"
+    name = "bool" if name == "bool8" else name
     if tensor.vector != 1 or name.startswith("unknown"):
         raise BufferError(f"its elements are of DLPack's kind {tensor.code} in vectors of {tensor.vector}")
-    dtype = _DTYPES.get(name) or np.dtype(name)
     flags = Flags(_is_contiguous(shape, strides), not is_read_only)
     address = (tensor.data or 0) + tensor.offset
-    return DeviceArray(address, shape, dtype, tensor.device, flags, capsule, "bool" if name == "bool8" else name)
+    return DeviceArray(address, shape, _storage(name), tensor.device, flags, capsule, name)
 
 
 def _from_interface(thing: Any, device: int, follow: Callable[[int], None]) -> DeviceArray:
@@ -169,9 +174,12 @@ def _from_interface(thing: Any, device: int, follow: Callable[[int], None]) -> D
     if told["version"] < 3 or told.get("stream") is not None:
         follow(int(told.get("stream") or LEGACY_STREAM))
     name = "bool" if dtype == np.bool_ else dtype.name
-    storage: np.dtype[Any] = np.dtype(np.uint8) if name == "bool" else dtype
     flags = Flags(_is_contiguous(shape, steps), not is_read_only)
-    return DeviceArray(address or 0, shape, storage, device, flags, thing, name)
+    return DeviceArray(address or 0, shape, _storage(name), device, flags, thing, name)
+
+
+def _storage(name: str) -> np.dtype[Any]:
+    return _STORED[name] if name in _STORED else np.dtype(name)
 
 
 def _is_contiguous(shape: tuple[int, ...], strides: tuple[int, ...] | None) -> bool:
