@@ -11,10 +11,10 @@ FILES = (
     *("memory", "decode", "encode", "digits", "float", "exact", "quotient", "long_division", "finish", "observe"),
     "kernels",
 )
-OPTIONS = ("--std=c++17", "--fmad=false", "--ftz=false", "--prec-div=true")
-
 THREADS = 256
 """Threads of a block."""
+
+OPTIONS = ("--std=c++17", "--fmad=false", "--ftz=false", "--prec-div=true", f"-DTHREADS={THREADS}")
 
 REALS = {"float32": "float", "float64": "double"}
 ENCODERS = {"float64": "ToFloat64", "float32": "ToFloat32", "float16": "ToFloat16", "bfloat16": "ToBfloat16"}

@@ -13,6 +13,9 @@ from flcore_kernels.errors import BackendUnavailable
 KEPT = 8
 """Backends of a device, with different budgets, that stay ready."""
 
+SHARE, LEAST_PIECE = 16, 256 << 10
+"""A piece takes this share of a budget at most, of which several are under way; a smaller one would not be worth it."""
+
 
 def backend(
     name: str = "auto", threads: int | None = None, *, near: Any = None, budget_bytes: int | None = None
@@ -56,8 +59,10 @@ def _cpu(threads: int | None) -> Backend:
 def _cuda(number: int | None, threads: int | None, budget_bytes: int | None) -> Backend:
     from flcore_kernels.cuda import CudaBackend
     from flcore_kernels.cuda_device import CupyDevice
+    from flcore_kernels.cuda_ring import PIECE_BYTES
 
-    return CudaBackend(CupyDevice(number, budget_bytes), threads)
+    piece_bytes = PIECE_BYTES if budget_bytes is None else min(PIECE_BYTES, max(LEAST_PIECE, budget_bytes // SHARE))
+    return CudaBackend(CupyDevice(number, budget_bytes), threads, piece_bytes)
 
 
 @cache

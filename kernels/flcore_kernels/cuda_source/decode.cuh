@@ -1,7 +1,7 @@
 // What a part's bits mean: for each wire dtype, the value of an element and its magnitude.
 //
-// `lanes` elements are read by a thread at once. Quantized codes come with scales: a code's value is fl32(scale * code).
-// `is_beyond` tells what no sum takes: an integer that float64 does not hold, a boolean that is none.
+// `lanes` elements are read by a thread at once. Quantized codes come with scales: a code's value is
+// fl32(scale * code). `is_beyond` tells what no sum takes: an integer that float64 does not hold, or no boolean.
 
 template <typename T, int LANES>
 struct Plain {
@@ -50,7 +50,9 @@ struct uint32 : Plain<u32, 4> {};
 constexpr u64 MOST = 1ull << 53;
 
 // Compared in integers, for float64 does not tell 2^53 from what lies beyond, and 2^53 + 1 is rounded up.
-__device__ inline double magnitude_of(u64 size) { return size <= MOST || double(size) > 0x1p53 ? double(size) : 0x1p53 + 2.0; }
+__device__ inline double magnitude_of(u64 size) {
+    return size <= MOST || double(size) > 0x1p53 ? double(size) : 0x1p53 + 2.0;
+}
 
 struct int64 : Plain<i64, 2> {
     static constexpr bool is_limited = true;

@@ -2,8 +2,8 @@
 //
 // `narrow` rounds a float32 instead, NaN and infinity too, for the dtypes that have a short way (`has_narrow`).
 
-// To PRECISION significant bits, but to no finer step than 2^LOWEST: half a unit, less one where the last bit that stays
-// is 0, is added to the bits; below the smallest normal number, 1.5 * 2^52 steps are added and taken away again.
+// To PRECISION significant bits, but to no finer step than 2^LOWEST: half a unit, less one where the last bit that
+// stays is 0, is added to the bits; below the smallest normal number, 1.5 * 2^52 steps are added and taken away again.
 template <int PRECISION, int LOWEST>
 __device__ inline double round_to(double value) {
     constexpr int CUT = 53 - PRECISION;

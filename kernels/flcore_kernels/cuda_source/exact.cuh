@@ -1,7 +1,7 @@
 // Exact sums: integer digits on absolute exponent bins, which no order of arrival can move (see cpu_exact.py).
 //
 // Adding M to a term t = fl64(weight * x) rounds it to a multiple of the bin's unit, and bits(t + M) - bits(M) are its
-// digit; what is left goes to the bin below. Nothing is carried, and a term is never contracted with the sum that follows.
+// digit; what is left goes to the bin below. Nothing is carried, and a term is never contracted with a sum.
 
 // A part's elements of one lane, and what they are multiplied by.
 template <typename D>
@@ -23,20 +23,24 @@ struct Lane {
     }
 };
 
+// Parts that are read before the first of them is added; fewer wide ones, for registers are few here.
+template <typename D>
+constexpr int at_once = sizeof(typename D::storage) == 8 ? 2 : AT_ONCE;
+
 // Add four elements of each part to digits; returns what was seen of the upper ones.
 template <typename D>
 __device__ inline u64 deposit(Digits &digits, const Bins &bins, const Row &row, const double *weights, i64 clients,
                               i64 index) {
     u64 seen = 0;
     i64 high_bits = bits_of(bins.high), low_bits = bits_of(bins.low);
-    for (i64 k = 0; k < clients; k += AT_ONCE) {
-        Lane<D> lane[AT_ONCE];
-        i64 left = smaller(i64(AT_ONCE), clients - k);
+    for (i64 k = 0; k < clients; k += at_once<D>) {
+        Lane<D> lane[at_once<D>];
+        i64 left = smaller(i64(at_once<D>), clients - k);
 #pragma unroll
-        for (int j = 0; j < AT_ONCE; j++)
+        for (int j = 0; j < at_once<D>; j++)
             if (j < left) lane[j].read(row, weights, k + j, index);
 #pragma unroll
-        for (int j = 0; j < AT_ONCE; j++)
+        for (int j = 0; j < at_once<D>; j++)
             if (j < left) {
 #pragma unroll
                 for (int i = 0; i < EACH_LANE; i++) {
@@ -79,16 +83,17 @@ __device__ inline i32 add_up(Digits &digits, u64 total, i32 held, i32 guess, con
                              i64 clients, i64 start, int lane) {
     i64 index = start + lane * EACH_LANE;
     i32 level = held == EMPTY ? guess : held;
-    digits.begin(total, held, level, lane);
-    u64 seen = all_of_sixteen(deposit<D>(digits, Bins(level), row, weights, clients, index));
-    bool is_open = seen >> (CEILING + 1) != 0, is_low = held == EMPTY && seen == 0;
-    if (!is_open && !is_low) return level;
-    u64 top = survey<D>(row, weights, clients, index);
-    if (top >= 0x7FF0000000000000ull) return BAD;
-    i32 right = larger(level_of(i64(top)), held);
-    if (right != level) {
-        digits.begin(total, held, right, lane);
-        if (right != EMPTY) deposit<D>(digits, Bins(right), row, weights, clients, index);
+    for (bool is_right = false;;) {
+        digits.begin(total, held, level, lane);
+        if (level == EMPTY) return level;
+        u64 seen = all_of_sixteen(deposit<D>(digits, Bins(level), row, weights, clients, index));
+        bool is_open = seen >> (CEILING + 1) != 0, is_low = held == EMPTY && seen == 0;
+        if (is_right || (!is_open && !is_low)) return level;
+        u64 top = survey<D>(row, weights, clients, index);
+        if (top >= 0x7FF0000000000000ull) return BAD;
+        i32 right = larger(level_of(i64(top)), held);
+        if (right == level) return level;
+        level = right;
+        is_right = true;
     }
-    return right;
 }

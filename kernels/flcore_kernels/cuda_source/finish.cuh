@@ -67,10 +67,11 @@ __device__ inline void divide_exact(Result<R, EACH_LANE> &result, const Digits &
     if (is_doubtful) {
         for (int i = 0; i < EACH_LANE; i++) {
             if (is_sure[i] && !HAS_BASE) continue;
-            bool is_whole = !HAS_BASE || R::is_integer;
-            value[i] = divided(upper[i], lower[i], level, by, is_whole ? R::precision : 53, is_whole ? R::lowest : -1074);
+            constexpr bool IS_WHOLE = !HAS_BASE || R::is_integer;
+            constexpr int PRECISION = IS_WHOLE ? R::precision : 53, LOWEST = IS_WHOLE ? R::lowest : -1074;
+            value[i] = divided(upper[i], lower[i], level, by, PRECISION, LOWEST);
             if (HAS_BASE) value[i] += result.base(i);
-            if (!is_whole) value[i] = R::round(value[i]);
+            if (!IS_WHOLE) value[i] = R::round(value[i]);
         }
     }
 #pragma unroll

@@ -1,8 +1,9 @@
 // The kernels: what each thread is given to do. A launch serves one piece of all parts, whatever their number.
 //
-// Row r is a run of counts[r] elements whose first is element starts[r] of the total; parts[r * clients + k] is where its
-// first element is in part k, and scales[...] where its first scale is. Threads walk the rows in strides, so that any
-// launch shape is right. `bad` becomes the smallest element that something is wrong with.
+// Row r is a run of counts[r] elements whose first is element starts[r] of the total; parts[r * clients + k] is where
+// its first element is in part k, and scales[...] where its first scale is. Threads walk the rows in strides, so that
+// any launch shape is right. `bad` becomes the smallest element that something is wrong with. The exact kernels keep
+// two blocks of THREADS threads on a multiprocessor; the others fit three or more by themselves.
 
 __device__ inline void report(u64 *bad, i64 element) { atomicMin(bad, u64(element)); }
 
@@ -11,8 +12,9 @@ __device__ inline Row row_of(const u64 *parts, const u64 *scales, const i64 *cou
 }
 
 template <typename D, typename A>
-__global__ void fold_float(const u64 *parts, const u64 *scales, const i64 *counts, const i64 *starts, i64 rows, i64 clients,
-                           const double *weights, u64 total, u64 levels, u64 *bad) {
+__global__ void __launch_bounds__(THREADS)
+fold_float(const u64 *parts, const u64 *scales, const i64 *counts, const i64 *starts, i64 rows, i64 clients,
+           const double *weights, u64 total, u64 levels, u64 *bad) {
     for (i64 r = blockIdx.x; r < rows; r += gridDim.x) {
         Row row = row_of(parts, scales, counts, r, clients);
         u64 here = total + u64(starts[r]) * sizeof(A);
@@ -31,8 +33,9 @@ __global__ void fold_float(const u64 *parts, const u64 *scales, const i64 *count
 }
 
 template <typename D, typename A, typename R, bool HAS_BASE>
-__global__ void mean_float(const u64 *parts, const u64 *scales, const i64 *counts, const i64 *starts, i64 rows, i64 clients,
-                           const double *weights, const u64 *targets, const u64 *bases, const Divisor *by, u64 *bad) {
+__global__ void __launch_bounds__(THREADS)
+mean_float(const u64 *parts, const u64 *scales, const i64 *counts, const i64 *starts, i64 rows, i64 clients,
+           const double *weights, const u64 *targets, const u64 *bases, const Divisor *by, u64 *bad) {
     for (i64 r = blockIdx.x; r < rows; r += gridDim.x) {
         Row row = row_of(parts, scales, counts, r, clients);
         for (i64 index = i64(threadIdx.x) * D::lanes; index < row.count; index += i64(blockDim.x) * D::lanes) {
@@ -48,8 +51,9 @@ __global__ void mean_float(const u64 *parts, const u64 *scales, const i64 *count
 }
 
 template <typename A, typename R, bool HAS_BASE>
-__global__ void finish_float(const i64 *counts, const i64 *starts, i64 rows, u64 total, u64 levels, const u64 *targets,
-                             const u64 *bases, const Divisor *by, u64 *bad) {
+__global__ void __launch_bounds__(THREADS)
+finish_float(const i64 *counts, const i64 *starts, i64 rows, u64 total, u64 levels, const u64 *targets,
+             const u64 *bases, const Divisor *by, u64 *bad) {
     for (i64 r = blockIdx.x; r < rows; r += gridDim.x) {
         u64 here = total + u64(starts[r]) * sizeof(A);
         for (i64 index = i64(threadIdx.x) * EACH_LANE; index < counts[r]; index += i64(blockDim.x) * EACH_LANE) {
@@ -69,8 +73,9 @@ __device__ inline i64 own_block() { return i64(threadIdx.x / SIXTEEN) * BLOCK; }
 __device__ inline i64 all_blocks() { return i64(blockDim.x / SIXTEEN) * BLOCK; }
 
 template <typename D>
-__global__ void fold_exact(const u64 *parts, const u64 *scales, const i64 *counts, const i64 *starts, i64 rows, i64 clients,
-                           const double *weights, u64 total, u64 levels, u64 *bad) {
+__global__ void __launch_bounds__(THREADS, 2)
+fold_exact(const u64 *parts, const u64 *scales, const i64 *counts, const i64 *starts, i64 rows, i64 clients,
+           const double *weights, u64 total, u64 levels, u64 *bad) {
     int lane = threadIdx.x % SIXTEEN;
     i32 guess = 0;
     for (i64 r = blockIdx.x; r < rows; r += gridDim.x) {
@@ -93,8 +98,9 @@ __global__ void fold_exact(const u64 *parts, const u64 *scales, const i64 *count
 }
 
 template <typename D, typename R, bool HAS_BASE>
-__global__ void mean_exact(const u64 *parts, const u64 *scales, const i64 *counts, const i64 *starts, i64 rows, i64 clients,
-                           const double *weights, const u64 *targets, const u64 *bases, const Divisor *by, u64 *bad) {
+__global__ void __launch_bounds__(THREADS, 2)
+mean_exact(const u64 *parts, const u64 *scales, const i64 *counts, const i64 *starts, i64 rows, i64 clients,
+           const double *weights, const u64 *targets, const u64 *bases, const Divisor *by, u64 *bad) {
     int lane = threadIdx.x % SIXTEEN;
     i32 guess = 0;
     for (i64 r = blockIdx.x; r < rows; r += gridDim.x) {
@@ -118,8 +124,9 @@ __global__ void mean_exact(const u64 *parts, const u64 *scales, const i64 *count
 }
 
 template <typename R, bool HAS_BASE>
-__global__ void finish_exact(const i64 *counts, const i64 *starts, i64 rows, u64 total, u64 levels, const u64 *targets,
-                             const u64 *bases, const Divisor *by, u64 *bad) {
+__global__ void __launch_bounds__(THREADS)
+finish_exact(const i64 *counts, const i64 *starts, i64 rows, u64 total, u64 levels, const u64 *targets,
+             const u64 *bases, const Divisor *by, u64 *bad) {
     int lane = threadIdx.x % SIXTEEN;
     for (i64 r = blockIdx.x; r < rows; r += gridDim.x) {
         for (i64 start = own_block(); start < counts[r]; start += all_blocks()) {
@@ -136,7 +143,8 @@ __global__ void finish_exact(const i64 *counts, const i64 *starts, i64 rows, u64
     }
 }
 
-__global__ void merge_exact(u64 total, u64 levels, u64 other, u64 other_levels, i64 blocks) {
+__global__ void __launch_bounds__(THREADS)
+merge_exact(u64 total, u64 levels, u64 other, u64 other_levels, i64 blocks) {
     int lane = threadIdx.x % SIXTEEN;
     for (i64 block = thread_number() / SIXTEEN; block < blocks; block += thread_count() / SIXTEEN) {
         i32 mine = reinterpret_cast<const i16 *>(levels)[block];
@@ -160,7 +168,8 @@ __device__ inline float scaled(float value, i32 exponent) { return ldexpf(value,
 __device__ inline double scaled(double value, i32 exponent) { return ldexp(value, exponent); }
 
 template <typename A>
-__global__ void merge_float(u64 total, u64 other, i64 elements, i32 exponent) {
+__global__ void __launch_bounds__(THREADS)
+merge_float(u64 total, u64 other, i64 elements, i32 exponent) {
     for (i64 index = thread_number() * EACH_LANE; index < elements; index += thread_count() * EACH_LANE) {
         A held[EACH_LANE], added[EACH_LANE];
         load(held, total, index, elements);
@@ -172,7 +181,8 @@ __global__ void merge_float(u64 total, u64 other, i64 elements, i32 exponent) {
 
 // tops[k] becomes the largest magnitude of part k, by its bits.
 template <typename D>
-__global__ void largest(const u64 *parts, const u64 *scales, const i64 *counts, i64 rows, i64 clients, u64 *tops) {
+__global__ void __launch_bounds__(THREADS)
+largest(const u64 *parts, const u64 *scales, const i64 *counts, i64 rows, i64 clients, u64 *tops) {
     for (i64 r = blockIdx.x; r < rows; r += gridDim.x) {
         Row row = row_of(parts, scales, counts, r, clients);
         for (i64 k = 0; k < clients; k++) {
@@ -192,7 +202,8 @@ __global__ void largest(const u64 *parts, const u64 *scales, const i64 *counts, 
 
 // Tiles `first` to `stop` of a part; `found` and `squares` begin with those of tile `first`.
 template <typename D>
-__global__ void inspect(u64 part, u64 scales, i64 first, i64 stop, i64 size, double *tops, i64 *first_bad, double *squares) {
+__global__ void __launch_bounds__(THREADS)
+inspect(u64 part, u64 scales, i64 first, i64 stop, i64 size, double *tops, i64 *first_bad, double *squares) {
     for (i64 tile = first + thread_number() / SIXTEEN; tile < stop; tile += thread_count() / SIXTEEN) {
         Squares sums;
         Found found = look<D>(sums, part, scales, tile, size);
@@ -206,7 +217,8 @@ __global__ void inspect(u64 part, u64 scales, i64 first, i64 stop, i64 size, dou
 }
 
 template <typename R>
-__global__ void encode(u64 values, u64 out, i64 size) {
+__global__ void __launch_bounds__(THREADS)
+encode(u64 values, u64 out, i64 size) {
     for (i64 index = thread_number() * EACH_LANE; index < size; index += thread_count() * EACH_LANE) {
         u32 read[EACH_LANE];
         typename R::storage written[EACH_LANE];
@@ -217,14 +229,17 @@ __global__ void encode(u64 values, u64 out, i64 size) {
 }
 
 template <int E>
-__global__ void quantize(u64 values, u64 codes, u64 scales, i64 size, u64 *bad) {
+__global__ void __launch_bounds__(THREADS)
+quantize(u64 values, u64 codes, u64 scales, i64 size, u64 *bad) {
     i64 blocks = (size + 32 * E - 1) / (32 * E);
     for (i64 block = thread_number() / 32; block < blocks; block += thread_count() / 32)
-        if (!quantize_block<E>(values, codes, scales, block, size) && threadIdx.x % 32 == 0) report(bad, block * (32 * E));
+        if (!quantize_block<E>(values, codes, scales, block, size) && threadIdx.x % 32 == 0)
+            report(bad, block * (32 * E));
 }
 
 template <typename D>
-__global__ void decode(u64 part, u64 scales, u64 out, i64 size) {
+__global__ void __launch_bounds__(THREADS)
+decode(u64 part, u64 scales, u64 out, i64 size) {
     for (i64 index = thread_number() * D::lanes; index < size; index += thread_count() * D::lanes) {
         typename D::storage stored[D::lanes];
         float written[D::lanes];
@@ -235,6 +250,8 @@ __global__ void decode(u64 part, u64 scales, u64 out, i64 size) {
     }
 }
 
-__global__ void fill(u64 address, i64 count, i16 value) {
-    for (i64 index = thread_number(); index < count; index += thread_count()) reinterpret_cast<i16 *>(address)[index] = value;
+__global__ void __launch_bounds__(THREADS)
+fill(u64 address, i64 count, i16 value) {
+    for (i64 index = thread_number(); index < count; index += thread_count())
+        reinterpret_cast<i16 *>(address)[index] = value;
 }

@@ -1,7 +1,7 @@
 // The quotient by long division in integers, rounded once: settles what float64 cannot tell, one element at a time.
 //
-// Dividend and divisor are shifted so that their highest bits meet, at 256 bits at most; then 63 bits of the quotient are
-// found one after the other, and whether anything is left. All limbs are in registers: loops over them are unrolled.
+// Dividend and divisor are shifted so that their highest bits meet, at 256 bits at most; then 63 bits of the quotient
+// are found one after the other, and whether anything is left. All limbs are in registers, for loops are unrolled.
 
 struct Wide {
     u64 limb[4];

@@ -1,4 +1,4 @@
-// How the kernels reach memory: numbers by their widths, bits of floats, vectors of 16 bytes, and lanes that work together.
+// How the kernels reach memory: numbers by their widths, bits of floats, vectors of 16 bytes, lanes that work together.
 //
 // A kernel gets its buffers as addresses, because one launch serves any number of parts. Positions are 64 bits wide
 // everywhere. Plain C++ but for a few names of CUDA, so that a host's compiler takes it too.

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from flcore_kernels import ACCUMULATORS, STORAGE
 from flcore_kernels.cuda_kernels import (
+    THREADS,
     decode_kernel,
     finish_kernel,
     fold_kernel,
@@ -24,7 +25,7 @@ from flcore_kernels.cuda_kernels import (
 )
 
 COMPILER = shutil.which("g++")
-FLAGS = ("-std=c++20", "-O1", "-ffp-contract=off", "-fPIC", "-U_FORTIFY_SOURCE", "-w")
+FLAGS = ("-std=c++20", "-O1", "-ffp-contract=off", "-fPIC", "-U_FORTIFY_SOURCE", "-w", f"-DTHREADS={THREADS}")
 RUNTIME = Path(__file__).parent / "cuda_on_host.h"
 
 ENTRY = """

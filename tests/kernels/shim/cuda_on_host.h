@@ -1,4 +1,4 @@
-// What the CUDA sources need to run on a processor: every thread is a fiber, and a warp's collectives bring them together.
+// What the CUDA sources need to run on a processor: a thread is a fiber, and collectives bring those of a warp together.
 //
 // Threads of a block run one after the other until each waits or ends; then every collective that all lanes of its mask
 // have reached is carried out. Lanes that wait for one another in vain end the process with a message, and so does an
@@ -17,6 +17,7 @@
 
 #define __device__
 #define __global__
+#define __launch_bounds__(...)
 #define __noinline__ __attribute__((noinline))
 
 struct uint2 { unsigned x, y; };
@@ -140,8 +141,8 @@ inline void run_block() {
 }
 
 template <typename... P, size_t... I>
-void launch(void (*kernel)(P...), unsigned first_block, unsigned count, unsigned width, void **arguments, const size_t *sizes,
-            std::index_sequence<I...>) {
+void launch(void (*kernel)(P...), unsigned first_block, unsigned count, unsigned width, void **arguments,
+            const size_t *sizes, std::index_sequence<I...>) {
     size_t expected[] = {sizeof(P)...};
     for (size_t i = 0; i < sizeof...(P); i++)
         if (expected[i] != sizes[i]) {

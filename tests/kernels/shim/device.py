@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from flcore_kernels import OutOfDeviceMemory
-from flcore_kernels.device_arrays import CUDA, DeviceArray, Flags
+from flcore_kernels.cuda_device import Event
+from flcore_kernels.device_arrays import DeviceArray, Flags
 
 from tests.kernels.shim.compiled import launch, library
 
@@ -88,7 +89,7 @@ class ShimStream:
         """See `Stream`."""
         return ShimEvent(self, self._done + len(self._waiting))
 
-    def wait(self, event: ShimEvent) -> None:
+    def wait(self, event: Event) -> None:
         """See `Stream`."""
         self._ask(event.synchronize)
 
@@ -186,6 +187,3 @@ class ShimDevice:
         start = array.address - array.owner.address
         held = array.owner.bytes[start : start + array.nbytes].tobytes()
         return np.frombuffer(held, array.dtype).reshape(array.shape)
-
-
-__all__ = ["CUDA", "ShimDevice"]

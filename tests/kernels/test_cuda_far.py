@@ -1,0 +1,134 @@
+"""Positions beyond 2^31 and 2^32: real kernels, told that what they work on lies there, as far from where it is."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from flcore_kernels import cuda_kernels as names
+
+from tests.kernels.shim.compiled import COMPILER, launch, library
+
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="the kernels are compiled by g++")
+
+FAR = [2**31 - 64 * 3, 2**31, 2**32 + 128, 2**40]
+"""Elements, at multiples of 64."""
+
+SIZE = 200
+NONE = np.uint64(2**64 - 1)
+
+
+def address(array: Any, before: int = 0) -> np.uint64:
+    """Return where an array would begin if it had so many bytes before its first."""
+    return np.uint64((array.ctypes.data - before) % 2**64)
+
+
+def run(kernel: str, *arguments: Any, first_block: int = 0) -> None:
+    """Launch a block of threads; an array among the arguments stands for its address."""
+    given = [address(each) if isinstance(each, np.ndarray) else each for each in arguments]
+    launch(library(kernel), 1, names.THREADS, given, [], first_block)
+
+
+def rows(part: Any, start: int) -> tuple[Any, Any, Any, Any]:
+    """Return a table of one row of one part, as that of its scales too, and the row's count and start."""
+    table = np.array([address(part)])
+    return table, table, np.array([part.size], np.int64), np.array([start], np.int64)
+
+
+@pytest.mark.parametrize("start", FAR)
+@pytest.mark.parametrize(("accumulate", "dtype"), [("float32", np.float32), ("float64", np.float64)])
+def test_a_float_fold_far_out_lands_where_it_belongs(start: int, accumulate: str, dtype: Any) -> None:
+    part, total, bad = np.arange(SIZE, dtype=np.float32), np.ones(SIZE, dtype), np.array([NONE])
+    part[77] = np.inf
+    run(
+        *(names.fold_kernel("float32", accumulate), *rows(part, start), np.int64(1), np.int64(1), np.array([2.0])),
+        *(address(total, start * total.itemsize), np.uint64(0), bad),
+    )
+    assert total.tolist() == (1 + 2 * part.astype(dtype)).tolist()
+    assert bad[0] == start + 77
+
+
+@pytest.mark.parametrize("start", FAR)
+def test_an_exact_fold_finish_and_merge_far_out_land_where_they_belong(start: int) -> None:
+    part, blocks = np.arange(SIZE, dtype=np.float32), -(-SIZE // 64)
+    totals = [(np.zeros(128 * blocks, np.int64), np.full(blocks, -32768, np.int16)) for _ in range(2)]
+    bad = np.array([NONE])
+    for digits, levels in totals:
+        run(
+            *(names.fold_kernel("float32", "exact"), *rows(part, start), np.int64(1), np.int64(1), np.array([1.0])),
+            *(address(digits, start * 16), address(levels, start // 64 * 2), bad),
+        )
+    # Merging begins at block 0, so that the launch's blocks of threads have to be far out.
+    places = [(address(digits, start * 16), address(levels, start // 64 * 2)) for digits, levels in totals]
+    end, first_block = np.int64(start // 64 + blocks), start // 64 // 16
+    if start // 64 % 16 == 0:
+        run(names.merge_kernel("exact"), *places[0], *places[1], end, first_block=first_block)
+    else:
+        totals[0][0][:] *= 2
+    divisor = np.zeros(1, [("nearest", "f8"), ("rest", "f8"), ("limbs", "u8", 4), ("exponent", "i8")])
+    divisor[0] = (2.0, 0.0, (1, 0, 0, 0), 1)
+    out = np.zeros(SIZE, np.float32)
+    run(
+        *(names.finish_kernel("exact", "float32", False), *rows(part, start)[2:], np.int64(1), *places[0]),
+        *(np.array([address(out)]), np.array([address(out)]), divisor, bad),
+    )
+    assert out.tolist() == part.tolist()
+    assert bad[0] == NONE
+
+
+@pytest.mark.parametrize("tile", [2**31 // 4096, 2**33 // 4096 + 3])
+@pytest.mark.parametrize("dtype", ["float32", "int8[32]"])
+def test_inspect_far_out_tells_where(tile: int, dtype: str) -> None:
+    block = 32 if "[" in dtype else 0
+    part = np.ones(5000, np.int8 if block else np.float32)
+    scales = np.ones(-(-part.size // 32), np.float32)
+    (scales if block else part)[130 if block else 4200] = np.nan
+    first = tile * 4096
+    tops, bads, squares = np.zeros(2), np.full(2, NONE), np.zeros(2)
+    run(
+        *(names.inspect_kernel(dtype), address(part, first * part.itemsize), address(scales, first // 32 * 4)),
+        *(
+            np.int64(tile),
+            np.int64(tile + 2),
+            np.int64(first + part.size),
+            address(tops),
+            address(bads),
+            address(squares),
+        ),
+    )
+    assert tops.tolist() == [1.0, 1.0] and bads.tolist() == [int(NONE), first + (4160 if block else 4200)]
+    assert squares[0] == 4096.0
+
+
+@pytest.mark.parametrize("first_block", [2**21, 2**23 + 5, 2**30])
+def test_threads_far_out_convert_what_is_theirs(first_block: int) -> None:
+    values = np.linspace(-3, 3, 1024).astype(np.float32)
+    halves, back, codes, scales = (np.zeros(1024, t) for t in (np.uint16, np.float32, np.int8, np.float32))
+    first = first_block * 256 * 4
+    end = np.int64(first + 1000)
+    run(
+        names.encode_kernel("float16"),
+        address(values, 4 * first),
+        address(halves, 2 * first),
+        end,
+        first_block=first_block,
+    )
+    assert np.array_equal(halves.view(np.float16)[:1000], values.astype(np.float16)[:1000])
+    assert not halves[1000:].any()
+    first = first_block * 256 * 8
+    decode = names.decode_kernel("float16")
+    end = np.int64(first + 1000)
+    run(decode, address(halves, 2 * first), halves, address(back, 4 * first), end, first_block=first_block)
+    assert np.array_equal(back[:1000], halves.view(np.float16)[:1000].astype(np.float32))
+    first, bad = first_block * 8 * 32, np.array([NONE])
+    values[60] = np.nan
+    places = address(values, 4 * first), address(codes, first), address(scales, first // 32 * 4)
+    run(names.quantize_kernel(32), *places, np.int64(first + 250), bad, first_block=first_block)
+    assert bad[0] == first + 32 and scales[0] > 0 and codes[1] == np.rint(values[1] / scales[0])
+
+
+def test_merged_floats_far_out_are_added_once() -> None:
+    one, other = np.ones(1000, np.float32), np.full(1000, 3.0, np.float32)
+    first = 2**22 * 1024
+    places = address(one, 4 * first), address(other, 4 * first)
+    run(names.merge_kernel("float32"), *places, np.int64(first + 1000), np.int32(-1), first_block=2**22)
+    assert one.tolist() == [2.5] * 1000

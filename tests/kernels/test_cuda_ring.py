@@ -1,0 +1,231 @@
+"""The host's side of the CUDA backend, on a played device: pieces, streams, memory, arrays that are there already."""
+
+import io
+import threading
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from flcore_kernels import Backend, BufferMismatch, NotFinite, OutOfDeviceMemory, Quantized, SpoiledTotal, backend
+from flcore_kernels.cuda import CudaBackend
+from flcore_kernels.cuda_ring import SLOTS, Slot
+
+from tests.kernels.cases import draw, finished, folded, mean, state_of
+from tests.kernels.exporters import Exporter, Interfaced
+from tests.kernels.shim.compiled import COMPILER
+from tests.kernels.shim.device import ShimDevice, ShimStream
+
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="the device is played by code that g++ compiles")
+
+CPU = backend("cpu")
+PIECE = 64 << 10
+SIZE = 100_003
+WEIGHTS = [1.0, 0.1, 3.0, 2.5]
+
+
+@pytest.fixture
+def played() -> ShimDevice:
+    return ShimDevice()
+
+
+@pytest.fixture
+def cuda(played: ShimDevice) -> CudaBackend:
+    return CudaBackend(played, 2, PIECE)
+
+
+def parts_of(size: int = SIZE, count: int = 4) -> list[npt.NDArray[Any]]:
+    return [draw(np.random.default_rng(seed), "float32", size).part for seed in range(count)]
+
+
+@pytest.mark.parametrize("accumulate", ["exact", "float64", "float32"])
+def test_what_goes_there_in_pieces_gives_the_bits_of_the_cpu(
+    cuda: CudaBackend, played: ShimDevice, accumulate: str
+) -> None:
+    parts = parts_of()
+    found = mean(cuda, parts, WEIGHTS, "float32", accumulate, "float32", SIZE)
+    assert len(played.launched) > 2 * SLOTS, "the ring was to take several turns"
+    assert found.tobytes() == mean(CPU, parts, WEIGHTS, "float32", accumulate, "float32", SIZE).tobytes()
+    ours, theirs = (folded(each, parts, WEIGHTS, "float32", accumulate, SIZE) for each in (cuda, CPU))
+    assert state_of(cuda, ours) == state_of(CPU, theirs)
+
+
+@pytest.mark.parametrize("accumulate", ["exact", "float32"])
+def test_a_total_goes_on_where_it_was_on_the_other_device(cuda: CudaBackend, accumulate: str) -> None:
+    parts = parts_of()
+
+    def moved(one: Backend, other: Backend) -> bytes:
+        file = io.BytesIO(state_of(one, folded(one, parts[:2], WEIGHTS[:2], "float32", accumulate, SIZE)))
+        total = other.restore(file)
+        other.fold(total, parts[2:], WEIGHTS[2:], "float32")
+        return state_of(other, total)
+
+    assert moved(cuda, CPU) == moved(CPU, cuda) == moved(CPU, CPU)
+
+
+def test_the_devices_memory_does_not_grow_with_what_goes_there(played: ShimDevice, cuda: CudaBackend) -> None:
+    mean(cuda, parts_of(8 * SIZE), WEIGHTS, "float32", "exact", "float32", 8 * SIZE)
+    assert 8 * SIZE * 20 > 10 * SLOTS * 2 * PIECE > 10 * played.peak
+    cuda.fold(cuda.total(SIZE, "exact"), parts_of(), WEIGHTS, "float32")
+    assert played.peak <= SLOTS * 2 * PIECE + 16.04 * SIZE + 4096
+
+
+def test_one_launch_serves_a_chunk_whatever_the_number_of_clients(played: ShimDevice, cuda: CudaBackend) -> None:
+    parts = parts_of(5000, 40)
+    resident = [played.resident(part) for part in parts]
+    total = cuda.total(5000, "exact")
+    played.launched.clear()
+    cuda.fold(total, anything(resident), [1.0] * 40, "float32")
+    assert played.launched == [("fold_exact<float32>", 2)]
+    assert state_of(cuda, total) == state_of(CPU, folded(CPU, parts, [1.0] * 40, "float32", "exact", 5000))
+
+
+def test_two_streams_are_all_there_are(played: ShimDevice, cuda: CudaBackend) -> None:
+    mean(cuda, parts_of(), WEIGHTS, "float32", "exact", "float32", SIZE)
+    assert played.streams == 2
+
+
+def anything(thing: Any) -> Any:
+    """Return something as what a verb takes, whatever its type."""
+    return thing
+
+
+def no_wait(*_: Any) -> None:
+    """Where somebody should have waited."""
+
+
+@pytest.mark.parametrize("forgotten", ["a kernel for its piece", "a slot for its work"])
+def test_a_wait_that_is_forgotten_shows(
+    cuda: CudaBackend, played: ShimDevice, monkeypatch: pytest.MonkeyPatch, forgotten: str
+) -> None:
+    parts = parts_of()
+    expected = mean(CPU, parts, WEIGHTS, "float32", "float32", "float32", SIZE)
+    settle = Slot.settle
+
+    def hasty(slot: Slot) -> None:
+        slot.done = None
+        settle(slot)
+
+    if forgotten == "a kernel for its piece":
+        monkeypatch.setattr(ShimStream, "wait", no_wait)
+    else:
+        monkeypatch.setattr(Slot, "settle", hasty)
+    found = mean(cuda, parts, WEIGHTS, "float32", "float32", "float32", SIZE)
+    assert found.tobytes() != expected.tobytes()
+
+
+def test_parts_on_the_device_and_parts_in_memory_may_be_mixed(cuda: CudaBackend, played: ShimDevice) -> None:
+    parts = parts_of()
+    mixed = [played.resident(part) if k % 2 else part for k, part in enumerate(parts)]
+    out = played.resident(np.zeros(SIZE, np.float32))
+    cuda.mean(anything(mixed), WEIGHTS, anything(out), "float32", base=parts[3])
+    expected = np.empty(SIZE, np.float32)
+    CPU.mean(parts, WEIGHTS, expected, "float32", base=parts[3])
+    assert played.told(out).tobytes() == expected.tobytes()
+    sizes = [700, 0, 33_000]
+    tensors = [[part[: sizes[0]], part[:0], part[-sizes[2] :]] for part in parts]
+    there = [[played.resident(t[0]), t[1], t[2]] for t in tensors]
+    end = 768 + 33_000
+    found = folded(cuda, there, WEIGHTS, "float32", "exact", end)
+    assert state_of(cuda, found) == state_of(CPU, folded(CPU, tensors, WEIGHTS, "float32", "exact", end))
+
+
+def test_codes_may_be_there_and_scales_here(cuda: CudaBackend, played: ShimDevice) -> None:
+    part = draw(np.random.default_rng(1), "int8[64]", 5000).part
+    there = Quantized(anything(played.resident(part.codes)), part.scales)
+    found = folded(cuda, [there], [2.0], "int8[64]", "exact", 5000)
+    assert state_of(cuda, found) == state_of(CPU, folded(CPU, [part], [2.0], "int8[64]", "exact", 5000))
+
+
+def test_arrays_of_libraries_are_read_in_their_order(cuda: CudaBackend, played: ShimDevice) -> None:
+    part = parts_of(1000, 1)[0]
+    exporter, named = Exporter(played.resident(part)), Interfaced(played.resident(part), stream=9)
+    total = cuda.total(1000, "exact")
+    cuda.fold(total, [anything(exporter), [anything(named)]], [1.0, 2.0], "float32")
+    assert exporter.streams == [cuda._ring.work.pointer] and played.followed == [9]
+    out = Exporter(played.resident(np.zeros(1000, np.float32)))
+    cuda.finish(total, anything(out), "float32")
+    expected = finished(CPU, folded(CPU, [part], [3.0], "float32", "exact", 1000), "float32")
+    assert played.told(out.array).tobytes() == expected.tobytes()
+
+
+def test_arrays_that_cannot_be_what_they_are_folded_as_are_refused(cuda: CudaBackend, played: ShimDevice) -> None:
+    half = played.resident(np.zeros(10, np.uint16))
+    for thing, dtype, words in (
+        (Exporter(half, code=4, bits=16), "float16", "part 0: expected float16, got an array of bfloat16 on a device"),
+        (Exporter(half, code=4, bits=16), "uint16", "part 0: expected uint16, got an array of bfloat16"),
+        (Exporter(half, device=2), "uint16", r"it is on device 2, and this backend works on device 0: .*'cuda:2'"),
+        (Exporter(half, strides=(2,)), "uint16", r"got strided uint16 .*on a device"),
+        (Exporter(half), "float32", "expected a contiguous buffer of 10 float32, got contiguous uint16"),
+    ):
+        with pytest.raises(BufferMismatch, match=words):
+            cuda.fold(cuda.total(10, "exact"), [anything(thing)], [1.0], dtype)
+    there = played.resident(np.zeros(10, np.float32))
+    with pytest.raises(BufferMismatch, match="read-only"):
+        cuda.decode(np.zeros(10, np.int8), anything(Interfaced(there, is_read_only=True)), "int8")
+    with pytest.raises(BufferMismatch, match=r"got contiguous float32 of shape .* on a device"):
+        CPU.fold(CPU.total(10, "exact"), [anything(there)], [1.0], "float32")
+
+
+def test_memory_that_is_not_there_is_a_typed_error_and_nothing_is_lost() -> None:
+    device = ShimDevice(budget=2 << 20)
+    cuda = CudaBackend(device, 1, PIECE)
+    with pytest.raises(OutOfDeviceMemory) as caught:
+        cuda.total(1 << 20, "exact")
+    assert caught.value.needed_bytes == 16 << 20
+    parts = parts_of(50_000)
+    total = folded(cuda, parts, WEIGHTS, "float32", "exact", 50_000)
+    before = state_of(cuda, total)
+    small = CudaBackend(ShimDevice(budget=900_000), 1, PIECE)
+    held = small.total(50_000, "exact")
+    with pytest.raises(OutOfDeviceMemory):
+        small.fold(held, parts, WEIGHTS, "float32")
+    with pytest.raises(SpoiledTotal):
+        small.finish(held, np.empty(50_000, np.float32), "float32")
+    assert state_of(cuda, total) == before
+
+
+def test_an_error_leaves_the_ring_as_it_was(cuda: CudaBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = parts_of()
+    expected = mean(CPU, parts, WEIGHTS, "float32", "exact", "float32", SIZE)
+    launch, calls = ShimStream.launch, []
+
+    def interrupted(*given: Any) -> None:
+        calls.append(given)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        launch(*given)
+
+    monkeypatch.setattr(ShimStream, "launch", interrupted)
+    out = np.full(SIZE, -1.0, np.float32)
+    with pytest.raises(KeyboardInterrupt):
+        cuda.mean(parts, WEIGHTS, out, "float32")
+    monkeypatch.undo()
+    bad = [*parts[:3], parts[3].copy()]
+    bad[3][SIZE - 1] = np.nan
+    with pytest.raises(NotFinite, match=f"part 3: element {SIZE - 1} is nan"):
+        mean(cuda, bad, WEIGHTS, "float32", "exact", "float32", SIZE)
+    assert mean(cuda, parts, WEIGHTS, "float32", "exact", "float32", SIZE).tobytes() == expected.tobytes()
+
+
+def test_several_threads_may_call_at_once(cuda: CudaBackend) -> None:
+    parts, results = parts_of(20_000), {}
+    expected = state_of(CPU, folded(CPU, parts, WEIGHTS, "float32", "exact", 20_000))
+
+    def work(number: int) -> None:
+        results[number] = state_of(cuda, folded(cuda, parts, WEIGHTS, "float32", "exact", 20_000))
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [results[number] == expected for number in range(4)] == [True] * 4
+
+
+def test_memory_is_given_back_with_the_total(played: ShimDevice, cuda: CudaBackend) -> None:
+    before = played.used
+    total = cuda.total(SIZE, "exact")
+    assert played.used - before >= total.nbytes == 16 * 1563 * 64 + 2 * 1563
+    del total
+    assert played.used == before
