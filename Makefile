@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+CUDA := 13
 ADAPTERS := torch flower flower-oldest nvflare nvflare-oldest appfl
 
-.PHONY: help install demo check fix test test-adapters test-gpu test-large test-torch stress bench bench-peers proto check-peers clean
+.PHONY: help install demo check fix test test-adapters test-gpu test-large test-torch stress bench bench-gpu bench-peers proto check-peers clean
 
 help:  ## Show the verbs.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -34,7 +35,7 @@ test-adapters: $(ADAPTERS:%=.peers/%/.ready)  ## Test adapters and arrays with t
 	.peers/nvflare-oldest/bin/python -m pytest tests/flcore/adapters/test_nvflare.py tests/flcore/adapters/test_nvflare_run.py
 	.peers/appfl/bin/python -m pytest tests/flcore/adapters/test_other_frameworks.py
 
-test-gpu: $(VENV)/.dev  ## Run the tests that need a CUDA device.
+test-gpu: $(VENV)/.cuda$(CUDA)  ## Run the kernels' whole suite on a CUDA device (CUDA=12: with a driver of CUDA 12).
 	$(BIN)/pytest -m gpu
 
 test-large: $(VENV)/.dev  ## Run the test that needs 11 GB of memory.
@@ -52,6 +53,9 @@ bench: $(VENV)/.dev  ## Measure kernels, transport, rounds and memory on this ma
 	$(BIN)/flcore bench round
 	$(BIN)/flcore bench memory
 	$(BIN)/pytest bench --benchmark-enable --benchmark-only
+
+bench-gpu: $(VENV)/.cuda$(CUDA)  ## Measure the kernels on a CUDA device, beside how fast it copies.
+	$(BIN)/flcore bench kernels --backend cuda --scale full
 
 bench-peers: $(VENV)/.dev .peers/torch/.ready .peers/nvflare/.ready .peers/flower/.ready  ## Measure flcore beside others.
 	$(BIN)/flcore bench peers --scale full
@@ -78,6 +82,10 @@ $(VENV)/.demo: $(VENV)/.base pyproject.toml
 
 $(VENV)/.dev: $(VENV)/.base pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.cuda$(CUDA): $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --editable '.[cuda$(CUDA)]'
 	@touch $@
 
 $(VENV)/.torch: $(VENV)/.dev

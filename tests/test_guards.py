@@ -42,6 +42,7 @@ THEIRS = {
         "llvmlite": "limit_loops.py",
         "grpc": "bare_*.py",
         "matplotlib": "plot.py",
+        "cupy": "cuda_card.py",
         "torch": "peers/*.py",
         "nvflare": "peers/*flare*.py",
         "flwr": "peers/flower*.py",

@@ -8,6 +8,7 @@ from flcore_bench.contests import peer_rows
 from flcore_bench.kernels import kernel_rows
 from flcore_bench.machine import available_cores, describe_machine
 from flcore_bench.memory import memory_rows
+from flcore_bench.on_device import cuda_rows
 from flcore_bench.plot import plot
 from flcore_bench.report import Report
 from flcore_bench.round import round_rows
@@ -25,15 +26,18 @@ def run(
     json_file: Path | None = None,
     plot_file: Path | None = None,
     pythons: Mapping[str, Path] | None = None,
+    backend: str = "cpu",
 ) -> Report:
     """Measure `what`, as `flcore bench` knows it, print a table, and write the files that are asked for.
 
-    `pythons` has the interpreters of the peers' environments. Raises `LimitBeaten`, after all is printed and written.
+    `pythons` has the interpreters of the peers' environments; `backend` is whose kernels are measured.
+    Raises `LimitBeaten`, after all is printed and written.
     """
     setup = Setup.of(scale, threads or available_cores())
-    rows, absent = _rows(what, setup, pythons or {})
+    named = what if backend == "cpu" else f"{what} --backend {backend}"
+    rows, absent = _rows(named, setup, pythons or {})
     report = Report(
-        command=f"flcore bench {what} --scale {scale} --threads {setup.threads}",
+        command=f"flcore bench {named} --scale {scale} --threads {setup.threads}",
         date=datetime.now(UTC).date().isoformat(),
         scale=scale,
         rounds=setup.rounds if what in ("kernels", "peers") else len(rows[0].seconds),
@@ -54,5 +58,11 @@ def run(
 def _rows(what: str, setup: Setup, pythons: Mapping[str, Path]) -> tuple[list[Row], list[str]]:
     if what in (contests := {"peers": peer_rows, "round-peers": round_peer_rows}):
         return contests[what](setup.scale, setup.threads, pythons)
-    sections = {"kernels": kernel_rows, "transport": transport_rows, "round": round_rows, "memory": memory_rows}
+    sections = {
+        "kernels": kernel_rows,
+        "kernels --backend cuda": cuda_rows,
+        "transport": transport_rows,
+        "round": round_rows,
+        "memory": memory_rows,
+    }
     return sections[what](setup.scale, setup.threads), []

@@ -14,6 +14,13 @@ class Scale(StrEnum):
     FULL = "full"
 
 
+class Device(StrEnum):
+    """Whose kernels are measured."""
+
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
 class What(StrEnum):
     """What is measured."""
 
@@ -39,6 +46,9 @@ def bench(
         Scale,
         typer.Option(help="small: a minute or two and 1 GB of memory. full: many minutes, 16 GB, and 50 GB of disk."),
     ] = Scale.SMALL,
+    backend: Annotated[
+        Device, typer.Option(help="Whose kernels are measured (kernels only): cuda needs a device, and flcore[cuda13].")
+    ] = Device.CPU,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of flcore, PyTorch and the limit (default: the cores available).")
     ] = None,
@@ -61,9 +71,17 @@ def bench(
     """
     import flcore_bench
 
+    if backend != Device.CPU and what != What.KERNELS:
+        raise typer.BadParameter(f"only kernels are measured on a device, not {what}", param_hint="--backend")
     pythons = _pythons(python or [], set(flcore_bench.PEERS))
     flcore_bench.run(
-        what.value, scale.value, threads=threads, json_file=json_file, plot_file=plot_file, pythons=pythons
+        what.value,
+        scale.value,
+        threads=threads,
+        json_file=json_file,
+        plot_file=plot_file,
+        pythons=pythons,
+        backend=backend.value,
     )
 
 

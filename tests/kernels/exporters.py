@@ -22,13 +22,13 @@ class Exporter:
         self.shape, self.strides = told.get("shape", array.shape), told.get("strides")
         self.dtype = np.dtype(told.get("dtype", array.dtype))
         self.code, self.bits = told.get("code", CODES[self.dtype.kind]), told.get("bits", 8 * self.dtype.itemsize)
-        self.kind, self.device = told.get("kind", CUDA), told.get("device", array.device)
+        self.kind, self.number = told.get("kind", CUDA), told.get("device", array.device)
         self.offset = told.get("offset", 0)
         self.streams: list[Any] = []
         self._kept: list[Any] = []
 
     def __dlpack_device__(self) -> tuple[int, int]:
-        return self.kind, self.device
+        return self.kind, self.number
 
     def __dlpack__(self, *, stream: Any = None, **more: Any) -> Any:
         if more and not self.is_versioned:
@@ -36,7 +36,7 @@ class Exporter:
         self.streams.append(stream)
         rank = len(self.shape)
         tensor = _Tensor(
-            *(self.array.address - self.offset, self.kind, self.device, rank, self.code, self.bits, 1),
+            *(self.array.address - self.offset, self.kind, self.number, rank, self.code, self.bits, 1),
             (ctypes.c_int64 * max(1, rank))(*self.shape),
             None if self.strides is None else (ctypes.c_int64 * max(1, rank))(*self.strides),
             self.offset,

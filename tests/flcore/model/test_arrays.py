@@ -199,6 +199,17 @@ class TestTorch:
         assert torch.equal(found["p"], torch.ones(2)) and not found["p"].requires_grad
         assert flcore.aggregate([({"b": torch.tensor([True])}, 1)])["b"].dtype is torch.bool
 
+    def test_what_is_done_with_arrays_on_a_device_is_done_with_any(self) -> None:
+        import torch
+
+        kind, half = arrays.KINDS["torch"], torch.arange(6).reshape(2, 3).to(torch.bfloat16)
+        flat = kind.flat(half.T.requires_grad_())
+        assert flat.is_contiguous() and not flat.requires_grad and torch.equal(flat, half.T)
+        assert kind.flat(half).data_ptr() == half.data_ptr(), "what has no strides is not copied"
+        assert kind.empty is not None
+        room = kind.empty(half)
+        assert (room.shape, room.dtype, room.device, room.requires_grad) == (half.shape, half.dtype, half.device, False)
+
     @pytest.mark.parametrize(
         ("make", "words"),
         [
