@@ -28,10 +28,10 @@ def admit(total: Total, parts: Sequence[Part], weights_: Sequence[float]) -> tup
     return values, taken
 
 
-def admit_total(total: Total, other: Total) -> None:
+def admit_total(total: Total, other: Total, kind: type = np.ndarray) -> None:
     """Count another total's terms in, or raise `BufferMismatch`, `SpoiledTotal` or `TooManyTerms`."""
-    total.require_usable()
-    other.require_usable()
+    total.require_usable(kind)
+    other.require_usable(kind)
     if total is other or (total.accumulate, total.elements) != (other.accumulate, other.elements):
         raise BufferMismatch(
             f"two totals of a kind can be merged, not {total.elements} {total.accumulate} "

@@ -23,7 +23,7 @@ from flcore_kernels.cuda_ring import PIECE_BYTES, Ring
 from flcore_kernels.device_arrays import device_of, on_device
 from flcore_kernels.diagnosis import diagnosis
 from flcore_kernels.dtypes import lookup
-from flcore_kernels.errors import KernelError, Overflow
+from flcore_kernels.errors import BufferMismatch, KernelError, Overflow
 from flcore_kernels.inspection import Inspection
 from flcore_kernels.rows import require_writable, sizes_of
 from flcore_kernels.threads import Pool
@@ -49,7 +49,7 @@ class CudaBackend:
     def fold(self, total: Total, parts: Sequence[Part], weights_: Sequence[float], dtype: str) -> None:
         """Add Σ weightᵢ · partᵢ to `total` (see `Backend.fold`)."""
         with self._lock:
-            total.require_usable()
+            self._require_ours(total)
             row, parts = lookup(dtype), self._all_here(parts)
             sizes = sizes_of(parts[0]) if parts else []
             require_within(sizes, total)
@@ -74,7 +74,9 @@ class CudaBackend:
     def merge(self, total: Total, other: Total) -> None:
         """Add `other` to `total` (see `Backend.merge`)."""
         with self._lock:
-            admit_total(total, other)
+            self._require_ours(total)
+            self._require_ours(other)
+            admit_total(total, other, OwnArray)
             total.is_spoiled = True  # unless all of it gets in
             blocks, elements = np.int64(total.levels.size), np.int64(total.elements)
             kernel = cuda_kernels.merge_kernel(total.accumulate)
@@ -91,7 +93,7 @@ class CudaBackend:
     def finish(self, total: Total, out: Part, dtype: str, base: Part | None = None) -> None:
         """Write the mean, or base plus mean, to `out` (see `Backend.finish`)."""
         with self._lock:
-            total.require_usable()
+            self._require_ours(total)
             out, base = self._here(out), None if base is None else self._here(base)
             sizes = sizes_of(out)
             require_within(sizes, total)
@@ -189,12 +191,19 @@ class CudaBackend:
     def save(self, total: Total, file: BinaryIO) -> None:
         """Write a total's state (see `Backend.save`)."""
         with self._lock:
+            self._require_ours(total)
             totals.save(total, file, pieces_of(total, self._ring))
 
     def restore(self, file: BinaryIO) -> Total:
         """Return a saved total (see `Backend.restore`)."""
         with self._lock:
             return totals.restore(file, self._zeros, lambda total: places_of(total, self._ring))
+
+    def _require_ours(self, total: Total) -> None:
+        """Raise `SpoiledTotal`, or `BufferMismatch` for a total that is not in this device's memory."""
+        total.require_usable(OwnArray)
+        if total.values.device != self._ring.device.number:
+            raise BufferMismatch(f"this total is on device {total.values.device}, not {self._ring.device.number}")
 
     def _zeros(self, count: int, dtype: Any) -> OwnArray:
         return OwnArray.zeros(self._ring, count, np.dtype(dtype))

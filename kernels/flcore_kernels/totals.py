@@ -96,8 +96,12 @@ class Total:
         """Bytes of memory."""
         return int(self.values.nbytes + self.levels.nbytes)
 
-    def require_usable(self) -> None:
-        """Raise `SpoiledTotal` if an error left it half changed."""
+    def require_usable(self, kind: type = np.ndarray) -> None:
+        """Raise `SpoiledTotal` if an error left it half changed, `BufferMismatch` if its arrays are not of a kind."""
+        if not isinstance(self.values, kind):
+            raise BufferMismatch(
+                "another backend made this total, and has it elsewhere: save it there, restore it here"
+            )
         if self.is_spoiled:
             raise SpoiledTotal("an earlier error left this total half changed; begin with a new one")
 
@@ -116,7 +120,7 @@ def save(total: Total, file: BinaryIO, pieces: Iterable[npt.NDArray[np.uint8]] |
 
     `pieces` are the bytes of its arrays, in order, of a total that is not in the processor's memory.
     """
-    total.require_usable()
+    total.require_usable(np.ndarray if pieces is None else object)
     header = json.dumps(
         {
             "elements": total.elements,

@@ -2,6 +2,8 @@
 
 import io
 import threading
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -221,6 +223,22 @@ def test_several_threads_may_call_at_once(cuda: CudaBackend) -> None:
     for thread in threads:
         thread.join()
     assert [results[number] == expected for number in range(4)] == [True] * 4
+
+
+def test_a_total_of_another_backend_is_refused_by_every_verb(cuda: CudaBackend) -> None:
+    part, out = np.ones(100, np.float32), np.empty(100, np.float32)
+    for one, other in ((cuda, CPU), (CPU, cuda)):
+        total = folded(other, [part], [1.0], "float32", "exact", 100)
+        verbs: list[Callable[[], Any]] = [
+            partial(one.fold, total, [part], [1.0], "float32"),
+            partial(one.finish, total, out, "float32"),
+            partial(one.merge, one.total(100, "exact"), total),
+            partial(one.merge, total, one.total(100, "exact")),
+            partial(one.save, total, io.BytesIO()),
+        ]
+        for verb in verbs:
+            with pytest.raises(BufferMismatch, match="another backend made this total"):
+                verb()
 
 
 def test_memory_is_given_back_with_the_total(played: ShimDevice, cuda: CudaBackend) -> None:
