@@ -82,6 +82,20 @@ def test_one_launch_serves_a_chunk_whatever_the_number_of_clients(played: ShimDe
     assert state_of(cuda, total) == state_of(CPU, folded(CPU, parts, [1.0] * 40, "float32", "exact", 5000))
 
 
+@pytest.mark.parametrize(("multiprocessors", "threads"), [(1, 256), (3, 512), (200, 2048)])
+@pytest.mark.parametrize("size", [1, 4095, 4097, 70_001])
+def test_launches_are_as_wide_as_the_device_and_the_work_are(multiprocessors: int, threads: int, size: int) -> None:
+    device = ShimDevice(multiprocessors=multiprocessors, threads=threads)
+    cuda, parts = CudaBackend(device, 1, 4 << 20), parts_of(size)
+    for accumulate in ("exact", "float32"):
+        found = mean(cuda, parts, WEIGHTS, "float32", accumulate, "float32", size)
+        assert found.tobytes() == mean(CPU, parts, WEIGHTS, "float32", accumulate, "float32", size).tobytes()
+    assert cuda.inspect(parts[0], "float32").squares == CPU.inspect(parts[0], "float32").squares
+    rows = -(-size // 4096)
+    widest = max(blocks for _, blocks in device.launched)
+    assert widest == min(rows, multiprocessors * threads // 256), "one block a row, or as many as run at once"
+
+
 def test_two_streams_are_all_there_are(played: ShimDevice, cuda: CudaBackend) -> None:
     mean(cuda, parts_of(), WEIGHTS, "float32", "exact", "float32", SIZE)
     assert played.streams == 2
