@@ -47,8 +47,8 @@ def aggregate(
     >= 0, and not all zero.
 
     `backend`: "cpu", "cuda", "cuda:1", or "auto" for where the first tensor of the first update is. What is on a device
-    that cannot be used (no CuPy, no memory left there) is copied to the CPU, after one warning; where the device was
-    named, that is an error instead. With "cuda", arrays in memory go to the device in pieces.
+    that cannot be used (no CuPy, no room for the total and the result) is copied to the CPU, after one warning; where
+    the device was named, that is an error instead. With "cuda", arrays in memory go to the device in pieces.
 
     `accumulate`: "exact" (the result does not depend on the order of the updates, on groups or on threads; its error is
     half a unit of the last place and about 2^-48 of the largest magnitude among 64 neighbours), "float64" or "float32"

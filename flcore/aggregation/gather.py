@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from flcore_kernels import (
     Backend,
+    BufferMismatch,
     DeviceArray,
     NotFinite,
     Overflow,
@@ -134,5 +135,5 @@ def blamed(segment: SegmentSpec, clients: list[str], first: int = 0) -> Iterator
         raise OutOfBounds(f"element {element}: {error}", client=clients[error.part], tensor=tensor.name) from None
     except WeightRange as error:
         raise WeightError(str(error)) from None
-    except TooManyTerms as error:
+    except (TooManyTerms, BufferMismatch) as error:  # the latter where updates are on several devices
         raise AggregationError(str(error)) from None

@@ -35,13 +35,13 @@ class Kind:
     """A library's arrays: `read` returns a view of one's values, a copy if it is on a device; `alike` what gives such
     an array, of the same library on the same device, for values.
 
-    `flat` returns one that is on a device as one that exports itself and has no strides; `empty` makes a new one like
-    it, there, for results to be written to (None: results come from the host's memory).
+    `describe` tells what one is that is on a device, made contiguous there if need be; `empty` makes a new one like it,
+    there, for results to be written to (None: results come from the host's memory).
     """
 
     read: Callable[[Any], Values]
     alike: Callable[[Any], Give]
-    flat: Callable[[Any], Any]
+    describe: Callable[[Any], DeviceArray]
     empty: Callable[[Any], Any] | None = None
 
 
@@ -62,9 +62,15 @@ def in_place(thing: Any, name: str) -> Values | DeviceArray:
     if device_of(thing) is None:
         return as_array(thing, name)
     try:
-        return described(_kind_of(thing).flat(thing))
+        found = _kind_of(thing).describe(thing)
     except (AttributeError, BufferMismatch, RuntimeError, TypeError, ValueError) as error:
         raise _no_array(thing, name, error) from None
+    if not found.flags.c_contiguous:
+        raise SpecError(
+            f"tensor {name!r}: it has strides, and {type(thing).__name__} is of no library that we know to "
+            "ask for one without"
+        )
+    return found
 
 
 def empty_alike(thing: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
@@ -186,6 +192,13 @@ def _torch_alike(tensor: Any) -> Give:
     return give
 
 
+def _describe_torch(tensor: Any) -> DeviceArray:
+    import torch
+
+    with torch.cuda.device(tensor.device):
+        return described(_flat_torch(tensor))
+
+
 def _flat_torch(tensor: Any) -> Any:
     return tensor.detach().resolve_conj().resolve_neg().contiguous()
 
@@ -221,11 +234,11 @@ def _cupy_alike(array: Any) -> Give:
     return give
 
 
-def _flat_cupy(array: Any) -> Any:
+def _describe_cupy(array: Any) -> DeviceArray:
     import cupy
 
     with array.device:
-        return cupy.ascontiguousarray(array)
+        return described(cupy.ascontiguousarray(array))
 
 
 def _empty_cupy(array: Any) -> Any:
@@ -236,6 +249,8 @@ def _empty_cupy(array: Any) -> Any:
 
 
 def _read_anything(thing: Any) -> Values:
+    if device_of(thing) is not None:
+        return _read_from_device(thing)
     try:
         return np.asarray(memoryview(thing))
     except TypeError:
@@ -246,13 +261,22 @@ def _read_anything(thing: Any) -> Values:
     return np.from_dlpack(thing)
 
 
-ANYTHING = Kind(_read_anything, lambda _: _same, _same)
+def _read_from_device(thing: Any) -> Values:
+    """Return a copy of what is on a CUDA device, of a library that we do not know; CuPy brings it."""
+    try:
+        import cupy
+    except ImportError:
+        raise BufferError("it is on a device, from which only CuPy could bring it; that is not installed") from None
+    return np.asarray(cupy.asnumpy(cupy.from_dlpack(thing) if hasattr(thing, "__dlpack__") else cupy.asarray(thing)))
+
+
+ANYTHING = Kind(_read_anything, lambda _: _same, described)
 """What has a buffer, or DLPack or `__cuda_array_interface__`; results are NumPy's."""
 
 KINDS: dict[str, Kind] = {
-    "torch": Kind(_read_torch, _torch_alike, _flat_torch, _empty_torch),
-    "jaxlib": Kind(np.asarray, _jax_alike, _same),
-    "cupy": Kind(_read_cupy, _cupy_alike, _flat_cupy, _empty_cupy),
+    "torch": Kind(_read_torch, _torch_alike, _describe_torch, _empty_torch),
+    "jaxlib": Kind(np.asarray, _jax_alike, described),
+    "cupy": Kind(_read_cupy, _cupy_alike, _describe_cupy, _empty_cupy),
 }
 """By the package in which the class of an array, or one of its bases, is defined."""
 

@@ -8,12 +8,9 @@ processes may compile the same kernel at once.
 
 import gc
 import hashlib
-import os
 import platform
-import stat
 import sys
 import threading
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -26,6 +23,7 @@ import numba
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
 
 from flcore_kernels.cpu_part import OPTIONS, njit
+from flcore_kernels.kept import directory_of
 
 _COMPILING = threading.RLock()
 _NOTICE = "flcore: compiling kernels for this processor; this happens once (`flcore warm` does it ahead)"
@@ -33,37 +31,8 @@ _NOTICE = "flcore: compiling kernels for this processor; this happens once (`flc
 
 @cache
 def cache_directory() -> Path | None:
-    """Return where compiled code is kept, made if need be; None where no directory is the user's alone.
-
-    `FLCORE_CACHE_DIR` names another place than `~/.cache/flcore` (or `$XDG_CACHE_HOME/flcore`).
-    """
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    root = Path(os.environ.get("FLCORE_CACHE_DIR") or Path(home) / "flcore")
-    directory = root / f"kernels-{_digest()}"
-    try:
-        root.parent.mkdir(parents=True, exist_ok=True)
-        for place in (root, directory):
-            place.mkdir(mode=0o700, exist_ok=True)
-        safe = all(_is_ours(place) for place in (root, directory))
-    except OSError as error:
-        warnings.warn(f"flcore: compiled kernels are not kept: {error}", RuntimeWarning, stacklevel=2)
-        return None
-    if not safe:
-        warnings.warn(
-            f"flcore: compiled kernels are not kept, because others can write to {root} (chmod go-w mends that, "
-            "FLCORE_CACHE_DIR names another place)",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        return None
-    return directory
-
-
-def _is_ours(place: Path) -> bool:
-    if not hasattr(os, "getuid"):
-        return True
-    found = place.stat()
-    return found.st_uid == os.getuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    """Return where compiled code is kept, made if need be; None where no directory is the user's alone."""
+    return directory_of(f"kernels-{_digest()}")
 
 
 def _digest() -> str:

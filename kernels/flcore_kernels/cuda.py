@@ -5,7 +5,6 @@ asked of it before; what is in the host's memory goes there in pieces (see `cuda
 done.
 """
 
-import threading
 from collections.abc import Sequence
 from typing import Any, BinaryIO
 
@@ -19,7 +18,7 @@ from flcore_kernels.cuda_device import Device, Stream
 from flcore_kernels.cuda_memory import OwnArray, fetched, launch_blocks, pieces_of, places_of
 from flcore_kernels.cuda_observe import decode_part, encode_part, inspect_part
 from flcore_kernels.cuda_pieces import NONE, Answers, Column, Span, columns_of, cut_rows, no_bad, work
-from flcore_kernels.cuda_ring import PIECE_BYTES, Ring
+from flcore_kernels.cuda_ring import PIECE_BYTES, Numbers, Ring
 from flcore_kernels.device_arrays import device_of, on_device
 from flcore_kernels.diagnosis import diagnosis
 from flcore_kernels.dtypes import lookup
@@ -39,7 +38,7 @@ class CudaBackend:
 
     def __init__(self, device: Device, threads: int | None = None, piece_bytes: int = PIECE_BYTES) -> None:
         self._ring = Ring(device, Pool(threads), piece_bytes)
-        self._lock = threading.RLock()
+        self._lock = self._ring.lock
 
     def total(self, elements: int, accumulate: str) -> Total:
         """Return an empty total (see `Backend.total`)."""
@@ -50,7 +49,7 @@ class CudaBackend:
         """Add Σ weightᵢ · partᵢ to `total` (see `Backend.fold`)."""
         with self._lock:
             self._require_ours(total)
-            row, parts = lookup(dtype), self._all_here(parts)
+            parts = self._all_here(parts)
             sizes = sizes_of(parts[0]) if parts else []
             require_within(sizes, total)
             columns = self._columns(parts, dtype, sizes)
@@ -58,15 +57,11 @@ class CudaBackend:
             kernel = cuda_kernels.fold_kernel(dtype, total.accumulate)
 
             def launch(span: Span, stream: Stream) -> None:
-                codes, scales = span.tables if row.block else span.tables * 2
-                self._launch(
-                    *(stream, kernel, int(span.rows), codes, scales, span.counts, span.starts, span.rows),
-                    *(np.int64(len(parts)), span.constants[0], *_state(total), span.answers[0]),
-                )
+                self._launch(stream, kernel, span.count, span.rows, *_state(total), span.answers[0])
 
             total.is_spoiled = True  # unless all of it gets in
             rows = cut_rows(sizes, _flat(columns), self._ring)
-            bad = _first(work(self._ring, rows, columns, [], launch, no_bad, [taken])) if parts else -1
+            bad = _first(work(self._ring, rows, launch, parts=columns, weights=taken, initial=no_bad))
             if bad >= 0:
                 raise self._diagnosis(parts, values, dtype, bad, f"the {total.accumulate} total")
             total.is_spoiled = False
@@ -102,15 +97,17 @@ class CudaBackend:
             divisor = _divisor(total)
 
             def launch(span: Span, stream: Stream) -> None:
-                based, target = span.tables if bases else span.tables * 2
+                based, target = span.tables[0], span.tables[-1]
                 self._launch(
-                    *(stream, kernel, int(span.rows), span.counts, span.starts, span.rows),
-                    *(*_state(total), target, based, span.constants[0], span.answers[0]),
+                    *(stream, kernel, span.count, span.rows, *_state(total)),
+                    *(target, based, span.constants[0], span.answers[0]),
                 )
 
             rows = cut_rows(sizes, [*targets, *bases], self._ring)
-            groups = [bases] if bases else []
-            bad = _first(work(self._ring, rows, groups, [targets], launch, no_bad, [divisor]))
+            reads, writes = [bases] if bases else [], [targets]
+            bad = _first(
+                work(self._ring, rows, launch, reads=reads, writes=writes, initial=no_bad, constants=[divisor])
+            )
             if bad >= 0:
                 raise Overflow(f"element {bad} of the result does not fit into {dtype}", bad, where=dtype)
 
@@ -138,17 +135,20 @@ class CudaBackend:
             divisor = _divisor(tally)
 
             def launch(span: Span, stream: Stream) -> None:
-                codes, target = span.tables[0], span.tables[-1]
-                scales = span.tables[1] if row.block else codes
-                based = span.tables[-2] if bases else target
-                self._launch(
-                    *(stream, kernel, int(span.rows), codes, scales, span.counts, span.starts, span.rows),
-                    *(np.int64(len(parts)), span.constants[0], target, based, span.constants[1], span.answers[0]),
-                )
+                target, based = span.tables[-1], span.tables[-2 if bases else -1]
+                self._launch(stream, kernel, span.count, span.rows, target, based, span.constants[0], span.answers[0])
 
             rows = cut_rows(sizes, [*_flat(columns), *targets, *bases], self._ring)
-            groups = [*columns, bases] if bases else columns
-            bad = _first(work(self._ring, rows, groups, [targets], launch, no_bad, [taken, divisor]))
+            found = work(
+                *(self._ring, rows, launch),
+                parts=columns,
+                reads=[bases] if bases else [],
+                writes=[targets],
+                weights=taken,
+                initial=no_bad,
+                constants=[divisor],
+            )
+            bad = _first(found)
             if bad >= 0:
                 where = result if accumulate == "exact" else f"{result}, summed in {accumulate}"
                 raise self._diagnosis(parts, values, dtype, bad, where)
@@ -156,20 +156,19 @@ class CudaBackend:
     def largest(self, parts: Sequence[Part], dtype: str) -> list[float]:
         """Return the largest magnitude of each part (see `Backend.largest`)."""
         with self._lock:
-            row, parts = lookup(dtype), self._all_here(parts)
+            parts = self._all_here(parts)
             sizes = sizes_of(parts[0]) if parts else []
             columns = self._columns(parts, dtype, sizes)
             kernel = cuda_kernels.largest_kernel(dtype)
 
             def launch(span: Span, stream: Stream) -> None:
-                codes, scales = span.tables if row.block else span.tables * 2
-                count = np.int64(len(parts))
-                self._launch(
-                    stream, kernel, int(span.rows), codes, scales, span.counts, span.rows, count, span.answers[0]
-                )
+                self._launch(stream, kernel, span.count, span.rows, span.answers[0])
+
+            def none(_: Numbers) -> Answers:
+                return [np.zeros(len(parts), np.uint64)]
 
             rows = cut_rows(sizes, _flat(columns), self._ring)
-            found = work(self._ring, rows, columns, [], launch, lambda _: [np.zeros(len(parts), np.uint64)])
+            found = work(self._ring, rows, launch, parts=columns, initial=none)
             tops = np.max([np.zeros(len(parts), np.uint64), *(tops for (tops,) in found)], axis=0)
             return [float(top) for top in tops.view(np.float64)]
 
@@ -221,9 +220,8 @@ class CudaBackend:
         if isinstance(part, Quantized):
             return Quantized(self._here(part.codes), self._here(part.scales))
         if device_of(part) is not None:
-            ring = self._ring
-            return on_device(part, ring.device.number, ring.work.pointer, ring.work.follow)
-        return [self._here(buffer) for buffer in part] if isinstance(part, list | tuple) else part
+            return on_device(part, self._ring.device, self._ring.work)
+        return [self._here(buffer) for buffer in part] if isinstance(part, Sequence) else part
 
     def _all_here(self, parts: Sequence[Part]) -> list[Any]:
         return [self._here(part) for part in parts]
@@ -261,8 +259,11 @@ def _state(total: Total) -> tuple[np.uint64, np.uint64]:
 
 def _first(found: list[Answers]) -> int:
     """Return the smallest element that a launch found something wrong with, or -1."""
-    first = min((bad[0] for (bad,) in found), default=NONE)
-    return -1 if first == NONE else int(first)
+    for each in range(2):
+        first = min((bad[each] for (bad,) in found), default=NONE)
+        if first != NONE:
+            return int(first)
+    return -1
 
 
 def _divisor(total: Total) -> npt.NDArray[Any]:

@@ -12,7 +12,8 @@ from flcore_kernels.cuda_ring import Ring
 from flcore_kernels.device_arrays import DeviceArray, Flags
 from flcore_kernels.totals import Total
 
-WIDE = 2
+WIDE, EACH = 2, 8
+"""Bytes of what memory is filled with, and how many of it a thread writes at once."""
 
 
 class OwnArray(DeviceArray):
@@ -30,8 +31,10 @@ class OwnArray(DeviceArray):
         """Set all elements to zero, or those of two bytes to any value."""
         ring: Ring = self.owner[1]
         count = self.nbytes // WIDE
-        if count:
-            blocks = launch_blocks(ring, count)
+        if not count:
+            return
+        with ring.lock:
+            blocks = launch_blocks(ring, -(-count // EACH))
             arguments = np.uint64(self.address), np.int64(count), np.int16(value)
             ring.work.launch(cuda_kernels.FILL_KERNEL, blocks, cuda_kernels.THREADS, arguments)
             ring.work.record().synchronize()
@@ -52,15 +55,15 @@ def pieces_of(total: Total, ring: Ring) -> Iterator[Bytes]:
 def places_of(total: Total, ring: Ring) -> Iterator[Bytes]:
     """Yield memory to be filled with the bytes of a total's arrays, one piece after the other."""
     for array, start, length in _cut(total, ring):
-        memory = ring.device.page_locked(length)
+        memory = ring.staging(length)
         yield memory
         ring.work.upload(array.address + start, memory)
         ring.work.record().synchronize()
 
 
 def download(ring: Ring, address: int, length: int) -> Bytes:
-    """Return a copy of some bytes of the device."""
-    memory = ring.device.page_locked(length)
+    """Return a copy of some bytes of the device, which is there until the next one is asked for."""
+    memory = ring.staging(length)
     ring.work.download(memory, address)
     ring.work.record().synchronize()
     return memory
@@ -72,7 +75,11 @@ def fetched(ring: Ring, array: npt.NDArray[Any] | DeviceArray) -> npt.NDArray[An
         return array
     if array.size == 0:
         return np.empty(array.shape, array.dtype)
-    return download(ring, array.address, array.nbytes).view(array.dtype).reshape(array.shape)
+    found = np.empty(array.nbytes, np.uint8)
+    for start in range(0, array.nbytes, ring.piece_bytes):
+        length = min(ring.piece_bytes, array.nbytes - start)
+        found[start : start + length] = download(ring, array.address + start, length)
+    return found.view(array.dtype).reshape(array.shape)
 
 
 def _cut(total: Total, ring: Ring) -> Iterator[tuple[DeviceArray, int, int]]:

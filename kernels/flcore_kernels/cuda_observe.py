@@ -49,7 +49,7 @@ def inspect_part(ring: Ring, part: Any, dtype: str) -> Inspection:
 
     groups = [[codes], [scales]] if row.block else [[codes]]
     rows = _flat_rows(size, [codes, *([scales] if row.block else [])], ring)
-    found = work(ring, rows, groups, [], launch, tiles, is_row_alone=True)
+    found = work(ring, rows, launch, parts=groups, initial=tiles, is_row_alone=True)
     top = max((float(tops.max(initial=0.0)) for tops, _, _ in found), default=0.0)
     squares = np.concatenate([np.zeros(0), *(squares for _, _, squares in found)])
     bad = [
@@ -76,7 +76,8 @@ def encode_part(ring: Ring, values: Any, out: Any, dtype: str) -> None:
 
     writes = [[codes], [scales]] if row.block else [[codes]]
     rows = _flat_rows(values.size, [source, codes, *([scales] if row.block else [])], ring)
-    found = work(ring, rows, [[source]], writes, launch, no_bad if row.block else no_answers, is_row_alone=True)
+    initial = no_bad if row.block else no_answers
+    found = work(ring, rows, launch, parts=[[source]], writes=writes, initial=initial, is_row_alone=True)
     if any((bad != NONE).any() for answers in found for bad in answers):
         first = inspect_part(ring, values, "float32").first_bad
         raise NotFinite(0, first, float(fetched(ring, values).reshape(-1)[first]))
@@ -96,9 +97,9 @@ def decode_part(ring: Ring, part: Any, out: Any, dtype: str) -> None:
         blocks = launch_blocks(ring, -(-span.elements // 4))
         stream.launch(kernel, blocks, cuda_kernels.THREADS, (source, beside, written, np.int64(span.elements)))
 
-    reads = [[codes], [scales]] if row.block else [[codes]]
+    parts = [[codes], [scales]] if row.block else [[codes]]
     rows = _flat_rows(out.size, [codes, target, *([scales] if row.block else [])], ring)
-    work(ring, rows, reads, [[target]], launch, is_row_alone=True)
+    work(ring, rows, launch, parts=parts, writes=[[target]], is_row_alone=True)
 
 
 def _flat_rows(size: int, columns: Sequence[Column], ring: Ring) -> Rows:

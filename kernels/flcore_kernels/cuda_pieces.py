@@ -13,7 +13,7 @@ from flcore_kernels.backend import Part, Quantized
 from flcore_kernels.chunks import ALIGNMENT
 from flcore_kernels.cuda_device import Stream
 from flcore_kernels.cuda_ring import Addresses, Numbers, Piece, Ring, padded
-from flcore_kernels.device_arrays import DeviceArray
+from flcore_kernels.device_arrays import DeviceArray, elsewhere
 from flcore_kernels.dtypes import lookup
 from flcore_kernels.errors import BufferMismatch
 from flcore_kernels.rows import Rows, addresses_of, buffers_of
@@ -63,10 +63,9 @@ def columns_of(part: Part, dtype: str, sizes: Sequence[int], what: str, device: 
         if array.name in OF_THEIR_OWN and array.name != dtype:
             raise BufferMismatch(f"{what}: expected {dtype}, got an array of {array.name} on a device")
         if array.device != device:
-            raise BufferMismatch(
-                f"{what}: it is on device {array.device}, and this backend works on device {device}: "
-                f"ask for backend('cuda:{array.device}')"
-            )
+            raise BufferMismatch(elsewhere(what, array.device, device))
+        if array.address % array.dtype.itemsize:
+            raise BufferMismatch(f"{what}: it is at no multiple of its elements' {array.dtype.itemsize} bytes")
     width = row.storage.itemsize
     elements = Column(np.array(codes, np.uint64), _on_host(arrays), width)
     if not row.block:
@@ -90,20 +89,28 @@ def elements_of_piece(columns: Sequence[Column], ring: Ring) -> int:
     return int(ring.piece_bytes // shared) if shared else 1 << 62
 
 
+_ROWS = np.dtype(
+    [(name, "u8") for name in ("parts", "scales", "counts", "starts", "aligned", "weights", "rows", "clients")]
+)
+"""`Rows` of kernels.cuh."""
+
+VECTOR = 16
+"""Bytes of the widest loads."""
+
+
 @dataclass(frozen=True)
 class Span:
-    """Some rows that are worked on in one launch, and the addresses on the device of what the kernel is given.
+    """Some rows that are worked on in one launch.
 
-    `tables`: for each group of columns the rows' addresses, one column after the other in each row; `places` holds the
-    same numbers here. `answers` and `constants`: small arrays.
+    `rows`: where the device finds what they are. `places`: for each group of columns the rows' addresses, one column
+    after the other in each row; `tables`: where the device finds these. `answers` and `constants`: small arrays there.
     """
 
-    rows: np.int64
-    counts: np.uint64
-    starts: np.uint64
+    count: int
     elements: int
-    tables: list[np.uint64]
+    rows: np.uint64
     places: list[Addresses]
+    tables: list[np.uint64]
     answers: list[np.uint64]
     constants: list[np.uint64]
 
@@ -119,37 +126,41 @@ def no_answers(_: Numbers) -> Answers:
 
 
 def no_bad(_: Numbers) -> Answers:
-    """Of a kernel that tells the smallest element with which something is wrong."""
-    return [np.full(1, NONE, np.uint64)]
+    """Of a kernel that tells the smallest element with which something is wrong, and the smallest that does not fit."""
+    return [np.full(2, NONE, np.uint64)]
 
 
 def work(
     ring: Ring,
     rows: Rows,
-    reads: Sequence[Group],
-    writes: Sequence[Group],
     launch: Launch,
+    *,
+    parts: Sequence[Group] = (),
+    reads: Sequence[Group] = (),
+    writes: Sequence[Group] = (),
+    weights: npt.NDArray[np.float64] | None = None,
     initial: Callable[[Numbers], Answers] = no_answers,
     constants: Sequence[npt.NDArray[Any]] = (),
     is_row_alone: bool = False,
 ) -> list[Answers]:
     """Launch a kernel on all rows: at once where they are on the device, and in pieces where some are brought there.
 
-    `initial` gives the answers of rows of so many elements, as they are before the kernel; returns those of each launch
-    after it. `is_row_alone`: each row has a launch of its own. Returns when all results are where they belong.
+    `parts`: the columns of their elements, and of their scales where they have some. `initial` gives the answers of
+    rows of so many elements, as they are before the kernel; returns those of each launch after it. `is_row_alone`: each
+    row has a launch of its own. Returns when all results are where they belong.
     """
-    columns = [column for group in (*reads, *writes) for column in group]
+    groups = [*parts, *reads, *writes]
+    columns = [column for group in groups for column in group]
+    small = [*constants, np.zeros(0) if weights is None else weights]
     found: list[Answers] = []
     try:
         for span in _cut(rows, columns, ring.piece_bytes, is_row_alone):
-            answers = initial(rows.counts[span])
+            counts, answers = rows.counts[span], initial(rows.counts[span])
             found.append(answers)
-            small = [*answers, *constants, rows.counts[span], rows.starts[span]]
-            need = sum(int(padded(array.nbytes)) for array in small)
-            need += sum(int(padded(8 * len(group) * rows.counts[span].size)) for group in (*reads, *writes))
+            need = sum(int(padded(array.nbytes)) for array in (*small, *answers, counts, counts, counts))
+            need += sum(int(padded(8 * len(group) * counts.size)) for group in groups) + int(padded(_ROWS.itemsize))
             piece = ring.piece(need + int(_host_bytes(rows, columns, span).sum()))
-            filled = _filled(piece, rows, span, reads, writes, answers, constants)
-            piece.run(partial(launch, filled))
+            piece.run(partial(launch, _filled(piece, rows, span, parts, reads, writes, answers, small)))
         ring.drain()
     except BaseException:
         ring.abandon()
@@ -159,7 +170,7 @@ def work(
 
 def _cut(rows: Rows, columns: Sequence[Column], piece_bytes: int, is_row_alone: bool) -> Iterator[slice]:
     size = rows.counts.size
-    held = _host_bytes(rows, columns, slice(0, size))
+    held = _host_bytes(rows, columns, slice(0, size)) + 8 * (len(columns) + 3)  # and its lines in the tables
     share = (np.cumsum(held) - held) // piece_bytes
     edges = np.arange(1, size) if is_row_alone else np.flatnonzero(np.diff(share)) + 1
     ends = [0, *edges.tolist(), size] if size else []
@@ -178,25 +189,25 @@ def _filled(
     piece: Piece,
     rows: Rows,
     span: slice,
+    parts: Sequence[Group],
     reads: Sequence[Group],
     writes: Sequence[Group],
     answers: Answers,
-    constants: Sequence[npt.NDArray[Any]],
+    small: Sequence[npt.NDArray[Any]],
 ) -> Span:
     counts = rows.counts[span]
     written = [_table(group, rows, span, piece.results) for group in writes]
     answered = [piece.answer(array) for array in answers]
-    places = [*(_table(group, rows, span, piece.gather) for group in reads), *written]
-    return Span(
-        np.int64(counts.size),
-        piece.put(counts),
-        piece.put(rows.starts[span]),
-        int(counts.sum()),
-        [piece.put(table) for table in places],
-        places,
-        answered,
-        [piece.put(array) for array in constants],
-    )
+    places = [*(_table(group, rows, span, piece.gather) for group in (*parts, *reads)), *written]
+    tables, constants = [piece.put(table) for table in places], [piece.put(array) for array in small]
+    told = np.zeros(1, _ROWS)
+    if parts:
+        aligned = (places[0] % VECTOR == 0).all(axis=1).astype(np.uint8)
+        told["parts"], told["scales"], told["aligned"] = tables[0], tables[len(parts) - 1], piece.put(aligned)
+        told["clients"] = len(parts[0])
+    told["counts"], told["starts"], told["rows"] = piece.put(counts), piece.put(rows.starts[span]), counts.size
+    told["weights"] = constants.pop()
+    return Span(counts.size, int(counts.sum()), piece.put(told), places, tables, answered, constants)
 
 
 def _table(group: Group, rows: Rows, span: slice, bring: Callable[[Addresses, Numbers], Addresses]) -> Addresses:

@@ -7,6 +7,7 @@ work is done and its results have been taken, so that neither memory grows with 
 """
 
 import ctypes
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -60,13 +61,15 @@ class Slot:
 
 
 class Ring:
-    """The slots of one device, filled in turn. One thread at a time."""
+    """The slots of one device, filled in turn; whoever uses them, or its streams, holds the lock."""
 
     def __init__(self, device: Device, pool: Pool, piece_bytes: int = PIECE_BYTES) -> None:
         self.device, self.pool, self.piece_bytes = device, pool, piece_bytes
         self.upload, self.work = device.stream(), device.stream()
+        self.lock = threading.RLock()
         self._slots = [Slot() for _ in range(SLOTS)]
         self._turn = 0
+        self._staging: Bytes = np.zeros(0, np.uint8)
 
     def piece(self, nbytes: int) -> "Piece":
         """Return the next slot's memory, of at least `nbytes`, to be filled."""
@@ -82,10 +85,17 @@ class Ring:
             self._slots[turn % SLOTS].settle()
 
     def abandon(self) -> None:
-        """Wait for all work, and take nothing: what it was for has failed."""
+        """Wait for all work, and take nothing: what it was for has failed, perhaps before a slot knew of its work."""
         for slot in self._slots:
-            slot.take = None
-            slot.settle()
+            slot.take = slot.done = None
+        for stream in (self.upload, self.work):
+            stream.record().synchronize()
+
+    def staging(self, nbytes: int) -> Bytes:
+        """Return page-locked memory for what is copied by itself; the same each time, unless more is asked for."""
+        if self._staging.size < nbytes:
+            self._staging = self.device.page_locked(nbytes)
+        return self._staging[:nbytes]
 
 
 class Piece:

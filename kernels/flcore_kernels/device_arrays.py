@@ -1,14 +1,15 @@
 """Arrays on a device, of whatever library: read where they are, through DLPack or `__cuda_array_interface__`.
 
 Both protocols also tell in which order things happen. A DLPack exporter makes the stream that it is given wait for its
-own work; an array with the older interface names its stream, for which we wait ourselves.
+own work; an array with the older interface names its stream, for which we wait ourselves. What either tells is checked:
+whoever exports may be wrong, and a kernel that reads where nothing is takes the whole process along.
 """
 
 import ctypes
-from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -17,9 +18,13 @@ from flcore_kernels.errors import BufferMismatch
 CUDA, CUDA_MANAGED = 2, 13
 """DLPack's numbers of memory that a CUDA device reads."""
 
-NO_STREAM, LEGACY_STREAM = -1, 1
-"""DLPack's number of nobody's stream; and both protocols' of the one that CUDA calls default, where the work of arrays
-that name none is taken to be."""
+LEGACY_STREAM = 1
+"""Both protocols' number of the stream that CUDA calls default, where the work of arrays that name none is."""
+
+MOST_ELEMENTS, MOST_RANK = 2**48, 64
+
+IMMUTABLE = ("jax", "jaxlib")
+"""Libraries whose arrays are never written to, which neither protocol tells."""
 
 _CODES = {0: "int", 1: "uint", 2: "float", 4: "bfloat", 6: "bool"}
 _STORED: dict[str, np.dtype[Any]] = {
@@ -56,11 +61,41 @@ class _Versioned(ctypes.Structure):
     )
 
 
+_pointer_of = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(
+    ("PyCapsule_GetPointer", ctypes.pythonapi)
+)
+_is_valid = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.c_char_p)(("PyCapsule_IsValid", ctypes.pythonapi))
+
+
 class Flags(NamedTuple):
     """What NumPy calls so."""
 
     c_contiguous: bool
     writeable: bool
+
+
+class Place(Protocol):
+    """The device on which arrays are read."""
+
+    number: int
+
+    def current(self) -> AbstractContextManager[None]:
+        """Make it the current device, as exporters expect theirs to be."""
+        ...
+
+    def number_at(self, address: int) -> int:
+        """Return the number of the device that an address is on."""
+        ...
+
+
+class Follower(Protocol):
+    """Our stream, which comes after what was asked of an array's before."""
+
+    pointer: int
+
+    def follow(self, pointer: int) -> None:
+        """Wait for somebody's stream."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +127,10 @@ class DeviceArray:
 
 
 def device_of(thing: Any) -> int | None:
-    """Return the number of the CUDA device that something's elements are on; None where they are on none."""
+    """Return the number of the CUDA device that something's elements are on; None where they are on none.
+
+    The older interface does not tell which; 0 is said of what has no other.
+    """
     if isinstance(thing, DeviceArray):
         return thing.device
     if isinstance(thing, np.ndarray | np.generic):
@@ -103,31 +141,52 @@ def device_of(thing: Any) -> int | None:
             return int(number) if int(kind) in (CUDA, CUDA_MANAGED) else None
         if hasattr(thing, "__cuda_array_interface__"):
             return 0
-    except (AttributeError, BufferError, RuntimeError, TypeError, ValueError):
+    except (ArithmeticError, AttributeError, BufferError, RuntimeError, TypeError, ValueError):
         return None  # it claims a protocol that it does not speak
     return None
 
 
 def described(thing: Any) -> DeviceArray:
-    """Return what something on a device is, and where, or raise `BufferMismatch`; nobody waits for anything."""
-    seen = on_device(thing, device_of(thing) or 0, NO_STREAM, lambda _: None)
-    return seen if isinstance(thing, DeviceArray) else replace(seen, owner=thing, is_described=True)
-
-
-def on_device(thing: Any, device: int, stream: int, follow: Callable[[int], None]) -> DeviceArray:
-    """Return what is on a device as the kernels take it, or raise `BufferMismatch`; nothing is copied.
-
-    `stream` is the number of ours, which will come after what was asked of the array's before; `follow` makes it wait
-    for another. An array with the older interface does not tell where it is, and is taken to be on `device`.
-    """
+    """Return what something on a device is, and where, or raise `BufferMismatch`. None of its elements is read."""
     if isinstance(thing, DeviceArray):
-        return on_device(thing.owner, device, stream, follow) if thing.is_described else thing
+        return thing
+    return replace(_seen(thing, LEGACY_STREAM), owner=thing, is_described=True)
+
+
+def on_device(thing: Any, place: Place, stream: Follower) -> DeviceArray:
+    """Return what is on a device as the kernels take it, or raise `BufferMismatch`; nothing is copied."""
+    if isinstance(thing, DeviceArray) and not thing.is_described:
+        return thing
+    exporter = thing.owner if isinstance(thing, DeviceArray) else thing
+    with place.current():
+        if not hasattr(exporter, "__dlpack__"):
+            found = _seen(exporter, stream.pointer)
+            if found.size:
+                found = replace(found, device=place.number_at(found.address))
+            for other in _streams_of(exporter):
+                stream.follow(other)
+            return found
+        number = device_of(exporter)
+        if number != place.number:  # exporters make trouble where theirs is not the current device
+            raise BufferMismatch(elsewhere("it", number, place.number))
+        return _seen(exporter, stream.pointer)
+
+
+def elsewhere(what: str, number: int | None, ours: int) -> str:
+    """Return what there is to say of an array on another device."""
+    return f"{what} is on device {number}, and this backend works on device {ours}: ask for backend('cuda:{number}')"
+
+
+def _seen(thing: Any, stream: int) -> DeviceArray:
     try:
-        if hasattr(thing, "__dlpack__"):
-            return _from_capsule(_capsule_of(thing, stream))
-        return _from_interface(thing, device, follow)
-    except (AttributeError, BufferError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        has_capsule = hasattr(thing, "__dlpack__")
+        found = _from_capsule(_capsule_of(thing, stream)) if has_capsule else _from_interface(thing)
+        _require_sound(found)
+    except (ArithmeticError, AttributeError, BufferError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise BufferMismatch(f"a {type(thing).__name__} cannot be read on its device: {error}") from None
+    if type(thing).__module__.partition(".")[0] in IMMUTABLE:
+        return replace(found, flags=Flags(found.flags.c_contiguous, False))
+    return found
 
 
 def _capsule_of(thing: Any, stream: int) -> Any:
@@ -139,20 +198,18 @@ def _capsule_of(thing: Any, stream: int) -> Any:
 
 def _from_capsule(capsule: Any) -> DeviceArray:
     """Read a capsule, which is not consumed: it lets go of the tensor when it is let go itself."""
-    get = ctypes.pythonapi.PyCapsule_GetPointer
-    get.restype, get.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
-    is_valid = ctypes.pythonapi.PyCapsule_IsValid
-    is_valid.restype, is_valid.argtypes = ctypes.c_int, [ctypes.py_object, ctypes.c_char_p]
     is_read_only = False
-    if is_valid(capsule, b"dltensor_versioned"):
-        versioned = _Versioned.from_address(get(capsule, b"dltensor_versioned"))
+    if _is_valid(capsule, b"dltensor_versioned"):
+        versioned = _Versioned.from_address(_pointer_of(capsule, b"dltensor_versioned"))
         if versioned.major != 1:
             raise BufferError(f"it exports DLPack {versioned.major}; version 1 is understood here")
         tensor, is_read_only = versioned.tensor, bool(versioned.flags & 1)
     else:
-        tensor = _Tensor.from_address(get(capsule, b"dltensor"))
+        tensor = _Tensor.from_address(_pointer_of(capsule, b"dltensor"))
     if tensor.device_type not in (CUDA, CUDA_MANAGED):
         raise BufferError(f"it is in memory of DLPack's kind {tensor.device_type}, not on a CUDA device")
+    if not 0 <= tensor.rank <= MOST_RANK or (tensor.rank and not tensor.shape):
+        raise BufferError(f"it says that it has {tensor.rank} dimensions")
     shape = tuple(tensor.shape[i] for i in range(tensor.rank))
     strides = tuple(tensor.strides[i] for i in range(tensor.rank)) if tensor.strides else None
     name = f"{_CODES.get(tensor.code, 'unknown')}{tensor.bits}"
@@ -164,18 +221,38 @@ def _from_capsule(capsule: Any) -> DeviceArray:
     return DeviceArray(address, shape, _storage(name), tensor.device, flags, capsule, name)
 
 
-def _from_interface(thing: Any, device: int, follow: Callable[[int], None]) -> DeviceArray:
+def _from_interface(thing: Any) -> DeviceArray:
     told = thing.__cuda_array_interface__
     address, is_read_only = told["data"]
-    shape: tuple[int, ...] = tuple(told["shape"])
+    shape = tuple(int(extent) for extent in told["shape"])
     dtype: np.dtype[Any] = np.dtype(told["typestr"])
+    if dtype.newbyteorder("=") != dtype or not dtype.itemsize:
+        raise ValueError(f"its elements are {told['typestr']!r}, which no kernel reads")
+    if told.get("mask") is not None:
+        raise ValueError("it has a mask, which hides values that would count; fill it first")
     strides = told.get("strides")
+    if strides is not None and any(step % dtype.itemsize for step in strides):
+        raise ValueError(f"its strides, {tuple(strides)}, are no multiples of its elements' {dtype.itemsize} bytes")
     steps = None if strides is None else tuple(step // dtype.itemsize for step in strides)
-    if told["version"] < 3 or told.get("stream") is not None:
-        follow(int(told.get("stream") or LEGACY_STREAM))
     name = "bool" if dtype == np.bool_ else dtype.name
     flags = Flags(_is_contiguous(shape, steps), not is_read_only)
-    return DeviceArray(address or 0, shape, _storage(name), device, flags, thing, name)
+    return DeviceArray(int(address or 0), shape, _storage(name), device_of(thing) or 0, flags, thing, name)
+
+
+def _streams_of(thing: Any) -> list[int]:
+    """Return the streams whose work on an array with the older interface may not be done."""
+    told = thing.__cuda_array_interface__
+    stream = told.get("stream")
+    return [int(stream or LEGACY_STREAM)] if stream is not None or told["version"] < 3 else []
+
+
+def _require_sound(array: DeviceArray) -> None:
+    if any(extent < 0 for extent in array.shape) or array.size > MOST_ELEMENTS:
+        raise ValueError(f"its shape is {array.shape}")
+    if not 0 <= array.address < 2**64 - array.nbytes or (array.size and not array.address):
+        raise ValueError(f"its {array.size} elements are said to be at address {array.address}")
+    if array.size and array.address % array.dtype.itemsize:
+        raise ValueError(f"it is at address {array.address}, which is no multiple of {array.dtype.itemsize} bytes")
 
 
 def _storage(name: str) -> np.dtype[Any]:

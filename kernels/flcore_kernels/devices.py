@@ -22,8 +22,9 @@ def backend(
 ) -> Backend:
     """Return the backend called `name`: `"cpu"`, `"cuda"`, `"cuda:1"`, or `"auto"` for the one where the data is.
 
-    The data is where the array `near` is. What is in host memory is served best by the CPU, for a mean from there is
-    bound by the bus to the device; and so is what is on a device that cannot be used here, after one warning.
+    `"cuda"` is device 0. The data is where the array `near` is. What is in host memory is served best by the CPU, for a
+    mean from there is bound by the bus to the device; and so is what is on a device that cannot be used here, after one
+    warning.
 
     `threads` is how many of the processor's are used at most: by default what `FLCORE_THREADS` says, or else the cores
     that this process may use. No result depends on it. `budget_bytes` bounds the memory that is taken of a device.
@@ -45,7 +46,7 @@ def backend(
     match = re.fullmatch(r"cuda(?::(\d{1,3}))?", name)
     if match is None:
         raise BackendUnavailable(f"backend {name!r} does not exist; expected 'auto', 'cpu', 'cuda' or 'cuda:1'")
-    return _cuda(None if match[1] is None else int(match[1]), threads, budget_bytes)
+    return _cuda(int(match[1] or 0), threads, budget_bytes)
 
 
 @cache
@@ -56,7 +57,7 @@ def _cpu(threads: int | None) -> Backend:
 
 
 @lru_cache(KEPT)
-def _cuda(number: int | None, threads: int | None, budget_bytes: int | None) -> Backend:
+def _cuda(number: int, threads: int | None, budget_bytes: int | None) -> Backend:
     from flcore_kernels.cuda import CudaBackend
     from flcore_kernels.cuda_device import CupyDevice
     from flcore_kernels.cuda_ring import PIECE_BYTES

@@ -11,6 +11,7 @@ KernelError
 ├── BudgetTooSmall        a budget that does not hold the least that is needed
 ├── BadState              bytes that are not a saved total, or no longer
 ├── OutOfDeviceMemory     a device, or the budget for it, that does not hold what is needed
+├── DeviceFailed          a device that reports an error of its own
 └── BackendUnavailable    a device that this machine or this installation does not have
 """
 
@@ -73,6 +74,10 @@ class OutOfDeviceMemory(KernelError):
     def __init__(self, message: str, needed_bytes: int) -> None:
         super().__init__(message)
         self.needed_bytes = needed_bytes
+
+
+class DeviceFailed(KernelError):
+    """A device reports an error; after some of them, this process can use it no more."""
 
 
 class BackendUnavailable(KernelError):

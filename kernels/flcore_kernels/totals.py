@@ -190,6 +190,8 @@ def _from_header(header: bytes, zeros: Zeros) -> Total:
         fields = json.loads(header)
         total = Total.unwritten(int(fields["elements"]), fields["accumulate"], zeros)
         total.terms, total.weight, total.scale = int(fields["terms"]), int(fields["weight"], 16), fields["scale"]
+        if not (total.scale is None or type(total.scale) is int):
+            raise ValueError(f"a scale is a whole number, not {total.scale!r}")
     except (ValueError, KeyError, TypeError, OverflowError, MemoryError, BufferMismatch, OutOfDeviceMemory) as error:
         raise BadState(f"the header of a saved total does not read: {error}") from None
     return total

@@ -23,7 +23,7 @@ class Exporter:
         self.dtype = np.dtype(told.get("dtype", array.dtype))
         self.code, self.bits = told.get("code", CODES[self.dtype.kind]), told.get("bits", 8 * self.dtype.itemsize)
         self.kind, self.number = told.get("kind", CUDA), told.get("device", array.device)
-        self.offset = told.get("offset", 0)
+        self.offset, self.rank = told.get("offset", 0), told.get("rank")
         self.streams: list[Any] = []
         self._kept: list[Any] = []
 
@@ -34,11 +34,12 @@ class Exporter:
         if more and not self.is_versioned:
             raise TypeError("__dlpack__() got an unexpected keyword argument 'max_version'")
         self.streams.append(stream)
-        rank = len(self.shape)
+        rank = len(self.shape) if self.rank is None else self.rank
+        extents = len(self.shape)
         tensor = _Tensor(
             *(self.array.address - self.offset, self.kind, self.number, rank, self.code, self.bits, 1),
-            (ctypes.c_int64 * max(1, rank))(*self.shape),
-            None if self.strides is None else (ctypes.c_int64 * max(1, rank))(*self.strides),
+            (ctypes.c_int64 * max(1, extents))(*self.shape),
+            None if self.strides is None else (ctypes.c_int64 * max(1, extents))(*self.strides),
             self.offset,
         )
         held = _Versioned(1, 0, None, None, int(self.is_read_only), tensor) if self.is_versioned else tensor

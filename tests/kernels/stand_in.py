@@ -2,23 +2,31 @@
 
 import contextlib
 import ctypes
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
+from flcore_kernels.cuda_kernels import OPTIONS, source
 
 from tests.kernels.shim.compiled import launch, library
 
 USED = {
     "RawModule": ["get_function"],
-    "cuda": ["Device", "Event", "MemoryPool", "PinnedMemory", "PinnedMemoryPointer", "Stream", "memory", "runtime"],
-    "cuda.Event": ["record", "synchronize"],
+    "cuda": [
+        *("Device", "Event", "MemoryPool", "PinnedMemory", "PinnedMemoryPointer", "Stream"),
+        *("compiler", "memory", "nvrtc", "runtime"),
+    ],
+    "cuda.Device": ["compute_capability"],
+    "cuda.Event": ["synchronize"],
+    "cuda.compiler": ["CompileException", "compile_using_nvrtc"],
+    "cuda.nvrtc": ["getVersion"],
     "cuda.MemoryPool": ["free_all_blocks", "malloc", "set_limit", "used_bytes"],
     "cuda.Stream": ["ptr", "wait_event"],
     "cuda.memory": ["OutOfMemoryError"],
     "cuda.runtime": [
         *("CUDARuntimeError", "eventRecord", "getDevice", "getDeviceCount", "getDeviceProperties", "memGetInfo"),
-        "memcpyAsync",
+        *("memcpyAsync", "pointerGetAttributes"),
     ],
 }
 """What is used of CuPy: a test holds the stand-in, and CuPy itself where it is installed, to it."""
@@ -74,25 +82,35 @@ class Event:
     def __init__(self, *, disable_timing: bool) -> None:
         assert disable_timing
         self.ptr = id(self)
-        self.streams: list[Any] = []
-
-    def record(self, stream: Stream) -> None:
-        self.streams.append(stream)
 
     def synchronize(self) -> None:
-        assert self.streams, "an event is recorded before it is waited for"
+        assert self.ptr in RECORDED, "an event is recorded before it is waited for"
+
+
+RECORDED: dict[int, int] = {}
+"""The stream on which each event was recorded."""
+
+
+class CompileException(Exception):
+    """CuPy's name."""
+
+
+def compile_using_nvrtc(
+    text: str, options: tuple[str, ...], *, name_expressions: tuple[str, ...], cache_in_memory: bool
+) -> tuple[bytes, dict[str, str]]:
+    """Return nothing that could be run, and names from which a kernel's own can be told again."""
+    assert text == source() and options == OPTIONS and cache_in_memory
+    return b"compiled", {name: f"_Z{name.encode().hex()}" for name in name_expressions}
 
 
 class RawModule:
-    """Sources, compiled when a kernel is asked for."""
+    """Compiled code in a file."""
 
-    def __init__(self, *, code: str, options: tuple[str, ...], name_expressions: list[str]) -> None:
-        assert "__global__" in code and "--fmad=false" in options
-        self.names = name_expressions
+    def __init__(self, *, path: str) -> None:
+        assert Path(path).read_bytes() == b"compiled"
 
     def get_function(self, name: str) -> Any:
-        assert name in self.names
-        entry = library(name)
+        entry = library(bytes.fromhex(name.removeprefix("_Z")).decode())
 
         def run(grid: tuple[int], block: tuple[int], arguments: tuple[Any, ...]) -> None:
             launch(entry, grid[0], block[0], arguments, [])
@@ -100,8 +118,20 @@ class RawModule:
         return run
 
 
-def stand_in_for_cupy(devices: int | None) -> ModuleType:
-    """Return the module, with so many devices; None: without a driver."""
+class Device(contextlib.nullcontext[None]):
+    """A device, as far as it is asked."""
+
+    compute_capability = "90"
+
+    def __init__(self, number: int = 0) -> None:
+        super().__init__()
+
+
+def stand_in_for_cupy(devices: int | None, *, capability: tuple[int, int] = (9, 0), compiles: Any = None) -> ModuleType:
+    """Return the module, with so many devices (None: without a driver) of a compute capability.
+
+    `compiles` stands in for CuPy's compiler.
+    """
 
     def count() -> int:
         if devices is None:
@@ -112,30 +142,36 @@ def stand_in_for_cupy(devices: int | None) -> ModuleType:
         assert direction in (1, 2) and stream
         ctypes.memmove(target, source, nbytes)
 
-    recorded: list[tuple[int, int]] = []
     runtime = SimpleNamespace(
         CUDARuntimeError=CUDARuntimeError,
         getDeviceCount=count,
         getDevice=lambda: 0,
         getDeviceProperties=lambda number: {
             "name": b"a stand-in",
+            "major": capability[0],
+            "minor": capability[1],
             "multiProcessorCount": 2 + number,
             "maxThreadsPerMultiProcessor": 1024,
         },
         memGetInfo=lambda: (5, 6),
         memcpyAsync=copy,
-        eventRecord=lambda event, stream: recorded.append((event, stream)),
+        eventRecord=RECORDED.__setitem__,
+        pointerGetAttributes=lambda address: SimpleNamespace(device=module.device_of_pointers),
     )
     module: Any = ModuleType("cupy")
-    module.RawModule, module.recorded = RawModule, recorded
+    module.RawModule, module.device_of_pointers, module.__version__ = RawModule, 0, "14"
     module.cuda = SimpleNamespace(
         runtime=runtime,
-        Device=lambda number: contextlib.nullcontext(number),
+        Device=Device,
         Event=Event,
         MemoryPool=MemoryPool,
         PinnedMemory=lambda nbytes: bytearray(nbytes),
         PinnedMemoryPointer=lambda memory, offset: memory,
         Stream=Stream,
+        compiler=SimpleNamespace(
+            CompileException=CompileException, compile_using_nvrtc=compiles or compile_using_nvrtc
+        ),
         memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
+        nvrtc=SimpleNamespace(getVersion=lambda: (13, 0)),
     )
     return module  # type: ignore[no-any-return]

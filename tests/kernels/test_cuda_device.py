@@ -1,13 +1,15 @@
 """What CuPy is asked for: driven with a stand-in for it, whose names are held to CuPy's own where that is installed."""
 
 import sys
+from collections.abc import Iterator
 from functools import reduce
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from flcore_kernels import Backend, OutOfDeviceMemory, backend, devices
+from flcore_kernels import Backend, BufferMismatch, DeviceFailed, OutOfDeviceMemory, backend, devices, kept
 from flcore_kernels.cuda import CudaBackend
 from flcore_kernels.cuda_device import CupyDevice
 from flcore_kernels.device_arrays import LEGACY_STREAM
@@ -16,17 +18,20 @@ from tests.kernels.cases import draw, finished, folded, mean, state_of
 from tests.kernels.exporters import Interfaced
 from tests.kernels.shim.compiled import COMPILER
 from tests.kernels.shim.device import ShimDevice
-from tests.kernels.stand_in import USED, stand_in_for_cupy
+from tests.kernels.stand_in import RECORDED, USED, CUDARuntimeError, stand_in_for_cupy
 
 CPU = backend("cpu")
 SIZE = 30_000
 
 
 @pytest.fixture
-def cupy(monkeypatch: pytest.MonkeyPatch) -> Any:
+def cupy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
     module = stand_in_for_cupy(devices=2)
     monkeypatch.setitem(sys.modules, "cupy", module)
-    return module
+    monkeypatch.setenv("FLCORE_CACHE_DIR", str(tmp_path / "cache"))
+    kept.directory_of.cache_clear()
+    yield module
+    kept.directory_of.cache_clear()
 
 
 def of(module: Any, dotted: str) -> Any:
@@ -61,9 +66,14 @@ def test_every_verb_goes_through_cupy(cupy: Any, accumulate: str) -> None:
     assert finished(cuda, ours, "float32").tobytes() == finished(CPU, theirs, "float32").tobytes()
     assert cuda.largest(parts, "float32") == CPU.largest(parts, "float32")
     assert cuda.inspect(parts[0], "float32").squares == CPU.inspect(parts[0], "float32").squares
-    named: Any = Interfaced(ShimDevice(number=1).resident(parts[0]), version=2)
+    named: Any = Interfaced(ShimDevice().resident(parts[0]), version=2)
+    with pytest.raises(
+        BufferMismatch, match=r"part 0 is on device 0, .* works on device 1: ask for backend\('cuda:0'\)"
+    ):
+        cuda.fold(cuda.total(SIZE, accumulate), [named], [1.0], "float32")
+    cupy.device_of_pointers = 1
     cuda.fold(cuda.total(SIZE, accumulate), [named], [1.0], "float32")
-    assert [stream for _, stream in cupy.recorded] == [LEGACY_STREAM]
+    assert LEGACY_STREAM in RECORDED.values()
 
 
 @pytest.mark.skipif(COMPILER is None, reason="the device is played by code that g++ compiles")
@@ -80,3 +90,28 @@ def test_a_budget_bounds_the_devices_memory_and_the_error_says_what_there_is(cup
     cuda.mean([part] * 3, [1.0, 2.0, 3.0], out, "float32")
     assert (out == 1).all(), "pieces are smaller where the budget is"
     devices._cuda.cache_clear()
+
+
+@pytest.mark.skipif(COMPILER is None, reason="the device is played by code that g++ compiles")
+def test_compiled_kernels_are_kept_and_what_the_device_complains_of_is_told(cupy: Any, tmp_path: Path) -> None:
+    part, calls = np.ones(100, np.float32), []
+    compiler = cupy.cuda.compiler.compile_using_nvrtc
+
+    def counted(*given: Any, **more: Any) -> Any:
+        calls.append(more["name_expressions"])
+        return compiler(*given, **more)
+
+    cupy.cuda.compiler.compile_using_nvrtc = counted
+    for _ in range(2):
+        CudaBackend(CupyDevice(), 1).largest([part], "float32")
+    assert calls == [("fill",), ("largest<float32>",)]
+    assert len(list((tmp_path / "cache").rglob("*.cubin"))) == 2
+
+    def broken(*_: Any) -> None:
+        raise CUDARuntimeError("cudaErrorIllegalAddress")
+
+    device = CupyDevice()
+    cuda = CudaBackend(device, 1)
+    cupy.cuda.runtime.memcpyAsync = broken
+    with pytest.raises(DeviceFailed, match=r"a stand-in \(device 0\): cudaErrorIllegalAddress"):
+        cuda.largest([part], "float32")

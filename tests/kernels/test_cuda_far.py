@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 from flcore_kernels import cuda_kernels as names
+from flcore_kernels.cuda_pieces import _ROWS
 
 from tests.kernels.shim.compiled import COMPILER, launch, library
 
@@ -28,19 +29,34 @@ def run(kernel: str, *arguments: Any, first_block: int = 0) -> None:
     launch(library(kernel), 1, names.THREADS, given, [], first_block)
 
 
-def rows(part: Any, start: int) -> tuple[Any, Any, Any, Any]:
-    """Return a table of one row of one part, as that of its scales too, and the row's count and start."""
-    table = np.array([address(part)])
-    return table, table, np.array([part.size], np.int64), np.array([start], np.int64)
+def rows(part: Any, start: int, weight: float = 1.0) -> Any:
+    """Return `Rows` of one row of one part, and what keeps its tables."""
+    tables = [
+        np.array([address(part)]),
+        np.array([part.size]),
+        np.array([start]),
+        np.ones(1, np.uint8),
+        np.array([weight]),
+    ]
+    places, counts, starts, aligned, weights = (address(table) for table in tables)
+    told = np.array([(places, places, counts, starts, aligned, weights, 1, 1)], _ROWS).view(Kept)
+    told.tables = tables
+    return told
+
+
+class Kept(np.ndarray[Any, Any]):
+    """An array that keeps others."""
+
+    tables: list[Any]
 
 
 @pytest.mark.parametrize("start", FAR)
 @pytest.mark.parametrize(("accumulate", "dtype"), [("float32", np.float32), ("float64", np.float64)])
 def test_a_float_fold_far_out_lands_where_it_belongs(start: int, accumulate: str, dtype: Any) -> None:
-    part, total, bad = np.arange(SIZE, dtype=np.float32), np.ones(SIZE, dtype), np.array([NONE])
+    part, total, bad = np.arange(SIZE, dtype=np.float32), np.ones(SIZE, dtype), np.full(2, NONE)
     part[77] = np.inf
     run(
-        *(names.fold_kernel("float32", accumulate), *rows(part, start), np.int64(1), np.int64(1), np.array([2.0])),
+        *(names.fold_kernel("float32", accumulate), rows(part, start, 2.0)),
         *(address(total, start * total.itemsize), np.uint64(0), bad),
     )
     assert total.tolist() == (1 + 2 * part.astype(dtype)).tolist()
@@ -51,10 +67,10 @@ def test_a_float_fold_far_out_lands_where_it_belongs(start: int, accumulate: str
 def test_an_exact_fold_finish_and_merge_far_out_land_where_they_belong(start: int) -> None:
     part, blocks = np.arange(SIZE, dtype=np.float32), -(-SIZE // 64)
     totals = [(np.zeros(128 * blocks, np.int64), np.full(blocks, -32768, np.int16)) for _ in range(2)]
-    bad = np.array([NONE])
+    bad = np.full(2, NONE)
     for digits, levels in totals:
         run(
-            *(names.fold_kernel("float32", "exact"), *rows(part, start), np.int64(1), np.int64(1), np.array([1.0])),
+            *(names.fold_kernel("float32", "exact"), rows(part, start)),
             *(address(digits, start * 16), address(levels, start // 64 * 2), bad),
         )
     # Merging begins at block 0, so that the launch's blocks of threads have to be far out.
@@ -68,7 +84,7 @@ def test_an_exact_fold_finish_and_merge_far_out_land_where_they_belong(start: in
     divisor[0] = (2.0, 0.0, (1, 0, 0, 0), 1)
     out = np.zeros(SIZE, np.float32)
     run(
-        *(names.finish_kernel("exact", "float32", False), *rows(part, start)[2:], np.int64(1), *places[0]),
+        *(names.finish_kernel("exact", "float32", False), rows(part, start), *places[0]),
         *(np.array([address(out)]), np.array([address(out)]), divisor, bad),
     )
     assert out.tolist() == part.tolist()

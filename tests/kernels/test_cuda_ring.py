@@ -3,6 +3,7 @@
 import io
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -171,6 +172,8 @@ def test_arrays_that_cannot_be_what_they_are_folded_as_are_refused(cuda: CudaBac
         (Exporter(half, code=4, bits=16), "float16", "part 0: expected float16, got an array of bfloat16 on a device"),
         (Exporter(half, code=4, bits=16), "uint16", "part 0: expected uint16, got an array of bfloat16"),
         (Exporter(half, device=2), "uint16", r"it is on device 2, and this backend works on device 0: .*'cuda:2'"),
+        (replace(half, address=half.address + 1), "uint16", "part 0: it is at no multiple of its elements' 2 bytes"),
+        (replace(half, device=3), "uint16", "part 0 is on device 3, and this backend works on device 0"),
         (Exporter(half, strides=(2,)), "uint16", r"got strided uint16 .*on a device"),
         (Exporter(half), "float32", "expected a contiguous buffer of 10 float32, got contiguous uint16"),
     ):
@@ -201,22 +204,31 @@ def test_memory_that_is_not_there_is_a_typed_error_and_nothing_is_lost() -> None
     assert state_of(cuda, total) == before
 
 
-def test_an_error_leaves_the_ring_as_it_was(cuda: CudaBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("step", ["upload", "wait", "launch", "download", "record"])
+def test_an_interrupt_at_any_step_leaves_no_work_behind(
+    cuda: CudaBackend, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
     parts = parts_of()
     expected = mean(CPU, parts, WEIGHTS, "float32", "exact", "float32", SIZE)
-    launch, calls = ShimStream.launch, []
+    real, calls = getattr(ShimStream, step), []
 
-    def interrupted(*given: Any) -> None:
+    def interrupted(*given: Any) -> Any:
         calls.append(given)
         if len(calls) == 5:
             raise KeyboardInterrupt
-        launch(*given)
+        return real(*given)
 
-    monkeypatch.setattr(ShimStream, "launch", interrupted)
-    out = np.full(SIZE, -1.0, np.float32)
+    monkeypatch.setattr(ShimStream, step, interrupted)
+    out, total = np.full(SIZE, -1.0, np.float32), cuda.total(SIZE, "exact")
+    calls.clear()
+    with pytest.raises(KeyboardInterrupt):
+        cuda.fold(total, parts, WEIGHTS, "float32")
+    del total
+    calls.clear()
     with pytest.raises(KeyboardInterrupt):
         cuda.mean(parts, WEIGHTS, out, "float32")
     monkeypatch.undo()
+    assert not cuda._ring.work._waiting and not cuda._ring.upload._waiting  # type: ignore[attr-defined]
     bad = [*parts[:3], parts[3].copy()]
     bad[3][SIZE - 1] = np.nan
     with pytest.raises(NotFinite, match=f"part 3: element {SIZE - 1} is nan"):
@@ -224,12 +236,41 @@ def test_an_error_leaves_the_ring_as_it_was(cuda: CudaBackend, monkeypatch: pyte
     assert mean(cuda, parts, WEIGHTS, "float32", "exact", "float32", SIZE).tobytes() == expected.tobytes()
 
 
+def test_a_part_that_is_not_finite_is_to_blame_before_a_result_that_does_not_fit(cuda: CudaBackend) -> None:
+    tensors = [np.full(130, 1e30, np.float32), np.full(5, np.nan, np.float32)]
+    for device in (CPU, cuda):
+        outs = [np.empty(130, np.uint16), np.empty(5, np.uint16)]
+        with pytest.raises(NotFinite, match="part 0: element 256 is nan"):
+            device.mean([tensors], [1.0], outs, "float32", result="float16")
+
+
+def test_tables_of_what_is_there_are_cut_into_pieces_too(played: ShimDevice, cuda: CudaBackend) -> None:
+    sizes = [2] * 1500
+    parts = [[np.full(size, k, np.float32) for size in sizes] for k in range(12)]
+    room = played.resident(np.zeros(256 * 1500, np.float32))
+    there = [[replace(room, shape=(2,), address=room.address + 1024 * i) for i in range(1500)] for _ in parts]
+    total = cuda.total(256 * 1500, "float32")
+    before = played.used
+    cuda.fold(total, anything(there), [1.0] * 12, "float32")
+    assert len([name for name, _ in played.launched if name.startswith("fold")]) > 1
+    assert played.used - before <= SLOTS * 2 * PIECE
+    other = cuda.total(256 * 1500, "float32")
+    cuda.fold(other, parts, [1.0] * 12, "float32")
+    outs = [np.empty(2, np.float32) for _ in sizes]
+    cuda.finish(other, outs, "float32")
+    assert all(out.tolist() == [5.5, 5.5] for out in outs)
+
+
 def test_several_threads_may_call_at_once(cuda: CudaBackend) -> None:
     parts, results = parts_of(20_000), {}
     expected = state_of(CPU, folded(CPU, parts, WEIGHTS, "float32", "exact", 20_000))
 
     def work(number: int) -> None:
-        results[number] = state_of(cuda, folded(cuda, parts, WEIGHTS, "float32", "exact", 20_000))
+        total = folded(cuda, parts[:1], [1.0], "float32", "exact", 20_000)
+        for _ in range(3):
+            total.clear()
+            cuda.fold(total, parts, WEIGHTS, "float32")
+        results[number] = state_of(cuda, total)
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
     for thread in threads:

@@ -1,11 +1,12 @@
 """Arrays on a device, of other libraries: what they are, in which order they are read, and what is refused."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from flcore_kernels import BufferMismatch, described, device_of
-from flcore_kernels.device_arrays import LEGACY_STREAM, NO_STREAM, on_device
+from flcore_kernels.device_arrays import LEGACY_STREAM, on_device
 
 from tests.kernels.exporters import Exporter, Interfaced
 from tests.kernels.shim.device import ShimDevice
@@ -18,9 +19,21 @@ def played() -> ShimDevice:
     return ShimDevice()
 
 
+class Ours:
+    """Our stream, and those that it was told to come after."""
+
+    pointer = 77
+
+    def __init__(self) -> None:
+        self.followed: list[int] = []
+
+    def follow(self, pointer: int) -> None:
+        self.followed.append(pointer)
+
+
 def seen(thing: Any) -> tuple[Any, list[int]]:
-    followed: list[int] = []
-    return on_device(thing, 0, 77, followed.append), followed
+    ours = Ours()
+    return on_device(thing, ShimDevice(), ours), ours.followed
 
 
 @pytest.mark.parametrize("is_versioned", [False, True])
@@ -33,12 +46,12 @@ def test_a_capsule_is_read_and_its_exporter_keeps_our_stream_waiting(played: Shi
     assert exporter.streams == [77] and followed == []
 
 
-def test_what_is_only_described_makes_nobody_wait_until_it_is_read(played: ShimDevice) -> None:
+def test_what_is_only_described_is_asked_again_when_it_is_read(played: ShimDevice) -> None:
     exporter = Exporter(played.resident(VALUES))
     told = described(exporter)
-    assert exporter.streams == [NO_STREAM] and told.is_described and told.owner is exporter
+    assert exporter.streams == [LEGACY_STREAM] and told.is_described and told.owner is exporter
     found, _ = seen(told)
-    assert exporter.streams == [NO_STREAM, 77] and not found.is_described and found.address == told.address
+    assert exporter.streams == [LEGACY_STREAM, 77] and not found.is_described and found.address == told.address
     assert described(found) is found
 
 
@@ -115,15 +128,53 @@ def test_where_something_is_shows_without_reading_it(played: ShimDevice) -> None
     assert device_of(Broken()) is None
 
 
+def test_what_is_elsewhere_is_refused_before_its_exporter_is_asked(played: ShimDevice) -> None:
+    exporter = Exporter(played.resident(VALUES), device=2)
+    with pytest.raises(BufferMismatch, match=r"it is on device 2, .* works on device 0: ask for backend\('cuda:2'\)"):
+        seen(exporter)
+    assert exporter.streams == []
+
+
+def changed(array: Any, **told: Any) -> Interfaced:
+    thing = Interfaced(array)
+    thing.__cuda_array_interface__.update(told)
+    return thing
+
+
 def test_what_cannot_be_read_there_is_refused_by_name(played: ShimDevice) -> None:
     array = played.resident(VALUES)
-    nowhere = Interfaced(array)
+    nowhere, null = Interfaced(array), replace(array, address=0)
     del nowhere.__cuda_array_interface__["data"]
     for thing, words in (
         (Exporter(array, kind=1), "memory of DLPack's kind 1"),
         (Exporter(array, code=5, bits=64), "DLPack's kind 5"),
+        (Exporter(array, code=2, bits=8), "float8"),
+        (Exporter(array, shape=(-5,)), r"its shape is \(-5,\)"),
+        (Exporter(array, shape=(-10, -10)), "its shape is"),
+        (Exporter(array, shape=(2**40, 2**40)), "its shape is"),
+        (Exporter(array, rank=2_000_000_000), "it says that it has 2000000000 dimensions"),
+        (Exporter(array, rank=-1), "it says that it has -1 dimensions"),
+        (Exporter(null), "said to be at address 0"),
+        (Exporter(replace(array, address=array.address + 1)), "which is no multiple of 4 bytes"),
+        (Interfaced(null), "said to be at address 0"),
+        (changed(array, data=(-8, False)), "said to be at address -8"),
+        (changed(array, data=(2**70, False)), "said to be at address"),
+        (changed(array, typestr=">f4"), "'>f4', which no kernel reads"),
+        (changed(array, typestr="|V0", strides=(1,)), "'|V0', which no kernel reads"),
+        (changed(array, typestr="?!"), "data type"),
+        (changed(array, strides=(5,), shape=(20,)), r"its strides, \(5,\), are no multiples of its elements' 4 bytes"),
+        (changed(array, shape=(None,)), "NoneType"),
+        (changed(array, shape=("a",)), "invalid literal"),
+        (changed(array, mask=array), "it has a mask"),
         (nowhere, "data"),
         (object(), "cuda_array_interface"),
     ):
         with pytest.raises(BufferMismatch, match=f"a {type(thing).__name__} cannot be read on its device: .*{words}"):
-            on_device(thing, 0, 77, lambda _: None)
+            described(thing)
+
+
+def test_arrays_of_a_library_that_never_writes_to_them_are_read_only(played: ShimDevice) -> None:
+    class Frozen(Exporter):
+        __module__ = "jaxlib.xla_extension"
+
+    assert not seen(Frozen(played.resident(VALUES)))[0].flags.writeable

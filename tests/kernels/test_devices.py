@@ -4,12 +4,13 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
-from flcore_kernels import BackendUnavailable, backend, devices
+from flcore_kernels import BackendUnavailable, backend, devices, kept
 
 from tests.kernels.exporters import Exporter
 from tests.kernels.shim.device import ShimDevice
@@ -17,12 +18,13 @@ from tests.kernels.stand_in import stand_in_for_cupy
 
 
 @pytest.fixture(autouse=True)
-def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No backend of a device and no warning is left over from before, or to what comes after."""
-    for cached in (devices._cuda, devices._warned):
+def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """No backend of a device, no directory and no warning is left over from before, or to what comes after."""
+    monkeypatch.setenv("FLCORE_CACHE_DIR", str(tmp_path))
+    for cached in (devices._cuda, devices._warned, kept.directory_of):
         cached.cache_clear()
     yield
-    for cached in (devices._cuda, devices._warned):
+    for cached in (devices._cuda, devices._warned, kept.directory_of):
         cached.cache_clear()
 
 
@@ -49,7 +51,7 @@ def test_cuda_without_cupy_says_what_to_install(monkeypatch: pytest.MonkeyPatch)
 
 def test_cuda_without_a_device_or_beyond_those_there_are_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cupy", stand_in_for_cupy(devices=None))
-    with pytest.raises(BackendUnavailable, match="no CUDA device that can be used: cudaErrorInsufficientDriver"):
+    with pytest.raises(BackendUnavailable, match=r"that can be used: cudaErrorInsufficientDriver.* NVIDIA driver, and"):
         backend("cuda")
     monkeypatch.setitem(sys.modules, "cupy", stand_in_for_cupy(devices=0))
     with pytest.raises(BackendUnavailable, match="no CUDA device 0; this machine has 0"):
@@ -59,11 +61,26 @@ def test_cuda_without_a_device_or_beyond_those_there_are_says_so(monkeypatch: py
         backend("cuda:2")
 
 
+def test_a_device_that_is_too_old_or_cannot_be_compiled_for_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", stand_in_for_cupy(devices=1, capability=(6, 1)))
+    with pytest.raises(BackendUnavailable, match=r"a stand-in \(device 0\) has compute capability 6.1; .* 7.0 or more"):
+        backend("cuda")
+
+    def no_nvrtc(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("libnvrtc.so was not found")
+
+    monkeypatch.setitem(sys.modules, "cupy", stand_in_for_cupy(devices=1, compiles=no_nvrtc))
+    with pytest.raises(BackendUnavailable, match=r"does not compile kernels here: libnvrtc.so was not found. It takes"):
+        backend("cuda")
+    with pytest.warns(RuntimeWarning, match="copied to the CPU and combined there: CuPy does not compile"):
+        assert backend("auto", near=there()) is backend("cpu")
+
+
 def test_auto_goes_where_the_data_is(monkeypatch: pytest.MonkeyPatch) -> None:
     cupy: ModuleType = stand_in_for_cupy(devices=2)
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     assert backend("auto", near=there()).name == "cuda"
-    assert backend("auto", near=there()) is backend("cuda:0") is not backend("cuda:1")
+    assert backend("auto", near=there()) is backend("cuda:0") is backend("cuda") is not backend("cuda:1")
     assert backend("auto", near=np.zeros(3)).name == "cpu"
 
 

@@ -79,9 +79,9 @@ struct quantized : Plain<i8, 8> {
     __device__ static double magnitude(i8 stored, float factor) { return fabs(double(value(stored, factor))); }
 };
 
-// The scale of the elements from `index` on; 1 where there is none.
+// The scale of the elements from `index` on; 1 for a dtype that has none.
 template <typename D>
-__device__ inline float factor_at(u64 scales, i64 index, i64 count) {
-    if (D::block == 0 || index >= count) return 1.0f;
+__device__ inline float factor_at(u64 scales, i64 index) {
+    if (D::block == 0) return 1.0f;
     return __ldcs(reinterpret_cast<const float *>(scales) + index / larger(D::block, 1));
 }

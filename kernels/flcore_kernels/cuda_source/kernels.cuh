@@ -2,30 +2,40 @@
 //
 // Row r is a run of counts[r] elements whose first is element starts[r] of the total; parts[r * clients + k] is where
 // its first element is in part k, and scales[...] where its first scale is. Threads walk the rows in strides, so that
-// any launch shape is right. `bad` becomes the smallest element that something is wrong with. The exact kernels keep
-// two blocks of THREADS threads on a multiprocessor; the others fit three or more by themselves.
+// any launch shape is right. `bad` becomes the smallest element that something is wrong with; where a total does not show
+// what its parts held, bad[1] that of results that do not fit, which count only if all parts are sound. The exact kernels
+// keep two blocks of THREADS threads on a multiprocessor; the others fit three or more by themselves.
 
 __device__ inline void report(u64 *bad, i64 element) { atomicMin(bad, u64(element)); }
 
-__device__ inline Row row_of(const u64 *parts, const u64 *scales, const i64 *counts, i64 row, i64 clients) {
-    return {parts + row * clients, scales + row * clients, counts[row]};
-}
+// What the rows of all parts are; `aligned` tells of which rows all parts' elements begin at multiples of 16.
+struct Rows {
+    const u64 *parts, *scales;
+    const i64 *counts, *starts;
+    const u8 *aligned;
+    const double *weights;
+    i64 rows, clients;
+
+    __device__ Row operator[](i64 row) const {
+        return {parts + row * clients, scales + row * clients, weights, clients, counts[row], aligned[row] != 0};
+    }
+};
 
 template <typename D, typename A>
 __global__ void __launch_bounds__(THREADS)
-fold_float(const u64 *parts, const u64 *scales, const i64 *counts, const i64 *starts, i64 rows, i64 clients,
-           const double *weights, u64 total, u64 levels, u64 *bad) {
-    for (i64 r = blockIdx.x; r < rows; r += gridDim.x) {
-        Row row = row_of(parts, scales, counts, r, clients);
-        u64 here = total + u64(starts[r]) * sizeof(A);
+fold_float(const Rows *given, u64 total, u64 levels, u64 *bad) {
+    const Rows rows = *given;
+    for (i64 r = blockIdx.x; r < rows.rows; r += gridDim.x) {
+        Row row = rows[r];
+        u64 here = total + u64(rows.starts[r]) * sizeof(A);
         for (i64 index = i64(threadIdx.x) * D::lanes; index < row.count; index += i64(blockDim.x) * D::lanes) {
             A held[D::lanes];
             load(held, here, index, row.count);
-            bool is_bad = add_parts<D>(held, row, weights, clients, index);
+            bool is_bad = add_parts<D>(held, row, index);
             store(here, index, row.count, held);
             for (int i = 0; i < D::lanes; i++)
                 if (index + i < row.count && (is_bad || !is_finite(double(held[i])))) {
-                    report(bad, starts[r] + index + i);
+                    report(bad, rows.starts[r] + index + i);
                     break;
                 }
         }
@@ -34,36 +44,38 @@ fold_float(const u64 *parts, const u64 *scales, const i64 *counts, const i64 *st
 
 template <typename D, typename A, typename R, bool HAS_BASE>
 __global__ void __launch_bounds__(THREADS)
-mean_float(const u64 *parts, const u64 *scales, const i64 *counts, const i64 *starts, i64 rows, i64 clients,
-           const double *weights, const u64 *targets, const u64 *bases, const Divisor *by, u64 *bad) {
-    for (i64 r = blockIdx.x; r < rows; r += gridDim.x) {
-        Row row = row_of(parts, scales, counts, r, clients);
+mean_float(const Rows *given, const u64 *targets, const u64 *bases, const Divisor *by, u64 *bad) {
+    const Rows rows = *given;
+    for (i64 r = blockIdx.x; r < rows.rows; r += gridDim.x) {
+        Row row = rows[r];
         for (i64 index = i64(threadIdx.x) * D::lanes; index < row.count; index += i64(blockDim.x) * D::lanes) {
             A held[D::lanes] = {};
             Result<R, D::lanes> result;
             result.take_base(HAS_BASE, bases[r], index, row.count);
-            bool is_bad = add_parts<D>(held, row, weights, clients, index);
+            bool is_bad = add_parts<D>(held, row, index);
             divide_float<R, HAS_BASE>(result, held, by->nearest, index, row.count);
             store(targets[r], index, row.count, result.values);
-            if (is_bad || result.misfit >= 0) report(bad, starts[r] + index + larger(result.misfit, i64(0)));
+            if (is_bad || result.misfit >= 0) report(bad, rows.starts[r] + index + larger(result.misfit, i64(0)));
         }
     }
 }
 
 template <typename A, typename R, bool HAS_BASE>
 __global__ void __launch_bounds__(THREADS)
-finish_float(const i64 *counts, const i64 *starts, i64 rows, u64 total, u64 levels, const u64 *targets,
-             const u64 *bases, const Divisor *by, u64 *bad) {
-    for (i64 r = blockIdx.x; r < rows; r += gridDim.x) {
-        u64 here = total + u64(starts[r]) * sizeof(A);
-        for (i64 index = i64(threadIdx.x) * EACH_LANE; index < counts[r]; index += i64(blockDim.x) * EACH_LANE) {
+finish_float(const Rows *given, u64 total, u64 levels, const u64 *targets, const u64 *bases, const Divisor *by,
+             u64 *bad) {
+    const Rows rows = *given;
+    for (i64 r = blockIdx.x; r < rows.rows; r += gridDim.x) {
+        i64 count = rows.counts[r];
+        u64 here = total + u64(rows.starts[r]) * sizeof(A);
+        for (i64 index = i64(threadIdx.x) * EACH_LANE; index < count; index += i64(blockDim.x) * EACH_LANE) {
             A held[EACH_LANE];
-            load(held, here, index, counts[r]);
+            load(held, here, index, count);
             Result<R, EACH_LANE> result;
-            result.take_base(HAS_BASE, bases[r], index, counts[r]);
-            divide_float<R, HAS_BASE>(result, held, by->nearest, index, counts[r]);
-            store(targets[r], index, counts[r], result.values);
-            if (result.misfit >= 0) report(bad, starts[r] + index + result.misfit);
+            result.take_base(HAS_BASE, bases[r], index, count);
+            divide_float<R, HAS_BASE>(result, held, by->nearest, index, count);
+            store(targets[r], index, count, result.values);
+            if (result.misfit >= 0) report(bad, rows.starts[r] + index + result.misfit);
         }
     }
 }
@@ -74,24 +86,25 @@ __device__ inline i64 all_blocks() { return i64(blockDim.x / SIXTEEN) * BLOCK; }
 
 template <typename D>
 __global__ void __launch_bounds__(THREADS, 2)
-fold_exact(const u64 *parts, const u64 *scales, const i64 *counts, const i64 *starts, i64 rows, i64 clients,
-           const double *weights, u64 total, u64 levels, u64 *bad) {
+fold_exact(const Rows *given, u64 total, u64 levels, u64 *bad) {
+    const Rows rows = *given;
     int lane = threadIdx.x % SIXTEEN;
     i32 guess = 0;
-    for (i64 r = blockIdx.x; r < rows; r += gridDim.x) {
-        Row row = row_of(parts, scales, counts, r, clients);
+    for (i64 r = blockIdx.x; r < rows.rows; r += gridDim.x) {
+        Row row = rows[r];
         for (i64 start = own_block(); start < row.count; start += all_blocks()) {
-            i64 block = (starts[r] + start) / BLOCK;
+            i64 block = (rows.starts[r] + start) / BLOCK;
             i16 *stored_level = reinterpret_cast<i16 *>(levels) + block;
             i32 held = *stored_level;
             Digits digits;
-            i32 level = add_up<D>(digits, block_address(total, block), held, guess, row, weights, clients, start, lane);
+            i32 level = add_up<D>(digits, block_address(total, block), held, guess, row, start, lane);
             if (level == BAD) {
                 if (lane == 0) report(bad, block * BLOCK);
                 continue;
             }
             if (level != EMPTY) guess = level;
             digits.write(block_address(total, block), lane);
+            __syncwarp(sixteen());  // all of them have read the level
             if (lane == 0) *stored_level = i16(level);
         }
     }
@@ -99,17 +112,17 @@ fold_exact(const u64 *parts, const u64 *scales, const i64 *counts, const i64 *st
 
 template <typename D, typename R, bool HAS_BASE>
 __global__ void __launch_bounds__(THREADS, 2)
-mean_exact(const u64 *parts, const u64 *scales, const i64 *counts, const i64 *starts, i64 rows, i64 clients,
-           const double *weights, const u64 *targets, const u64 *bases, const Divisor *by, u64 *bad) {
+mean_exact(const Rows *given, const u64 *targets, const u64 *bases, const Divisor *by, u64 *bad) {
+    const Rows rows = *given;
     int lane = threadIdx.x % SIXTEEN;
     i32 guess = 0;
-    for (i64 r = blockIdx.x; r < rows; r += gridDim.x) {
-        Row row = row_of(parts, scales, counts, r, clients);
+    for (i64 r = blockIdx.x; r < rows.rows; r += gridDim.x) {
+        Row row = rows[r];
         for (i64 start = own_block(); start < row.count; start += all_blocks()) {
             Digits digits;
-            i32 level = add_up<D>(digits, 0, EMPTY, guess, row, weights, clients, start, lane);
+            i32 level = add_up<D>(digits, 0, EMPTY, guess, row, start, lane);
             if (level == BAD) {
-                if (lane == 0) report(bad, starts[r] + start);
+                if (lane == 0) report(bad, rows.starts[r] + start);
                 continue;
             }
             if (level != EMPTY) guess = level;
@@ -118,27 +131,29 @@ mean_exact(const u64 *parts, const u64 *scales, const i64 *counts, const i64 *st
             result.take_base(HAS_BASE, bases[r], index, row.count);
             divide_exact<R, HAS_BASE>(result, digits, level, *by, index, row.count);
             store(targets[r], index, row.count, result.values);
-            if (result.misfit >= 0) report(bad, starts[r] + index + result.misfit);
+            if (result.misfit >= 0) report(bad + 1, rows.starts[r] + index + result.misfit);
         }
     }
 }
 
 template <typename R, bool HAS_BASE>
 __global__ void __launch_bounds__(THREADS)
-finish_exact(const i64 *counts, const i64 *starts, i64 rows, u64 total, u64 levels, const u64 *targets,
-             const u64 *bases, const Divisor *by, u64 *bad) {
+finish_exact(const Rows *given, u64 total, u64 levels, const u64 *targets, const u64 *bases, const Divisor *by,
+             u64 *bad) {
+    const Rows rows = *given;
     int lane = threadIdx.x % SIXTEEN;
-    for (i64 r = blockIdx.x; r < rows; r += gridDim.x) {
-        for (i64 start = own_block(); start < counts[r]; start += all_blocks()) {
-            i64 block = (starts[r] + start) / BLOCK, index = start + lane * EACH_LANE;
+    for (i64 r = blockIdx.x; r < rows.rows; r += gridDim.x) {
+        i64 count = rows.counts[r];
+        for (i64 start = own_block(); start < count; start += all_blocks()) {
+            i64 block = (rows.starts[r] + start) / BLOCK, index = start + lane * EACH_LANE;
             i32 level = reinterpret_cast<const i16 *>(levels)[block];
             Digits digits;
             digits.begin(block_address(total, block), level, level, lane);
             Result<R, EACH_LANE> result;
-            result.take_base(HAS_BASE, bases[r], index, counts[r]);
-            divide_exact<R, HAS_BASE>(result, digits, level, *by, index, counts[r]);
-            store(targets[r], index, counts[r], result.values);
-            if (result.misfit >= 0) report(bad, starts[r] + index + result.misfit);
+            result.take_base(HAS_BASE, bases[r], index, count);
+            divide_exact<R, HAS_BASE>(result, digits, level, *by, index, count);
+            store(targets[r], index, count, result.values);
+            if (result.misfit >= 0) report(bad, rows.starts[r] + index + result.misfit);
         }
     }
 }
@@ -182,15 +197,16 @@ merge_float(u64 total, u64 other, i64 elements, i32 exponent) {
 // tops[k] becomes the largest magnitude of part k, by its bits.
 template <typename D>
 __global__ void __launch_bounds__(THREADS)
-largest(const u64 *parts, const u64 *scales, const i64 *counts, i64 rows, i64 clients, u64 *tops) {
-    for (i64 r = blockIdx.x; r < rows; r += gridDim.x) {
-        Row row = row_of(parts, scales, counts, r, clients);
-        for (i64 k = 0; k < clients; k++) {
+largest(const Rows *given, u64 *tops) {
+    const Rows rows = *given;
+    for (i64 r = blockIdx.x; r < rows.rows; r += gridDim.x) {
+        Row row = rows[r];
+        for (i64 k = 0; k < rows.clients; k++) {
             u64 top = 0;
             for (i64 index = i64(threadIdx.x) * D::lanes; index < row.count; index += i64(blockDim.x) * D::lanes) {
                 typename D::storage stored[D::lanes];
                 load(stored, row.parts[k], index, row.count);
-                float factor = factor_at<D>(row.scales[k], index, row.count);
+                float factor = factor_at<D>(row.scales[k], index);
                 for (int i = 0; i < D::lanes; i++)
                     if (index + i < row.count) top = larger(top, u64(bits_of(D::magnitude(stored[i], factor))));
             }
@@ -244,7 +260,7 @@ decode(u64 part, u64 scales, u64 out, i64 size) {
         typename D::storage stored[D::lanes];
         float written[D::lanes];
         load(stored, part, index, size);
-        float factor = factor_at<D>(scales, index, size);
+        float factor = factor_at<D>(scales, index);
         for (int i = 0; i < D::lanes; i++) written[i] = float(D::value(stored[i], factor));
         store(out, index, size, written);
     }
@@ -252,6 +268,7 @@ decode(u64 part, u64 scales, u64 out, i64 size) {
 
 __global__ void __launch_bounds__(THREADS)
 fill(u64 address, i64 count, i16 value) {
-    for (i64 index = thread_number(); index < count; index += thread_count())
-        reinterpret_cast<i16 *>(address)[index] = value;
+    const i16 eight[8] = {value, value, value, value, value, value, value, value};
+    for (i64 index = thread_number() * 8; index < count; index += thread_count() * 8)
+        store(address, index, count, eight);
 }

@@ -32,7 +32,7 @@ __device__ inline Found look(Squares &squares, u64 part, u64 scales, i64 tile, i
     for (i64 index = tile * TILE + threadIdx.x % SIXTEEN * EACH_LANE; index < stop; index += BLOCK) {
         typename D::storage stored[EACH_LANE];
         load(stored, part, index, size);
-        float factor = factor_at<D>(scales, index, size);
+        float factor = factor_at<D>(scales, index);
         for (int i = 0; i < EACH_LANE; i++) {
             if (index + i >= size) break;
             double value = double(D::value(stored[i], factor)), magnitude = D::magnitude(stored[i], factor);

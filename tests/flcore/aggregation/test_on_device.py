@@ -3,23 +3,24 @@
 The device is played by the processor, and the arrays are of a library that stands in for PyTorch and CuPy.
 """
 
-import math
 import sys
 import warnings
 from collections.abc import Iterator
 from functools import partial
+from types import ModuleType
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import pytest
-from flcore_kernels import BackendUnavailable, OutOfDeviceMemory, devices
+from flcore_kernels import BackendUnavailable, DeviceArray, OutOfDeviceMemory, described, devices
 from flcore_kernels.cuda import CudaBackend
 
 import flcore
 from flcore.model import arrays
 from flcore.model.arrays import Kind
+from tests.kernels.conftest import has_device
 from tests.kernels.exporters import Exporter
 from tests.kernels.shim.compiled import COMPILER
 from tests.kernels.shim.device import ShimDevice
@@ -48,8 +49,8 @@ def read(thing: There) -> npt.NDArray[Any]:
     raise AssertionError("an array was copied to the host")
 
 
-def flat(thing: There) -> There:
-    return thing if thing.strides is None else There(thing.player, thing.values().reshape(3, 2).T.copy())
+def tell(thing: There) -> DeviceArray:
+    return described(thing if thing.strides is None else There(thing.player, thing.values().reshape(3, 2).T.copy()))
 
 
 def empty(thing: There) -> There:
@@ -66,7 +67,7 @@ def player(monkeypatch: pytest.MonkeyPatch) -> Iterator[ShimDevice]:
         return CudaBackend(device, threads, PIECE)
 
     monkeypatch.setattr(devices, "_cuda", cuda)
-    monkeypatch.setitem(arrays.KINDS, __name__.partition(".")[0], Kind(read, no_copy, flat, empty))
+    monkeypatch.setitem(arrays.KINDS, __name__.partition(".")[0], Kind(read, no_copy, tell, empty))
     devices._warned.cache_clear()
     yield device
     devices._warned.cache_clear()
@@ -198,7 +199,7 @@ def test_without_a_device_the_cpu_combines_after_one_warning(
         raise BackendUnavailable("there is no CUDA device")
 
     monkeypatch.setattr(devices, "_cuda", none)
-    monkeypatch.setitem(arrays.KINDS, __name__.partition(".")[0], Kind(copied, sent, flat, empty))
+    monkeypatch.setitem(arrays.KINDS, __name__.partition(".")[0], Kind(copied, sent, tell, empty))
     given = models(2)
     updates = [(moved(player, model), 1) for model in given]
     with pytest.warns(RuntimeWarning, match="copied to the CPU and combined there: there is no CUDA device"):
@@ -218,7 +219,7 @@ def test_without_memory_there_the_cpu_combines_too_unless_the_device_was_named(
     def full(thing: There) -> Any:
         raise MemoryError("out of memory")
 
-    monkeypatch.setitem(arrays.KINDS, __name__.partition(".")[0], Kind(copied, sent, flat, full))
+    monkeypatch.setitem(arrays.KINDS, __name__.partition(".")[0], Kind(copied, sent, tell, full))
     given = models(2)
     updates = [(moved(player, model), 1) for model in given]
     with pytest.raises(OutOfDeviceMemory, match="no room for a result of 8,000 bytes: out of memory"):
@@ -237,34 +238,61 @@ def test_a_budget_bounds_the_memory_there(player: ShimDevice) -> None:
         flcore.aggregate(iter(updates), backend="cuda", budget_bytes=1_000_000)
 
 
-def test_rows_of_the_table_ask_cupy_for_arrays_on_the_same_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Device:
-        depth = 0
+class Stranger(Exporter):
+    """An array of a library that is not in the table."""
 
-        def __enter__(self) -> None:
-            Device.depth += 1
+    __module__ = "stranger"
 
-        def __exit__(self, *_: object) -> None:
-            Device.depth -= 1
 
-    class Cupy:
-        """As much of CuPy as is asked for."""
+@pytest.fixture
+def stranger(player: ShimDevice, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.delitem(arrays.KINDS, __name__.partition(".")[0])
+    return lambda values, **told: Stranger(player.resident(values), **told)
 
-        @staticmethod
-        def ascontiguousarray(array: Any) -> Any:
-            assert Device.depth == 1
-            return array
 
-        @staticmethod
-        def empty(shape: Any, dtype: Any) -> Any:
-            assert Device.depth == 1 and math.prod(shape) == 3
-            return np.empty(shape, dtype)
+def test_arrays_of_any_library_are_combined_there_and_come_back_in_memory(stranger: Any) -> None:
+    found = flcore.aggregate([({"w": stranger(np.full(300, value, np.float32))}, 1) for value in (1.0, 3.0)])
+    assert type(found["w"]) is np.ndarray and found["w"].tolist() == [2.0] * 300
+    with pytest.raises(flcore.SpecError, match="update 0: tensor 'w': it has strides, and Stranger is of no library"):
+        flcore.aggregate([({"w": stranger(np.ones((2, 3), np.float32), strides=(1, 2))}, 1)])
 
-    class Array:
-        device, shape, dtype = Device(), (3,), np.dtype(np.float32)
 
-    monkeypatch.setitem(sys.modules, "cupy", Cupy)
-    array, kind = Array(), arrays.KINDS["cupy"]
-    assert kind.flat(array) is array
-    assert kind.empty is not None and kind.empty(array).shape == (3,)
-    assert Device.depth == 0
+def test_updates_on_several_devices_are_refused(stranger: Any) -> None:
+    ones = np.ones(300, np.float32)
+    with pytest.raises(flcore.AggregationError, match=r"it is on device 1, .* ask for backend\('cuda:1'\)"):
+        flcore.aggregate([({"w": stranger(ones)}, 1), ({"w": stranger(ones, device=1)}, 1)])
+
+
+def test_on_the_cpu_they_are_brought_by_cupy_if_that_is_there(stranger: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    thing = stranger(np.ones(300, np.float32))
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    with pytest.raises(
+        flcore.SpecError, match=r"got Stranger \(it is on a device, from which only CuPy could bring it"
+    ):
+        flcore.aggregate([({"w": thing}, 1)], backend="cpu")
+    cupy: Any = ModuleType("cupy")
+    cupy.from_dlpack = lambda each: each
+    cupy.asnumpy = lambda each: np.full(300, 7.0, np.float32)
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    assert flcore.aggregate([({"w": thing}, 1)], backend="cpu")["w"].tolist() == [7.0] * 300
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not has_device(), reason="there is no CUDA device")
+@pytest.mark.parametrize("library", ["cupy", "torch"])
+@pytest.mark.parametrize("form", [list, iter])
+def test_real_arrays_on_a_real_device_stay_there(library: str, form: Any) -> None:
+    pytest.importorskip(library)
+    given = [{name: values for name, values in model.items() if name in ("w", "steps", "mask")} for model in models()]
+    updates = [({name: put(library, values) for name, values in model.items()}, 1) for model in given]
+    found = flcore.aggregate(form(updates))
+    assert all(type(found[name]) is type(updates[0][0][name]) for name in found)
+    require_equal(
+        {name: arrays.as_array(array, name) for name, array in found.items()}, flcore.aggregate([(m, 1) for m in given])
+    )
+
+
+def put(library: str, values: npt.NDArray[Any]) -> Any:
+    if library == "cupy":
+        return __import__("cupy").asarray(values)
+    return __import__("torch").from_numpy(np.array(values)).cuda()

@@ -203,9 +203,9 @@ class TestTorch:
         import torch
 
         kind, half = arrays.KINDS["torch"], torch.arange(6).reshape(2, 3).to(torch.bfloat16)
-        flat = kind.flat(half.T.requires_grad_())
+        flat = arrays._flat_torch(half.T.requires_grad_())
         assert flat.is_contiguous() and not flat.requires_grad and torch.equal(flat, half.T)
-        assert kind.flat(half).data_ptr() == half.data_ptr(), "what has no strides is not copied"
+        assert arrays._flat_torch(half).data_ptr() == half.data_ptr(), "what has no strides is not copied"
         assert kind.empty is not None
         room = kind.empty(half)
         assert (room.shape, room.dtype, room.device, room.requires_grad) == (half.shape, half.dtype, half.device, False)

@@ -4,6 +4,7 @@ Streams do nothing until somebody waits, so that what must be waited for and is 
 is copied as it is then, a kernel that does not wait for a copy reads what was there before.
 """
 
+import contextlib
 import ctypes
 import weakref
 from collections.abc import Callable
@@ -151,9 +152,13 @@ class ShimDevice:
         weakref.finalize(memory, self.locked.remove, here)
         return memory
 
-    def compile(self, kernel: str) -> None:
+    def number_at(self, address: int) -> int:
         """See `Device`."""
-        library(kernel)
+        return self.number
+
+    def current(self) -> contextlib.AbstractContextManager[None]:
+        """See `Device`."""
+        return contextlib.nullcontext()
 
     def require_locked(self, array: Bytes) -> None:
         """Fail unless an array is in page-locked memory."""
