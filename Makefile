@@ -35,8 +35,8 @@ test-adapters: $(ADAPTERS:%=.peers/%/.ready)  ## Test adapters and arrays with t
 	.peers/nvflare-oldest/bin/python -m pytest tests/flcore/adapters/test_nvflare.py tests/flcore/adapters/test_nvflare_run.py
 	.peers/appfl/bin/python -m pytest tests/flcore/adapters/test_other_frameworks.py
 
-test-gpu: $(VENV)/.cuda$(CUDA)  ## Run the kernels' whole suite on a CUDA device (CUDA=12: with a driver of CUDA 12).
-	$(BIN)/pytest -m gpu
+test-gpu: .peers/cuda$(CUDA)/.ready  ## Run the kernels' whole suite on a CUDA device (CUDA=12: with a driver of CUDA 12).
+	.peers/cuda$(CUDA)/bin/python -m pytest -m gpu
 
 test-large: $(VENV)/.dev  ## Run the test that needs 11 GB of memory.
 	FLCORE_TEST_LARGE=1 $(BIN)/pytest -m large
@@ -54,8 +54,8 @@ bench: $(VENV)/.dev  ## Measure kernels, transport, rounds and memory on this ma
 	$(BIN)/flcore bench memory
 	$(BIN)/pytest bench --benchmark-enable --benchmark-only
 
-bench-gpu: $(VENV)/.cuda$(CUDA)  ## Measure the kernels on a CUDA device, beside how fast it copies.
-	$(BIN)/flcore bench kernels --backend cuda --scale full
+bench-gpu: .peers/cuda$(CUDA)/.ready  ## Measure the kernels on a CUDA device, beside how fast it copies.
+	.peers/cuda$(CUDA)/bin/flcore bench kernels --backend cuda --scale full
 
 bench-peers: $(VENV)/.dev .peers/torch/.ready .peers/nvflare/.ready .peers/flower/.ready  ## Measure flcore beside others.
 	$(BIN)/flcore bench peers --scale full
@@ -84,10 +84,6 @@ $(VENV)/.dev: $(VENV)/.base pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@
 
-$(VENV)/.cuda$(CUDA): $(VENV)/.dev
-	$(BIN)/python -m pip install --quiet --editable '.[cuda$(CUDA)]'
-	@touch $@
-
 $(VENV)/.torch: $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet 'torch==2.13.0'
 	@touch $@
@@ -98,6 +94,8 @@ $(VENV)/.torch: $(VENV)/.dev
 .peers/nvflare-oldest/.ready: PEER := nvflare==2.8.3
 .peers/flower/.ready: PEER := flwr==1.42.0
 .peers/flower-oldest/.ready: PEER := flwr==1.24.0
+.peers/cuda12/.ready: PEER := cupy-cuda12x[ctk]==14.2.0
+.peers/cuda13/.ready: PEER := cupy-cuda13x[ctk]==14.2.0
 .peers/appfl/.ready: PEER := appfl==1.12.0 torch==2.13.0
 .peers/%/.ready: pyproject.toml
 	$(PYTHON) -m venv $(@D)

@@ -4,7 +4,6 @@ import contextlib
 import re
 import sys
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +53,7 @@ def cupy(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     devices._cuda.cache_clear()
 
 
-@pytest.mark.skipif(COMPILER is None and not find_spec("cupy"), reason="needs a device, or g++ to play one")
+@pytest.mark.skipif(COMPILER is None and not has_device(), reason="needs a device, or g++ to play one")
 @pytest.mark.usefixtures("cupy")
 @pytest.mark.parametrize("snippet", SNIPPETS)
 def test_a_snippet_prints_what_it_says(snippet: str, capsys: pytest.CaptureFixture[str]) -> None:

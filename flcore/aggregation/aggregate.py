@@ -1,21 +1,24 @@
 """`aggregate`: updates in, one model out, in a call."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import chain, islice
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from flcore_kernels import Backend, OutOfDeviceMemory, fall_back
 from flcore_kernels import backend as backend_named
 
 from flcore.aggregation.combination import Combination, Likeness, Read
-from flcore.aggregation.gather import Gather, allocated_alike
-from flcore.aggregation.rules import rule_named
+from flcore.aggregation.gather import Buffers, Gather, allocated_alike
+from flcore.aggregation.rules import Rule, rule_named
 from flcore.aggregation.weights import require_accumulator
 from flcore.errors import QuorumError, SpecError, UpdateError
 from flcore.model.arrays import AnyArrays, flattened, kinds_of
 from flcore.model.spec import ModelSpec
 
 GROUP, LARGEST_GROUP = 4, 8
+
+Outcome = TypeVar("Outcome")
 
 
 def aggregate(
@@ -74,44 +77,85 @@ def aggregate(
         raise QuorumError("there is nothing to aggregate: no update was given")
     arrays = _pair(first, "update 0")[0]
     spec = _spec_of(arrays, "update 0") if base is None else _spec_of(base, "base")
-    example, is_at_once = dict(flattened(arrays)), isinstance(updates, Sequence)
-
-    def begun(device: Backend) -> tuple[Combination, dict[str, Any]]:
-        """Return a combination with all the memory that it needs, and room for the result."""
-        combination = Combination(Gather(spec, device), chosen, accumulate, device)
-        if not is_at_once:
-            combination.reserve()
-        return combination, dict(out) if out is not None else allocated_alike(spec, example, device)
-
+    example = dict(flattened(arrays))
     device = backend_named(backend, near=next(iter(example.values()), None), budget_bytes=budget_bytes)
+    begin = partial(_begin, spec, chosen, accumulate, example, base, out)
+    if isinstance(updates, Sequence):
+        return _somewhere(backend, device, lambda each: _at_once(begin(each), updates))
+    begun = _somewhere(backend, device, lambda each: _reserved(begin(each)))
+    stream = chain([first], stream)
+    del first, arrays  # the stream alone holds it now, and lets it go
+    example.clear()
+    size = GROUP if budget_bytes is None else max(1, min(LARGEST_GROUP, budget_bytes // max(1, spec.nbytes)))
+    return _in_groups(begun, stream, size)
+
+
+class _Begun(NamedTuple):
+    """A combination, and what its result goes into."""
+
+    combination: Combination
+    likeness: Likeness
+    values: dict[str, Any]
+    targets: Buffers
+    bases: Buffers | None
+    is_given: bool
+
+    def result(self) -> dict[str, Any]:
+        """Return the values as the updates' arrays are; those that were given as they are."""
+        if self.is_given:
+            return self.values
+        if self.bases is not None:
+            self.likeness.untie(self.bases)
+        return self.likeness.give(self.values)
+
+
+def _begin(
+    spec: ModelSpec,
+    rule: Rule,
+    accumulate: str,
+    example: Mapping[str, Any],
+    base: AnyArrays | None,
+    out: Mapping[str, Any] | None,
+    device: Backend,
+) -> _Begun:
+    gather = Gather(spec, device)
+    combination = Combination(gather, rule, accumulate, device)
+    values = dict(out) if out is not None else allocated_alike(spec, example, device)
+    bases = None if base is None else gather.buffers(base, "base")
+    targets = gather.targets(values) if out is not None else gather.buffers(values, "")
+    return _Begun(combination, Likeness(spec), values, targets, bases, out is not None)
+
+
+def _somewhere(backend: str, device: Backend, work: Callable[[Backend], Outcome]) -> Outcome:
+    """Work on a device; on the CPU, after a warning, if there is no room and the device was not named."""
     try:
-        combination, values = begun(device)
+        return work(device)
     except OutOfDeviceMemory as error:
         if backend != "auto":
             raise
         fall_back(error)
-        combination, values = begun(backend_named("cpu"))
-    stream = chain([first], stream)
-    del first, arrays  # the stream alone holds it now, and lets it go
-    example.clear()
-    gather, likeness = combination.gather, Likeness(spec)
-    bases = None if base is None else gather.buffers(base, "base")
-    targets = gather.targets(values) if out is not None else gather.buffers(values, "")
-    if isinstance(updates, Sequence):
-        combination.at_once(_read(updates, 0, combination, likeness), targets, bases)
-    else:
-        size = GROUP if budget_bytes is None else max(1, min(LARGEST_GROUP, budget_bytes // max(1, spec.nbytes)))
-        count = 0
-        for group in _groups(stream, size):
-            combination.fold(_read(group, count, combination, likeness))
-            count += len(group)
-            group.clear()
-        combination.finish(targets, bases)
-    if out is not None:
-        return values
-    if bases is not None:
-        likeness.untie(bases)
-    return likeness.give(values)
+    return work(backend_named("cpu"))
+
+
+def _at_once(begun: _Begun, updates: Sequence[Any]) -> dict[str, Any]:
+    reads = _read(updates, 0, begun.combination, begun.likeness)
+    begun.combination.at_once(reads, begun.targets, begun.bases)
+    return begun.result()
+
+
+def _reserved(begun: _Begun) -> _Begun:
+    begun.combination.reserve()
+    return begun
+
+
+def _in_groups(begun: _Begun, stream: Iterator[Any], size: int) -> dict[str, Any]:
+    count = 0
+    for group in _groups(stream, size):
+        begun.combination.fold(_read(group, count, begun.combination, begun.likeness))
+        count += len(group)
+        group.clear()
+    begun.combination.finish(begun.targets, begun.bases)
+    return begun.result()
 
 
 def _spec_of(arrays: AnyArrays, what: str) -> ModelSpec:

@@ -47,7 +47,7 @@ def bench(
         typer.Option(help="small: a minute or two and 1 GB of memory. full: many minutes, 16 GB, and 50 GB of disk."),
     ] = Scale.SMALL,
     backend: Annotated[
-        Device, typer.Option(help="Whose kernels are measured (kernels only): cuda needs a device, and flcore[cuda13].")
+        Device, typer.Option(help="Whose kernels are measured (kernels only): cuda needs a device, and CuPy.")
     ] = Device.CPU,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of flcore, PyTorch and the limit (default: the cores available).")

@@ -40,8 +40,8 @@ class Cubins:
             return cupy.RawModule(path=str(path)).get_function(names[kernel])
         except (ImportError, OSError, RuntimeError, cupy.cuda.compiler.CompileException) as error:
             raise BackendUnavailable(
-                f"CuPy does not compile kernels here: {error}. It takes NVRTC, which 'flcore[cuda13]' and "
-                "'flcore[cuda12]' bring, or a CUDA Toolkit"
+                f"CuPy does not compile kernels here: {error}. It takes NVRTC, which flcore[cuda13] and "
+                "flcore[cuda12] bring, or a CUDA Toolkit"
             ) from error
 
     def _kept(self) -> Path:

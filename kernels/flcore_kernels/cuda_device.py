@@ -24,7 +24,7 @@ LEAST_CAPABILITY = (7, 0)
 MUCH = 64 << 20
 """Bytes that are not kept for the next total, but given back."""
 
-INSTALL = "pip install 'flcore[cuda13]' with a driver for CUDA 13, 'flcore[cuda12]' with one for CUDA 12"
+INSTALL = "install flcore[cuda13] with a driver for CUDA 13, flcore[cuda12] with one for CUDA 12"
 
 Bytes = npt.NDArray[np.uint8]
 

@@ -13,7 +13,7 @@ from flcore_kernels.backend import Part, Quantized
 from flcore_kernels.chunks import ALIGNMENT
 from flcore_kernels.cuda_device import Stream
 from flcore_kernels.cuda_ring import Addresses, Numbers, Piece, Ring, padded
-from flcore_kernels.device_arrays import DeviceArray, elsewhere
+from flcore_kernels.device_arrays import STORED, DeviceArray, elsewhere
 from flcore_kernels.dtypes import lookup
 from flcore_kernels.errors import BufferMismatch
 from flcore_kernels.rows import Rows, addresses_of, buffers_of
@@ -25,10 +25,6 @@ ROWS_EACH = 16
 
 NONE = np.uint64(2**64 - 1)
 """What a kernel leaves as it is where nothing is wrong: no element has this index."""
-
-
-OF_THEIR_OWN = ("float16", "bfloat16", "bool")
-"""Dtypes that are stored as numbers of another one, with which they must not be taken for each other."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +56,7 @@ def columns_of(part: Part, dtype: str, sizes: Sequence[int], what: str, device: 
     for array in every:
         if not isinstance(array, DeviceArray):
             continue
-        if array.name in OF_THEIR_OWN and array.name != dtype:
+        if array.name in STORED and array.name != dtype:
             raise BufferMismatch(f"{what}: expected {dtype}, got an array of {array.name} on a device")
         if array.device != device:
             raise BufferMismatch(elsewhere(what, array.device, device))

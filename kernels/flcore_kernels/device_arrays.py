@@ -27,7 +27,7 @@ IMMUTABLE = ("jax", "jaxlib")
 """Libraries whose arrays are never written to, which neither protocol tells."""
 
 _CODES = {0: "int", 1: "uint", 2: "float", 4: "bfloat", 6: "bool"}
-_STORED: dict[str, np.dtype[Any]] = {
+STORED: dict[str, np.dtype[Any]] = {
     "bfloat16": np.dtype(np.uint16),
     "float16": np.dtype(np.uint16),
     "bool": np.dtype(np.uint8),
@@ -256,7 +256,7 @@ def _require_sound(array: DeviceArray) -> None:
 
 
 def _storage(name: str) -> np.dtype[Any]:
-    return _STORED[name] if name in _STORED else np.dtype(name)
+    return STORED[name] if name in STORED else np.dtype(name)
 
 
 def _is_contiguous(shape: tuple[int, ...], strides: tuple[int, ...] | None) -> bool:

@@ -73,4 +73,4 @@ def test_without_a_device_the_command_says_what_is_missing(
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 1
-    assert "pip install 'flcore[cuda13]'" in capsys.readouterr().err
+    assert "install flcore[cuda13] with a driver for CUDA 13" in capsys.readouterr().err

@@ -20,13 +20,24 @@ PIECE_BYTES = 48 << 10
 NEEDS_COMPILER = pytest.mark.skipif(COMPILER is None, reason="the device is played by code that g++ compiles")
 
 
-def has_device() -> bool:
-    """Whether there is a CUDA device, and CuPy."""
+def why_no_device() -> str:
+    """Return why there is no CUDA device to test on; nothing where there is one."""
     try:
         backend("cuda")
-    except BackendUnavailable:
-        return False
-    return True
+    except BackendUnavailable as error:
+        return str(error)
+    return ""
+
+
+def has_device() -> bool:
+    """Whether there is a CUDA device, and CuPy."""
+    return not why_no_device()
+
+
+def pytest_collection_modifyitems(config: pytest.Config) -> None:
+    """Say what is missing where a device was asked for."""
+    if config.option.markexpr == "gpu" and (reason := why_no_device()):
+        raise pytest.UsageError(reason)
 
 
 BACKENDS = [

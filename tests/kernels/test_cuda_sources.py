@@ -107,7 +107,7 @@ def test_folds_read_vectors_and_contract_nothing() -> None:
 
 def test_a_contraction_on_purpose_does_not_pass() -> None:
     product = "held[i] += R(batch.weight[j]) * R("
-    contracted = source().replace(product, f"held[i] = fmaf(R(batch.weight[j]), 1.0f, held[i]); {product}")
+    contracted = source().replace(product, f"held[i] = fmaf(R(batch.weight[j]), 1.0f, held[i]), {product}")
     assert contracted != source()
     text = compiled([fold_kernel("float32", "float32")], "compute_80", "PTX", contracted).decode()
     assert re.search(r"\bfma\.", text)

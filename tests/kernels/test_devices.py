@@ -45,7 +45,7 @@ def test_a_backend_is_made_once() -> None:
 
 def test_cuda_without_cupy_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cupy", None)
-    with pytest.raises(BackendUnavailable, match=r"needs CuPy, .* pip install 'flcore\[cuda13\]'"):
+    with pytest.raises(BackendUnavailable, match=r"needs CuPy, .*: install flcore\[cuda13\] with"):
         backend("cuda")
 
 

@@ -229,6 +229,19 @@ def test_without_memory_there_the_cpu_combines_too_unless_the_device_was_named(
     require_equal(found, flcore.aggregate([(model, 1) for model in given]))
 
 
+def test_a_sequence_is_combined_on_the_cpu_where_only_the_tables_do_not_fit(
+    player: ShimDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(arrays.KINDS, __name__.partition(".")[0], Kind(copied, lambda _: np.asarray, tell, empty))
+    updates = [({"w": There(player, np.full(300, value, np.float32))}, 1) for value in (1.0, 3.0)]
+    room = player.used + 1300
+    with pytest.raises(OutOfDeviceMemory):
+        flcore.aggregate(updates, backend="cuda", budget_bytes=room)
+    with pytest.warns(RuntimeWarning, match="does not hold"):
+        found = flcore.aggregate(updates, budget_bytes=room)
+    assert found["w"].tolist() == [2.0] * 300
+
+
 def test_a_budget_bounds_the_memory_there(player: ShimDevice) -> None:
     values = np.ones(100_000, np.float32)
     updates = [({"w": values}, 1)] * 9

@@ -5,7 +5,6 @@ import hashlib
 import os
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -27,6 +26,7 @@ from flcore_kernels.cuda_kernels import (
 COMPILER = shutil.which("g++")
 FLAGS = ("-std=c++20", "-O1", "-ffp-contract=off", "-fPIC", "-U_FORTIFY_SOURCE", "-w", f"-DTHREADS={THREADS}")
 RUNTIME = Path(__file__).parent / "cuda_on_host.h"
+ROOT = Path(__file__).parents[3]
 
 ENTRY = """
 extern "C" void entry_{number}(unsigned first, unsigned count, unsigned width, void **arguments, const size_t *sizes,
@@ -60,12 +60,11 @@ FAMILIES = (
 
 @cache
 def directory() -> Path:
-    """Return where compiled code is kept: a directory of the user's own, named by all that the code depends on."""
+    """Return where compiled code is kept: beside pytest's cache, in a directory named by all that it depends on."""
     version = subprocess.run([str(COMPILER), "--version"], capture_output=True, text=True, check=True).stdout
     text = "\n".join([version, *FLAGS, RUNTIME.read_text(), source(), ENTRY, repr(FAMILIES)])
-    name = f"flcore-shim-{os.getuid()}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
-    place = Path(os.environ.get("FLCORE_SHIM_DIR") or tempfile.gettempdir()) / name
-    place.mkdir(mode=0o700, exist_ok=True)
+    place = ROOT / ".pytest_cache/shim" / hashlib.sha256(text.encode()).hexdigest()[:16]
+    place.mkdir(parents=True, exist_ok=True)
     return place
 
 
