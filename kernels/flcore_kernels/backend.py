@@ -2,7 +2,8 @@
 
 A *buffer* is a contiguous array of a dtype's storage (`storage_dtype`), or `Quantized`. A *part* is a buffer, or a list
 of them: the tensors of one client, laid over the total one after another, each at the next multiple of 256
-elements. A part may be read-only, mapped from a file, and at any address.
+elements. A part may be read-only, mapped from a file, and at any address; for a device's backend also on the device, an
+array of whatever library.
 """
 
 from collections.abc import Sequence

@@ -15,7 +15,7 @@ from flcore_kernels import cuda_kernels, totals, weights
 from flcore_kernels.admission import admit, admit_total, divisor_of, require_result, require_within
 from flcore_kernels.backend import Buffer, Part, Quantized
 from flcore_kernels.cuda_device import Device, Stream
-from flcore_kernels.cuda_memory import OwnArray, fetched, launch_blocks, pieces_of, places_of
+from flcore_kernels.cuda_memory import OwnArray, fetched, launch_blocks, pieces_of, places_of, run_alone
 from flcore_kernels.cuda_observe import decode_part, encode_part, inspect_part
 from flcore_kernels.cuda_pieces import NONE, Answers, Column, Span, columns_of, cut_rows, no_bad, work
 from flcore_kernels.cuda_ring import PIECE_BYTES, Numbers, Ring
@@ -73,16 +73,15 @@ class CudaBackend:
             self._require_ours(other)
             admit_total(total, other, OwnArray)
             total.is_spoiled = True  # unless all of it gets in
-            blocks, elements = np.int64(total.levels.size), np.int64(total.elements)
             kernel = cuda_kernels.merge_kernel(total.accumulate)
             if total.accumulate == "exact":
-                self._launch(self._ring.work, kernel, total.levels.size, *_state(total), *_state(other), blocks)
+                blocks = total.levels.size
+                run_alone(self._ring, kernel, 16 * blocks, (*_state(total), *_state(other), np.int64(blocks)))
             elif other.scale is not None:
                 total.scale = other.scale if total.scale is None else total.scale
-                moved = np.int32(other.scale - total.scale)
                 addresses = np.uint64(total.values.address), np.uint64(other.values.address)
-                self._launch(self._ring.work, kernel, -(-total.elements // 1024), *addresses, elements, moved)
-            self._ring.work.record().synchronize()
+                moved = np.int64(total.elements), np.int32(other.scale - total.scale)
+                run_alone(self._ring, kernel, -(-total.elements // 4), (*addresses, *moved))
             total.is_spoiled = False
 
     def finish(self, total: Total, out: Part, dtype: str, base: Part | None = None) -> None:
@@ -213,18 +212,20 @@ class CudaBackend:
             blocks = launch_blocks(self._ring, blocks * cuda_kernels.THREADS)
             stream.launch(kernel, blocks, cuda_kernels.THREADS, arguments)
 
-    def _here(self, part: Any) -> Any:
+    def _here(self, part: Any, waited: set[str] | None = None) -> Any:
         """Return a part whose buffers are NumPy's or `DeviceArray`s, those of others seen through their protocols."""
+        waited = set() if waited is None else waited
         if isinstance(part, np.ndarray):
             return part
         if isinstance(part, Quantized):
-            return Quantized(self._here(part.codes), self._here(part.scales))
+            return Quantized(self._here(part.codes, waited), self._here(part.scales, waited))
         if device_of(part) is not None:
-            return on_device(part, self._ring.device, self._ring.work)
-        return [self._here(buffer) for buffer in part] if isinstance(part, Sequence) else part
+            return on_device(part, self._ring.device, self._ring.work, waited)
+        return [self._here(buffer, waited) for buffer in part] if isinstance(part, Sequence) else part
 
     def _all_here(self, parts: Sequence[Part]) -> list[Any]:
-        return [self._here(part) for part in parts]
+        waited: set[str] = set()
+        return [self._here(part, waited) for part in parts]
 
     def _columns(self, parts: Sequence[Any], dtype: str, sizes: Sequence[int]) -> list[list[Column]]:
         """Return the parts' columns, and those of their scales where they have some."""

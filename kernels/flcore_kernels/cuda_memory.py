@@ -33,11 +33,19 @@ class OwnArray(DeviceArray):
         count = self.nbytes // WIDE
         if not count:
             return
+        arguments = np.uint64(self.address), np.int64(count), np.int16(value)
         with ring.lock:
-            blocks = launch_blocks(ring, -(-count // EACH))
-            arguments = np.uint64(self.address), np.int64(count), np.int16(value)
-            ring.work.launch(cuda_kernels.FILL_KERNEL, blocks, cuda_kernels.THREADS, arguments)
-            ring.work.record().synchronize()
+            run_alone(ring, cuda_kernels.FILL_KERNEL, -(-count // EACH), arguments)
+
+
+def run_alone(ring: Ring, kernel: str, threads: int, arguments: tuple[Any, ...]) -> None:
+    """Run a kernel that needs nothing of the host's, with work for so many threads, and wait for it."""
+    try:
+        ring.work.launch(kernel, launch_blocks(ring, threads), cuda_kernels.THREADS, arguments)
+        ring.work.record().synchronize()
+    except BaseException:
+        ring.abandon()  # nobody may let go of what a kernel still works on
+        raise
 
 
 def launch_blocks(ring: Ring, threads: int) -> int:

@@ -22,7 +22,6 @@ LEAST_ROW = 4096
 ROWS_EACH = 16
 """Rows of a large model for each multiprocessor: enough that none is idle long at the end."""
 
-
 NONE = np.uint64(2**64 - 1)
 """What a kernel leaves as it is where nothing is wrong: no element has this index."""
 

@@ -26,6 +26,10 @@ MOST_ELEMENTS, MOST_RANK = 2**48, 64
 IMMUTABLE = ("jax", "jaxlib")
 """Libraries whose arrays are never written to, which neither protocol tells."""
 
+BY_THREAD = ("torch", "cupy")
+"""Libraries whose exporters make us wait for the stream that is their thread's now, whichever array is asked for; one of
+them is asked for all that are read at once."""
+
 _CODES = {0: "int", 1: "uint", 2: "float", 4: "bfloat", 6: "bool"}
 STORED: dict[str, np.dtype[Any]] = {
     "bfloat16": np.dtype(np.uint16),
@@ -153,11 +157,17 @@ def described(thing: Any) -> DeviceArray:
     return replace(_seen(thing, LEGACY_STREAM), owner=thing, is_described=True)
 
 
-def on_device(thing: Any, place: Place, stream: Follower) -> DeviceArray:
-    """Return what is on a device as the kernels take it, or raise `BufferMismatch`; nothing is copied."""
+def on_device(thing: Any, place: Place, stream: Follower, waited: set[str]) -> DeviceArray:
+    """Return what is on a device as the kernels take it, or raise `BufferMismatch`; nothing is copied.
+
+    `waited` are libraries that need not be asked to wait again.
+    """
     if isinstance(thing, DeviceArray) and not thing.is_described:
         return thing
     exporter = thing.owner if isinstance(thing, DeviceArray) else thing
+    library = type(exporter).__module__.partition(".")[0]
+    if library in waited and isinstance(thing, DeviceArray):
+        return replace(thing, is_described=False)
     with place.current():
         if not hasattr(exporter, "__dlpack__"):
             found = _seen(exporter, stream.pointer)
@@ -169,7 +179,10 @@ def on_device(thing: Any, place: Place, stream: Follower) -> DeviceArray:
         number = device_of(exporter)
         if number != place.number:  # exporters make trouble where theirs is not the current device
             raise BufferMismatch(elsewhere("it", number, place.number))
-        return _seen(exporter, stream.pointer)
+        found = _seen(exporter, stream.pointer)
+    if library in BY_THREAD:
+        waited.add(library)
+    return found
 
 
 def elsewhere(what: str, number: int | None, ours: int) -> str:

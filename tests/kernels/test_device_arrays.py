@@ -33,7 +33,7 @@ class Ours:
 
 def seen(thing: Any) -> tuple[Any, list[int]]:
     ours = Ours()
-    return on_device(thing, ShimDevice(), ours), ours.followed
+    return on_device(thing, ShimDevice(), ours, set()), ours.followed
 
 
 @pytest.mark.parametrize("is_versioned", [False, True])
@@ -133,6 +133,19 @@ def test_what_is_elsewhere_is_refused_before_its_exporter_is_asked(played: ShimD
     with pytest.raises(BufferMismatch, match=r"it is on device 2, .* works on device 0: ask for backend\('cuda:2'\)"):
         seen(exporter)
     assert exporter.streams == []
+
+
+def test_a_library_that_waits_for_its_threads_stream_is_asked_once_for_all_that_is_read(played: ShimDevice) -> None:
+    class Threads(Exporter):
+        __module__ = "torch"
+
+    for kind, expected in ((Threads, 1), (Exporter, 3)):
+        exporters = [kind(played.resident(VALUES)) for _ in range(3)]
+        waited: set[str] = set()
+        read = [on_device(described(each), ShimDevice(), Ours(), waited) for each in exporters]
+        assert [each.streams.count(77) for each in exporters].count(1) == expected
+        assert [each.address for each in read] == [each.array.address for each in exporters]
+        assert not any(each.is_described for each in read)
 
 
 def changed(array: Any, **told: Any) -> Interfaced:
