@@ -27,8 +27,8 @@ IMMUTABLE = ("jax", "jaxlib")
 """Libraries whose arrays are never written to, which neither protocol tells."""
 
 BY_THREAD = ("torch", "cupy")
-"""Libraries whose exporters make us wait for the stream that is their thread's now, whichever array is asked for; one of
-them is asked for all that are read at once."""
+"""Libraries whose exporters make us wait for the stream that is their thread's now, whichever array is asked for: one
+of them is asked for all that are read at once."""
 
 _CODES = {0: "int", 1: "uint", 2: "float", 4: "bfloat", 6: "bool"}
 STORED: dict[str, np.dtype[Any]] = {

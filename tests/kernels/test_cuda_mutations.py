@@ -15,14 +15,14 @@ pytestmark = pytest.mark.skipif(compiled.COMPILER is None, reason="the kernels a
 MUTATIONS = {
     "a carry": (
         "digits_stay_where_they_are",
-        "    digits.write(block_address(total, block), lane);\n            if (lane == 0) *stored_level",
-        """    for (int i = 0; i < EACH_LANE; i++) {
+        "            digits.write(block_address(total, block), lane);\n            __syncwarp(sixteen());  // all",
+        """            for (int i = 0; i < EACH_LANE; i++) {
                 i64 high, low;
                 carry(digits.upper[i], digits.lower[i], high, low);
                 digits.upper[i] = u64(high), digits.lower[i] = u64(low);
             }
             digits.write(block_address(total, block), lane);
-            if (lane == 0) *stored_level""",
+            __syncwarp(sixteen());  // all""",
     ),
     "a fused multiply-add": (
         "terms_are_rounded_products",

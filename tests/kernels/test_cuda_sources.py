@@ -27,8 +27,8 @@ pytestmark = pytest.mark.skipif(nvrtc() is None, reason="NVRTC's wheel is not in
 REGISTERS = 65_536
 """Of a multiprocessor, for all its threads."""
 
-STACK_BYTES = 8
-"""A return address, where a division of float64 calls its slow way; a spilled register of each more is too much."""
+STACK_BYTES = 16
+"""What the compiler may put aside of a seldom walked way, to fit another block; anything in a loop would take more."""
 
 USUAL = ("float32", "bfloat16", "float64", "int8[256]", "int64")
 FOLDS = [fold_kernel(dtype, accumulate) for dtype in USUAL for accumulate in ("exact", "float32")]
@@ -37,6 +37,7 @@ KERNELS = [
     *(mean_kernel(dtype, accumulate, dtype, False) for dtype in USUAL[:2] for accumulate in ACCUMULATORS),
     mean_kernel("int8[256]", "exact", "float32", True),
     *(finish_kernel(accumulate, "bfloat16", True) for accumulate in ("exact", "float64")),
+    finish_kernel("exact", "float64", True),
     *(finish_kernel("exact", dtype, False) for dtype in ("float64", "float16", "int64", "bool")),
     *(merge_kernel(accumulate) for accumulate in ("exact", "float64", "float32")),
     *(kernel(dtype) for kernel in (largest_kernel, inspect_kernel, decode_kernel) for dtype in ("float16", "int8[32]")),
@@ -65,8 +66,9 @@ def test_all_kernels_compile_without_spills_and_two_blocks_fit_a_multiprocessor(
     for name, each in kernels.items():
         assert each.stack_bytes <= STACK_BYTES, f"{name} has spilled registers, or an array that is not in registers"
         assert each.registers * THREADS * 2 <= REGISTERS, f"{name} takes {each.registers} registers"
+    assert all(each.stack_bytes == 0 for name, each in kernels.items() if re.match(r"_Z\d+fold", name)), "folds spill"
     folds = [each for name, each in kernels.items() if re.match(r"_Z\d+fold_float", name)]
-    assert folds and all(each.registers <= 80 for each in folds), "three blocks of a float fold fit"
+    assert folds and all(each.registers <= 64 for each in folds), "four blocks of a float fold fit"
 
 
 def test_a_kernel_that_spills_on_purpose_does_not_pass() -> None:

@@ -3,8 +3,10 @@
 // Row r is a run of counts[r] elements whose first is element starts[r] of the total; parts[r * clients + k] is where
 // its first element is in part k, and scales[...] where its first scale is. Threads walk the rows in strides, so that
 // any launch shape is right. `bad` becomes the smallest element that something is wrong with; where a total does not show
-// what its parts held, bad[1] that of results that do not fit, which count only if all parts are sound. The exact kernels
-// keep two blocks of THREADS threads on a multiprocessor; the others fit three or more by themselves.
+// what its parts held, bad[1] that of results that do not fit, which count only if all parts are sound.
+//
+// How many blocks of THREADS threads are to fit a multiprocessor is said where parts are read: with more, the compiler
+// would save registers by asking for one part after the other.
 
 __device__ inline void report(u64 *bad, i64 element) { atomicMin(bad, u64(element)); }
 
@@ -22,7 +24,7 @@ struct Rows {
 };
 
 template <typename D, typename A>
-__global__ void __launch_bounds__(THREADS)
+__global__ void __launch_bounds__(THREADS, 4)
 fold_float(const Rows *given, u64 total, u64 levels, u64 *bad) {
     const Rows rows = *given;
     for (i64 r = blockIdx.x; r < rows.rows; r += gridDim.x) {
@@ -43,7 +45,7 @@ fold_float(const Rows *given, u64 total, u64 levels, u64 *bad) {
 }
 
 template <typename D, typename A, typename R, bool HAS_BASE>
-__global__ void __launch_bounds__(THREADS)
+__global__ void __launch_bounds__(THREADS, 3)
 mean_float(const Rows *given, const u64 *targets, const u64 *bases, const Divisor *by, u64 *bad) {
     const Rows rows = *given;
     for (i64 r = blockIdx.x; r < rows.rows; r += gridDim.x) {
