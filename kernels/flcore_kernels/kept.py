@@ -6,11 +6,9 @@
 import os
 import stat
 import warnings
-from functools import cache
 from pathlib import Path
 
 
-@cache
 def directory_of(name: str) -> Path | None:
     """Return the directory of this name, made if need be; None, after a warning, where none is the user's alone."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"

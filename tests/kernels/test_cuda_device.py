@@ -1,7 +1,6 @@
 """What CuPy is asked for: driven with a stand-in for it, whose names are held to CuPy's own where that is installed."""
 
 import sys
-from collections.abc import Iterator
 from functools import reduce
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flcore_kernels import Backend, BufferMismatch, DeviceFailed, OutOfDeviceMemory, backend, devices, kept
+from flcore_kernels import Backend, BufferMismatch, DeviceFailed, OutOfDeviceMemory, backend, devices
 from flcore_kernels.cuda import CudaBackend
 from flcore_kernels.cuda_device import CupyDevice
 from flcore_kernels.device_arrays import LEGACY_STREAM
@@ -25,13 +24,11 @@ SIZE = 30_000
 
 
 @pytest.fixture
-def cupy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
+def cupy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     module = stand_in_for_cupy(devices=2)
     monkeypatch.setitem(sys.modules, "cupy", module)
     monkeypatch.setenv("FLCORE_CACHE_DIR", str(tmp_path / "cache"))
-    kept.directory_of.cache_clear()
-    yield module
-    kept.directory_of.cache_clear()
+    return module
 
 
 def of(module: Any, dotted: str) -> Any:

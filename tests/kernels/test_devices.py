@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flcore_kernels import BackendUnavailable, backend, devices, kept
+from flcore_kernels import BackendUnavailable, backend, devices
 
 from tests.kernels.exporters import Exporter
 from tests.kernels.shim.device import ShimDevice
@@ -21,10 +21,10 @@ from tests.kernels.stand_in import stand_in_for_cupy
 def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """No backend of a device, no directory and no warning is left over from before, or to what comes after."""
     monkeypatch.setenv("FLCORE_CACHE_DIR", str(tmp_path))
-    for cached in (devices._cuda, devices._warned, kept.directory_of):
+    for cached in (devices._cuda, devices._warned):
         cached.cache_clear()
     yield
-    for cached in (devices._cuda, devices._warned, kept.directory_of):
+    for cached in (devices._cuda, devices._warned):
         cached.cache_clear()
 
 

@@ -40,7 +40,7 @@ struct Fiber {
 
 constexpr size_t STACK = 64 << 10;
 inline std::vector<Fiber> fibers;
-inline std::vector<char> stacks;
+inline char *stacks;  // of as many threads as a launch ever had
 inline jmp_buf scheduler;
 inline unsigned current;
 inline Shape thread, block, threads, blocks;
@@ -153,8 +153,11 @@ void launch(void (*kernel)(P...), unsigned first_block, unsigned count, unsigned
     body = [](void *it) { (*static_cast<decltype(call) *>(it))(); };
     body_argument = &call;
     threads.x = width, blocks.x = first_block + count;
+    if (width > fibers.size() || !stacks) {
+        std::free(stacks);
+        stacks = static_cast<char *>(std::malloc(width * STACK));
+    }
     fibers.resize(width);
-    stacks.resize(width * STACK);
     for (block.x = first_block; block.x < blocks.x; block.x++) run_block();
 }
 
