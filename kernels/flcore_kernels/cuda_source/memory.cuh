@@ -35,34 +35,16 @@ template <> struct Word<4> { typedef unsigned int type; };
 template <> struct Word<8> { typedef uint2 type; };
 template <> struct Word<16> { typedef uint4 type; };
 
-// Elements `index` to `index + N` of `count` at an address, 0 beyond the last; vectors where the address allows it.
+// Bytes of the accesses to N elements.
 template <typename T, int N>
-__device__ inline void load(T (&into)[N], u64 address, i64 index, i64 count) {
-    constexpr int BYTES = sizeof(T) * N < 16 ? sizeof(T) * N : 16;
-    constexpr int EACH = BYTES / sizeof(T);
-    typedef typename Word<BYTES>::type word;
-    const T *from = reinterpret_cast<const T *>(address) + index;
-    if (index + N <= count && reinterpret_cast<u64>(from) % BYTES == 0) {
-#pragma unroll
-        for (int i = 0; i < N; i += EACH) {
-            union { word whole; T each[EACH]; } read;
-            read.whole = __ldcs(reinterpret_cast<const word *>(from + i));
-#pragma unroll
-            for (int j = 0; j < EACH; j++) into[i + j] = read.each[j];
-        }
-    } else {
-#pragma unroll
-        for (int i = 0; i < N; i++) into[i] = index + i < count ? __ldcs(from + i) : T(0);
-    }
-}
+constexpr int width_of = sizeof(T) * N < 16 ? sizeof(T) * N : 16;
 
-// The same where all of them are there and the address is a multiple of 16: without a branch, so that a thread can ask
-// for those of several parts before the first has come.
+// Elements `index` to `index + N` at an address, all of which are there and may be read as vectors: without a branch,
+// so that a thread can ask for those of several parts before the first has come.
 template <typename T, int N>
 __device__ inline void load_whole(T (&into)[N], u64 address, i64 index) {
-    constexpr int BYTES = sizeof(T) * N < 16 ? sizeof(T) * N : 16;
-    constexpr int EACH = BYTES / sizeof(T);
-    typedef typename Word<BYTES>::type word;
+    constexpr int EACH = width_of<T, N> / sizeof(T);
+    typedef typename Word<width_of<T, N>>::type word;
     const T *from = reinterpret_cast<const T *>(address) + index;
 #pragma unroll
     for (int i = 0; i < N; i += EACH) {
@@ -73,13 +55,24 @@ __device__ inline void load_whole(T (&into)[N], u64 address, i64 index) {
     }
 }
 
+// The same of `count` elements, 0 beyond the last, at any address; vectors where that allows it.
+template <typename T, int N>
+__device__ inline void load(T (&into)[N], u64 address, i64 index, i64 count) {
+    const T *from = reinterpret_cast<const T *>(address) + index;
+    if (index + N <= count && reinterpret_cast<u64>(from) % width_of<T, N> == 0) {
+        load_whole(into, address, index);
+    } else {
+#pragma unroll
+        for (int i = 0; i < N; i++) into[i] = index + i < count ? __ldcs(from + i) : T(0);
+    }
+}
+
 template <typename T, int N>
 __device__ inline void store(u64 address, i64 index, i64 count, const T (&values)[N]) {
-    constexpr int BYTES = sizeof(T) * N < 16 ? sizeof(T) * N : 16;
-    constexpr int EACH = BYTES / sizeof(T);
-    typedef typename Word<BYTES>::type word;
+    constexpr int EACH = width_of<T, N> / sizeof(T);
+    typedef typename Word<width_of<T, N>>::type word;
     T *to = reinterpret_cast<T *>(address) + index;
-    if (index + N <= count && reinterpret_cast<u64>(to) % BYTES == 0) {
+    if (index + N <= count && reinterpret_cast<u64>(to) % width_of<T, N> == 0) {
 #pragma unroll
         for (int i = 0; i < N; i += EACH) {
             union { word whole; T each[EACH]; } written;
