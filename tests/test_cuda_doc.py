@@ -53,6 +53,7 @@ def cupy(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     devices._cuda.cache_clear()
 
 
+@pytest.mark.device
 @pytest.mark.skipif(COMPILER is None and not has_device(), reason="needs a device, or g++ to play one")
 @pytest.mark.usefixtures("cupy")
 @pytest.mark.parametrize("snippet", SNIPPETS)

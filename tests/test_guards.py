@@ -120,6 +120,7 @@ def test_modules_import_in_no_circle(package: str) -> None:
         visit(module, ())
 
 
+@pytest.mark.serial
 @pytest.mark.parametrize(
     ("package", "absent"),
     [

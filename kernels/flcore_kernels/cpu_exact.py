@@ -11,6 +11,7 @@ floats.) The rules that make the sum independent of its order:
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,7 @@ def mark(seen: Any, at: Any, now: Any) -> None:
     memory.store_i64(seen, at // BLOCK, memory.peek_i64(seen, at // BLOCK) | now)
 
 
+@cache
 def exact_sum(decode: Decoder, is_wide: bool) -> Callable[..., Any]:
     """Return the loop that sums a tile of some parts, on top of a total's blocks or on their own.
 

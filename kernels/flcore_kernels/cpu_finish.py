@@ -8,6 +8,7 @@ does not fit, in which case another walk finds the first.
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,7 @@ def _value_of(base_of: Decoder | None) -> Callable[..., Any]:
     return no_base if base_of is None else base_of.value
 
 
+@cache
 def float_finish(real: Any, row: Storage, encode: Encoder, base_of: Decoder | None) -> Callable[..., Any]:
     """Return the loop that finishes a tile of a float32 or float64 total; `base_of` reads a base, if there is one.
 
@@ -105,6 +107,7 @@ def float_finish(real: Any, row: Storage, encode: Encoder, base_of: Decoder | No
     return finish  # type: ignore[no-any-return]
 
 
+@cache
 def exact_finish(row: Storage, encode: Encoder, base_of: Decoder | None) -> Callable[..., Any]:
     """Return the loop that finishes a tile of an exact total; `base_of` reads a base, if there is one.
 
@@ -174,6 +177,7 @@ def exact_finish(row: Storage, encode: Encoder, base_of: Decoder | None) -> Call
     return finish  # type: ignore[no-any-return]
 
 
+@cache
 def exact_settle(row: Storage, encode: Encoder, base_of: Decoder) -> Callable[..., Any]:
     """Return the loop that finishes a block of an exact total by long division, whatever its level."""
     round_once, base_value, store, low, high = encode.round, base_of.value, encode.store, encode.low, encode.high
@@ -181,16 +185,16 @@ def exact_settle(row: Storage, encode: Encoder, base_of: Decoder) -> Callable[..
 
     @part_of_kernel
     def settle(digits, level, count, limbs, exponent, target, base, work):  # type: ignore[no-untyped-def]
+        # A float's base is added to the quotient in float64, and their sum is rounded.
+        has_float_base = base != np.uint64(0) and not is_integer
+        bits, step = (53, -1074) if has_float_base else (precision, lowest)
         for i in range(count):
             upper, lower = carried(digits, i)
-            if base == np.uint64(0):
-                value = nearest(upper, lower, level, limbs, exponent, precision, lowest, work)
-            elif is_integer:
-                value = nearest(upper, lower, level, limbs, exponent, precision, lowest, work)
+            value = nearest(upper, lower, level, limbs, exponent, bits, step, work)
+            if base != np.uint64(0):
                 value += np.float64(base_value(base, np.float32(1.0), i))
-            else:
-                value = nearest(upper, lower, level, limbs, exponent, 53, -1074, work)
-                value = round_once(value + np.float64(base_value(base, np.float32(1.0), i)))
+            if has_float_base:
+                value = round_once(value)
             if not low <= value <= high:
                 return i
             store(target, i, value + 0.0)

@@ -7,6 +7,7 @@ processor's vectors.
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ FLOAT_TILE = 8192
 """Elements of a tile: 64 KiB of float64, in the second-level cache beside what is fetched ahead."""
 
 
+@cache
 def float_sum(decode: Decoder, real: Any) -> Callable[..., Any]:
     """Return the loop that adds some parts to one tile of a total of `real` (float32 or float64).
 
@@ -101,6 +103,7 @@ def float_sum(decode: Decoder, real: Any) -> Callable[..., Any]:
     return add  # type: ignore[no-any-return]
 
 
+@cache
 def beyond_limit(decode: Decoder) -> Callable[..., Any]:
     """Return the loop that looks for integers too large for float64: where such a one is near, or -1."""
     largest, limit = decode.largest, decode.limit

@@ -9,6 +9,7 @@ left in doubt, near the middle of two float64 or with an S of more than 53 bits,
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -99,6 +100,7 @@ def odd_neighbour(quotient: Any, remainder: Any) -> Any:
     return neighbour(quotient, 0.0 if is_odd else remainder)
 
 
+@cache
 def quick_mean(row: Storage, encode: Encoder) -> Callable[..., Any]:
     """Return `quick(digits, index, (factor,))`: the rounded quotient, and bits that are not zero where it is in doubt.
 
@@ -128,6 +130,7 @@ def quick_mean(row: Storage, encode: Encoder) -> Callable[..., Any]:
     return quick  # type: ignore[no-any-return]
 
 
+@cache
 def careful_mean(row: Storage, encode: Encoder) -> Callable[..., Any]:
     """Return `careful(digits, index, (unit, divisor, rest))`, which does the same with `unit` = 2^(48·(level − 1))."""
     round_once = encode.round

@@ -3,16 +3,17 @@
 Small in every run; `make stress` measures 400 clients, and half a gigabyte.
 """
 
-import os
-
 import pytest
 from flcore_bench.case import Case
 from flcore_bench.federated import measured
 from flcore_bench.formula import bound
-from flcore_bench.memory import MEMORY_CASES
+from flcore_bench.memory import MEMORY_CASES, PLANS
 
-LONG = ("ten thousand tensors, many", "at close, uploads that stall")
-SMALL = [case for case in MEMORY_CASES if not any(words in case.name for words in LONG)]
+SMALL = {
+    *(f"{plan}, {load}" for plan in PLANS for load in ("one tensor, many clients", "ten thousand tensors, few clients")),
+    "streaming, exact, uploads that stall halfway",
+}
+"""Every plan with every shape and every number of clients, in pairs."""
 
 
 def require_bound(case: Case, scale: str) -> None:
@@ -22,14 +23,18 @@ def require_bound(case: Case, scale: str) -> None:
     assert figures.peak_bytes <= bound(run)
 
 
-@pytest.mark.parametrize("case", SMALL, ids=lambda case: case.name)
+@pytest.mark.serial
+@pytest.mark.parametrize("case", [case for case in MEMORY_CASES if case.name in SMALL], ids=lambda case: case.name)
 def test_a_small_server_keeps_to_the_formula(case: Case) -> None:
     require_bound(case, "small")
 
 
 @pytest.mark.stress
-@pytest.mark.skipif("FLCORE_TEST_STRESS" not in os.environ, reason="takes minutes and gigabytes: make stress")
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("case", MEMORY_CASES, ids=lambda case: case.name)
 def test_a_large_server_keeps_to_the_formula(case: Case) -> None:
     require_bound(case, "full")
+
+
+def test_the_small_servers_are_cases_of_the_bench() -> None:
+    assert {case.name for case in MEMORY_CASES} > SMALL

@@ -14,7 +14,7 @@ from flcore_kernels import devices
 from flcore_kernels.cuda import CudaBackend
 
 from flcore.cli.main import main
-from tests.kernels.shim.compiled import COMPILER
+from tests.kernels.shim.compiled import NEEDS_COMPILER
 from tests.kernels.shim.device import ShimDevice
 
 TINY = Setup("small", 2, 2, 1 << 14, 20, (2, 5), (1_000, 5_000), 1)
@@ -39,7 +39,8 @@ class PlayedCard:
     upload = copy
 
 
-@pytest.mark.skipif(COMPILER is None, reason="the device is played by code that g++ compiles")
+@pytest.mark.device
+@NEEDS_COMPILER
 def test_every_row_is_measured_with_its_goal() -> None:
     device = ShimDevice()
     calls = []

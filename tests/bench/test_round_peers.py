@@ -53,6 +53,7 @@ def test_a_round_without_a_client_is_no_measurement() -> None:
         seconds_of(LOG, 3)
 
 
+@pytest.mark.serial
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_no_descendant_outlives_the_context_whatever_session_it_is_in() -> None:
     done = subprocess.run([sys.executable, "-c", FAMILY], stdout=subprocess.PIPE, check=True, text=True, timeout=60)

@@ -34,6 +34,7 @@ from flcore_bench.wanted import (
 MB = 10**6
 
 
+@pytest.mark.serial
 def test_a_streaming_round_is_measured() -> None:
     run = Federated("flat", 2 * MB, clients=5, rounds=3, options={"plan": "streaming"})
     figures = measured(run, 2)
@@ -46,6 +47,7 @@ def test_a_streaming_round_is_measured() -> None:
     assert all(0 < seconds < 5 for seconds in figures.reached_s)
 
 
+@pytest.mark.serial
 def test_a_round_on_disk_in_a_confined_process_says_what_it_held_there() -> None:
     options = {"plan": "at-close", "budget_bytes": 64 << 20}
     figures = measured(
@@ -54,6 +56,7 @@ def test_a_round_on_disk_in_a_confined_process_says_what_it_held_there() -> None
     assert figures.disk_bytes >= 4 * MB
 
 
+@pytest.mark.serial
 def test_clients_wait_where_the_contract_says_so() -> None:
     pause = {"tasks": {"train": {"hyperparameters": {"pause_s": 0.5}}}}
     figures = measured(Federated("flat", 1024, clients=20, rounds=1, contract=pause), 2)
@@ -77,6 +80,7 @@ def test_a_confined_process_is_in_the_group(tmp_path: Path) -> None:
     assert not group.parent.exists()
 
 
+@pytest.mark.serial
 def test_deleted_files_count_while_they_are_open(tmp_path: Path) -> None:
     with tempfile.TemporaryFile(dir=tmp_path) as file, DiskWatch(tmp_path) as watch:
         file.write(bytes(MB))

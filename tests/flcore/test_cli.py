@@ -103,6 +103,7 @@ def test_every_command_has_help(tmp_path: Path, command: list[str]) -> None:
     assert "Usage:" in flcore(*command, "--help", cwd=tmp_path)
 
 
+@pytest.mark.serial
 @pytest.mark.timeout(300)
 def test_the_kernels_are_measured(tmp_path: Path) -> None:
     printed = flcore("bench", "kernels", "--json", "figures.json", cwd=tmp_path)

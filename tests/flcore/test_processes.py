@@ -45,6 +45,7 @@ BIG = (
 )
 
 
+@pytest.mark.serial
 @pytest.mark.parametrize("stage", ["grpc"], indirect=True)
 def test_a_client_killed_in_mid_upload_leaves_no_trace(stage: Stage) -> None:
     (stage.directory / "big.py").write_text(BIG)
@@ -123,6 +124,7 @@ def end_of(group: int) -> None:
     assert alive_in_group(group) == []
 
 
+@pytest.mark.serial
 @pytest.mark.parametrize("to_group", [True, False])
 def test_ctrl_c_ends_a_run_and_all_its_workers(tmp_path: Path, to_group: bool) -> None:
     with started("-m", "flcore", "run", "digits", "--rounds", "100000", "--workers", "3", cwd=tmp_path) as run:
@@ -135,6 +137,7 @@ def test_ctrl_c_ends_a_run_and_all_its_workers(tmp_path: Path, to_group: bool) -
         end_of(run.pid)
 
 
+@pytest.mark.serial
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["ctrl-c", "sigterm"])
 def test_a_signal_ends_server_and_client_in_order(tmp_path: Path, number: signal.Signals, code: int) -> None:
     address = f"localhost:{free_port()}"
@@ -155,6 +158,7 @@ def test_a_signal_ends_server_and_client_in_order(tmp_path: Path, number: signal
             assert not [path for path in (tmp_path / "runs/digits").iterdir() if path.name.startswith(".")]
 
 
+@pytest.mark.serial
 def test_a_client_says_that_it_has_lost_its_server(tmp_path: Path) -> None:
     address = f"localhost:{free_port()}"
     port = address.partition(":")[2]
@@ -167,6 +171,7 @@ def test_a_client_says_that_it_has_lost_its_server(tmp_path: Path) -> None:
             read_until(client, "hospital-a: the connection is lost; joining again as soon as the server is there")
 
 
+@pytest.mark.serial
 def test_workers_do_not_outlive_a_run_that_is_killed(tmp_path: Path) -> None:
     with started("-m", "flcore", "run", "digits", "--rounds", "100000", "--workers", "2", cwd=tmp_path) as run:
         wait_for_first_round(run, tmp_path)

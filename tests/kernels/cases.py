@@ -2,19 +2,40 @@
 
 import io
 from collections.abc import Sequence
+from itertools import permutations
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from flcore_kernels import STORAGE, Backend, Quantized, Total, storage_dtype
 
-from tests.reference import DTYPES, INTEGERS, dequantized, stored
+from tests.reference import DTYPES, FLOATS, INTEGERS, dequantized, stored
 
 QUANTIZED = [dtype for dtype in STORAGE if STORAGE[dtype].block]
 EDGES = [0, 1, 7, 63, 64, 65, 255, 256, 257, 8191, 8192, 8193]
 """Sizes: nothing, one, a prime, and around the edge of every block and tile."""
 
 Array = npt.NDArray[Any]
+
+_ALTERNATE = [dtype for dtype in STORAGE if dtype not in (*FLOATS, "int64", "uint64")]
+
+PAIRS = [
+    *((dtype, "exact") for dtype in STORAGE),
+    *((dtype, accumulate) for dtype in (*FLOATS, "int64", "uint64") for accumulate in ("float64", "float32")),
+    *((dtype, ("float32", "float64")[number % 2]) for number, dtype in enumerate(_ALTERNATE)),
+]
+"""Dtypes and accumulators that kernels are tested for.
+
+A loop that sums is written once for an accumulator, and a decoder once for a dtype. So every decoder meets exact sums
+and one kind of float sums; both kinds where its values may be too large for one of them, or lose bits in it.
+"""
+
+RESULTS = [
+    *((dtype, dtype) for dtype in FLOATS),
+    *permutations(FLOATS, 2),
+    *(("float64", "int8"), ("float64", "int64"), ("float32", "int8")),
+]
+"""Dtypes of parts and of an exact mean: how an integer is written does not depend on the dtype that was read."""
 
 
 class Case(NamedTuple):

@@ -15,7 +15,7 @@ from flcore_kernels.device_arrays import LEGACY_STREAM
 
 from tests.kernels.cases import draw, finished, folded, mean, state_of
 from tests.kernels.exporters import Interfaced
-from tests.kernels.shim.compiled import COMPILER
+from tests.kernels.shim.compiled import NEEDS_COMPILER
 from tests.kernels.shim.device import ShimDevice
 from tests.kernels.stand_in import RECORDED, USED, CUDARuntimeError, stand_in_for_cupy
 
@@ -46,7 +46,8 @@ def test_the_stand_in_and_cupy_have_what_is_used_of_cupy(cupy: Any, monkeypatch:
             assert not missing, f"{module.__name__}.{owner} has no {missing}"
 
 
-@pytest.mark.skipif(COMPILER is None, reason="the device is played by code that g++ compiles")
+@pytest.mark.device
+@NEEDS_COMPILER
 @pytest.mark.parametrize("accumulate", ["exact", "float32"])
 def test_every_verb_goes_through_cupy(cupy: Any, accumulate: str) -> None:
     cuda: Backend = CudaBackend(CupyDevice(1, None), 1, 1 << 16)
@@ -73,7 +74,8 @@ def test_every_verb_goes_through_cupy(cupy: Any, accumulate: str) -> None:
     assert LEGACY_STREAM in RECORDED.values()
 
 
-@pytest.mark.skipif(COMPILER is None, reason="the device is played by code that g++ compiles")
+@pytest.mark.device
+@NEEDS_COMPILER
 def test_a_budget_bounds_the_devices_memory_and_the_error_says_what_there_is(cupy: Any) -> None:
     devices._cuda.cache_clear()
     cuda = backend("cuda", budget_bytes=10 << 20)
@@ -89,7 +91,8 @@ def test_a_budget_bounds_the_devices_memory_and_the_error_says_what_there_is(cup
     devices._cuda.cache_clear()
 
 
-@pytest.mark.skipif(COMPILER is None, reason="the device is played by code that g++ compiles")
+@pytest.mark.device
+@NEEDS_COMPILER
 def test_compiled_kernels_are_kept_and_what_the_device_complains_of_is_told(cupy: Any, tmp_path: Path) -> None:
     part, calls = np.ones(100, np.float32), []
     compiler = cupy.cuda.compiler.compile_using_nvrtc

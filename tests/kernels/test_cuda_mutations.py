@@ -10,7 +10,7 @@ from tests.kernels import law
 from tests.kernels.shim import compiled
 from tests.kernels.shim.device import ShimDevice
 
-pytestmark = pytest.mark.skipif(compiled.COMPILER is None, reason="the kernels are compiled by g++")
+pytestmark = compiled.EMULATED
 
 MUTATIONS = {
     "a carry": (

@@ -22,7 +22,10 @@ from flcore_kernels.cuda_kernels import (
 
 from tests.kernels.cubin import Resources, compiled, nvrtc, resources
 
-pytestmark = pytest.mark.skipif(nvrtc() is None, reason="NVRTC's wheel is not installed (nvidia-cuda-nvrtc)")
+pytestmark = [
+    pytest.mark.device,
+    pytest.mark.skipif(nvrtc() is None, reason="NVRTC's wheel is not installed (nvidia-cuda-nvrtc)"),
+]
 
 REGISTERS = 65_536
 """Of a multiprocessor, for all its threads."""

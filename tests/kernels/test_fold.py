@@ -20,8 +20,8 @@ from flcore_kernels import (
     storage_dtype,
 )
 
-from tests.kernels.cases import EDGES, QUANTIZED, at_odd_address, draw, finished, folded, opened, state_of
-from tests.reference import DTYPES, exact_mean, ulp
+from tests.kernels.cases import EDGES, PAIRS, QUANTIZED, at_odd_address, draw, finished, folded, opened, state_of
+from tests.reference import DTYPES, FLOATS, exact_mean, ulp
 
 WEIGHTS = [1.0, 600.0, 0.25, 3.7, 0.0]
 
@@ -46,8 +46,7 @@ def require_close(
         assert abs(Fraction(float(found[i])) - truth) <= bound
 
 
-@pytest.mark.parametrize("accumulate", ACCUMULATORS)
-@pytest.mark.parametrize("dtype", STORAGE)
+@pytest.mark.parametrize(("dtype", "accumulate"), PAIRS)
 def test_every_dtype_and_accumulator_agrees_with_the_oracle_around_every_edge(
     device: Backend, dtype: str, accumulate: str
 ) -> None:
@@ -77,8 +76,7 @@ def test_more_than_a_row_agrees_with_the_oracle_at_its_seams(device: Backend) ->
         assert found[start : start + 64].astype(np.float64).tobytes() == expected.tobytes()
 
 
-@pytest.mark.parametrize("accumulate", ACCUMULATORS)
-@pytest.mark.parametrize("dtype", STORAGE)
+@pytest.mark.parametrize(("dtype", "accumulate"), PAIRS)
 def test_parts_may_be_read_only_and_at_odd_addresses(device: Backend, dtype: str, accumulate: str) -> None:
     cases = [draw(np.random.default_rng(seed), dtype, 8193) for seed in range(5)]
     parts = [c.part for c in cases]
@@ -201,8 +199,13 @@ def test_results_go_only_where_they_fit(device: Backend) -> None:
         device.finish(total, np.empty(4, np.float32), "float32")
 
 
-@pytest.mark.parametrize("accumulate", ACCUMULATORS)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64", "int16"])
+@pytest.mark.parametrize(
+    ("dtype", "accumulate"),
+    [
+        *((dtype, "exact") for dtype in ("float32", "bfloat16", "float64", "int16")),
+        *(("float32", "float32"), ("bfloat16", "float64"), ("float64", "float64"), ("int16", "float32")),
+    ],
+)
 def test_a_base_is_added_before_the_only_rounding(device: Backend, dtype: str, accumulate: str) -> None:
     rng = np.random.default_rng(8)
     base, delta = draw(rng, dtype, 200), draw(rng, dtype, 200)
@@ -220,3 +223,11 @@ def test_a_base_is_added_before_the_only_rounding(device: Backend, dtype: str, a
 
 def test_every_dtype_of_the_table_is_tested() -> None:
     assert set(STORAGE) == set(DTYPES) | set(QUANTIZED)
+
+
+def test_every_dtype_meets_exact_sums_and_float_sums() -> None:
+    assert {dtype for dtype, accumulate in PAIRS if accumulate == "exact"} == set(STORAGE)
+    for real in ("float64", "float32"):
+        met = {dtype for dtype, accumulate in PAIRS if accumulate == real}
+        assert {*FLOATS, "int64", "uint64"} < met and met & set(QUANTIZED) and met & {"int8", "int16", "int32"}
+    assert {dtype for dtype, accumulate in PAIRS if accumulate != "exact"} == set(STORAGE)

@@ -1,7 +1,5 @@
 """A tensor of 5 GB: addresses and counts beyond 2^32 bytes. Takes 11 GB of memory; run by `make test-large`."""
 
-import os
-
 import numpy as np
 import pytest
 from flcore_kernels import backend
@@ -11,7 +9,6 @@ STEP = 10**8
 
 
 @pytest.mark.large
-@pytest.mark.skipif("FLCORE_TEST_LARGE" not in os.environ, reason="needs 11 GB of memory: make test-large")
 @pytest.mark.parametrize("accumulate", ["exact", "float32"])
 def test_every_element_of_a_tensor_of_5_gb_is_reached_once(accumulate: str) -> None:
     part, out = np.empty(ELEMENTS, np.float32), np.empty(ELEMENTS, np.float32)

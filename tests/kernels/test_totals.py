@@ -150,6 +150,7 @@ def test_a_spoiled_total_is_neither_saved_nor_merged(device: Backend) -> None:
         device.merge(small(device), total)
 
 
+@pytest.mark.serial
 def test_a_header_that_asks_for_more_than_the_file_holds_costs_no_memory(device: Backend) -> None:
     elements = 1 << 37
     header = json.dumps(

@@ -220,6 +220,7 @@ def test_a_result_that_does_not_fit_is_named(tmp_path: Path, value: Any, dtype: 
         )
 
 
+@pytest.mark.serial
 def test_memory_is_the_budget_and_what_python_takes(tmp_path: Path) -> None:
     size = 60_000_000
     for name in "ab":

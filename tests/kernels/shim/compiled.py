@@ -1,16 +1,18 @@
 """The CUDA sources compiled for the processor, a kernel at a time, and kept from run to run."""
 
 import ctypes
+import fcntl
 import hashlib
-import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from flcore_kernels import ACCUMULATORS, STORAGE
 from flcore_kernels.cuda_kernels import (
     THREADS,
@@ -24,6 +26,10 @@ from flcore_kernels.cuda_kernels import (
 )
 
 COMPILER = shutil.which("g++")
+NEEDS_COMPILER = pytest.mark.skipif(COMPILER is None, reason="the device is emulated by code that g++ compiles")
+EMULATED = [pytest.mark.device, NEEDS_COMPILER]
+"""Marks of tests of the emulated device, which `make test-device` runs."""
+
 FLAGS = ("-std=c++20", "-O1", "-ffp-contract=off", "-fPIC", "-U_FORTIFY_SOURCE", "-w", f"-DTHREADS={THREADS}")
 RUNTIME = Path(__file__).parent / "cuda_on_host.h"
 ROOT = Path(__file__).parents[3]
@@ -72,9 +78,11 @@ def directory() -> Path:
 def compiled_header() -> Path:
     """Return the sources as a header that is compiled already."""
     header = directory() / "kernels.h"
-    if not (directory() / "kernels.h.gch").exists():
-        header.write_text(RUNTIME.read_text() + source())
-        _compile(["-x", "c++-header", str(header)], directory() / "kernels.h.gch")
+    compiled = directory() / "kernels.h.gch"
+    with _alone(compiled):
+        if not compiled.exists():
+            header.write_text(RUNTIME.read_text() + source())
+            _compile(["-x", "c++-header", str(header)], compiled)
     return header
 
 
@@ -84,17 +92,26 @@ def library(kernel: str, more: str = "") -> Any:
     family = next((family for family in FAMILIES if kernel in family), [kernel])
     key = hashlib.sha256("\n".join([*family, more]).encode()).hexdigest()[:24]
     built = directory() / f"{key}.so"
-    if not built.exists():
-        text = directory() / f"{key}-{os.getpid()}.cpp"
-        entries = "".join(ENTRY.format(number=number, kernel=each) for number, each in enumerate(family))
-        text.write_text(f'#include "{compiled_header().name}"\n{more}\n{entries}')
-        _compile(["-shared", str(text)], built)
-        text.unlink()
+    with _alone(built):
+        if not built.exists():
+            text = built.with_suffix(".cpp")
+            entries = "".join(ENTRY.format(number=number, kernel=each) for number, each in enumerate(family))
+            text.write_text(f'#include "{compiled_header().name}"\n{more}\n{entries}')
+            _compile(["-shared", str(text)], built)
+            text.unlink()
     return getattr(ctypes.CDLL(str(built)), f"entry_{family.index(kernel)}")
 
 
+@contextmanager
+def _alone(target: Path) -> Iterator[None]:
+    """Hold off other processes, so that each file is compiled once; one that ends lets the next one in."""
+    with target.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def _compile(arguments: list[str], target: Path) -> None:
-    temporary = target.with_suffix(f".{os.getpid()}")
+    temporary = target.with_suffix(".unfinished")
     command = [str(COMPILER), *FLAGS, *arguments, "-o", str(temporary)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=target.parent)
     assert done.returncode == 0, done.stderr[:4000]
