@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 CUDA := 13
 ADAPTERS := torch flower flower-oldest nvflare nvflare-oldest appfl
 
-.PHONY: help install demo check fix test test-adapters test-gpu test-large test-torch stress bench bench-gpu bench-peers proto check-peers clean
+.PHONY: help install demo check fix test test-device test-mutants test-adapters test-gpu test-large test-torch stress bench bench-gpu bench-peers proto check-peers clean
 
 help:  ## Show the verbs.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -24,10 +24,16 @@ fix: $(VENV)/.dev  ## Mend what can be mended by itself.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: $(VENV)/.dev  ## Run the whole test suite.
-	$(BIN)/pytest
+test: $(VENV)/.dev  ## Run the test suite, on all cores (ARGS="-k upload" for a part of it).
+	$(BIN)/python -m tests.run $(ARGS)
 
-test-adapters: $(ADAPTERS:%=.peers/%/.ready)  ## Test adapters and arrays with the real packages, each in its own environment.
+test-device: $(VENV)/.dev  ## Run the CUDA kernels' suite on the CPU emulation of a device.
+	$(BIN)/python -m tests.run --lane device $(ARGS)
+
+test-mutants: $(VENV)/.dev  ## Show that the tests find faults that are put into the sources (half an hour).
+	$(BIN)/python -m tests.mutants
+
+test-adapters: $(ADAPTERS:%=peer-%)  ## Test adapters and arrays with the real packages, each in its own environment.
 	.peers/torch/bin/python -m pytest tests/flcore/model/test_arrays.py
 	.peers/flower/bin/python -m pytest tests/flcore/adapters/test_flower.py tests/flcore/adapters/test_flower_run.py
 	.peers/flower-oldest/bin/python -m pytest tests/flcore/adapters/test_flower.py tests/flcore/adapters/test_flower_run.py
@@ -35,17 +41,17 @@ test-adapters: $(ADAPTERS:%=.peers/%/.ready)  ## Test adapters and arrays with t
 	.peers/nvflare-oldest/bin/python -m pytest tests/flcore/adapters/test_nvflare.py tests/flcore/adapters/test_nvflare_run.py
 	.peers/appfl/bin/python -m pytest tests/flcore/adapters/test_other_frameworks.py
 
-test-gpu: .peers/cuda$(CUDA)/.ready  ## Run the kernels' whole suite on a CUDA device (CUDA=12: with a driver of CUDA 12).
+test-gpu: peer-cuda$(CUDA)  ## Run the kernels' whole suite on a CUDA device (CUDA=12: with a driver of CUDA 12).
 	.peers/cuda$(CUDA)/bin/python -m pytest -m gpu
 
 test-large: $(VENV)/.dev  ## Run the test that needs 11 GB of memory.
-	FLCORE_TEST_LARGE=1 $(BIN)/pytest -m large
+	$(BIN)/pytest -m large
 
 test-torch: $(VENV)/.torch  ## Run the tests that need PyTorch.
 	$(BIN)/pytest -m torch
 
 stress: $(VENV)/.dev  ## Hold large servers to their memory bounds (half an hour, 10 GB of disk).
-	FLCORE_TEST_STRESS=1 $(BIN)/pytest -m stress tests/bench/test_memory.py
+	$(BIN)/pytest -m stress
 
 bench: $(VENV)/.dev  ## Measure kernels, transport, rounds and memory on this machine (minutes, 16 GB).
 	$(BIN)/flcore bench kernels --scale full
@@ -54,10 +60,10 @@ bench: $(VENV)/.dev  ## Measure kernels, transport, rounds and memory on this ma
 	$(BIN)/flcore bench memory
 	$(BIN)/pytest bench --benchmark-enable --benchmark-only
 
-bench-gpu: .peers/cuda$(CUDA)/.ready  ## Measure the kernels on a CUDA device, beside how fast it copies.
+bench-gpu: peer-cuda$(CUDA)  ## Measure the kernels on a CUDA device, beside how fast it copies.
 	.peers/cuda$(CUDA)/bin/flcore bench kernels --backend cuda --scale full
 
-bench-peers: $(VENV)/.dev .peers/torch/.ready .peers/nvflare/.ready .peers/flower/.ready  ## Measure flcore beside others.
+bench-peers: $(VENV)/.dev peer-torch peer-nvflare peer-flower  ## Measure flcore beside others.
 	$(BIN)/flcore bench peers --scale full
 	$(BIN)/flcore bench round-peers --scale full
 
@@ -89,16 +95,13 @@ $(VENV)/.torch: $(VENV)/.dev
 	@touch $@
 
 # Each peer has an environment of its own, with flcore in it: flwr and nvflare cannot share one.
-.peers/torch/.ready: PEER := torch==2.13.0 jax[cpu]==0.10.2
-.peers/nvflare/.ready: PEER := nvflare==2.9.0 torch==2.13.0
-.peers/nvflare-oldest/.ready: PEER := nvflare==2.8.3
-.peers/flower/.ready: PEER := flwr==1.42.0
-.peers/flower-oldest/.ready: PEER := flwr==1.24.0
-.peers/cuda12/.ready: PEER := cupy-cuda12x[ctk]==14.2.0
-.peers/cuda13/.ready: PEER := cupy-cuda13x[ctk]==14.2.0
-.peers/appfl/.ready: PEER := appfl==1.12.0 torch==2.13.0
-.peers/%/.ready: pyproject.toml
-	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/python -m pip install --quiet $(PEER)
-	$(@D)/bin/python -m pip install --quiet --editable '.[test]'
-	@touch $@
+peer-torch: PEER := torch==2.13.0 jax[cpu]==0.10.2
+peer-nvflare: PEER := nvflare==2.9.0 torch==2.13.0
+peer-nvflare-oldest: PEER := nvflare==2.8.3
+peer-flower: PEER := flwr==1.42.0
+peer-flower-oldest: PEER := flwr==1.24.0
+peer-cuda12: PEER := cupy-cuda12x[ctk]==14.2.0
+peer-cuda13: PEER := cupy-cuda13x[ctk]==14.2.0
+peer-appfl: PEER := appfl==1.12.0 torch==2.13.0
+peer-%:
+	$(PYTHON) tests/peer_environment.py $* $(PEER)

@@ -14,10 +14,10 @@ import tempfile
 import time
 from pathlib import Path
 from typing import NamedTuple
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 from flcore_kernels.cpu_cache import cache_directory
-from flcore_kernels.cpu_warm import compile_ahead, kernel_of
+from flcore_kernels.cpu_warm import compile_ahead
 from flcore_kernels.threads import available_cores
 
 from tests.kernels.needed import NEEDED
@@ -68,9 +68,11 @@ def run_lane(name: str, options: list[str], folder: Path) -> Lane:
     seconds = time.monotonic() - began
     if not report.exists():
         return Lane(code, {}, {}, seconds)
-    (suite,) = ElementTree.parse(report).getroot()
+    (suite,) = ET.parse(report).getroot()
     counts = {kind: int(suite.get(kind, "0")) for kind in ("tests", "failures", "errors", "skipped")}
-    tests = {f"{case.get('classname')}::{case.get('name')}": float(case.get("time", "0")) for case in suite.iter("testcase")}
+    tests = {
+        f"{case.get('classname')}::{case.get('name')}": float(case.get("time", "0")) for case in suite.iter("testcase")
+    }
     return Lane(code, counts, tests, seconds)
 
 
@@ -84,7 +86,10 @@ def summary(lanes: dict[str, Lane], compiling_s: float) -> str:
     """Return the ten slowest tests, and a line on the whole run."""
     tests = [(seconds, name) for lane in lanes.values() for name, seconds in lane.tests.items()]
     lines = ["", "slowest tests:", *(f"{seconds:7.1f} s  {name}" for seconds, name in sorted(tests, reverse=True)[:10])]
-    total = {kind: sum(lane.counts.get(kind, 0) for lane in lanes.values()) for kind in ("tests", "skipped", "failures", "errors")}
+    total = {
+        kind: sum(lane.counts.get(kind, 0) for lane in lanes.values())
+        for kind in ("tests", "skipped", "failures", "errors")
+    }
     failed = total["failures"] + total["errors"]
     passed = total["tests"] - failed - total["skipped"]
     minutes, seconds = divmod(round(compiling_s + sum(lane.seconds for lane in lanes.values())), 60)

@@ -84,8 +84,8 @@ class Bench:
 
         self._kernel: Callable[..., Any] = read_and_write
         self._kept = (*sources, target)
-        ordered = sorted(sources, key=lambda source: -source.nbytes)  # equal ones side by side, to be read four at once
-        places = [_whole_lines(source, LINE) for source in ordered]
+        # Of equal numbers of lines side by side, to be read four at once; equal sizes can have unequal numbers.
+        places = sorted((_whole_lines(source, LINE) for source in sources), key=lambda place: -place[1])
         self._addresses = np.array([first for first, _ in places], np.uint64)
         self._lines = np.array([count for _, count in places], np.int64)
         self._target, self._target_lines = _whole_lines(target, LINE)

@@ -31,7 +31,7 @@ def run(
     """Measure `what`, as `flcore bench` knows it, print a table, and write the files that are asked for.
 
     `pythons` has the interpreters of the peers' environments; `backend` is whose kernels are measured.
-    Raises `LimitBeaten`, after all is printed and written.
+    Raises `LimitBeaten`, at full scale, after all is printed and written.
     """
     setup = Setup.of(scale, threads or available_cores())
     named = what if backend == "cpu" else f"{what} --backend {backend}"

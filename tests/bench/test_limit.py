@@ -25,6 +25,18 @@ def test_a_loop_reads_every_line_and_writes_every_line(loop: Loop) -> None:
             source[place : place + 4] = 1
 
 
+def test_buffers_that_lie_otherwise_in_their_lines_are_read_to_their_own_ends() -> None:
+    room = np.full(64 * 1024, 255, np.uint8)
+    start = -room.ctypes.data % 64
+    sources = []
+    for number, aside in enumerate((0, 4, 4, 0)):  # of 2,048 bytes, 32 whole lines or 31
+        sources.append(room[start + number * 4096 + aside :][:2048])
+        sources[-1][:] = 1
+    bench = Bench(sources, np.ones(64, np.float32), threads=1)
+    for loop in LOOPS:
+        assert bench.work(loop)() == 0x01010101
+
+
 def test_only_the_fastest_loops_go_on() -> None:
     sources, target = [np.ones(10_000, np.float32) for _ in range(4)], np.ones(10_000, np.float32)
     cases = limit_cases(sources, target, threads=2)

@@ -10,7 +10,11 @@ from flcore_bench.formula import bound
 from flcore_bench.memory import MEMORY_CASES, PLANS
 
 SMALL = {
-    *(f"{plan}, {load}" for plan in PLANS for load in ("one tensor, many clients", "ten thousand tensors, few clients")),
+    *(
+        f"{plan}, {load}"
+        for plan in PLANS
+        for load in ("one tensor, many clients", "ten thousand tensors, few clients")
+    ),
     "streaming, exact, uploads that stall halfway",
 }
 """Every plan with every shape and every number of clients, in pairs."""

@@ -83,6 +83,13 @@ def test_a_beaten_limit_fails_the_run(seconds: list[float]) -> None:
         report(rows=[ROW, Row("faster", seconds, 1, Limit("loop", [0.2, 0.2, 0.2], 0.15))]).require_limits()
 
 
+def test_a_limit_beaten_at_a_small_scale_is_told() -> None:
+    faster = report(scale="small", rows=[ROW, Row("faster", [0.1], 1, Limit("loop", [0.2], 0.2))])
+    faster.require_limits()
+    assert "counts at --scale full only:\n- faster: 100.0 ms in the median" in faster.text()
+    assert "only" not in report(scale="small").text()
+
+
 def test_the_limit_may_be_reached_and_missed_by_what_a_timer_errs() -> None:
     report(rows=[ROW, Row("as fast", [0.199], 1, Limit("loop", [0.2], 0.2)), Row("no limit", [0.1])]).require_limits()
 
@@ -93,6 +100,6 @@ def test_a_run_prints_and_writes_before_it_fails(
     faster = Row("faster", [0.1], 1, Limit("loop", [0.2], 0.2))
     monkeypatch.setattr(import_module("flcore_bench.run"), "kernel_rows", lambda scale, threads: [faster])
     with pytest.raises(LimitBeaten):
-        bench_run("kernels", "small", json_file=tmp_path / "figures.json")
+        bench_run("kernels", "full", json_file=tmp_path / "figures.json")
     assert "faster" in capsys.readouterr().out
     assert Report.read(tmp_path / "figures.json").rows == [faster]

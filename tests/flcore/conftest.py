@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+from flcore_kernels import backend
 from flcore_transport import GrpcConnection, GrpcServer, InProcessConnection, InProcessServer, Join, Service, Welcome
 
 from flcore import Arrays, Job, Outcome, Site, Task, Update
@@ -166,8 +167,16 @@ class Stage:
                 connection.close()
 
 
+@pytest.fixture(scope="session")
+def kernels() -> None:
+    """Have the usual kernels in memory: loading them takes longer than some tests let a client be silent."""
+    cpu, part = backend("cpu"), np.ones(1, np.float32)
+    cpu.inspect(part, "float32")
+    cpu.mean([part], [1.0], np.empty_like(part), "float32")
+
+
 @pytest.fixture(params=["grpc", "in-process"])
-def stage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stage]:
+def stage(request: pytest.FixtureRequest, tmp_path: Path, kernels: None) -> Iterator[Stage]:
     pool = ThreadPoolExecutor(80)
     made = Stage(request.param, tmp_path, pool)
     yield made

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import flcore
-from tests.flcore.test_cli import flcore as command
+from tests.flcore.command import said
 from tests.test_readme import ROOT, blocks, commands, shell
 
 PAGE = (ROOT / "docs/checkpoints.md").read_text()
@@ -48,7 +48,7 @@ def test_weights_from_a_file(folder: Path) -> None:
     (table,) = blocks("text", PAGE)
     (folder / "weights.csv").write_text(table)
     given = ["hospital-b.safetensors", "hospital-a.safetensors"]
-    printed = command("aggregate", *given, "--weights", "weights.csv", "--out", "global", "--json", cwd=folder)
+    printed = said("aggregate", *given, "--weights", "weights.csv", "--out", "global", "--json", cwd=folder)
     report = json.loads(printed)
     assert report["files"] == ["global/model.safetensors"] and report["parameters"] == 6
     assert value_of(folder / "global") == 0.75
@@ -58,19 +58,19 @@ A, B = "hospital-a.safetensors", "hospital-b.safetensors"
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "words"),
     [
         ([A, B, "--weight", "1"], "Invalid value for --weight: 1 for 2 checkpoints"),
         ([A, B, "--scale", "2"], "Invalid value for --scale: it scales differences from a --base"),
         ([A, "--base", B, "--accumulate", "float32"], "differences are added up in float64"),
     ],
 )
-def test_options_that_do_not_fit_together(folder: Path, arguments: list[str], said: str) -> None:
-    assert said in command("aggregate", *arguments, "--out", "x.safetensors", cwd=folder, code=2)
+def test_options_that_do_not_fit_together(folder: Path, arguments: list[str], words: str) -> None:
+    assert words in said("aggregate", *arguments, "--out", "x.safetensors", cwd=folder, code=2)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "words"),
     [
         (["nowhere.safetensors"], "flcore: nowhere.safetensors: No such file or directory"),
         ([A, "weights.csv"], "flcore: weights.csv is no safetensors file"),
@@ -83,9 +83,9 @@ def test_options_that_do_not_fit_together(folder: Path, arguments: list[str], sa
         ([B, A, "--weights", "nowhere.csv"], "flcore: nowhere.csv: No such file or directory"),
     ],
 )
-def test_what_is_wrong_is_said_in_a_line(folder: Path, arguments: list[str], said: str) -> None:
+def test_what_is_wrong_is_said_in_a_line(folder: Path, arguments: list[str], words: str) -> None:
     (folder / "weights.csv").write_text(f"{B},2\n")
     (folder / "bad.csv").write_text(f"{A},much\n")
-    printed = command("aggregate", *arguments, "--out", "x.safetensors", cwd=folder, code=1)
-    assert said in printed and len(printed.splitlines()) == 1
+    printed = said("aggregate", *arguments, "--out", "x.safetensors", cwd=folder, code=1)
+    assert words in printed and len(printed.splitlines()) == 1
     assert not (folder / "x.safetensors").exists()

@@ -35,7 +35,14 @@ RESULTS = [
     *permutations(FLOATS, 2),
     *(("float64", "int8"), ("float64", "int64"), ("float32", "int8")),
 ]
-"""Dtypes of parts and of an exact mean: how an integer is written does not depend on the dtype that was read."""
+"""Dtypes of parts and of an exact mean. How an integer is written does not depend on the dtype that was read."""
+
+BASES = [
+    *((dtype, "exact") for dtype in ("float64", "float32", "bfloat16", "int16", "int32", "int8[32]")),
+    *(("float64", "float64"), ("float32", "float64"), ("bfloat16", "float64"), ("int16", "float64")),
+    *(("float32", "float32"), ("bfloat16", "float32"), ("int32", "float32"), ("int8[32]", "float64")),
+]
+"""Dtypes and accumulators of differences that are added to a base."""
 
 
 class Case(NamedTuple):

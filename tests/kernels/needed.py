@@ -3,12 +3,27 @@
 from flcore_kernels import STORAGE
 from flcore_kernels.cpu_warm import Key
 
-from tests.kernels.cases import PAIRS, QUANTIZED, RESULTS
+from tests.kernels.cases import BASES, PAIRS, QUANTIZED, RESULTS
 
 
 def _result(dtype: str) -> str:
     return "float32" if dtype in QUANTIZED else dtype
 
+
+OF_ONE_TEST: list[Key] = [
+    *(("mean", "float32", "exact", result) for result in ("uint8",)),
+    *(("mean", "float32", "float64", result) for result in ("float16", "int8")),
+    *(("mean", "float32", "float32", result) for result in ("float16", "bfloat16", "uint8", "int16")),
+    *(
+        ("mean-base", dtype, "exact", "float32")
+        for dtype in ("float16", "bfloat16", "int8[64]", "int8[128]", "int8[256]")
+    ),
+    *(("mean-base", dtype, "exact", dtype) for dtype in ("float16", "int64", "int8", "bool")),
+    *(("finish-base", "exact", dtype) for dtype in ("int64", "bool")),
+    *(("finish", "float32", result) for result in ("uint8", "int16")),
+    *(("finish", "float64", result) for result in ("int8",)),
+]
+"""Results beyond their dtype, differences on narrow wires, bases of booleans and of integers."""
 
 NEEDED: list[Key] = list(
     dict.fromkeys(
@@ -17,8 +32,17 @@ NEEDED: list[Key] = list(
             *(("fold", dtype, accumulate) for dtype, accumulate in PAIRS),
             *(("finish", accumulate, _result(dtype)) for dtype, accumulate in PAIRS),
             *(("mean", dtype, "exact", result) for dtype, result in RESULTS),
+            *(("mean-base", dtype, accumulate, _result(dtype)) for dtype, accumulate in BASES),
+            *(("finish-base", accumulate, _result(dtype)) for dtype, accumulate in BASES),
+            *OF_ONE_TEST,
+            *(
+                ("settle", dtype)
+                for dtype in ("float64", "float32", "float16", "bfloat16", "int64", "uint64", "int8", "uint8", "bool")
+            ),
             *(("largest", dtype) for dtype in STORAGE),
             *(("inspect", dtype) for dtype in STORAGE),
+            *(("decode", dtype) for dtype in ("float16", "bfloat16", "int64", *QUANTIZED)),
+            *(("encode", dtype) for dtype in ("float16", "bfloat16")),
             *(("quantize", str(STORAGE[dtype].block)) for dtype in QUANTIZED),
             ("merge",),
         ]

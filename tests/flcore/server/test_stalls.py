@@ -31,6 +31,10 @@ def larger_model(seed):
 """Three pieces, and twenty, which is more than gRPC sends ahead."""
 
 
+STALL_S = 1.5
+"""Long enough for the lively client on a busy machine."""
+
+
 class Stalling(Outbox):
     """Sends one piece, and the rest when it is told to."""
 
@@ -101,13 +105,13 @@ def test_a_stalled_update_goes_to_disk_and_still_counts(large: Stage, spilled: t
 
 
 def test_an_upload_without_bytes_for_the_stall_timeout_has_failed(large: Stage) -> None:
-    large.open(wait_for=2, clients=2, model="large.py:initial_model", stall_timeout_s=0.5)
+    large.open(wait_for=2, clients=2, model="large.py:initial_model", stall_timeout_s=STALL_S)
     secret, stream = large.join("client-1")
     large.client("client-2", adding(1.0))
     outbox, receipt = upload(large, secret, next_order(stream), 4.0, stalling=True)
     outcome = large.result()
     assert mean_of(outcome) == {1.0}
-    assert outcome.history[0].failed["train"]["client-1"] == "no bytes for 0.5 s (server.stall_timeout_s)"
+    assert outcome.history[0].failed["train"]["client-1"] == f"no bytes for {STALL_S} s (server.stall_timeout_s)"
     outbox.may_go_on.set()
     assert receipt.exception(20) is not None
 
@@ -122,7 +126,7 @@ class Breaking(Outbox):
 
 
 def test_coming_back_without_bytes_is_no_progress(large: Stage) -> None:
-    large.open(wait_for=2, clients=2, model="large.py:initial_model", stall_timeout_s=0.6)
+    large.open(wait_for=2, clients=2, model="large.py:initial_model", stall_timeout_s=STALL_S)
     secret, stream = large.join("client-1")
     large.client("client-2", adding(1.0))
     order, model = next_order(stream), Model.of({"w": np.full(1_500_000, 4.0, np.float32)})
@@ -137,11 +141,11 @@ def test_coming_back_without_bytes_is_no_progress(large: Stage) -> None:
     with pytest.raises(Refused, match="not taken"):
         insist()
     outcome = large.result()
-    assert outcome.history[0].failed["train"]["client-1"] == "no bytes for 0.6 s (server.stall_timeout_s)"
+    assert outcome.history[0].failed["train"]["client-1"] == f"no bytes for {STALL_S} s (server.stall_timeout_s)"
 
 
 def test_a_download_that_stands_still_has_failed_and_one_that_is_done_has_all_the_time(large: Stage) -> None:
-    large.open(wait_for=2, clients=2, model="large.py:larger_model", stall_timeout_s=0.5)
+    large.open(wait_for=2, clients=2, model="large.py:larger_model", stall_timeout_s=STALL_S)
     secret, stream = large.join("client-1")
     training = threading.Event()
 
@@ -152,10 +156,10 @@ def test_a_download_that_stands_still_has_failed_and_one_that_is_done_has_all_th
     large.client("client-2", train)
     pieces = large.connect().download(Fetch(secret, next_order(stream).number))
     next(pieces)
-    threading.Timer(1.5, training.set).start()
+    threading.Timer(2 * STALL_S, training.set).start()
     outcome = large.result()
     assert mean_of(outcome) == {1.0}
-    assert "no bytes for 0.5 s" in outcome.history[0].failed["train"]["client-1"]
+    assert f"no bytes for {STALL_S} s" in outcome.history[0].failed["train"]["client-1"]
 
 
 def test_a_straggler_reads_its_own_rounds_model_until_the_next_round_closes(large: Stage) -> None:
