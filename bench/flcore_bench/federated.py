@@ -10,6 +10,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from flcore_kernels import warm
+
 import flcore
 from flcore_bench.confinement import confinement
 from flcore_bench.process import Process
@@ -18,8 +20,6 @@ from flcore_bench.shapes import spec_named
 JOB = Path(__file__).parent / "synthetic"
 PROCESSES = 2
 """Client processes, at most."""
-
-WARM_BYTES = 100_000
 
 
 @dataclass(frozen=True)
@@ -101,19 +101,7 @@ class Figures:
 def measured(run: Federated, threads: int) -> Figures:
     """Run a federation, and return what it took. Kernels are compiled beforehand, which takes memory of its own."""
     for segment in run.spec.segments:
-        warm(segment.dtype, run.accumulate, str(run.options.get("plan", "at-close")), threads)
-    return _measured(run, threads)
-
-
-@cache
-def warm(dtype: str, accumulate: str, plan: str, threads: int) -> None:
-    """Have the kernels that a run needs compiled and kept, by a small run like it; once."""
-    shape = "flat" if dtype == "float32" else f"flat_{dtype}"
-    options = {"plan": plan}
-    _measured(Federated(shape, WARM_BYTES, clients=2, rounds=1, accumulate=accumulate, options=options), threads)
-
-
-def _measured(run: Federated, threads: int) -> Figures:
+        compile_for(segment.dtype, threads)
     with ExitStack() as stack:
         options = dict(run.options)
         if run.on_disk:
@@ -138,6 +126,13 @@ def _measured(run: Federated, threads: int) -> Figures:
         figures, *hosted = _answers([server, *clients])
     refused = sum((Counter(answer["refused"]) for answer in hosted), Counter())
     return Figures(**figures, refused=dict(refused))
+
+
+@cache
+def compile_for(dtype: str, threads: int) -> None:
+    """Have the kernels for a dtype compiled and kept; once."""
+    for _ in warm([dtype], threads):
+        pass
 
 
 def _answers(processes: list[Process]) -> list[Any]:

@@ -38,8 +38,8 @@ STALLED = {"server": {"close_at": 1}, "tasks": {"train": {"hyperparameters": {"s
 MEMORY_CASES += [
     Case(
         f"{plan}, uploads that stall halfway",
-        (12 * MB, 64 * MB),
-        clients=(15, 101),
+        (30 * MB, 64 * MB),
+        clients=(6, 101),
         rounds=(1, 1),
         plan=PLANS[plan][0],
         accumulate=PLANS[plan][1],

@@ -8,6 +8,40 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+JOB = """
+name = "small"
+clients = ["one", "two", "three"]
+
+[server]
+model = "small.py:initial_model"
+rounds = 100000
+quorum = 2
+
+[client]
+executor = "small.py"
+
+[tasks.train]
+returns = "weights"
+"""
+
+CODE = """
+import numpy as np
+import flcore
+
+def initial_model(seed):
+    return {"w": np.zeros(1000, np.float32)}
+
+def train(model, task):
+    return flcore.Update({"w": model["w"] + np.float32(1.0)}, weight=1.0)
+"""
+
+
+def write_small_job(directory: Path) -> None:
+    """Write `small`, a job whose processes start as fast as any can."""
+    (directory / "small").mkdir()
+    (directory / "small/job.toml").write_text(JOB)
+    (directory / "small/small.py").write_text(CODE)
+
 
 @contextmanager
 def started(*command: str, cwd: Path | None = None) -> Iterator["subprocess.Popen[str]"]:

@@ -18,16 +18,13 @@ from numba import types
 
 SCRIPT = """
 import sys, numpy as np
-from flcore_kernels import backend, cpu_kernels
-kernel = cpu_kernels.fold_kernel("int8", "float32")
+from flcore_kernels import backend, cpu_observe
+kernel = cpu_observe.largest_kernel("int8")
 if "at once" in sys.argv:
     print("ready", flush=True)
     sys.stdin.readline()
 compiled = kernel.warm()
-cpu = backend("cpu")
-total = cpu.total(3, "float32")
-cpu.fold(total, [np.array([1, 2, 3], np.int8)] * 2, [1.0, 1.0], "int8")
-assert total.values.tolist() == [2, 4, 6], total.values
+assert backend("cpu").largest([np.array([1, -5, 3], np.int8)], "int8") == [5.0]
 assert kernel.warm() is False
 print("compiled" if compiled else "fetched")
 """
