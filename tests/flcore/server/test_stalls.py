@@ -128,7 +128,13 @@ class Breaking(Outbox):
 def test_coming_back_without_bytes_is_no_progress(large: Stage) -> None:
     large.open(wait_for=2, clients=2, model="large.py:initial_model", stall_timeout_s=STALL_S)
     secret, stream = large.join("client-1")
-    large.client("client-2", adding(1.0))
+    has_failed = threading.Event()
+
+    def train(model: Arrays, task: Task) -> Update:
+        assert has_failed.wait(60)  # until then the server is there to say no
+        return adding(1.0)(model, task)
+
+    large.client("client-2", train)
     order, model = next_order(stream), Model.of({"w": np.full(1_500_000, 4.0, np.float32)})
     message = UpdateMessage(returns="weights", weight=1.0, fingerprint=model.spec.fingerprint)
     offer = Offer(secret, order.number, message.to_bytes(), model.layout)
@@ -140,6 +146,7 @@ def test_coming_back_without_bytes_is_no_progress(large: Stage) -> None:
 
     with pytest.raises(Refused, match="not taken"):
         insist()
+    has_failed.set()
     outcome = large.result()
     assert outcome.history[0].failed["train"]["client-1"] == f"no bytes for {STALL_S} s (server.stall_timeout_s)"
 
