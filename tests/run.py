@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree as ET
 
+from flcore_kernels import KernelError
 from flcore_kernels.cpu_cache import cache_directory
 from flcore_kernels.cpu_warm import compile_ahead
 from flcore_kernels.threads import available_cores
@@ -51,10 +52,11 @@ def compile_kernels() -> float:
     compiled = 0
     for done, count, key, was_needed in compile_ahead(NEEDED):
         compiled += was_needed
-        if was_needed and (done == count or sys.stdout.isatty()):
-            print(f"\rkernels: {done} of {count} ({' '.join(key)})\033[K", end="", flush=True)
-    print(f"\rkernels: {len(NEEDED)} ready, {compiled} of them compiled now, in {time.monotonic() - began:.0f} s")
-    return time.monotonic() - began
+        if sys.stdout.isatty():
+            print(f"\rkernels: {done} of {count} ({' '.join(key)})\033[K", end="\r", flush=True)
+    seconds = time.monotonic() - began
+    print(f"kernels: {len(NEEDED)} ready, {compiled} of them compiled now, in {seconds:.0f} s")
+    return seconds
 
 
 def run_lane(name: str, options: list[str], folder: Path) -> Lane:
@@ -82,10 +84,12 @@ def kept() -> set[str]:
     return {path.stem for path in directory.glob("*.nbi")} if directory else set()
 
 
-def summary(lanes: dict[str, Lane], compiling_s: float) -> str:
-    """Return the ten slowest tests, and a line on the whole run."""
+def summary(lanes: dict[str, Lane], compiling_s: float, late: set[str]) -> str:
+    """Return the ten slowest tests, kernels that were not compiled ahead, and a line on the whole run."""
     tests = [(seconds, name) for lane in lanes.values() for name, seconds in lane.tests.items()]
     lines = ["", "slowest tests:", *(f"{seconds:7.1f} s  {name}" for seconds, name in sorted(tests, reverse=True)[:10])]
+    if late:
+        lines += ["", f"compiled by tests, and not ahead (see tests/kernels/needed.py): {', '.join(sorted(late))}"]
     total = {
         kind: sum(lane.counts.get(kind, 0) for lane in lanes.values())
         for kind in ("tests", "skipped", "failures", "errors")
@@ -94,7 +98,8 @@ def summary(lanes: dict[str, Lane], compiling_s: float) -> str:
     passed = total["tests"] - failed - total["skipped"]
     minutes, seconds = divmod(round(compiling_s + sum(lane.seconds for lane in lanes.values())), 60)
     parts = [f"kernels {compiling_s:.0f} s", *(f"{name} {lane.seconds:.0f} s" for name, lane in lanes.items())]
-    told = [f"{failed} failed"] * bool(failed) + [f"{passed} passed", f"{total['skipped']} skipped"]
+    told = [f"{failed} failed"] * bool(failed) + [f"{len(late)} kernels compiled late"] * bool(late)
+    told += [f"{passed} passed", f"{total['skipped']} skipped"]
     return "\n".join([*lines, "", f"{', '.join(told)} in {minutes} min {seconds} s ({', '.join(parts)})"])
 
 
@@ -111,12 +116,15 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         lanes = {name: run_lane(name, options, Path(folder)) for name in given.lane or ["parallel", "serial"]}
     late = kept() - before
-    if late:
-        print(f"\nkernels compiled by tests, and not ahead (tests/kernels/needed.py): {', '.join(sorted(late))}")
-    print(summary(lanes, compiling_s))
+    print(summary(lanes, compiling_s, late))
     failed = [lane for lane in lanes.values() if lane.code not in (0, NO_TESTS)]
     return 1 if failed or late or all(lane.code == NO_TESTS for lane in lanes.values()) else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except KernelError as error:
+        sys.exit(f"tests.run: {error}")
