@@ -131,7 +131,7 @@ def test_modules_import_in_no_circle(package: str) -> None:
 )
 def test_importing_a_package_is_quick_and_pulls_in_nothing_heavy(package: str, absent: set[str]) -> None:
     program = (
-        f"import time; start = time.perf_counter(); import {package}; taken = time.perf_counter() - start;"
+        f"import time; start = time.process_time(); import {package}; taken = time.process_time() - start;"
         "import sys; print(taken, *sys.modules)"
     )
     best = 9.0
@@ -140,7 +140,7 @@ def test_importing_a_package_is_quick_and_pulls_in_nothing_heavy(package: str, a
         taken, *modules = done.stdout.split()
         best = min(best, float(taken))
         assert not absent & set(modules)
-    assert best < 0.3 * 2, "seconds, with room for a busy machine; the aim is 0.3"
+    assert best < 0.3 * 2, "seconds of the processor's, with room for a slow one; the aim is 0.3"
 
 
 def test_no_file_is_long_and_none_has_a_vague_name() -> None:
