@@ -57,6 +57,7 @@ def test_the_two_commands_exist_and_are_what_ci_runs() -> None:
     assert "make check\nmake test" in (ROOT / ".ci/run").read_text()
 
 
+@pytest.mark.long
 def test_runs_on_one_machine(tmp_path: Path) -> None:
     script = block_with("sh", "flcore run digits ")
     assert len(commands(script)) == 2
@@ -64,6 +65,7 @@ def test_runs_on_one_machine(tmp_path: Path) -> None:
     assert printed.count("all clients, federated") == 2
 
 
+@pytest.mark.long
 def test_three_terminals(tmp_path: Path) -> None:
     server, first, second = commands(block_with("sh", "flcore server"))
     with started("-m", *server, cwd=tmp_path) as serving:
@@ -73,6 +75,7 @@ def test_three_terminals(tmp_path: Path) -> None:
             assert a.wait(20) == b.wait(20) == serving.wait(20) == 0
 
 
+@pytest.mark.long
 def test_the_notebook(tmp_path: Path) -> None:
     script = block_with("python", 'flcore.run("digits")')
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, stdout=subprocess.PIPE, text=True, check=True)
@@ -85,6 +88,7 @@ def write_job(folder: Path, python: str) -> None:
     (folder / "myjob/train.py").write_text(python)
 
 
+@pytest.mark.long
 def test_the_job_as_printed(tmp_path: Path) -> None:
     toml, python = block_with("toml", "myjob"), block_with("python", "np.loadtxt")
     assert len((toml + python).splitlines()) < 40

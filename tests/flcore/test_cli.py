@@ -8,6 +8,7 @@ import pytest
 from tests.flcore.command import flcore, said
 
 
+@pytest.mark.long
 def test_a_run_writes_its_files_and_prints_a_table(tmp_path: Path) -> None:
     printed = flcore("run", "digits", "--rounds", "2", "--workers", "2", cwd=tmp_path)
     assert "hospital-f alone" in printed and "all clients, federated" in printed and "all data in one place" in printed
@@ -90,6 +91,7 @@ def test_every_command_has_help(tmp_path: Path, command: list[str]) -> None:
     assert "Usage:" in said(*command, "--help", cwd=tmp_path)
 
 
+@pytest.mark.long
 def test_the_kernels_are_measured(tmp_path: Path) -> None:
     printed = flcore("bench", "kernels", "--json", "figures.json", cwd=tmp_path)
     assert "aggregate, float32, out=" in printed and "of limit" in printed and "Not a full run" in printed

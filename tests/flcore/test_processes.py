@@ -90,6 +90,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@pytest.mark.long
 def test_the_job_by_hand_with_clients_that_come_before_their_server(tmp_path: Path) -> None:
     address = f"localhost:{free_port()}"
     join = ("-m", "flcore", "client", "digits", "--server", address, "--insecure", "--name")

@@ -59,6 +59,7 @@ def results(name: str) -> tuple[float, float]:
     return statistics.mean(accuracies), statistics.mean(traffic)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [name for name in FORMS if name != "float32"])
 def test_narrow_wires_reach_the_accuracy_of_float32(name: str) -> None:
     accuracy, traffic = results(name)

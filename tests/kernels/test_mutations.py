@@ -111,6 +111,7 @@ def test_every_check_has_a_mutation_that_it_rejects() -> None:
     assert {mutation.check for mutation in MUTATIONS.values()} == set(law.CHECKS)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", MUTATIONS)
 def test_the_law_rejects(name: str, tmp_path: Path) -> None:
     mutation = MUTATIONS[name]
