@@ -8,12 +8,21 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import numba
+from numba.core.codegen import CPUCodeLibrary
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
 from numba.core.compiler_machinery import register_pass
 from numba.core.typed_passes import NativeLowering
 
 njit = cast("Callable[..., Any]", numba.njit)
 OPTIONS = {"nogil": True, "boundscheck": False, "error_model": "numpy"}
+
+
+class _PartLibrary(cast("Any", CPUCodeLibrary)):  # type: ignore[misc]
+    """The LLVM module of a part, for kernels to be linked with; no machine code is made of it."""
+
+    def _finalize_final_module(self) -> None:
+        self._finalize_dynamic_globals()
+        self._finalized = True
 
 
 @cast("Any", register_pass)(mutates_CFG=True, analysis_only=False)
@@ -24,6 +33,7 @@ class _PartLowering(NativeLowering):
 
     def run_pass(self, state: Any) -> bool:
         state.flags.no_compile = True
+        state.library = _PartLibrary(state.targetctx.codegen(), state.func_id.func_qualname)
         cast("Any", super()).run_pass(state)
         # Numba knows a compiled function by a builtin; this one is never called, and is like no other.
         stand_in: Any = [None].append

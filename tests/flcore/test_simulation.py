@@ -4,10 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.datasets import load_digits
 from threadpoolctl import threadpool_limits
 
 import flcore
 from flcore import Job, JobError, Model
+from flcore.jobs.digits.digits import digits_file
 from flcore.simulation.baselines import baselines_of
 from tests.reference import bits_of
 
@@ -50,3 +52,9 @@ def test_more_clients_than_scans_are_refused() -> None:
 def test_a_number_of_workers_below_zero_is_refused() -> None:
     with pytest.raises(ValueError, match="workers is a number >= 0, not -1"):
         flcore.run("digits", workers=-1)
+
+
+def test_the_digits_are_those_that_scikit_learn_loads() -> None:
+    table = np.loadtxt(digits_file(), delimiter=",")
+    pixels, digits = load_digits(return_X_y=True)
+    assert np.array_equal(table[:, :-1], pixels) and np.array_equal(table[:, -1], digits)
