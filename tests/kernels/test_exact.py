@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pytest
-from flcore_kernels import Backend, NotFinite, Overflow, TooManyTerms, backend, cpu, cpu_settle
+from flcore_kernels import Backend, NotFinite, Overflow, Quantized, TooManyTerms, backend, cpu, cpu_settle
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -329,6 +329,18 @@ def test_a_tie_with_a_sum_of_weights_beyond_53_bits_goes_to_long_division(monkey
         found = mean(CPU, parts, weights, "float32", "exact", "bfloat16", 64)
         assert opened(found, "bfloat16").tolist() == [expected] * 64
         assert spy.blocks == before + 1
+
+
+def test_a_quotient_just_above_the_middle_of_two_neighbours_is_looked_at_closely(device: Backend) -> None:
+    """A factor that is rounded up takes the middle of two float32 beyond it."""
+    found = mean(device, [np.array([15_524_160.5])], [75.0], "float64", "exact", "float32", 1)
+    assert found.tolist() == [15_524_160.0]
+
+
+def test_long_division_reads_the_scales_of_its_block(device: Backend) -> None:
+    parts: list[Any] = [Quantized(np.full(256, k, np.int8), np.array([2.0**-130], np.float32)) for k in range(1, 11)]
+    found = mean(device, parts, [0.1] * 10, "int8[256]", "exact", "float32", 256)
+    assert set(found.tolist()) == {5.5 * 2.0**-130}
 
 
 def test_most_results_show_without_long_division(monkeypatch: pytest.MonkeyPatch) -> None:

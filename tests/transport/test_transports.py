@@ -61,7 +61,7 @@ def test_a_long_refusal_is_cut_and_still_arrives(rig: Rig) -> None:
 
 
 def test_a_name_is_taken_while_its_client_is_connected(rig: Rig) -> None:
-    _, session = join(rig, instance="1")
+    secret, session = join(rig, instance="1")
     with pytest.raises(Refused, match="connected already") as caught:
         next(rig.connect().session(Join("a", "2")))
     assert caught.value.kind == "name-taken"
@@ -69,6 +69,8 @@ def test_a_name_is_taken_while_its_client_is_connected(rig: Rig) -> None:
     rig.opened[0].close()
     rig.service.wait_until(lambda: "a" not in rig.service.connected)
     join(rig, instance="2")
+    with pytest.raises(Refused, match="does not know this session"):
+        rig.fetch(secret)
 
 
 def test_a_client_that_comes_back_keeps_its_session_and_the_old_stream_ends_nothing(rig: Rig) -> None:

@@ -43,6 +43,21 @@ def test_a_transfer_gets_a_quarter_of_what_is_free_and_never_none() -> None:
     assert sum(shares) + len(shares) <= 32 and shares == sorted(shares, reverse=True)
 
 
+def test_no_more_is_shared_out_than_there_is() -> None:
+    async def main() -> None:
+        windows = Windows(5)
+        async with AsyncExitStack() as stack:
+            assert [await enter(stack, windows) for _ in range(2)] == [1, 1]
+            third = asyncio.ensure_future(enter(stack, windows))
+            await asyncio.sleep(0)
+            assert windows.is_contended and not third.done()
+            third.cancel()
+            await asyncio.sleep(0)
+            assert not windows.is_contended
+
+    asyncio.run(main())
+
+
 def test_who_finds_none_waits_in_line() -> None:
     async def main() -> list[str]:
         windows, order = Windows(4), list[str]()
