@@ -1,12 +1,7 @@
 """The command `flcore`: its subcommands, and how it ends."""
 
 import logging
-import os
-import signal
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import typer
 from flcore_kernels import KernelError
@@ -20,9 +15,6 @@ from flcore.cli.run import run
 from flcore.cli.server import server
 from flcore.cli.warm import warm
 from flcore.errors import FlcoreError
-
-AGAIN_S = 0.05
-"""How long after an interrupt that a finalizer has swallowed the next one comes."""
 
 app = typer.Typer(
     help="A high-performance aggregation core for federated learning.",
@@ -49,26 +41,7 @@ def main() -> None:
     # gRPC logs a traceback for each client that vanishes in mid-transfer; the server says so itself, in one line.
     logging.getLogger("grpc").setLevel(logging.CRITICAL)
     try:
-        with _interrupts_in_finalizers_heeded():
-            app()
+        app()
     except (FlcoreError, TransportError, KernelError) as error:
         print(f"flcore: {error}", file=sys.stderr)
         sys.exit(1)
-
-
-@contextmanager
-def _interrupts_in_finalizers_heeded() -> Iterator[None]:
-    """Raise Ctrl-C again if it came while a finalizer ran: there Python prints the exception and goes on."""
-    before = sys.unraisablehook
-
-    def again(unraisable: "sys.UnraisableHookArgs") -> None:
-        if issubclass(unraisable.exc_type, KeyboardInterrupt):
-            threading.Timer(AGAIN_S, os.kill, (os.getpid(), signal.SIGINT)).start()
-        else:
-            before(unraisable)
-
-    sys.unraisablehook = again
-    try:
-        yield
-    finally:
-        sys.unraisablehook = before

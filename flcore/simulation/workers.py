@@ -15,9 +15,6 @@ from typing import IO, Self
 from flcore.job.job import Job
 
 STOP_TIMEOUT_S = 10.0
-INTERRUPTED, INTERRUPT_S = 130, 1.0
-"""A worker's exit code after Ctrl-C, and how long this process waits for its own."""
-
 LOG_TAIL_BYTES = 2_000
 
 # A worker's libraries must not start as many threads as there are cores for each client.
@@ -46,7 +43,6 @@ class Workers:
             for worker in range(count)
         ]
         self._give_up = give_up
-        self._is_ending = threading.Event()
         self._running: list[tuple[subprocess.Popen[str], threading.Thread]] = []
 
     def __enter__(self) -> Self:
@@ -74,7 +70,6 @@ class Workers:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._is_ending.set()
         give_up_at = time.monotonic() + (STOP_TIMEOUT_S if kind is None else 1.0)
         for process, _ in self._running:
             try:
@@ -91,7 +86,5 @@ class Workers:
         log.seek(0)
         printed = log.read()[-LOG_TAIL_BYTES:].strip()
         log.close()
-        if code == INTERRUPTED:  # Ctrl-C at a terminal comes to this process, too, and is what ends the run
-            self._is_ending.wait(INTERRUPT_S)
         if code:
             self._give_up(f"a worker process ended with exit code {code}: {printed or 'it printed nothing'}")

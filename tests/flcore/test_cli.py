@@ -1,9 +1,6 @@
 """The command line: what people type, what they get, and what they are told when it is wrong."""
 
 import json
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -102,28 +99,3 @@ def test_the_kernels_are_measured(tmp_path: Path) -> None:
     assert figures["machine"]["cores"] >= 1
     row = next(row for row in figures["rows"] if row["what"].startswith("aggregate, float32, out="))
     assert row["of_limit"] > 0, "at full scale, a mean that beats the limit is an error of the run"
-
-
-FINALIZER = """
-import signal, time, weakref
-from importlib import import_module
-
-class Owner:
-    pass
-
-def work():
-    owner = Owner()
-    weakref.finalize(owner, signal.raise_signal, signal.SIGINT)
-    del owner
-    time.sleep(60)
-
-command = import_module("flcore.cli.main")
-command.app = work
-command.main()
-"""
-
-
-@pytest.mark.serial
-def test_ctrl_c_while_a_finalizer_runs_ends_the_command() -> None:
-    done = subprocess.run([sys.executable, "-c", FINALIZER], capture_output=True, text=True, timeout=30, check=False)
-    assert done.returncode == -signal.SIGINT, done.stderr

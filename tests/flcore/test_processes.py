@@ -118,7 +118,7 @@ def folder(tmp_path: Path) -> Path:
 
 def wait_for_first_round(run: "subprocess.Popen[str]", directory: Path) -> None:
     """Wait until a run has written its history."""
-    log = directory / "runs/small/history.jsonl"
+    log = directory / "history.jsonl"
     while not log.exists():
         assert run.poll() is None, run.communicate()[0]
         time.sleep(0.05)
@@ -134,9 +134,9 @@ def end_of(group: int) -> None:
 
 @pytest.mark.serial
 @pytest.mark.parametrize("to_group", [True, False])
-def test_ctrl_c_ends_a_run_and_all_its_workers(folder: Path, to_group: bool) -> None:
-    with started("-m", "flcore", "run", "small", "--rounds", "100000", "--workers", "3", cwd=folder) as run:
-        wait_for_first_round(run, folder)
+def test_ctrl_c_ends_a_run_and_all_its_workers(tmp_path: Path, to_group: bool) -> None:
+    with started("-m", "flcore", "run", "digits", "--rounds", "100000", "--workers", "3", cwd=tmp_path) as run:
+        wait_for_first_round(run, tmp_path / "runs/digits")
         # From a terminal, Ctrl-C reaches every process of the group; from a supervisor, the one it knows.
         (os.killpg if to_group else os.kill)(run.pid, signal.SIGINT)
         printed = run.communicate(timeout=20)[0]
@@ -147,14 +147,14 @@ def test_ctrl_c_ends_a_run_and_all_its_workers(folder: Path, to_group: bool) -> 
 
 @pytest.mark.serial
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["ctrl-c", "sigterm"])
-def test_a_signal_ends_server_and_client_in_order(folder: Path, number: signal.Signals, code: int) -> None:
+def test_a_signal_ends_server_and_client_in_order(tmp_path: Path, number: signal.Signals, code: int) -> None:
     address = f"localhost:{free_port()}"
     port = address.partition(":")[2]
-    command = ("-m", "flcore", "client", "small", "--server", address, "--insecure", "--name")
-    with started("-m", "flcore", "server", "small", "--insecure", "--port", port, cwd=folder) as server:
+    command = ("-m", "flcore", "client", "digits", "--server", address, "--insecure", "--name")
+    with started("-m", "flcore", "server", "digits", "--insecure", "--port", port, cwd=tmp_path) as server:
         read_until(server, "--insecure")
-        with started(*command, "one", cwd=folder) as client, started(*command, "two", cwd=folder) as other:
-            read_until(server, "round 2/")
+        with started(*command, "hospital-a") as client, started(*command, "hospital-b") as other:
+            read_until(server, "round 2/60")
             os.kill(client.pid, number)
             printed = client.communicate(timeout=20)[0]
             assert client.returncode == code and "Traceback" not in printed
@@ -163,7 +163,7 @@ def test_a_signal_ends_server_and_client_in_order(folder: Path, number: signal.S
             assert server.returncode in (code, 1) and "Traceback" not in printed
             read_until(other, "the server was stopped" if server.returncode == code else "the job failed")
             assert other.wait(20) == 0
-            assert not [path for path in (folder / "runs/small").iterdir() if path.name.startswith(".")]
+            assert not [path for path in (tmp_path / "runs/digits").iterdir() if path.name.startswith(".")]
 
 
 @pytest.mark.serial
@@ -182,7 +182,7 @@ def test_a_client_says_that_it_has_lost_its_server(folder: Path) -> None:
 @pytest.mark.serial
 def test_workers_do_not_outlive_a_run_that_is_killed(folder: Path) -> None:
     with started("-m", "flcore", "run", "small", "--rounds", "100000", "--workers", "2", cwd=folder) as run:
-        wait_for_first_round(run, folder)
+        wait_for_first_round(run, folder / "runs/small")
         assert len(alive_in_group(run.pid)) == 3
         os.kill(run.pid, signal.SIGKILL)
         run.wait()
