@@ -5,8 +5,9 @@ asked of it before; what is in the host's memory goes there in pieces (see `cuda
 done.
 """
 
-from collections.abc import Sequence
-from typing import Any, BinaryIO
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any, BinaryIO, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +29,22 @@ from flcore_kernels.rows import require_writable, sizes_of
 from flcore_kernels.threads import Pool
 from flcore_kernels.totals import Total
 
+Given = ParamSpec("Given")
+Made = TypeVar("Made")
+
 _DIVISOR = np.dtype([("nearest", "f8"), ("rest", "f8"), ("limbs", "u8", 4), ("exponent", "i8")])
+
+
+def _whole(
+    verb: "Callable[Concatenate[CudaBackend, Given], Made]",
+) -> "Callable[Concatenate[CudaBackend, Given], Made]":
+    """Run a verb on a thread that no signal interrupts: the device uses its arrays until it has ended."""
+
+    @wraps(verb)
+    def run(self: "CudaBackend", /, *arguments: Given.args, **keywords: Given.kwargs) -> Made:
+        return self._ring.pool.run_aside(lambda: verb(self, *arguments, **keywords))
+
+    return run
 
 
 class CudaBackend:
@@ -40,11 +56,13 @@ class CudaBackend:
         self._ring = Ring(device, Pool(threads), piece_bytes)
         self._lock = self._ring.lock
 
+    @_whole
     def total(self, elements: int, accumulate: str) -> Total:
         """Return an empty total (see `Backend.total`)."""
         with self._lock:
             return Total.zeros(elements, accumulate, self._zeros)
 
+    @_whole
     def fold(self, total: Total, parts: Sequence[Part], weights_: Sequence[float], dtype: str) -> None:
         """Add Σ weightᵢ · partᵢ to `total` (see `Backend.fold`)."""
         with self._lock:
@@ -66,6 +84,7 @@ class CudaBackend:
                 raise self._diagnosis(parts, values, dtype, bad, f"the {total.accumulate} total")
             total.is_spoiled = False
 
+    @_whole
     def merge(self, total: Total, other: Total) -> None:
         """Add `other` to `total` (see `Backend.merge`)."""
         with self._lock:
@@ -84,6 +103,7 @@ class CudaBackend:
                 run_alone(self._ring, kernel, -(-total.elements // 4), (*addresses, *moved))
             total.is_spoiled = False
 
+    @_whole
     def finish(self, total: Total, out: Part, dtype: str, base: Part | None = None) -> None:
         """Write the mean, or base plus mean, to `out` (see `Backend.finish`)."""
         with self._lock:
@@ -110,6 +130,7 @@ class CudaBackend:
             if bad >= 0:
                 raise Overflow(f"element {bad} of the result does not fit into {dtype}", bad, where=dtype)
 
+    @_whole
     def mean(
         self,
         parts: Sequence[Part],
@@ -152,6 +173,7 @@ class CudaBackend:
                 where = result if accumulate == "exact" else f"{result}, summed in {accumulate}"
                 raise self._diagnosis(parts, values, dtype, bad, where)
 
+    @_whole
     def largest(self, parts: Sequence[Part], dtype: str) -> list[float]:
         """Return the largest magnitude of each part (see `Backend.largest`)."""
         with self._lock:
@@ -171,27 +193,32 @@ class CudaBackend:
             tops = np.max([np.zeros(len(parts), np.uint64), *(tops for (tops,) in found)], axis=0)
             return [float(top) for top in tops.view(np.float64)]
 
+    @_whole
     def inspect(self, part: Buffer, dtype: str) -> Inspection:
         """Look at every element once (see `Backend.inspect`)."""
         with self._lock:
             return inspect_part(self._ring, self._here(part), dtype)
 
+    @_whole
     def encode(self, values: npt.NDArray[np.float32], out: Buffer, dtype: str) -> None:
         """Round float32 values to a narrower dtype (see `Backend.encode`)."""
         with self._lock:
             encode_part(self._ring, self._here(values), self._here(out), dtype)
 
+    @_whole
     def decode(self, part: Buffer, out: npt.NDArray[np.float32], dtype: str) -> None:
         """Write the float32 values of a part (see `Backend.decode`)."""
         with self._lock:
             decode_part(self._ring, self._here(part), self._here(out), dtype)
 
+    @_whole
     def save(self, total: Total, file: BinaryIO) -> None:
         """Write a total's state (see `Backend.save`)."""
         with self._lock:
             self._require_ours(total)
             totals.save(total, file, pieces_of(total, self._ring))
 
+    @_whole
     def restore(self, file: BinaryIO) -> Total:
         """Return a saved total (see `Backend.restore`)."""
         with self._lock:

@@ -34,8 +34,12 @@ class OwnArray(DeviceArray):
         if not count:
             return
         arguments = np.uint64(self.address), np.int64(count), np.int16(value)
-        with ring.lock:
-            run_alone(ring, cuda_kernels.FILL_KERNEL, -(-count // EACH), arguments)
+
+        def work() -> None:
+            with ring.lock:
+                run_alone(ring, cuda_kernels.FILL_KERNEL, -(-count // EACH), arguments)
+
+        ring.pool.run_aside(work)
 
 
 def run_alone(ring: Ring, kernel: str, threads: int, arguments: tuple[Any, ...]) -> None:

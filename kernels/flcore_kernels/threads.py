@@ -1,17 +1,21 @@
-"""Our own threads: a pool that runs compiled loops, which let go of the interpreter's lock.
+"""Our own threads: a pool that runs compiled loops, which release the interpreter's lock.
 
 Work comes as a list of batches that any thread may take; the caller's thread takes its share. No result depends on how
 many threads there are. (Numba's own threads are not used: its default layer ends the process when two threads call in.)
+
+A call returns or raises only after the last thread has left its work (see `shared_call`), so the buffers of a call can
+be freed as soon as it has ended, also after Ctrl-C.
 """
 
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TypeVar
 
 from flcore_kernels.errors import KernelError
+from flcore_kernels.shared_call import HAS_GATES, SharedCall
 
 Result = TypeVar("Result")
 VARIABLE = "FLCORE_THREADS"
@@ -56,42 +60,66 @@ class Pool:
     """Threads that share batches of work; made when first needed, and made anew in a forked process."""
 
     def __init__(self, threads: int | None = None) -> None:
-        self.threads = thread_count(threads)
-        self._lock = threading.Lock()
-        self._executor: ThreadPoolExecutor | None = None
-        self._process = os.getpid()
+        self.threads = thread_count(threads) if HAS_GATES else 1
+        self._forget()
 
     def run(self, work: Callable[[int], Result], batches: int) -> list[Result]:
         """Call `work` for every batch number; return what it returned, in their order. Any thread may call."""
         if batches <= 1 or self.threads == 1:
             return [work(batch) for batch in range(batches)]
-        results: dict[int, Result] = {}
-        numbers = iter(range(batches))
-
-        def take() -> None:
-            for batch in numbers:  # a range's iterator hands each number out once, whoever asks
-                results[batch] = work(batch)
-
-        helpers: list[Future[None]] = []
-        executor = self._ready()
+        call, helpers = SharedCall(work, batches), min(self.threads, batches) - 1
+        calls = self._ready(helpers)
         try:
-            helpers.extend(executor.submit(take) for _ in range(min(self.threads, batches) - 1))
-            take()
+            for _ in range(helpers):
+                calls.put(call)
+            call.share()
+        except BaseException:
+            call.stop()
+            raise
         finally:
-            for helper in helpers:
-                helper.cancel()  # one that has not begun has nothing left to do
-            failures = [helper.exception() for helper in helpers if not helper.cancelled()]
-        for failure in failures:
-            if failure is not None:
-                raise failure
-        return [results[batch] for batch in range(batches)]
+            call.close()  # nothing that runs Python code may stand before this (see `SharedCall.close`)
+        return call.results()
 
-    def _ready(self) -> ThreadPoolExecutor:
+    def run_aside(self, work: Callable[[], Result]) -> Result:
+        """Return what `work` returns; where signals could interrupt it, it runs on another thread, to its end."""
+        if threading.current_thread() is not threading.main_thread() or not HAS_GATES:
+            return work()
+        ended = threading.Lock()
+        ended.acquire()
+
+        def noted(_: int) -> Result:
+            try:
+                return work()
+            finally:
+                ended.release()
+
+        call = SharedCall(noted, 1)
+        calls = self._ready(self.threads)  # one more than `run` needs: the work itself may share out batches
+        try:
+            calls.put(call)
+            ended.acquire()
+        finally:
+            call.close()  # as in `run`
+        return call.results()[0]  # type: ignore[no-any-return]
+
+    def _ready(self, helpers: int) -> "SimpleQueue[SharedCall]":
+        """Return the queue that at least so many threads take calls from."""
         if self._process != os.getpid():  # forked: neither the threads nor a held lock came along
-            self._lock, self._executor, self._process = threading.Lock(), None, os.getpid()
+            self._forget()
         with self._lock:
-            executor = self._executor
-            if executor is None:
-                executor = ThreadPoolExecutor(self.threads - 1, thread_name_prefix="flcore-kernels")
-                self._executor = executor
-            return executor
+            while len(self._helpers) < helpers:
+                name = f"flcore-kernels-{len(self._helpers)}"
+                self._helpers.append(threading.Thread(target=_help, args=(self._calls,), name=name, daemon=True))
+                self._helpers[-1].start()
+        return self._calls
+
+    def _forget(self) -> None:
+        self._process, self._lock = os.getpid(), threading.Lock()
+        self._helpers: list[threading.Thread] = []
+        self._calls: SimpleQueue[SharedCall] = SimpleQueue()
+
+
+def _help(calls: "SimpleQueue[SharedCall]") -> None:
+    """Help with one call after the other. No name here may refer to a call that has ended: it holds arrays."""
+    while True:
+        calls.get().help()
