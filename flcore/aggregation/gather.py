@@ -21,7 +21,7 @@ from flcore_kernels import (
 )
 
 from flcore.errors import AggregationError, NonFinite, OutOfBounds, TensorMismatch, WeightError
-from flcore.model.arrays import AnyArrays, as_array, empty_alike, flattened, in_place
+from flcore.model.arrays import AnyArrays, as_array, empty_alike, flattened, in_place, is_copied
 from flcore.model.dtypes import DTYPES
 from flcore.model.spec import ModelSpec, SegmentSpec
 
@@ -34,6 +34,7 @@ class Gather:
 
     def __init__(self, spec: ModelSpec, device: Backend | None = None) -> None:
         self.spec = spec
+        self._names = frozenset(tensor.name for tensor in spec.tensors)
         self._read = as_array if device is None or device.name == "cpu" else in_place
         self._segments = [
             (
@@ -45,14 +46,12 @@ class Gather:
 
     def buffers(self, arrays: AnyArrays, client: str) -> Buffers:
         """Return an update's buffers, one list per segment, or raise `TensorMismatch` or `SpecError`."""
-        if len(arrays) != len(self.spec.tensors):
+        if len(arrays) != len(self.spec.tensors) or not self._names.issubset(arrays):
             return self._nested_buffers(arrays, client)
         gathered: Buffers = []
         for storage, tensors in self._segments:
             buffers = []
             for name, dtype, shape in tensors:
-                if name not in arrays:
-                    return self._nested_buffers(arrays, client)
                 array = arrays[name]
                 if type(array) is not np.ndarray:
                     array = self._read(array, name)
@@ -75,7 +74,8 @@ class Gather:
         for name, thing in flattened(out).items():
             array = self._read(thing, name)
             arrays[name] = thing if isinstance(array, DeviceArray) else array
-            if array is not thing and address_of(array) != address_of(self._read(thing, name)):
+            is_copy = not isinstance(array, DeviceArray) and is_copied(thing)
+            if array is not thing and (is_copy or address_of(array) != address_of(self._read(thing, name))):
                 raise TensorMismatch("out: expected an array in memory, got what can only be copied", tensor=name)
             if not array.flags.c_contiguous or not array.flags.writeable:
                 raise TensorMismatch(

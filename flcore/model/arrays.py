@@ -23,6 +23,9 @@ Values = npt.NDArray[Any]
 Give = Callable[[Values], Any]
 """From values to an array of somebody's kind, which may keep the memory."""
 
+Metadata = tuple[np.dtype[Any], tuple[int, ...]]
+"""Dtype and shape."""
+
 DEEPEST = 64
 """Mappings in mappings; beyond it, something contains itself or wants to exhaust the stack."""
 
@@ -36,13 +39,15 @@ class Kind:
     an array, of the same library on the same device, for values.
 
     `describe` tells what one is that is on a device, made contiguous there if need be; `empty` makes a new one like it,
-    there, for results to be written to (None: results come from the host's memory).
+    there, for results to be written to (None: results come from the host's memory). `metadata` returns dtype and shape
+    of an array that `read` copies from a device, and copies nothing; None for one that is in memory or cannot be read.
     """
 
     read: Callable[[Any], Values]
     alike: Callable[[Any], Give]
     describe: Callable[[Any], DeviceArray]
     empty: Callable[[Any], Any] | None = None
+    metadata: Callable[[Any], Metadata | None] | None = None
 
 
 def as_array(thing: Any, name: str) -> Values:
@@ -71,6 +76,28 @@ def in_place(thing: Any, name: str) -> Values | DeviceArray:
             "ask for one without"
         )
     return found
+
+
+def metadata_of(thing: Any, name: str) -> Metadata:
+    """Return an array's dtype and shape, without a copy of one that is on a device, or raise `SpecError`."""
+    if isinstance(thing, np.ndarray | np.generic):
+        return as_array(thing, name).dtype, thing.shape
+    known = _kind_of(thing).metadata
+    try:
+        if known is not None and (found := known(thing)) is not None:
+            return found
+        array = in_place(thing, name)
+        return np.dtype(array.name) if isinstance(array, DeviceArray) else array.dtype, array.shape
+    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+        raise _no_array(thing, name, error) from None
+
+
+def is_copied(thing: Any) -> bool:
+    """Say whether `as_array` copies a readable array from a device."""
+    if isinstance(thing, np.ndarray | np.generic):
+        return False
+    known = _kind_of(thing).metadata
+    return device_of(thing) is not None or (known is not None and known(thing) is not None)
 
 
 def empty_alike(thing: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
@@ -179,6 +206,14 @@ def _read_torch(tensor: Any) -> Values:
     return np.asarray(here)
 
 
+def _torch_metadata(tensor: Any) -> Metadata | None:
+    import torch
+
+    if tensor.device.type in ("cpu", "meta") or tensor.layout is not torch.strided:
+        return None
+    return np.dtype(str(tensor.dtype).removeprefix("torch.")), tuple(tensor.shape)
+
+
 def _torch_alike(tensor: Any) -> Give:
     import torch
 
@@ -209,6 +244,13 @@ def _empty_torch(tensor: Any) -> Any:
     return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
 
 
+def _jax_metadata(array: Any) -> Metadata | None:
+    is_here = all(device.platform == "cpu" for device in array.devices())
+    if is_here or array.is_deleted() or not array.is_fully_addressable:
+        return None
+    return np.dtype(array.dtype), tuple(array.shape)
+
+
 def _jax_alike(array: Any) -> Give:
     import jax
 
@@ -220,6 +262,10 @@ def _read_cupy(array: Any) -> Values:
     import cupy
 
     return np.asarray(cupy.asnumpy(array))
+
+
+def _cupy_metadata(array: Any) -> Metadata:
+    return np.dtype(array.dtype), tuple(array.shape)
 
 
 def _cupy_alike(array: Any) -> Give:
@@ -274,9 +320,9 @@ ANYTHING = Kind(_read_anything, lambda _: _same, described)
 """What has a buffer, or DLPack or `__cuda_array_interface__`; results are NumPy's."""
 
 KINDS: dict[str, Kind] = {
-    "torch": Kind(_read_torch, _torch_alike, _describe_torch, _empty_torch),
-    "jaxlib": Kind(np.asarray, _jax_alike, described),
-    "cupy": Kind(_read_cupy, _cupy_alike, _describe_cupy, _empty_cupy),
+    "torch": Kind(_read_torch, _torch_alike, _describe_torch, _empty_torch, _torch_metadata),
+    "jaxlib": Kind(np.asarray, _jax_alike, described, metadata=_jax_metadata),
+    "cupy": Kind(_read_cupy, _cupy_alike, _describe_cupy, _empty_cupy, _cupy_metadata),
 }
 """By the package in which the class of an array, or one of its bases, is defined."""
 

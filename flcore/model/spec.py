@@ -16,11 +16,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from flcore_kernels import DeviceArray
 from flcore_transport import ALIGNMENT
 
 from flcore.errors import SpecError, TensorMismatch
-from flcore.model.arrays import AnyArrays, flattened, in_place
+from flcore.model.arrays import AnyArrays, flattened, metadata_of
 from flcore.model.dtypes import DTYPES, dtype_name
 
 MAX_ELEMENTS = 2**48
@@ -142,12 +141,12 @@ class ModelSpec:
         for name, array in dict[Any, Any](flattened(arrays)).items():
             if not isinstance(name, str):
                 raise SpecError(f"a tensor's name is a string, not {name!r}")
-            values = in_place(array, name)
+            dtype, shape = metadata_of(array, name)
             try:
-                dtype = values.name if isinstance(values, DeviceArray) else dtype_name(values.dtype)
+                known = dtype_name(dtype)
             except SpecError as error:
                 raise SpecError(f"tensor {name!r}: {error}") from None
-            tensors.append(TensorSpec(name, dtype, values.shape))
+            tensors.append(TensorSpec(name, known, shape))
         return cls(tuple(tensors))
 
     @cached_property

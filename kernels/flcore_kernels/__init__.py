@@ -25,14 +25,12 @@ One after the other, in any order, on any machine, with the same bits:
 """
 
 from flcore_kernels.backend import Backend, Buffer, Part, Quantized
-from flcore_kernels.chunks import ChunkPlan, plan_chunks
 from flcore_kernels.device_arrays import DeviceArray, described, device_of
 from flcore_kernels.devices import backend, fall_back, warm
 from flcore_kernels.dtypes import EXACT_INTEGER_LIMIT, STORAGE, storage_dtype
 from flcore_kernels.errors import (
     BackendUnavailable,
     BadState,
-    BudgetTooSmall,
     BufferMismatch,
     DeviceFailed,
     KernelError,
@@ -56,10 +54,8 @@ __all__ = [
     "Backend",
     "BackendUnavailable",
     "BadState",
-    "BudgetTooSmall",
     "Buffer",
     "BufferMismatch",
-    "ChunkPlan",
     "DeviceArray",
     "DeviceFailed",
     "Inspection",
@@ -79,7 +75,6 @@ __all__ = [
     "described",
     "device_of",
     "fall_back",
-    "plan_chunks",
     "storage_dtype",
     "warm",
 ]

@@ -90,7 +90,7 @@ class Backend(Protocol):
         ...
 
     def inspect(self, part: Buffer, dtype: str) -> Inspection:
-        """Look at every element once."""
+        """Return the first element that is not finite and the largest finite magnitude, in one read of a sound part."""
         ...
 
     def encode(self, values: npt.NDArray[np.float32], out: Buffer, dtype: str) -> None:

@@ -5,6 +5,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from numba import types
 
 from flcore_kernels import cpu_memory as memory
@@ -17,12 +18,17 @@ from flcore_kernels.cpu_part import part_of_kernel
 from flcore_kernels.diagnosis import values_of
 from flcore_kernels.dtypes import lookup
 from flcore_kernels.errors import NotFinite
-from flcore_kernels.inspection import TILE, Inspection
+from flcore_kernels.inspection import Inspection
 from flcore_kernels.rows import addresses_of, require_writable, sizes_of
 from flcore_kernels.threads import Pool
 
-LANES = 64
-SHARE = 256 * TILE
+TILE = 4096
+"""Elements whose largest magnitude is found in one loop, which the compiler turns into vector instructions."""
+
+STRETCH = 4 * TILE
+"""Elements that are searched for a bad one together, in float64."""
+
+SHARE = 64 * STRETCH
 """Elements that one thread takes at once: below, waking another takes longer than it saves."""
 
 LARGEST_SCALE = np.nextafter(np.float32(np.finfo(np.float32).max / 127), np.float32(0))
@@ -30,14 +36,7 @@ LARGEST_SCALE = np.nextafter(np.float32(np.finfo(np.float32).max / 127), np.floa
 
 _U64, _I64, _F64 = types.uint64, types.int64, types.float64
 _TABLE, _NUMBERS = types.Array(_U64, 2, "C"), types.Array(_I64, 1, "C")
-_REALS, _REAL_TABLE = types.Array(_F64, 1, "C"), types.Array(_F64, 2, "C")
-
-
-@cache
-def inspect_kernel(dtype: str) -> Kernel:
-    """Return the kernel that finds each tile's largest magnitude and sum of squares."""
-    name = f"inspect-{dtype.replace('[', 'x').rstrip(']')}"
-    return Kernel(name, types.void(_U64, _U64, _I64, _I64, _I64, _REALS, _REALS, _REALS), lambda: _inspect(dtype))
+_REAL_TABLE = types.Array(_F64, 2, "C")
 
 
 @cache
@@ -66,52 +65,10 @@ def decode_kernel(dtype: str) -> Kernel:
     return Kernel(name, types.void(_U64, _U64, _U64, _I64, _I64), lambda: _decode(dtype))
 
 
-@part_of_kernel
-def ordered_sum(lanes: Any) -> Any:
-    """The sum of a few numbers, one after the other."""
-    total = 0.0
-    for i in range(lanes.size):
-        total += lanes[i]
-    return total
-
-
-def _inspect(dtype: str) -> Callable[..., Any]:
-    decode = DECODERS[dtype]
-    value, factor, largest, width = decode.value, decode.factor, decode.largest, decode.step
-    # A factor holds for `width` elements; without one, the largest of a tile is sought in one go.
-    reach = TILE if factor is no_factor else width
-
-    def inspect(part, scales, first, last, size, magnitudes, squares, lanes):  # type: ignore[no-untyped-def]
-        sums = np.uint64(lanes.ctypes.data)
-        for tile in range(first, last):
-            lanes[:] = 0.0
-            top = 0.0
-            stop = min(size, tile * TILE + TILE)
-            for start in range(tile * TILE, stop, reach):
-                count = min(reach, stop - start)
-                f = factor(scales, start)
-                here = largest(part, f, start, count)
-                if not here <= top and top == top:
-                    top = here
-                whole = count // width * width
-                for begin in range(start, start + whole, width):
-                    lane = begin % LANES
-                    for i in range(width):
-                        x = np.float64(value(part, f, begin + i))
-                        memory.store_f64(sums, lane + i, memory.peek_f64(sums, lane + i) + x * x)
-                lane = (start + whole) % LANES
-                for i in range(count - whole):
-                    x = np.float64(value(part, f, start + whole + i))
-                    memory.store_f64(sums, lane + i, memory.peek_f64(sums, lane + i) + x * x)
-            magnitudes[tile] = top
-            squares[tile] = ordered_sum(lanes)
-
-    return inspect
-
-
 def _largest(dtype: str) -> Callable[..., Any]:
     decode = DECODERS[dtype]
     factor, largest = decode.factor, decode.largest
+    # A factor holds for `step` elements; without one, the largest of a tile is sought in one go.
     reach = TILE if factor is no_factor else decode.step
 
     def find(parts, scales, counts, first, last, magnitudes):  # type: ignore[no-untyped-def]
@@ -187,32 +144,35 @@ def _decode(dtype: str) -> Callable[..., Any]:
 
 
 def inspect_part(pool: Pool, part: Buffer, dtype: str) -> Inspection:
-    """Look at every element once (see `Backend.inspect`)."""
+    """Find the first bad element and the largest magnitude (see `Backend.inspect`)."""
     row = lookup(dtype)
     (size,) = sizes_of(part)
     ((address,), (scales,)) = addresses_of(part, row, [size], "part")
-    tiles = -(-size // TILE)
-    magnitudes, squares = np.zeros(tiles), np.zeros(tiles)
-    kernel = inspect_kernel(dtype)
-    share = SHARE // TILE
-    pool.run(
-        lambda batch: kernel(
-            *(address, scales, batch * share, min(tiles, (batch + 1) * share), size, magnitudes, squares),
-            np.zeros(LANES),
-        ),
-        -(-tiles // share),
-    )
-    top = float(magnitudes.max(initial=0.0))
-    if np.isfinite(top):
-        return Inspection(-1, top, squares)
-    bad = np.flatnonzero(~np.isfinite(magnitudes))
-    top, first = float(magnitudes[np.isfinite(magnitudes)].max(initial=0.0)), -1
-    for tile in bad.tolist():
-        values = values_of(part, row, dtype, tile * TILE, min(size, tile * TILE + TILE))
+    tops = _tops(pool, np.uint64(address), np.uint64(scales), size, dtype)
+    sound = np.isfinite(tops)
+    top, first = float(tops[sound].max(initial=0.0)), -1
+    for stretch in np.flatnonzero(~sound).tolist():
+        start = stretch * STRETCH
+        values = values_of(part, row, dtype, start, min(size, start + STRETCH))
         finite = np.isfinite(values)
         top = max(top, float(np.abs(values[finite]).max(initial=0.0)))
-        first = first if first >= 0 else tile * TILE + int(np.argmin(finite))
-    return Inspection(first, top, squares)
+        first = first if first >= 0 else start + int(np.argmin(finite))
+    return Inspection(first, top)
+
+
+def _tops(pool: Pool, address: np.uint64, scales: np.uint64, size: int, dtype: str) -> npt.NDArray[np.float64]:
+    """Return the largest magnitude of each stretch of a part, infinite or NaN where not all of it is finite."""
+    row, kernel = lookup(dtype), largest_kernel(dtype)
+    starts = np.arange(0, size, STRETCH)
+    counts = np.minimum(STRETCH, size - starts)
+    table = (address + (starts * row.storage.itemsize).astype(np.uint64))[:, None]
+    beside = (scales + (starts // row.block * 4).astype(np.uint64))[:, None] if row.block else table
+    tops, each = np.zeros((starts.size, 1)), SHARE // STRETCH
+    pool.run(
+        lambda batch: kernel(table, beside, counts, batch * each, min(starts.size, (batch + 1) * each), tops),
+        -(-starts.size // each),
+    )
+    return tops[:, 0]
 
 
 def encode_part(pool: Pool, values: Array, out: Buffer, dtype: str) -> None:

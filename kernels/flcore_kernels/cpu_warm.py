@@ -25,7 +25,6 @@ _KERNELS: dict[str, Callable[..., Kernel]] = {
     "settle": cpu_kernels.settle_kernel,
     "merge": cpu_kernels.merge_kernel,
     "largest": cpu_observe.largest_kernel,
-    "inspect": cpu_observe.inspect_kernel,
     "decode": cpu_observe.decode_kernel,
     "encode": cpu_observe.encode_kernel,
     "quantize": lambda block: cpu_observe.quantize_kernel(int(block)),
@@ -41,7 +40,7 @@ def keys_of(dtypes: Sequence[str]) -> list[Key]:
         for accumulate in ACCUMULATORS:
             keys += [("mean", dtype, accumulate, result), ("fold", dtype, accumulate), ("finish", accumulate, result)]
         keys += [("mean-base", dtype, "exact", result), ("settle", result)]
-        keys += [("largest", dtype), ("inspect", dtype), ("decode", dtype)]
+        keys += [("largest", dtype), ("decode", dtype)]
         keys += [("quantize", str(row.block))] if row.block else []
         keys += [("encode", dtype)] if dtype in ("bfloat16", "float16") else []
     return list(dict.fromkeys([*keys, ("merge",)]))

@@ -17,9 +17,9 @@ from flcore_kernels.admission import admit, admit_total, divisor_of, require_res
 from flcore_kernels.backend import Buffer, Part, Quantized
 from flcore_kernels.cuda_device import Device, Stream
 from flcore_kernels.cuda_memory import OwnArray, fetched, launch_blocks, pieces_of, places_of, run_alone
-from flcore_kernels.cuda_observe import decode_part, encode_part, inspect_part
+from flcore_kernels.cuda_observe import decode_part, encode_part, inspect_part, look
 from flcore_kernels.cuda_pieces import NONE, Answers, Column, Span, columns_of, cut_rows, no_bad, work
-from flcore_kernels.cuda_ring import PIECE_BYTES, Numbers, Ring
+from flcore_kernels.cuda_ring import PIECE_BYTES, Ring
 from flcore_kernels.device_arrays import device_of, on_device
 from flcore_kernels.diagnosis import diagnosis
 from flcore_kernels.dtypes import lookup
@@ -179,23 +179,12 @@ class CudaBackend:
         with self._lock:
             parts = self._all_here(parts)
             sizes = sizes_of(parts[0]) if parts else []
-            columns = self._columns(parts, dtype, sizes)
-            kernel = cuda_kernels.largest_kernel(dtype)
-
-            def launch(span: Span, stream: Stream) -> None:
-                self._launch(stream, kernel, span.count, span.rows, span.answers[0])
-
-            def none(_: Numbers) -> Answers:
-                return [np.zeros(len(parts), np.uint64)]
-
-            rows = cut_rows(sizes, _flat(columns), self._ring)
-            found = work(self._ring, rows, launch, parts=columns, initial=none)
-            tops = np.max([np.zeros(len(parts), np.uint64), *(tops for (tops,) in found)], axis=0)
-            return [float(top) for top in tops.view(np.float64)]
+            tops, firsts = look(self._ring, sizes, self._columns(parts, dtype, sizes), dtype)
+            return [float(top) for top in np.where(firsts == NONE, tops, np.nan)]
 
     @_whole
     def inspect(self, part: Buffer, dtype: str) -> Inspection:
-        """Look at every element once (see `Backend.inspect`)."""
+        """Find the first bad element and the largest magnitude (see `Backend.inspect`)."""
         with self._lock:
             return inspect_part(self._ring, self._here(part), dtype)
 

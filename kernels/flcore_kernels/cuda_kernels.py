@@ -76,13 +76,8 @@ def merge_kernel(accumulate: str) -> str:
 
 
 def largest_kernel(dtype: str) -> str:
-    """Return the name of the kernel that finds the largest magnitude of each part."""
+    """Return the name of the kernel that finds the largest magnitude of each part, and its first bad element."""
     return f"largest<{part_type(dtype)}>"
-
-
-def inspect_kernel(dtype: str) -> str:
-    """Return the name of the kernel that finds each tile's largest magnitude and sum of squares."""
-    return f"inspect<{part_type(dtype)}>"
 
 
 def encode_kernel(dtype: str) -> str:

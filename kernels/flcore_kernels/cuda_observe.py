@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from flcore_kernels import cuda_kernels
 from flcore_kernels.admission import require_encodable
@@ -15,6 +16,7 @@ from flcore_kernels.cuda_pieces import (
     Column,
     Span,
     columns_of,
+    cut_rows,
     elements_of_piece,
     no_answers,
     no_bad,
@@ -23,41 +25,38 @@ from flcore_kernels.cuda_pieces import (
 from flcore_kernels.cuda_ring import Numbers, Ring
 from flcore_kernels.dtypes import lookup
 from flcore_kernels.errors import NotFinite
-from flcore_kernels.inspection import TILE, Inspection
+from flcore_kernels.inspection import Inspection
 from flcore_kernels.rows import Rows, require_writable, sizes_of
 
-LANES = 16
-"""Threads that look at a tile together."""
+TILE = 4096
+"""A piece of a buffer that is converted is a multiple of it, or the last."""
+
+
+def look(
+    ring: Ring, sizes: Sequence[int], groups: Sequence[Sequence[Column]], dtype: str
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.uint64]]:
+    """Return the largest finite magnitude of each part, and its first element that is not finite (`NONE`: none)."""
+    kernel, count = cuda_kernels.largest_kernel(dtype), len(groups[0])
+
+    def launch(span: Span, stream: Stream) -> None:
+        blocks = launch_blocks(ring, span.count * cuda_kernels.THREADS)
+        stream.launch(kernel, blocks, cuda_kernels.THREADS, (span.rows, *span.answers))
+
+    def nothing(_: Numbers) -> Answers:
+        return [np.zeros(count, np.uint64), np.full(count, NONE, np.uint64)]
+
+    rows = cut_rows(sizes, [column for group in groups for column in group], ring)
+    found = [nothing(rows.counts), *work(ring, rows, launch, parts=groups, initial=nothing)]
+    tops, firsts = (np.stack(answers) for answers in zip(*found, strict=True))
+    return tops.max(axis=0).view(np.float64), firsts.min(axis=0)
 
 
 def inspect_part(ring: Ring, part: Any, dtype: str) -> Inspection:
-    """Look at every element once (see `Backend.inspect`)."""
-    row = lookup(dtype)
+    """Find the first bad element and the largest magnitude (see `Backend.inspect`)."""
     (size,) = sizes_of(part)
     codes, scales = columns_of(part, dtype, [size], "part", ring.device.number)
-    kernel = cuda_kernels.inspect_kernel(dtype)
-
-    def tiles(counts: Numbers) -> Answers:
-        count = -(-int(counts.sum()) // TILE)
-        return [np.zeros(count), np.full(count, NONE, np.uint64), np.zeros(count)]
-
-    def launch(span: Span, stream: Stream) -> None:
-        count = -(-span.elements // TILE)
-        first, last = span.places[0][0, 0], span.places[-1][0, 0]
-        arguments = first, last, np.int64(0), np.int64(count), np.int64(span.elements), *span.answers
-        stream.launch(kernel, launch_blocks(ring, count * LANES), cuda_kernels.THREADS, arguments)
-
-    groups = [[codes], [scales]] if row.block else [[codes]]
-    rows = _flat_rows(size, [codes, *([scales] if row.block else [])], ring)
-    found = work(ring, rows, launch, parts=groups, initial=tiles, is_row_alone=True)
-    top = max((float(tops.max(initial=0.0)) for tops, _, _ in found), default=0.0)
-    squares = np.concatenate([np.zeros(0), *(squares for _, _, squares in found)])
-    bad = [
-        int(start) + int(first)
-        for start, (_, firsts, _) in zip(rows.starts, found, strict=True)
-        for first in firsts[firsts != NONE]
-    ]
-    return Inspection(min(bad, default=-1), top, squares)
+    (top,), (first,) = look(ring, [size], [[codes], [scales]] if lookup(dtype).block else [[codes]], dtype)
+    return Inspection(-1 if first == NONE else int(first), float(top))
 
 
 def encode_part(ring: Ring, values: Any, out: Any, dtype: str) -> None:

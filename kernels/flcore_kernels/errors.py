@@ -8,7 +8,6 @@ KernelError
 ├── Overflow              a term, a sum or a result that is too large
 ├── TooManyTerms          more terms than an exact total can count
 ├── SpoiledTotal          a total that an earlier error left half changed
-├── BudgetTooSmall        a budget that does not hold the least that is needed
 ├── BadState              bytes that are not a saved total, or no longer
 ├── OutOfDeviceMemory     a device, or the budget for it, that does not hold what is needed
 ├── DeviceFailed          a device that reports an error of its own
@@ -54,14 +53,6 @@ class TooManyTerms(KernelError):
 
 class SpoiledTotal(KernelError):
     """A total was left half changed by an error, and holds nothing that can be used."""
-
-
-class BudgetTooSmall(KernelError):
-    """The budget does not hold the least that is needed, `needed_bytes`."""
-
-    def __init__(self, message: str, needed_bytes: int) -> None:
-        super().__init__(message)
-        self.needed_bytes = needed_bytes
 
 
 class BadState(KernelError):

@@ -8,13 +8,15 @@ import numpy as np
 import numpy.typing as npt
 
 from flcore_kernels.backend import Buffer, Part, Quantized
-from flcore_kernels.chunks import ALIGNMENT
 from flcore_kernels.device_arrays import DeviceArray
 from flcore_kernels.dtypes import Storage
 from flcore_kernels.errors import BufferMismatch
 
 Addresses = npt.NDArray[np.uint64]
 Numbers = npt.NDArray[np.int64]
+
+ALIGNMENT = 256
+"""Runs and rows begin at multiples of this, so that no block of an exact sum or of a quantized part is cut."""
 
 
 def address_of(array: npt.NDArray[Any] | DeviceArray) -> int:
@@ -152,4 +154,4 @@ class Rows:
         return int((-(-counts // block)).sum())
 
 
-__all__ = ["Rows", "address_of", "addresses_of", "buffers_of", "places_of", "require_writable", "sizes_of"]
+__all__ = ["ALIGNMENT", "Rows", "address_of", "addresses_of", "buffers_of", "places_of", "require_writable", "sizes_of"]

@@ -41,7 +41,6 @@ NEEDED: list[Key] = list(
                 for dtype in ("float64", "float32", "float16", "bfloat16", "int64", "uint64", "int8", "uint8", "bool")
             ),
             *(("largest", dtype) for dtype in STORAGE),
-            *(("inspect", dtype) for dtype in STORAGE),
             *(("decode", dtype) for dtype in ("float32", "float16", "bfloat16", "int64", *QUANTIZED)),
             *(("encode", dtype) for dtype in ("float16", "bfloat16")),
             *(("quantize", str(STORAGE[dtype].block)) for dtype in QUANTIZED),

@@ -91,28 +91,19 @@ def test_an_exact_fold_finish_and_merge_far_out_land_where_they_belong(start: in
     assert bad[0] == NONE
 
 
-@pytest.mark.parametrize("tile", [2**31 // 4096, 2**33 // 4096 + 3])
+@pytest.mark.parametrize("start", FAR)
 @pytest.mark.parametrize("dtype", ["float32", "int8[32]"])
-def test_inspect_far_out_tells_where(tile: int, dtype: str) -> None:
+def test_a_bad_element_far_out_is_found_where_it_is(start: int, dtype: str) -> None:
     block = 32 if "[" in dtype else 0
-    part = np.ones(5000, np.int8 if block else np.float32)
+    part = np.full(5000, -3, np.int8 if block else np.float32)
     scales = np.ones(-(-part.size // 32), np.float32)
-    (scales if block else part)[130 if block else 4200] = np.nan
-    first = tile * 4096
-    tops, bads, squares = np.zeros(2), np.full(2, NONE), np.zeros(2)
-    run(
-        *(names.inspect_kernel(dtype), address(part, first * part.itemsize), address(scales, first // 32 * 4)),
-        *(
-            np.int64(tile),
-            np.int64(tile + 2),
-            np.int64(first + part.size),
-            address(tops),
-            address(bads),
-            address(squares),
-        ),
-    )
-    assert tops.tolist() == [1.0, 1.0] and bads.tolist() == [int(NONE), first + (4160 if block else 4200)]
-    assert squares[0] == 4096.0
+    (scales if block else part)[[130, 140] if block else [4200, 4300]] = np.nan
+    told = rows(part, start)
+    told.tables.append(np.array([address(scales)]))
+    told["scales"] = address(told.tables[-1])
+    tops, bad = np.zeros(1, np.uint64), np.full(1, NONE)
+    run(names.largest_kernel(dtype), told, tops, bad)
+    assert tops.view(np.float64) == [3.0] and bad == [start + (4160 if block else 4200)]
 
 
 @pytest.mark.parametrize("first_block", [2**21, 2**23 + 5, 2**30])

@@ -30,11 +30,6 @@ def merged(device: Backend) -> bytes:
     return state_of(device, both)
 
 
-def inspected(device: Backend) -> tuple[Any, ...]:
-    found = device.inspect(PARTS[0], "float32")
-    return found.first_bad, found.magnitude, found.squares
-
-
 def encoded(device: Backend) -> Quantized:
     out = Quantized(np.empty(SIZE, np.int8), np.empty(-(-SIZE // 256), np.float32))
     device.encode(PARTS[0], out, "int8[256]")
@@ -54,7 +49,7 @@ VERBS: dict[str, Callable[[Backend], Any]] = {
     "finish": lambda device: finished(device, total(device), "float32").tobytes(),
     "mean": lambda device: mean(device, PARTS, WEIGHTS, "float32", "exact", "float32", SIZE).tobytes(),
     "largest": lambda device: device.largest(PARTS, "float32"),
-    "inspect": inspected,
+    "inspect": lambda device: device.inspect(PARTS[0], "float32"),
     "encode": lambda device: [array.tobytes() for array in encoded(device)],
     "decode": decoded,
     "save": lambda device: state_of(device, total(device)),

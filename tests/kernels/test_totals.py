@@ -8,7 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flcore_kernels import ACCUMULATORS, Backend, BadState, BufferMismatch, SpoiledTotal, Total, WeightRange
+from flcore_kernels import (
+    ACCUMULATORS,
+    Backend,
+    BadState,
+    BufferMismatch,
+    SpoiledTotal,
+    Total,
+    WeightRange,
+    bytes_per_element,
+)
 from flcore_kernels.rows import address_of
 from flcore_kernels.threads import Pool
 
@@ -203,3 +212,13 @@ def test_a_total_that_was_cleared_is_as_good_as_new(device: Backend, accumulate:
         assert address_of(total.values) == where and total.terms == 0
     with pytest.raises(WeightRange):
         device.finish(total, found, "float32")
+
+
+@pytest.mark.parametrize("accumulate", ACCUMULATORS)
+def test_a_total_takes_what_is_planned_for_it(accumulate: str) -> None:
+    assert Total.zeros(25_600, accumulate).nbytes == bytes_per_element(accumulate) * 25_600
+
+
+def test_an_unknown_accumulator_is_refused_by_name() -> None:
+    with pytest.raises(BufferMismatch, match="accumulate is one of exact, float64, float32, not 'x'"):
+        bytes_per_element("x")

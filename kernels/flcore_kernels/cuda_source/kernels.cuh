@@ -196,40 +196,31 @@ merge_float(u64 total, u64 other, i64 elements, i32 exponent) {
     }
 }
 
-// tops[k] becomes the largest magnitude of part k, by its bits.
+// tops[k] becomes the largest magnitude of part k's finite elements, by its bits; bad[k] the smallest element that is
+// another. Bits are compared, for many devices are slow in float64.
 template <typename D>
 __global__ void __launch_bounds__(THREADS)
-largest(const Rows *given, u64 *tops) {
+largest(const Rows *given, u64 *tops, u64 *bad) {
     const Rows rows = *given;
     for (i64 r = blockIdx.x; r < rows.rows; r += gridDim.x) {
         Row row = rows[r];
         for (i64 k = 0; k < rows.clients; k++) {
             u64 top = 0;
+            i64 first = -1;
             for (i64 index = i64(threadIdx.x) * D::lanes; index < row.count; index += i64(blockDim.x) * D::lanes) {
                 typename D::storage stored[D::lanes];
                 load(stored, row.parts[k], index, row.count);
                 float factor = factor_at<D>(row.scales[k], index);
-                for (int i = 0; i < D::lanes; i++)
-                    if (index + i < row.count) top = larger(top, u64(bits_of(D::magnitude(stored[i], factor))));
+                for (int i = 0; i < D::lanes; i++) {
+                    if (index + i >= row.count) break;
+                    u64 bits = u64(bits_of(D::magnitude(stored[i], factor)));
+                    if (bits < INFINITE) top = larger(top, bits);
+                    else if (first < 0) first = index + i;
+                }
             }
+            if (first >= 0) report(bad + k, rows.starts[r] + first);
             top = largest_of_sixteen(top);
             if (threadIdx.x % SIXTEEN == 0) atomicMax(tops + k, top);
-        }
-    }
-}
-
-// Tiles `first` to `stop` of a part; `found` and `squares` begin with those of tile `first`.
-template <typename D>
-__global__ void __launch_bounds__(THREADS)
-inspect(u64 part, u64 scales, i64 first, i64 stop, i64 size, double *tops, i64 *first_bad, double *squares) {
-    for (i64 tile = first + thread_number() / SIXTEEN; tile < stop; tile += thread_count() / SIXTEEN) {
-        Squares sums;
-        Found found = look<D>(sums, part, scales, tile, size);
-        double total = sums.total();
-        if (threadIdx.x % SIXTEEN == 0) {
-            tops[tile - first] = from_bits(i64(found.top));
-            first_bad[tile - first] = i64(found.first_bad);
-            squares[tile - first] = total;
         }
     }
 }

@@ -13,6 +13,7 @@ typedef long long i64;
 typedef unsigned long long u64;
 
 constexpr double GREATEST = 0x1.fffffffffffffp1023;
+constexpr u64 INFINITE = 0x7FF0000000000000ull;  // the bits of the smallest magnitude that is not finite
 
 __device__ inline i64 bits_of(double value) { return __double_as_longlong(value); }
 __device__ inline double from_bits(i64 bits) { return __longlong_as_double(bits); }

@@ -19,7 +19,6 @@ from flcore_kernels.cuda_kernels import (
     decode_kernel,
     finish_kernel,
     fold_kernel,
-    inspect_kernel,
     largest_kernel,
     mean_kernel,
     source,
@@ -51,7 +50,7 @@ FAMILIES = (
         [
             *(fold_kernel(dtype, accumulate) for accumulate in ACCUMULATORS),
             *(mean_kernel(dtype, accumulate, "float32" if row.block else dtype, False) for accumulate in ACCUMULATORS),
-            *(inspect_kernel(dtype), largest_kernel(dtype), decode_kernel(dtype)),
+            *(largest_kernel(dtype), decode_kernel(dtype)),
         ]
         for dtype, row in STORAGE.items()
     ),
