@@ -11,9 +11,6 @@ from flcore.errors import SpecError
 from flcore.model.header import MAX_HEADER_BYTES
 from flcore.model.strict_json import is_text, parse_object
 
-SINGLE = ".safetensors"
-INDEX = ".safetensors.index.json"
-
 
 def read_index(path: Path) -> dict[str, str]:
     """Return the name of each tensor's file, in the order of the index; none leads out of its directory.

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from flcore.errors import SpecError
 from flcore.model.header import Header, read_header
-from flcore.model.index import INDEX, SINGLE, read_index
+from flcore.model.index import read_index
+from flcore.model.names import INDEX, SINGLE
 from flcore.model.open_file import OpenFile
 from flcore.model.shards import Shards
 from flcore.model.spec import ModelSpec, TensorSpec
