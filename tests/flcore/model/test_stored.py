@@ -25,8 +25,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flcore import Arrays, Model, ModelSpec, ModelWriter, SpecError, StoredModel, TensorSpec, open_model, save, text
+from flcore.model import foreign, shards, strict_json, writer
 from flcore.model import names as naming
-from flcore.model import shards, strict_json, writer
 from flcore.model.beside import Beside
 from flcore.model.chunks import copy_chunks
 from flcore.model.publish import publish
@@ -467,6 +467,6 @@ def test_strided_arrays_are_saved_with_no_copy_of_a_tensor(tmp_path: Path) -> No
 
 
 def test_the_examples_are_true(tmp_path: Path) -> None:
-    for module in (text, naming, shards, strict_json, writer):
+    for module in (text, foreign, naming, shards, strict_json, writer):
         result = doctest.testmod(module, extraglobs={"tmp_path": tmp_path, "Path": Path})
         assert result.attempted and not result.failed
