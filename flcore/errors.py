@@ -13,7 +13,7 @@ FlcoreError
 │   ├── CorruptUpdate     a piece that was corrupted, truncated or not what was announced
 │   ├── StagingError      neither memory nor disk could keep it; the server's trouble, not the client's
 │   └── Untimely          an answer that is late, stale, or was not asked for
-├── BudgetError           a budget of memory in which a job cannot run; says which would do
+├── BudgetError           a budget of memory, or a limit of open files, that is too small; says which would do
 ├── TaskFailed            a client's own code raised
 ├── QuorumError           too few updates make no round
 └── AggregationError      the mean cannot be held by the tensor's dtype
@@ -47,14 +47,21 @@ class NotInvited(FlcoreError):
 
 
 class UpdateError(FlcoreError):
-    """One client's update is refused. `client` and `tensor` say whose and where ("" where no single tensor is)."""
+    """One client's update is refused. `client` and `tensor` say whose and where ("" where no single tensor is).
+
+    `sender` is the word for `client` in the message: "checkpoint" where it is the path of a model in files.
+    """
 
     kind = "update"
 
-    def __init__(self, message: str, *, client: str = "", tensor: str = "") -> None:
-        where = ", ".join(part for part in (client and f"client {client!r}", tensor and f"tensor {tensor!r}") if part)
-        super().__init__(f"{where}: {message}" if where else message)
-        self.client, self.tensor = client, tensor
+    def __init__(self, message: str, *, client: str = "", tensor: str = "", sender: str = "client") -> None:
+        super().__init__(message)
+        self.client, self.tensor, self.sender = client, tensor, sender
+
+    def __str__(self) -> str:
+        # Composed late: the checks are the same for updates and checkpoints, and their callers know which it was.
+        whose, where = self.client and f"{self.sender} {self.client!r}", self.tensor and f"tensor {self.tensor!r}"
+        return ": ".join(filter(None, [", ".join(filter(None, [whose, where])), super().__str__()]))
 
 
 class TensorMismatch(UpdateError):
@@ -100,7 +107,7 @@ class Untimely(UpdateError):
 
 
 class BudgetError(FlcoreError):
-    """A budget of memory in which a job cannot run; says which would do."""
+    """A budget of memory, or a limit of open files, that is too small; says which would do."""
 
 
 class TaskFailed(FlcoreError):

@@ -5,9 +5,8 @@ combined, and written where it belongs. How chunks are combined is a function of
 """
 
 import math
-import os
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -21,11 +20,12 @@ from flcore.aggregation.checks import check_values
 from flcore.aggregation.gather import blamed
 from flcore.aggregation.rules import rule_named
 from flcore.aggregation.weights import accumulator_of, require_accumulator, require_sum, require_weight
-from flcore.errors import AggregationError, BudgetError, QuorumError, SpecError, WeightError
+from flcore.errors import AggregationError, BudgetError, QuorumError, UpdateError, WeightError
 from flcore.model.beside import Beside
 from flcore.model.checkpoint import open_model
+from flcore.model.descriptors import require_files_fit
 from flcore.model.dtypes import DTYPES, INTEGERS
-from flcore.model.publish import place_of
+from flcore.model.names import PathLike, place_of
 from flcore.model.recast import Recast, recast
 from flcore.model.shards import plan_alike
 from flcore.model.spec import SegmentSpec
@@ -39,12 +39,22 @@ WORK_BYTES = 5 * 8
 """What combining and writing an element takes beside the chunks that are read, at most."""
 
 Values = npt.NDArray[Any]
-PathLike = str | os.PathLike[str]
 
 Combine = Callable[[SegmentSpec, int, Sequence[Values], Values, str], None]
 """Combines all checkpoints' elements of a segment, from one on, into an array of a dtype."""
 
 
+@contextmanager
+def _of_checkpoints() -> Iterator[None]:
+    """Have the errors of updates, which the checks here share, call their senders checkpoints."""
+    try:
+        yield
+    except UpdateError as error:
+        error.sender = "checkpoint"
+        raise
+
+
+@_of_checkpoints()
 def aggregate_checkpoints(
     paths: Sequence[PathLike],
     out: PathLike,
@@ -61,8 +71,8 @@ def aggregate_checkpoints(
     """Combine checkpoints into a new one, `out`, and return it.
 
     A path is a safetensors file, an index of several, or a directory with either (see `open_model`); `out` is
-    `NAME.safetensors` or a directory. All checkpoints have the tensors of the first, in any order; the result is spread
-    over files as the first is, with its metadata. It appears when it is whole.
+    `NAME.safetensors` or a directory (see `save`). All checkpoints have the tensors of the first, in any order; the
+    result is spread over files as the first is, with its metadata. It appears when it is whole.
 
     `weights` has one for each path (all 1 by default), `rule` and `accumulate` are those of `aggregate`. `dtype` is
     what floats of the result have instead of their own. With `base`, the result is base + scale · Σ weightᵢ ·
@@ -71,8 +81,8 @@ def aggregate_checkpoints(
     result are done. At most `budget` is in memory beside Python and its libraries.
 
     Raises `SpecError` for files that are no model, `TensorMismatch`, `NonFinite` and `WeightError`, which name the
-    file, `BudgetError` for more checkpoints than a budget has room for, and `AggregationError` where the dtype cannot
-    hold the result.
+    file, `BudgetError` for more checkpoints than the budget or the process's limit of open files has room for, and
+    `AggregationError` where the dtype cannot hold the result.
     """
     if not paths:
         raise QuorumError("there is nothing to aggregate: no checkpoint was given")
@@ -80,10 +90,16 @@ def aggregate_checkpoints(
     given = [1.0] * len(paths) if weights is None else list(weights)
     if len(given) != len(paths):
         raise WeightError(f"expected one weight for each of {len(paths)} checkpoints, got {len(given)}")
-    combine = _averaging(names, given, rule, accumulate) if base is None else _adding_differences(names, given, scale)
+    if base is None:
+        combine = _averaging(names, given, rule, accumulate)
+    else:
+        combine = _adding_differences(names, given, str(base), scale)
+    require_files_fit(paths, base)
     first = open_model(paths[0])
-    others = [open_model(path).laid_out(first.spec) for path in (*paths[1:], *(() if base is None else (base,)))]
-    return _combined([first, *others], combine, recast(first.spec, dtype), _place(out), budget, observe)
+    others = [
+        open_model(path).laid_out(first.spec, str(path)) for path in (*paths[1:], *([] if base is None else [base]))
+    ]
+    return _combined([first, *others], combine, recast(first.spec, dtype), Beside(*place_of(out)), budget, observe)
 
 
 def _combined(
@@ -142,15 +158,17 @@ def _averaging(names: Sequence[str], weights: Sequence[float], rule: str, accumu
     return combine
 
 
-def _adding_differences(names: Sequence[str], weights: Sequence[float], scale: float) -> Combine:
+def _adding_differences(names: Sequence[str], weights: Sequence[float], base_name: str, scale: float) -> Combine:
     """Return the sum of differences from the last model, which is the base, added to it."""
-    for name, weight in zip((*names, "--scale"), (*weights, scale), strict=True):
+    for name, weight in zip(names, weights, strict=True):
         if not math.isfinite(weight):
-            raise WeightError(f"expected a finite number, got {weight!r}", client=name)
+            raise WeightError(f"expected a finite weight, got {weight!r}", client=name)
+    if not math.isfinite(scale):
+        raise WeightError(f"expected a finite scale, got {scale!r}")
     device = backend_named()
 
     def combine(segment: SegmentSpec, first: int, chunks: Sequence[Values], out: Values, dtype: str) -> None:
-        for name, chunk in zip((*names, "the base"), chunks, strict=True):
+        for name, chunk in zip((*names, base_name), chunks, strict=True):
             check_values(device, segment, segment.dtype, first, chunk, max_abs=math.inf, client=name)
         own = DTYPES[segment.dtype]
         base = chunks[-1].view(own).astype(np.float64)
@@ -197,13 +215,3 @@ def _chunk_elements(budget: Budget, models: int) -> int:
             f"and the budget is {budget.nbytes >> 20}MiB"
         )
     return elements
-
-
-def _place(out: PathLike) -> Beside:
-    path = Path(out)
-    if path.is_dir() or not path.suffix:
-        return Beside(path, "model")
-    try:
-        return Beside(*place_of(path))
-    except NotADirectoryError as error:
-        raise SpecError(f"{path}: its directory is none") from error

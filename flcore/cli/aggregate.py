@@ -1,6 +1,7 @@
 """`flcore aggregate`: checkpoints in, one checkpoint out."""
 
 import csv
+import io
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -15,8 +16,10 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from flcore.aggregation.budget import Budget
 from flcore.aggregation.checkpoints import aggregate_checkpoints
 from flcore.errors import SpecError, WeightError
+from flcore.model.descriptors import raise_file_limit
 from flcore.model.shards import total_bytes
 from flcore.process import keep_freed_memory
+from flcore.text import decode_text
 
 
 def aggregate(
@@ -26,7 +29,9 @@ def aggregate(
             metavar="CHECKPOINT...", help="safetensors files, indexes (*.safetensors.index.json) or directories."
         ),
     ],
-    out: Annotated[Path, typer.Option(help="NAME.safetensors, or a directory, for the result.")],
+    out: Annotated[
+        str, typer.Option(metavar="PATH", help="NAME.safetensors, or a directory (any other name), for the result.")
+    ],
     weight: Annotated[list[float] | None, typer.Option(help="Once for each checkpoint, in order. (default: 1)")] = None,
     weights: Annotated[
         Path | None, typer.Option(metavar="CSV", help="A file with a line CHECKPOINT,WEIGHT for each.")
@@ -57,6 +62,7 @@ def aggregate(
     if given is not None and len(given) != len(checkpoints):
         raise typer.BadParameter(f"{len(given)} for {len(checkpoints)} checkpoints", param_hint="--weight")
     started = time.perf_counter()
+    raise_file_limit(checkpoints, base)
     with _progress(Console(stderr=True)) as observe, _files():
         stored = aggregate_checkpoints(
             checkpoints,
@@ -96,23 +102,29 @@ def weights_in(path: Path, checkpoints: list[str]) -> list[float]:
     A line has a checkpoint as the command line does, and its weight; a first line `checkpoint,weight` may say so.
     """
     found: dict[str, float] = {}
-    with path.open(newline="", encoding="utf-8") as file:
-        for number, row in enumerate(csv.reader(file), 1):
-            if not row or (number == 1 and row == ["checkpoint", "weight"]):
-                continue
-            try:
-                name, value = row
-                weight = float(value)
-            except ValueError:
-                raise WeightError(f"{path}, line {number}: expected CHECKPOINT,WEIGHT, got {','.join(row)!r}") from None
-            if name not in checkpoints or name in found:
-                known = "is here for the second time" if name in found else "is none of the checkpoints given"
-                raise WeightError(f"{path}, line {number}: {name!r} {known}")
-            found[name] = weight
+    for number, row in enumerate(_rows(path), 1):
+        if not row or (number == 1 and row == ["checkpoint", "weight"]):
+            continue
+        try:
+            name, value = row
+            weight = float(value)
+        except ValueError:
+            raise WeightError(f"{path}, line {number}: expected CHECKPOINT,WEIGHT, got {','.join(row)!r}") from None
+        if name not in checkpoints or name in found:
+            known = "is here for the second time" if name in found else "is none of the checkpoints given"
+            raise WeightError(f"{path}, line {number}: {name!r} {known}")
+        found[name] = weight
     missing = [name for name in checkpoints if name not in found]
     if missing:
         raise WeightError(f"{path} has no weight for {missing[0]!r}")
     return [found[name] for name in checkpoints]
+
+
+def _rows(path: Path) -> Iterator[list[str]]:
+    try:
+        yield from csv.reader(io.StringIO(decode_text(path.read_bytes()), newline=""))
+    except (ValueError, csv.Error) as error:
+        raise WeightError(f"{path}: expected a CSV file: {error}") from error
 
 
 @contextmanager

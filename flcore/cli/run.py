@@ -12,6 +12,7 @@ from flcore.cli.plot import plot_history
 from flcore.cli.progress import watching
 from flcore.cli.report import comparison, failures
 from flcore.job.job import Job
+from flcore.model.names import directory_of
 from flcore.model.opening import first_file
 from flcore.server.serve import Outcome
 from flcore.simulation.baselines import Baselines, baselines_of
@@ -29,7 +30,9 @@ def run(
     ] = None,
     rounds: Annotated[int | None, typer.Option(min=1, help="How many rounds, instead of the job's.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="The seed, instead of the job's.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Where to write. (default: runs/NAME)")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The directory to write to, which is made. (default: runs/NAME)")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Run a job on this machine: a server and all its clients, over gRPC on loopback.
@@ -37,7 +40,7 @@ def run(
     Writes the model, the history (one JSON line a round) and a plot, and prints a table.
     """
     loaded = Job.load(job, clients=clients, rounds=rounds, seed=seed)
-    directory = out or Path("runs") / loaded.contract.name
+    directory = directory_of(out) if out else Path("runs") / loaded.contract.name
     with watching(loaded.contract, Console(stderr=True)) as observe:
         outcome = run_job(loaded, workers=workers, out=directory, observe=observe)
         baselines = baselines_of(loaded)

@@ -14,6 +14,7 @@ from flcore.cli.progress import log_to
 from flcore.errors import FlcoreError
 from flcore.job.job import Job
 from flcore.job.site import read_site, server_site
+from flcore.model.names import directory_of
 from flcore.process import end_when_told, keep_freed_memory
 from flcore.server.federation import Federation
 from flcore.server.serve import Server, serve
@@ -57,7 +58,9 @@ def server(
         Path | None,
         typer.Option(help="Says budget and plan in its table [server]. (default: the job's site.toml, if any)"),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Where to write. (default: runs/NAME)")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The directory to write to, which is made. (default: runs/NAME)")
+    ] = None,
     insecure: Annotated[bool, typer.Option(help="Plaintext, on this machine only.")] = False,
     insecure_remote: Annotated[bool, typer.Option(help="Plaintext, from other machines too.")] = False,
 ) -> None:
@@ -69,7 +72,7 @@ def server(
     chosen = server_site(read_site(site, loaded.directory))
     memory = Budget.parse(next(given for given in (budget, chosen.budget, DEFAULT_BUDGET) if given is not None))
     folding = plan.value if plan else chosen.plan or Plan.AT_CLOSE.value
-    directory = out or Path("runs") / loaded.contract.name
+    directory = directory_of(out) if out else Path("runs") / loaded.contract.name
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
     def listen(service: Service) -> Server:

@@ -14,9 +14,10 @@ from flcore.job.parsing import parse_contract
 from flcore.job.references import code_digest, load_reference
 from flcore.model.checkpoint import open_model
 from flcore.model.chunks import ChunkSource
-from flcore.model.index import INDEX, SINGLE
 from flcore.model.model import NamedArrays
+from flcore.model.names import INDEX, SINGLE
 from flcore.model.spec import ModelSpec
+from flcore.text import decode_text
 
 BUNDLED = Path(__file__).parent.parent / "jobs"
 
@@ -43,8 +44,8 @@ class Job:
             return path.replaced(**overrides)
         file = _find(Path(path))
         try:
-            content = tomllib.loads(file.read_text(encoding="utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            content = tomllib.loads(decode_text(file.read_bytes()))
+        except ValueError as error:
             raise JobError(f"{file}: no TOML: {error}") from error
         return cls(parse_contract(content, str(file)), file.parent.resolve()).replaced(**overrides)
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from flcore.errors import JobError
+from flcore.text import decode_text
 
 
 class ServerSite(BaseModel):
@@ -24,8 +25,8 @@ def read_site(path: Path | None, directory: Path) -> dict[str, Any]:
     if path is None and not file.is_file():
         return {}
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        return tomllib.loads(decode_text(file.read_bytes()))
+    except (OSError, ValueError) as error:
         raise JobError(f"{file}: cannot be read: {error}") from error
 
 

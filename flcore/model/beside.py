@@ -15,7 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from flcore.errors import SpecError
-from flcore.model.index import INDEX, SINGLE, encode_index, read_index
+from flcore.model.index import encode_index, read_index
+from flcore.model.names import INDEX, SINGLE
 from flcore.model.open_file import OpenFile
 from flcore.model.shards import Shards, total_bytes
 
@@ -27,7 +28,12 @@ class Beside:
         """Make the directory if there is none, and remove what writers that have died left beside this model."""
         if not name or name.startswith(".") or set(name) & set("/\\\0"):
             raise SpecError(f"a model's name is one of a file, without its suffix, not {name!r}")
-        directory.mkdir(parents=True, exist_ok=True)
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise SpecError(
+                f"cannot make the directory {directory}: it, or one above it, is a file; choose another place"
+            ) from error
         self.directory, self.name = directory, name
         _sweep(directory, name)
         self._token = secrets.token_hex(4)

@@ -1,6 +1,5 @@
 """Models in files: safetensors in and out, one file or several with an index."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,8 +8,8 @@ import numpy.typing as npt
 
 from flcore.model.chunks import ChunkSource, copy_chunks
 from flcore.model.model import Arrays, NamedArrays
+from flcore.model.names import PathLike, place_of
 from flcore.model.opening import open_shards
-from flcore.model.publish import place_of
 from flcore.model.shards import SHARD_BYTES
 from flcore.model.spec import ModelSpec
 from flcore.model.stored import StoredModel
@@ -19,16 +18,17 @@ from flcore.model.writer import ModelWriter
 
 def save(
     model: Arrays | ChunkSource,
-    path: str | os.PathLike[str],
+    path: PathLike,
     metadata: Mapping[str, str] | None = None,
     *,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Write named arrays, a `Model` or a `StoredModel` to `path`, which is `directory/NAME.safetensors`.
+    """Write named arrays, a `Model` or a `StoredModel` to `path`: `NAME.safetensors`, or a directory.
 
-    It is written beside what is there and renamed, so that no half-written model is ever seen, and goes 2 MiB at a
-    time. More than `shard_bytes` of values become several files and `directory/NAME.safetensors.index.json`, for which
-    `path` stands in `load` and `open_model`. Whatever the index of an earlier model led to is removed.
+    A name that ends in `.safetensors` means a file. All others mean a directory, in which the model is
+    `model.safetensors`. It is written beside what is there and renamed, so that no half-written model is ever seen, and
+    goes 2 MiB at a time. More than `shard_bytes` of values become several files and `NAME.safetensors.index.json`, for
+    which `path` stands in `load` and `open_model`. Whatever the index of an earlier model led to is removed.
     """
     source = NamedArrays(ModelSpec.of(model), model) if isinstance(model, Mapping) else model
     directory, name = place_of(path)
@@ -37,7 +37,7 @@ def save(
         writer.commit().close()
 
 
-def open_model(path: str | os.PathLike[str]) -> StoredModel:
+def open_model(path: PathLike) -> StoredModel:
     """Open a model in files without reading its values: a safetensors file, an index, or a directory.
 
     In a directory, it is `model.safetensors` or else `model.safetensors.index.json`; `NAME.safetensors` that is not
@@ -47,7 +47,7 @@ def open_model(path: str | os.PathLike[str]) -> StoredModel:
     return StoredModel(*open_shards(Path(path)))
 
 
-def load(path: str | os.PathLike[str]) -> dict[str, npt.NDArray[Any]]:
+def load(path: PathLike) -> dict[str, npt.NDArray[Any]]:
     """Read a model's tensors into memory; `path` and errors are those of `open_model`."""
     with open_model(path) as stored:
         return {tensor.name: stored.tensor(tensor.name) for tensor in stored.spec.tensors}

@@ -13,6 +13,7 @@ from typing import Any
 
 from flcore.errors import SpecError
 from flcore.model.dtypes import DTYPES
+from flcore.model.foreign import HEAD_BYTES, described
 from flcore.model.open_file import OpenFile
 from flcore.model.spec import TensorSpec
 from flcore.model.strict_json import is_text, parse_object
@@ -98,6 +99,7 @@ def read_header(file: OpenFile) -> Header:
         file.read([memoryview(length_bytes)], 0)
     length = int.from_bytes(length_bytes, "little")
     if not 2 <= length <= min(MAX_HEADER_BYTES, file.size - 8):
+        _refuse_foreign(file, length)
         raise SpecError(
             f"{file.path} is no safetensors file, or a part of one: of its {file.size} bytes the first 8 say that its "
             f"header has {length}, which must be at most {MAX_HEADER_BYTES} and within the file"
@@ -105,8 +107,20 @@ def read_header(file: OpenFile) -> Header:
     data = bytearray(length)
     file.read([memoryview(data)], 8)
     if not data.startswith(b"{"):
+        _refuse_foreign(file, length)
         raise SpecError(f"{file.path}: a header begins with '{{', not with {bytes(data[:1])!r}")
     return _parse(parse_object(data, file.path), 8 + length, file.size, file.path)
+
+
+def _refuse_foreign(file: OpenFile, length: int) -> None:
+    """Raise `SpecError` if the first bytes tell what the file is instead."""
+    head = bytearray(min(HEAD_BYTES, file.size))
+    file.read([memoryview(head)], 0)
+    if length <= MAX_HEADER_BYTES and head[8:9] == b"{":
+        return  # a model that was cut: some lengths of headers begin as a pickle or a gzip file does
+    known = described(bytes(head))
+    if known is not None:
+        raise SpecError(f"{file.path} is no safetensors file, but {known}")
 
 
 def _parse(entries: dict[str, Any], begin: int, file_bytes: int, path: Path) -> Header:

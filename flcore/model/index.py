@@ -6,13 +6,12 @@ It lies beside its files and is called `NAME.safetensors.index.json`.
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from flcore.errors import SpecError
+from flcore.model.foreign import HEAD_BYTES, signed
 from flcore.model.header import MAX_HEADER_BYTES
 from flcore.model.strict_json import is_text, parse_object
-
-SINGLE = ".safetensors"
-INDEX = ".safetensors.index.json"
 
 
 def read_index(path: Path) -> dict[str, str]:
@@ -24,7 +23,7 @@ def read_index(path: Path) -> dict[str, str]:
         data = file.read(MAX_HEADER_BYTES + 1)
     if len(data) > MAX_HEADER_BYTES:
         raise SpecError(f"{path} is longer than an index's {MAX_HEADER_BYTES} bytes")
-    weight_map = parse_object(data, path).get("weight_map")
+    weight_map = _parsed(data, path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise SpecError(f"{path}: expected a weight_map with the file of each tensor")
     for tensor, file_name in weight_map.items():
@@ -39,6 +38,14 @@ def encode_index(weight_map: Mapping[str, str], total_bytes: int) -> bytes:
     """Return an index; `total_bytes` are those of all tensors."""
     content = {"metadata": {"total_size": total_bytes}, "weight_map": dict(weight_map)}
     return json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n"
+
+
+def _parsed(data: bytes, path: Path) -> dict[str, Any]:
+    try:
+        return parse_object(data, path)
+    except SpecError as error:
+        known = signed(data[:HEAD_BYTES])
+        raise error if known is None else SpecError(f"{path} is no index, but {known}") from None
 
 
 def _is_plain(name: str) -> bool:

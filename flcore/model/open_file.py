@@ -1,5 +1,6 @@
 """An open file, read and written at given places: from any thread, with no position that they could fight over."""
 
+import errno
 import os
 import stat
 import weakref
@@ -20,7 +21,13 @@ class OpenFile:
 
     def __init__(self, path: Path, flags: int = os.O_RDONLY) -> None:
         self.path = path
-        self.descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)  # a pipe would wait for a writer
+        try:
+            self.descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)  # a pipe would wait otherwise
+        except OSError as error:
+            if error.errno != errno.EMFILE:
+                raise
+            advice = "Too many open files: raise this process's limit, with `ulimit -n`"
+            raise OSError(errno.EMFILE, advice, str(path)) from error
         weakref.finalize(self, os.close, self.descriptor).atexit = False
         if not stat.S_ISREG(os.fstat(self.descriptor).st_mode):
             raise SpecError(f"{path} is no file, but a directory, a pipe or a device")

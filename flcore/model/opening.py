@@ -3,8 +3,10 @@
 from pathlib import Path
 
 from flcore.errors import SpecError
+from flcore.model.foreign import held_instead
 from flcore.model.header import Header, read_header
-from flcore.model.index import INDEX, SINGLE, read_index
+from flcore.model.index import read_index
+from flcore.model.names import INDEX, SINGLE
 from flcore.model.open_file import OpenFile
 from flcore.model.shards import Shards
 from flcore.model.spec import ModelSpec, TensorSpec
@@ -46,7 +48,7 @@ def _explained(error: FileNotFoundError, path: Path, found: Path) -> Exception:
     if str(error.filename) != str(found):
         return SpecError(f"{found} names a file that is not there: {error.filename}")
     if path.is_dir():
-        return SpecError(f"the directory {path} holds neither model{SINGLE} nor model{INDEX}")
+        return SpecError(f"the directory {path} holds neither model{SINGLE} nor model{INDEX}; {held_instead(path)}")
     return error
 
 

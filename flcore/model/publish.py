@@ -2,11 +2,9 @@
 
 import errno
 import os
-from pathlib import Path
 
-from flcore.errors import SpecError
 from flcore.model.beside import Beside
-from flcore.model.index import SINGLE
+from flcore.model.names import PathLike, place_of
 from flcore.model.open_file import OpenFile
 from flcore.model.stored import StoredModel
 
@@ -17,20 +15,8 @@ NO_LINKS = {errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.EOPNOTSU
 """Another file system, one without links, a file that is not ours to link, or one that has lost its name."""
 
 
-def place_of(path: str | os.PathLike[str]) -> tuple[Path, str]:
-    """Return the directory and the name of a model that is to be `directory/NAME.safetensors`.
-
-    >>> place_of("runs/best.safetensors")
-    (PosixPath('runs'), 'best')
-    """
-    path = Path(path)
-    if not path.name.endswith(SINGLE) or path.name == SINGLE:
-        raise SpecError(f"a model is written to a file called NAME{SINGLE}, not to {path}")
-    return path.parent, path.name.removesuffix(SINGLE)
-
-
-def publish(stored: StoredModel, path: str | os.PathLike[str]) -> None:
-    """Make a stored model appear as `path` (`directory/NAME.safetensors`) too, in place of what is there.
+def publish(stored: StoredModel, path: PathLike) -> None:
+    """Make a stored model appear as `path` too (see `place_of`), in place of what is there.
 
     Its files are linked, not copied, so nobody should change them in place; only across file systems are they copied.
     A model with an index stays one, and gets an index beside `path` (see `ModelWriter`).

@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -24,6 +24,13 @@ from flcore.model.dtypes import DTYPES, dtype_name
 
 MAX_ELEMENTS = 2**48
 MAX_RANK = 64
+
+Remedy = Callable[[str, str], str]
+"""Says how a tensor gets the dtype that is expected, from the one that it has; "" where nothing short helps."""
+
+
+def _converting_array(expected: str, _: str) -> str:
+    return f"astype({expected!r}) converts it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,23 +188,27 @@ class ModelSpec:
             [[tensor.name, tensor.dtype, list(tensor.shape)] for tensor in self.tensors], separators=(",", ":")
         )
 
-    def require(self, other: "ModelSpec", *, client: str = "") -> None:
+    def require(
+        self, other: "ModelSpec", *, client: str = "", sender: str = "client", remedy: Remedy = _converting_array
+    ) -> None:
         """Raise `TensorMismatch`, naming the first tensor that differs, unless `other` has the same tensors.
 
-        The order does not matter: tensors are told apart by name.
+        The order does not matter: tensors are told apart by name. `client` and `sender` are those of the error;
+        `remedy` says what to do about another dtype.
         """
         theirs = {tensor.name: tensor for tensor in other.tensors}
         for tensor in self.tensors:
             found = theirs.pop(tensor.name, None)
             if found is None:
-                raise TensorMismatch("it is missing", client=client, tensor=tensor.name)
+                raise TensorMismatch("it is missing", client=client, tensor=tensor.name, sender=sender)
             if found != tensor:
-                remedy = "" if found.dtype == tensor.dtype else f" (astype({tensor.dtype!r}) converts it)"
+                advice = "" if found.dtype == tensor.dtype else remedy(tensor.dtype, found.dtype)
                 raise TensorMismatch(
-                    f"expected {tensor.dtype} of shape {tensor.shape}, "
-                    f"got {found.dtype} of shape {found.shape}{remedy}",
+                    f"expected {tensor.dtype} of shape {tensor.shape}, got {found.dtype} of shape {found.shape}"
+                    + (advice and f" ({advice})"),
                     client=client,
                     tensor=tensor.name,
+                    sender=sender,
                 )
         for name in theirs:
-            raise TensorMismatch("the model has no tensor of this name", client=client, tensor=name)
+            raise TensorMismatch("the model has no tensor of this name", client=client, tensor=name, sender=sender)

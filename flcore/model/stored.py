@@ -1,6 +1,7 @@
 """A model in files, of which no more is in memory than is asked for."""
 
 import mmap
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -12,7 +13,7 @@ from flcore_transport import Buffer, Layout, PieceRange
 
 from flcore.model.arrays import AnyArrays, in_kind
 from flcore.model.chunks import require_values
-from flcore.model.dtypes import DTYPES
+from flcore.model.dtypes import DTYPES, INTEGERS
 from flcore.model.model import layout_of
 from flcore.model.open_file import OpenFile
 from flcore.model.shards import Shards
@@ -55,9 +56,20 @@ class StoredModel:
         """What this model's payload consists of."""
         return layout_of(self.spec)
 
-    def laid_out(self, spec: ModelSpec) -> "StoredModel":
-        """Return this model with its tensors in another order, or raise `TensorMismatch` if `spec` has others."""
-        spec.require(self.spec, client=str(self.files[0]))
+    def laid_out(self, spec: ModelSpec, name: str | None = None) -> "StoredModel":
+        """Return this model with its tensors in another order, or raise `TensorMismatch` if `spec` has others.
+
+        `name` is what the error calls this model; by default, its first file.
+        """
+        name = str(self.files[0]) if name is None else name
+
+        def remedy(expected: str, found: str) -> str:
+            if {expected, found} & INTEGERS:
+                return ""
+            command = f"flcore aggregate {shlex.quote(name)} --dtype {expected} --out NEW.safetensors"
+            return f"`{command}` converts its floats"
+
+        spec.require(self.spec, client=name, sender="checkpoint", remedy=remedy)
         return StoredModel(replace(self.shards, spec=spec), self.open_files)
 
     def chunk(self, segment: int, first: int, stop: int) -> npt.NDArray[Any]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from flcore.errors import SpecError
+from flcore.text import decode_text
 
 
 def parse_object(data: bytes | bytearray, path: Path) -> dict[str, Any]:
@@ -17,11 +18,11 @@ def parse_object(data: bytes | bytearray, path: Path) -> dict[str, Any]:
     flcore.errors.SpecError: x.json: 'a' appears twice
     """
     try:
-        content = json.loads(data.decode("utf-8"), object_pairs_hook=_unique)
+        content = json.loads(decode_text(data), object_pairs_hook=_unique)
     except _Twice as error:
         raise SpecError(f"{path}: {error.args[0]!r} appears twice") from None
     except (ValueError, RecursionError) as error:
-        raise SpecError(f"{path}: expected JSON in UTF-8: {error}") from error
+        raise SpecError(f"{path}: expected JSON: {error}") from error
     if not isinstance(content, dict):
         raise SpecError(f"{path}: expected a JSON object, got {type(content).__name__}")
     return content

@@ -13,6 +13,7 @@ from flcore.client.client import Client
 from flcore.client.executor import Executor, require_tasks
 from flcore.client.task import Site
 from flcore.job.job import Job
+from flcore.model.names import directory_of
 from flcore.server.events import Observer, unobserved
 from flcore.server.federation import Federation
 from flcore.server.serve import Outcome, Server, serve
@@ -49,7 +50,7 @@ def run(
     count = min(len(names), MAX_WORKERS) if workers is None else min(workers, len(names))
     if count < 0:
         raise ValueError(f"workers is a number >= 0, not {workers}")
-    directory = None if out is None else Path(out)
+    directory = None if out is None else directory_of(out)
     with ExitStack() as stack:
 
         def listen(service: Service) -> Server:

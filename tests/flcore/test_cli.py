@@ -65,6 +65,12 @@ def test_the_rules_are_listed_and_explained(tmp_path: Path) -> None:
         (["client", "digits", "--insecure", "--server", "x", "--name", "hospital-a"], 2, "expected HOST:PORT, got 'x'"),
         (["client", "digits", "--insecure", "--server", "localhost:1", "--name", "me"], 1, "'me' is not among"),
         (["run", "digits", "--rounds", "0"], 2, "--rounds"),
+        (
+            ["run", "digits", "--out", "x.safetensors"],
+            1,
+            "expected a directory, for several files, got 'x.safetensors'",
+        ),
+        (["server", "digits", "--insecure", "--out", "x.safetensors"], 1, "expected a directory, for several files"),
         (["run", "digits", "--clients", "400", "--workers", "0"], 1, "too few for 400 clients"),
     ],
 )
@@ -84,6 +90,25 @@ def test_a_contract_with_mistakes_is_told_all_of_them(tmp_path: Path) -> None:
     for line in ("job.toml: rounds: there is no such key", "server.rounds: input should be a valid integer, not '3'"):
         assert line in printed
     assert "job.toml: client: field required" in printed
+
+
+def test_a_job_as_windows_editors_save_it(tmp_path: Path) -> None:
+    toml = (
+        'name = "t"\nclients = ["a"]\nserver = { model = "t.py:init", rounds = 1 }\n'
+        'client = { executor = "t.py" }\ntasks.train.returns = "weights"\n'
+    )
+    code = (
+        "import numpy as np, flcore\ndef init(seed): return {'w': np.zeros(3, np.float32)}\n"
+        "def train(model, task): return flcore.Update({'w': model['w'] + 1}, weight=1)\n"
+    )
+    (tmp_path / "t.py").write_text(code, encoding="utf-8-sig", newline="\r\n")
+    (tmp_path / "job.toml").write_text(toml)
+    plain = said("job", "check", ".", cwd=tmp_path)
+    (tmp_path / "job.toml").write_text(toml, encoding="utf-8-sig", newline="\r\n")
+    assert said("job", "check", ".", cwd=tmp_path) == plain
+    assert "runs/t/model.safetensors" in said("run", ".", "--workers", "0", cwd=tmp_path)
+    (tmp_path / "job.toml").write_text(toml, encoding="utf-16")
+    assert "job.toml: no TOML: expected UTF-8, got UTF-16" in said("run", ".", cwd=tmp_path, code=1)
 
 
 @pytest.mark.parametrize("command", [[], ["run"], ["server"], ["client"], ["job", "check"], ["rules"], ["bench"]])

@@ -19,6 +19,16 @@ def test_the_jobs_own_is_read_if_there_is_one(tmp_path: Path) -> None:
     assert server_site({}).budget is None
 
 
+def test_a_byte_order_mark_is_read_over_and_another_encoding_named(tmp_path: Path) -> None:
+    (tmp_path / "site.toml").write_text('path = "/data"\r\n', encoding="utf-8-sig", newline="")
+    assert read_site(None, tmp_path) == {"path": "/data"}
+    (tmp_path / "site.toml").write_text('path = "/data"', encoding="utf-16")
+    with pytest.raises(
+        JobError, match=r"site\.toml: cannot be read: expected UTF-8, got UTF-16, by its byte order mark"
+    ):
+        read_site(None, tmp_path)
+
+
 @pytest.mark.parametrize("content", ["= 3", "\udcff"])
 def test_what_is_no_toml_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "site.toml").write_bytes(content.encode("utf-8", "surrogateescape"))

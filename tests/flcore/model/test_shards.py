@@ -125,10 +125,10 @@ def test_a_header_that_is_too_long_for_safetensors_is_refused(monkeypatch: pytes
         (b'{"w": {"dtype": "F32", "dtype": "F32"}}', "'dtype' appears twice"),
         (b" {}", "begins with '{'"),
         (b"[]", "begins with '{'"),
-        (b"{}}", "expected JSON in UTF-8"),
-        (b"{" + b'"a":{' * 100_000, "expected JSON in UTF-8"),
-        (b'{"a": ' + b"9" * 5000 + b"}", "expected JSON in UTF-8"),
-        (b'{"\xff": 1}', "expected JSON in UTF-8"),
+        (b"{}}", "expected JSON: "),
+        (b"{" + b'"a":{' * 100_000, "expected JSON: "),
+        (b'{"a": ' + b"9" * 5000 + b"}", "expected JSON: "),
+        (b'{"\xff": 1}', "expected JSON: "),
     ],
 )
 def test_a_header_that_is_not_to_the_letter_is_refused(tmp_path: Path, header: object, message: str) -> None:
@@ -145,10 +145,6 @@ def test_a_file_without_tensors_is_no_model(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content",
     [
-        b"",
-        b"short",
-        b"not a model",
-        bytes(8),
         (1).to_bytes(8, "little") + b"{",
         (3).to_bytes(8, "little") + b"{}",
         (MAX_HEADER_BYTES + 1).to_bytes(8, "little") + bytes(100),

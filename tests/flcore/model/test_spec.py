@@ -1,5 +1,7 @@
 """The flat parameter space: where each tensor lies, and what is no model."""
 
+import pickle
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from flcore_transport import WIRE_DTYPES
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flcore import Arrays, ModelSpec, SpecError, TensorMismatch, TensorSpec
+from flcore import Arrays, ModelSpec, SpecError, TensorMismatch, TensorSpec, UpdateError
 from flcore.model.dtypes import DTYPES
 
 SHAPES = st.lists(st.integers(0, 40), max_size=3).map(tuple)
@@ -121,3 +123,12 @@ def test_the_extents_of_an_empty_tensor_are_bounded_too() -> None:
     with pytest.raises(SpecError, match="its shape has more than"):
         TensorSpec("w", "float32", (2**40, 0, 2**40))
     assert np.zeros(TensorSpec("w", "float32", (2**40, 0)).shape).size == 0
+
+
+def test_an_error_names_a_client_or_a_checkpoint_and_survives_a_process_border() -> None:
+    error = TensorMismatch("it is missing", client="x", tensor="w")
+    assert str(error) == "client 'x', tensor 'w': it is missing"
+    error.sender = "checkpoint"
+    assert str(pickle.loads(pickle.dumps(error))) == "checkpoint 'x', tensor 'w': it is missing"
+    assert str(UpdateError("no pair", client="x", sender="update")) == "update 'x': no pair"
+    assert str(UpdateError("no pair")) == "no pair"

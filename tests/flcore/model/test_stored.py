@@ -24,11 +24,9 @@ from flcore_transport import Outbox
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import flcore.model.publish
-import flcore.model.shards
-import flcore.model.strict_json
-import flcore.model.writer
-from flcore import Arrays, Model, ModelSpec, ModelWriter, SpecError, StoredModel, TensorSpec, open_model, save
+from flcore import Arrays, Model, ModelSpec, ModelWriter, SpecError, StoredModel, TensorSpec, open_model, save, text
+from flcore.model import foreign, shards, strict_json, writer
+from flcore.model import names as naming
 from flcore.model.beside import Beside
 from flcore.model.chunks import copy_chunks
 from flcore.model.publish import publish
@@ -398,7 +396,7 @@ def test_across_file_systems_a_model_is_copied_in_chunks(tmp_path: Path, monkeyp
         raise OSError(errno.EXDEV, "another file system")
 
     monkeypatch.setattr(os, "link", link)
-    monkeypatch.setattr(flcore.model.publish, "COPIED_BYTES", 1000)
+    monkeypatch.setattr("flcore.model.publish.COPIED_BYTES", 1000)
     publish(written(ONES, tmp_path / "run"), tmp_path / "best.safetensors")
     assert (tmp_path / "best.safetensors").read_bytes() == (tmp_path / "run/model.safetensors").read_bytes()
     monkeypatch.setattr(Path, "replace", link)
@@ -469,6 +467,6 @@ def test_strided_arrays_are_saved_with_no_copy_of_a_tensor(tmp_path: Path) -> No
 
 
 def test_the_examples_are_true(tmp_path: Path) -> None:
-    for module in (flcore.model.publish, flcore.model.shards, flcore.model.strict_json, flcore.model.writer):
+    for module in (text, foreign, naming, shards, strict_json, writer):
         result = doctest.testmod(module, extraglobs={"tmp_path": tmp_path, "Path": Path})
         assert result.attempted and not result.failed
