@@ -3,16 +3,21 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain, islice
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from flcore_kernels import Backend, OutOfDeviceMemory, fall_back
 from flcore_kernels import backend as backend_named
 
-from flcore.aggregation.combination import Combination, Likeness, Read
-from flcore.aggregation.gather import Buffers, Gather, allocated_alike
-from flcore.aggregation.rules import Rule, rule_named
-from flcore.aggregation.weights import require_accumulator
-from flcore.errors import QuorumError, SpecError, UpdateError
+from flcore.aggregation.aliases import require_apart
+from flcore.aggregation.combiner import Combiner
+from flcore.aggregation.contributions import ArrayContribution
+from flcore.aggregation.gather import Gather, allocated_alike
+from flcore.aggregation.in_memory import Totals, combine_arrays
+from flcore.aggregation.known import ConstantSource, Known
+from flcore.aggregation.likeness import Likeness
+from flcore.aggregation.limits import require_accumulator
+from flcore.aggregation.rules import Rule, Sum, rule_named
+from flcore.errors import AggregationError, QuorumError, SpecError, UpdateError
 from flcore.model.arrays import AnyArrays, flattened, kinds_of
 from flcore.model.spec import ModelSpec
 
@@ -24,17 +29,17 @@ Outcome = TypeVar("Outcome")
 def aggregate(
     updates: Iterable[tuple[AnyArrays, float]],
     *,
-    rule: str = "mean",
+    rule: str | Rule = "mean",
     accumulate: str = "exact",
     backend: str = "auto",
     base: AnyArrays | None = None,
     budget_bytes: int | None = None,
     out: Mapping[str, Any] | None = None,
+    average_bytes: bool = False,
 ) -> dict[str, Any]:
     """Return the combination of `updates`, pairs of named arrays and a weight.
 
-    >>> import numpy as np
-    >>> hospital_a = {"layer.weight": np.array([[1.0, 2.0]]), "steps": np.array(10)}
+    >>>     >>> hospital_a = {"layer.weight": np.array([[1.0, 2.0]]), "steps": np.array(10)}
     >>> hospital_b = {"layer.weight": np.array([[5.0, 6.0]]), "steps": np.array(20)}
     >>> model = aggregate([(hospital_a, 100), (hospital_b, 300)])
     >>> model["layer.weight"]
@@ -58,11 +63,18 @@ def aggregate(
     (faster, in the order given). Integers are always summed exactly, up to 2^53, and round half to even; booleans are 0
     and 1, so that the result is true where more than half of the weight says so. With `base`, updates are differences,
     and the result is the base plus their combination. `out` holds arrays to write the result into, in memory, or on the
-    device that combines. `rule` is a key of `RULES`; the number of threads is `FLCORE_THREADS`, or that of the cores.
+    device that combines; an array may be that of the same tensor in an update, and must not overlap others. `rule` is
+    a key of `RULES`, or a rule of your own (see `flcore.aggregation.rules`). The number of threads is `FLCORE_THREADS`,
+    or that of the cores.
+
+    Elements that no mean is taken of (values that are not finite, integers beyond 2^53) pass where all updates in
+    memory have the same, bit for bit; with `base`, the base's do. Unsigned bytes must be the same in all updates, as
+    they may be packed codes, unless `average_bytes`.
 
     A sequence is combined at once. An iterator is consumed in groups of 4 updates, of up to 8 where `budget_bytes`
     holds them, of 1 where it holds no more; then at most a group and one more update are alive, beside a total of the
-    model's size (4, 8 or 16 bytes per parameter). On a device, the budget bounds that total and the pieces.
+    model's size (4, 8 or 16 bytes per parameter). On a device, the budget bounds that total and the pieces. A rule that
+    is no sum, such as a median, holds all updates of an iterator.
 
     Raises `TensorMismatch`, `NonFinite`, `OutOfBounds` and `WeightError`, which name the update ("update 3") and the
     tensor; `SpecError` for what is no array or of a dtype that models do not have; `UpdateError` for what is no pair;
@@ -79,51 +91,19 @@ def aggregate(
     spec = _spec_of(arrays, "update 0") if base is None else _spec_of(base, "base")
     example = dict(flattened(arrays))
     device = backend_named(backend, near=next(iter(example.values()), None), budget_bytes=budget_bytes)
-    begin = partial(_begin, spec, chosen, accumulate, example, base, out)
-    if isinstance(updates, Sequence):
-        return _somewhere(backend, device, lambda each: _at_once(begin(each), updates))
-    begun = _somewhere(backend, device, lambda each: _reserved(begin(each)))
+
+    def begun(device: Backend) -> "_Aggregation":
+        return _Aggregation(spec, chosen, accumulate, device, example, base, out, average_bytes)
+
+    if isinstance(updates, Sequence) or not isinstance(chosen, Sum):
+        given = updates if isinstance(updates, Sequence) else [first, *stream]
+        return _somewhere(backend, device, lambda each: begun(each).at_once(given))
+    aggregation = _somewhere(backend, device, lambda each: begun(each).with_totals())
     stream = chain([first], stream)
     del first, arrays  # the stream alone holds it now, and lets it go
     example.clear()
     size = GROUP if budget_bytes is None else max(1, min(LARGEST_GROUP, budget_bytes // max(1, spec.nbytes)))
-    return _in_groups(begun, stream, size)
-
-
-class _Begun(NamedTuple):
-    """A combination, and what its result goes into."""
-
-    combination: Combination
-    likeness: Likeness
-    values: dict[str, Any]
-    targets: Buffers
-    bases: Buffers | None
-    is_given: bool
-
-    def result(self) -> dict[str, Any]:
-        """Return the values as the updates' arrays are; those that were given as they are."""
-        if self.is_given:
-            return self.values
-        if self.bases is not None:
-            self.likeness.untie(self.bases)
-        return self.likeness.give(self.values)
-
-
-def _begin(
-    spec: ModelSpec,
-    rule: Rule,
-    accumulate: str,
-    example: Mapping[str, Any],
-    base: AnyArrays | None,
-    out: Mapping[str, Any] | None,
-    device: Backend,
-) -> _Begun:
-    gather = Gather(spec, device)
-    combination = Combination(gather, rule, accumulate, device)
-    values = dict(out) if out is not None else allocated_alike(spec, example, device)
-    bases = None if base is None else gather.buffers(base, "base")
-    targets = gather.targets(values) if out is not None else gather.buffers(values, "")
-    return _Begun(combination, Likeness(spec), values, targets, bases, out is not None)
+    return aggregation.in_groups(stream, size)
 
 
 def _somewhere(backend: str, device: Backend, work: Callable[[Backend], Outcome]) -> Outcome:
@@ -137,25 +117,105 @@ def _somewhere(backend: str, device: Backend, work: Callable[[Backend], Outcome]
     return work(backend_named("cpu"))
 
 
-def _at_once(begun: _Begun, updates: Sequence[Any]) -> dict[str, Any]:
-    reads = _read(updates, 0, begun.combination, begun.likeness)
-    begun.combination.at_once(reads, begun.targets, begun.bases)
-    return begun.result()
+class _Aggregation:
+    """One call of `aggregate` on one device: drives the engine over arrays."""
 
+    def __init__(
+        self,
+        spec: ModelSpec,
+        rule: Rule,
+        accumulate: str,
+        device: Backend,
+        example: Mapping[str, Any],
+        base: AnyArrays | None,
+        out: Mapping[str, Any] | None,
+        average_bytes: bool,
+    ) -> None:
+        place = device if isinstance(rule, Sum) else backend_named("cpu")  # other rules are NumPy's
+        self._spec, self._gather, self._likeness, self._out = spec, Gather(spec, place), Likeness(spec), out
+        self._bases = None if base is None else self._gather.buffers(base, "base")
+        self._values = dict(out) if out is not None else allocated_alike(spec, example, place)
+        self._targets = self._gather.targets(out) if out is not None else self._gather.buffers(self._values, "")
+        self._make = partial(Combiner, spec, rule, accumulate, place, average_bytes=average_bytes)
+        known = None
+        if self._bases is not None:
+            known = Known(spec, ArrayContribution("base", 1.0, spec, self._bases), place, are_deltas=True)
+        self._combiner = self._make(known=known)
+        self._totals: list[Totals] = []
 
-def _reserved(begun: _Begun) -> _Begun:
-    begun.combination.reserve()
-    return begun
+    def at_once(self, updates: Sequence[Any]) -> dict[str, Any]:
+        """Combine a sequence."""
+        contributions = self._read(updates, 0)
+        sources = [each.buffers for each in contributions] + ([] if self._bases is None else [self._bases])
+        is_in_place = self._out is not None and require_apart(self._spec, self._targets, sources)
+        combine_arrays(self._combiner, contributions, self._targets, self._bases, is_in_place=is_in_place)
+        return self._result()
 
+    def with_totals(self) -> "_Aggregation":
+        """Take the memory that totals need."""
+        self._totals = [Totals(self._combiner, self._bases)]
+        return self
 
-def _in_groups(begun: _Begun, stream: Iterator[Any], size: int) -> dict[str, Any]:
-    count = 0
-    for group in _groups(stream, size):
-        begun.combination.fold(_read(group, count, begun.combination, begun.likeness))
-        count += len(group)
-        group.clear()
-    begun.combination.finish(begun.targets, begun.bases)
-    return begun.result()
+    def in_groups(self, stream: Iterator[Any], size: int) -> dict[str, Any]:
+        """Combine an iterator, in groups of so many updates."""
+        count = 0
+        while group := list(islice(stream, size)):
+            contributions = self._read(group, count)
+            group.clear()  # nothing is alive longer than need be
+            self._fold(contributions, is_first=count == 0)
+            count += len(contributions)
+            contributions.clear()
+        if self._bases is not None and self._out is not None:
+            require_apart(self._spec, self._targets, [self._bases])
+        for totals in self._totals:
+            totals.finish(self._targets)
+        return self._result()
+
+    def _fold(self, contributions: list[ArrayContribution], *, is_first: bool) -> None:
+        """Add a group; if need be with the first update's constants and bytes as those that all have."""
+        if is_first and self._bases is None and any(segment.dtype == "uint8" for segment in self._spec.segments):
+            self._keep_constants(contributions[0])
+        try:
+            if self._combiner.known is not None:
+                self._combiner.admit(contributions)
+            for totals in self._totals:
+                totals.fold(contributions)
+        except (UpdateError, AggregationError):
+            if not is_first or self._combiner.known is not None or not self._keep_constants(contributions[0]):
+                raise
+            self._fold(contributions, is_first=False)
+
+    def _keep_constants(self, first: ArrayContribution) -> bool:
+        """Begin with an update's constants and bytes as known; return whether it has any."""
+        device = self._combiner.device
+        source = ConstantSource(self._spec, first.buffers, device)
+        if source:
+            self._combiner = self._make(known=Known(self._spec, source, device, are_deltas=False))
+            self._totals.clear()
+            self.with_totals()
+        return bool(source)
+
+    def _result(self) -> dict[str, Any]:
+        """Return the values as the updates' arrays are; those that were given as they are."""
+        if self._out is not None:
+            return self._values
+        if self._bases is not None:
+            self._likeness.untie(self._bases)
+        return self._likeness.give(self._values)
+
+    def _read(self, updates: Sequence[Any], first: int) -> list[ArrayContribution]:
+        contributions = []
+        for number, update in enumerate(updates, first):
+            client = f"update {number}"
+            arrays, weight = _pair(update, client)
+            weight = self._combiner.limits.weight(weight, client)
+            try:
+                buffers = self._gather.buffers(arrays, client)
+            except SpecError as error:
+                raise SpecError(f"{client}: {error}") from None
+            self._likeness.see(buffers, kinds_of(arrays) if self._likeness.is_new else {})
+            contributions.append(ArrayContribution(client, weight, self._spec, buffers))
+        return contributions
 
 
 def _spec_of(arrays: AnyArrays, what: str) -> ModelSpec:
@@ -170,22 +230,3 @@ def _pair(update: Any, client: str) -> tuple[AnyArrays, float]:
     if not (isinstance(update, tuple | list) and len(update) == 2 and isinstance(update[0], Mapping)):
         raise UpdateError("expected a pair of named arrays (a mapping) and a weight", client=client)
     return update[0], update[1]
-
-
-def _groups(stream: Iterator[Any], size: int) -> Iterator[list[Any]]:
-    """Yield lists of up to `size`; whoever gets one empties it, so that nothing is alive longer than need be."""
-    while group := list(islice(stream, size)):
-        yield group
-
-
-def _read(updates: Sequence[Any], first: int, combination: Combination, likeness: Likeness) -> list[Read]:
-    reads = []
-    for number, update in enumerate(updates, first):
-        client = f"update {number}"
-        arrays, weight = _pair(update, client)
-        try:
-            reads.append(combination.read(arrays, weight, client))
-        except SpecError as error:
-            raise SpecError(f"{client}: {error}") from None
-        likeness.see(reads[-1], kinds_of(arrays) if likeness.is_new else {})
-    return reads

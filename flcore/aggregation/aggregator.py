@@ -13,13 +13,15 @@ from functools import partial
 from flcore_kernels import backend as backend_named
 
 from flcore.aggregation.budget import Budget
+from flcore.aggregation.combiner import Combiner
+from flcore.aggregation.known import Known, ModelSource
+from flcore.aggregation.limits import MOST_UPDATES
 from flcore.aggregation.plans import PLANS, Recipe
-from flcore.aggregation.rules import rule_named
+from flcore.aggregation.rules import Rule, rule_named
 from flcore.aggregation.staging import Staging
 from flcore.aggregation.storage import Storage, chunks_within
 from flcore.aggregation.update import StagedUpdate
-from flcore.aggregation.weights import accumulator_of, require_accumulator, require_weight
-from flcore.errors import JobError, UpdateError
+from flcore.errors import JobError, SpecError, UpdateError
 from flcore.model.chunks import GlobalModel
 from flcore.model.form import Form
 from flcore.model.spec import ModelSpec
@@ -31,8 +33,11 @@ WAIT_S = 2.0
 class Aggregator:
     """Combines updates of one model.
 
-    `rule` is a name of `flcore.RULES`; `accumulate` is "exact", "float64" or "float32" (see `flcore.aggregate`). With
-    `base`, updates are differences, and the result is the base plus their combination. `plan` says when updates are
+    `rule` is a name of `flcore.RULES`, or a rule; `accumulate` is "exact", "float64" or "float32" (see
+    `flcore.aggregate`). With `base`, updates are differences, and the result is the base plus their combination.
+    `reference` is the model that clients began with, where updates are whole models: elements that are not averaged
+    must be those of it (see `flcore.aggregate`), and a model with unsigned bytes needs it, a base, or `average_bytes`.
+    What is admitted never makes `finish` fail (see `flcore.aggregation.limits`). `plan` says when updates are
     folded: "at-close" holds them all, and folds them in the order of their clients' names; "streaming" folds each when
     it is committed, in the background, and holds a total of 4, 8 or 16 bytes per parameter. Exact sums are the same
     bits in both. `budget_bytes` bounds the memory of staged updates, which go to temporary files beyond it; `max_abs`
@@ -53,25 +58,41 @@ class Aggregator:
         self,
         spec: ModelSpec,
         *,
-        rule: str = "mean",
+        rule: str | Rule = "mean",
         accumulate: str = "exact",
         base: GlobalModel | None = None,
+        reference: GlobalModel | None = None,
         backend: str = "auto",
         plan: str = "at-close",
         budget_bytes: int | None = None,
         max_abs: float = math.inf,
+        average_bytes: bool = False,
         form: Form | None = None,
         storage: Storage | None = None,
     ) -> None:
         storage = storage or _storage(plan, budget_bytes)
         if storage.plan not in PLANS:
             raise JobError(f"plan {storage.plan!r} does not exist; expected one of {', '.join(PLANS)}")
-        self._form, self._max_abs, self._staging = form or Form.plain(spec), max_abs, storage.staging
-        used = {accumulator_of(segment.dtype, require_accumulator(accumulate)) for segment in spec.segments}
-        self._strictest = "exact" if "exact" in used else accumulate
-        self._backend = backend_named(backend)
-        target = partial(storage.target, spec)
-        recipe = Recipe(self._form, rule_named(rule), accumulate, base, self._backend, target, storage.read_chunks)
+        self._form, self._staging = form or Form.plain(spec), storage.staging
+        model, device = base or reference, backend_named(backend)
+        if model is None and not average_bytes and any(segment.dtype == "uint8" for segment in spec.segments):
+            raise SpecError(
+                "the model has unsigned bytes, which may be packed codes: give reference=, the model that clients "
+                "began with, to have them stay as they are, or average_bytes=True if they are numbers"
+            )
+        known = None if model is None else Known(spec, ModelSource(model), device, are_deltas=base is not None)
+        self._combiner = Combiner(
+            spec,
+            rule_named(rule),
+            accumulate,
+            device,
+            known=known,
+            average_bytes=average_bytes,
+            max_abs=max_abs,
+        )
+        self.lost: dict[str, str] = {}
+        """Clients whose committed update could not be read back by the last `finish`, which left them out; and why."""
+        recipe = Recipe(self._form, self._combiner, partial(storage.target, spec), storage.read_chunks)
         self._plan = PLANS[storage.plan](recipe)
         self._lock = threading.Lock()
         self._clients: set[str] = set()
@@ -98,8 +119,8 @@ class Aggregator:
 
     def stage(self, client: str, weight: float) -> StagedUpdate:
         """Return a new staged update, which takes elements once it has begun, and counts only if it is committed."""
-        accepted = require_weight(weight, self._strictest, client)
-        return StagedUpdate(self._form, self._backend, self._staging, client, accepted, self._max_abs)
+        accepted = self._combiner.limits.weight(weight, client)
+        return StagedUpdate(self._form, self._combiner, self._staging, client, accepted)
 
     def begin(self, staged: StagedUpdate) -> "Future[None]":
         """Find a place for a staged update; the future is done when there is one."""
@@ -111,18 +132,21 @@ class Aggregator:
         with self._lock:
             if staged.client in self._clients:
                 raise UpdateError("it has an update in this aggregation already", client=staged.client)
+            if len(self._clients) >= MOST_UPDATES:
+                raise UpdateError(f"a round takes {MOST_UPDATES} updates, and has them", client=staged.client)
             self._clients.add(staged.client)
             self._plan.add(staged)
 
     def finish(self) -> GlobalModel:
         """Return the combination of all committed updates; they are let go.
 
-        Raises `QuorumError` where there is no update, `WeightError` where all weights are zero, and `AggregationError`
-        where the result does not fit the tensor's dtype.
+        An update that cannot be read back from disk is left out, and named in `lost`. Raises `QuorumError` where there
+        is no update, and `WeightError` where all weights are zero.
         """
         with self._lock:
             self._clients.clear()
-            return self._plan.finish()
+            self.lost = {}
+            return self._plan.finish(self.lost)
 
     def discard(self) -> None:
         """Let all committed updates go without a result, and the room that they take."""

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from flcore_kernels import bytes_per_element
 
+from flcore.aggregation.limits import accumulator_of
 from flcore.aggregation.memory import memory_bytes
-from flcore.aggregation.weights import accumulator_of
 from flcore.errors import BudgetError
 from flcore.model.spec import ModelSpec
 

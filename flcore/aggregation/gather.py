@@ -20,13 +20,11 @@ from flcore_kernels import (
     storage_dtype,
 )
 
+from flcore.aggregation.contributions import Buffers
 from flcore.errors import AggregationError, NonFinite, OutOfBounds, TensorMismatch, WeightError
 from flcore.model.arrays import AnyArrays, as_array, empty_alike, flattened, in_place, is_copied
 from flcore.model.dtypes import DTYPES
 from flcore.model.spec import ModelSpec, SegmentSpec
-
-Buffers = list[list[Any]]
-"""NumPy's arrays, or `DeviceArray`s."""
 
 
 class Gather:

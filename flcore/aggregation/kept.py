@@ -34,8 +34,12 @@ class Kept(Protocol):
         """Copy bytes into a chunk, from byte `offset` of it on; what is never written is zero."""
         ...
 
-    def take(self, piece: PieceRange) -> Buffer:
-        """Return a chunk, which is let go."""
+    def read(self, piece: PieceRange, begin: int, end: int) -> Buffer:
+        """Return some bytes of a chunk."""
+        ...
+
+    def release(self, piece: PieceRange) -> bool:
+        """Let a chunk go, if that frees memory; say whether it does."""
         ...
 
     def drop(self) -> None:
@@ -63,9 +67,13 @@ class InMemory:
             self._bodies[piece] = np.zeros(body_bytes(piece.dtype, piece.count), np.uint8).data
         memoryview(self._bodies[piece])[offset : offset + len(data)] = data
 
-    def take(self, piece: PieceRange) -> Buffer:
-        """Return a chunk."""
-        return self._bodies.pop(piece)
+    def read(self, piece: PieceRange, begin: int, end: int) -> Buffer:
+        """Return some bytes of a chunk, without a copy."""
+        return memoryview(self._bodies[piece])[begin:end]
+
+    def release(self, piece: PieceRange) -> bool:
+        """Let a chunk go."""
+        return self._bodies.pop(piece, None) is not None
 
     def next(self) -> PieceRange | None:
         """Return a chunk that is here, if there is one."""
@@ -105,17 +113,21 @@ class OnDisk:
             self._write(piece, -len(metadata := message_metadata(piece.dtype, piece.count)), [metadata])
         self._write(piece, offset, [data])
 
-    def take(self, piece: PieceRange) -> Buffer:
-        """Read a chunk into a new buffer."""
-        body = np.empty(body_bytes(piece.dtype, piece.count), np.uint8)
+    def read(self, piece: PieceRange, begin: int, end: int) -> Buffer:
+        """Read some bytes of a chunk into a new buffer."""
+        body = np.empty(end - begin, np.uint8)
         file = os.open(self._path(piece), os.O_RDONLY | os.O_CLOEXEC)
         try:
-            read = os.preadv(file, [body.data], self._offset(piece))
+            read = os.preadv(file, [body.data], self._offset(piece) + begin)
         finally:
             os.close(file)
         if read != body.nbytes:
             raise OSError(f"{self._path(piece)}: {read} of {body.nbytes} bytes read: the file was cut")
         return body.data
+
+    def release(self, piece: PieceRange) -> bool:  # noqa: ARG002 - as `Kept` has it
+        """Keep the chunk: files take no memory."""
+        return False
 
     def drop(self) -> None:
         """Remove the files."""

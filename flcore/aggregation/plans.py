@@ -1,35 +1,35 @@
 """When updates are folded: one plan per row of `PLANS`. Exact sums give both the same bits.
 
-`AtClose` keeps all updates until the end; then every chunk of all of them is combined in one pass, in the order of the
-clients' names, with a total of one chunk. `Streaming` folds an update when it is committed, on a thread of its own,
-into a total of 4, 8 or 16 bytes per parameter, and lets it go: when the last update is in, only its own fold remains.
-Either reads what is on disk chunk by chunk, and the next one ahead.
+`AtClose` keeps all updates until the end; then every chunk of all of them is combined, in the order of the clients'
+names. `Streaming` folds an update when it is committed, on a thread of its own, into a total of 4, 8 or 16 bytes per
+parameter, and lets it go: when the last update is in, only its own fold remains. Either reads what is on disk chunk by
+chunk, and the next one ahead.
 """
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Protocol
 
-import numpy.typing as npt
-from flcore_kernels import Backend, Total
-from flcore_transport import PieceRange
+from flcore_kernels import Total
+from flcore_transport import PieceRange, piece_elements
 
 from flcore.aggregation.ahead import ahead
-from flcore.aggregation.gather import blamed
-from flcore.aggregation.rules import Rule
+from flcore.aggregation.combiner import Combiner
+from flcore.aggregation.contributions import cut
+from flcore.aggregation.limits import require_sum
+from flcore.aggregation.rules import Sum
 from flcore.aggregation.update import StagedUpdate
-from flcore.aggregation.weights import accumulator_of, require_sum
-from flcore.errors import QuorumError
+from flcore.errors import JobError, QuorumError, StagingError
 from flcore.model.chunks import GlobalModel, Target
 from flcore.model.form import Form
-from flcore.model.narrow import Part
 
 GROUP = 8
 """How many updates are folded at once where they come in faster: the total is then read once for all of them."""
 
-Values = npt.NDArray[Any]
+LEAST_ELEMENTS = 256
+"""Of a range: tensors and blocks of codes begin at multiples of it."""
 
 
 @dataclass(frozen=True)
@@ -37,32 +37,26 @@ class Recipe:
     """How updates become a model, whatever the plan. `read_chunks` is how many chunks may be read from disk at once."""
 
     form: Form
-    rule: Rule
-    accumulate: str
-    base: GlobalModel | None
-    backend: Backend
+    combiner: Combiner
     target: Callable[[], Target]
     read_chunks: int
 
-    def coefficients(self, updates: Sequence[StagedUpdate]) -> list[float]:
-        """Return what each update enters the sum with."""
-        return [self.rule.coefficient(update.weight) for update in updates]
-
-    def accumulator(self, piece: PieceRange) -> str:
-        """Return what a chunk is summed in."""
-        return accumulator_of(self.form.spec.segments[piece.segment].dtype, self.accumulate)
-
-    def fold(self, total: Total, piece: PieceRange, updates: Sequence[StagedUpdate], parts: Sequence[Part]) -> None:
-        """Add a chunk of some updates to its total."""
-        segment = self.form.spec.segments[piece.segment]
-        with blamed(segment, [update.client for update in updates], piece.first):
-            self.backend.fold(total, parts, self.coefficients(updates), piece.dtype)
-
-    def groups(self, updates: Sequence[StagedUpdate]) -> list[Sequence[StagedUpdate]]:
-        """Cut updates into groups whose chunks may be in memory at once; those that are in memory anyway are free."""
-        if sum(not update.is_in_memory for update in updates) <= self.read_chunks:
-            return [updates]
-        return [updates[first : first + self.read_chunks] for first in range(0, len(updates), self.read_chunks)]
+    def combined(self, updates: Sequence[StagedUpdate]) -> GlobalModel:
+        """Return the combination of all updates, chunk by chunk; those in memory are let go as they are read."""
+        pieces: Sequence[PieceRange] = self.form.pieces
+        on_disk, group = sum(not update.is_in_memory for update in updates), 0
+        if on_disk > self.read_chunks:
+            group = self.read_chunks
+            if not isinstance(self.combiner.rule, Sum):  # it needs all updates' elements at once: of shorter ranges
+                share = [piece_elements(piece.dtype) * self.read_chunks // len(updates) for piece in pieces]
+                sizes = [max(LEAST_ELEMENTS, each // LEAST_ELEMENTS * LEAST_ELEMENTS) for each in share]
+                pieces = [part for piece, size in zip(pieces, sizes, strict=True) for part in cut(piece, size)]
+        with self.target() as target:
+            for piece in self.combiner.run(updates, pieces, target, group):
+                if not on_disk:  # else one may be lost, and all are read once more
+                    for update in updates:
+                        update.release(piece)
+            return target.commit()
 
 
 class Plan(Protocol):
@@ -75,8 +69,8 @@ class Plan(Protocol):
         """Take an update, and with it what it holds."""
         ...
 
-    def finish(self) -> GlobalModel:
-        """Return the result and begin anew (see `Aggregator.finish`)."""
+    def finish(self, lost: dict[str, str]) -> GlobalModel:
+        """Return the result and begin anew (see `Aggregator.finish`); `lost` is told whom it is without, and why."""
         ...
 
     def discard(self) -> None:
@@ -97,17 +91,19 @@ class AtClose:
         """Keep an update until the end."""
         self._updates.append(update)
 
-    def finish(self) -> GlobalModel:
-        """Combine all updates, in the order of their clients' names."""
+    def finish(self, lost: dict[str, str]) -> GlobalModel:
+        """Combine all updates, in the order of their clients' names; once more without one that cannot be read back."""
         updates, self._updates = sorted(self._updates, key=lambda update: update.client), []
+        left = list(updates)
         try:
-            _require_some(self._recipe.coefficients(updates))
-            with self._recipe.target() as target:
-                groups = self._recipe.groups(updates)
-                combine = self._at_once if len(groups) == 1 else self._in_groups
-                for piece, out in combine(groups, target):
-                    target.put(piece.segment, piece.first, out)
-                return target.commit()
+            while left:
+                try:
+                    return self._recipe.combined(left)
+                except StagingError as error:
+                    _require_known(error, left)
+                    lost[error.client] = str(error)
+                    left = [update for update in left if update.client != error.client]
+            raise _nothing(lost)
         finally:
             for update in updates:
                 update.drop()
@@ -118,37 +114,16 @@ class AtClose:
         for update in updates:
             update.drop()
 
-    def _at_once(self, groups: list[Sequence[StagedUpdate]], target: Target) -> Iterator[tuple[PieceRange, Values]]:
-        """Combine each chunk in one pass, with a total that never leaves the cache."""
-        recipe, (updates,) = self._recipe, groups
-        coefficients, clients = recipe.coefficients(updates), [update.client for update in updates]
 
-        def read(piece: PieceRange) -> tuple[list[Part], Values | None]:
-            return [update.take(piece) for update in updates], _base(recipe, piece)
+@dataclass
+class _Sums:
+    """What one round of a streaming plan has folded."""
 
-        for piece, (parts, base) in ahead(read, recipe.form.pieces):
-            segment = recipe.form.spec.segments[piece.segment]
-            out = target.chunk(piece.segment, piece.first, piece.first + piece.count)
-            with blamed(segment, clients, piece.first):
-                recipe.backend.mean(
-                    parts, coefficients, out, piece.dtype, recipe.accumulator(piece), result=segment.dtype, base=base
-                )
-            yield piece, out
-
-    def _in_groups(self, groups: list[Sequence[StagedUpdate]], target: Target) -> Iterator[tuple[PieceRange, Values]]:
-        """Fold each chunk group by group, as the chunks of all updates do not fit into memory."""
-        recipe, total = self._recipe, Total.zeros(0, "float32")
-
-        def read(step: tuple[PieceRange, Sequence[StagedUpdate]]) -> list[Part]:
-            return [update.take(step[0]) for update in step[1]]
-
-        steps = ((piece, group) for piece in recipe.form.pieces for group in groups)
-        for (piece, group), parts in ahead(read, steps):
-            if group is groups[0]:
-                total = recipe.backend.total(piece.count, recipe.accumulator(piece))
-            recipe.fold(total, piece, group, parts)
-            if group is groups[-1]:
-                yield piece, _finished(recipe, piece, total, target)
+    waiting: list[StagedUpdate] = field(default_factory=list)
+    folds: list[Future[None]] = field(default_factory=list)
+    coefficients: list[float] = field(default_factory=list)
+    totals: dict[PieceRange, Total] = field(default_factory=dict)
+    lost: dict[str, str] = field(default_factory=dict)
 
 
 class Streaming:
@@ -157,86 +132,90 @@ class Streaming:
     lets_go = True
 
     def __init__(self, recipe: Recipe) -> None:
+        if not isinstance(recipe.combiner.rule, Sum):
+            raise JobError(f"rule {recipe.combiner.rule.name!r} needs all updates at once: choose the plan at-close")
         self._recipe = recipe
         self._lock = threading.Lock()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="flcore-fold")
-        self._begin()
-
-    def _begin(self) -> None:
-        self._waiting: list[StagedUpdate] = []
-        self._folds: list[Future[None]] = []
-        self._coefficients: list[float] = []
-        self._totals: dict[PieceRange, Total] = {}
+        self._sums = _Sums()
 
     def add(self, update: StagedUpdate) -> None:
         """Have an update folded; whoever commits it does not wait for that."""
         update.drain()
+        sums = self._sums
         with self._lock:
-            self._waiting.append(update)
-        self._folds.append(self._thread.submit(self._fold_waiting))
+            sums.waiting.append(update)
+        sums.folds.append(self._thread.submit(self._fold_waiting, sums))
 
-    def finish(self) -> GlobalModel:
+    def finish(self, lost: dict[str, str]) -> GlobalModel:
         """Wait for the last fold, and divide."""
-        wait(self._folds)  # all of them, whichever fails: none may reach into the next round
-        try:
-            for fold in self._folds:
-                fold.result()
-            _require_some(self._coefficients)
-            with self._recipe.target() as target:
-                for piece in self._recipe.form.pieces:
-                    out = _finished(self._recipe, piece, self._totals.pop(piece), target)
-                    target.put(piece.segment, piece.first, out)
-                return target.commit()
-        finally:
-            self._begin()
+        sums, self._sums = self._sums, _Sums()  # an interrupt leaves nothing for the next round
+        wait(sums.folds)
+        for fold in sums.folds:
+            fold.result()
+        lost |= sums.lost
+        if not sums.coefficients:
+            raise _nothing(lost)
+        require_sum(sums.coefficients)
+        with self._recipe.target() as target:
+            for piece in self._recipe.form.pieces:
+                out = target.chunk(piece.segment, piece.first, piece.first + piece.count)
+                self._recipe.combiner.finish(sums.totals.pop(piece), piece, out)
+                target.put(piece.segment, piece.first, out)
+            return target.commit()
 
     def discard(self) -> None:
         """Let the folds end, and forget what they have added up."""
-        wait(self._folds)
-        self._begin()
+        sums, self._sums = self._sums, _Sums()
+        wait(sums.folds)
 
-    def _fold_waiting(self) -> None:
+    def _fold_waiting(self, sums: _Sums) -> None:
         with self._lock:
-            group, self._waiting = self._waiting[:GROUP], self._waiting[GROUP:]
+            group, sums.waiting = sums.waiting[:GROUP], sums.waiting[GROUP:]
         try:
-            for part in self._recipe.groups(group) if group else []:  # none: an earlier call took it with its own
-                self._fold(part)
+            readable = [update for update in group if self._is_readable(update, sums)]
+            size = self._recipe.read_chunks if any(not update.is_in_memory for update in readable) else GROUP
+            for first in range(0, len(readable), size):
+                self._fold(readable[first : first + size], sums)
         finally:
             for update in group:
                 update.drop()
 
-    def _fold(self, updates: Sequence[StagedUpdate]) -> None:
-        recipe = self._recipe
+    def _is_readable(self, update: StagedUpdate, sums: _Sums) -> bool:
+        """Read an update on disk once before it is folded: half of one could not be taken out of the totals again."""
+        try:
+            if not update.is_in_memory:
+                for piece in self._recipe.form.pieces:
+                    update.read(piece)
+        except StagingError as error:
+            sums.lost[update.client] = str(error)
+            return False
+        return True
 
-        def read(piece: PieceRange) -> list[Part]:
-            return [update.take(piece) for update in updates]
-
-        for piece, parts in ahead(read, recipe.form.pieces):
-            if piece not in self._totals:
-                self._totals[piece] = recipe.backend.total(piece.count, recipe.accumulator(piece))
-            recipe.fold(self._totals[piece], piece, updates, parts)
-        self._coefficients += recipe.coefficients(updates)
-
-
-def _base(recipe: Recipe, piece: PieceRange) -> Values | None:
-    """Return the chunk that differences are added to."""
-    base = recipe.base
-    return None if base is None else base.chunk(piece.segment, piece.first, piece.first + piece.count)
-
-
-def _finished(recipe: Recipe, piece: PieceRange, total: Total, target: Target) -> Values:
-    """Divide a chunk's total."""
-    segment = recipe.form.spec.segments[piece.segment]
-    out = target.chunk(piece.segment, piece.first, piece.first + piece.count)
-    with blamed(segment, [], piece.first):
-        recipe.backend.finish(total, out, segment.dtype, base=_base(recipe, piece))
-    return out
+    def _fold(self, updates: Sequence[StagedUpdate], sums: _Sums) -> None:
+        combiner = self._recipe.combiner
+        by = [combiner.coefficient(update.weight) for update in updates]
+        for piece, parts in ahead(lambda piece: [update.read(piece) for update in updates], self._recipe.form.pieces):
+            if piece not in sums.totals:
+                sums.totals[piece] = combiner.total(piece)
+            combiner.fold(sums.totals[piece], piece, updates, parts, by)
+            for update in updates:
+                update.release(piece)
+        sums.coefficients += by
 
 
-def _require_some(coefficients: list[float]) -> None:
-    if not coefficients:
-        raise QuorumError("there is nothing to aggregate: no update was committed")
-    require_sum(coefficients)
+def _require_known(error: StagingError, updates: Sequence[StagedUpdate]) -> None:
+    """Raise an error that names none of the updates."""
+    if all(update.client != error.client for update in updates):
+        raise error
+
+
+def _nothing(lost: dict[str, str]) -> QuorumError:
+    if not lost:
+        return QuorumError("there is nothing to aggregate: no update was committed")
+    return QuorumError(
+        f"there is nothing to aggregate: no committed update can be read back: {'; '.join(lost.values())}"
+    )
 
 
 PLANS: dict[str, Callable[[Recipe], Plan]] = {"at-close": AtClose, "streaming": Streaming}

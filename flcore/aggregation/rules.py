@@ -1,39 +1,85 @@
-"""The table of aggregation rules. A rule is a value; adding one is a factory here and a row in `RULES`."""
+"""The table of aggregation rules. A rule is a value that declares what it needs.
 
-from collections.abc import Callable
+`Sum` folds one contribution at a time. `Columns` needs all contributions' elements of a range at once, as a
+median does.
+`Geometry` needs figures of the whole model first, such as distances, from which the coefficients of a sum follow.
+
+A rule of your own is such a value. It can be given itself (`flcore.aggregate(..., rule=median)`), or by a name: in
+`RULES`, or in a job and on a command line as `file.py:name`.
+"""
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from flcore.errors import JobError
 
+Values = npt.NDArray[Any]
+
 
 @dataclass(frozen=True)
-class Rule:
-    """A rule that folds: an update enters the total times its coefficient, and the total is divided by their sum."""
+class Sum:
+    """Σ cᵢ · updateᵢ / Σ cᵢ, where the coefficient cᵢ is a function of the update's weight."""
 
     name: str
     coefficient: Callable[[float], float]
 
 
+@dataclass(frozen=True)
+class Columns:
+    """Combines all updates' elements of a range.
+
+    `combine` gets one array per update, flat and of the tensor's dtype (quantized ones as float32), and their weights;
+    it returns an array of as many elements, which is rounded to the result's dtype once. It must not change the arrays,
+    nor depend on where a range begins.
+    """
+
+    name: str
+    combine: Callable[[Sequence[Values], Sequence[float]], Values]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """A weighted mean whose coefficients follow from figures of the whole model; it reads all updates twice.
+
+    `measure` gets what `Columns.combine` gets, and returns an array of figures (norms, distances) of one range. The
+    figures of all ranges are added. `coefficients` gets their sum and the weights, and returns one number >= 0 for each
+    update: what it enters the mean with.
+    """
+
+    name: str
+    measure: Callable[[Sequence[Values]], npt.NDArray[np.float64]]
+    coefficients: Callable[[npt.NDArray[np.float64], Sequence[float]], Sequence[float]]
+
+
+Rule = Sum | Columns | Geometry
+
+
 def mean() -> Rule:
     """Each update counts by its weight, usually its number of examples (FedAvg; McMahan et al., 2017)."""
-    return Rule("mean", lambda weight: weight)
+    return Sum("mean", lambda weight: weight)
 
 
 def unweighted_mean() -> Rule:
     """Each update counts the same, whatever its weight."""
-    return Rule("unweighted_mean", lambda _: 1.0)
+    return Sum("unweighted_mean", lambda _: 1.0)
 
 
 RULES: dict[str, Callable[[], Rule]] = {"mean": mean, "unweighted_mean": unweighted_mean}
 """Every rule, by the name that a job and the command line give it."""
 
 
-def rule_named(name: str) -> Rule:
-    """Return the rule called `name`, or raise `JobError`.
+def rule_named(rule: str | Rule) -> Rule:
+    """Return the rule of a name, or the rule that was given itself; raises `JobError` for an unknown name.
 
-    >>> rule_named("mean").coefficient(120.0)
-    120.0
+    >>> rule_named("mean").name
+    'mean'
     """
-    if name not in RULES:
-        raise JobError(f"rule {name!r} does not exist; expected one of {', '.join(RULES)}")
-    return RULES[name]()
+    if isinstance(rule, Rule):
+        return rule
+    if rule not in RULES:
+        raise JobError(f"rule {rule!r} does not exist; expected one of {', '.join(RULES)}")
+    return RULES[rule]()

@@ -3,17 +3,17 @@
 A chunk is a piece on the wire, so that what a transport received is staged as it came, without a copy.
 """
 
-import math
 import threading
 from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from flcore_kernels import Backend, storage_dtype
-from flcore_transport import Buffer, PieceRange, body_bytes
+from flcore_kernels import Quantized, storage_dtype
+from flcore_transport import WIRE_DTYPES, Buffer, PieceRange, body_bytes
 
-from flcore.aggregation.checks import check_gaps, check_values
+from flcore.aggregation.combiner import Combiner
+from flcore.aggregation.gaps import check_gaps
 from flcore.aggregation.kept import InMemory, Kept, OnDisk
 from flcore.aggregation.staging import Staging
 from flcore.errors import SpecError, StagingError, TensorMismatch
@@ -31,12 +31,10 @@ class StagedUpdate:
     and keeps them; `write` copies elements of a named tensor. Both are open once `begin` is done.
     """
 
-    def __init__(
-        self, form: Form, backend: Backend, staging: Staging, client: str, weight: float, max_abs: float
-    ) -> None:
+    def __init__(self, form: Form, combiner: Combiner, staging: Staging, client: str, weight: float) -> None:
         self.client, self.weight = client, weight
-        self._form, self._backend, self._staging, self._room = form, backend, staging, staging.room
-        self._max_abs = min(max_abs, math.inf if weight <= 1 else np.finfo(np.float64).max / weight)
+        self._form, self._staging, self._room = form, staging, staging.room
+        self._limits, self._coefficient = combiner.limits, combiner.coefficient(weight)
         self._lock = threading.RLock()
         self._claim: Future[bool] | None = None
         self._claimed = self._held = 0
@@ -83,7 +81,7 @@ class StagedUpdate:
             raise TensorMismatch(f"{piece} came, expected piece {self._adopted} of the model", client=self.client)
         segment = self._form.spec.segments[piece.segment]
         part = part_of(piece.dtype, piece.count, body)
-        check_values(self._backend, segment, piece.dtype, piece.first, part, max_abs=self._max_abs, client=self.client)
+        self._limits.check(piece, part, self._coefficient, self.client)
         check_gaps(segment, piece.first, part, client=self.client)
         self._enter(body_bytes(piece.dtype, piece.count))
         with self._lock:
@@ -184,7 +182,7 @@ class StagedUpdate:
                 self._kept.adopt(piece, self._leaving.body(piece))
             except OSError as error:
                 raise self._refused_by_disk(error) from error
-            self._leaving.take(piece)
+            self._leaving.release(piece)
             self._leave(body_bytes(piece.dtype, piece.count))
             return True
 
@@ -193,17 +191,30 @@ class StagedUpdate:
         with self._lock:
             self._release()
 
-    def take(self, piece: PieceRange) -> Part:
-        """Return a chunk as the kernels take it, and let it go. Raises `StagingError` where it cannot be read back."""
+    def read(self, piece: PieceRange) -> Part:
+        """Return a range of a chunk as the kernels take it. Raises `StagingError` where it cannot be read back."""
+        chunk, row = self._form.piece_at(piece.segment, piece.first), WIRE_DTYPES[piece.dtype]
+        offset, begin = piece.first - chunk.first, row.elements_at(chunk.count)
         with self._lock:
-            place = self._place_of(piece)
-            try:
-                body = place.take(piece)
-            except OSError as error:
-                raise self._refused_by_disk(error) from error
-            if isinstance(place, InMemory):
+            place = self._place_of(chunk)
+        try:
+            first = begin + offset * row.itemsize
+            elements = np.frombuffer(
+                place.read(chunk, first, first + piece.count * row.itemsize), storage_dtype(piece.dtype)
+            )
+            if not row.block:
+                return elements
+            first = offset // row.block * 4
+            scales = place.read(chunk, first, first + -(-piece.count // row.block) * 4)
+        except OSError as error:
+            raise self._refused_by_disk(error) from error
+        return Quantized(elements, np.frombuffer(scales, np.float32))
+
+    def release(self, piece: PieceRange) -> None:
+        """Let a chunk go that is not read any more, and the room that it takes in memory."""
+        with self._lock:
+            if self._place_of(piece).release(piece):
                 self._leave(body_bytes(piece.dtype, piece.count))
-        return part_of(piece.dtype, piece.count, body)
 
     def drop(self) -> None:
         """Let all elements go, and the room that they take. May be called again."""
@@ -253,12 +264,13 @@ class StagedUpdate:
     def _copy(self, index: int, first: int, values: npt.NDArray[Any]) -> None:
         segment = self._form.spec.segments[index]
         stored = values.view(storage_dtype(segment.dtype))
-        check_values(self._backend, segment, segment.dtype, first, stored, max_abs=self._max_abs, client=self.client)
         itemsize, position = DTYPES[segment.dtype].itemsize, 0
         while position < stored.size:
             piece = self._form.piece_at(index, first + position)
             offset = first + position - piece.first
             part = stored[position : position + piece.count - offset]
+            written = PieceRange(0, index, segment.dtype, first + position, part.size)
+            self._limits.check(written, part, self._coefficient, self.client)
             if isinstance(self._kept, InMemory) and not self._kept.holds(piece):
                 self._enter(body_bytes(piece.dtype, piece.count))
             with self._lock:

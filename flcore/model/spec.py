@@ -94,12 +94,17 @@ class SegmentSpec:
 
     def overlapping(self, first: int, stop: int) -> Iterator[Span]:
         """Yield the spans that share elements with the range `first` to `stop`, in order."""
+        for index in self.indices(first, stop):
+            yield self.spans[index]
+
+    def indices(self, first: int, stop: int) -> Iterator[int]:
+        """Yield the indices of the spans that share elements with the range `first` to `stop`."""
         for index in range(max(0, bisect_right(self._starts, first) - 1), len(self.spans)):
             span = self.spans[index]
             if span.start >= stop:
                 return
             if span.stop > first and span.tensor.size:
-                yield span
+                yield index
 
     def require_range(self, first: int, stop: int) -> None:
         """Raise `SpecError` unless elements `first` to `stop` lie in this segment."""

@@ -1,7 +1,6 @@
 """A model in files, of which no more is in memory than is asked for."""
 
 import mmap
-import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -66,8 +65,7 @@ class StoredModel:
         def remedy(expected: str, found: str) -> str:
             if {expected, found} & INTEGERS:
                 return ""
-            command = f"flcore aggregate {shlex.quote(name)} --dtype {expected} --out NEW.safetensors"
-            return f"`{command}` converts its floats"
+            return f"`--dtype {expected}` combines floats of several dtypes"
 
         spec.require(self.spec, client=name, sender="checkpoint", remedy=remedy)
         return StoredModel(replace(self.shards, spec=spec), self.open_files)

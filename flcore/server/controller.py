@@ -110,6 +110,7 @@ class Controller:
             rule=server.rule,
             accumulate=server.accumulate,
             base=model if self._task_returns(task) == "delta" else None,
+            reference=model,
             max_abs=contract.bounds.max_abs,
             form=Form.narrowed(model.spec, contract.wire.upload),
             storage=self._storage,

@@ -75,10 +75,13 @@ class Backend(Protocol):
         *,
         result: str | None = None,
         base: Part | None = None,
+        scale: int | None = None,
     ) -> None:
         """Do `fold` and `finish` in one pass, with a total that never leaves the cache.
 
-        `result` is the dtype of `out` and `base`: by default that of the parts, or float32 for quantized ones.
+        `result` is the dtype of `out` and `base`: by default that of the parts, or float32 for quantized ones. A float
+        sum takes weights divided by 2^`scale`: by default that of the largest. A smaller one lowers the magnitude from
+        which on terms overflow.
         """
         ...
 

@@ -107,9 +107,11 @@ class CpuBackend:
         *,
         result: str | None = None,
         base: Part | None = None,
+        scale: int | None = None,
     ) -> None:
         """Fold and finish in one pass (see `Backend.mean`)."""
         row, tally = lookup(dtype), Total.zeros(0, accumulate)
+        tally.scale = scale
         values, taken = admit(tally, parts, weights_)
         sizes = sizes_of(out)
         columns = _columns(parts, row, sizes)

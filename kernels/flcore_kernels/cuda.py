@@ -141,10 +141,12 @@ class CudaBackend:
         *,
         result: str | None = None,
         base: Part | None = None,
+        scale: int | None = None,
     ) -> None:
         """Fold and finish in one pass (see `Backend.mean`)."""
         with self._lock:
             row, tally = lookup(dtype), Total.zeros(0, accumulate)
+            tally.scale = scale
             parts, out, base = self._all_here(parts), self._here(out), None if base is None else self._here(base)
             values, taken = admit(tally, parts, weights_)
             sizes = sizes_of(out)

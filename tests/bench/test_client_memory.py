@@ -13,7 +13,7 @@ from flcore.server.serve import serve
 
 SMALL, LARGE = 32, 128
 FEW_PIECES = 24 << 20
-"""Also more than two processes' own memory differs by, on a machine that is busy with other work; a quarter of a model."""
+"""Also more than two processes' own memory differs by on a busy machine; a quarter of a model."""
 LOSSY = {"wire": {"upload": "int8[256]"}, "tasks": {"train": {"returns": "delta"}}}
 
 

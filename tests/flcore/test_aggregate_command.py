@@ -151,7 +151,7 @@ def test_a_place_where_nothing_can_be_is_refused(folder: Path, out: str, words: 
 
 
 @pytest.mark.parametrize("base", [[], ["--base", "hospital-b.safetensors"]])
-def test_a_checkpoint_of_another_dtype_is_refused_with_a_command_that_converts_it(
+def test_a_checkpoint_of_another_dtype_is_refused_with_the_option_that_combines_it(
     folder: Path, base: list[str]
 ) -> None:
     flcore.save({"w": np.full((2, 3), 3, ml_dtypes.bfloat16)}, folder / "half v1.0")
@@ -160,10 +160,10 @@ def test_a_checkpoint_of_another_dtype_is_refused_with_a_command_that_converts_i
         "flcore: checkpoint 'half v1.0', tensor 'w': expected float32 of shape (2, 3), got bfloat16"
     )
     assert "astype" not in printed and "client" not in printed and len(printed.splitlines()) == 1
-    (command,) = re.findall("`flcore (.*)`", printed)
-    said(*shlex.split(command), cwd=folder)
-    said("aggregate", A, "NEW.safetensors", "--out", "x.safetensors", cwd=folder)
-    assert value_of(folder / "x.safetensors") == 1.5
+    (option,) = re.findall("`(--dtype .*)`", printed)
+    for first, second in ((A, "half v1.0"), ("half v1.0", A)):
+        said("aggregate", first, second, *base, *shlex.split(option), "--out", "x.safetensors", cwd=folder)
+        assert value_of(folder / "x.safetensors") == (2.0 if base else 1.5)
 
 
 @pytest.mark.parametrize(

@@ -53,11 +53,12 @@ class Resident:
         *,
         result: str | None = None,
         base: Any = None,
+        scale: int | None = None,
     ) -> None:
         """See `Backend`."""
         target, based = self._there(out), None if base is None else self._there(base)
         there = [self._there(part) for part in parts]
-        self._inner.mean(there, weights, target, dtype, accumulate, result=result, base=based)
+        self._inner.mean(there, weights, target, dtype, accumulate, result=result, base=based, scale=scale)
         self._back(target, out)
 
     def largest(self, parts: Sequence[Any], dtype: str) -> list[float]:

@@ -55,10 +55,11 @@ class FlcoreMean(strategy.FedAvg):  # type: ignore[misc]  # it has a type only w
         """Begin a round (see Flower's `FedAvg`); what the model is, is known from here."""
         sent = ModelSpec.of(values_of(arrays, "the global model"))
         known = None if self._running is None else self._running.spec
-        if server_round == 1 or known is None or _shapes(known) != _shapes(sent):
+        if self._running is None or server_round == 1 or known is None or _shapes(known) != _shapes(sent):
             self._running = Running(accumulate=self.accumulate, max_abs=self.max_abs, spec=sent)
         elif known != sent:
             arrays = converted(arrays, known)
+        self._running.expect(values_of(arrays, "the global model"))
         messages: Iterable[Message] = super().configure_train(server_round, arrays, config, grid)
         return messages
 
@@ -73,7 +74,7 @@ class FlcoreMean(strategy.FedAvg):  # type: ignore[misc]  # it has a type only w
         """
         running = self._running = self._running or Running(accumulate=self.accumulate, max_abs=self.max_abs)
         running.clear()
-        running.group = len(replies) + 1 if isinstance(replies, list) else self.group  # a list is held to its end
+        running.group = None if isinstance(replies, list) else self.group  # a list is held to its end
         mean = _Mean(running, self.weighted_by_key)
         arrays = mean.of(replies)
         log(INFO, "aggregate_train: Received %s results and %s failures", len(mean.answers), mean.failures)

@@ -12,7 +12,6 @@ import numpy.typing as npt
 import pytest
 
 from flcore import (
-    AggregationError,
     JobError,
     NonFinite,
     OutOfBounds,
@@ -160,8 +159,9 @@ def test_weights_outside_the_exact_range_are_refused_and_taken_by_float64() -> N
     given: list[Update] = [({"w": np.ones(3)}, 1e-30), ({"w": np.full(3, 3.0)}, 1e-30)]
     with pytest.raises(WeightError, match="client 'update 0': exact sums take weights that are 0 or between"):
         aggregate(given)
-    for accumulate in ("float64", "float32"):
-        assert aggregate(given, accumulate=accumulate)["w"].tolist() == [2.0] * 3
+    with pytest.raises(WeightError, match="client 'update 0': float32 sums take weights that are 0 or between"):
+        aggregate(given, accumulate="float32")
+    assert aggregate(given, accumulate="float64")["w"].tolist() == [2.0] * 3
 
 
 def test_what_does_not_exist_is_told() -> None:
@@ -171,7 +171,7 @@ def test_what_does_not_exist_is_told() -> None:
 
 def test_a_result_beyond_its_dtype_is_told() -> None:
     given: list[Update] = [({"h": np.full(3, 60000, np.float16)}, 1.0)]
-    with pytest.raises(AggregationError, match="tensor 'h': element 0 of the result does not fit into float16"):
+    with pytest.raises(OutOfBounds, match=r"'update 0', tensor 'h': element 0 is 60000\.0: with the base, 60000"):
         aggregate(given, base={"h": np.full(3, 60000, np.float16)})
 
 
@@ -193,7 +193,7 @@ def test_ten_thousand_float16_ones_average_to_one_and_many_clients_do_not_overfl
         ),
         ([(100, {"b": np.zeros(2)})], UpdateError, "a pair of named arrays"),
         ([{"b": np.zeros(2)}], UpdateError, "a pair of named arrays"),
-        ([({"b": np.zeros(2)}, 10**400)], WeightError, "below 1e300"),
+        ([({"b": np.zeros(2)}, 10**400)], WeightError, "a weight is a finite number >= 0, not 1000"),
     ],
 )
 def test_what_is_no_update_is_told_by_its_number(updates: Any, kind: type[Exception], words: str) -> None:

@@ -12,7 +12,17 @@ from flcore_bench.process import Process
 from safetensors.numpy import load_file, save_file
 
 import flcore
-from flcore import AggregationError, Arrays, BudgetError, NonFinite, QuorumError, SpecError, TensorMismatch, WeightError
+from flcore import (
+    AggregationError,
+    Arrays,
+    BudgetError,
+    NonFinite,
+    OutOfBounds,
+    QuorumError,
+    SpecError,
+    TensorMismatch,
+    WeightError,
+)
 from flcore.aggregation import checkpoints
 from flcore.aggregation.budget import Budget
 from flcore.aggregation.checkpoints import aggregate_checkpoints
@@ -205,17 +215,28 @@ def test_what_is_asked_for_must_make_sense(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "dtype", "shown"), [(np.float32(1e6), "float16", "1e.06"), (np.int8(100), None, "200")]
+    ("value", "dtype", "error", "words"),
+    [
+        (np.float32(1e6), "float16", OutOfBounds, r"a\.safetensors', tensor 'w': element 1 has magnitude 1e.06"),
+        (
+            np.float32(5e4),
+            "float16",
+            AggregationError,
+            "'w': element 1 of the result, 100000, does not fit into",
+        ),
+        (np.int8(100), None, AggregationError, "'w': element 1 of the result, 200, does not fit into int8"),
+    ],
 )
-def test_a_result_that_does_not_fit_is_named(tmp_path: Path, value: Any, dtype: str | None, shown: str) -> None:
+def test_what_does_not_fit_is_named(
+    tmp_path: Path, value: Any, dtype: str | None, error: type[Exception], words: str
+) -> None:
     for name, factor in (("base", 0), ("a", 1)):
         save_file({"w": np.array([0, value * factor], value.dtype)}, tmp_path / f"{name}.safetensors")
-    with pytest.raises(AggregationError, match=rf"'w': element 1 of the result, {shown}, does not fit into"):
+    with pytest.raises(error, match=words):
         aggregate_checkpoints(
             [tmp_path / "a.safetensors"] * 2,
             tmp_path / "out.safetensors",
             base=tmp_path / "base.safetensors",
-            scale=0.5 if dtype else 1.0,
             dtype=dtype,
         )
 

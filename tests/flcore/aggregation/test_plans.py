@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator
+from itertools import count
 from typing import Any
 
 import ml_dtypes
@@ -10,7 +11,7 @@ import pytest
 from flcore_kernels.cpu import CpuBackend
 from flcore_transport import piece_elements
 
-from flcore import AggregationError, Aggregator, Arrays, JobError, Model, ModelSpec, QuorumError, WeightError
+from flcore import Aggregator, Arrays, JobError, Model, ModelSpec, QuorumError, WeightError
 from flcore.aggregation.budget import Budget
 from flcore.aggregation.staging import Staging
 from flcore.aggregation.storage import Storage
@@ -40,6 +41,10 @@ def combined(plan: str, order: list[int], **options: Any) -> Arrays:
     for seed in order:
         give(aggregator, seed)
     return aggregator.finish().arrays()
+
+
+def _out_of_memory(*_: Any) -> None:
+    raise MemoryError
 
 
 @pytest.fixture
@@ -134,14 +139,15 @@ def test_an_update_is_let_go_when_it_is_folded() -> None:
     aggregator.finish()
 
 
-def test_what_a_fold_refuses_is_told_at_the_end_and_the_next_round_is_a_new_one() -> None:
+def test_what_a_fold_raises_is_told_at_the_end_and_the_next_round_is_a_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = ModelSpec.of({"w": np.zeros(3, np.float32)})
     aggregator = Aggregator(spec, plan="streaming", accumulate="float32")
-    for client, value in (("a", 3e38), ("b", 3e38)):
-        with aggregator.update(client=client, weight=1.0) as staged:
-            staged.write("w", np.full(3, value, np.float32))
-    with pytest.raises(AggregationError):
-        aggregator.finish()
+    with monkeypatch.context() as patch:
+        patch.setattr(CpuBackend, "fold", _out_of_memory)
+        with aggregator.update(client="a", weight=1.0) as staged:
+            staged.write("w", np.full(3, 3.0, np.float32))
+        with pytest.raises(MemoryError):
+            aggregator.finish()
     with aggregator.update(client="a", weight=2.0) as staged:
         staged.write("w", np.full(3, 5.0, np.float32))
     assert aggregator.finish().arrays()["w"].tolist() == [5.0] * 3
@@ -163,15 +169,23 @@ def test_an_unknown_plan_is_refused() -> None:
         Aggregator(ModelSpec.of(update(0)), plan="later")
 
 
-def test_a_fold_that_fails_leaves_nothing_for_the_next_round() -> None:
+def test_a_fold_that_fails_leaves_nothing_for_the_next_round(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = ModelSpec.of({"w": np.zeros(3, np.float32)})
-    aggregator = Aggregator(spec, plan="streaming", accumulate="float32")
+    aggregator, fold, calls = Aggregator(spec, plan="streaming", accumulate="float32"), CpuBackend.fold, count()
+
+    def failing(*arguments: Any) -> None:
+        if is_failing and next(calls) % 3 == 0:
+            raise MemoryError
+        fold(*arguments)
+
+    monkeypatch.setattr(CpuBackend, "fold", failing)
     for round_ in range(20):
+        is_failing = round_ % 2 == 1
         for client in range(30):
             with aggregator.update(client=f"{client}", weight=1.0) as staged:
-                staged.write("w", np.full(3, 3e38 if round_ % 2 else 5.0, np.float32))
-        if round_ % 2:
-            with pytest.raises(AggregationError):
+                staged.write("w", np.full(3, 7.0 if is_failing else 5.0, np.float32))
+        if is_failing:
+            with pytest.raises(MemoryError):
                 aggregator.finish()
         else:
             assert aggregator.finish().arrays()["w"].tolist() == [5.0] * 3

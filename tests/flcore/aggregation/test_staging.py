@@ -13,7 +13,9 @@ from flcore_kernels import backend
 from flcore_transport import Buffer, PieceRange, piece_elements
 
 from flcore import Model, ModelSpec, StagingError
+from flcore.aggregation.combiner import Combiner
 from flcore.aggregation.kept import OnDisk
+from flcore.aggregation.rules import rule_named
 from flcore.aggregation.staging import Staging
 from flcore.aggregation.update import StagedUpdate
 from flcore.model.form import Form
@@ -29,7 +31,7 @@ FORM = Form.plain(SPEC)
 
 
 def update(staging: Staging, client: str = "a") -> StagedUpdate:
-    return StagedUpdate(FORM, backend(), staging, client, 1.0, 1e30)
+    return StagedUpdate(FORM, Combiner(SPEC, rule_named("mean"), "exact", backend()), staging, client, 1.0)
 
 
 def fill(staged: StagedUpdate, pieces: slice = slice(None)) -> None:
@@ -40,7 +42,7 @@ def fill(staged: StagedUpdate, pieces: slice = slice(None)) -> None:
 
 
 def content(staged: StagedUpdate) -> list[bytes]:
-    return [np.asarray(staged.take(piece)).tobytes() for piece in FORM.pieces]
+    return [np.asarray(staged.read(piece)).tobytes() for piece in FORM.pieces]
 
 
 EXPECTED = [bytes(Model.of(ARRAYS).read(piece)[0]) for piece in FORM.pieces]
@@ -190,13 +192,13 @@ def test_chunks_come_and_go_while_an_update_goes_to_disk(monkeypatch: pytest.Mon
     def between(kept: OnDisk, piece: PieceRange, body: Buffer) -> None:
         adopt(kept, piece, body)
         if not taken:  # the first chunk is on its way, the second still in memory
-            taken.append(np.asarray(staged.take(FORM.pieces[1])).tobytes())
+            taken.append(np.asarray(staged.read(FORM.pieces[1])).tobytes())
             fill(staged, slice(2, None))
 
     monkeypatch.setattr(OnDisk, "adopt", between)
     staged.spill()
     assert staged.is_on_disk
-    found = [np.asarray(staged.take(piece)).tobytes() for index, piece in enumerate(FORM.pieces) if index != 1]
+    found = [np.asarray(staged.read(piece)).tobytes() for index, piece in enumerate(FORM.pieces) if index != 1]
     assert [found[0], taken[0], *found[1:]] == EXPECTED
     assert staging.room.claim(FORM.nbytes, may_wait=False).result(0) is True
 

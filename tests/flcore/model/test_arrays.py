@@ -113,7 +113,7 @@ def test_booleans_are_true_where_more_than_half_of_the_weight_says_so(form: Any,
     found = flcore.aggregate(form(given), accumulate=accumulate)["m"]
     assert found.dtype == np.bool_ and found.tolist() == [False, False, False, True]  # half is not more than half
     assert flcore.aggregate(form(given[:2]))["m"].tolist() == [True, False, False, True]
-    with pytest.raises(flcore.AggregationError, match="element 3 of the result does not fit into bool"):
+    with pytest.raises(flcore.OutOfBounds, match="'update 0', tensor 'm': element 0 is True: with the base, True"):
         flcore.aggregate(form(given), base={"m": np.ones(4, bool)})
 
 

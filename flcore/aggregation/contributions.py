@@ -1,0 +1,173 @@
+"""Contributions: what the engine combines. Each has a client, a weight, and elements that can be read in any range."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from flcore_kernels import DeviceArray, storage_dtype
+from flcore_transport import PieceRange
+
+from flcore.model.arrays import as_array
+from flcore.model.dtypes import DTYPES
+from flcore.model.narrow import Part
+from flcore.model.spec import ModelSpec, SegmentSpec
+from flcore.model.stored import StoredModel
+
+RANGE_ELEMENTS = 1 << 19
+"""Of what is read at once where nothing else sets it: more do not make it faster."""
+
+Buffers = list[list[Any]]
+"""One list per segment, of the tensors' elements in their storage dtype: NumPy's arrays, or `DeviceArray`s."""
+
+
+class Contribution(Protocol):
+    """One client's elements and their weight. Reading consumes nothing."""
+
+    @property
+    def client(self) -> str:
+        """Whose it is, as errors name it."""
+        ...
+
+    @property
+    def weight(self) -> float:
+        """Its admitted weight."""
+        ...
+
+    def read(self, piece: PieceRange) -> Part:
+        """Return a range of a segment as the kernels take it."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ArrayContribution:
+    """Arrays in memory or on a device, read where they are; `buffers` keep them alive."""
+
+    client: str
+    weight: float
+    spec: ModelSpec
+    buffers: Buffers
+
+    def read(self, piece: PieceRange) -> Part:
+        """Return a range as one array: a view where it lies in one tensor, a copy where it does not."""
+        return read_range(self.spec.segments[piece.segment], self.buffers[piece.segment], piece)
+
+    def tensor_ranges(self, index: int) -> Iterator[tuple[PieceRange, Any]]:
+        """Yield a segment's elements in ranges that each lie in one tensor; those on a device tensor by tensor."""
+        segment = self.spec.segments[index]
+        for span, buffer in zip(segment.spans, self.buffers[index], strict=True):
+            size = span.tensor.size if isinstance(buffer, DeviceArray) else RANGE_ELEMENTS
+            for first in range(0, span.tensor.size, max(1, size)):
+                count = min(size, span.tensor.size - first)
+                part = buffer if count == span.tensor.size else buffer.reshape(-1)[first : first + count]
+                yield PieceRange(0, index, segment.dtype, span.start + first, count), part
+
+
+class StoredContribution:
+    """A checkpoint, read into two buffers in turn: the range before is valid while the next one is read."""
+
+    def __init__(self, client: str, weight: float, model: StoredModel, elements: int) -> None:
+        self.client, self.weight, self._model = client, weight, model
+        width = max(storage_dtype(segment.dtype).itemsize for segment in model.spec.segments)
+        self._buffers = [np.empty(elements * width, np.uint8) for _ in range(2)]
+
+    def read(self, piece: PieceRange) -> Part:
+        """Return a range that is read from the file for this call."""
+        self._buffers.reverse()
+        storage = storage_dtype(piece.dtype)
+        values: npt.NDArray[Any] = self._buffers[0][: piece.count * storage.itemsize].view(storage)
+        self._model.fill(piece.segment, piece.first, values)
+        return values
+
+
+class ConvertedContribution:
+    """A checkpoint some of whose floats are narrower than those of `spec`; reading it makes them as wide, exactly."""
+
+    def __init__(self, client: str, weight: float, model: StoredModel, spec: ModelSpec) -> None:
+        self.client, self.weight, self._model, self._spec = client, weight, model, spec
+        self._places = {
+            span.tensor.name: (index, span) for index, each in enumerate(model.spec.segments) for span in each.spans
+        }
+
+    def read(self, piece: PieceRange) -> Part:
+        """Return a range that is read from the file for this call."""
+        values, stop = np.zeros(piece.count, DTYPES[piece.dtype]), piece.first + piece.count
+        for span in self._spec.segments[piece.segment].overlapping(piece.first, stop):
+            begin, end = max(span.start, piece.first), min(span.stop, stop)
+            index, theirs = self._places[span.tensor.name]
+            shift = theirs.start - span.start
+            elements = self._model.chunk(index, begin + shift, end + shift)
+            values[begin - piece.first : end - piece.first] = elements.view(DTYPES[theirs.tensor.dtype])
+        return values.view(storage_dtype(piece.dtype))
+
+
+class ArraySink:
+    """The arrays that a result is written to, range by range; what `chunk` returns is scratch."""
+
+    def __init__(self, spec: ModelSpec, buffers: Buffers) -> None:
+        self.spec, self._buffers, self._scratch = spec, buffers, np.empty(RANGE_ELEMENTS, np.uint64)
+
+    def chunk(self, segment: int, first: int, stop: int) -> npt.NDArray[Any]:
+        """Return an array to fill with elements `first` to `stop` of a segment."""
+        return self._scratch.view(storage_dtype(self.spec.segments[segment].dtype))[: stop - first]
+
+    def put(self, segment: int, first: int, values: npt.NDArray[Any]) -> None:
+        """Write elements of a segment from `first` on to the tensors."""
+        stop = first + values.size
+        for begin, end, elements in _slices(self.spec.segments[segment], self._buffers[segment], first, stop):
+            elements[...] = values[begin - first : end - first]
+
+
+def ranges(spec: ModelSpec, elements: int = RANGE_ELEMENTS, segments: Sequence[int] | None = None) -> list[PieceRange]:
+    """Return the ranges of at most so many elements that make up a model, or some of its segments."""
+    return [
+        PieceRange(0, index, spec.segments[index].dtype, first, min(elements, spec.segments[index].elements - first))
+        for index in (range(len(spec.segments)) if segments is None else segments)
+        for first in range(0, spec.segments[index].elements, elements)
+    ]
+
+
+def wholes(spec: ModelSpec, segments: Sequence[int] | None = None) -> list[PieceRange]:
+    """Return each segment of a model, or some of them, as one range."""
+    chosen = [(index, spec.segments[index]) for index in (range(len(spec.segments)) if segments is None else segments)]
+    return [PieceRange(0, index, segment.dtype, 0, segment.elements) for index, segment in chosen]
+
+
+def cut(piece: PieceRange, elements: int) -> Iterator[PieceRange]:
+    """Yield a range in parts of at most so many elements."""
+    for first in range(piece.first, piece.first + piece.count, elements):
+        count = min(elements, piece.first + piece.count - first)
+        yield PieceRange(piece.part, piece.segment, piece.dtype, first, count)
+
+
+def read_range(segment: SegmentSpec, buffers: list[Any], piece: PieceRange) -> npt.NDArray[Any]:
+    """Return a range of a segment whose tensors are in `buffers`, with zeros in the gaps."""
+    first, stop = piece.first, piece.first + piece.count
+    slices = _slices(segment, buffers, first, stop)
+    if len(slices) == 1 and slices[0][:2] == (first, stop):
+        return slices[0][2]
+    values = np.zeros(piece.count, storage_dtype(segment.dtype))
+    for begin, end, elements in slices:
+        values[begin - first : end - first] = elements
+    return values
+
+
+def are_on_host(buffers: list[Any]) -> bool:
+    """Whether all tensors are in the host's memory."""
+    return not any(isinstance(buffer, DeviceArray) for buffer in buffers)
+
+
+def on_host(buffer: Any) -> npt.NDArray[Any]:
+    """Return a tensor's elements, flat and in the host's memory: a copy where they are on a device."""
+    values = as_array(buffer.owner, "") if isinstance(buffer, DeviceArray) else buffer
+    return np.asarray(values).reshape(-1)
+
+
+def _slices(segment: SegmentSpec, buffers: list[Any], first: int, stop: int) -> list[tuple[int, int, npt.NDArray[Any]]]:
+    found = []
+    for index in segment.indices(first, stop):
+        span = segment.spans[index]
+        begin, end = max(span.start, first), min(span.stop, stop)
+        found.append((begin, end, buffers[index].reshape(-1)[begin - span.start : end - span.start]))
+    return found

@@ -1,0 +1,185 @@
+"""Limits at admission: what a weight and an element may be, so that no admitted update can make a round fail.
+
+They follow from the accumulator, the base, the result's dtype and the number of updates that a round takes, on a fixed
+scale of weights. They do not depend on other updates.
+"""
+
+import math
+import numbers
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from flcore_kernels import ACCUMULATORS, EXACT_RANGE, STORAGE, Backend
+from flcore_transport import PieceRange
+
+from flcore.aggregation.contributions import on_host
+from flcore.aggregation.known import Known
+from flcore.aggregation.passthrough import Mask, Values, constants_in, differing, without
+from flcore.errors import JobError, NonFinite, OutOfBounds, WeightError
+from flcore.model.dtypes import DTYPES, INTEGERS
+from flcore.model.narrow import Part, decoded
+from flcore.model.spec import ModelSpec
+
+MOST_UPDATES = 65_535
+"""As many terms as an exact sum takes."""
+
+WEIGHTS = {"exact": EXACT_RANGE, "float64": (2.0**-400, 2.0**400), "float32": (2.0**-24, 2.0**40)}
+"""What a weight may be beside 0. The upper ends leave room for elements, the lower ones keep their precision."""
+
+LARGEST_TERM = {"exact": float(np.finfo(np.float64).max), "float64": 2.0**1006, "float32": 2.0**110}
+"""What a weight (or 1, if that is more) times an element may be: 65,535 such terms and their roundings stay within
+float64 and float32, also where weights are divided by a power of two up to the largest. Exact sums take any terms."""
+
+SLACK = {"exact": 2.0**-50, "float64": 2.0**-36, "float32": 2.0**-7}
+"""By how much 65,535 roundings can move a mean, relative to the largest magnitude: 2^16 units of the last place."""
+
+
+def require_accumulator(accumulate: str) -> str:
+    """Return the name of an accumulator, or raise `JobError`."""
+    if accumulate not in ACCUMULATORS:
+        raise JobError(f"accumulate {accumulate!r} does not exist; expected one of {', '.join(ACCUMULATORS)}")
+    return accumulate
+
+
+def accumulator_of(dtype: str, accumulate: str) -> str:
+    """Return what a segment is summed in: integers exactly, whatever is asked for floats."""
+    return "exact" if dtype in INTEGERS else accumulate
+
+
+def require_sum(coefficients: Sequence[float]) -> None:
+    """Raise `WeightError` if all weights are zero."""
+    if not math.fsum(coefficients) > 0:
+        raise WeightError(f"the weights of all {len(coefficients)} updates are zero")
+
+
+def own_values(spec: ModelSpec, piece: PieceRange, part: Part) -> Values:
+    """Return a part's elements in the tensors' dtype, decoded where they travelled in a narrower one."""
+    own = spec.segments[piece.segment].dtype
+    if piece.dtype == own:
+        return on_host(part).view(DTYPES[own])
+    return decoded(piece.dtype, part).astype(DTYPES[own], copy=False)
+
+
+class Limits:
+    """What may be admitted to a combination whose results have `dtypes`, one per segment.
+
+    `max_abs` bounds magnitudes beside what arithmetic allows. With a `known` model, elements that are no quantities
+    must be that model's (its differences zero), and so must unsigned bytes, unless `average_bytes`.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        accumulate: str,
+        device: Backend,
+        *,
+        known: Known | None = None,
+        dtypes: Sequence[str] = (),
+        average_bytes: bool = False,
+        max_abs: float = math.inf,
+    ) -> None:
+        require_accumulator(accumulate)
+        self._spec, self._device, self._known = spec, device, known
+        self._average_bytes, self._max_abs = average_bytes, max_abs
+        self._dtypes = tuple(dtypes) or tuple(segment.dtype for segment in spec.segments)
+        self._accumulators = [accumulator_of(segment.dtype, accumulate) for segment in spec.segments]
+        self._strictest = "exact" if "exact" in self._accumulators else accumulate
+
+    def weight(self, weight: Any, client: str) -> float:
+        """Return a weight as a float, or raise `WeightError`: it is 0, or a number within the accumulator's range."""
+        is_number = isinstance(weight, numbers.Real) and not isinstance(weight, bool)
+        try:
+            value = float(weight) if is_number else math.nan
+        except OverflowError:
+            value = math.inf
+        if not 0 <= value < math.inf:
+            raise WeightError(f"a weight is a finite number >= 0, not {weight!r}", client=client)
+        low, high = WEIGHTS[self._strictest]
+        if value != 0 and not low <= value <= high:
+            raise WeightError(
+                f"{self._strictest} sums take weights that are 0 or between 2^{math.log2(low):.0f} and "
+                f"2^{math.log2(high):.0f}, not {weight!r} (scale all weights alike, or choose another accumulator)",
+                client=client,
+            )
+        return value
+
+    def largest(self, segment: int, coefficient: float) -> float:
+        """Return the largest magnitude that an element may have in an update of this coefficient."""
+        own, result, accumulate = self._spec.segments[segment].dtype, self._dtypes[segment], self._accumulators[segment]
+        room = 1 - SLACK[accumulate] if accumulate == "float32" else 1.0  # float64 ends cannot be left by rounding
+        ends = max(map(abs, STORAGE[own].range)), max(map(abs, STORAGE[result].range)) * room
+        return min(self._max_abs, LARGEST_TERM[accumulate] / max(1.0, coefficient), *ends)
+
+    def check(self, piece: PieceRange, part: Part, coefficient: float, client: str) -> None:
+        """Raise `NonFinite` or `OutOfBounds`, naming the tensor, unless a range's elements may be admitted."""
+        limit, known = self.largest(piece.segment, coefficient), self._known
+        seen = self._device.inspect(part, piece.dtype)
+        if known is not None and (seen.first_bad >= 0 or seen.magnitude > limit or known.has_constants(piece)):
+            part = self._quantities(known, piece, part, client)
+            piece = replace(piece, dtype=self._spec.segments[piece.segment].dtype)
+            seen = self._device.inspect(part, piece.dtype)
+        if seen.first_bad >= 0:
+            self._refuse(piece, part, seen.first_bad, client)
+        if seen.magnitude > limit:
+            values = part if piece.dtype in INTEGERS else own_values(self._spec, piece, part)  # a boolean may be 7
+            where = int(np.argmax(np.abs(on_host(values).astype(np.float64))))
+            why = f"has magnitude {seen.magnitude:g}, more than the {limit:g} allowed"
+            self._refuse(piece, part, where, client, why)
+        if known is not None and piece.dtype == "uint8" and not self._average_bytes:
+            values = own_values(self._spec, piece, part)
+            self._require_known(known, piece, values, np.ones(values.size, np.bool_), client)
+        if known is not None and known.are_deltas:
+            self._require_room(known, piece, part, seen.magnitude, client)
+
+    def _quantities(self, known: Known, piece: PieceRange, part: Part, client: str) -> Values:
+        """Return a range's elements as they are stored, with zeros for those that are no quantities."""
+        values = own_values(self._spec, piece, part)
+        mask = constants_in(values) | known.constants(piece)
+        self._require_known(known, piece, values, mask, client)
+        return without(values, mask)
+
+    def _require_known(self, known: Known, piece: PieceRange, values: Values, mask: Mask, client: str) -> None:
+        """Raise `NonFinite` or `OutOfBounds` where an element that the mask names is not the known model's."""
+        differs = mask & (values != 0 if known.are_deltas else differing(values, known.values(piece)))
+        if differs.any():
+            where = int(np.argmax(differs))
+            there = f"the model that was sent has {known.values(piece)[where]}"
+            fixed = "an element that is not averaged must not change"
+            is_byte = piece.dtype == "uint8"
+            advice = " (bytes may be packed codes: average_bytes, if they are numbers)" if is_byte else ""
+            why = f"is {values[where]}, where {there}: {fixed}{advice}"
+            tensor, element = self._spec.segments[piece.segment].at(piece.first + where)
+            kind = NonFinite if values.dtype.kind not in "iub" and not np.isfinite(values[where]) else OutOfBounds
+            raise kind(f"element {element} {why}", client=client, tensor=tensor.name)
+
+    def _require_room(self, known: Known, piece: PieceRange, part: Part, magnitude: float, client: str) -> None:
+        """Raise `OutOfBounds` where base plus element leaves the result's dtype; looks at elements only near its end.
+
+        The result lies between the smallest and the largest sum of base and difference, so it fits if each sum does.
+        """
+        dtype, slack = self._dtypes[piece.segment], SLACK[self._accumulators[piece.segment]]
+        low, high = STORAGE[dtype].range
+        if known.magnitude(piece) + magnitude * (1 + slack) <= min(high, -low or high) * (1 - 2.0**-50):
+            return
+        values, base = own_values(self._spec, piece, part), known.values(piece)
+        wide = np.longdouble if values.dtype.itemsize == 8 else np.float64
+        if dtype in INTEGERS:
+            half, slack = 0.5, 0.0
+        else:
+            half = 2.0 ** (math.frexp(high)[1] - 1 - STORAGE[dtype].precision)  # of a step: less is rounded back
+        with np.errstate(all="ignore"):
+            sums, spread = base.astype(wide) + values.astype(wide), np.abs(values.astype(wide)) * slack
+            fits = (sums + spread < wide(high) + wide(half)) & (sums - spread > wide(low) - wide(half))
+        leaves = ~fits & ~constants_in(base)
+        if leaves.any():
+            where = int(np.argmax(leaves))
+            why = f"is {values[where]}: with the base, {base[where]}, it leaves {dtype}"
+            self._refuse(piece, part, where, client, why)
+
+    def _refuse(self, piece: PieceRange, part: Part, where: int, client: str, why: str = "") -> None:
+        tensor, element = self._spec.segments[piece.segment].at(piece.first + where)
+        value = own_values(self._spec, piece, part)[where]
+        kind = OutOfBounds if why else NonFinite
+        raise kind(f"element {element} {why or f'is {value}'}", client=client, tensor=tensor.name)
