@@ -1,14 +1,13 @@
 """Compiling the loops, and keeping what was compiled.
 
-Compiled code lives in a directory of the user's own, named by a digest of everything that it depends on: the sources of
-all kernels, the versions of Python, Numba and llvmlite, the processor and its features, Numba's settings. Whatever
-changes, changes the name, so stale code is never met. A kernel has one signature and one file, written beside and
-renamed, so that two processes may compile the same kernel at once.
+Compiled code lives in a directory that only the user and root can change, named by a digest of everything that it
+depends on: the sources of all kernels, the versions of Python, Numba and llvmlite, the processor and its features,
+Numba's settings. Whatever changes, changes the name, so stale code is never met. A kernel has one signature and one
+file, written beside and renamed, so that two processes may compile the same kernel at once.
 """
 
 import gc
 import hashlib
-import pickle
 import platform
 import sys
 import threading
@@ -22,8 +21,8 @@ from typing import Any, cast
 import llvmlite
 import llvmlite.binding
 import numba
+from numba.core import serialize
 from numba.core.compiler import CompileResult
-from numba.core.serialize import dumps
 
 from flcore_kernels import kept
 from flcore_kernels.cpu_part import OPTIONS, njit
@@ -102,7 +101,7 @@ class Kernel:
 
         Raises `KernelError` where Numba is told not to compile.
         """
-        return _undisturbed(lambda: self._warm(notice))
+        return self._compiled is None and _undisturbed(lambda: self._warm(notice))
 
     def _warm(self, notice: bool) -> bool:
         with _COMPILING:
@@ -144,7 +143,7 @@ class _File:
         if reduced is not None:
             try:
                 context.refresh()
-                result = cast("Any", CompileResult)._rebuild(context, *pickle.loads(reduced))  # noqa: S301, SLF001
+                result = cast("Any", CompileResult)._rebuild(context, *serialize.loads(reduced))  # noqa: SLF001
             except Exception as error:  # noqa: BLE001 - whatever unpickling and linking raise, compiling needs neither
                 kept.warn_once(f"a compiled kernel is compiled anew, as it cannot be loaded: {error!r}")
             else:
@@ -162,7 +161,7 @@ class _File:
             kept.warn_once("compiled kernels are not kept: they hold addresses of this process, as with NUMBA_OPT=0")
             return
         try:
-            reduced = cast("Any", dumps)(result._reduce())  # noqa: SLF001
+            reduced = cast("Any", serialize).dumps(result._reduce())  # noqa: SLF001
         except Exception as error:  # noqa: BLE001 - whatever pickling raises, the code is there and runs
             kept.warn_once(f"compiled kernels are not kept: {error!r}")
         else:

@@ -25,6 +25,7 @@ from flcore_kernels.cpu_cache import Kernel, cache_directory
 from flcore_kernels.cpu_warm import compile_ahead
 from flcore_kernels.errors import KernelError
 from numba import types
+from numba.core import serialize
 
 SCRIPT = """
 import sys, numpy as np
@@ -276,7 +277,7 @@ def test_a_result_that_cannot_be_pickled_runs(monkeypatch: pytest.MonkeyPatch) -
     def broken(_: object) -> bytes:
         raise RuntimeError("no compiled object yet")
 
-    monkeypatch.setattr(cpu_cache, "dumps", broken)
+    monkeypatch.setattr(serialize, "dumps", broken)
     kernel = doubling()
     with pytest.warns(RuntimeWarning, match="not kept: .*no compiled object yet"):
         assert kernel(21.0) == 42.0
