@@ -13,7 +13,7 @@ from flcore_kernels.totals import ACCUMULATORS
 
 USUAL_DTYPES = ("float32", "bfloat16", "float16", "float64", "int64", "int8[256]")
 
-_NOT_KEPT = "compiled kernels cannot be kept here: see the warning above for the directory"
+_NOT_KEPT = "compiled kernels cannot be kept here: see the warning above"
 
 Key = tuple[str, ...]
 """What a kernel does, and for which dtypes and accumulator: `("mean", "bfloat16", "exact", "float32")`."""

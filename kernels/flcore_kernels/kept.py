@@ -44,10 +44,10 @@ def directory_of(name: str) -> Path | None:
         directory.mkdir(mode=0o700, exist_ok=True)
         trouble = _trouble(root.stat(), root) or _trouble(directory.stat(), directory)
     except (OSError, RuntimeError) as error:  # RuntimeError: no HOME, and no such user in the passwd file
-        warn_once(f"compiled kernels are not kept: {error} (FLCORE_CACHE_DIR names another place)")
+        warn_once(f"compiled kernels are not kept: {error} (set FLCORE_CACHE_DIR to use another directory)")
         return None
     if trouble:
-        warn_once(f"compiled kernels are not kept, because {trouble} (FLCORE_CACHE_DIR names another place)")
+        warn_once(f"compiled kernels are not kept, because {trouble} (set FLCORE_CACHE_DIR to use another directory)")
         return None
     with suppress(OSError):  # used, but not ours to touch or to clear
         if is_new:
