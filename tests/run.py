@@ -81,7 +81,7 @@ def run_lane(name: str, options: list[str], folder: Path) -> Lane:
 def kept() -> set[str]:
     """Return the names of the kernels that are compiled and kept."""
     directory = cache_directory()
-    return {path.stem for path in directory.glob("*.nbi")} if directory else set()
+    return {path.stem for path in directory.glob("*.nbc")} if directory else set()
 
 
 def summary(lanes: dict[str, Lane], compiling_s: float, late: set[str]) -> str:

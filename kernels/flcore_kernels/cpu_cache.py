@@ -1,9 +1,9 @@
 """Compiling the loops, and keeping what was compiled.
 
-Compiled code lives in a directory of the user's own, named by a digest of everything that it depends on: the sources of
-all kernels, the versions of Python, Numba and llvmlite, the processor and its features. Whatever changes, changes the
-name, so stale code is never met. A kernel has one signature and one file, written beside and renamed, so that two
-processes may compile the same kernel at once.
+Compiled code lives in a directory that only the user and root can change, named by a digest of everything that it
+depends on: the sources of all kernels, the versions of Python, Numba and llvmlite, the processor and its features,
+Numba's settings. Whatever changes, changes the name, so stale code is never met. A kernel has one signature and one
+file, written beside and renamed, so that two processes may compile the same kernel at once.
 """
 
 import gc
@@ -12,6 +12,7 @@ import platform
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -20,30 +21,65 @@ from typing import Any, cast
 import llvmlite
 import llvmlite.binding
 import numba
-from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
+from numba.core import serialize
+from numba.core.compiler import CompileResult
 
+from flcore_kernels import kept
 from flcore_kernels.cpu_part import OPTIONS, njit
-from flcore_kernels.kept import directory_of
+from flcore_kernels.errors import KernelError
 
 _COMPILING = threading.RLock()
 _NOTICE = "flcore: compiling kernels for this processor; this happens once (`flcore warm` does it ahead)"
+_NO_JIT = "the kernels are compiled code, and NUMBA_DISABLE_JIT forbids it: unset it, or set it to 0, and start again"
+_INDIFFERENT = (
+    *("_", "CACHE_", "COLOR_SCHEME", "CUDA_", "DISABLE_CUDA", "DISABLE_JIT", "GDB_BINARY", "HTML", "SHOW_HELP"),
+    *("NUMBA_DEFAULT_NUM_THREADS", "NUMBA_NUM_THREADS", "THREADING_LAYER"),
+)
+"""How settings of Numba begin that do not change the code; all others count, those of later versions, too."""
 
 
-@cache
 def cache_directory() -> Path | None:
-    """Return where compiled code is kept, made if need be; None where no directory is the user's alone."""
-    return directory_of(f"kernels-{_digest()}")
+    """Return where compiled code is kept, made if need be; None, after a warning, where no directory can be used."""
+    if not _SOURCES:
+        kept.warn_once("compiled kernels are not kept, because the sources that name them cannot be read")
+        return None
+    return kept.directory_of(f"kernels-{_digest()}")
 
 
 def _digest() -> str:
-    parts = [sys.version, platform.machine(), numba.__version__, llvmlite.__version__]
-    parts += [llvmlite.binding.get_host_cpu_name(), llvmlite.binding.get_host_cpu_features().flatten()]
-    state = hashlib.sha256("\n".join(parts).encode())
-    for source in sorted(Path(__file__).parent.glob("*.py")):
-        if source.name.startswith(("cuda", "device")):
-            continue
-        state.update(source.name.encode() + b"\0" + source.read_bytes())
-    return state.hexdigest()[:20]
+    versions = [sys.version, platform.machine(), numba.__version__, llvmlite.__version__]
+    parts = [*versions, *_processor(), _settings(), _SOURCES]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:20]
+
+
+@cache
+def _processor() -> tuple[str, str]:
+    name = llvmlite.binding.get_host_cpu_name()
+    try:
+        return name, llvmlite.binding.get_host_cpu_features().flatten()
+    except RuntimeError:  # LLVM does not know them everywhere
+        return name, ""
+
+
+def _settings() -> str:
+    """Return the settings of Numba that may change the code, from the environment, its file and what programs set."""
+    config = cast("Any", numba.config)
+    config.reload_config()  # which the compiler does, too
+    return repr(sorted((n, v) for n, v in vars(config).items() if n.isupper() and not n.startswith(_INDIFFERENT)))
+
+
+def _digest_of_sources(folder: Path) -> str:
+    """Return a digest of the sources of all kernels, or nothing where there are none, as in an archive."""
+    sources = [source for source in sorted(folder.glob("*.py")) if not source.name.startswith(("cuda", "device"))]
+    try:
+        texts = [source.name.encode() + b"\0" + source.read_bytes() for source in sources]
+    except OSError:
+        return ""
+    return hashlib.sha256(b"".join(texts)).hexdigest() if texts else ""
+
+
+_SOURCES = _digest_of_sources(Path(__file__).parent)
+"""Taken when they are imported: a program that runs on while flcore is upgraded compiles what it imported."""
 
 
 class Kernel:
@@ -61,21 +97,94 @@ class Kernel:
         return self._compiled(*arguments)  # type: ignore[misc]
 
     def warm(self, notice: bool = True) -> bool:
-        """Make the kernel ready; returns whether it had to be compiled. `notice` tells a person why it takes time."""
+        """Make the kernel ready; returns whether it had to be compiled. `notice` tells a person why it takes time.
+
+        Raises `KernelError` where Numba is told not to compile.
+        """
+        return self._compiled is None and _undisturbed(lambda: self._warm(notice))
+
+    def _warm(self, notice: bool) -> bool:
         with _COMPILING:
             if self._compiled is not None:
                 return False
-            dispatcher = njit(**OPTIONS)(self._build())
-            directory = cache_directory()
-            if directory is not None:
-                dispatcher._cache = _file_cache(dispatcher.py_func, directory, self.name)  # noqa: SLF001 - see there
-            kept = directory is not None and (directory / f"{self.name}.nbi").exists()
-            if notice and not kept:
-                _tell_once()
+            if cast("Any", numba.config).DISABLE_JIT:
+                raise KernelError(_NO_JIT)
+            function = self._build()
+            function.__qualname__ = self.name  # symbols bear it, and kernels that stand in for each other share names
+            dispatcher = njit(**OPTIONS)(function)
+            dispatcher._cache = file = _File(self.path(), notice)  # noqa: SLF001 - see there
             with _without_collector():
                 dispatcher.compile(self._signature)
             self._compiled = dispatcher
-            return not kept
+            return not file.was_loaded
+
+    def path(self) -> Path | None:
+        """Return the file that the compiled code is kept in; None where it is not kept."""
+        directory = cache_directory()
+        return directory / f"{self.name}.nbc" if directory else None
+
+
+class _File:
+    """The file of a kernel, in place of Numba's own cache of compiled functions.
+
+    Numba would put it beside the source, key it by that one file's age, unpickle whatever it holds, let two processes
+    that compile different signatures at once write into one file, and end the computation where a file is damaged or
+    cannot be written. A dispatcher's `_cache`, and how a result is reduced and rebuilt, are not part of Numba's public
+    surface: pyproject.toml bounds its version for that, and a test holds that they still do what they did.
+    """
+
+    def __init__(self, path: Path | None, notice: bool) -> None:
+        self._path, self._notice = path, notice
+        self.was_loaded = False
+
+    def load_overload(self, _signature: Any, context: Any) -> Any:
+        """Return the kept result of compiling; None where there is none that can be used."""
+        reduced = kept.read(self._path) if self._path else None
+        if reduced is not None:
+            try:
+                context.refresh()
+                result = cast("Any", CompileResult)._rebuild(context, *serialize.loads(reduced))  # noqa: SLF001
+            except Exception as error:  # noqa: BLE001 - whatever unpickling and linking raise, compiling needs neither
+                kept.warn_once(f"a compiled kernel is compiled anew, as it cannot be loaded: {error!r}")
+            else:
+                self.was_loaded = True
+                return result
+        if self._notice:
+            _tell_once()
+        return None
+
+    def save_overload(self, _signature: Any, result: Any) -> None:
+        """Keep the result of compiling."""
+        if self._path is None:
+            return
+        if result.lifted or result.library.has_dynamic_globals:
+            kept.warn_once("compiled kernels are not kept: they hold addresses of this process, as with NUMBA_OPT=0")
+            return
+        try:
+            reduced = cast("Any", serialize).dumps(result._reduce())  # noqa: SLF001
+        except Exception as error:  # noqa: BLE001 - whatever pickling raises, the code is there and runs
+            kept.warn_once(f"compiled kernels are not kept: {error!r}")
+        else:
+            kept.write(self._path, reduced)
+
+
+def _undisturbed(work: Callable[[], bool]) -> bool:
+    """Do something with Numba where no signal reaches it; the caller is interrupted at once, and the work is finished.
+
+    Python handles signals in the main thread. What they raise there, as Ctrl-C does, leaves Numba's registries half
+    filled and LLVM's objects freed twice, and the next call, or the end of the process, crashes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return work()
+    pool = ThreadPoolExecutor(1, "flcore-compiling")
+    try:
+        try:
+            future = pool.submit(work)
+        except RuntimeError:  # no more threads: a limit on them, or the interpreter ends
+            return work()
+        return future.result()
+    finally:
+        pool.shutdown(wait=False)
 
 
 @contextmanager
@@ -94,41 +203,3 @@ def _without_collector() -> Iterator[None]:
 def _tell_once() -> None:
     if sys.stderr.isatty():
         print(_NOTICE, file=sys.stderr)
-
-
-def _file_cache(function: Callable[..., Any], directory: Path, name: str) -> FunctionCache:
-    """Return Numba's own cache of compiled functions, in a file of our choice.
-
-    Numba would put it beside the source, key it by that one file's age, and let two processes that compile different
-    signatures at once write into one file. (The three names below are not part of Numba's public surface; a test holds
-    that they still do what they did.)
-    """
-
-    class Locator(_CacheLocator):
-        def get_cache_path(self) -> str:
-            return str(directory)
-
-        def get_source_stamp(self) -> str:
-            return directory.name
-
-        def get_disambiguator(self) -> str:
-            return name
-
-        @classmethod
-        def from_function(cls, py_func: Any, py_file: str) -> "Locator":  # noqa: ARG003
-            return cls()
-
-    class Implementation(CompileResultCacheImpl):
-        _locator_classes = cast("Any", [Locator])
-
-        @property
-        def filename_base(self) -> str:
-            return name
-
-    class Cache(FunctionCache):
-        _impl_class = Implementation
-
-        def _index_key(self, sig: Any, codegen: Any) -> Any:
-            return sig, codegen.magic_tuple(), name
-
-    return cast("Callable[..., FunctionCache]", Cache)(function)

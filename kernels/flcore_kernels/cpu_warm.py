@@ -4,7 +4,7 @@ import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 
-from flcore_kernels import cpu_kernels, cpu_observe
+from flcore_kernels import cpu_kernels, cpu_observe, kept
 from flcore_kernels.cpu_cache import Kernel, cache_directory
 from flcore_kernels.dtypes import STORAGE, lookup
 from flcore_kernels.errors import KernelError
@@ -12,6 +12,8 @@ from flcore_kernels.threads import thread_count
 from flcore_kernels.totals import ACCUMULATORS
 
 USUAL_DTYPES = ("float32", "bfloat16", "float16", "float64", "int64", "int8[256]")
+
+_NOT_KEPT = "compiled kernels cannot be kept here: see the warning above"
 
 Key = tuple[str, ...]
 """What a kernel does, and for which dtypes and accumulator: `("mean", "bfloat16", "exact", "float32")`."""
@@ -64,13 +66,16 @@ def compile_ahead(keys: Sequence[Key], processes: int | None = None) -> Iterator
     `KernelError` where compiled code cannot be kept.
     """
     if cache_directory() is None:
-        raise KernelError("compiled kernels cannot be kept here: see the warning above for the directory")
+        raise KernelError(_NOT_KEPT)
     groups = _groups(keys)
     done = 0
     with ProcessPoolExecutor(thread_count(processes), mp_context=multiprocessing.get_context("spawn")) as pool:
         waiting = {pool.submit(_compile, group): group for group in groups}
         for future in as_completed(waiting):
             for key, was_needed in zip(waiting[future], future.result(), strict=True):
+                path = kernel_of(key).path()
+                if was_needed and not (path and kept.read(path)):
+                    raise KernelError(_NOT_KEPT)
                 done += 1
                 yield done, len(keys), key, was_needed
 

@@ -5,49 +5,55 @@ are not what they should be; so its compiler is asked directly, and CuPy loads w
 """
 
 import hashlib
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
+from flcore_kernels import kept
 from flcore_kernels.cuda_kernels import OPTIONS, source
 from flcore_kernels.errors import BackendUnavailable
-from flcore_kernels.kept import directory_of
 
 
 class Cubins:
-    """The current device's compiled kernels: a file each, named by the kernel and by its name in the compiled code."""
+    """The current device's compiled kernels: a file each, which holds a kernel's name in the code, and the code."""
 
     def __init__(self, cupy: Any) -> None:
         self._cupy = cupy
-        self._directory: Path | None = None
 
     def load(self, kernel: str) -> Any:
         """Return a kernel, or raise `BackendUnavailable` where it cannot be compiled."""
         cupy = self._cupy
         try:
-            directory = self._directory = self._directory or self._kept()
-            key = hashlib.sha256(kernel.encode()).hexdigest()[:16]
-            for kept in directory.glob(f"{key}-*.cubin"):
-                return cupy.RawModule(path=str(kept)).get_function(kept.stem.partition("-")[2])
+            path = self._path(kernel)
+            found = kept.read(path) if path else None
+            if found is not None:
+                try:
+                    return self._function(found)
+                except RuntimeError as error:  # a driver that does not take it may take what is compiled with it
+                    kept.warn_once(f"a compiled kernel is compiled anew, as it cannot be loaded: {error}")
             code, names = cupy.cuda.compiler.compile_using_nvrtc(
                 source(), OPTIONS, name_expressions=(kernel,), cache_in_memory=True
             )
-            path = directory / f"{key}-{names[kernel]}.cubin"
-            temporary = path.with_suffix(f".{os.getpid()}")
-            temporary.write_bytes(code)
-            temporary.replace(path)
-            return cupy.RawModule(path=str(path)).get_function(names[kernel])
+            made = names[kernel].encode() + b"\0" + code
+            if path:
+                kept.write(path, made)
+            return self._function(made)
         except (ImportError, OSError, RuntimeError, cupy.cuda.compiler.CompileException) as error:
             raise BackendUnavailable(
                 f"CuPy does not compile kernels here: {error}. It takes NVRTC, which flcore[cuda13] and "
                 "flcore[cuda12] bring, or a CUDA Toolkit"
             ) from error
 
-    def _kept(self) -> Path:
-        """Return the directory of the current device's kind; one for this process where none is the user's alone."""
+    def _function(self, named_code: bytes) -> Any:
+        name, _, code = named_code.partition(b"\0")
+        module = self._cupy.cuda.function.Module()
+        module.load(code)
+        return module.get_function(name.decode())
+
+    def _path(self, kernel: str) -> Path | None:
+        """Return the file of a kernel for the current device's kind; None where none is kept."""
         cupy = self._cupy
         capability = cupy.cuda.Device().compute_capability
         versions = f"{cupy.__version__} {cupy.cuda.nvrtc.getVersion()} {capability}"
         digest = hashlib.sha256("\n".join([source(), *OPTIONS, versions]).encode()).hexdigest()[:20]
-        return directory_of(f"cuda-{digest}") or Path(tempfile.mkdtemp(prefix="flcore-"))
+        directory = kept.directory_of(f"cuda-{digest}")
+        return directory / f"{hashlib.sha256(kernel.encode()).hexdigest()[:16]}.cubin" if directory else None

@@ -2,7 +2,6 @@
 
 import contextlib
 import ctypes
-from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -12,14 +11,14 @@ from flcore_kernels.cuda_kernels import OPTIONS, source
 from tests.kernels.shim.compiled import launch, library
 
 USED = {
-    "RawModule": ["get_function"],
     "cuda": [
         *("Device", "Event", "MemoryPool", "PinnedMemory", "PinnedMemoryPointer", "Stream"),
-        *("compiler", "memory", "nvrtc", "runtime"),
+        *("compiler", "function", "memory", "nvrtc", "runtime"),
     ],
     "cuda.Device": ["compute_capability"],
     "cuda.Event": ["synchronize"],
     "cuda.compiler": ["CompileException", "compile_using_nvrtc"],
+    "cuda.function.Module": ["get_function", "load"],
     "cuda.nvrtc": ["getVersion"],
     "cuda.MemoryPool": ["free_all_blocks", "malloc", "set_limit", "used_bytes"],
     "cuda.Stream": ["ptr", "wait_event"],
@@ -103,11 +102,11 @@ def compile_using_nvrtc(
     return b"compiled", {name: f"_Z{name.encode().hex()}" for name in name_expressions}
 
 
-class RawModule:
-    """Compiled code in a file."""
+class Module:
+    """Compiled code."""
 
-    def __init__(self, *, path: str) -> None:
-        assert Path(path).read_bytes() == b"compiled"
+    def load(self, code: bytes) -> None:
+        assert code == b"compiled"
 
     def get_function(self, name: str) -> Any:
         entry = library(bytes.fromhex(name.removeprefix("_Z")).decode())
@@ -159,7 +158,7 @@ def stand_in_for_cupy(devices: int | None, *, capability: tuple[int, int] = (9, 
         pointerGetAttributes=lambda address: SimpleNamespace(device=module.device_of_pointers),
     )
     module: Any = ModuleType("cupy")
-    module.RawModule, module.device_of_pointers, module.__version__ = RawModule, 0, "14"
+    module.device_of_pointers, module.__version__ = 0, "14"
     module.cuda = SimpleNamespace(
         runtime=runtime,
         Device=Device,
@@ -171,6 +170,7 @@ def stand_in_for_cupy(devices: int | None, *, capability: tuple[int, int] = (9, 
         compiler=SimpleNamespace(
             CompileException=CompileException, compile_using_nvrtc=compiles or compile_using_nvrtc
         ),
+        function=SimpleNamespace(Module=Module),
         memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
         nvrtc=SimpleNamespace(getVersion=lambda: (13, 0)),
     )

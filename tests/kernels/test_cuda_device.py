@@ -1,6 +1,7 @@
 """What CuPy is asked for: driven with a stand-in for it, whose names are held to CuPy's own where that is installed."""
 
 import sys
+from collections.abc import Callable
 from functools import reduce
 from importlib.util import find_spec
 from pathlib import Path
@@ -8,8 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flcore_kernels import Backend, BufferMismatch, DeviceFailed, OutOfDeviceMemory, backend, devices
+from flcore_kernels import Backend, BufferMismatch, DeviceFailed, OutOfDeviceMemory, backend, devices, kept
 from flcore_kernels.cuda import CudaBackend
+from flcore_kernels.cuda_cubins import Cubins
 from flcore_kernels.cuda_device import CupyDevice
 from flcore_kernels.device_arrays import LEGACY_STREAM
 
@@ -89,6 +91,70 @@ def test_a_budget_bounds_the_devices_memory_and_the_error_says_what_there_is(cup
     cuda.mean([part] * 3, [1.0, 2.0, 3.0], out, "float32")
     assert (out == 1).all(), "pieces are smaller where the budget is"
     devices._cuda.cache_clear()
+
+
+def compiled_by(cupy: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list that grows by each kernel that is compiled; what is loaded are the names of kernels."""
+    calls: list[str] = []
+    compiler = cupy.cuda.compiler.compile_using_nvrtc
+
+    def counted(*given: Any, **more: Any) -> Any:
+        calls.extend(more["name_expressions"])
+        return compiler(*given, **more)
+
+    cupy.cuda.compiler.compile_using_nvrtc = counted
+    monkeypatch.setattr(cupy.cuda.function.Module, "get_function", lambda _, name: name)
+    return calls
+
+
+@pytest.mark.parametrize("harm", [lambda code: b"", lambda code: code[:-1], lambda code: code[:-1] + b"D"])
+def test_a_damaged_file_is_compiled_anew(
+    cupy: Any, harm: Callable[[bytes], bytes], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    calls = compiled_by(cupy, monkeypatch)
+    name = Cubins(cupy).load("fill")
+    (path,) = (tmp_path / "cache").rglob("*.cubin")
+    path.write_bytes(harm(path.read_bytes()))
+    for _ in range(2):
+        assert Cubins(cupy).load("fill") == name
+    assert calls == ["fill"] * 2
+
+
+def test_where_no_file_can_be_kept_kernels_are_compiled_all_the_same(
+    cupy: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    calls = compiled_by(cupy, monkeypatch)
+    kept.warn_once.cache_clear()
+    name = Cubins(cupy).load("fill")
+    (path,) = (tmp_path / "cache").rglob("*.cubin")
+    path.unlink()
+    path.mkdir()
+    with pytest.warns(RuntimeWarning, match="not kept in .*: Is a directory"):
+        assert Cubins(cupy).load("fill") == name
+    monkeypatch.setenv("FLCORE_CACHE_DIR", str(tmp_path / "file"))
+    (tmp_path / "file").write_text("")
+    with pytest.warns(RuntimeWarning, match="not kept: .*file"):
+        assert Cubins(cupy).load("fill") == name
+    assert calls == ["fill"] * 3
+
+
+def test_a_kept_kernel_that_the_driver_refuses_is_compiled_anew(cupy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = compiled_by(cupy, monkeypatch)
+    kept.warn_once.cache_clear()
+    name = Cubins(cupy).load("fill")
+    load = cupy.cuda.function.Module.load
+    refused: list[bytes] = []
+
+    def refuse_once(module: Any, code: bytes) -> None:
+        if not refused:
+            refused.append(code)
+            raise RuntimeError("CUDA_ERROR_INVALID_IMAGE")
+        load(module, code)
+
+    monkeypatch.setattr(cupy.cuda.function.Module, "load", refuse_once)
+    with pytest.warns(RuntimeWarning, match="compiled anew, as it cannot be loaded: CUDA_ERROR_INVALID_IMAGE"):
+        assert Cubins(cupy).load("fill") == name
+    assert calls == ["fill"] * 2
 
 
 @pytest.mark.device
