@@ -40,7 +40,8 @@ class FlcoreAggregator(ModelAggregator):  # type: ignore[misc]  # it has a type 
     `UpdateError` that names client and tensor, which NVFLARE logs, and the round goes on without it.
 
     `accumulate` is "exact", "float64" or "float32" (see `flcore.aggregate`). `group` results are held and folded in one
-    pass: faster, and more memory. `max_abs` bounds the magnitude of every element.
+    pass: faster, and more memory. `max_abs` bounds the magnitude of every element. Unsigned bytes must be those of the
+    first result, unless `average_bytes` says that they are numbers.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class FlcoreAggregator(ModelAggregator):  # type: ignore[misc]  # it has a type 
         max_abs: float | None = None,
         exclude_vars: str | None = None,
         aggregation_weights: dict[str, float] | None = None,
+        average_bytes: bool = False,
     ) -> None:
         """Take the settings; raises `JobError` for those that no round could have."""
         super().__init__()
@@ -64,6 +66,7 @@ class FlcoreAggregator(ModelAggregator):  # type: ignore[misc]  # it has a type 
             raise JobError(f"exclude_vars: {exclude_vars!r} is no regular expression: {error}") from None
         self.accumulate, self.rule, self.group, self.max_abs = accumulate, rule, group, max_abs
         self.exclude_vars, self.aggregation_weights = exclude_vars, aggregation_weights
+        self.average_bytes = average_bytes
         self._lock = threading.Lock()
         self._round = _Round()
         self._all: Running | None = None
@@ -142,6 +145,7 @@ class FlcoreAggregator(ModelAggregator):  # type: ignore[misc]  # it has a type 
             group=group,
             max_abs=math.inf if self.max_abs is None else self.max_abs,
             may_double=True,
+            average_bytes=self.average_bytes,
         )
 
     def _means(self) -> list[Running]:

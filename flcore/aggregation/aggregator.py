@@ -16,12 +16,12 @@ from flcore.aggregation.budget import Budget
 from flcore.aggregation.combiner import Combiner
 from flcore.aggregation.known import Known, ModelSource
 from flcore.aggregation.limits import MOST_UPDATES
-from flcore.aggregation.plans import PLANS, Recipe
+from flcore.aggregation.plans import PLANS, Recipe, require_plan
 from flcore.aggregation.rules import Rule, rule_named
 from flcore.aggregation.staging import Staging
 from flcore.aggregation.storage import Storage, chunks_within
 from flcore.aggregation.update import StagedUpdate
-from flcore.errors import JobError, SpecError, UpdateError
+from flcore.errors import SpecError, UpdateError
 from flcore.model.chunks import GlobalModel
 from flcore.model.form import Form
 from flcore.model.spec import ModelSpec
@@ -71,8 +71,7 @@ class Aggregator:
         storage: Storage | None = None,
     ) -> None:
         storage = storage or _storage(plan, budget_bytes)
-        if storage.plan not in PLANS:
-            raise JobError(f"plan {storage.plan!r} does not exist; expected one of {', '.join(PLANS)}")
+        require_plan(rule_named(rule), storage.plan)
         self._form, self._staging = form or Form.plain(spec), storage.staging
         model, device = base or reference, backend_named(backend)
         if model is None and not average_bytes and any(segment.dtype == "uint8" for segment in spec.segments):

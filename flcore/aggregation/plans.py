@@ -19,7 +19,7 @@ from flcore.aggregation.ahead import ahead
 from flcore.aggregation.combiner import Combiner
 from flcore.aggregation.contributions import cut
 from flcore.aggregation.limits import require_sum
-from flcore.aggregation.rules import Sum
+from flcore.aggregation.rules import Rule, Sum
 from flcore.aggregation.update import StagedUpdate
 from flcore.errors import JobError, QuorumError, StagingError
 from flcore.model.chunks import GlobalModel, Target
@@ -132,8 +132,7 @@ class Streaming:
     lets_go = True
 
     def __init__(self, recipe: Recipe) -> None:
-        if not isinstance(recipe.combiner.rule, Sum):
-            raise JobError(f"rule {recipe.combiner.rule.name!r} needs all updates at once: choose the plan at-close")
+        require_plan(recipe.combiner.rule, "streaming")
         self._recipe = recipe
         self._lock = threading.Lock()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="flcore-fold")
@@ -202,6 +201,14 @@ class Streaming:
             for update in updates:
                 update.release(piece)
         sums.coefficients += by
+
+
+def require_plan(rule: Rule, plan: str) -> None:
+    """Raise `JobError` for a plan that does not exist, or with which a rule cannot be followed."""
+    if plan not in PLANS:
+        raise JobError(f"plan {plan!r} does not exist; expected one of {', '.join(PLANS)}")
+    if plan == "streaming" and not isinstance(rule, Sum):
+        raise JobError(f"rule {rule.name!r} needs all updates at once: choose the plan at-close")
 
 
 def _require_known(error: StagingError, updates: Sequence[StagedUpdate]) -> None:

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from flcore.aggregation.budget import Budget
 from flcore.aggregation.checkpoints import aggregate_checkpoints
 from flcore.errors import SpecError, WeightError
+from flcore.job.rules import load_rule
 from flcore.model.descriptors import raise_file_limit
 from flcore.model.shards import total_bytes
 from flcore.process import keep_freed_memory
@@ -36,7 +37,9 @@ def aggregate(
     weights: Annotated[
         Path | None, typer.Option(metavar="CSV", help="A file with a line CHECKPOINT,WEIGHT for each.")
     ] = None,
-    rule: Annotated[str, typer.Option(help="How they are combined: see `flcore rules`.")] = "mean",
+    rule: Annotated[
+        str, typer.Option(help="How they are combined: a name of `flcore rules`, or file.py:name.")
+    ] = "mean",
     accumulate: Annotated[str, typer.Option(help="exact, float64 or float32.")] = "exact",
     dtype: Annotated[str | None, typer.Option(help="What floats of the result are. (default: as they are)")] = None,
     base: Annotated[
@@ -44,6 +47,9 @@ def aggregate(
         typer.Option(help="Task arithmetic: the result is this checkpoint plus SCALE times the weighted differences."),
     ] = None,
     scale: Annotated[float, typer.Option(help="What differences from --base are multiplied by, of any sign.")] = 1.0,
+    average_bytes: Annotated[
+        bool, typer.Option("--average-bytes", help="Average unsigned bytes that differ: they are numbers, not codes.")
+    ] = False,
     budget: Annotated[
         str, typer.Option(metavar="SIZE", help="How much memory chunks take at most, as 512MiB or 2GB.")
     ] = "1GiB",
@@ -68,12 +74,13 @@ def aggregate(
             checkpoints,
             out,
             weights=given,
-            rule=rule,
+            rule=load_rule(rule, Path(), "--rule"),
             accumulate=accumulate,
             dtype=dtype,
             base=base,
             scale=scale,
             budget=Budget.parse(budget),
+            average_bytes=average_bytes,
             observe=observe,
         )
     seconds = time.perf_counter() - started

@@ -18,6 +18,7 @@ def check(
     """Say whether a job is sound, and what it will do: read its contract, load its code, make its first model."""
     job = Job.load(path)
     playbook_of(job)
+    job.rule()
     require_tasks(job)
     if job.contract.baselines is not None:
         job.reference("baselines", job.contract.baselines)
@@ -33,7 +34,7 @@ def check(
 
 
 def rules(name: Annotated[str | None, typer.Argument(help="One rule.")] = None) -> None:
-    """List the aggregation rules, or say what one does."""
+    """List the aggregation rules, or say what one does. A rule of your own is named file.py:name."""
     for known in RULES if name is None else [rule_named(name).name]:
         print(f"{known:<16} {RULES[known].__doc__}")
 

@@ -47,13 +47,15 @@ class ServerContract(_Table):
 
     A round counts if at least `quorum` updates are in when it closes; it closes when every sampled client has answered
     or failed, after `deadline_s` seconds, or as soon as `close_at` updates are in. A client has failed once its model
-    or its update has not moved on for `stall_timeout_s`.
+    or its update has not moved on for `stall_timeout_s`. Tensors of unsigned bytes must not change unless
+    `average_bytes` says that they are numbers.
     """
 
     model: str
     controller: str = "fed_avg"
     rule: str = "mean"
     accumulate: Literal["exact", "float64", "float32"] = "exact"
+    average_bytes: bool = False
     rounds: int = Field(ge=1)
     fraction: float = Field(default=1.0, gt=0, le=1)
     quorum: int = Field(default=1, ge=1)
@@ -65,8 +67,8 @@ class ServerContract(_Table):
     @field_validator("rule")
     @classmethod
     def _rule_exists(cls, rule: str) -> str:
-        if rule not in RULES:
-            raise ValueError(f"rule {rule!r} does not exist; expected one of {', '.join(RULES)}")
+        if rule not in RULES and ":" not in rule:
+            raise ValueError(f"rule {rule!r} does not exist; expected one of {', '.join(RULES)}, or 'file.py:name'")
         return rule
 
     @model_validator(mode="after")

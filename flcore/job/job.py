@@ -8,10 +8,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from flcore.aggregation.rules import Rule
 from flcore.errors import JobError, SpecError
 from flcore.job.contract import Contract
 from flcore.job.parsing import parse_contract
 from flcore.job.references import code_digest, load_reference
+from flcore.job.rules import load_rule
 from flcore.model.checkpoint import open_model
 from flcore.model.chunks import ChunkSource
 from flcore.model.model import NamedArrays
@@ -65,6 +67,10 @@ class Job:
     def reference(self, key: str, reference: str) -> Any:
         """Load what the contract names at `key`."""
         return load_reference(reference, self.directory, f"{self.directory / 'job.toml'}: {key}")
+
+    def rule(self) -> Rule:
+        """Return the rule by which updates are combined."""
+        return load_rule(self.contract.server.rule, self.directory, f"{self.directory / 'job.toml'}: server.rule")
 
     def initial_model(self) -> ChunkSource:
         """Make the first global model: open a checkpoint, or call the job's function with the seed.

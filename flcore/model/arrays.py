@@ -297,6 +297,8 @@ def _empty_cupy(array: Any) -> Any:
 def _read_anything(thing: Any) -> Values:
     if device_of(thing) is not None:
         return _read_from_device(thing)
+    if isinstance(thing, bytes | bytearray):
+        raise TypeError("bytes are no array of numbers")
     try:
         return np.asarray(memoryview(thing))
     except TypeError:

@@ -3,14 +3,15 @@
 import hashlib
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 
 from flcore.aggregation.aggregator import Aggregator
+from flcore.aggregation.plans import require_plan
 from flcore.aggregation.storage import Storage
-from flcore.errors import JobError, SpecError
+from flcore.errors import JobError, QuorumError, SpecError
 from flcore.job.job import Job
 from flcore.job.messages import TaskMessage
 from flcore.model.chunks import GlobalModel
@@ -37,11 +38,30 @@ class Updates:
         self._exchange, self._record = exchange, record
 
     def aggregate(self) -> GlobalModel:
-        """Return the next global model, by the job's rule. The updates are let go: a second call raises."""
-        if self._exchange.aggregator is None:
+        """Return the next global model, by the job's rule. The updates are let go: a second call raises.
+
+        An update that cannot be read back is left out and recorded as lost; `QuorumError` where too few are left then.
+        """
+        aggregator = self._exchange.aggregator
+        if aggregator is None:
             raise JobError(f"tasks.{self._exchange.task}: it returns metrics, and there is nothing to aggregate")
         with _timed(self._record, "aggregate"):
-            return self._exchange.aggregator.finish()
+            model = aggregator.finish()
+        if aggregator.lost:
+            self._leave_out(aggregator.lost)
+        return model
+
+    def _leave_out(self, lost: Mapping[str, str]) -> None:
+        """Record updates as lost that were committed and cannot be read back."""
+        task = self._exchange.task
+        self._record.failed.setdefault(task, {}).update(lost)
+        for client in lost:
+            self._record.updates.pop(client, None)
+        self.clients = tuple(client for client in self.clients if client not in lost)
+        quorum = self._exchange.round.rules.quorum
+        if len(self.clients) < quorum:
+            reasons = "; ".join(lost.values())
+            raise QuorumError(f"task {task!r}: {len(self.clients)} updates are left, quorum {quorum}: {reasons}")
 
 
 class Controller:
@@ -60,7 +80,8 @@ class Controller:
         observe: Observer,
         storage: Storage,
     ) -> None:
-        self.job, self._storage = job, storage
+        self.job, self._storage, self._rule = job, storage, job.rule()
+        require_plan(self._rule, storage.plan)
         self._spec = model.spec
         self._initial: GlobalModel | None = model
         self._initial_again = weakref.ref(model)
@@ -107,7 +128,8 @@ class Controller:
             raise JobError(f"tasks.{task}: it returns metrics, expected weights or delta")
         aggregator = Aggregator(
             model.spec,
-            rule=server.rule,
+            rule=self._rule,
+            average_bytes=server.average_bytes,
             accumulate=server.accumulate,
             base=model if self._task_returns(task) == "delta" else None,
             reference=model,

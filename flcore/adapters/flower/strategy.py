@@ -26,12 +26,14 @@ class FlcoreMean(strategy.FedAvg):  # type: ignore[misc]  # it has a type only w
 
     Attributes of the class, or of an instance before a run: `accumulate` is "exact", "float64" or "float32"
     (see `flcore.aggregate`); `group` is how many replies of a `StreamingGrid` are held and folded in one pass;
-    `max_abs` bounds the magnitude of every element.
+    `max_abs` bounds the magnitude of every element; `average_bytes` averages unsigned bytes, which must not change
+    otherwise.
     """
 
     accumulate: str = "exact"
     group: int = 1
     max_abs: float = math.inf
+    average_bytes: bool = False
     _running: Running | None = None
 
     def __init_subclass__(cls, **keywords: Any) -> None:
@@ -56,12 +58,15 @@ class FlcoreMean(strategy.FedAvg):  # type: ignore[misc]  # it has a type only w
         sent = ModelSpec.of(values_of(arrays, "the global model"))
         known = None if self._running is None else self._running.spec
         if self._running is None or server_round == 1 or known is None or _shapes(known) != _shapes(sent):
-            self._running = Running(accumulate=self.accumulate, max_abs=self.max_abs, spec=sent)
+            self._running = self._made()
         elif known != sent:
             arrays = converted(arrays, known)
         self._running.expect(values_of(arrays, "the global model"))
         messages: Iterable[Message] = super().configure_train(server_round, arrays, config, grid)
         return messages
+
+    def _made(self) -> Running:
+        return Running(accumulate=self.accumulate, max_abs=self.max_abs, average_bytes=self.average_bytes)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -72,7 +77,7 @@ class FlcoreMean(strategy.FedAvg):  # type: ignore[misc]  # it has a type only w
         is consumed. Raises `QuorumError` where there were replies and none could be counted, `WeightError` where all
         weights are zero, and `AggregationError` where a dtype cannot hold the mean.
         """
-        running = self._running = self._running or Running(accumulate=self.accumulate, max_abs=self.max_abs)
+        running = self._running = self._running or self._made()
         running.clear()
         running.group = None if isinstance(replies, list) else self.group  # a list is held to its end
         mean = _Mean(running, self.weighted_by_key)
@@ -88,8 +93,8 @@ class FlcoreMean(strategy.FedAvg):  # type: ignore[misc]  # it has a type only w
 class FedAvg(FlcoreMean):
     """Flower's FedAvg (McMahan et al., 2017) with flcore's mean.
 
-    It takes the arguments of `flwr.serverapp.strategy.FedAvg`, and by keyword `accumulate`, `group` and `max_abs` (see
-    `FlcoreMean`).
+    It takes the arguments of `flwr.serverapp.strategy.FedAvg`, and by keyword `accumulate`, `group`, `max_abs` and
+    `average_bytes` (see `FlcoreMean`).
     """
 
     def __init__(
@@ -98,11 +103,12 @@ class FedAvg(FlcoreMean):
         accumulate: str = "exact",
         group: int = 1,
         max_abs: float = math.inf,
+        average_bytes: bool = False,
         **keywords: Any,
     ) -> None:
         require_settings("mean", accumulate, group, max_abs)
         super().__init__(*arguments, **keywords)
-        self.accumulate, self.group, self.max_abs = accumulate, group, max_abs
+        self.accumulate, self.group, self.max_abs, self.average_bytes = accumulate, group, max_abs, average_bytes
 
 
 class _Mean:

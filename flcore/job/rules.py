@@ -1,0 +1,21 @@
+"""The rule that a job or a command line names: one of `RULES`, or code of one's own."""
+
+from pathlib import Path
+
+from flcore.aggregation.rules import Rule, rule_named
+from flcore.errors import JobError
+from flcore.job.references import load_reference
+
+
+def load_rule(rule: str, directory: Path, key: str) -> Rule:
+    """Return the rule of a name, or what `file.py:name` refers to: a rule, or a function that makes one.
+
+    `key` is what errors call the place where it was named.
+    """
+    if ":" not in rule:
+        return rule_named(rule)
+    found = load_reference(rule, directory, key)
+    made = found() if callable(found) else found
+    if not isinstance(made, Rule):
+        raise JobError(f"{key}: expected a rule (Sum, Columns or Geometry), got {type(made).__name__} from {rule}")
+    return made
