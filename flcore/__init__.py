@@ -7,7 +7,7 @@ yourself with `flcore.aggregate` and `flcore.Aggregator`. A job's own code retur
 from flcore.aggregation.aggregate import aggregate
 from flcore.aggregation.aggregator import Aggregator
 from flcore.aggregation.budget import Budget
-from flcore.aggregation.rules import RULES
+from flcore.aggregation.rules import RULES, Columns, Geometry, Sum
 from flcore.client.task import Site, Task, Update
 from flcore.errors import (
     AggregationError,
@@ -49,10 +49,12 @@ __all__ = [
     "Baselines",
     "Budget",
     "BudgetError",
+    "Columns",
     "ContractMismatch",
     "Controller",
     "CorruptUpdate",
     "FlcoreError",
+    "Geometry",
     "Job",
     "JobError",
     "Model",
@@ -69,6 +71,7 @@ __all__ = [
     "SpecError",
     "StagingError",
     "StoredModel",
+    "Sum",
     "Task",
     "TaskFailed",
     "TensorMismatch",

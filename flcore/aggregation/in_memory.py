@@ -43,7 +43,9 @@ def _is_averaged(
     bases: Buffers | None,
 ) -> bool:
     """Combine a segment in one pass; return whether that was possible."""
-    if not isinstance(combiner.rule, Sum):
+    known = combiner.known
+    has_sentinels = piece.dtype in ("int64", "uint64") and known is not None and known.has_constants(piece)
+    if not isinstance(combiner.rule, Sum) or has_sentinels:  # a base beyond 2^53 would be rounded without a word
         return False
     parts, out = [each.buffers[piece.segment] for each in contributions], targets[piece.segment]
     by = [combiner.coefficient(each.weight) for each in contributions]

@@ -105,5 +105,5 @@ class Known:
 
 
 def is_plain(dtype: str, magnitude: float) -> bool:
-    """Whether all elements are quantities where the largest magnitude is this."""
-    return magnitude <= EXACT_INTEGER_LIMIT if dtype in INTEGERS else magnitude < float("inf")
+    """Whether all elements are sure to be quantities where the largest magnitude, as a float64, is this."""
+    return magnitude < EXACT_INTEGER_LIMIT if dtype in INTEGERS else magnitude < float("inf")

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from flcore_kernels import ACCUMULATORS, EXACT_RANGE, STORAGE, Backend
+from flcore_kernels import ACCUMULATORS, EXACT_RANGE, STORAGE, Backend, storage_dtype
 from flcore_transport import PieceRange
 
 from flcore.aggregation.contributions import on_host
@@ -28,12 +28,13 @@ MOST_UPDATES = 65_535
 WEIGHTS = {"exact": EXACT_RANGE, "float64": (2.0**-400, 2.0**400), "float32": (2.0**-24, 2.0**40)}
 """What a weight may be beside 0. The upper ends leave room for elements, the lower ones keep their precision."""
 
-LARGEST_TERM = {"exact": float(np.finfo(np.float64).max), "float64": 2.0**1006, "float32": 2.0**110}
+LARGEST_TERM = {"exact": float(np.finfo(np.float64).max) * (1 - 2.0**-50), "float64": 2.0**1006, "float32": 2.0**110}
 """What a weight (or 1, if that is more) times an element may be: 65,535 such terms and their roundings stay within
 float64 and float32, also where weights are divided by a power of two up to the largest. Exact sums take any terms."""
 
-SLACK = {"exact": 2.0**-50, "float64": 2.0**-36, "float32": 2.0**-7}
-"""By how much 65,535 roundings can move a mean, relative to the largest magnitude: 2^16 units of the last place."""
+SLACK = {"exact": 2.0**-45, "float64": 2.0**-36, "float32": 2.0**-7}
+"""By how much a mean may be off, relative to the largest magnitude: 65,535 roundings of half a unit of the last place
+each, with a margin; an exact sum keeps 2^-48 of the largest magnitude."""
 
 
 def require_accumulator(accumulate: str) -> str:
@@ -108,7 +109,8 @@ class Limits:
     def largest(self, segment: int, coefficient: float) -> float:
         """Return the largest magnitude that an element may have in an update of this coefficient."""
         own, result, accumulate = self._spec.segments[segment].dtype, self._dtypes[segment], self._accumulators[segment]
-        room = 1 - SLACK[accumulate] if accumulate == "float32" else 1.0  # float64 ends cannot be left by rounding
+        is_near = result not in INTEGERS and SLACK[accumulate] >= 2.0 ** -(STORAGE[result].precision + 1)
+        room = 1 - SLACK[accumulate] if is_near else 1.0  # else what a mean is off is rounded away
         ends = max(map(abs, STORAGE[own].range)), max(map(abs, STORAGE[result].range)) * room
         return min(self._max_abs, LARGEST_TERM[accumulate] / max(1.0, coefficient), *ends)
 
@@ -138,7 +140,7 @@ class Limits:
         values = own_values(self._spec, piece, part)
         mask = constants_in(values) | known.constants(piece)
         self._require_known(known, piece, values, mask, client)
-        return without(values, mask)
+        return without(values, mask).view(storage_dtype(self._spec.segments[piece.segment].dtype))
 
     def _require_known(self, known: Known, piece: PieceRange, values: Values, mask: Mask, client: str) -> None:
         """Raise `NonFinite` or `OutOfBounds` where an element that the mask names is not the known model's."""

@@ -115,6 +115,7 @@ class Kernel:
             dispatcher._cache = file = _File(self.path(), notice)  # noqa: SLF001 - see there
             with _without_collector():
                 dispatcher.compile(self._signature)
+            dispatcher.disable_compile()  # arguments of other types are cast, and compile nothing
             self._compiled = dispatcher
             return not file.was_loaded
 
