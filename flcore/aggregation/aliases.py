@@ -29,8 +29,8 @@ def require_apart(spec: ModelSpec, targets: Buffers, sources: Sequence[Buffers])
             for other in order[low[number] : high[number]].tolist():
                 if outs[other, 1] <= places[number, 0] or (buffers is targets and other == number):
                     continue
-                is_same = (outs[other] == places[number]).all()
-                if not is_same or (other != number and buffers is not targets):
+                # The array of another tensor is read too late, unless both tensors are one array in `out`, too.
+                if not (outs[other] == places[number]).all() or not (outs[other] == outs[number]).all():
                     names = [span.tensor.name for segment in spec.segments for span in segment.spans]
                     raise TensorMismatch(
                         f"out: its memory overlaps that of tensor {names[number]!r} in an update, the base or out; "

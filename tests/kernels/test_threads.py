@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from flcore_kernels import KernelError, Quantized, backend
+from flcore_kernels.shared_call import SharedCall
 from flcore_kernels.threads import VARIABLE, Pool, available_cores, thread_count
 
 from tests.kernels.cases import draw, finished, folded, mean, state_of
@@ -122,6 +124,59 @@ def test_many_threads_may_make_the_first_call_at_once() -> None:
         for caller in callers:
             caller.join()
         assert found == [list(range(20))] * 8
+
+
+def test_a_call_that_has_ended_takes_no_helper_and_holds_nothing() -> None:
+    class Thing:
+        def work(self, batch: int) -> int:
+            return batch
+
+    thing = Thing()
+    held = weakref.ref(thing)
+    call = SharedCall(thing.work, 3)
+    call.share()
+    call.close()
+    assert call.results() == [0, 1, 2]
+    del thing
+    assert held() is None
+    call.help()  # as a thread does that was busy with other calls
+
+
+def test_closing_a_call_waits_for_those_that_help() -> None:
+    began, may_end, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def work(batch: int) -> int:
+        began.set()
+        assert may_end.wait(20)
+        ended.set()
+        return batch
+
+    call = SharedCall(work, 1)
+    helper = threading.Thread(target=call.help)
+    helper.start()
+    assert began.wait(20)
+    threading.Timer(0.2, may_end.set).start()
+    call.close()
+    assert ended.is_set()
+    assert call.results() == [0]
+    helper.join()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_work_aside_is_done_by_another_thread_than_the_main_one(threads: int) -> None:
+    def failing() -> None:
+        raise ValueError("aside")
+
+    pool = Pool(threads)
+    assert pool.run_aside(threading.current_thread) is not threading.main_thread()
+    assert pool.run_aside(lambda: pool.run(lambda batch: 2 * batch, 9)) == [2 * batch for batch in range(9)]
+    with pytest.raises(ValueError, match="aside"):
+        pool.run_aside(failing)
+    found: list[Any] = []
+    caller = threading.Thread(target=lambda: found.append(pool.run_aside(threading.current_thread)))
+    caller.start()
+    caller.join()
+    assert found == [caller]  # no signal reaches it: it does the work itself
 
 
 FORK = """

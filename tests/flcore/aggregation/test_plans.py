@@ -1,8 +1,11 @@
 """The plans: the same bits from both; streaming folds in the background, lets go, and tells what went wrong."""
 
+import os
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -189,3 +192,63 @@ def test_a_fold_that_fails_leaves_nothing_for_the_next_round(monkeypatch: pytest
                 aggregator.finish()
         else:
             assert aggregator.finish().arrays()["w"].tolist() == [5.0] * 3
+
+
+def damage(folder: Path, how: str, segment: int = 0) -> None:
+    """Damage the files of one staged update."""
+    (file,) = folder.glob(f"segment-{segment}.arrows")
+    if how == "cut":
+        os.truncate(file, 1000)
+    else:
+        file.unlink()
+
+
+@pytest.mark.parametrize("plan", ["at-close", "streaming"])
+@pytest.mark.parametrize("how", ["cut", "removed"])
+@pytest.mark.parametrize("read_chunks", [2, 16])
+def test_an_update_that_cannot_be_read_back_is_left_out_and_named(
+    plan: str, how: str, read_chunks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aggregator = Aggregator(
+        ModelSpec.of(update(0)), storage=Storage(plan, Staging(0, tmp_path / "staging"), read_chunks=read_chunks)
+    )
+    folds: list[Any] = []
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", _later(folds, ThreadPoolExecutor.submit))
+    for seed in range(5):
+        give(aggregator, seed)
+    for number in (2, 5):
+        damage(tmp_path / "staging" / str(number), how)
+    monkeypatch.undo()
+    for fold in folds:
+        fold()
+    found = aggregator.finish().arrays()
+    expected = combined("at-close", [0, 2, 3])
+    assert all(found[name].tobytes() == expected[name].tobytes() for name in expected)
+    assert sorted(aggregator.lost) == ["client-01", "client-04"]
+    assert "client 'client-01': the disk does not keep it" in aggregator.lost["client-01"]
+    give(aggregator, 7)
+    aggregator.finish()
+    assert not aggregator.lost and not list((tmp_path / "staging").iterdir())
+
+
+def _later(folds: list[Any], submit: Any) -> Any:
+    """Have a streaming plan's folds wait until the test has damaged what they read."""
+
+    def waiting(pool: Any, work: Any, *arguments: Any) -> Future[Any]:
+        if work.__name__ != "_fold_waiting":
+            return submit(pool, work, *arguments)  # type: ignore[no-any-return]
+        done: Future[Any] = Future()
+        folds.append(lambda: done.set_result(work(*arguments)))
+        return done
+
+    return waiting
+
+
+def test_a_round_of_which_nothing_can_be_read_back_has_no_result(tmp_path: Path) -> None:
+    aggregator = Aggregator(ModelSpec.of(update(0)), storage=Storage("at-close", Staging(0, tmp_path / "staging")))
+    give(aggregator, 0)
+    damage(tmp_path / "staging" / "1", "removed")
+    with pytest.raises(QuorumError, match="no committed update can be read back: client 'client-00'"):
+        aggregator.finish()
+    give(aggregator, 0)
+    assert aggregator.finish().arrays()["n"] == update(0)["n"]
