@@ -49,6 +49,12 @@ def commands(script: str) -> list[list[str]]:
     return [words for line in script.splitlines() if (words := shlex.split(line, comments=True))]
 
 
+def test_the_rule_on_the_page_of_rules() -> None:
+    (snippet,) = blocks("python", (ROOT / "docs/rules.md").read_text())
+    done = subprocess.run([sys.executable, "-c", snippet], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() in snippet
+
+
 def test_the_two_commands_exist_and_are_what_ci_runs() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for _, verb in commands(block_with("sh", "make demo")):

@@ -1,9 +1,10 @@
 """The CPU kernels that the suite needs: compiled once, ahead of the tests, for all workers (`python -m tests.run`)."""
 
-from flcore_kernels import STORAGE
+from flcore_kernels import ACCUMULATORS, STORAGE
 from flcore_kernels.cpu_warm import Key
 
 from tests.kernels.cases import BASES, PAIRS, QUANTIZED, RESULTS
+from tests.reference import DTYPES, INTEGERS
 
 
 def _result(dtype: str) -> str:
@@ -26,6 +27,19 @@ OF_ONE_TEST: list[Key] = [
 ]
 """Beyond the pairs: a benchmark, results that do not fit, differences on narrow wires, bases of every kind."""
 
+OF_THE_LAW: list[Key] = [
+    key
+    for dtype in DTYPES
+    for accumulate in (["exact"] if dtype in INTEGERS else ACCUMULATORS)
+    for key in [
+        *((verb, dtype, accumulate, dtype) for verb in ("mean", "mean-base")),
+        *((verb, accumulate, dtype) for verb in ("finish", "finish-base")),
+        ("fold", dtype, accumulate),
+        ("settle", dtype),
+    ]
+]
+"""What the law of admission may draw: each dtype with each accumulator, with a base and without."""
+
 NEEDED: list[Key] = list(
     dict.fromkeys(
         [
@@ -36,10 +50,7 @@ NEEDED: list[Key] = list(
             *(("mean-base", dtype, accumulate, _result(dtype)) for dtype, accumulate in BASES),
             *(("finish-base", accumulate, _result(dtype)) for dtype, accumulate in BASES),
             *OF_ONE_TEST,
-            *(
-                ("settle", dtype)
-                for dtype in ("float64", "float32", "float16", "bfloat16", "int64", "uint64", "int8", "uint8", "bool")
-            ),
+            *OF_THE_LAW,
             *(("largest", dtype) for dtype in STORAGE),
             *(("decode", dtype) for dtype in ("float32", "float16", "bfloat16", "int64", *QUANTIZED)),
             *(("encode", dtype) for dtype in ("float16", "bfloat16")),

@@ -301,10 +301,10 @@ def test_compiling_ahead_tells_where_nothing_can_be_kept() -> None:
 
 
 def test_where_numba_may_not_compile_an_error_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(numba.config, "DISABLE_JIT", 1)
-    with pytest.raises(KernelError, match="NUMBA_DISABLE_JIT forbids it: unset it"):
-        doubling()(1.0)
-    monkeypatch.undo()
+    with monkeypatch.context() as disabled:
+        disabled.setattr(numba.config, "DISABLE_JIT", 1)
+        with pytest.raises(KernelError, match="NUMBA_DISABLE_JIT forbids it: unset it"):
+            doubling()(1.0)
     assert doubling()(1.0) == 2.0
 
 
