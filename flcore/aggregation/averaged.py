@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from flcore.aggregation.combiner import Combiner
+from flcore.aggregation.combiner import Batch, Combiner
 from flcore.aggregation.contributions import ArrayContribution, wholes
 from flcore.errors import AggregationError
 
@@ -46,11 +46,12 @@ class Averaged:
             so_far = ArrayContribution("the mean so far", self._weight, self._combiner.spec, [])
             everything, parts, by = [so_far, *everything], [self._mean, *parts], [self._weight, *by]
         scale = math.frexp(max(by))[1]
+        batch = Batch(self._whole, everything, parts, by)
         try:  # on a scale on which what may not be admitted overflows, and most of what may be does not
-            self._combiner.average(self._whole, everything, parts, self._spare, by, None, scale - HEADROOM)
+            self._combiner.average(batch, self._spare, None, scale - HEADROOM)
         except AggregationError:
             self._combiner.admit(contributions, [index])  # raises for the one that is to blame, if one is
-            self._combiner.average(self._whole, everything, parts, self._spare, by, None, scale)
+            self._combiner.average(batch, self._spare, None, scale)
         self._next = weight
 
     def commit(self) -> None:

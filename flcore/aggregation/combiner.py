@@ -6,7 +6,8 @@ contributions come from, and in when they are folded. It has no state of a round
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,13 +26,23 @@ from flcore.aggregation.rules import Columns, Geometry, Rule, Sum
 from flcore.errors import AggregationError, OutOfBounds, UpdateError
 from flcore.model.chunks import ChunkSink
 from flcore.model.dtypes import DTYPES
-from flcore.model.narrow import Part
 from flcore.model.spec import ModelSpec
 
 LEAST_COEFFICIENT = 2.0**-64
 """Of a `Geometry`, relative to its largest: smaller ones are 0."""
 
-Weights = Sequence[float]
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A range of some contributions: their parts, and what each enters a sum with (or a rule, as its weight).
+
+    Of a whole segment in memory, a part may be the list of its tensors.
+    """
+
+    piece: PieceRange
+    contributions: Sequence[Contribution]
+    parts: Sequence[Any]
+    by: Sequence[float]
 
 
 class Combiner:
@@ -78,20 +89,17 @@ class Combiner:
         total.scale = None if total.accumulate == "exact" else 0
         return total
 
-    def fold(
-        self, total: Total, piece: PieceRange, contributions: Sequence[Contribution], parts: Sequence[Any], by: Weights
-    ) -> None:
-        """Add a range of admitted contributions to its total, each times its coefficient in `by`."""
-        if self.known is not None and self.known.has_constants(piece):
-            mask, own = self.known.constants(piece), self.spec.segments[piece.segment].dtype
-            parts = [_stored(without(own_values(self.spec, piece, part), mask), own) for part in parts]
-            piece = replace(piece, dtype=own)
-        with blamed(self.spec.segments[piece.segment], _clients(contributions), piece.first):
-            self.device.fold(total, parts, by, piece.dtype)
+    def fold(self, total: Total, batch: Batch) -> None:
+        """Add a range of admitted contributions to its total."""
+        if self.known is not None and self.known.has_constants(batch.piece):
+            mask = self.known.constants(batch.piece)
+            batch = self._stored(batch, [without(each, mask) for each in self._own(batch)])
+        with self._blamed(batch):
+            self.device.fold(total, batch.parts, batch.by, batch.piece.dtype)
 
     def finish(self, total: Total, piece: PieceRange, out: Any, base: Any = None) -> None:
         """Write the combination of what was folded to `out`; `base` stands for the known model's range, as it is."""
-        with blamed(self.spec.segments[piece.segment], [], piece.first):
+        with self._blamed(Batch(piece, (), (), ())):
             base = self._base(piece) if base is None else base
             self.device.finish(total, out, self._dtypes[piece.segment], base=base)
         if self.known is not None and self.known.has_constants(piece):
@@ -107,61 +115,58 @@ class Combiner:
         With a `group`, a sum reads at most so many contributions at once.
         """
         by = self._coefficients(contributions, pieces)
-        if group and not isinstance(self.rule, Columns):
-            yield from self._run_in_groups(contributions, pieces, sink, group, by)
-            return
-        for piece, parts in ahead(lambda piece: [each.read(piece) for each in contributions], pieces):
-            out = sink.chunk(piece.segment, piece.first, piece.first + piece.count)
-            self.combine(piece, contributions, parts, out, by)
-            sink.put(piece.segment, piece.first, out)
-            yield piece
+        size = group if group and not isinstance(self.rule, Columns) else len(contributions)
+        groups = [slice(first, first + size) for first in range(0, len(contributions), size)]
+        steps = ((piece, group) for piece in pieces for group in groups)
+        total = Total.zeros(0, "float32")
+        for (piece, members), parts in ahead(
+            lambda step: [each.read(step[0]) for each in contributions[step[1]]], steps
+        ):
+            batch = Batch(piece, contributions[members], parts, by[members])
+            if len(groups) > 1:
+                total = self.total(piece) if members is groups[0] else total
+                self.fold(total, batch)
+            if members is groups[-1]:
+                out = sink.chunk(piece.segment, piece.first, piece.first + piece.count)
+                self.combine(batch, out) if len(groups) == 1 else self.finish(total, piece, out)
+                sink.put(piece.segment, piece.first, out)
+                yield piece
 
-    def combine(
-        self, piece: PieceRange, contributions: Sequence[Contribution], parts: Sequence[Part], out: Values, by: Weights
-    ) -> None:
+    def combine(self, batch: Batch, out: Values) -> None:
         """Write the combination of a range of all contributions to `out`.
 
         Raises the `UpdateError` that admission would have raised, where a contribution is to blame.
         """
         failure: UpdateError | AggregationError | None = None
-        if not isinstance(self.rule, Columns) and not (self.known and self.known.has_constants(piece)):
+        if not isinstance(self.rule, Columns) and not (self.known and self.known.has_constants(batch.piece)):
             try:
-                self.average(piece, contributions, parts, out, by, self._base(piece))
+                self.average(batch, out, self._base(batch.piece))
             except (UpdateError, AggregationError) as error:
                 failure = error
             else:
                 return
-        piece, columns, mask, fixed = self._quantities(piece, contributions, parts)
+        columns, mask, fixed = self._quantities(batch)
         if failure is not None and not mask.any():
             raise failure
         if isinstance(self.rule, Columns):
-            self._write(piece, np.asarray(self.rule.combine(columns, by), np.float64), out)
+            self._write(batch.piece, np.asarray(self.rule.combine(columns, batch.by), np.float64), out)
         else:
-            sound = [_stored(each, piece.dtype) for each in columns]
-            self.average(piece, contributions, sound, out, by, self._base(piece))
-        self._restore(piece, out, fixed, mask)
+            self.average(self._stored(batch, columns), out, self._base(batch.piece))
+        self._restore(batch.piece, out, fixed, mask)
 
-    def average(
-        self,
-        piece: PieceRange,
-        contributions: Sequence[Contribution],
-        parts: Sequence[Any],
-        out: Any,
-        by: Weights,
-        base: Any,
-        scale: int | None = None,
-    ) -> None:
-        """Write a weighted mean in one pass; of a whole segment, parts may be lists of tensors, as `out` is then.
+    def average(self, batch: Batch, out: Any, base: Any, scale: int | None = None) -> None:
+        """Write a weighted mean in one pass; parts may be lists of tensors, as `out` and the base are then.
 
         `scale` is that of `Backend.mean`. Raises an `UpdateError` or an `AggregationError` also for elements that are
         not averaged.
         """
-        segment = self.spec.segments[piece.segment]
-        if segment.dtype == "uint8" and self.known is None:
-            self.require_same_bytes(piece, contributions, parts)
-        with blamed(segment, _clients(contributions), piece.first):
-            accumulate, result = self._accumulators[piece.segment], self._dtypes[piece.segment]
-            self.device.mean(parts, by, out, piece.dtype, accumulate, result=result, base=base, scale=scale)
+        segment = batch.piece.segment
+        if self.known is None:
+            self.require_same_bytes(batch)
+        with self._blamed(batch):
+            accumulate, result = self._accumulators[segment], self._dtypes[segment]
+            dtype = batch.piece.dtype
+            self.device.mean(batch.parts, batch.by, out, dtype, accumulate, result=result, base=base, scale=scale)
 
     def admit(self, contributions: Sequence[ArrayContribution], segments: Sequence[int] | None = None) -> None:
         """Raise `NonFinite` or `OutOfBounds`, naming client and tensor, unless arrays may be admitted. Reads them."""
@@ -176,49 +181,27 @@ class Combiner:
                     for piece, part in each.tensor_ranges(whole.segment):
                         self.limits.check(piece, part, by, each.client)
 
-    def _run_in_groups(
-        self,
-        contributions: Sequence[Contribution],
-        pieces: Sequence[PieceRange],
-        sink: ChunkSink,
-        size: int,
-        by: Weights,
-    ) -> Iterator[PieceRange]:
-        groups = [slice(first, first + size) for first in range(0, len(contributions), size)]
-        steps = ((piece, group) for piece in pieces for group in groups)
-        total = Total.zeros(0, "float32")
-        for (piece, group), parts in ahead(lambda step: [each.read(step[0]) for each in contributions[step[1]]], steps):
-            if group is groups[0]:
-                total = self.total(piece)
-            self.fold(total, piece, contributions[group], parts, by[group])
-            if group is groups[-1]:
-                out = sink.chunk(piece.segment, piece.first, piece.first + piece.count)
-                self.finish(total, piece, out)
-                sink.put(piece.segment, piece.first, out)
-                yield piece
-
-    def _write(self, piece: PieceRange, values: npt.NDArray[np.float64], out: Values) -> None:
-        """Add the base to a range of results and round them once."""
-        if values.shape != (piece.count,):
-            raise AggregationError(
-                f"rule {self.rule.name!r}: expected an array of {piece.count} elements, got one of shape {values.shape}"
-            )
-        base = self._base(piece)
-        if base is not None:
-            values = values + own_values(self.spec, piece, base).astype(np.float64)
-        dtype = self._dtypes[piece.segment]
-        narrow, fits = rounded(values, dtype)
-        if not fits.all():
-            where = int(np.argmin(fits))
-            tensor, element = self.spec.segments[piece.segment].at(piece.first + where)
-            raise AggregationError(
-                f"tensor {tensor.name!r}: element {element} of the result, {values[where]:g}, does not fit into {dtype}"
-            )
-        out[:] = narrow.view(out.dtype)
+    def require_same_bytes(self, batch: Batch) -> None:
+        """Raise `OutOfBounds` where unsigned bytes differ: they may be packed codes, which have no mean."""
+        piece, parts = batch.piece, batch.parts
+        if piece.dtype != "uint8" or self._average_bytes:
+            return
+        segment, are_lists = self.spec.segments[piece.segment], isinstance(parts[0], list)
+        for number, first in enumerate([span.start for span in segment.spans] if are_lists else [piece.first]):
+            columns = [on_host(part[number] if are_lists else part) for part in parts]
+            for each, column in zip(batch.contributions, columns, strict=True):
+                if column.data != columns[0].data:
+                    tensor, element = segment.at(first + int(np.argmax(column != columns[0])))
+                    raise OutOfBounds(
+                        f"element {element} differs from that of {batch.contributions[0].client!r}: unsigned bytes are "
+                        "not averaged, as they may be packed codes (average_bytes, if they are numbers)",
+                        client=each.client,
+                        tensor=tensor.name,
+                    )
 
     # What a rule is given.
 
-    def _coefficients(self, contributions: Sequence[Contribution], pieces: Sequence[PieceRange]) -> Weights:
+    def _coefficients(self, contributions: Sequence[Contribution], pieces: Sequence[PieceRange]) -> Sequence[float]:
         """Return what contributions enter a sum with, after a pass over all of them where a rule needs that."""
         weights = [each.weight for each in contributions]
         if isinstance(self.rule, Columns):
@@ -233,56 +216,62 @@ class Combiner:
     def _measured(
         self, rule: Geometry, contributions: Sequence[Contribution], pieces: Sequence[PieceRange]
     ) -> list[float]:
+        weights = [each.weight for each in contributions]
         figures: npt.NDArray[np.float64] | float = 0.0
         for piece, parts in ahead(lambda piece: [each.read(piece) for each in contributions], pieces):
-            figures = figures + rule.measure(self._quantities(piece, contributions, parts)[1])
-        weights = [each.weight for each in contributions]
+            figures = figures + rule.measure(self._quantities(Batch(piece, contributions, parts, weights))[0])
         given = np.asarray(rule.coefficients(np.asarray(figures), weights), np.float64)
         if given.shape != (len(weights),) or not (np.isfinite(given) & (given >= 0)).all():
             raise AggregationError(f"rule {rule.name!r}: expected {len(weights)} finite coefficients >= 0, got {given}")
         shares = given / (given.max(initial=0.0) or 1.0)
         return np.where(shares >= LEAST_COEFFICIENT, shares, 0.0).tolist()  # type: ignore[no-any-return]
 
-    def _quantities(
-        self, piece: PieceRange, contributions: Sequence[Contribution], parts: Sequence[Part]
-    ) -> tuple[PieceRange, list[Values], Mask, Values]:
+    def _quantities(self, batch: Batch) -> tuple[list[Values], Mask, Values]:
         """Return a range's elements in the tensors' dtype, with zeros for constants; where these are, and which.
 
         Raises an `UpdateError` unless all may be admitted.
         """
-        columns = [own_values(self.spec, piece, part) for part in parts]
-        piece = replace(piece, dtype=self.spec.segments[piece.segment].dtype)
+        columns, piece = self._own(batch), batch.piece
         if self.known is None:
+            self.require_same_bytes(batch)
             (mask, odd), fixed = shared_constants(columns), columns[0]
             sound = columns if odd >= 0 or not mask.any() else [without(column, mask) for column in columns]
-            if piece.dtype == "uint8":
-                self.require_same_bytes(piece, contributions, columns)
         else:
             mask, fixed, sound = self.known.constants(piece), self.known.values(piece), columns
-        for each, column in zip(contributions, sound, strict=True):
-            self.limits.check(piece, _stored(column, piece.dtype), self.coefficient(each.weight), each.client)
-        return piece, [without(column, mask) for column in columns] if mask.any() else columns, mask, fixed
+        stored = self._stored(batch, sound)
+        for each, part in zip(batch.contributions, stored.parts, strict=True):
+            self.limits.check(stored.piece, part, self.coefficient(each.weight), each.client)
+        return [without(column, mask) for column in columns] if mask.any() else columns, mask, fixed
 
-    def require_same_bytes(
-        self, piece: PieceRange, contributions: Sequence[Contribution], parts: Sequence[Any]
-    ) -> None:
-        """Raise `OutOfBounds` where unsigned bytes differ: they may be packed codes, which have no mean.
+    def _own(self, batch: Batch) -> list[Values]:
+        """Return a batch's elements in the tensors' dtype."""
+        return [own_values(self.spec, batch.piece, part) for part in batch.parts]
 
-        Parts are ranges, or lists of the tensors of a whole segment.
-        """
-        segment, are_lists = self.spec.segments[piece.segment], isinstance(parts[0], list)
-        firsts = [span.start for span in segment.spans] if are_lists else [piece.first]
-        for number, first in enumerate([] if self._average_bytes else firsts):
-            columns = [on_host(part[number] if are_lists else part) for part in parts]
-            for each, column in zip(contributions, columns, strict=True):
-                if column.data != columns[0].data:
-                    tensor, element = segment.at(first + int(np.argmax(column != columns[0])))
-                    raise OutOfBounds(
-                        f"element {element} differs from that of {contributions[0].client!r}: unsigned bytes are not "
-                        "averaged, as they may be packed codes (average_bytes, if they are numbers)",
-                        client=each.client,
-                        tensor=tensor.name,
-                    )
+    def _stored(self, batch: Batch, columns: Sequence[Values]) -> Batch:
+        """Return a batch with other elements, given in the tensors' dtype."""
+        own = self.spec.segments[batch.piece.segment].dtype
+        parts = [column.view(storage_dtype(own)) for column in columns]
+        return replace(batch, piece=replace(batch.piece, dtype=own), parts=parts)
+
+    # What becomes of a result.
+
+    def _write(self, piece: PieceRange, values: npt.NDArray[np.float64], out: Values) -> None:
+        """Add the base to a range of results and round them once."""
+        if values.shape != (piece.count,):
+            raise AggregationError(
+                f"rule {self.rule.name!r}: expected an array of {piece.count} elements, got one of shape {values.shape}"
+            )
+        segment, dtype, base = self.spec.segments[piece.segment], self._dtypes[piece.segment], self._base(piece)
+        if base is not None:
+            values = values + base.view(DTYPES[segment.dtype]).astype(np.float64)
+        narrow, fits = rounded(values, dtype)
+        if not fits.all():
+            where = int(np.argmin(fits))
+            tensor, element = segment.at(piece.first + where)
+            raise AggregationError(
+                f"tensor {tensor.name!r}: element {element} of the result, {values[where]:g}, does not fit into {dtype}"
+            )
+        out[:] = narrow.view(out.dtype)
 
     def _base(self, piece: PieceRange) -> Values | None:
         """Return the range that differences are added to, with zeros for what is no quantity."""
@@ -290,8 +279,8 @@ class Combiner:
             return None
         if not self.known.has_constants(piece):
             return self.known.read(piece)
-        values = self.known.values(piece)
-        return _stored(without(values, self.known.constants(piece)), self.spec.segments[piece.segment].dtype)
+        values = without(self.known.values(piece), self.known.constants(piece))
+        return values.view(storage_dtype(self.spec.segments[piece.segment].dtype))
 
     def _restore(self, piece: PieceRange, out: Values, fixed: Values, mask: Mask) -> None:
         """Put constants into a result, bit for bit where its dtype is theirs."""
@@ -300,10 +289,7 @@ class Combiner:
             with np.errstate(over="ignore"):
                 out.view(result)[mask] = fixed[mask].astype(result)
 
-
-def _stored(values: Values, dtype: str) -> Values:
-    return values.view(storage_dtype(dtype))
-
-
-def _clients(contributions: Sequence[Contribution]) -> list[str]:
-    return [each.client for each in contributions]
+    def _blamed(self, batch: Batch) -> AbstractContextManager[None]:
+        """Have what the kernels refuse name the client and the tensor."""
+        clients = [each.client for each in batch.contributions]
+        return blamed(self.spec.segments[batch.piece.segment], clients, batch.piece.first)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from flcore_transport import PieceRange
 
-from flcore.aggregation.combiner import Combiner
+from flcore.aggregation.combiner import Batch, Combiner
 from flcore.aggregation.contributions import ArrayContribution, ArraySink, Buffers, are_on_host, ranges, wholes
 from flcore.aggregation.limits import require_sum
 from flcore.aggregation.rules import Sum
@@ -51,7 +51,8 @@ def _is_averaged(
     by = [combiner.coefficient(each.weight) for each in contributions]
     require_sum(by)
     try:
-        combiner.average(piece, contributions, parts, out, by, None if bases is None else bases[piece.segment])
+        base = None if bases is None else bases[piece.segment]
+        combiner.average(Batch(piece, contributions, parts, by), out, base)
     except (UpdateError, AggregationError):
         if not all(are_on_host(tensors) for tensors in (*parts, out)):
             raise
@@ -82,7 +83,7 @@ class Totals:
         self.is_torn = True  # unless all of it gets in
         for piece, total in zip(self._pieces, self._totals, strict=True):
             parts = [each.buffers[piece.segment] if self._are_whole else each.read(piece) for each in contributions]
-            self._combiner.fold(total, piece, contributions, parts, by)
+            self._combiner.fold(total, Batch(piece, contributions, parts, by))
         self.is_torn = False
         self.coefficients += by
 

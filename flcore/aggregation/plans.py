@@ -16,7 +16,7 @@ from flcore_kernels import Total
 from flcore_transport import PieceRange, piece_elements
 
 from flcore.aggregation.ahead import ahead
-from flcore.aggregation.combiner import Combiner
+from flcore.aggregation.combiner import Batch, Combiner
 from flcore.aggregation.contributions import cut
 from flcore.aggregation.limits import require_sum
 from flcore.aggregation.rules import Rule, Sum
@@ -197,7 +197,7 @@ class Streaming:
         for piece, parts in ahead(lambda piece: [update.read(piece) for update in updates], self._recipe.form.pieces):
             if piece not in sums.totals:
                 sums.totals[piece] = combiner.total(piece)
-            combiner.fold(sums.totals[piece], piece, updates, parts, by)
+            combiner.fold(sums.totals[piece], Batch(piece, updates, parts, by))
             for update in updates:
                 update.release(piece)
         sums.coefficients += by

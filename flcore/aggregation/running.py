@@ -10,7 +10,7 @@ from flcore_kernels import backend as backend_named
 
 from flcore.aggregation.averaged import Averaged
 from flcore.aggregation.combiner import Combiner
-from flcore.aggregation.contributions import ArrayContribution, Buffers
+from flcore.aggregation.contributions import ArrayContribution, Buffers, wholes
 from flcore.aggregation.gather import Gather, allocated
 from flcore.aggregation.in_memory import Totals, combine_arrays
 from flcore.aggregation.known import ConstantSource, Known
@@ -216,10 +216,13 @@ class Running:
 
     def _reserved(self, combiner: Combiner) -> Totals:
         """Take the memory that totals, and means in place of them, need."""
-        segments = combiner.spec.segments
-        doubled = [index for index, each in enumerate(segments) if self._may_double and each.dtype == "float32"]
-        self._averaged = {index: Averaged(combiner, index) for index in doubled}
-        return Totals(combiner, segments=[index for index in range(len(segments)) if index not in doubled])
+        known, pieces = combiner.known, wholes(combiner.spec)
+        self._averaged = {
+            piece.segment: Averaged(combiner, piece.segment)
+            for piece in pieces
+            if self._may_double and piece.dtype == "float32" and not (known and known.has_constants(piece))
+        }
+        return Totals(combiner, segments=[each.segment for each in pieces if each.segment not in self._averaged])
 
     def _prepare(self, combiner: Combiner, totals: Totals, contributions: list[ArrayContribution]) -> None:
         """Look at what is to be folded, as far as nothing else shows whether it may be."""
