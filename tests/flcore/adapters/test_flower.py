@@ -199,9 +199,9 @@ def bad_replies(good: Arrays) -> dict[str, Message]:
         r"tensor 'w': expected float32 .* got float64": reply({**good, "w": good["w"].astype(np.float64)}),
         "tensor 'w': element 30 is nan": reply({**good, "w": nan}),
         "tensor 'w': element 1 is -inf": reply({**good, "w": infinite}),
-        "a weight is a finite number >= 0 .* not -1": reply(good, -1),
-        "a weight is a finite number >= 0 .* not nan": reply(good, float("nan")),
-        r"a weight is a finite number >= 0 .* not \[1, 2\]": reply(good, [1, 2]),
+        "a weight is a finite number >= 0.* not -1": reply(good, -1),
+        "a weight is a finite number >= 0.* not nan": reply(good, float("nan")),
+        r"a weight is a finite number >= 0.* not \[1, 2\]": reply(good, [1, 2]),
         "its metrics lack the weight, 'num-examples'": Message(
             RecordDict({"a": ArrayRecord({k: Array(v) for k, v in good.items()}), "m": MetricRecord({"loss": 1.0})}),
             reply_to=message(),

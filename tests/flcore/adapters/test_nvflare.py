@@ -113,10 +113,10 @@ def test_a_result_that_cannot_be_counted_leaves_no_trace(is_lazy: bool) -> None:
             made({**good, "w": good["w"].T}), 1, "bad"
         ),
         "client 'bad', tensor 'b': element 3 is inf": result(made(nan), 1, "bad"),
-        "client 'bad': a weight is a finite number >= 0 .* not -1": result(made(good), -1, "bad"),
-        "client 'bad': a weight is a finite number >= 0 and below 1e300": result(made(good), 10**400, "bad"),
-        "client 'bad': a weight is a finite number >= 0 .* not True": result(made(good), True, "bad"),
-        "client 'bad': a weight is a finite number >= 0 .* not 'many'": result(made(good), "many", "bad"),
+        "client 'bad': a weight is a finite number >= 0.* not -1": result(made(good), -1, "bad"),
+        "client 'bad': a weight is a finite number >= 0": result(made(good), 10**400, "bad"),
+        "client 'bad': a weight is a finite number >= 0.* not True": result(made(good), True, "bad"),
+        "client 'bad': a weight is a finite number >= 0.* not 'many'": result(made(good), "many", "bad"),
         "client 'bad': its parameters are ParamsType.DIFF, others' ParamsType.FULL": result(
             made(good), 1, "bad", kind=ParamsType.DIFF
         ),
