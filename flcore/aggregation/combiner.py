@@ -18,7 +18,7 @@ from flcore_transport import PieceRange
 from flcore.aggregation.ahead import ahead
 from flcore.aggregation.contributions import ArrayContribution, Contribution, on_host, wholes
 from flcore.aggregation.gather import blamed
-from flcore.aggregation.known import Known
+from flcore.aggregation.known import Known, is_plain
 from flcore.aggregation.limits import Limits, accumulator_of, own_values, require_sum
 from flcore.aggregation.passthrough import Mask, Values, shared_constants, without
 from flcore.aggregation.rounding import rounded
@@ -161,8 +161,7 @@ class Combiner:
         not averaged.
         """
         segment = batch.piece.segment
-        if self.known is None:
-            self.require_same_bytes(batch)
+        self.require_same_bytes(batch)
         with self._blamed(batch):
             accumulate, result = self._accumulators[segment], self._dtypes[segment]
             dtype = batch.piece.dtype
@@ -184,7 +183,7 @@ class Combiner:
     def require_same_bytes(self, batch: Batch) -> None:
         """Raise `OutOfBounds` where unsigned bytes differ: they may be packed codes, which have no mean."""
         piece, parts = batch.piece, batch.parts
-        if piece.dtype != "uint8" or self._average_bytes:
+        if piece.dtype != "uint8" or self._average_bytes or self.known is not None:
             return
         segment, are_lists = self.spec.segments[piece.segment], isinstance(parts[0], list)
         for number, first in enumerate([span.start for span in segment.spans] if are_lists else [piece.first]):
@@ -232,15 +231,21 @@ class Combiner:
         Raises an `UpdateError` unless all may be admitted.
         """
         columns, piece = self._own(batch), batch.piece
-        if self.known is None:
-            self.require_same_bytes(batch)
-            (mask, odd), fixed = shared_constants(columns), columns[0]
-            sound = columns if odd >= 0 or not mask.any() else [without(column, mask) for column in columns]
+        stored = self._stored(batch, columns)
+        tops = self.device.largest(stored.parts, stored.piece.dtype)
+        if self.known is not None:
+            mask, fixed = self.known.constants(piece), self.known.values(piece)
+        elif all(is_plain(stored.piece.dtype, top) for top in tops):
+            mask, fixed = np.zeros(piece.count, np.bool_), columns[0]
         else:
-            mask, fixed, sound = self.known.constants(piece), self.known.values(piece), columns
-        stored = self._stored(batch, sound)
-        for each, part in zip(batch.contributions, stored.parts, strict=True):
-            self.limits.check(stored.piece, part, self.coefficient(each.weight), each.client)
+            (mask, odd), fixed = shared_constants(columns), columns[0]
+            if odd < 0:  # else the check below names it
+                stored = self._stored(batch, [without(column, mask) for column in columns])
+        self.require_same_bytes(stored)
+        for each, part, top in zip(batch.contributions, stored.parts, tops, strict=True):
+            by = self.coefficient(each.weight)
+            if self.known is not None or not top <= self.limits.largest(piece.segment, by):
+                self.limits.check(stored.piece, part, by, each.client)
         return [without(column, mask) for column in columns] if mask.any() else columns, mask, fixed
 
     def _own(self, batch: Batch) -> list[Values]:

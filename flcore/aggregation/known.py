@@ -90,7 +90,8 @@ class Known:
 
     def magnitude(self, piece: PieceRange) -> float:
         """Return the largest magnitude in a range; infinite or NaN where not all of it is finite."""
-        own = replace(piece, dtype=self._spec.segments[piece.segment].dtype)
+        dtype = self._spec.segments[piece.segment].dtype
+        own = piece if piece.dtype == dtype else replace(piece, dtype=dtype)
         if own not in self._magnitudes:
             (self._magnitudes[own],) = self._device.largest([self.read(own)], own.dtype)
         return self._magnitudes[own]
