@@ -147,6 +147,12 @@ class Aggregator:
             self.lost = {}
             return self._plan.finish(self.lost)
 
+    def close(self) -> None:
+        """Let the base and the reference go, after the last round."""
+        known, self._combiner.known = self._combiner.known, None
+        if known is not None:
+            known.release()
+
     def discard(self) -> None:
         """Let all committed updates go without a result, and the room that they take."""
         with self._lock:

@@ -84,6 +84,10 @@ class Known:
         values: Values = self._source.read(piece)
         return values
 
+    def release(self) -> None:
+        """Let the model go: nothing is read any more."""
+        del self._source
+
     def values(self, piece: PieceRange) -> Values:
         """Return a range's elements in the tensors' dtype."""
         return self.read(piece).view(DTYPES[self._spec.segments[piece.segment].dtype])

@@ -63,6 +63,7 @@ class Running:
         )
         self._settled = spec
         self._combiner = None if spec is None else self._make(spec)
+        self._gather = None if self._combiner is None else _gather(self._combiner)
         self._totals: Totals | None = None
         self._averaged: dict[int, Averaged] = {}
         self._held: list[_Held] = []
@@ -84,7 +85,7 @@ class Running:
         self.clear()
         spec = ModelSpec.of(model)
         combiner, self._settled = self._make(spec), spec
-        self._settle(combiner, Gather(spec, combiner.device).buffers(model, "the model"))
+        self._settle(combiner, _gather(combiner).buffers(model, "the model"))
 
     def check(self, arrays: AnyArrays, weight: Any, client: str) -> None:
         """Raise `UpdateError` unless an update can be counted in. Reads all of it."""
@@ -117,7 +118,7 @@ class Running:
         combiner = self._combiner
         if combiner is None or not (self._held or self._coefficients):
             raise QuorumError("there is nothing to aggregate: no update was accepted")
-        gather = Gather(combiner.spec, combiner.device)
+        gather = self._gather or _gather(combiner)
         targets = None if out is None else gather.targets(out)
         if self._coefficients:
             self._fold()
@@ -149,7 +150,7 @@ class Running:
         for averaged in self._averaged.values():
             averaged.clear()
         if self._settled != self.spec:
-            self._combiner, self._totals, self._averaged = None, None, {}
+            self._combiner, self._gather, self._totals, self._averaged = None, None, None, {}
 
     def _require_whole(self) -> None:
         """Raise `AggregationError` if some of an update is folded and some is not."""
@@ -160,7 +161,7 @@ class Running:
         try:
             combiner = self._combiner or self._make(ModelSpec.of(arrays))
             accepted = combiner.limits.weight(weight, client)
-            buffers = Gather(combiner.spec, combiner.device).buffers(arrays, client)
+            buffers = (self._gather or _gather(combiner)).buffers(arrays, client)
         except SpecError as error:
             raise TensorMismatch(str(error), client=client) from None
         if len(self._coefficients) + len(self._held) >= MOST_UPDATES:
@@ -175,7 +176,7 @@ class Running:
         if known is None and before is not None and before.known is None and before.spec == combiner.spec:
             return  # the memory of the last round's totals serves again
         self._combiner = combiner if known is None else self._make(combiner.spec, known=known)
-        self._totals, self._averaged = None, {}
+        self._gather, self._totals, self._averaged = _gather(combiner), None, {}
 
     def _combine_held(self, combiner: Combiner, results: Buffers) -> None:
         """Combine what is held, which is all there is, without those that turn out to be unsound."""
@@ -271,6 +272,10 @@ def require_settings(rule: str | Rule, accumulate: str, group: int | None, max_a
         raise JobError(f"group: expected a whole number of at least 1, got {group!r}")
     if not max_abs > 0:
         raise JobError(f"max_abs: expected a number above 0, got {max_abs!r}")
+
+
+def _gather(combiner: Combiner) -> Gather:
+    return Gather(combiner.spec, combiner.device)
 
 
 def _named(spec: ModelSpec, buffers: Buffers) -> dict[str, npt.NDArray[Any]]:

@@ -1,6 +1,7 @@
 """The aggregator: the mean against the oracle, updates committed whole or not at all, and what is refused."""
 
 import threading
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -252,3 +253,16 @@ def test_many_threads_stage_at_once() -> None:
 def test_a_base_is_a_model_of_the_same_tensors() -> None:
     with pytest.raises(TensorMismatch, match="'w'"):
         aggregate([({"w": np.ones(3)}, 1.0)], base=Model.of({"w": np.ones(2)}).arrays())
+
+
+def test_a_closed_aggregator_keeps_no_model_alive() -> None:
+    for kind in ("base", "reference"):
+        model = Model.of(update(0))
+        aggregator, alive = Aggregator(model.spec, **{kind: model}), weakref.ref(model)  # type: ignore[arg-type]
+        with aggregator.update(client="a", weight=1) as staged:
+            staged.write_all({name: np.zeros_like(values) for name, values in update(0).items()})
+        del model
+        aggregator.finish()
+        assert alive() is not None  # it may go on with another round
+        aggregator.close()
+        assert alive() is None
