@@ -39,7 +39,8 @@ def aggregate(
 ) -> dict[str, Any]:
     """Return the combination of `updates`, pairs of named arrays and a weight.
 
-    >>>     >>> hospital_a = {"layer.weight": np.array([[1.0, 2.0]]), "steps": np.array(10)}
+    >>> import numpy as np
+    >>> hospital_a = {"layer.weight": np.array([[1.0, 2.0]]), "steps": np.array(10)}
     >>> hospital_b = {"layer.weight": np.array([[5.0, 6.0]]), "steps": np.array(20)}
     >>> model = aggregate([(hospital_a, 100), (hospital_b, 300)])
     >>> model["layer.weight"]
@@ -165,8 +166,8 @@ class _Aggregation:
             self._fold(contributions, is_first=count == 0)
             count += len(contributions)
             contributions.clear()
-        if self._bases is not None and self._out is not None:
-            require_apart(self._spec, self._targets, [self._bases])
+        if self._out is not None:
+            require_apart(self._spec, self._targets, [] if self._bases is None else [self._bases])
         for totals in self._totals:
             totals.finish(self._targets)
         return self._result()
@@ -208,7 +209,7 @@ class _Aggregation:
         for number, update in enumerate(updates, first):
             client = f"update {number}"
             arrays, weight = _pair(update, client)
-            weight = self._combiner.limits.weight(weight, client)
+            weight = self._combiner.admit_weight(weight, client)
             try:
                 buffers = self._gather.buffers(arrays, client)
             except SpecError as error:

@@ -118,7 +118,7 @@ class Aggregator:
 
     def stage(self, client: str, weight: float) -> StagedUpdate:
         """Return a new staged update, which takes elements once it has begun, and counts only if it is committed."""
-        accepted = self._combiner.limits.weight(weight, client)
+        accepted = self._combiner.admit_weight(weight, client)
         return StagedUpdate(self._form, self._combiner, self._staging, client, accepted)
 
     def begin(self, staged: StagedUpdate) -> "Future[None]":

@@ -14,8 +14,8 @@ from flcore.model.spec import ModelSpec
 def require_apart(spec: ModelSpec, targets: Buffers, sources: Sequence[Buffers]) -> bool:
     """Return whether results are written in place of an array that is read.
 
-    Raises `TensorMismatch` where a target overlaps what is read, unless it is that very array of the same tensor, which
-    is read before it is written.
+    Raises `TensorMismatch` where the array of a tensor in `out` overlaps that of another one there, or any that is read
+    but the array of the same tensor, which is read before it is written.
     """
     outs, number = _places([targets]), sum(map(len, targets))
     places = np.concatenate([outs, _places(sources)])
@@ -29,15 +29,17 @@ def require_apart(spec: ModelSpec, targets: Buffers, sources: Sequence[Buffers])
         for target in order[low[index] : high[index]].tolist():
             if outs[target, 1] <= places[index, 0] or index == target:
                 continue
-            # The array of another tensor is read too late, unless both tensors are one array in `out`, too.
-            if not (outs[target] == places[index]).all() or not (outs[target] == outs[tensor]).all():
+            if index < number or tensor != target or not (outs[target] == places[index]).all():
                 names = [span.tensor.name for segment in spec.segments for span in segment.spans]
+                where = (
+                    "another array of out" if index < number else f"tensor {names[tensor]!r} in an update or the base"
+                )
                 raise TensorMismatch(
-                    f"out: its memory overlaps that of tensor {names[tensor]!r} in an update, the base or out; "
-                    "expected the array of the same tensor, or memory of its own",
+                    f"out: its memory overlaps that of {where}; expected the array of the same tensor in an update, or "
+                    "memory of its own (np.empty_like)",
                     tensor=names[target],
                 )
-            is_in_place = is_in_place or index >= number
+            is_in_place = True
     return is_in_place
 
 

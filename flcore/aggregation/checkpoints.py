@@ -97,7 +97,7 @@ def aggregate_checkpoints(
         spec, chosen, accumulate, backend_named(), dtypes=into.dtypes, average_bytes=average_bytes or base is not None
     )
     if base is None:
-        given = [combiner.limits.weight(weight, name) for name, weight in zip(names, given, strict=True)]
+        given = [combiner.admit_weight(weight, name) for name, weight in zip(names, given, strict=True)]
     copies = COPIES if isinstance(chosen, Sum) else 2 * COPIES
     elements = _range_elements(budget, spec, copies, len(models))
     contributions = [

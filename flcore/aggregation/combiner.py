@@ -13,36 +13,43 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from flcore_kernels import Backend, Total, storage_dtype
-from flcore_transport import PieceRange
+from flcore_transport import PieceRange, body_bytes
 
 from flcore.aggregation.ahead import ahead
 from flcore.aggregation.contributions import ArrayContribution, Contribution, on_host, wholes
 from flcore.aggregation.gather import blamed
+from flcore.aggregation.given_rules import coefficients_of, combined, measured
 from flcore.aggregation.known import Known, is_plain
 from flcore.aggregation.limits import Limits, accumulator_of, own_values, require_sum
 from flcore.aggregation.passthrough import Mask, Values, shared_constants, without
 from flcore.aggregation.rounding import rounded
-from flcore.aggregation.rules import Columns, Geometry, Rule, Sum
+from flcore.aggregation.rules import Columns, Rule, Sum
 from flcore.errors import AggregationError, OutOfBounds, UpdateError
 from flcore.model.chunks import ChunkSink
 from flcore.model.dtypes import DTYPES
+from flcore.model.narrow import part_of
 from flcore.model.spec import ModelSpec
-
-LEAST_COEFFICIENT = 2.0**-64
-"""Of a `Geometry`, relative to its largest: smaller ones are 0."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
     """A range of some contributions: their parts, and what each enters a sum with (or a rule, as its weight).
 
-    Of a whole segment in memory, a part may be the list of its tensors.
+    Of a whole segment in memory, a part may be the list of its tensors. `rest` is what zeros enter the sum with.
     """
 
     piece: PieceRange
     contributions: Sequence[Contribution]
     parts: Sequence[Any]
     by: Sequence[float]
+    rest: float = 0.0
+
+    def with_rest(self) -> tuple[Sequence[Any], Sequence[float]]:
+        """Return parts and coefficients, those of zeros among them."""
+        if not self.rest:
+            return self.parts, self.by
+        zeros = memoryview(bytes(body_bytes(self.piece.dtype, self.piece.count)))
+        return [*self.parts, part_of(self.piece.dtype, self.piece.count, zeros)], [*self.by, self.rest]
 
 
 class Combiner:
@@ -74,7 +81,14 @@ class Combiner:
 
     def coefficient(self, weight: float) -> float:
         """Return what an update of this weight enters a sum with; at most 1 where that depends on others."""
-        return self.rule.coefficient(weight) if isinstance(self.rule, Sum) else 1.0
+        return float(self.rule.coefficient(weight)) if isinstance(self.rule, Sum) else 1.0
+
+    def admit_weight(self, weight: Any, client: str) -> float:
+        """Return a weight as a float, or raise `WeightError` unless it may be admitted, and its coefficient too."""
+        accepted = self.limits.weight(weight, client)
+        if isinstance(self.rule, Sum):
+            self.limits.weight(self.coefficient(accepted), client)
+        return accepted
 
     # Totals: a sum, group by group.
 
@@ -95,7 +109,7 @@ class Combiner:
             mask = self.known.constants(batch.piece)
             batch = self._stored(batch, [without(each, mask) for each in self._own(batch)])
         with self._blamed(batch):
-            self.device.fold(total, batch.parts, batch.by, batch.piece.dtype)
+            self.device.fold(total, *batch.with_rest(), batch.piece.dtype)
 
     def finish(self, total: Total, piece: PieceRange, out: Any, base: Any = None) -> None:
         """Write the combination of what was folded to `out`; `base` stands for the known model's range, as it is."""
@@ -114,7 +128,7 @@ class Combiner:
 
         With a `group`, a sum reads at most so many contributions at once.
         """
-        by = self._coefficients(contributions, pieces)
+        by, rest = self._weights(contributions, pieces)
         size = group if group and not isinstance(self.rule, Columns) else len(contributions)
         groups = [slice(first, first + size) for first in range(0, len(contributions), size)]
         steps = ((piece, group) for piece in pieces for group in groups)
@@ -122,7 +136,7 @@ class Combiner:
         for (piece, members), parts in ahead(
             lambda step: [each.read(step[0]) for each in contributions[step[1]]], steps
         ):
-            batch = Batch(piece, contributions[members], parts, by[members])
+            batch = Batch(piece, contributions[members], parts, by[members], rest if members is groups[0] else 0.0)
             if len(groups) > 1:
                 total = self.total(piece) if members is groups[0] else total
                 self.fold(total, batch)
@@ -149,7 +163,8 @@ class Combiner:
         if failure is not None and not mask.any():
             raise failure
         if isinstance(self.rule, Columns):
-            self._write(batch.piece, np.asarray(self.rule.combine(columns, batch.by), np.float64), out)
+            segment = self.spec.segments[batch.piece.segment]
+            self._write(batch.piece, combined(self.rule, segment, batch.piece, columns, batch.by), out)
         else:
             self.average(self._stored(batch, columns), out, self._base(batch.piece))
         self._restore(batch.piece, out, fixed, mask)
@@ -164,8 +179,9 @@ class Combiner:
         self.require_same_bytes(batch)
         with self._blamed(batch):
             accumulate, result = self._accumulators[segment], self._dtypes[segment]
+            parts, by = batch.with_rest()
             dtype = batch.piece.dtype
-            self.device.mean(batch.parts, batch.by, out, dtype, accumulate, result=result, base=base, scale=scale)
+            self.device.mean(parts, by, out, dtype, accumulate, result=result, base=base, scale=scale)
 
     def admit(self, contributions: Sequence[ArrayContribution], segments: Sequence[int] | None = None) -> None:
         """Raise `NonFinite` or `OutOfBounds`, naming client and tensor, unless arrays may be admitted. Reads them."""
@@ -193,37 +209,30 @@ class Combiner:
                     tensor, element = segment.at(first + int(np.argmax(column != columns[0])))
                     raise OutOfBounds(
                         f"element {element} differs from that of {batch.contributions[0].client!r}: unsigned bytes are "
-                        "not averaged, as they may be packed codes (average_bytes, if they are numbers)",
+                        "not averaged, as they may be packed codes (if they are numbers: average_bytes=True, or on the "
+                        "command line --average-bytes)",
                         client=each.client,
                         tensor=tensor.name,
                     )
 
     # What a rule is given.
 
-    def _coefficients(self, contributions: Sequence[Contribution], pieces: Sequence[PieceRange]) -> Sequence[float]:
-        """Return what contributions enter a sum with, after a pass over all of them where a rule needs that."""
+    def _weights(
+        self, contributions: Sequence[Contribution], pieces: Sequence[PieceRange]
+    ) -> tuple[Sequence[float], float]:
+        """Return what contributions, and zeros, enter the sum or the rule with: after a pass over all if need be."""
         weights = [each.weight for each in contributions]
         if isinstance(self.rule, Columns):
-            return weights
-        if isinstance(self.rule, Geometry):
-            by = self._measured(self.rule, contributions, pieces)
-        else:
-            by = [self.rule.coefficient(weight) for weight in weights]
-        require_sum(by)
-        return by
-
-    def _measured(
-        self, rule: Geometry, contributions: Sequence[Contribution], pieces: Sequence[PieceRange]
-    ) -> list[float]:
-        weights = [each.weight for each in contributions]
-        figures: npt.NDArray[np.float64] | float = 0.0
+            return weights, 0.0
+        if isinstance(self.rule, Sum):
+            by = [self.coefficient(weight) for weight in weights]
+            require_sum(by)
+            return by, 0.0
+        figures = None
         for piece, parts in ahead(lambda piece: [each.read(piece) for each in contributions], pieces):
-            figures = figures + rule.measure(self._quantities(Batch(piece, contributions, parts, weights))[0])
-        given = np.asarray(rule.coefficients(np.asarray(figures), weights), np.float64)
-        if given.shape != (len(weights),) or not (np.isfinite(given) & (given >= 0)).all():
-            raise AggregationError(f"rule {rule.name!r}: expected {len(weights)} finite coefficients >= 0, got {given}")
-        shares = given / (given.max(initial=0.0) or 1.0)
-        return np.where(shares >= LEAST_COEFFICIENT, shares, 0.0).tolist()  # type: ignore[no-any-return]
+            columns = self._quantities(Batch(piece, contributions, parts, weights))[0]
+            figures = measured(self.rule, self.spec.segments[piece.segment], piece, columns, figures)
+        return coefficients_of(self.rule, figures, weights)
 
     def _quantities(self, batch: Batch) -> tuple[list[Values], Mask, Values]:
         """Return a range's elements in the tensors' dtype, with zeros for constants; where these are, and which.
@@ -262,10 +271,6 @@ class Combiner:
 
     def _write(self, piece: PieceRange, values: npt.NDArray[np.float64], out: Values) -> None:
         """Add the base to a range of results and round them once."""
-        if values.shape != (piece.count,):
-            raise AggregationError(
-                f"rule {self.rule.name!r}: expected an array of {piece.count} elements, got one of shape {values.shape}"
-            )
         segment, dtype, base = self.spec.segments[piece.segment], self._dtypes[piece.segment], self._base(piece)
         if base is not None:
             values = values + base.view(DTYPES[segment.dtype]).astype(np.float64)
@@ -291,7 +296,7 @@ class Combiner:
         """Put constants into a result, bit for bit where its dtype is theirs."""
         if mask.any():
             result = DTYPES[self._dtypes[piece.segment]]
-            with np.errstate(over="ignore"):
+            with np.errstate(all="ignore"):
                 out.view(result)[mask] = fixed[mask].astype(result)
 
     def _blamed(self, batch: Batch) -> AbstractContextManager[None]:

@@ -82,6 +82,8 @@ class Limits:
         max_abs: float = math.inf,
     ) -> None:
         require_accumulator(accumulate)
+        if not max_abs > 0:
+            raise JobError(f"max_abs: expected a number above 0, got {max_abs!r}")
         self._spec, self._device, self._known = spec, device, known
         self._average_bytes, self._max_abs = average_bytes, max_abs
         self._dtypes = tuple(dtypes) or tuple(segment.dtype for segment in spec.segments)
@@ -150,7 +152,7 @@ class Limits:
             there = f"the model that was sent has {known.values(piece)[where]}"
             fixed = "an element that is not averaged must not change"
             is_byte = piece.dtype == "uint8"
-            advice = " (bytes may be packed codes: average_bytes, if they are numbers)" if is_byte else ""
+            advice = " (bytes may be packed codes: average_bytes=True, if they are numbers)" if is_byte else ""
             why = f"is {values[where]}, where {there}: {fixed}{advice}"
             tensor, element = self._spec.segments[piece.segment].at(piece.first + where)
             kind = NonFinite if values.dtype.kind not in "iub" and not np.isfinite(values[where]) else OutOfBounds

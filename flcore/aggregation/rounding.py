@@ -15,7 +15,7 @@ def rounded(values: npt.NDArray[np.float64], dtype: str) -> tuple[npt.NDArray[An
     >>> rounded(np.array([2.5, 300.0]), "int8")[1].tolist()
     [True, False]
     """
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         if dtype in INTEGERS:
             low, high = STORAGE[dtype].range
             whole = np.rint(values)

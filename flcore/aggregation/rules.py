@@ -32,9 +32,9 @@ class Sum:
 class Columns:
     """Combines all updates' elements of a range.
 
-    `combine` gets one array per update, flat and of the tensor's dtype (quantized ones as float32), and their weights;
-    it returns an array of as many elements, which is rounded to the result's dtype once. It must not change the arrays,
-    nor depend on where a range begins.
+    `combine(columns, weights)` gets one array per update, flat, read-only and of the tensor's dtype (quantized ones as
+    float32), and their weights. It returns an array of as many elements, which is rounded to the result's dtype once.
+    A range may begin and end anywhere in a tensor, and hold elements of several tensors.
     """
 
     name: str
@@ -43,11 +43,12 @@ class Columns:
 
 @dataclass(frozen=True)
 class Geometry:
-    """A weighted mean whose coefficients follow from figures of the whole model; it reads all updates twice.
+    """Σ cᵢ · updateᵢ, where the coefficients follow from figures of the whole model; it reads all updates twice.
 
-    `measure` gets what `Columns.combine` gets, and returns an array of figures (norms, distances) of one range. The
-    figures of all ranges are added. `coefficients` gets their sum and the weights, and returns one number >= 0 for each
-    update: what it enters the mean with.
+    `measure(columns)` gets what `Columns.combine` gets, and returns an array of figures (norms, scalar products) of one
+    range, of the same shape for each range. The figures of all ranges are added up. `coefficients(figures, weights)`
+    returns one number >= 0 for each update; they add up to at most 1. What is missing to 1 counts as zeros: a clipped
+    mean is shorter than its updates.
     """
 
     name: str
@@ -80,6 +81,8 @@ def rule_named(rule: str | Rule) -> Rule:
     """
     if isinstance(rule, Rule):
         return rule
+    if not isinstance(rule, str):
+        raise JobError(f"rule: expected a name or a rule (flcore.Sum, Columns or Geometry), got {type(rule).__name__}")
     if rule not in RULES:
-        raise JobError(f"rule {rule!r} does not exist; expected one of {', '.join(RULES)}")
+        raise JobError(f"rule {rule!r} does not exist; expected one of {', '.join(RULES)}, or a rule of your own")
     return RULES[rule]()

@@ -17,7 +17,7 @@ from flcore.aggregation.known import ConstantSource, Known
 from flcore.aggregation.likeness import Likeness
 from flcore.aggregation.limits import MOST_UPDATES, require_accumulator, require_sum
 from flcore.aggregation.rules import Rule, Sum, rule_named
-from flcore.errors import AggregationError, JobError, QuorumError, SpecError, TensorMismatch, UpdateError
+from flcore.errors import AggregationError, JobError, QuorumError, SpecError, TensorMismatch, UpdateError, WeightError
 from flcore.model.arrays import AnyArrays, kinds_of
 from flcore.model.dtypes import DTYPES
 from flcore.model.spec import ModelSpec
@@ -96,14 +96,20 @@ class Running:
         """Count an update in, or raise `UpdateError` and leave everything as it was."""
         self._require_whole()
         if any(held.contribution.client == client for held in self._held):
+            if not isinstance(self._rule, Sum):
+                raise UpdateError("it has an update in this round already", client=client)
             self._fold()  # so that a name says whose update is refused
         combiner, contribution = self._read(arrays, weight, client)
         if self._settled is None and not self._held and not self._coefficients:
             combiner.admit([contribution])  # whoever says what the model is has to be sound
             self._settle(combiner, contribution.buffers)
-        self._held.append(_Held(contribution, kinds_of(arrays) if self._likeness is None else {}))
+        self._held.append(held := _Held(contribution, kinds_of(arrays) if self._likeness is None else {}))
         if self.group is not None and isinstance(self._rule, Sum) and len(self._held) >= self.group:
-            self._fold()
+            try:
+                self._fold()
+            except BaseException:
+                self._held = [each for each in self._held if each is not held]
+                raise
             for number, error in enumerate(self._refused):
                 if error.client == client:
                     raise self._refused.pop(number)
@@ -120,12 +126,16 @@ class Running:
             raise QuorumError("there is nothing to aggregate: no update was accepted")
         gather = self._gather or _gather(combiner)
         targets = None if out is None else gather.targets(out)
-        if self._coefficients:
-            self._fold()
-            results = self._finished(combiner, gather, targets)
-        else:
-            results = gather.buffers(allocated(combiner.spec), "") if targets is None else targets
-            self._combine_held(combiner, results)
+        try:
+            if self._coefficients:
+                self._fold()
+                results = self._finished(combiner, gather, targets)
+            else:
+                results = gather.buffers(allocated(combiner.spec), "") if targets is None else targets
+                self._combine_held(combiner, results)
+        except (AggregationError, WeightError):
+            self._begin_anew()  # no other result is to come of these updates
+            raise
         likeness, self._settled = self._likeness, combiner.spec
         self._begin_anew()
         if out is not None:
@@ -160,7 +170,7 @@ class Running:
     def _read(self, arrays: AnyArrays, weight: Any, client: str) -> tuple[Combiner, ArrayContribution]:
         try:
             combiner = self._combiner or self._make(ModelSpec.of(arrays))
-            accepted = combiner.limits.weight(weight, client)
+            accepted = combiner.admit_weight(weight, client)
             buffers = (self._gather or _gather(combiner)).buffers(arrays, client)
         except SpecError as error:
             raise TensorMismatch(str(error), client=client) from None
@@ -203,9 +213,6 @@ class Running:
             except UpdateError as error:
                 self._drop(error)
                 continue
-            except BaseException:
-                self._held = self._held[:-1]
-                raise
             self._is_torn = True  # unless all of it gets in
             totals.fold(contributions)
             for averaged in self._averaged.values():

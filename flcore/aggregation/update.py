@@ -263,6 +263,11 @@ class StagedUpdate:
 
     def _copy(self, index: int, first: int, values: npt.NDArray[Any]) -> None:
         segment = self._form.spec.segments[index]
+        if self._form.dtypes[index] != segment.dtype:
+            raise TensorMismatch(
+                f"elements of {segment.dtype} travel as {self._form.dtypes[index]} here: expected whole pieces (adopt)",
+                client=self.client,
+            )
         stored = values.view(storage_dtype(segment.dtype))
         itemsize, position = DTYPES[segment.dtype].itemsize, 0
         while position < stored.size:

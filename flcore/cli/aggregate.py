@@ -41,7 +41,7 @@ def aggregate(
         str, typer.Option(help="How they are combined: a name of `flcore rules`, or file.py:name.")
     ] = "mean",
     accumulate: Annotated[str, typer.Option(help="exact, float64 or float32.")] = "exact",
-    dtype: Annotated[str | None, typer.Option(help="What floats of the result are. (default: as they are)")] = None,
+    dtype: Annotated[str | None, typer.Option(help="dtype of the result's floats. (default: as they are)")] = None,
     base: Annotated[
         str | None,
         typer.Option(help="Task arithmetic: the result is this checkpoint plus SCALE times the weighted differences."),
@@ -51,18 +51,18 @@ def aggregate(
         bool, typer.Option("--average-bytes", help="Average unsigned bytes that differ: they are numbers, not codes.")
     ] = False,
     budget: Annotated[
-        str, typer.Option(metavar="SIZE", help="How much memory chunks take at most, as 512MiB or 2GB.")
+        str, typer.Option(metavar="SIZE", help="The most memory for data that is being combined, as 512MiB or 2GB.")
     ] = "1GiB",
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
 ) -> None:
-    """Combine checkpoints of one model into a new checkpoint, chunk by chunk; sharded as the first one is."""
+    """Combine checkpoints of one model into a new checkpoint, range by range; split into files as the first one is."""
     keep_freed_memory()
     if weight and weights:
         raise typer.BadParameter("give --weight for each checkpoint, or --weights, and not both", param_hint="--weight")
     if scale != 1.0 and base is None:
         raise typer.BadParameter("it scales differences from a --base, and there is none", param_hint="--scale")
     if base is not None and (rule, accumulate) != ("mean", "exact"):
-        raise typer.BadParameter("with --base, differences are added up in float64", param_hint="--rule, --accumulate")
+        raise typer.BadParameter("--base takes neither: leave them out", param_hint="--rule, --accumulate")
     with _files():
         given = weights_in(weights, checkpoints) if weights else weight or None
     if given is not None and len(given) != len(checkpoints):

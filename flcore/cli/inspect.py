@@ -37,6 +37,8 @@ def rules(name: Annotated[str | None, typer.Argument(help="One rule.")] = None) 
     """List the aggregation rules, or say what one does. A rule of your own is named file.py:name."""
     for known in RULES if name is None else [rule_named(name).name]:
         print(f"{known:<16} {RULES[known].__doc__}")
+    if name is None:
+        print("A rule of your own is named file.py:name (docs/rules.md).")
 
 
 def _described(contract: Contract) -> list[str]:

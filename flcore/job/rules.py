@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from flcore.aggregation.rules import Rule, rule_named
+from flcore.aggregation.rules import RULES, Rule, rule_named
 from flcore.errors import JobError
 from flcore.job.references import load_reference
 
@@ -12,10 +12,16 @@ def load_rule(rule: str, directory: Path, key: str) -> Rule:
 
     `key` is what errors call the place where it was named.
     """
+    if ":" not in rule and rule not in RULES:
+        raise JobError(f"{key}: rule {rule!r} does not exist; expected one of {', '.join(RULES)}, or file.py:name")
     if ":" not in rule:
         return rule_named(rule)
-    found = load_reference(rule, directory, key)
-    made = found() if callable(found) else found
+    made = load_reference(rule, directory, key)
+    if callable(made):
+        try:
+            made = made()
+        except TypeError as error:
+            raise JobError(f"{key}: expected a rule, or a function that makes one: {error}") from error
     if not isinstance(made, Rule):
         raise JobError(f"{key}: expected a rule (Sum, Columns or Geometry), got {type(made).__name__} from {rule}")
     return made

@@ -68,6 +68,7 @@ def values_of(part: Buffer, row: Storage, dtype: str, start: int, stop: int) -> 
             scales = part.scales.reshape(-1)[np.arange(start, stop) // row.block]
             return (scales * part.codes.reshape(-1)[start:stop].astype(np.float32)).astype(np.float64)
     flat = np.ascontiguousarray(part.reshape(-1)[start:stop])
-    if dtype == "bfloat16":
-        return (flat.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
-    return (flat.view(np.float16) if dtype == "float16" else flat).astype(np.float64)
+    with np.errstate(all="ignore"):  # a signalling NaN
+        if dtype == "bfloat16":
+            return (flat.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+        return (flat.view(np.float16) if dtype == "float16" else flat).astype(np.float64)

@@ -66,7 +66,7 @@ A, B = "hospital-a.safetensors", "hospital-b.safetensors"
     [
         ([A, B, "--weight", "1"], "Invalid value for --weight: 1 for 2 checkpoints"),
         ([A, B, "--scale", "2"], "Invalid value for --scale: it scales differences from a --base"),
-        ([A, "--base", B, "--accumulate", "float32"], "differences are added up in float64"),
+        ([A, "--base", B, "--accumulate", "float32"], "--base takes neither: leave them out"),
     ],
 )
 def test_options_that_do_not_fit_together(folder: Path, arguments: list[str], words: str) -> None:

@@ -176,23 +176,29 @@ def test_what_it_is_given_does_not_depend_on_where_ranges_begin_and_constants_ar
     given = [({"mask": mask, "w": np.full(SIZE, value, np.float32)}, 1.0) for value in (1.0, 3.0)]
     found = aggregate(given, rule=Columns("mean of columns", combine))
     assert found["mask"].tobytes() == mask.tobytes() and set(found["w"].tolist()) == {2.0}
-    assert sum(seen) == ModelSpec.of(given[0][0]).segments[0].elements and len(seen) > 1
+    assert sum(seen) == 3 + SIZE and len(seen) > 1
 
 
 @pytest.mark.parametrize(
     ("rule", "words"),
     [
-        (
-            Columns("odd", lambda columns, _: columns[0][:-1]),
-            r"rule 'odd': expected an array of 256 elements, got one of",
-        ),
+        (Columns("odd", lambda columns, _: columns[0][:-1]), "rule 'odd': expected an array of 3 elements, got one of"),
         (Columns("odd", lambda columns, _: np.full(columns[0].size, 1e39)), "result, 1e.39, does not fit into float32"),
+        (Columns("odd", lambda *_: np.array("text")), "rule 'odd': combine raised ValueError: could not convert"),
+        (Columns("odd", lambda columns, _: 1j * columns[0]), "rule 'odd': combine raised TypeError: expected real"),
+        (
+            Columns("odd", lambda columns, _: np.negative(columns[0], out=columns[0])),
+            "rule 'odd': combine raised ValueError: .*read-only",
+        ),
         (
             Geometry("odd", lambda _: np.zeros(1), lambda *_: [1.0]),
-            r"rule 'odd': expected 2 finite coefficients >= 0, got",
+            "rule 'odd': expected 2 coefficients >= 0",
         ),
-        (Geometry("odd", lambda _: np.zeros(1), lambda *_: [1.0, -1.0]), "rule 'odd': expected 2 finite coefficients"),
-        (Geometry("odd", lambda _: np.zeros(1), lambda *_: [np.nan, 1]), "rule 'odd': expected 2 finite coefficients"),
+        (Geometry("odd", lambda _: np.zeros(1), lambda *_: [1.0, -1.0]), "rule 'odd': expected 2 coefficients >= 0"),
+        (Geometry("odd", lambda _: np.zeros(1), lambda *_: [np.nan, 1]), "rule 'odd': expected 2 coefficients >= 0"),
+        (Geometry("odd", lambda _: np.zeros(1), lambda *_: [0.6, 0.6]), "rule 'odd': expected 2 coefficients >= 0"),
+        (Geometry("odd", lambda _: np.full(1, np.inf), lambda *_: [0, 1]), "rule 'odd': its figures are not finite"),
+        (Geometry("odd", lambda _: np.array("a"), lambda *_: [0, 1]), "rule 'odd': measure raised ValueError"),
     ],
 )
 def test_what_a_rule_returns_wrongly_is_told_by_its_name(rule: Any, words: str) -> None:
@@ -200,11 +206,77 @@ def test_what_a_rule_returns_wrongly_is_told_by_its_name(rule: Any, words: str) 
         aggregate([({"w": np.ones(3, np.float32)}, 1.0)] * 2, rule=rule)
 
 
+def test_a_rule_sees_elements_of_tensors_and_no_gaps_between_them() -> None:
+    given = [
+        ({"a": np.full(20, value), "b": np.full((), value), "c": np.full(300, value)}, 1.0) for value in (2.0, 4.0)
+    ]
+    found = aggregate(given, rule=Columns("ratio", lambda columns, _: columns[1] / columns[0]))
+    assert set(np.concatenate([np.ravel(values) for values in found.values()]).tolist()) == {2.0}
+    sizes = Geometry(
+        "sizes", lambda columns: np.array([column.size for column in columns]), lambda n, _: [n[0] / 642, 0]
+    )
+    assert aggregate(given, rule=sizes)["a"].tolist() == [1.0] * 20
+
+
+@pytest.mark.parametrize("accumulate", ["exact", "float32"])
+@pytest.mark.parametrize("read_chunks", [1, 16])
+def test_a_clipped_mean_is_shorter_than_its_updates(accumulate: str, read_chunks: int) -> None:
+    def norms(columns: Any) -> Any:
+        return np.array([np.square(column, dtype=np.float64).sum() for column in columns])
+
+    def clipped(squares: Any, weights: Any) -> Any:
+        return np.array(weights) / sum(weights) * np.minimum(1, 5 / np.sqrt(squares))
+
+    given = [({"w": np.array([3.0, 4.0], np.float32)}, 1.0), ({"w": np.array([30.0, -40.0], np.float32)}, 3.0)]
+    rule, wanted = Geometry("clip", norms, clipped), [(3.0 + 3 * 3.0) / 4, (4.0 - 3 * 4.0) / 4]
+    assert np.allclose(aggregate(given, rule=rule, accumulate=accumulate)["w"], wanted, rtol=1e-6)
+    storage = Storage("at-close", Staging(0), read_chunks=read_chunks)
+    aggregator = Aggregator(ModelSpec.of(given[0][0]), rule=rule, accumulate=accumulate, storage=storage)
+    for number, (arrays, weight) in enumerate(given):
+        with aggregator.update(client=f"{number}", weight=weight) as update:
+            update.write_all(arrays)
+    assert np.allclose(aggregator.finish().arrays()["w"], wanted, rtol=1e-6)
+
+
+def test_a_coefficient_that_no_sum_takes_costs_the_sender_of_the_weight_its_place() -> None:
+    rule, spec = flcore.Sum("fourth power", lambda weight: weight**4), ModelSpec.of({"w": np.zeros(3)})
+    for plan in ("at-close", "streaming"):
+        aggregator = Aggregator(spec, rule=rule, plan=plan)
+        with aggregator.update(client="a", weight=1.0) as update:
+            update.write("w", np.ones(3))
+        with pytest.raises(flcore.WeightError, match="client 'b'"):
+            aggregator.stage("b", 2.0**20)
+        assert aggregator.finish().arrays()["w"].tolist() == [1.0] * 3
+    running = Running(rule=rule)
+    running.add({"w": np.ones(3)}, 1.0, "a")
+    for bad in (2.0**20, 2.0**-20):
+        with pytest.raises(flcore.WeightError, match="client 'b'"):
+            running.add({"w": np.ones(3)}, bad, "b")
+    assert running.finish()["w"].tolist() == [1.0] * 3
+
+
+def test_the_adapters_take_one_update_of_a_client_where_a_rule_needs_all(rules: Any) -> None:
+    running = Running(rule=rules("median"))
+    for client, value in (("a", 1.0), ("b", 2.0), ("c", 90.0)):
+        running.add({"w": np.full(3, value)}, 1.0, client)
+    with pytest.raises(flcore.UpdateError, match="client 'a': it has an update in this round already"):
+        running.add({"w": np.zeros(3)}, 1.0, "a")
+    assert running.finish()["w"].tolist() == [2.0] * 3
+
+
 def test_what_is_no_rule_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("text = 'median'\n\ndef five():\n    return 5\n")
     for name in ("text", "five"):
         with pytest.raises(JobError, match=r"--rule: expected a rule \(Sum, Columns or Geometry\), got (str|int) from"):
             load_rule(f"mine.py:{name}", tmp_path, "--rule")
+    (tmp_path / "theirs.py").write_text("def combine(columns, weights):\n    return columns[0]\n")
+    with pytest.raises(JobError, match="--rule: expected a rule, or a function that makes one: combine"):
+        load_rule("theirs.py:combine", tmp_path, "--rule")
+    for name in ("median", "mine.py"):
+        with pytest.raises(JobError, match=r"or file\.py:name"):
+            load_rule(name, tmp_path, "--rule")
+    with pytest.raises(JobError, match=r"expected a name or a rule \(flcore.Sum, Columns or Geometry\), got function"):
+        aggregate([({"w": np.ones(3)}, 1.0)], rule=updates)  # type: ignore[arg-type]
     with pytest.raises(JobError, match="--rule: there is no file"):
         load_rule("other.py:median", tmp_path, "--rule")
 

@@ -12,6 +12,7 @@ from flcore_kernels.cpu import CpuBackend
 
 from flcore import (
     AggregationError,
+    Columns,
     ModelSpec,
     NonFinite,
     OutOfBounds,
@@ -309,3 +310,30 @@ def test_a_client_that_comes_twice_is_refused_for_what_is_its_own() -> None:
             except NonFinite:
                 assert np.isnan(value)
         assert running.finish()["w"].tolist() == [2.0, 2.0]
+
+
+def test_an_interrupt_loses_nobody_s_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    running = Running(group=2, spec=ModelSpec.of(one(1.0)))
+    for client, value in (("a", 1.0), ("b", 2.0), ("c", 3.0)):
+        running.add(one(value), 1, client)
+    for attempt in (running.finish, lambda: running.add(one(100.0), 1, "d"), lambda: running.add(one(4.0), 1, "c")):
+        with monkeypatch.context() as patch:
+            patch.setattr(CpuBackend, "largest", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                attempt()
+    assert running.finish()["w"].tolist() == [2.0, 2.0]
+
+
+def test_a_round_without_a_result_leaves_nothing_for_the_next_one() -> None:
+    def failing(columns: Any, weights: Any) -> Any:
+        raise ValueError(len(columns))
+
+    running = Running(rule=Columns("failing", failing), spec=ModelSpec.of(one(1.0)))
+    for count in (1, 2):
+        for number in range(count):
+            running.add(one(1.0), 1, f"{number}")
+        with pytest.raises(AggregationError, match=f"rule 'failing': combine raised ValueError: {count}"):
+            running.finish()

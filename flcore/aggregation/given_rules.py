@@ -1,0 +1,97 @@
+"""Rules that need all updates at once, as the engine calls them: somebody's code, held to what it promises."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import numpy.typing as npt
+from flcore_transport import PieceRange
+
+from flcore.aggregation.passthrough import Values
+from flcore.aggregation.rules import Columns, Geometry
+from flcore.errors import AggregationError
+from flcore.model.spec import SegmentSpec
+
+LEAST_COEFFICIENT = 2.0**-64
+"""Smaller ones are 0: exact sums take none."""
+
+Figures = npt.NDArray[np.float64]
+
+
+def combined(
+    rule: Columns, segment: SegmentSpec, piece: PieceRange, columns: Sequence[Values], weights: Sequence[float]
+) -> npt.NDArray[np.float64]:
+    """Return what a rule makes of a range, with zeros in the gaps between tensors, which it does not see."""
+    filled, elements = _elements(segment, piece, columns)
+    with _named(rule, "combine"):
+        made = np.asarray(rule.combine(elements, weights))
+        if made.dtype.kind == "c":
+            raise TypeError("expected real numbers, got complex ones")
+        values = made.astype(np.float64, copy=False)
+    if values.shape != elements[0].shape:
+        raise AggregationError(
+            f"rule {rule.name!r}: expected an array of {elements[0].size} elements, got one of shape {values.shape}"
+        )
+    if filled is None:
+        return values
+    spread = np.zeros(piece.count)
+    spread[filled] = values
+    return spread
+
+
+def measured(
+    rule: Geometry, segment: SegmentSpec, piece: PieceRange, columns: Sequence[Values], before: Figures | None
+) -> Figures:
+    """Return a rule's figures of a range, added to those of the ranges before."""
+    elements = _elements(segment, piece, columns)[1]
+    with _named(rule, "measure"):
+        figures = np.array(rule.measure(elements), np.float64)
+    if before is not None and figures.shape != before.shape:
+        raise AggregationError(
+            f"rule {rule.name!r}: measure returned figures of shape {figures.shape} for a range, after {before.shape}"
+        )
+    figures = figures if before is None else before + figures
+    if not np.isfinite(figures).all():
+        raise AggregationError(
+            f"rule {rule.name!r}: its figures are not finite (narrow floats overflow: convert first)"
+        )
+    return figures
+
+
+def coefficients_of(rule: Geometry, figures: Figures | None, weights: Sequence[float]) -> tuple[list[float], float]:
+    """Return a rule's coefficients, and what they leave to 1."""
+    if figures is None:  # the model has no elements
+        return [1 / len(weights)] * len(weights), 0.0
+    with _named(rule, "coefficients"):
+        given = np.asarray(rule.coefficients(figures, weights), np.float64)
+    if given.shape != (len(weights),) or not (given >= 0).all() or not given.sum() <= 1 + 1e-9:
+        raise AggregationError(
+            f"rule {rule.name!r}: expected {len(weights)} coefficients >= 0 that add up to at most 1, got {given}"
+        )
+    kept = [value if value >= LEAST_COEFFICIENT else 0.0 for value in given.tolist()]
+    left = 1 - float(given.sum())
+    return kept, left if left >= 1e-9 else 0.0
+
+
+def _elements(
+    segment: SegmentSpec, piece: PieceRange, columns: Sequence[Values]
+) -> tuple[npt.NDArray[np.bool_] | None, list[Values]]:
+    """Return where a range has elements of tensors (None: everywhere), and these, read-only."""
+    gaps, filled = segment.gaps(piece.first, piece.first + piece.count), None
+    if gaps.size:
+        filled = np.ones(piece.count, np.bool_)
+        for begin, end in (gaps - piece.first).reshape(-1, 2).tolist():
+            filled[begin:end] = False
+    elements = [column.view() if filled is None else column[filled] for column in columns]
+    for each in elements:
+        each.flags.writeable = False
+    return filled, elements
+
+
+@contextmanager
+def _named(rule: Columns | Geometry, what: str) -> Iterator[None]:
+    """Have an error of somebody's code name the rule."""
+    try:
+        yield
+    except Exception as error:  # whatever it raises, this round has no result
+        raise AggregationError(f"rule {rule.name!r}: {what} raised {type(error).__name__}: {error}") from error
