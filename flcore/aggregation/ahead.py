@@ -1,11 +1,84 @@
-"""Reading ahead: the next input is fetched while the present one is worked on."""
+"""Work on a thread of its own: folds in the background, and reading ahead.
 
+`concurrent.futures` would do, but for Ctrl-C: an interrupt in the middle of `submit` leaves a thread that the end of
+the process waits for. This thread is a daemon, and what is waited for is a lock alone.
+"""
+
+import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from queue import SimpleQueue
+from typing import Any, Generic, TypeVar
+from weakref import finalize
 
 A = TypeVar("A")
 B = TypeVar("B")
+
+
+class Later(Generic[B]):
+    """What some work returns or raises, once it is done."""
+
+    def __init__(self, work: Callable[[], B]) -> None:
+        self._work: Callable[[], B] | None = work
+        self._value: list[B] = []
+        self._error: BaseException | None = None
+        self._doing = threading.Lock()
+        self._doing.acquire()
+
+    def do(self) -> None:
+        """Do the work."""
+        try:
+            if self._work is not None:
+                self._value.append(self._work())
+        except BaseException as error:  # noqa: BLE001 - whoever asks for the result raises it
+            self._error = error
+        finally:
+            self._work = None  # which may hold arrays
+            self._doing.release()
+
+    def wait(self) -> None:
+        """Wait until it is done."""
+        with self._doing:
+            pass
+
+    def result(self) -> B:
+        """Return what the work returned, or raise what it raised, once it is done."""
+        self.wait()
+        if self._error is not None:
+            raise self._error
+        return self._value[0]
+
+
+class Background:
+    """One thread that does work in the order in which it comes; it ends with this object."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._queue: SimpleQueue[Later[Any] | None] = SimpleQueue()
+        self._turn = threading.Lock()
+        self._thread: threading.Thread | None = None
+        finalize(self, self._queue.put, None).atexit = False
+
+    def submit(self, work: Callable[[], B]) -> Later[B]:
+        """Have some work done."""
+        later = Later(work)
+        self._queue.put(later)
+        if self._thread is None or not self._thread.is_alive():  # an interrupt may have come before it had begun
+            arguments = self._queue, self._turn
+            self._thread = threading.Thread(target=_do_all, args=arguments, name=self._name, daemon=True)
+            self._thread.start()
+        return later
+
+    def close(self) -> None:
+        """Do nothing more after what has come."""
+        self._queue.put(None)
+
+
+def _do_all(queue: "SimpleQueue[Later[Any] | None]", turn: threading.Lock) -> None:
+    """Do what comes, one after the other, also where an interrupt has led to a second thread."""
+    while (later := queue.get()) is not None:
+        with turn:
+            later.do()
+        del later
 
 
 def ahead(fetch: Callable[[A], B], items: Iterable[A]) -> Iterator[tuple[A, B]]:
@@ -14,12 +87,17 @@ def ahead(fetch: Callable[[A], B], items: Iterable[A]) -> Iterator[tuple[A, B]]:
     >>> list(ahead(str, [1, 2]))
     [(1, '1'), (2, '2')]
     """
-    with ThreadPoolExecutor(1, thread_name_prefix="flcore-ahead") as thread:
-        waiting = None
+    thread = Background("flcore-ahead")
+    waiting: tuple[A, Later[B]] | None = None
+    try:
         for item in items:
-            coming = item, thread.submit(fetch, item)
+            coming = item, thread.submit(lambda item=item: fetch(item))  # type: ignore[misc]
             if waiting is not None:
                 yield waiting[0], waiting[1].result()
             waiting = coming
         if waiting is not None:
             yield waiting[0], waiting[1].result()
+    finally:
+        thread.close()
+        if waiting is not None:
+            waiting[1].wait()  # nothing is read any more once this has ended

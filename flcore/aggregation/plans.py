@@ -8,14 +8,13 @@ chunk, and the next one ahead.
 
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from flcore_kernels import Total
 from flcore_transport import PieceRange, piece_elements
 
-from flcore.aggregation.ahead import ahead
+from flcore.aggregation.ahead import Background, Later, ahead
 from flcore.aggregation.combiner import Batch, Combiner
 from flcore.aggregation.contributions import cut
 from flcore.aggregation.limits import require_sum
@@ -120,7 +119,7 @@ class _Sums:
     """What one round of a streaming plan has folded."""
 
     waiting: list[StagedUpdate] = field(default_factory=list)
-    folds: list[Future[None]] = field(default_factory=list)
+    folds: list[Later[None]] = field(default_factory=list)
     coefficients: list[float] = field(default_factory=list)
     totals: dict[PieceRange, Total] = field(default_factory=dict)
     lost: dict[str, str] = field(default_factory=dict)
@@ -135,7 +134,7 @@ class Streaming:
         require_plan(recipe.combiner.rule, "streaming")
         self._recipe = recipe
         self._lock = threading.Lock()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="flcore-fold")
+        self._thread = Background("flcore-fold")
         self._sums = _Sums()
 
     def add(self, update: StagedUpdate) -> None:
@@ -144,12 +143,13 @@ class Streaming:
         sums = self._sums
         with self._lock:
             sums.waiting.append(update)
-        sums.folds.append(self._thread.submit(self._fold_waiting, sums))
+        sums.folds.append(self._thread.submit(lambda: self._fold_waiting(sums)))
 
     def finish(self, lost: dict[str, str]) -> GlobalModel:
         """Wait for the last fold, and divide."""
         sums, self._sums = self._sums, _Sums()  # an interrupt leaves nothing for the next round
-        wait(sums.folds)
+        for fold in sums.folds:
+            fold.wait()  # all of them, whichever fails
         for fold in sums.folds:
             fold.result()
         lost |= sums.lost
@@ -166,7 +166,8 @@ class Streaming:
     def discard(self) -> None:
         """Let the folds end, and forget what they have added up."""
         sums, self._sums = self._sums, _Sums()
-        wait(sums.folds)
+        for fold in sums.folds:
+            fold.wait()
 
     def _fold_waiting(self, sums: _Sums) -> None:
         with self._lock:

@@ -3,7 +3,6 @@
 import os
 import threading
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from flcore_kernels.cpu import CpuBackend
 from flcore_transport import piece_elements
 
 from flcore import Aggregator, Arrays, JobError, Model, ModelSpec, QuorumError, WeightError
+from flcore.aggregation.ahead import Background, Later
 from flcore.aggregation.budget import Budget
 from flcore.aggregation.staging import Staging
 from flcore.aggregation.storage import Storage
@@ -213,7 +213,7 @@ def test_an_update_that_cannot_be_read_back_is_left_out_and_named(
         ModelSpec.of(update(0)), storage=Storage(plan, Staging(0, tmp_path / "staging"), read_chunks=read_chunks)
     )
     folds: list[Any] = []
-    monkeypatch.setattr(ThreadPoolExecutor, "submit", _later(folds, ThreadPoolExecutor.submit))
+    monkeypatch.setattr(Background, "submit", _later(folds, Background.submit))
     for seed in range(5):
         give(aggregator, seed)
     for number in (2, 5):
@@ -234,12 +234,12 @@ def test_an_update_that_cannot_be_read_back_is_left_out_and_named(
 def _later(folds: list[Any], submit: Any) -> Any:
     """Have a streaming plan's folds wait until the test has damaged what they read."""
 
-    def waiting(pool: Any, work: Any, *arguments: Any) -> Future[Any]:
-        if work.__name__ != "_fold_waiting":
-            return submit(pool, work, *arguments)  # type: ignore[no-any-return]
-        done: Future[Any] = Future()
-        folds.append(lambda: done.set_result(work(*arguments)))
-        return done
+    def waiting(thread: Any, work: Any) -> Any:
+        if "_fold_waiting" not in work.__code__.co_names:
+            return submit(thread, work)
+        later = Later(work)
+        folds.append(later.do)
+        return later
 
     return waiting
 
