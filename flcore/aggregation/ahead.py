@@ -1,10 +1,12 @@
 """Work on a thread of its own: folds in the background, and reading ahead.
 
-`concurrent.futures` would do, but for Ctrl-C: an interrupt in the middle of `submit` leaves a thread that the end of
-the process waits for. This thread is a daemon, and what is waited for is a lock alone.
+`concurrent.futures` and `threading.Thread` would do, but for Ctrl-C: an interrupt in the middle of their Python code
+leaves a thread that the end of the process waits for, or a lock that nobody releases. So threads are started by one
+call, nobody waits for them to end, and what is waited for is a lock alone.
 """
 
 import threading
+from _thread import start_new_thread
 from collections.abc import Callable, Iterable, Iterator
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
@@ -51,21 +53,18 @@ class Later(Generic[B]):
 class Background:
     """One thread that does work in the order in which it comes; it ends with this object."""
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+    def __init__(self) -> None:
         self._queue: SimpleQueue[Later[Any] | None] = SimpleQueue()
-        self._turn = threading.Lock()
-        self._thread: threading.Thread | None = None
+        self._turn, self._has_begun = threading.Lock(), False
         finalize(self, self._queue.put, None).atexit = False
 
     def submit(self, work: Callable[[], B]) -> Later[B]:
         """Have some work done."""
         later = Later(work)
         self._queue.put(later)
-        if self._thread is None or not self._thread.is_alive():  # an interrupt may have come before it had begun
-            arguments = self._queue, self._turn
-            self._thread = threading.Thread(target=_do_all, args=arguments, name=self._name, daemon=True)
-            self._thread.start()
+        if not self._has_begun:
+            start_new_thread(_do_all, (self._queue, self._turn))
+            self._has_begun = True
         return later
 
     def close(self) -> None:
@@ -87,7 +86,7 @@ def ahead(fetch: Callable[[A], B], items: Iterable[A]) -> Iterator[tuple[A, B]]:
     >>> list(ahead(str, [1, 2]))
     [(1, '1'), (2, '2')]
     """
-    thread = Background("flcore-ahead")
+    thread = Background()
     waiting: tuple[A, Later[B]] | None = None
     try:
         for item in items:

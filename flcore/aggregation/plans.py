@@ -134,7 +134,7 @@ class Streaming:
         require_plan(recipe.combiner.rule, "streaming")
         self._recipe = recipe
         self._lock = threading.Lock()
-        self._thread = Background("flcore-fold")
+        self._thread = Background()
         self._sums = _Sums()
 
     def add(self, update: StagedUpdate) -> None:

@@ -9,6 +9,7 @@ be freed as soon as it has ended, also after Ctrl-C.
 
 import os
 import threading
+from _thread import start_new_thread
 from collections.abc import Callable
 from pathlib import Path
 from queue import SimpleQueue
@@ -107,15 +108,14 @@ class Pool:
         if self._process != os.getpid():  # forked: neither the threads nor a held lock came along
             self._forget()
         with self._lock:
-            while len(self._helpers) < helpers:
-                name = f"flcore-kernels-{len(self._helpers)}"
-                self._helpers.append(threading.Thread(target=_help, args=(self._calls,), name=name, daemon=True))
-                self._helpers[-1].start()
+            while self._helpers < helpers:  # by one call of C: Ctrl-C within `Thread.start` can leave a lock behind
+                start_new_thread(_help, (self._calls,))
+                self._helpers += 1
         return self._calls
 
     def _forget(self) -> None:
         self._process, self._lock = os.getpid(), threading.Lock()
-        self._helpers: list[threading.Thread] = []
+        self._helpers = 0
         self._calls: SimpleQueue[SharedCall] = SimpleQueue()
 
 
