@@ -77,7 +77,8 @@ class SharedCall:
     def results(self) -> list[Any]:
         """Return what `work` returned, in the order of the batches, or raise what it raised for a helper."""
         failures, self._failures = self._failures, []  # an error refers to frames, and these to this call
-        del self._work  # a helper may find this call late; the arrays must not wait for it
+        results, self._results = self._results, {}
+        del self._work  # a helper lets go of this call late, or finds it late; the arrays must not wait for that
         if failures:
             raise failures.pop(0)
-        return [self._results[batch] for batch in range(self._batches)]
+        return [results[batch] for batch in range(self._batches)]
