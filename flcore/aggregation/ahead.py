@@ -31,7 +31,7 @@ class Later(Generic[B]):
         try:
             if self._work is not None:
                 self._value.append(self._work())
-        except BaseException as error:  # noqa: BLE001 - whoever asks for the result raises it
+        except BaseException as error:  # noqa: BLE001 - `result` raises it
             self._error = error
         finally:
             self._work = None  # which may hold arrays

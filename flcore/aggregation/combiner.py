@@ -20,7 +20,7 @@ from flcore.aggregation.contributions import ArrayContribution, Contribution, on
 from flcore.aggregation.gather import blamed
 from flcore.aggregation.given_rules import coefficients_of, combined, measured
 from flcore.aggregation.known import Known, is_plain
-from flcore.aggregation.limits import Limits, accumulator_of, own_values, require_sum
+from flcore.aggregation.limits import Limits, own_values, require_sum
 from flcore.aggregation.passthrough import Mask, Values, shared_constants, without
 from flcore.aggregation.rounding import rounded
 from flcore.aggregation.rules import Columns, Rule, Sum
@@ -76,8 +76,6 @@ class Combiner:
             spec, accumulate, device, known=known, dtypes=dtypes, average_bytes=average_bytes, max_abs=max_abs
         )
         self._average_bytes = average_bytes
-        self._dtypes = tuple(dtypes) or tuple(segment.dtype for segment in spec.segments)
-        self._accumulators = [accumulator_of(segment.dtype, accumulate) for segment in spec.segments]
 
     def coefficient(self, weight: float) -> float:
         """Return what an update of this weight enters a sum with; at most 1 where that depends on others."""
@@ -94,7 +92,7 @@ class Combiner:
 
     def total(self, piece: PieceRange) -> Total:
         """Return an empty total for a range."""
-        return self.emptied(self.device.total(piece.count, self._accumulators[piece.segment]))
+        return self.emptied(self.device.total(piece.count, self.limits.accumulators[piece.segment]))
 
     def emptied(self, total: Total) -> Total:
         """Return a total that holds nothing. Its weights count as they are, and not on the scale of the first."""
@@ -115,7 +113,7 @@ class Combiner:
         """Write the combination of what was folded to `out`; `base` stands for the known model's range, as it is."""
         with self._blamed(Batch(piece, (), (), ())):
             base = self._base(piece) if base is None else base
-            self.device.finish(total, out, self._dtypes[piece.segment], base=base)
+            self.device.finish(total, out, self.limits.dtypes[piece.segment], base=base)
         if self.known is not None and self.known.has_constants(piece):
             self._restore(piece, out, self.known.values(piece), self.known.constants(piece))
 
@@ -178,7 +176,7 @@ class Combiner:
         segment = batch.piece.segment
         self.require_same_bytes(batch)
         with self._blamed(batch):
-            accumulate, result = self._accumulators[segment], self._dtypes[segment]
+            accumulate, result = self.limits.accumulators[segment], self.limits.dtypes[segment]
             parts, by = batch.with_rest()
             dtype = batch.piece.dtype
             self.device.mean(parts, by, out, dtype, accumulate, result=result, base=base, scale=scale)
@@ -240,20 +238,20 @@ class Combiner:
         Raises an `UpdateError` unless all may be admitted.
         """
         columns, piece = self._own(batch), batch.piece
-        stored = self._stored(batch, columns)
-        tops = self.device.largest(stored.parts, stored.piece.dtype)
+        stored, tops = self._stored(batch, columns), [math.inf] * len(columns)
         if self.known is not None:
             mask, fixed = self.known.constants(piece), self.known.values(piece)
-        elif all(is_plain(stored.piece.dtype, top) for top in tops):
-            mask, fixed = np.zeros(piece.count, np.bool_), columns[0]
         else:
-            (mask, odd), fixed = shared_constants(columns), columns[0]
-            if odd < 0:  # else the check below names it
+            self.require_same_bytes(stored)
+            tops, fixed = self.device.largest(stored.parts, stored.piece.dtype), columns[0]
+            mask, odd = np.zeros(piece.count, np.bool_), -1
+            if not all(is_plain(stored.piece.dtype, top) for top in tops):
+                mask, odd = shared_constants(columns)
+            if mask.any() and odd < 0:  # else the check below names the one that has what others have not
                 stored = self._stored(batch, [without(column, mask) for column in columns])
-        self.require_same_bytes(stored)
         for each, part, top in zip(batch.contributions, stored.parts, tops, strict=True):
             by = self.coefficient(each.weight)
-            if self.known is not None or not top <= self.limits.largest(piece.segment, by):
+            if not top <= self.limits.largest(piece.segment, by):
                 self.limits.check(stored.piece, part, by, each.client)
         return [without(column, mask) for column in columns] if mask.any() else columns, mask, fixed
 
@@ -271,7 +269,7 @@ class Combiner:
 
     def _write(self, piece: PieceRange, values: npt.NDArray[np.float64], out: Values) -> None:
         """Add the base to a range of results and round them once."""
-        segment, dtype, base = self.spec.segments[piece.segment], self._dtypes[piece.segment], self._base(piece)
+        segment, dtype, base = self.spec.segments[piece.segment], self.limits.dtypes[piece.segment], self._base(piece)
         if base is not None:
             values = values + base.view(DTYPES[segment.dtype]).astype(np.float64)
         narrow, fits = rounded(values, dtype)
@@ -295,7 +293,7 @@ class Combiner:
     def _restore(self, piece: PieceRange, out: Values, fixed: Values, mask: Mask) -> None:
         """Put constants into a result, bit for bit where its dtype is theirs."""
         if mask.any():
-            result = DTYPES[self._dtypes[piece.segment]]
+            result = DTYPES[self.limits.dtypes[piece.segment]]
             with np.errstate(all="ignore"):
                 out.view(result)[mask] = fixed[mask].astype(result)
 

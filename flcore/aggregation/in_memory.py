@@ -74,17 +74,13 @@ class Totals:
         self._pieces = pieces if self._are_whole else ranges(combiner.spec, segments=segments)
         self._totals = [combiner.total(piece) for piece in self._pieces]
         self.coefficients: list[float] = []
-        self.is_torn = False
-        """Whether an error left some of a group added and some not."""
 
     def fold(self, contributions: Sequence[ArrayContribution]) -> None:
         """Add a group, all of it."""
         by = [self._combiner.coefficient(each.weight) for each in contributions]
-        self.is_torn = True  # unless all of it gets in
         for piece, total in zip(self._pieces, self._totals, strict=True):
             parts = [each.buffers[piece.segment] if self._are_whole else each.read(piece) for each in contributions]
             self._combiner.fold(total, Batch(piece, contributions, parts, by))
-        self.is_torn = False
         self.coefficients += by
 
     def finish(self, targets: Buffers) -> None:
@@ -102,7 +98,6 @@ class Totals:
 
     def clear(self) -> None:
         """Begin anew, in the same memory."""
-        if self.coefficients or self.is_torn:
-            for total in self._totals:
-                self._combiner.emptied(total)
-        self.coefficients, self.is_torn = [], False
+        for total in self._totals:
+            self._combiner.emptied(total)
+        self.coefficients = []

@@ -67,7 +67,8 @@ class Limits:
     """What may be admitted to a combination whose results have `dtypes`, one per segment.
 
     `max_abs` bounds magnitudes beside what arithmetic allows. With a `known` model, elements that are no quantities
-    must be that model's (its differences zero), and so must unsigned bytes, unless `average_bytes`.
+    must be that model's (its differences zero), and so must unsigned bytes, unless `average_bytes`. `accumulators` are
+    what segments are summed in.
     """
 
     def __init__(
@@ -86,9 +87,9 @@ class Limits:
             raise JobError(f"max_abs: expected a number above 0, got {max_abs!r}")
         self._spec, self._device, self._known = spec, device, known
         self._average_bytes, self._max_abs = average_bytes, max_abs
-        self._dtypes = tuple(dtypes) or tuple(segment.dtype for segment in spec.segments)
-        self._accumulators = [accumulator_of(segment.dtype, accumulate) for segment in spec.segments]
-        self._strictest = "exact" if "exact" in self._accumulators else accumulate
+        self.dtypes = tuple(dtypes) or tuple(segment.dtype for segment in spec.segments)
+        self.accumulators = [accumulator_of(segment.dtype, accumulate) for segment in spec.segments]
+        self._strictest = "exact" if "exact" in self.accumulators else accumulate
 
     def weight(self, weight: Any, client: str) -> float:
         """Return a weight as a float, or raise `WeightError`: it is 0, or a number within the accumulator's range."""
@@ -110,7 +111,7 @@ class Limits:
 
     def largest(self, segment: int, coefficient: float) -> float:
         """Return the largest magnitude that an element may have in an update of this coefficient."""
-        own, result, accumulate = self._spec.segments[segment].dtype, self._dtypes[segment], self._accumulators[segment]
+        own, result, accumulate = self._spec.segments[segment].dtype, self.dtypes[segment], self.accumulators[segment]
         is_near = result not in INTEGERS and SLACK[accumulate] >= 2.0 ** -(STORAGE[result].precision + 1)
         room = 1 - SLACK[accumulate] if is_near else 1.0  # else what a mean is off is rounded away
         ends = max(map(abs, STORAGE[own].range)), max(map(abs, STORAGE[result].range)) * room
@@ -163,7 +164,7 @@ class Limits:
 
         The result lies between the smallest and the largest sum of base and difference, so it fits if each sum does.
         """
-        dtype, slack = self._dtypes[piece.segment], SLACK[self._accumulators[piece.segment]]
+        dtype, slack = self.dtypes[piece.segment], SLACK[self.accumulators[piece.segment]]
         low, high = STORAGE[dtype].range
         if known.magnitude(piece) + magnitude * (1 + slack) <= min(high, -low or high) * (1 - 2.0**-50):
             return

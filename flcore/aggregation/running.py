@@ -101,7 +101,7 @@ class Running:
             self._fold()  # so that a name says whose update is refused
         combiner, contribution = self._read(arrays, weight, client)
         if self._settled is None and not self._held and not self._coefficients:
-            combiner.admit([contribution])  # whoever says what the model is has to be sound
+            combiner.admit([contribution])  # the first update says what the model is, so it is checked at once
             self._settle(combiner, contribution.buffers)
         self._held.append(held := _Held(contribution, kinds_of(arrays) if self._likeness is None else {}))
         if self.group is not None and isinstance(self._rule, Sum) and len(self._held) >= self.group:

@@ -47,7 +47,7 @@ class Updates:
             raise JobError(f"tasks.{self._exchange.task}: it returns metrics, and there is nothing to aggregate")
         with _timed(self._record, "aggregate"):
             model = aggregator.finish()
-        aggregator.close()  # whoever keeps these updates keeps no model with them
+        aggregator.close()  # a playbook that keeps these updates keeps no model alive
         if aggregator.lost:
             self._leave_out(aggregator.lost)
         return model

@@ -5,9 +5,10 @@ with what is on the device already.
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-from flcore_kernels import Backend, BackendUnavailable, backend
+from flcore_kernels import Backend, BackendUnavailable, backend, kept
 from flcore_kernels.cuda import CudaBackend
 
 from tests.kernels.resident import Resident
@@ -64,3 +65,12 @@ def device(request: pytest.FixtureRequest) -> Iterator[Backend]:
     shim = request.getfixturevalue("shim")
     played = CudaBackend(shim, 2, PIECE_BYTES)
     yield Resident(played, shim.resident, shim.told) if where == "resident" else played
+
+
+@pytest.fixture
+def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Keep compiled code in a directory of the test's own; warnings are given once more."""
+    monkeypatch.setenv("FLCORE_CACHE_DIR", str(tmp_path / "kept"))
+    kept.warn_once.cache_clear()
+    yield
+    kept.warn_once.cache_clear()

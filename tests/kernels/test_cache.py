@@ -42,11 +42,8 @@ print("compiled" if compiled else "fetched")
 
 
 @pytest.fixture(autouse=True)
-def _own_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    monkeypatch.setenv("FLCORE_CACHE_DIR", str(tmp_path / "kept"))
-    kept.warn_once.cache_clear()
+def _own_directory(own_cache: None) -> Iterator[None]:
     yield
-    kept.warn_once.cache_clear()
     cast("Any", numba.config).reload_config()
 
 
@@ -227,12 +224,11 @@ def damaged(change: Callable[[Path], object]) -> Path:
     assert doubling().warm(notice=False)
     path = doubling().path()
     assert path is not None
-    good = path.read_bytes()
     change(path)
     kernel = doubling()
     assert kernel.warm(notice=False) is True
     assert kernel(21.0) == 42.0
-    assert len(path.read_bytes()) == len(good)
+    assert kept.read(path) is not None  # whole again; its length varies with what Numba counted so far
     assert doubling().warm() is False
     return path
 

@@ -19,12 +19,7 @@ NAME = "kernels-" + "0" * 20
 NOBODY = 12345
 
 
-@pytest.fixture(autouse=True)
-def _own_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    monkeypatch.setenv("FLCORE_CACHE_DIR", str(tmp_path / "kept"))
-    kept.warn_once.cache_clear()
-    yield
-    kept.warn_once.cache_clear()
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def a_file() -> Path:

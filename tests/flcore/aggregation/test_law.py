@@ -182,7 +182,7 @@ def test_what_is_admitted_never_makes_a_round_fail_and_what_is_refused_costs_onl
     numbers = admitted(drawn)
     sound = drawn._replace(updates=[drawn.updates[number] for number in numbers])
     if not any(weight > 0 for _, weight in sound.updates):
-        return  # no mean, whoever is there
+        return  # weights that are all zero have no mean
     found = dict(results(sound, tmp_path))
     expected = found["at close"]
     for name, bits in found.items():
