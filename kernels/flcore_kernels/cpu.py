@@ -93,7 +93,8 @@ class CpuBackend:
             cpu_kernels.finish_kernel(total.accumulate, dtype, base is not None), rows, _state(total), target
         )
         if doubts.size:
-            bad = first_of([bad, settle(total, doubts // BLOCK, rows, doubts, target)])
+            settled = self._pool.run(lambda _: settle(total, doubts // BLOCK, rows, doubts, target), 1)
+            bad = first_of([bad, *settled])
         if bad >= 0:
             raise Overflow(f"element {bad} of the result does not fit into {dtype}", bad, where=dtype)
 
@@ -160,12 +161,16 @@ class CpuBackend:
         counts = np.minimum(BLOCK, rows.counts[where] - along)
         total = Total.zeros(doubts.size * BLOCK, "exact")
         blocks = np.arange(doubts.size)
-        cpu_kernels.fold_kernel(dtype, "exact")(
-            *(tables[0][where] + bytes_along, tables[1][where] + scales_along, counts, blocks * BLOCK, 0, doubts.size),
-            *(taken, *_state(total), self._scratch()),
-        )
         total.weight = target.weight
-        return settle(total, blocks, rows, doubts, target)
+
+        def work(_: int) -> int:
+            cpu_kernels.fold_kernel(dtype, "exact")(
+                *(tables[0][where] + bytes_along, tables[1][where] + scales_along, counts),
+                *(blocks * BLOCK, 0, doubts.size, taken, *_state(total), self._scratch()),
+            )
+            return settle(total, blocks, rows, doubts, target)
+
+        return self._pool.run(work, 1)[0]
 
     def largest(self, parts: Sequence[Part], dtype: str) -> list[float]:
         """Return the largest magnitude of each part (see `Backend.largest`)."""

@@ -7,10 +7,13 @@ it takes the write side of a POSIX read-write lock, whose read side each helper 
 no helper can begin.
 """
 
+import atexit
 import ctypes
 import os
+import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -31,9 +34,43 @@ def _posix(name: str, arguments: int) -> Callable[..., int]:
 
 
 _make = _posix("pthread_rwlock_init", 2)
+_read = _posix("pthread_rwlock_rdlock", 1)
 _try_to_read = _posix("pthread_rwlock_tryrdlock", 1)
 _leave = _posix("pthread_rwlock_unlock", 1)
 _write = _posix("pthread_rwlock_wrlock", 1)
+
+
+class ExitGate:
+    """A gate that closes when the process begins to end: no other thread is within it then, and none gets in any more.
+
+    The interpreter frees what threads hold, their scratch memory for one, while threads in compiled code still run.
+    Only threads other than the main one pass it: a signal handler could keep the main one from leaving.
+    """
+
+    def __init__(self) -> None:
+        self._make()
+        atexit.register(self._close)
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._make)  # the threads within it did not come along
+
+    def _make(self) -> None:
+        self._gate = (ctypes.c_uint64 * _GATE_WORDS)()
+        _make(self._gate, None)
+
+    def _close(self) -> None:
+        _write(self._gate)
+
+    @contextmanager
+    def within(self) -> Iterator[None]:
+        """Hold the end of the process up while the block lasts; never returns once the process has begun to end."""
+        if threading.get_ident() == threading.main_thread().ident:
+            yield
+            return
+        _read(self._gate)
+        try:
+            yield
+        finally:
+            _leave(self._gate)
 
 
 class SharedCall:

@@ -16,9 +16,11 @@ from queue import SimpleQueue
 from typing import TypeVar
 
 from flcore_kernels.errors import KernelError
-from flcore_kernels.shared_call import HAS_GATES, SharedCall
+from flcore_kernels.shared_call import HAS_GATES, ExitGate, SharedCall
 
 Result = TypeVar("Result")
+
+_exit = ExitGate()
 VARIABLE = "FLCORE_THREADS"
 
 
@@ -66,6 +68,10 @@ class Pool:
 
     def run(self, work: Callable[[int], Result], batches: int) -> list[Result]:
         """Call `work` for every batch number; return what it returned, in their order. Any thread may call."""
+        with _exit.within():
+            return self._run(work, batches)
+
+    def _run(self, work: Callable[[int], Result], batches: int) -> list[Result]:
         if batches <= 1 or self.threads == 1:
             return [work(batch) for batch in range(batches)]
         call, helpers = SharedCall(work, batches), min(self.threads, batches) - 1
@@ -83,7 +89,7 @@ class Pool:
 
     def run_aside(self, work: Callable[[], Result]) -> Result:
         """Return what `work` returns; where signals could interrupt it, it runs on another thread, to its end."""
-        if threading.current_thread() is not threading.main_thread() or not HAS_GATES:
+        if threading.get_ident() != threading.main_thread().ident or not HAS_GATES:
             return work()
         ended = threading.Lock()
         ended.acquire()
