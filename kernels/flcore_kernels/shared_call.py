@@ -56,8 +56,12 @@ class ExitGate:
     def _make(self) -> None:
         self._gate = (ctypes.c_uint64 * _GATE_WORDS)()
         _make(self._gate, None)
+        self._forever: threading.Lock | None = None
 
     def _close(self) -> None:
+        forever = threading.Lock()
+        forever.acquire()
+        self._forever = forever
         _write(self._gate)
 
     @contextmanager
@@ -66,6 +70,8 @@ class ExitGate:
         if threading.get_ident() == threading.main_thread().ident:
             yield
             return
+        if self._forever is not None:  # the read-write lock alone would let readers in while there are others
+            self._forever.acquire()
         _read(self._gate)
         try:
             yield
