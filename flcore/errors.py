@@ -15,6 +15,7 @@ FlcoreError
 │   └── Untimely          an answer that is late, stale, or was not asked for
 ├── BudgetError           a budget of memory, or a limit of open files, that is too small; says which would do
 ├── TaskFailed            a client's own code raised
+├── JobFailed             the server says that the job has failed
 ├── QuorumError           too few updates make no round
 └── AggregationError      the mean cannot be held by the tensor's dtype
 
@@ -112,6 +113,10 @@ class BudgetError(FlcoreError):
 
 class TaskFailed(FlcoreError):
     """A client's own code raised."""
+
+
+class JobFailed(FlcoreError):
+    """The server says that the job has failed, and why."""
 
 
 class QuorumError(FlcoreError):

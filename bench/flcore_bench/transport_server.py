@@ -5,7 +5,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
-from flcore_transport import GrpcServer, Inbox, Layout, Outbox, Receipt, Send
+from flcore_transport import GrpcServer, Inbox, Layout, Link, Outbox, Receipt
 
 import flcore
 from flcore_bench.bare_grpc import serve_bare
@@ -33,7 +33,7 @@ class Checking:
         """Let a client in."""
         return b""
 
-    def arrive(self, client: str, send: Send) -> None:
+    def arrive(self, client: str, link: Link) -> None:
         """Nobody is asked anything."""
 
     def depart(self, client: str) -> None:

@@ -33,7 +33,7 @@ from flcore_transport import (
 from flcore.client.executor import Executor
 from flcore.client.mailbox import Mailbox
 from flcore.client.task import Task, Update
-from flcore.errors import SpecError, TaskFailed, TensorMismatch, UpdateError
+from flcore.errors import JobFailed, SpecError, TaskFailed, TensorMismatch, UpdateError
 from flcore.job.job import Job
 from flcore.job.messages import (
     JoinMessage,
@@ -100,12 +100,17 @@ class Client:
         self._feedback: dict[str, Feedback] = {}
 
     def run(self) -> str:
-        """Take part until the server says goodbye, and return its reason. Raises `Refused` if the server says no."""
+        """Take part until the server says goodbye, and return its reason.
+
+        Raises `JobFailed` if the job has failed, and `Refused` if the server says no.
+        """
         listener = threading.Thread(target=self._listen, name=f"{self._name}-session", daemon=True)
         listener.start()
         try:
             while not isinstance(mail := self._mailbox.take(), Goodbye):
                 self._perform(*mail)
+            if mail.failed:
+                raise JobFailed(mail.reason)
             return mail.reason
         finally:
             self.stop()

@@ -1,18 +1,22 @@
-"""Where a client's listening thread leaves what the server said, and its working thread picks up the newest of it."""
+"""Where a client's listening thread leaves what the server said, and its working thread picks up one order at a time.
+
+Orders are first in, first out. The order that was picked up last is the one *at work*, until the next is picked up.
+"""
 
 import threading
 
-from flcore_transport import FromServer, Goodbye, Order, TransportError, Welcome
+from flcore_transport import FromServer, Goodbye, Order, TransportError, Welcome, Withdrawal
 
 
 class Mailbox:
-    """Holds the newest welcome and the newest order. A goodbye or an error ends it, and comes before any order."""
+    """Holds the newest welcome and the open orders. A goodbye or an error ends it, and comes before any order."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._welcome: Welcome | None = None
-        self._order: Order | None = None
-        self._last_number = 0
+        self._orders: dict[int, Order] = {}
+        self._at_work: int | None = None
+        self._is_withdrawn = False
         self._end: Goodbye | TransportError | None = None
 
     @property
@@ -20,16 +24,31 @@ class Mailbox:
         """Whether the server has said goodbye or no."""
         return self._end is not None
 
+    @property
+    def is_wanted(self) -> bool:
+        """Whether the answer to the order at work is still wanted."""
+        return self._end is None and not self._is_withdrawn
+
     def put(self, message: FromServer | TransportError) -> None:
-        """Leave a message. An order that was picked up before is not taken again."""
+        """Leave a message.
+
+        A welcome clears the queue, as the server sends all open orders again; one of another session withdraws the
+        order at work besides, because numbers of orders mean nothing beyond their session. An order that waits or is at
+        work is not taken twice; one that was done before is, as its answer may have been lost.
+        """
         with self._changed:
             match message:
                 case Welcome():
-                    if self._welcome is None or self._welcome.session != message.session:
-                        self._welcome, self._order, self._last_number = message, None, 0
+                    if self._welcome is not None and self._welcome.session != message.session:
+                        self._is_withdrawn = True
+                    self._welcome = message
+                    self._orders.clear()
                 case Order():
-                    if message.number > self._last_number:
-                        self._order = message
+                    if self._is_withdrawn or message.number != self._at_work:
+                        self._orders.setdefault(message.number, message)
+                case Withdrawal():
+                    self._orders.pop(message.order, None)
+                    self._is_withdrawn = self._is_withdrawn or message.order == self._at_work
                 case _:
                     self._end = self._end or message
             self._changed.notify_all()
@@ -37,12 +56,13 @@ class Mailbox:
     def take(self) -> tuple[Welcome, Order] | Goodbye:
         """Wait for the next order, or for the end: return the goodbye, or raise the error."""
         with self._changed:
-            self._changed.wait_for(lambda: self._end is not None or self._order is not None)
+            self._at_work, self._is_withdrawn = None, False
+            self._changed.wait_for(lambda: self._end is not None or self._orders)
             if isinstance(self._end, TransportError):
                 raise self._end
             if self._end is not None:
                 return self._end
-            assert self._welcome is not None and self._order is not None  # noqa: S101, PT018 - a welcome comes first
-            order, self._order = self._order, None
-            self._last_number = order.number
+            assert self._welcome is not None  # noqa: S101 - a welcome comes first
+            order = self._orders.pop(next(iter(self._orders)))
+            self._at_work = order.number
             return self._welcome, order

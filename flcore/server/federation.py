@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 
-from flcore_transport import MAX_PIECE_BYTES, Layout, Order, Outbox, Refused, Send
+from flcore_transport import MAX_PIECE_BYTES, Layout, Link, Order, Outbox, Refused
 
 from flcore.aggregation.aggregator import Aggregator
 from flcore.errors import ContractMismatch, JobError, NotInvited, QuorumError
@@ -64,7 +64,7 @@ class Federation:
                 f"and a client is told at most {MAX_WELCOME_BYTES:,}"
             )
         self._changed = threading.Condition()
-        self._connected: dict[str, Send] = {}
+        self._connected: dict[str, Link] = {}
         self._given_up = ""
         self._answers = Answers(job, spec, self._changed, observe, clock)
         self._readable: list[Exchange] = []
@@ -114,7 +114,7 @@ class Federation:
             self._observe(Asked(first.task, first.round, len(messages)))
             for client, order in orders.items():
                 if client in self._connected:
-                    self._connected[client](order)
+                    self._connected[client].send(order)
                 else:
                     round_.lose(client, self._clock())
         while self._sleep(exchange):
@@ -162,14 +162,14 @@ class Federation:
             raise Refused(error.kind, str(error)) from error
         return self._welcome
 
-    def arrive(self, client: str, send: Send) -> None:
+    def arrive(self, client: str, link: Link) -> None:
         """The client can be reached; if it owes an answer, it is asked again."""
         with self._changed:
-            self._connected[client] = send
+            self._connected[client] = link
             exchange = self._exchange
             if exchange is not None and client in exchange.round.pending and not exchange.round.is_closed:
                 exchange.round.find(client)
-                send(exchange.orders[client])
+                link.send(exchange.orders[client])
             self._changed.notify_all()
             self._observe(Joined(client, len(self._connected)))
 

@@ -31,8 +31,8 @@ class Server(Protocol):
 
     address: str
 
-    def close(self, reason: str) -> None:
-        """Say goodbye to all clients."""
+    def close(self, reason: str, *, failed: bool = False) -> None:
+        """Say goodbye to all clients, and whether what they took part in has failed."""
         ...
 
 
@@ -70,19 +70,19 @@ def serve(
         control = Controller(job, model, federation, results, observe, storage)
         del source, model  # they are let go after the round in which they are sent
         server = listen(federation)
-        reason = "the server was stopped"
+        reason, failed = "the server was stopped", True
         try:
             started(server, federation)
             federation.wait_for(wait_for or job.contract.server.quorum, timeout_s=None)
             playbook(control)
             if results.model is None:  # a playbook that keeps nothing ends with what it began with
                 results.keep(control.initial_model, {})
-            reason = "the job is done"
+            reason, failed = "the job is done", False
         except FlcoreError as error:
             reason = f"the job failed: {error}"
             raise
         finally:
-            server.close(reason)
+            server.close(reason, failed=failed)
         return Outcome(results.history, results.last())
 
 

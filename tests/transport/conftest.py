@@ -17,13 +17,13 @@ from flcore_transport import (
     InProcessConnection,
     InProcessServer,
     Layout,
+    Link,
     Outbox,
     Part,
     PieceRange,
     Receipt,
     Refused,
     Segment,
-    Send,
     Source,
     join_body,
 )
@@ -106,7 +106,7 @@ class RecordingService:
 
     def __init__(self) -> None:
         self.changed = threading.Condition()
-        self.connected: dict[str, Send] = {}
+        self.connected: dict[str, Link] = {}
         self.failures: list[tuple[str, int, str]] = []
         self.deliveries: dict[str, Collected] = {}
         self.contents: list[bytes] = []
@@ -117,9 +117,9 @@ class RecordingService:
             raise Refused("not-invited", "who are you?")
         return b"welcome, " + client.encode() + content
 
-    def arrive(self, client: str, send: Send) -> None:
+    def arrive(self, client: str, link: Link) -> None:
         with self.changed:
-            self.connected[client] = send
+            self.connected[client] = link
             self.changed.notify_all()
 
     def depart(self, client: str) -> None:

@@ -36,15 +36,15 @@ def join(rig: Rig, client: str = "a", instance: str = "1", content: bytes = b"!"
 def test_orders_are_pushed_in_order_until_goodbye(rig: Rig) -> None:
     _, session = join(rig)
     for number in range(1, 100):
-        rig.service.connected["a"](Order(number, b"do it", MODEL, "id"))
+        rig.service.connected["a"].send(Order(number, b"do it", MODEL, "id"))
     rig.server.close("all done")
     assert list(session) == [*(Order(n, b"do it", MODEL, "id") for n in range(1, 100)), Goodbye("all done")]
     rig.service.wait_until(lambda: not rig.service.connected)
 
 
 def test_another_protocol_version_is_refused(rig: Rig) -> None:
-    with pytest.raises(Refused, match="protocol version 1") as caught:
-        next(rig.connect().session(Join("a", "1", protocol=2)))
+    with pytest.raises(Refused, match="protocol version 2") as caught:
+        next(rig.connect().session(Join("a", "1", protocol=1)))
     assert caught.value.kind == "protocol"
 
 
@@ -80,7 +80,7 @@ def test_a_client_that_comes_back_keeps_its_session_and_the_old_stream_ends_noth
     rig.opened[0].close()
     with pytest.raises(ConnectionLost):
         list(first)
-    rig.service.connected["a"](Order(1, b""))
+    rig.service.connected["a"].send(Order(1, b""))
     assert next(second) == Order(1, b"")
     assert "a" in rig.service.connected
 

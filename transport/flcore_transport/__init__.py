@@ -8,7 +8,7 @@ transports. gRPC is imported with the first gRPC server or connection.
 
 from typing import TYPE_CHECKING
 
-from flcore_transport.endpoint import Delivery, Endpoint, Send, Service
+from flcore_transport.endpoint import Delivery, Endpoint, Link, Service
 from flcore_transport.errors import (
     AddressUnavailable,
     ConnectionLost,
@@ -49,6 +49,7 @@ from flcore_transport.messages import (
     Segment,
     Welcome,
     WireDType,
+    Withdrawal,
 )
 from flcore_transport.pieces import (
     PIECE_BODY_BYTES,
@@ -92,6 +93,7 @@ __all__ = [
     "InsecureAddress",
     "Join",
     "Layout",
+    "Link",
     "Offer",
     "Order",
     "Outbox",
@@ -104,7 +106,6 @@ __all__ = [
     "Receipt",
     "Refused",
     "Segment",
-    "Send",
     "Service",
     "SharedPieces",
     "Sink",
@@ -112,6 +113,7 @@ __all__ = [
     "TransportError",
     "Welcome",
     "WireDType",
+    "Withdrawal",
     "body_bytes",
     "join_body",
     "message_bytes",

@@ -31,6 +31,7 @@ _CLASSES: dict[str, type[Any]] = {
         messages.Join,
         messages.Welcome,
         messages.Order,
+        messages.Withdrawal,
         messages.Goodbye,
         messages.Fetch,
         messages.Offer,

@@ -12,20 +12,22 @@ DESCRIPTOR = descriptor_pool.Default().AddSerializedFile(
     b'\x12\x18\n\x07session\x18\x01 \x01(\tR\x07session\x12\x18\n\x07content\x18\x02 \x01(\x0cR\x07content"\x8f\x01\n\x05Order\x12\x16'
     b'\n\x06number\x18\x01 \x01(\x04R\x06number\x12\x18\n\x07content\x18\x02 \x01(\x0cR\x07content\x125\n\x07payload\x18\x03 \x01('
     b'\x0b2\x1b.flcore.transport.v1.LayoutR\x07payload\x12\x1d\n\npayload_id\x18\x04 \x01(\tR\tpay'
-    b'loadId"!\n\x07Goodbye\x12\x16\n\x06reason\x18\x01 \x01(\tR\x06reason"\xbf\x01\n\nFromServer\x128\n\x07welc'
-    b'ome\x18\x01 \x01(\x0b2\x1c.flcore.transport.v1.WelcomeH\x00R\x07welcome\x122\n\x05order\x18\x02 \x01('
-    b'\x0b2\x1a.flcore.transport.v1.OrderH\x00R\x05order\x128\n\x07goodbye\x18\x03 \x01(\x0b2\x1c.flcore'
-    b'.transport.v1.GoodbyeH\x00R\x07goodbyeB\t\n\x07message"X\n\x05Fetch\x12\x18\n\x07session\x18'
-    b'\x01 \x01(\tR\x07session\x12\x14\n\x05order\x18\x02 \x01(\x04R\x05order\x12\x1f\n\x0bfirst_piece\x18\x03 \x01(\x04R\nfirst'
-    b'Piece"\x86\x01\n\x05Offer\x12\x18\n\x07session\x18\x01 \x01(\tR\x07session\x12\x14\n\x05order\x18\x02 \x01(\x04R\x05order\x12'
-    b'\x18\n\x07content\x18\x03 \x01(\x0cR\x07content\x123\n\x06layout\x18\x04 \x01(\x0b2\x1b.flcore.transport.v1.'
-    b'LayoutR\x06layout"=\n\x05Grant\x12\x1a\n\x08received\x18\x01 \x01(\x04R\x08received\x12\x18\n\x07allowed\x18\x02'
-    b' \x01(\x04R\x07allowed"\x1f\n\x07Receipt\x12\x14\n\x05order\x18\x01 \x01(\x04R\x05order"\x86\x01\n\x0bUploadReply\x122'
-    b'\n\x05grant\x18\x01 \x01(\x0b2\x1a.flcore.transport.v1.GrantH\x00R\x05grant\x128\n\x07receipt\x18\x02 '
-    b'\x01(\x0b2\x1c.flcore.transport.v1.ReceiptH\x00R\x07receiptB\t\n\x07message"S\n\x07Failu'
-    b're\x12\x18\n\x07session\x18\x01 \x01(\tR\x07session\x12\x14\n\x05order\x18\x02 \x01(\x04R\x05order\x12\x18\n\x07message\x18\x03 '
-    b'\x01(\tR\x07message"7\n\x07Refusal\x12\x12\n\x04kind\x18\x01 \x01(\tR\x04kind\x12\x18\n\x07message\x18\x02 \x01(\tR\x07me'
-    b'ssageb\x06proto3'
+    b'loadId""\n\nWithdrawal\x12\x14\n\x05order\x18\x01 \x01(\x04R\x05order"9\n\x07Goodbye\x12\x16\n\x06reason\x18'
+    b'\x01 \x01(\tR\x06reason\x12\x16\n\x06failed\x18\x02 \x01(\x08R\x06failed"\x82\x02\n\nFromServer\x128\n\x07welcome\x18'
+    b'\x01 \x01(\x0b2\x1c.flcore.transport.v1.WelcomeH\x00R\x07welcome\x122\n\x05order\x18\x02 \x01(\x0b2\x1a.'
+    b'flcore.transport.v1.OrderH\x00R\x05order\x128\n\x07goodbye\x18\x03 \x01(\x0b2\x1c.flcore.tra'
+    b'nsport.v1.GoodbyeH\x00R\x07goodbye\x12A\n\nwithdrawal\x18\x04 \x01(\x0b2\x1f.flcore.transp'
+    b'ort.v1.WithdrawalH\x00R\nwithdrawalB\t\n\x07message"X\n\x05Fetch\x12\x18\n\x07session\x18\x01'
+    b' \x01(\tR\x07session\x12\x14\n\x05order\x18\x02 \x01(\x04R\x05order\x12\x1f\n\x0bfirst_piece\x18\x03 \x01(\x04R\nfirstP'
+    b'iece"\x86\x01\n\x05Offer\x12\x18\n\x07session\x18\x01 \x01(\tR\x07session\x12\x14\n\x05order\x18\x02 \x01(\x04R\x05order\x12\x18'
+    b'\n\x07content\x18\x03 \x01(\x0cR\x07content\x123\n\x06layout\x18\x04 \x01(\x0b2\x1b.flcore.transport.v1.L'
+    b'ayoutR\x06layout"=\n\x05Grant\x12\x1a\n\x08received\x18\x01 \x01(\x04R\x08received\x12\x18\n\x07allowed\x18\x02 '
+    b'\x01(\x04R\x07allowed"\x1f\n\x07Receipt\x12\x14\n\x05order\x18\x01 \x01(\x04R\x05order"\x86\x01\n\x0bUploadReply\x122\n'
+    b'\x05grant\x18\x01 \x01(\x0b2\x1a.flcore.transport.v1.GrantH\x00R\x05grant\x128\n\x07receipt\x18\x02 \x01'
+    b'(\x0b2\x1c.flcore.transport.v1.ReceiptH\x00R\x07receiptB\t\n\x07message"S\n\x07Failur'
+    b'e\x12\x18\n\x07session\x18\x01 \x01(\tR\x07session\x12\x14\n\x05order\x18\x02 \x01(\x04R\x05order\x12\x18\n\x07message\x18\x03 \x01'
+    b'(\tR\x07message"7\n\x07Refusal\x12\x12\n\x04kind\x18\x01 \x01(\tR\x04kind\x12\x18\n\x07message\x18\x02 \x01(\tR\x07mes'
+    b'sageb\x06proto3'
 )
 
 Segment = message_factory.GetMessageClass(DESCRIPTOR.message_types_by_name["Segment"])
@@ -34,6 +36,7 @@ Layout = message_factory.GetMessageClass(DESCRIPTOR.message_types_by_name["Layou
 Join = message_factory.GetMessageClass(DESCRIPTOR.message_types_by_name["Join"])
 Welcome = message_factory.GetMessageClass(DESCRIPTOR.message_types_by_name["Welcome"])
 Order = message_factory.GetMessageClass(DESCRIPTOR.message_types_by_name["Order"])
+Withdrawal = message_factory.GetMessageClass(DESCRIPTOR.message_types_by_name["Withdrawal"])
 Goodbye = message_factory.GetMessageClass(DESCRIPTOR.message_types_by_name["Goodbye"])
 FromServer = message_factory.GetMessageClass(DESCRIPTOR.message_types_by_name["FromServer"])
 Fetch = message_factory.GetMessageClass(DESCRIPTOR.message_types_by_name["Fetch"])

@@ -60,21 +60,31 @@ class Order(_message.Message):
     payload_id: str
     def __init__(self, number: _Optional[int] = ..., content: _Optional[bytes] = ..., payload: _Optional[_Union[Layout, _Mapping[str, object]]] = ..., payload_id: _Optional[str] = ...) -> None: ...
 
+class Withdrawal(_message.Message):
+    __slots__ = ("order",)
+    ORDER_FIELD_NUMBER: _ClassVar[int]
+    order: int
+    def __init__(self, order: _Optional[int] = ...) -> None: ...
+
 class Goodbye(_message.Message):
-    __slots__ = ("reason",)
+    __slots__ = ("reason", "failed")
     REASON_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
     reason: str
-    def __init__(self, reason: _Optional[str] = ...) -> None: ...
+    failed: bool
+    def __init__(self, reason: _Optional[str] = ..., failed: _Optional[bool] = ...) -> None: ...
 
 class FromServer(_message.Message):
-    __slots__ = ("welcome", "order", "goodbye")
+    __slots__ = ("welcome", "order", "goodbye", "withdrawal")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     ORDER_FIELD_NUMBER: _ClassVar[int]
     GOODBYE_FIELD_NUMBER: _ClassVar[int]
+    WITHDRAWAL_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
     order: Order
     goodbye: Goodbye
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping[str, object]]] = ..., order: _Optional[_Union[Order, _Mapping[str, object]]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping[str, object]]] = ...) -> None: ...
+    withdrawal: Withdrawal
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping[str, object]]] = ..., order: _Optional[_Union[Order, _Mapping[str, object]]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping[str, object]]] = ..., withdrawal: _Optional[_Union[Withdrawal, _Mapping[str, object]]] = ...) -> None: ...
 
 class Fetch(_message.Message):
     __slots__ = ("session", "order", "first_piece")

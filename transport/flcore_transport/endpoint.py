@@ -6,9 +6,11 @@ under the client's name. Both transports run on this class, so whatever it refus
 
 import secrets
 import threading
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 from flcore_transport.errors import Refused, TransportError
@@ -27,9 +29,6 @@ from flcore_transport.messages import (
 )
 from flcore_transport.pieces import Outbox
 
-Send = Callable[[FromServer], None]
-"""Puts a message on a session's stream; never blocks, may be called from any thread."""
-
 PATIENCE_S = 2.0
 """After how many seconds without a piece an upload gives way to those that wait; more for a client that did before."""
 
@@ -37,6 +36,22 @@ MAX_PATIENCE_S = 60.0
 
 MAX_INSTANCE_CHARACTERS = 64
 MAX_REASON_BYTES = 3_000
+
+
+class Link(Protocol):
+    """One stream to one client. Both methods return at once and may be called from any thread, at any time."""
+
+    def send(self, message: FromServer) -> None:
+        """Put a message on the session's stream. It is dropped where the stream has ended."""
+        ...
+
+    def cut(self, order: int) -> None:
+        """End the client's transfers of an order, whichever way they go and whether or not they move.
+
+        It holds for those that are under way: the service refuses the calls that come after. The client may have
+        departed, and a link that is not its newest one does the same.
+        """
+        ...
 
 
 class Delivery(Protocol):
@@ -70,14 +85,21 @@ class Delivery(Protocol):
 
 
 class Service(Protocol):
-    """What stands above the transport on the server. Any thread may call; `Refused` says no to the client."""
+    """What stands above the transport on the server. Any thread may call; `Refused` says no to the client.
+
+    `arrive` and `depart` are called one at a time, in the order in which streams began and ended, without a lock of the
+    transport; they must return soon, as others wait for them.
+    """
 
     def admit(self, client: str, content: bytes) -> bytes:
         """Let a client in, and return the content of its welcome; or raise `Refused`."""
         ...
 
-    def arrive(self, client: str, send: Send) -> None:
-        """The client can be reached through `send` from now on."""
+    def arrive(self, client: str, link: Link) -> None:
+        """The client can be reached through `link` from now on; its welcome has been sent.
+
+        It comes for each stream, so twice without a `depart` where a client joins again before its old stream is gone.
+        """
         ...
 
     def depart(self, client: str) -> None:
@@ -104,7 +126,7 @@ class Session:
     client: str
     instance: str
     secret: str = field(default_factory=lambda: secrets.token_urlsafe(24))
-    send: Send | None = None
+    link: Link | None = None
     patience_s: float = 0.0
 
     def be_patient(self) -> None:
@@ -121,8 +143,10 @@ class Endpoint:
         self._by_client: dict[str, Session] = {}
         self._by_secret: dict[str, Session] = {}
         self._goodbye: Goodbye | None = None
+        self._news: deque[Callable[[], None]] = deque()
+        self._is_telling = False
 
-    def join(self, join: Join, send: Send) -> Session:
+    def join(self, join: Join, link: Link) -> Session:
         """Open a session, or take up the one that the same process had; its welcome is the first thing sent."""
         if join.protocol != PROTOCOL:
             raise Refused(
@@ -136,20 +160,23 @@ class Endpoint:
                 raise Refused("over", self._goodbye.reason)
             session = self._by_client.get(join.client)
             if session is None or session.instance != join.instance:
-                if session is not None and session.send is not None:
+                if session is not None and session.link is not None:
                     raise Refused("name-taken", f"a client named {join.client!r} is connected already")
                 session = self._replace(session, Session(join.client, join.instance, patience_s=PATIENCE_S))
-            session.send = send
-            send(Welcome(session.secret, content))
-            self._service.arrive(join.client, send)
+            session.link = link
+            link.send(Welcome(session.secret, content))
+            self._news.append(partial(self._service.arrive, join.client, link))
+        self._tell()
         return session
 
-    def leave(self, session: Session, send: Send) -> None:
-        """The stream behind `send` has ended. Nothing happens if the session has another one by now."""
+    def leave(self, session: Session, link: Link) -> None:
+        """The stream behind `link` has ended. Nothing happens if the session has another one by now."""
         with self._lock:
-            if session.send is send:
-                session.send = None
-                self._service.depart(session.client)
+            if session.link is not link:
+                return
+            session.link = None
+            self._news.append(partial(self._service.depart, session.client))
+        self._tell()
 
     def session(self, secret: str) -> Session:
         """Return the session that a secret belongs to, or raise `Refused`."""
@@ -172,13 +199,26 @@ class Endpoint:
         self._service.failed(self.session(failure.session).client, failure.order, failure.message)
         return Receipt(failure.order)
 
-    def close(self, reason: str) -> None:
+    def close(self, reason: str, *, failed: bool = False) -> None:
         """Say goodbye to every client, and let nobody in any more."""
         with self._lock:
-            self._goodbye = Goodbye(_cut(reason))
+            self._goodbye = Goodbye(_cut(reason), failed)
             for session in self._by_client.values():
-                if session.send is not None:
-                    session.send(self._goodbye)
+                if session.link is not None:
+                    session.link.send(self._goodbye)
+
+    def _tell(self) -> None:
+        """Tell the service who came and went: in order, and without the lock, so one thread does it for all."""
+        while True:
+            with self._lock:
+                if self._is_telling or not self._news:
+                    return
+                news, self._is_telling = self._news.popleft(), True
+            try:
+                news()
+            finally:
+                with self._lock:
+                    self._is_telling = False
 
     def _replace(self, old: Session | None, new: Session) -> Session:
         if old is not None:

@@ -12,7 +12,7 @@ import grpc
 import grpc.aio
 
 from flcore_transport.control import decode, encode, encode_from_server
-from flcore_transport.endpoint import Endpoint, Send, Service, Session
+from flcore_transport.endpoint import Endpoint, Service, Session
 from flcore_transport.errors import AddressUnavailable
 from flcore_transport.grpc_channel import KEEPALIVE_MS, OPTIONS, SERVICE, require_loopback
 from flcore_transport.grpc_loop import server_loop
@@ -62,12 +62,15 @@ class GrpcServer:
         bound = asyncio.run_coroutine_threadsafe(self._start(host, port, credentials), self._loop).result()
         self.address = f"{host}:{bound}"
 
-    def close(self, reason: str = "the server has stopped") -> None:
-        """Say goodbye to all clients, end all calls and free the port. May be called twice."""
+    def close(self, reason: str = "the server has stopped", *, failed: bool = False) -> None:
+        """Say goodbye to all clients, end all calls and free the port. May be called twice.
+
+        `failed` says that what the clients took part in did not succeed.
+        """
         if self._is_closed:
             return
         self._is_closed = True
-        self._endpoint.close(reason)
+        self._endpoint.close(reason, failed=failed)
         # Sessions end by themselves after their goodbye; what is still being transferred is cut off.
         asyncio.run_coroutine_threadsafe(self._server.stop(GRACE_S), self._loop).result()
         self._work.close()
@@ -93,29 +96,25 @@ class GrpcServer:
         return bound
 
     async def _session(self, request: bytes, context: Context) -> AsyncIterator[bytes]:
-        outgoing: asyncio.Queue[FromServer] = asyncio.Queue()
-
-        def send(message: FromServer) -> None:
-            self._loop.call_soon_threadsafe(outgoing.put_nowait, message)
-
         join = await self._work.answered(context, decode, Join, request)
-        session = await self._joined(context, join, send)
+        stream = _Stream(join.client, self._loop, self._transfers)
+        session = await self._joined(context, join, stream)
         try:
             while True:
-                message = await outgoing.get()
+                message = await stream.outgoing.get()
                 yield encode_from_server(message)
                 if isinstance(message, Goodbye):
                     return
         finally:
-            self._endpoint.leave(session, send)
+            self._endpoint.leave(session, stream)
 
-    async def _joined(self, context: Context, join: Join, send: Send) -> Session:
+    async def _joined(self, context: Context, join: Join, stream: "_Stream") -> Session:
         """Join; if the call is cancelled meanwhile, leave as soon as the join is done."""
-        joining = asyncio.ensure_future(self._work.answered(context, self._endpoint.join, join, send))
+        joining = asyncio.ensure_future(self._work.answered(context, self._endpoint.join, join, stream))
 
         def leave(done: "asyncio.Future[Session]") -> None:
             if not done.cancelled() and done.exception() is None:
-                self._endpoint.leave(done.result(), send)
+                self._endpoint.leave(done.result(), stream)
 
         try:
             return await asyncio.shield(joining)
@@ -126,3 +125,19 @@ class GrpcServer:
     async def _report(self, request: bytes, context: Context) -> bytes:
         failure = await self._work.answered(context, decode, Failure, request)
         return encode(await self._work.answered(context, self._endpoint.report, failure))
+
+
+class _Stream:
+    """One client's session stream: the `Link` that the service has to it."""
+
+    def __init__(self, client: str, loop: asyncio.AbstractEventLoop, transfers: Transfers) -> None:
+        self.outgoing: asyncio.Queue[FromServer] = asyncio.Queue()
+        self._client, self._loop, self._transfers = client, loop, transfers
+
+    def send(self, message: FromServer) -> None:
+        """Put a message on the stream."""
+        self._loop.call_soon_threadsafe(self.outgoing.put_nowait, message)
+
+    def cut(self, order: int) -> None:
+        """End the client's transfers of an order."""
+        self._loop.call_soon_threadsafe(self._transfers.cut, self._client, order)

@@ -27,7 +27,13 @@ class Transfers:
 
     def __init__(self, endpoint: Endpoint, work: Work, windows: Windows) -> None:
         self._endpoint, self._work, self._windows = endpoint, work, windows
-        self._calls: dict[tuple[str, Session], Superseded] = {}
+        self._calls: dict[tuple[str, Session], tuple[int, Superseded]] = {}
+
+    def cut(self, client: str, order: int) -> None:
+        """End the calls of a client that move pieces of an order."""
+        for (_, session), (moved, superseded) in self._calls.items():
+            if session.client == client and moved == order and not superseded.done():
+                superseded.set_result(None)
 
     async def download(self, request: bytes, context: Context) -> None:
         """Send an order's payload; the next piece is made while one is on its way, if the window holds both."""
@@ -35,7 +41,7 @@ class Transfers:
         session = await self._work.answered(context, self._endpoint.session, fetch.session)
         outbox = await self._work.answered(context, self._endpoint.fetch, fetch)
         index = fetch.first_piece
-        async with self._newest("download", session, context) as superseded:
+        async with self._newest("download", session, fetch.order, context) as superseded:
             while index < len(outbox.plan):
                 async with self._windows.window(superseded) as window:
                     index, standing = await self._sent(context, session, superseded, outbox, index, window)
@@ -80,7 +86,7 @@ class Transfers:
         """
         offer = await self._work.answered(context, decode, Offer, await _read(context) or b"")
         session = await self._work.answered(context, self._endpoint.session, offer.session)
-        async with self._newest("upload", session, context) as superseded:
+        async with self._newest("upload", session, offer.order, context) as superseded:
             delivery = await self._work.answered(context, self._endpoint.offer, offer)
             try:
                 if await self._taken(context, session, superseded, delivery):
@@ -131,19 +137,19 @@ class Transfers:
                 coming.exception()  # seen: an aborted call ends its reading with an error of its own
 
     @asynccontextmanager
-    async def _newest(self, kind: str, session: Session, context: Context) -> AsyncIterator[Superseded]:
+    async def _newest(self, kind: str, session: Session, order: int, context: Context) -> AsyncIterator[Superseded]:
         """Be the session's one call of a kind: an older one ends when it next waits, as this one may."""
         superseded: Superseded = asyncio.get_running_loop().create_future()
         older = self._calls.get((kind, session))
-        self._calls[kind, session] = superseded
-        if older is not None:
-            older.set_result(None)
+        self._calls[kind, session] = order, superseded
+        if older is not None and not older[1].done():
+            older[1].set_result(None)
         try:
             yield superseded
         except NewerCall:
             await context.abort(grpc.StatusCode.ABORTED, "a newer call of this session took its place")
         finally:
-            if self._calls.get((kind, session)) is superseded:
+            if self._calls.get((kind, session), (0, None))[1] is superseded:
                 del self._calls[kind, session]
 
 

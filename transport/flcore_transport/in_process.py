@@ -25,9 +25,25 @@ class InProcessServer:
     def __init__(self, service: Service) -> None:
         self.endpoint = Endpoint(service)
 
-    def close(self, reason: str = "the server has stopped") -> None:
+    def close(self, reason: str = "the server has stopped", *, failed: bool = False) -> None:
         """Say goodbye to all clients. May be called twice."""
-        self.endpoint.close(reason)
+        self.endpoint.close(reason, failed=failed)
+
+
+class _Stream:
+    """One client's session stream: the `Link` that the service has to it."""
+
+    def __init__(self) -> None:
+        self.inbound: SimpleQueue[FromServer] = SimpleQueue()
+        self.was_cut: set[int] = set()
+
+    def send(self, message: FromServer) -> None:
+        """Put a message on the stream."""
+        self.inbound.put(message)
+
+    def cut(self, order: int) -> None:
+        """End the client's transfers of an order."""
+        self.was_cut.add(order)
 
 
 class InProcessConnection:
@@ -42,19 +58,18 @@ class InProcessConnection:
 
     def session(self, join: Join) -> Iterator[FromServer]:
         """Join, and yield what the server says until its goodbye."""
-        inbound: SimpleQueue[FromServer] = SimpleQueue()
-        send = inbound.put
+        stream = _Stream()
         with self._lock:
-            self._inbound = inbound
+            self._inbound = stream.inbound
         with self._calling():
-            session = self._endpoint.join(join, send)
+            session = self._endpoint.join(join, stream)
         try:
-            while (message := inbound.get()) is not _CLOSED:
+            while (message := stream.inbound.get()) is not _CLOSED:
                 yield message
                 if isinstance(message, Goodbye):
                     return
         finally:
-            self._endpoint.leave(session, send)
+            self._endpoint.leave(session, stream)
         raise ConnectionLost("the connection is closed")
 
     def download(self, fetch: Fetch, layout: Layout | None = None) -> Iterator[bytes]:  # noqa: ARG002 - as over gRPC

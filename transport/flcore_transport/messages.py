@@ -1,15 +1,17 @@
 """The vocabulary of the two ends: what is said beside the pieces.
 
 `content` is opaque bytes of the layer above. Both transports pass these values; gRPC as protobuf (`control`), the
-in-process twin as they are. An *order* is what the server asks of one client, known by its number; a client has at most
-one at a time, and a newer one supersedes it.
+in-process twin as they are. An *order* is what the server asks of one client, known by its number. Several may be open
+at once, and a client does them in the order in which they came. An order is open until its answer has a receipt, or its
+client has reported a failure, or the server has withdrawn it. A welcome begins the list of open orders anew: after it
+the server sends all of them again.
 """
 
 from dataclasses import dataclass
 
 from flcore_transport.errors import PieceError
 
-PROTOCOL = 1
+PROTOCOL = 2
 """The version of the protocol: of the messages, the pieces and their sequence. Both ends must have the same."""
 
 ALIGNMENT = 256
@@ -127,10 +129,18 @@ class Order:
 
 
 @dataclass(frozen=True, slots=True)
+class Withdrawal:
+    """Server to client: this order is over. It is not begun any more, and an answer to it is not taken."""
+
+    order: int
+
+
+@dataclass(frozen=True, slots=True)
 class Goodbye:
-    """Server to client: it is over, and why."""
+    """Server to client: it is over, and why. `failed` says that what the client took part in did not succeed."""
 
     reason: str
+    failed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +194,7 @@ class Refusal:
     message: str
 
 
-FromServer = Welcome | Order | Goodbye
+FromServer = Welcome | Order | Withdrawal | Goodbye
 """What a session's stream carries."""
 
 UploadReply = Grant | Receipt

@@ -167,7 +167,7 @@ class Spoiled(Outbox):
         (lambda piece: b"", "truncated"),
         (lambda piece: piece + b"\0" * 8, "padded"),
         (lambda piece: b"GARB" + piece[4:], "not a piece"),
-        (lambda piece: piece[:4] + b"\x09" + piece[5:], "protocol version 9, expected 1"),
+        (lambda piece: piece[:4] + b"\x09" + piece[5:], "protocol version 9, expected 2"),
     ],
 )
 def test_a_corrupted_piece(by_hand: ByHand, spoil: Callable[[bytes], bytes], expected: str) -> None:

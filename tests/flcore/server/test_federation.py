@@ -10,7 +10,19 @@ import numpy as np
 import pytest
 from flcore_transport import Refused
 
-from flcore import Arrays, JobError, Model, ModelSpec, QuorumError, StoredModel, Task, TensorSpec, Update, load
+from flcore import (
+    Arrays,
+    JobError,
+    JobFailed,
+    Model,
+    ModelSpec,
+    QuorumError,
+    StoredModel,
+    Task,
+    TensorSpec,
+    Update,
+    load,
+)
 from flcore.aggregation.update import StagedUpdate
 from flcore.server.federation import Federation
 from tests.flcore.conftest import START, Stage, adding, mean_of
@@ -215,7 +227,8 @@ def test_a_round_without_its_quorum_fails_the_job_with_every_reason(stage: Stage
     stage.client("client-2", adding(1.0))
     with pytest.raises(QuorumError, match=r"1 of 2 answers are in, quorum 2: client-1: .*no data"):
         stage.result()
-    assert "the job failed" in goodbye.result(20)
+    with pytest.raises(JobFailed, match="the job failed: task 'train'"):
+        goodbye.result(20)
 
 
 def test_an_empty_round_is_no_round(stage: Stage) -> None:
