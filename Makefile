@@ -51,7 +51,8 @@ test-large: $(VENV)/.dev  ## Run the test that needs 11 GB of memory.
 test-torch: $(VENV)/.torch  ## Run the tests that need PyTorch.
 	$(BIN)/pytest -m torch
 
-stress: $(VENV)/.dev  ## Hold large servers to their memory bounds (half an hour, 10 GB of disk).
+stress: $(VENV)/.dev  ## A hundred thousand histories of a round; large servers held to their memory bounds (an hour, 10 GB of disk).
+	FLCORE_HISTORIES=100000 $(BIN)/pytest tests/flcore/server/test_task_round.py
 	$(BIN)/pytest -m stress
 
 bench: $(VENV)/.dev  ## Measure kernels, transport, rounds and memory on this machine (minutes, 16 GB).

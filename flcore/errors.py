@@ -15,6 +15,7 @@ FlcoreError
 │   └── Untimely          an answer that is late, stale, or was not asked for
 ├── BudgetError           a budget of memory, or a limit of open files, that is too small; says which would do
 ├── TaskFailed            a client's own code raised
+├── RunExists             a directory that another process owns, or that holds an earlier run
 ├── JobFailed             the server says that the job has failed
 ├── QuorumError           too few updates make no round
 └── AggregationError      the mean cannot be held by the tensor's dtype
@@ -33,6 +34,10 @@ class SpecError(FlcoreError):
 
 class JobError(FlcoreError):
     """A contract or its code that cannot be run."""
+
+
+class RunExists(FlcoreError):
+    """A run's directory that another process owns, or that holds an earlier run."""
 
 
 class ContractMismatch(FlcoreError):
@@ -120,7 +125,11 @@ class JobFailed(FlcoreError):
 
 
 class QuorumError(FlcoreError):
-    """Too few updates make no round."""
+    """Too few updates make no round. `summary` says how many; `reasons` are the clients', and for the server alone."""
+
+    def __init__(self, summary: str, *, reasons: str = "") -> None:
+        super().__init__(f"{summary}: {reasons}" if reasons else summary)
+        self.summary = summary
 
 
 class AggregationError(FlcoreError):

@@ -34,3 +34,15 @@ def decode_text(data: bytes | bytearray) -> str:
         raise ValueError(
             f"expected UTF-8, got 0x{data[error.start]:02x} at byte {error.start}: save the file as UTF-8"
         ) from error
+
+
+def printable(text: str, limit: int) -> str:
+    """Return text that came from elsewhere as part of one line: no control characters, and at most `limit` characters.
+
+    >>> printable("no data\\n\\x1b[2J", 100)
+    'no data\\\\n\\\\x1b[2J'
+    >>> printable("0123456789", 4)
+    '0123...'
+    """
+    cut = text[:limit] + "..." if len(text) > limit else text
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode("ascii") for each in cut)

@@ -2,6 +2,7 @@
 
 from flcore.aggregation.budget import DEFAULT_BUDGET, Budget
 from flcore.aggregation.checkpoints import aggregate_checkpoints
+from flcore.aggregation.staging import Staging
 from flcore.client.client import Client
 from flcore.client.executor import Executor
 from flcore.client.task import Site
@@ -17,8 +18,8 @@ from flcore.model.form import Form
 from flcore.process import keep_freed_memory
 from flcore.server.events import Asked, Event
 from flcore.server.federation import Federation
-from flcore.server.round import RoundRules
 from flcore.server.serve import serve
+from flcore.server.task_round import RoundRules
 
 __all__ = [
     "DEFAULT_BUDGET",
@@ -32,6 +33,7 @@ __all__ = [
     "JoinMessage",
     "RoundRules",
     "Site",
+    "Staging",
     "TaskMessage",
     "UpdateMessage",
     "WelcomeMessage",

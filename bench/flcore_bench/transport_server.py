@@ -10,7 +10,7 @@ from flcore_transport import GrpcServer, Inbox, Layout, Link, Outbox, Receipt
 import flcore
 from flcore_bench.bare_grpc import serve_bare
 from flcore_bench.federated import JOB
-from flcore_bench.inside import Federation, Form, RoundRules, TaskMessage
+from flcore_bench.inside import Federation, Form, RoundRules, Staging, TaskMessage
 from flcore_bench.process import setup_from_parent, tell_parent
 from flcore_bench.shapes import spec_named
 from flcore_bench.tiled import Dropped, Tiled
@@ -93,11 +93,14 @@ def serve_folding(setup: dict[str, Any]) -> None:
     federation = Federation(job, model.spec)
     server = GrpcServer(federation)
     tell_parent({"address": server.address})
-    clients = federation.wait_for(setup["clients"], None)
+    clients = federation.rounds.wait_for(setup["clients"], None)
     message = TaskMessage(task="train", round=1, rounds=1, seed=0, hyperparameters={})
     while True:
         aggregator = flcore.Aggregator(model.spec, accumulate=setup["accumulate"], plan="streaming")
-        federation.ask(dict.fromkeys(clients, message), model, RoundRules(FOREVER_S), aggregator).require_quorum()
+        asked = federation.ask(dict.fromkeys(clients, message), model, RoundRules(FOREVER_S), aggregator)
+        federation.rounds.close(asked, Staging())
+        if asked.state.failed:
+            raise RuntimeError(f"clients have failed: {asked.state.failed}")
         folding_s = busy_s()
         aggregator.finish()
         tell_parent({"folding_s": folding_s})

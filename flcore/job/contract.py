@@ -47,7 +47,8 @@ class ServerContract(_Table):
 
     A round counts if at least `quorum` updates are in when it closes; it closes when every sampled client has answered
     or failed, after `deadline_s` seconds, or as soon as `close_at` updates are in. A client has failed once its model
-    or its update has not moved on for `stall_timeout_s`. Tensors of unsigned bytes must not change unless
+    or its update has not moved on for `stall_timeout_s`. A round below its quorum is asked again of those who are missing
+    ("retry", up to `quorum_retries` times), leaves the model as it is ("skip"), or ends the job ("fail"). Tensors of unsigned bytes must not change unless
     `average_bytes` says that they are numbers.
     """
 
@@ -61,6 +62,8 @@ class ServerContract(_Table):
     quorum: int = Field(default=1, ge=1)
     close_at: int | None = Field(default=None, ge=1)
     deadline_s: float = Field(default=600.0, gt=0, le=1e7, allow_inf_nan=False)
+    on_quorum_failure: Literal["retry", "skip", "fail"] = "retry"
+    quorum_retries: int = Field(default=10, ge=0, le=1000)
     stall_timeout_s: float = Field(default=60.0, gt=0, le=1e7, allow_inf_nan=False)
     best: str | None = Field(default=None, pattern=r"^[A-Za-z_]\w*:(max|min)$")
 
@@ -174,15 +177,19 @@ class Contract(_Table):
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
 
-def differences(server: Contract, client: Contract) -> list[str]:
-    """Return one line for each key in which two contracts differ."""
-    ours, theirs = dict(_leaves(server.model_dump(mode="json"))), dict(_leaves(client.model_dump(mode="json")))
+def differences(server: JsonValue, client: JsonValue) -> list[str]:
+    """Return one line for each key in which two contracts differ, given as the values of their JSON."""
+    ours, theirs = dict(_leaves(server)), dict(_leaves(client))
     absent = "nothing"
     return [
-        f"{key}: the server has {ours.get(key, absent)}, the client has {theirs.get(key, absent)}"
+        f"{key}: the server has {_cut(ours.get(key, absent))}, the client has {_cut(theirs.get(key, absent))}"
         for key in sorted(ours.keys() | theirs.keys())
         if ours.get(key) != theirs.get(key)
     ]
+
+
+def _cut(value: str) -> str:
+    return value if len(value) <= 120 else value[:117] + "..."
 
 
 def _leaves(value: JsonValue, path: str = "") -> Iterator[tuple[str, str]]:

@@ -5,13 +5,14 @@ Whatever comes from the other end is parsed here, within bounds, and nowhere els
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from flcore.errors import FlcoreError
 from flcore.job.contract import Hyperparameters
 from flcore.model.spec import ModelSpec, TensorSpec
 
-Metrics = dict[Annotated[str, StringConstraints(min_length=1, max_length=128)], float]
+Metrics = dict[str, JsonValue]
+"""As a client sent them: what is no number costs the metric, and not the update (see `flcore.server.uploads`)."""
 
 
 class MalformedMessage(FlcoreError):

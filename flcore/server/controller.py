@@ -3,7 +3,7 @@
 import hashlib
 import time
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -11,58 +11,63 @@ import numpy as np
 from flcore.aggregation.aggregator import Aggregator
 from flcore.aggregation.plans import require_plan
 from flcore.aggregation.storage import Storage
-from flcore.errors import JobError, QuorumError, SpecError
+from flcore.errors import JobError, SpecError
 from flcore.job.job import Job
 from flcore.job.messages import TaskMessage
 from flcore.model.chunks import GlobalModel
 from flcore.model.form import Form
 from flcore.model.model import Arrays, NamedArrays
 from flcore.model.spec import ModelSpec
+from flcore.server.asking import Asked, Asking
 from flcore.server.events import Observer, RoundDone
-from flcore.server.exchange import Exchange
 from flcore.server.federation import Federation
 from flcore.server.history import RoundRecord
+from flcore.server.open_round import average_metrics
 from flcore.server.results import Results
-from flcore.server.round import RoundRules
 
 
 class Updates:
     """The clients' answers to one training task.
 
-    `metrics` are their averages by weight, `clients` the names of those whose update is in.
+    `metrics` are their averages by weight, `clients` the names of those whose update is in. `is_skipped` says that they
+    are too few, and that the job goes on without them.
     """
 
-    def __init__(self, exchange: Exchange, record: RoundRecord) -> None:
-        self.metrics = exchange.metrics
-        self.clients = tuple(sorted(exchange.answers))
-        self._exchange, self._record = exchange, record
+    def __init__(self, model: GlobalModel, asked: Asked, aggregator: Aggregator, record: RoundRecord) -> None:
+        self.is_skipped = bool(asked.skipped)
+        self._asked, self._aggregator, self._record = asked, aggregator, record
+        self._model: GlobalModel | None = model
+        # Letting them go, aggregated or not, lets go of the room that they take.
+        weakref.finalize(self, aggregator.discard).atexit = False
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The clients' metrics, averaged by weight."""
+        return average_metrics(self._asked.answers)
+
+    @property
+    def clients(self) -> tuple[str, ...]:
+        """The names of the clients whose update is in, sorted."""
+        return tuple(sorted(self._asked.answers))
 
     def aggregate(self) -> GlobalModel:
         """Return the next global model, by the job's rule. The updates are let go: a second call raises.
 
-        An update that cannot be read back is left out and recorded as lost; `QuorumError` where too few are left then.
+        Of a round that is skipped, it is the present model. An update that cannot be read back is asked for again, and
+        left out and recorded as lost where that fails; `QuorumError` where too few are left then.
         """
-        aggregator = self._exchange.aggregator
-        if aggregator is None:
-            raise JobError(f"tasks.{self._exchange.task}: it returns metrics, and there is nothing to aggregate")
+        model, self._model = self._model, None
+        if model is None:
+            raise JobError(f"tasks.{self._asked.task}: its updates were aggregated before")
+        if self.is_skipped:
+            self._aggregator.discard()
+            return model
         with _timed(self._record, "aggregate"):
-            model = aggregator.finish()
-        aggregator.close()  # a playbook that keeps these updates keeps no model alive
-        if aggregator.lost:
-            self._leave_out(aggregator.lost)
-        return model
-
-    def _leave_out(self, lost: Mapping[str, str]) -> None:
-        """Record updates as lost that were committed and cannot be read back."""
-        task = self._exchange.task
-        self._record.failed.setdefault(task, {}).update(lost)
-        for client in lost:
-            self._record.updates.pop(client, None)
-        self.clients = tuple(client for client in self.clients if client not in lost)
-        quorum = self._exchange.round.rules.quorum
-        if len(self.clients) < quorum:
-            reasons = "; ".join(lost.values())
-            raise QuorumError(f"task {task!r}: {len(self.clients)} updates are left, quorum {quorum}: {reasons}")
+            result = self._aggregator.finish()
+        self._aggregator.close()  # a playbook that keeps these updates keeps no model alive
+        if self._aggregator.lost:
+            self._asked.leave_out(self._aggregator.lost)
+        return result
 
 
 class Controller:
@@ -86,7 +91,8 @@ class Controller:
         self._spec = model.spec
         self._initial: GlobalModel | None = model
         self._initial_again = weakref.ref(model)
-        self._federation, self._results, self._observe = federation, results, observe
+        self._results, self._observe = results, observe
+        self._asking = Asking(federation, job.contract.server, storage.staging, observe)
         self._record = RoundRecord(0)
 
     @property
@@ -111,27 +117,30 @@ class Controller:
     def sample(self, fraction: float | None = None) -> list[str]:
         """Return clients for this round, sorted: a share of those connected, drawn from seed and round alone.
 
-        Waits for the quorum to be connected, as long as a round may take; then raises `QuorumError`. At least a quorum
-        is drawn.
+        Waits for the quorum to be connected, as often as a round may be asked again for as long as it may take; then
+        raises `QuorumError`. At least a quorum is drawn.
         """
         server = self.job.contract.server
-        connected = self._federation.wait_for(server.quorum, server.deadline_s)
+        connected = self._asking.await_quorum(server.quorum)
         count = max(server.quorum, round((server.fraction if fraction is None else fraction) * len(connected)))
         draw = np.random.default_rng(seed_of(self.job.contract.seed, self._record.round, "sample"))
         return sorted(draw.choice(connected, min(count, len(connected)), replace=False).tolist())
 
     def train(self, model: GlobalModel, clients: Sequence[str], task: str = "train") -> Updates:
-        """Send clients a model with a task and return their updates; raises `QuorumError` if they are too few."""
+        """Send clients a model with a task and return their updates.
+
+        Where they are too few, those that are missing are asked again, or the round is skipped, or `QuorumError` is
+        raised, as the contract says (`server.on_quorum_failure`).
+        """
         contract = self.job.contract
-        server = contract.server
-        rules = RoundRules(server.deadline_s, server.quorum, server.close_at)
         if self._task_returns(task) == "metrics":
             raise JobError(f"tasks.{task}: it returns metrics, expected weights or delta")
+        self._results.reserve(model.spec)
         aggregator = Aggregator(
             model.spec,
             rule=self._rule,
-            average_bytes=server.average_bytes,
-            accumulate=server.accumulate,
+            average_bytes=contract.server.average_bytes,
+            accumulate=contract.server.accumulate,
             base=model if self._task_returns(task) == "delta" else None,
             reference=model,
             max_abs=contract.bounds.max_abs,
@@ -139,14 +148,11 @@ class Controller:
             storage=self._storage,
         )
         self._record.sampled = tuple(clients)
-        exchange = self._ask(task, model, clients, rules, aggregator)
-        self._record.updates |= exchange.answers
-        self._record.train = exchange.metrics
-        updates = Updates(exchange, self._record)
-        # Whoever lets them go, aggregated or not, lets go of the room that they take.
-        weakref.finalize(updates, aggregator.discard).atexit = False
-        exchange.require_quorum()
-        return updates
+        asked = Asked(task, self._messages(task, clients), aggregator, self._record)
+        with _timed(self._record, task):
+            self._asking.ask_for_quorum(asked, model)
+        self._record.train = average_metrics(asked.answers)
+        return Updates(model, asked, aggregator, self._record)
 
     def validate(self, model: GlobalModel, clients: Sequence[str], task: str = "validate") -> dict[str, float]:
         """Have the clients evaluate a model; return their metrics, averaged by weight ({} where none answered).
@@ -155,8 +161,10 @@ class Controller:
         """
         if task not in self.job.contract.tasks:
             return {}
-        rules = RoundRules(self.job.contract.server.deadline_s, quorum=0)
-        self._record.validate = self._ask(task, model, clients, rules, None).metrics
+        asked = Asked(task, self._messages(task, clients), None, self._record)
+        with _timed(self._record, task):
+            self._asking.ask_once(asked, model, quorum=0)
+        self._record.validate = average_metrics(asked.answers)
         return self._record.validate
 
     def keep(self, model: GlobalModel, metrics: dict[str, float]) -> None:
@@ -172,9 +180,7 @@ class Controller:
             raise SpecError("the arrays are not in the order of the initial model's tensors")
         return self._storage.place(NamedArrays(spec, arrays))
 
-    def _ask(
-        self, task: str, model: GlobalModel, clients: Sequence[str], rules: RoundRules, aggregator: Aggregator | None
-    ) -> Exchange:
+    def _messages(self, task: str, clients: Sequence[str]) -> dict[str, TaskMessage]:
         contract = self.job.contract
         if not clients:
             raise JobError(f"tasks.{task}: there are no clients to ask")
@@ -185,17 +191,10 @@ class Controller:
             seed=0,
             hyperparameters=contract.hyperparameters(task, self._record.round),
         )
-        messages = {
+        return {
             client: message.model_copy(update={"seed": seed_of(contract.seed, self._record.round, client)})
             for client in clients
         }
-        with _timed(self._record, task):
-            exchange = self._federation.ask(messages, model, rules, aggregator)
-        self._record.bytes_sent += exchange.traffic.sent
-        self._record.bytes_received += exchange.traffic.received
-        if exchange.round.failed:
-            self._record.failed[task] = dict(exchange.round.failed)
-        return exchange
 
     def _task_returns(self, task: str) -> str:
         if task not in self.job.contract.tasks:

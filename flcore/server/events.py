@@ -57,6 +57,59 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True)
+class OddMetrics:
+    """Metrics of a client's answer that are left out, and why; its weights count."""
+
+    task: str
+    client: str
+    metrics: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Too few clients are connected: the server waits, up to `timeout_s` seconds, until `needed` of them are.
+
+    `missing` are those whose names are known.
+    """
+
+    connected: int
+    needed: int
+    missing: tuple[str, ...]
+    timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class AskingAgain:
+    """A task is below its quorum: after `pause_s` seconds the `missing` clients are asked once more."""
+
+    task: str
+    round: int
+    answers: int
+    quorum: int
+    missing: tuple[str, ...]
+    attempt: int
+    attempts: int
+    pause_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A round leaves the model as it is."""
+
+    task: str
+    round: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class NoBest:
+    """No best model in this round: the metric of `server.best` is not among those that clients reported."""
+
+    metric: str
+    reported: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Moved:
     """Bytes of pieces went out to a client, or came in."""
 
@@ -71,7 +124,21 @@ class RoundDone:
     record: RoundRecord
 
 
-Event = Joined | Departed | TurnedAway | Asked | Answered | Failed | Moved | RoundDone
+Event = (
+    Joined
+    | Departed
+    | TurnedAway
+    | Asked
+    | Answered
+    | Failed
+    | OddMetrics
+    | Waiting
+    | AskingAgain
+    | Skipped
+    | NoBest
+    | Moved
+    | RoundDone
+)
 Observer = Callable[[Event], None]
 """Called from any thread; must return at once and not raise."""
 

@@ -1,39 +1,34 @@
-"""The federation: who is connected, what they are asked, and what they answer.
+"""The service of a job that a transport serves: it lets clients in, and leads each call to the round it belongs to."""
 
-It is the `Service` that a transport serves. Transport threads deliver clients' answers; the controller's thread asks,
-and sleeps until the round closes or something is due. One condition guards the state; no lock of it is held while a
-piece is checked, so no client waits for another.
-"""
-
-import itertools
+import hashlib
 import secrets
-import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping
 
-from flcore_transport import MAX_PIECE_BYTES, Layout, Link, Order, Outbox, Refused
+from flcore_transport import MAX_PIECE_BYTES, Layout, Link, Order, Outbox
 
 from flcore.aggregation.aggregator import Aggregator
-from flcore.errors import ContractMismatch, JobError, NotInvited, QuorumError
-from flcore.job.contract import differences
+from flcore.errors import ContractMismatch, JobError, NotInvited, SpecError, UpdateError
 from flcore.job.job import Job
 from flcore.job.messages import (
-    JoinMessage,
     MalformedMessage,
     TaskMessage,
+    UpdateMessage,
     WelcomeMessage,
     parse_message,
     tensors_of,
 )
-from flcore.job.parsing import contract_from_json
 from flcore.model.chunks import GlobalModel
 from flcore.model.form import Form
 from flcore.model.spec import ModelSpec
-from flcore.server.answers import Answers
-from flcore.server.events import Asked, Departed, Failed, Joined, Observer, TurnedAway, unobserved
-from flcore.server.exchange import Exchange
-from flcore.server.round import Round, RoundRules, Verdict
-from flcore.server.streams import Reading, Upload, untimely
+from flcore.server.admission import Admission
+from flcore.server.downloads import Download
+from flcore.server.events import Asked, Observer, TurnedAway, unobserved
+from flcore.server.open_round import OpenRound
+from flcore.server.rounds import Rounds
+from flcore.server.task_round import RoundRules, TaskRound, Verdict
+from flcore.server.uploads import Upload, UploadStream, check_message, check_tensors, refused
 from flcore.version import __version__
 
 MAX_WELCOME_BYTES = MAX_PIECE_BYTES - 4096
@@ -52,8 +47,11 @@ class Federation:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.spec = spec
-        self._job, self._observe, self._clock = job, observe, clock
-        self._form = Form.narrowed(spec, job.contract.wire.download)
+        self.client_names = job.contract.client_names
+        self._contract, self._observe, self._clock = job.contract, observe, clock
+        self._download = Form.narrowed(spec, job.contract.wire.download)
+        self._upload = Form.narrowed(spec, job.contract.wire.upload)
+        self._admission = Admission(job)
         # One copy for all: of a model of ten thousand tensors it is half a megabyte.
         self._welcome = WelcomeMessage(
             tensors=tensors_of(spec), code_digest=job.code_digest, version=__version__
@@ -63,32 +61,12 @@ class Federation:
                 f"server.model: the names and shapes of {len(spec.tensors)} tensors take {len(self._welcome):,} bytes, "
                 f"and a client is told at most {MAX_WELCOME_BYTES:,}"
             )
-        self._changed = threading.Condition()
-        self._connected: dict[str, Link] = {}
-        self._given_up = ""
-        self._answers = Answers(job, spec, self._changed, observe, clock)
-        self._readable: list[Exchange] = []
-        self._numbers = itertools.count(1)
+        self.rounds = Rounds(observe, clock)
         # Clients keep the last model they read; the prefix sets it apart from those of another server process.
         self._prefix = secrets.token_hex(4)
-        self._payload: tuple[GlobalModel | None, str] = (None, "")
+        self._last_model: tuple[weakref.ref[GlobalModel] | None, str] = (None, "")
 
     # What the controller does.
-
-    def wait_for(self, count: int, timeout_s: float | None) -> list[str]:
-        """Return the names of the connected clients, sorted, once there are `count`; or raise `QuorumError`."""
-        with self._changed:
-            self._changed.wait_for(lambda: len(self._connected) >= count or self._given_up, timeout_s)
-            if len(self._connected) < count:
-                why = self._given_up or f"after {timeout_s} s"
-                raise QuorumError(f"{len(self._connected)} of the {count} clients needed are connected: {why}")
-            return sorted(self._connected)
-
-    def give_up(self, reason: str) -> None:
-        """Nobody else will connect: do not wait for more clients than are there."""
-        with self._changed:
-            self._given_up = reason
-            self._changed.notify_all()
 
     def ask(
         self,
@@ -96,138 +74,75 @@ class Federation:
         model: GlobalModel,
         rules: RoundRules,
         aggregator: Aggregator | None = None,
-    ) -> Exchange:
-        """Send each client its task and the model, and return once the round is closed."""
+    ) -> OpenRound:
+        """Send each client its task and the model. `rounds.close` waits for the end of the round that this opens."""
         first = next(iter(messages.values()))
-        with self._changed:
-            number = next(self._numbers)
-            if self._payload[0] is not model:
-                self._payload = (model, f"{self._prefix}-{number}")
-            orders = {
-                client: Order(number, message.to_bytes(), self._form.layout, self._payload[1])
-                for client, message in messages.items()
-            }
-            round_ = Round(number, list(messages), rules, self._clock())
-            returns = self._job.contract.tasks[first.task].returns
-            exchange = Exchange(first.task, returns, round_, orders, model, aggregator)
-            self._readable.append(exchange)
-            self._observe(Asked(first.task, first.round, len(messages)))
-            for client, order in orders.items():
-                if client in self._connected:
-                    self._connected[client].send(order)
-                else:
-                    round_.lose(client, self._clock())
-        while self._sleep(exchange):
-            self._answers.tend(exchange)
-        with self._changed:
-            for client in round_.clients:
-                if client in round_.failed:
-                    exchange.drop(client)
-                    self._observe(Failed(exchange.task, client, round_.failed[client]))
-            self._retire(model)
-        return exchange
+        number = self.rounds.next_number()
+        orders = {
+            client: Order(number, message.to_bytes(), self._download.layout, self._payload_id(model, number))
+            for client, message in messages.items()
+        }
+        returns = self._contract.tasks[first.task].returns
+        state = TaskRound(number, list(messages), rules, self._clock())
+        open_round = OpenRound(first.task, returns, state, orders, model, aggregator)
+        self._observe(Asked(first.task, first.round, len(messages)))
+        self.rounds.open(open_round)
+        return open_round
 
-    @property
-    def _exchange(self) -> Exchange | None:
-        """The present exchange, or the last one."""
-        return self._readable[-1] if self._readable else None
-
-    def _sleep(self, exchange: Exchange) -> bool:
-        """Wait until something is due or has changed; return whether the round is still open."""
-        with self._changed:
-            if not exchange.round.is_closed:  # asked with the lock: whoever closes it wakes only those who wait
-                due_at = min(exchange.round.due_at, self._answers.due_at(exchange))
-                self._changed.wait(max(0.0, due_at - self._clock()))
-                exchange.round.tick(self._clock())
-            return not exchange.round.is_closed
-
-    def _retire(self, model: GlobalModel) -> None:
-        """Let go of the models before this one: the round after theirs has closed."""
-        for exchange in self._readable:
-            if exchange.model is not model:
-                exchange.retire()
-        self._readable = [exchange for exchange in self._readable if exchange.model is not None]
+    def _payload_id(self, model: GlobalModel, number: int) -> str:
+        """Return the name by which clients know a model: that of its first round."""
+        last, name = self._last_model
+        if last is None or last() is not model:
+            name = f"{self._prefix}-{number}"
+            self._last_model = weakref.ref(model), name
+        return name
 
     # What the transport calls (`flcore_transport.Service`).
 
     def admit(self, client: str, content: bytes) -> bytes:
-        """Let a client in that holds the same contract."""
+        """Let a client in that is invited and holds the same contract."""
         try:
-            self._require_same(client, parse_message(JoinMessage, content))
-            if not self._job.contract.may_join(client):
-                names = ", ".join(self._job.contract.client_names[:20])
-                raise NotInvited(f"client {client!r} is not among the job's clients ({names})")
+            self._admission.require(client, content)
         except (MalformedMessage, ContractMismatch, NotInvited) as error:
             self._observe(TurnedAway(client, str(error)))
-            raise Refused(error.kind, str(error)) from error
+            raise refused(error) from error
         return self._welcome
 
     def arrive(self, client: str, link: Link) -> None:
         """The client can be reached; if it owes an answer, it is asked again."""
-        with self._changed:
-            self._connected[client] = link
-            exchange = self._exchange
-            if exchange is not None and client in exchange.round.pending and not exchange.round.is_closed:
-                exchange.round.find(client)
-                link.send(exchange.orders[client])
-            self._changed.notify_all()
-            self._observe(Joined(client, len(self._connected)))
+        self.rounds.arrive(client, link)
 
     def depart(self, client: str) -> None:
         """The client cannot be reached any more."""
-        with self._changed:
-            del self._connected[client]
-            if self._exchange is not None:
-                self._exchange.round.lose(client, self._clock())
-            self._changed.notify_all()
-            self._observe(Departed(client, len(self._connected)))
+        self.rounds.depart(client)
 
     def payload(self, client: str, order: int) -> Outbox:
-        """Return the model of an order: of the present one, or of an earlier one that a straggler still reads."""
-        with self._changed:
-            exchange = self._straggling(client, order) or self._current(client, order)
-        return Reading(exchange, client, self._form, self._clock, self._answers.moved)
+        """Return the model of an order that the client still works on."""
+        return Download(self.rounds.find(client, order), client, self._download, self.rounds.piece_sent)
 
-    def answer(self, client: str, order: int, content: bytes, layout: Layout) -> Upload:
-        """Begin, or go on with, a client's answer."""
-        with self._changed:
-            exchange = self._current(client, order, Verdict.DUPLICATE)
-        return self._answers.open(exchange, client, content, layout)
+    def answer(self, client: str, order: int, content: bytes, layout: Layout) -> UploadStream:
+        """Begin, or go on with, a client's answer. What is wrong with it costs its client its place in the round."""
+        open_round = self.rounds.find(client, order, Verdict.DUPLICATE)
+        key = hashlib.sha256(content).hexdigest()
+        upload = self.rounds.upload_of(open_round, client, key)
+        if upload is None:
+            try:
+                upload = self._announced(open_round, client, key, content, layout)
+            except (UpdateError, MalformedMessage, SpecError) as error:
+                self.rounds.fail(open_round, client, str(error))
+                raise refused(error) from error
+        self.rounds.begin(open_round, upload)
+        return UploadStream(self.rounds, open_round, upload)
 
     def failed(self, client: str, order: int, message: str) -> None:
-        """The client could not do its task."""
-        with self._changed:
-            exchange = self._current(client, order)
-            self._answers.fail(exchange, client, message)
+        """The client could not do its order. Its words are the server's to see, and no other client's."""
+        self.rounds.fail(self.rounds.find(client, order, Verdict.FAILED), client, message)
 
-    def _straggling(self, client: str, order: int) -> Exchange | None:
-        """Return an earlier exchange whose model can still be read, if the client was asked in it."""
-        for exchange in self._readable[:-1]:
-            if exchange.round.number == order and client in exchange.round.clients:
-                return exchange
-        return None
-
-    def _current(self, client: str, order: int, *also: Verdict) -> Exchange:
-        """Return the exchange that an order belongs to, if the client may still work on it; or raise `Refused`."""
-        exchange = self._exchange
-        if exchange is None:
-            raise untimely(client, Verdict.NOT_ASKED)
-        verdict = exchange.round.judge(client, order, self._clock())
-        if verdict not in (Verdict.ACCEPTED, *also):
-            raise untimely(client, verdict)
-        return exchange
-
-    def _require_same(self, client: str, message: JoinMessage) -> None:
-        ours = self._job.contract
-        if message.contract != ours.to_json():
-            try:
-                theirs = contract_from_json(message.contract, f"the contract of client {client!r}")
-            except JobError as error:
-                raise ContractMismatch(f"client {client!r} holds another contract: {error}") from error
-            lines = "\n  ".join(differences(ours, theirs))
-            raise ContractMismatch(f"client {client!r} holds another contract:\n  {lines}")
-        if ours.same_code and message.code_digest != self._job.code_digest:
-            raise ContractMismatch(
-                f"client {client!r} holds other code: its digest is {message.code_digest[:16]}, the server's "
-                f"{self._job.code_digest[:16]}, and the contract says same_code = true"
-            )
+    def _announced(self, open_round: OpenRound, client: str, key: str, content: bytes, layout: Layout) -> Upload:
+        message = parse_message(UpdateMessage, content)
+        check_message(message, client, open_round.returns, self._contract.bounds)
+        staged = None
+        if open_round.aggregator is not None:
+            check_tensors(message, layout, client, self._upload)
+            staged = open_round.aggregator.stage(client, message.weight)
+        return Upload(key, message, self._upload, client, staged)

@@ -1,10 +1,8 @@
 """What is kept of a run: one record per round, as a JSON line."""
 
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -21,7 +19,9 @@ class Participation:
 class RoundRecord:
     """One round. `train` and `validate` are the clients' metrics, averaged by weight; seconds are per phase.
 
-    `failed` gives the reason for each sampled client without an update, by task.
+    `failed` gives the reason for each sampled client without an update, by task; `odd_metrics` what was wrong with
+    metrics that were left out, by client. `asked_again` is how often a task was, for its quorum; `skipped` why the
+    round left the model as it was.
     """
 
     round: int
@@ -33,16 +33,14 @@ class RoundRecord:
     bytes_sent: int = 0
     bytes_received: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
+    odd_metrics: dict[str, dict[str, str]] = field(default_factory=dict)
+    asked_again: int = 0
+    skipped: str = ""
     is_best: bool = False
 
     def to_json(self) -> str:
         """Return the record as one line of JSON."""
         return json.dumps(asdict(self))
-
-
-def write_history(records: Iterable[RoundRecord], path: str | os.PathLike[str]) -> None:
-    """Write one JSON line per round."""
-    Path(path).write_text("".join(record.to_json() + "\n" for record in records), encoding="utf-8")
 
 
 def weighted_average(parts: Iterable[tuple[dict[str, float], float]]) -> dict[str, float]:

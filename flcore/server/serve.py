@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -11,7 +11,7 @@ from flcore_transport import Service
 from flcore.aggregation.budget import DEFAULT_BUDGET, Budget
 from flcore.aggregation.staging import Staging
 from flcore.aggregation.storage import Storage, chunks_within
-from flcore.errors import FlcoreError
+from flcore.errors import QuorumError
 from flcore.job.job import Job
 from flcore.model.chunks import GlobalModel
 from flcore.model.reused import ReusedModels
@@ -22,6 +22,7 @@ from flcore.server.federation import Federation
 from flcore.server.history import RoundRecord
 from flcore.server.playbooks import playbook_of
 from flcore.server.results import Results
+from flcore.server.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
 
@@ -50,36 +51,47 @@ def serve(
     started: Callable[[Server, Federation], None] = lambda *_: None,
     wait_for: int | None = None,
     directory: Path | None = None,
+    fresh: bool = False,
     observe: Observer = unobserved,
     plan: str = "at-close",
     budget: Budget = DEFAULT_BUDGET,
 ) -> Outcome:
     """Run a job's server until its playbook ends; `listen` opens the transport, `started` is called when it is open.
 
-    The first round begins when `wait_for` clients are connected (the quorum, if None). `plan` says when updates are
-    folded (see `Aggregator`), and `budget` how much memory they take until then. Clients are told how it ended.
+    The first round begins when `wait_for` clients are connected (the quorum, if None). `directory` takes what the run
+    leaves; `fresh` keeps an earlier run in it beside it (see `RunDirectory`). `plan` says when updates are folded (see
+    `Aggregator`), and `budget` how much memory they take until then. Clients are told how it ended.
     """
     playbook = playbook_of(job)
-    with _storage(plan, budget, directory) as storage:
+    with ExitStack() as stack:
+        run = None
+        if directory is not None:
+            run = stack.enter_context(
+                RunDirectory(directory, job=job.contract.name, fingerprint=job.contract.fingerprint, fresh=fresh)
+            )
+        storage = stack.enter_context(_storage(plan, budget, directory))
         source = job.initial_model()
         if directory is not None:
             budget.require(plan, source.spec, job.contract.server.accumulate)
         model = storage.place(source)
         federation = Federation(job, model.spec, observe=observe)
-        results = Results(directory, job.contract.server.best)
+        results = Results(run, job.contract.server.best, observe)
         control = Controller(job, model, federation, results, observe, storage)
         del source, model  # they are let go after the round in which they are sent
         server = listen(federation)
         reason, failed = "the server was stopped", True
         try:
             started(server, federation)
-            federation.wait_for(wait_for or job.contract.server.quorum, timeout_s=None)
+            federation.rounds.wait_for(wait_for or job.contract.server.quorum, timeout_s=None)
             playbook(control)
             if results.model is None:  # a playbook that keeps nothing ends with what it began with
                 results.keep(control.initial_model, {})
             reason, failed = "the job is done", False
-        except FlcoreError as error:
-            reason = f"the job failed: {error}"
+        except QuorumError as error:
+            reason = f"the job failed: {error.summary}"
+            raise
+        except Exception:
+            reason = "the job failed; the server's log says why"  # which may name other clients and quote them
             raise
         finally:
             server.close(reason, failed=failed)

@@ -59,9 +59,9 @@ def run(
 
         def started(server: Server, federation: Federation) -> None:
             if isinstance(server, InProcessServer):
-                stack.enter_context(_threads(loaded, names, server, federation.give_up))
+                stack.enter_context(_threads(loaded, names, server, federation.rounds.give_up))
             else:
-                stack.enter_context(Workers(loaded, names, count, server.address, federation.give_up))
+                stack.enter_context(Workers(loaded, names, count, server.address, federation.rounds.give_up))
 
         return serve(loaded, listen, started=started, wait_for=len(names), directory=directory, observe=observe)
 

@@ -29,6 +29,8 @@ Function = Callable[[Arrays, Task], Update]
 START = {"w": np.zeros((2, 3), np.float32), "b": np.zeros(300, np.float32)}
 
 
+SERVER = {"model": "code.py:initial_model", "rounds": 1, "deadline_s": 30, "on_quorum_failure": "fail"}
+
 CODE = """
 import numpy as np
 
@@ -74,7 +76,7 @@ class Stage:
             "name": "staged",
             "clients": clients,
             "same_code": same_code,
-            "server": {"model": "code.py:initial_model", "rounds": 1, "deadline_s": 30} | server,
+            "server": SERVER | server,
             "client": {"executor": "code.py"},
             "tasks": {name: {"returns": returns} for name, returns in tasks.items()},
             "bounds": bounds,
@@ -161,7 +163,7 @@ class Stage:
         for client in getattr(self, "_clients", []):
             client.stop()
         if hasattr(self, "server"):
-            self.federation.give_up("the test is over")
+            self.federation.rounds.give_up("the test is over")
             self.server.close("the test is over")
             for connection in self._connections:
                 connection.close()

@@ -3,6 +3,7 @@
 In each test "bad" misbehaves and two others do not; the round counts with the two.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -14,6 +15,7 @@ from flcore_transport import Layout, Offer, Order, Outbox, Part, Refused, Segmen
 from flcore import Arrays, Model, Outcome, QuorumError, Task, Update
 from flcore.job.messages import TaskMessage, UpdateMessage, parse_message
 from flcore.model.model import NamedArrays
+from flcore.server.events import OddMetrics
 from tests.flcore.conftest import Function, Stage, adding, mean_of
 
 Change = Callable[[dict[str, Any]], dict[str, Any]]
@@ -93,7 +95,6 @@ def test_bad_weights(stage: Stage, weight: Any, expected: str) -> None:
 @pytest.mark.parametrize(
     ("metrics", "expected"),
     [
-        ({"loss": np.nan}, "client 'bad': metric 'loss' is nan"),
         ({f"m{i}": 1.0 for i in range(4)}, "4 metrics are more than max_metrics = 3"),
         ({"loss": "low"}, "metric 'loss' is 'low', expected a number"),
         ({1: 2.0}, "metric 1 is 2.0"),
@@ -101,6 +102,36 @@ def test_bad_weights(stage: Stage, weight: Any, expected: str) -> None:
 )
 def test_bad_metrics(stage: Stage, metrics: Any, expected: str) -> None:
     assert expected in reason(run_with(stage, returning(lambda arrays: arrays, metrics=metrics)))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "why"),
+    [
+        ("loss", "NaN", "it is nan"),
+        ("loss", "-Infinity", "it is -inf"),
+        ("loss", "1e31", "expected a number of at most 1e\\+30"),
+        ("loss", '"low"', "it is a str, expected a number"),
+        ("loss", "[1, 2]", "it is a list, expected a number"),
+        ("loss", "true", "it is a bool, expected a number"),
+        ("", "1", "1 to 128 characters"),
+        ("m" * 129, "1", "1 to 128 characters"),
+        ("bad\\nround 9/9", "1", "that can be printed"),
+    ],
+)
+def test_a_metric_that_is_none_costs_the_metric_and_not_the_weights(
+    by_hand: "ByHand", name: str, value: str, why: str
+) -> None:
+    content = by_hand.message.to_bytes().replace(b'"metrics":{}', f'"metrics":{{"{name}":{value},"sound":2}}'.encode())
+    number = by_hand.next_order().number
+    by_hand.stage.connect().upload(
+        Offer(by_hand.secret, number, content, by_hand.source.layout), Outbox(by_hand.source)
+    )
+    record = by_hand.stage.result().history[0]
+    assert sorted(record.updates) == ["bad", "good-1", "good-2"] and record.updates["bad"].metrics == {"sound": 2}
+    assert record.train == {"added": 2.0, "sound": 2.0}
+    (said,) = record.odd_metrics["bad"].values()
+    assert re.search(why, said)
+    assert [event.client for event in by_hand.stage.events if isinstance(event, OddMetrics)] == ["bad"]
 
 
 @pytest.mark.parametrize("answer", [None, {"w": 1}, 3])
@@ -303,13 +334,11 @@ def test_shapes_that_would_take_for_ever(by_hand: ByHand, tensors: Any, expected
     assert expected in reason(by_hand.stage.result())
 
 
-@pytest.mark.parametrize("answer", ["exit", "metric", "weight"])
+@pytest.mark.parametrize("answer", ["exit", "weight"])
 def test_answers_that_cannot_be_sent_cost_the_round_and_not_the_client(stage: Stage, answer: str) -> None:
     def odd(model: Arrays, _: Task) -> Update:
         if answer == "exit":
             raise SystemExit(3)
-        if answer == "metric":
-            return Update(model, weight=1, metrics={"m" * 200: 1.0})
         return Update(model, weight=10**400)
 
     said = reason(run_with(stage, odd))

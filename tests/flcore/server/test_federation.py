@@ -192,7 +192,7 @@ def test_a_client_that_joins_late_takes_part_from_the_next_round_on(stage: Stage
     def early(model: Arrays, task: Task) -> Update:
         if task.round == 1:
             stage.client("client-2", adding(3.0))
-            stage.federation.wait_for(2, 20)
+            stage.federation.rounds.wait_for(2, 20)
             joined.set()
         return adding(1.0)(model, task)
 
@@ -286,8 +286,9 @@ def test_other_code_is_refused_only_where_the_contract_says_so(stage: Stage, tmp
 
 def test_only_those_who_are_listed_may_join(stage: Stage) -> None:
     stage.open(clients=["hospital-a", "hospital-b"])
-    with pytest.raises(Refused, match=r"not among the job's clients \(hospital-a, hospital-b\)"):
-        stage.client("hospital-c", adding(1.0)).result(20)
+    with pytest.raises(Refused, match="client 'hospital-c' is not among the job's clients") as caught:
+        stage.client("hospital-c", adding(1.0), job=stage.job.replaced(seed=7)).result(20)
+    assert "hospital-a" not in str(caught.value) and "seed" not in str(caught.value), "a stranger learns nothing"
 
 
 def test_any_task_of_the_contract_can_be_asked(stage: Stage) -> None:
@@ -365,7 +366,8 @@ def test_a_server_with_a_directory_gives_the_same_bits(stage: Stage, tmp_path: P
         stage.close()
     found.append(bits_of(Model.of(load(tmp_path / "out" / "model.safetensors"))))
     assert found[0] == found[1] == found[2]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["history.jsonl", "model.safetensors"]
+    left = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert left == ["history.jsonl", "model.safetensors", "run.json", "run.lock"]
 
 
 def test_no_model_but_the_last_is_left_on_disk_during_a_job(stage: Stage, tmp_path: Path) -> None:

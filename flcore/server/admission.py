@@ -1,0 +1,46 @@
+"""Who may join a job: the name first, then the contract, then the code.
+
+A name that is not invited learns nothing of the job. One that is invited is told how its contract differs.
+"""
+
+import json
+
+from flcore.errors import ContractMismatch, NotInvited
+from flcore.job.contract import differences
+from flcore.job.job import Job
+from flcore.job.messages import JoinMessage, parse_message
+from flcore.text import printable
+
+MOST_DIFFERENCES = 20
+"""How many keys a client is told of; reading a contract is bounded by the size of a message."""
+
+
+class Admission:
+    """The doorkeeper of one job."""
+
+    def __init__(self, job: Job) -> None:
+        self._job, self._contract, self._json = job, job.contract, job.contract.to_json()
+
+    def require(self, client: str, content: bytes) -> None:
+        """Raise `NotInvited`, `MalformedMessage` or `ContractMismatch` unless a client may join."""
+        if not self._contract.may_join(client):
+            raise NotInvited(f"client {printable(client, 64)!r} is not among the job's clients")
+        message = parse_message(JoinMessage, content)
+        if message.contract != self._json:
+            raise ContractMismatch(f"client {client!r} holds another contract:\n  {self._explained(message.contract)}")
+        if self._contract.same_code and message.code_digest != self._job.code_digest:
+            raise ContractMismatch(
+                f"client {client!r} holds other code: its digest is {printable(message.code_digest, 16)}, the server's "
+                f"{self._job.code_digest[:16]}, and the contract says same_code = true"
+            )
+
+    def _explained(self, theirs: str) -> str:
+        """Return the keys that differ, of a contract that may be anything."""
+        try:
+            lines = differences(json.loads(self._json), json.loads(theirs))
+        except (ValueError, RecursionError) as error:
+            return f"it cannot be read: {printable(str(error), 200)}"
+        shown = [printable(line, 300) for line in lines[:MOST_DIFFERENCES]]
+        if len(lines) > len(shown):
+            shown.append(f"and {len(lines) - len(shown)} more keys")
+        return "\n  ".join(shown)

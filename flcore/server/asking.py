@@ -1,0 +1,160 @@
+"""Asking clients for a task until enough have answered: once, or again for those that are missing."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from flcore.aggregation.aggregator import Aggregator
+from flcore.aggregation.staging import Staging
+from flcore.errors import QuorumError
+from flcore.job.contract import ServerContract
+from flcore.job.messages import TaskMessage
+from flcore.model.chunks import GlobalModel
+from flcore.server.events import AskingAgain, Observer, Skipped, Waiting
+from flcore.server.federation import Federation
+from flcore.server.history import Participation, RoundRecord
+from flcore.server.open_round import OpenRound, quorum_error
+from flcore.server.task_round import RoundRules
+
+SPILL_AFTER_S = 2.0
+"""How long an update keeps its memory while nothing comes, or waits for some while nobody lets go."""
+
+MOST_PAUSE_S = 30.0
+"""Pauses before a task is asked again double from a second up to this."""
+
+
+@dataclass(eq=False)
+class Asked:
+    """One task asked of some clients, perhaps more than once: their answers, and why the others have none.
+
+    Every attempt sends the same messages, seeds included, and its updates go to the same aggregator.
+    """
+
+    task: str
+    messages: Mapping[str, TaskMessage]
+    aggregator: Aggregator | None
+    record: RoundRecord
+    answers: dict[str, Participation] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    hopeless: set[str] = field(default_factory=set)
+    skipped: str = ""
+
+    @property
+    def missing(self) -> list[str]:
+        """The clients that have not answered, and may still: not those that failed twice for one reason of theirs."""
+        return [client for client in self.messages if client not in self.answers and client not in self.hopeless]
+
+    def take(self, closed: OpenRound) -> None:
+        """Take what came of one attempt."""
+        state, record = closed.state, self.record
+        self.answers |= closed.answers
+        self.hopeless |= {each for each in state.at_fault if self.failed.get(each) == state.failed[each]}
+        self.failed = {
+            client: why for client, why in (self.failed | state.failed).items() if client not in self.answers
+        }
+        record.bytes_sent += state.bytes_sent
+        record.bytes_received += state.bytes_received
+        for client, answer in state.answers.items():
+            if answer.content.odd_metrics:
+                record.odd_metrics[client] = answer.content.odd_metrics
+        self._note()
+
+    def leave_out(self, lost: Mapping[str, str]) -> None:
+        """Record updates as lost that were committed and cannot be read back."""
+        self.failed |= lost
+        for client in lost:
+            self.answers.pop(client, None)
+            self.record.updates.pop(client, None)
+        self._note()
+
+    def _note(self) -> None:
+        if self.aggregator is not None:
+            self.record.updates |= self.answers
+        self.record.failed.pop(self.task, None)
+        if self.failed:
+            self.record.failed[self.task] = dict(self.failed)
+
+
+class Asking:
+    """Asks by the contract's rules, and sees that what is too little is asked for again."""
+
+    def __init__(self, federation: Federation, server: ServerContract, staging: Staging, observe: Observer) -> None:
+        self._federation, self._rounds = federation, federation.rounds
+        self._server, self._staging, self._observe = server, staging, observe
+
+    def ask_once(self, asked: Asked, model: GlobalModel, quorum: int) -> None:
+        """Ask those that are missing, and return when the round has closed."""
+        server, held = self._server, len(asked.answers)
+        rules = RoundRules(
+            server.deadline_s,
+            max(0, quorum - held),
+            None if server.close_at is None else max(1, server.close_at - held),
+            stall_timeout_s=server.stall_timeout_s,
+            spill_after_s=SPILL_AFTER_S,
+        )
+        messages = {client: asked.messages[client] for client in asked.missing}
+        open_round = self._federation.ask(messages, model, rules, asked.aggregator)
+        self._rounds.close(open_round, self._staging)
+        asked.take(open_round)
+
+    def ask_for_quorum(self, asked: Asked, model: GlobalModel) -> None:
+        """Ask until the quorum is reached; otherwise skip the round or raise `QuorumError`, as the contract says."""
+        server = self._server
+        attempts = server.quorum_retries if server.on_quorum_failure == "retry" else 0
+        self.ask_once(asked, model, server.quorum)
+        for attempt in range(1, attempts + 1):
+            if self._is_enough(asked) or len(asked.answers) + len(asked.missing) < server.quorum:
+                break
+            self._pause(asked, attempt, attempts)
+            if self._await(server.quorum - len(asked.answers), asked.missing):
+                self.ask_once(asked, model, server.quorum)
+        if self._is_enough(asked):
+            return
+        error = quorum_error(asked.task, server.quorum, list(asked.messages), asked.failed)
+        if server.on_quorum_failure != "skip":
+            raise error
+        asked.skipped = asked.record.skipped = error.summary
+        self._observe(Skipped(asked.task, asked.record.round, error.summary))
+
+    def await_quorum(self, quorum: int) -> list[str]:
+        """Return the connected clients, sorted, once there are `quorum`; or raise `QuorumError`."""
+        server = self._server
+        attempts = 0 if server.on_quorum_failure == "fail" else server.quorum_retries
+        for _ in range(attempts):
+            if self._await(quorum, None):
+                break
+        return self._rounds.wait_for(quorum, server.deadline_s)
+
+    def _is_enough(self, asked: Asked) -> bool:
+        return len(asked.answers) >= self._server.quorum
+
+    def _pause(self, asked: Asked, attempt: int, attempts: int) -> None:
+        pause_s = min(MOST_PAUSE_S, 2.0 ** (attempt - 1))
+        asked.record.asked_again += 1
+        self._observe(
+            AskingAgain(
+                asked.task,
+                asked.record.round,
+                len(asked.answers),
+                self._server.quorum,
+                tuple(asked.missing),
+                attempt,
+                attempts,
+                pause_s,
+            )
+        )
+        self._rounds.pause(pause_s)
+
+    def _await(self, count: int, among: list[str] | None) -> bool:
+        """Wait until so many clients are connected, as long as a round may take; say whether they are."""
+        names = among if among is not None else list(self._federation.client_names)
+        present = self._rounds.present(names)
+        if len(present) < count:
+            missing = tuple(client for client in names if client not in present)
+            self._observe(Waiting(len(present), count, missing, self._server.deadline_s))
+        try:
+            self._rounds.wait_for(count, self._server.deadline_s, among)
+        except QuorumError:
+            if self._rounds.is_given_up:
+                raise
+            return False
+        return True

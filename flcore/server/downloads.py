@@ -1,0 +1,56 @@
+"""A client's reading of its order's model, until the round has closed or the client has failed in it."""
+
+from collections.abc import Callable, Sequence
+
+from flcore_transport import Buffer, Layout, Outbox, PieceRange
+
+from flcore.errors import Untimely
+from flcore.model.chunks import GlobalModel
+from flcore.model.form import Form
+from flcore.model.narrow import Narrowed
+from flcore.server.open_round import OpenRound
+from flcore.server.uploads import refused
+
+Sent = Callable[[OpenRound, str, int, bool], None]
+"""Is told of each piece: the round, the client, its bytes, and whether it was the last."""
+
+
+class Download(Outbox):
+    """One call that reads a round's model; pieces are made once for all clients that read side by side."""
+
+    def __init__(self, open_round: OpenRound, client: str, form: Form, sent: Sent) -> None:
+        super().__init__(Narrowed(form, _Model(open_round, client)), open_round.shared)
+        self._round, self._client, self._sent = open_round, client, sent
+
+    def at_hand(self, index: int) -> bytes | None:
+        """Return a piece that another client was sent a moment ago."""
+        piece = super().at_hand(index)
+        if piece is not None:
+            self._sent(self._round, self._client, len(piece), index == len(self.plan) - 1)
+        return piece
+
+    def piece(self, index: int) -> bytes:
+        """Return a piece, or raise `Refused` once the round has closed."""
+        piece = super().piece(index)
+        self._sent(self._round, self._client, len(piece), index == len(self.plan) - 1)
+        return piece
+
+
+class _Model:
+    """A round's model, as long as it is there."""
+
+    def __init__(self, open_round: OpenRound, client: str) -> None:
+        self._round, self._client = open_round, client
+
+    @property
+    def layout(self) -> Layout:
+        return self._required().layout
+
+    def read(self, piece: PieceRange) -> Sequence[Buffer]:
+        return self._required().read(piece)
+
+    def _required(self) -> GlobalModel:
+        model = self._round.model
+        if model is None:
+            raise refused(Untimely("its round has closed, and the model is gone", client=self._client))
+        return model

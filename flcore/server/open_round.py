@@ -1,0 +1,62 @@
+"""What belongs to a round while it is open: its orders, the model to read, the aggregator of its updates."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from flcore_transport import Link, Order, SharedPieces
+
+from flcore.aggregation.aggregator import Aggregator
+from flcore.errors import QuorumError
+from flcore.model.chunks import GlobalModel
+from flcore.server.history import Participation, weighted_average
+from flcore.server.task_round import TaskRound
+
+MOST_NAMED = 10
+"""How many clients an error names; the others are counted by their reason."""
+
+
+@dataclass(eq=False)
+class OpenRound:
+    """A round of one task. `state` changes under the lock of the `Rounds` that it belongs to, and nowhere else.
+
+    `aggregator` is None where answers are metrics alone. `model` is what the clients read, all of them the same copy,
+    and None once the round has closed. `links` has each client's last stream.
+    """
+
+    task: str
+    returns: str
+    state: TaskRound
+    orders: Mapping[str, Order]
+    model: GlobalModel | None
+    aggregator: Aggregator | None
+    links: dict[str, Link] = field(default_factory=dict)
+    shared: SharedPieces = field(default_factory=SharedPieces)
+    wakes_at: float = 0.0
+
+    @property
+    def answers(self) -> dict[str, Participation]:
+        """The answers that count, by client."""
+        return {client: answer.content.participation for client, answer in self.state.answers.items()}
+
+    def let_go(self) -> None:
+        """Let go of the model: what still reads it is refused."""
+        self.model = None
+        self.shared.clear()
+
+
+def average_metrics(answers: Mapping[str, Participation]) -> dict[str, float]:
+    """Return the clients' metrics, averaged by weight; the order of the clients' names decides about the last bit."""
+    return weighted_average((answers[name].metrics, answers[name].weight) for name in sorted(answers))
+
+
+def quorum_error(task: str, quorum: int, clients: Sequence[str], failed: Mapping[str, str]) -> QuorumError:
+    """Return the error of a task that too few of `clients` answered; `failed` has the reason for each of the others."""
+    named = sorted(failed)[:MOST_NAMED]
+    reasons = [f"{client}: {failed[client]}" for client in named]
+    others = Counter(failed[client] for client in failed if client not in named)
+    reasons += [f"{count} more: {reason}" for reason, count in others.most_common(MOST_NAMED)]
+    return QuorumError(
+        f"task {task!r}: {len(clients) - len(failed)} of {len(clients)} answers are in, quorum {quorum}",
+        reasons="; ".join(reasons),
+    )

@@ -1,0 +1,293 @@
+"""The owner of the server's state: who is connected, and which rounds are open.
+
+One lock guards it. It is held for single events alone, which the round's state machine answers with actions; what they
+take (disks, transports, observers, aggregators) is done once it is released. Any thread may post an event; the thread
+that opened a round waits for its end, and sees to what is due.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from flcore_transport import Link, Order, Withdrawal
+
+from flcore.aggregation.staging import Staging
+from flcore.errors import FlcoreError, QuorumError, StagingError
+from flcore.server.events import Answered, Departed, Failed, Joined, Moved, Observer, OddMetrics
+from flcore.server.history import Participation
+from flcore.server.open_round import OpenRound
+from flcore.server.task_round import Discard, Release, Spill, Verdict
+from flcore.server.uploads import Upload, refused, untimely
+from flcore.text import printable
+
+HEARTBEAT_S = 1.0
+"""How long the thread that waits for a round sleeps at most. When it wakes late, the server itself stood still."""
+
+LATE_S = 0.5
+"""How late it may wake; beyond that, nobody's silence counts for the time lost."""
+
+MAX_REASON_CHARACTERS = 2_000
+
+
+class Rounds:
+    """All open rounds, the one that closed last, and all connected clients. `clock` never goes back; seconds."""
+
+    def __init__(self, observe: Observer, clock: Callable[[], float] = time.monotonic) -> None:
+        self._observe, self._clock = observe, clock
+        self._changed = threading.Condition()
+        self._links: dict[str, Link] = {}
+        self._rounds: dict[int, OpenRound] = {}
+        self._last_number = 0
+        self._given_up = ""
+
+    # What the controller's thread does.
+
+    def next_number(self) -> int:
+        """Return the number of a new round."""
+        with self._changed:
+            self._last_number += 1
+            return self._last_number
+
+    def now(self) -> float:
+        """Return the time, in seconds, of which rounds are told."""
+        return self._clock()
+
+    def wait_for(self, count: int, timeout_s: float | None, among: Sequence[str] | None = None) -> list[str]:
+        """Return the connected clients, sorted, once there are `count`; or raise `QuorumError`. `among`: of these."""
+
+        def present() -> int:
+            return len(self._links) if among is None else sum(client in self._links for client in among)
+
+        with self._changed:
+            self._changed.wait_for(lambda: present() >= count or self._given_up, timeout_s)
+            if present() < count:
+                why = self._given_up or f"after {timeout_s:g} s"
+                raise QuorumError(f"{present()} of the {count} clients needed are connected", reasons=why)
+            return sorted(self._links if among is None else [client for client in among if client in self._links])
+
+    @property
+    def is_given_up(self) -> bool:
+        """Whether nobody else will connect."""
+        return bool(self._given_up)
+
+    def present(self, among: Sequence[str]) -> list[str]:
+        """Return which of these clients are connected."""
+        with self._changed:
+            return [client for client in among if client in self._links]
+
+    def pause(self, seconds: float) -> None:
+        """Wait, unless it is given up meanwhile."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._given_up, seconds)
+            if self._given_up:
+                raise QuorumError(self._given_up)
+
+    def give_up(self, reason: str) -> None:
+        """Nobody else will connect: do not wait for more clients than are there."""
+        with self._changed:
+            self._given_up = reason
+            self._changed.notify_all()
+
+    def open(self, open_round: OpenRound) -> None:
+        """Send each client its order."""
+        state = open_round.state
+        with self._changed:
+            self._rounds = {number: each for number, each in self._rounds.items() if not each.state.is_closed}
+            self._rounds[state.number] = open_round
+            for client in state.clients:
+                if client in self._links:
+                    open_round.links[client] = self._links[client]
+                else:
+                    state.disconnected(client, self._clock())
+            links = dict(open_round.links)
+        for client, link in links.items():
+            link.send(open_round.orders[client])
+
+    def close(self, open_round: OpenRound, staging: Staging) -> None:
+        """Return once a round has closed; see to what is due until then."""
+        state = open_round.state
+        try:
+            while not state.is_closed:
+                with self._event(open_round) as now:
+                    state.tick(now, staging.room.released_at)
+                self._sleep(open_round)
+        finally:
+            self._end(open_round)
+        for client in state.clients:
+            if client in state.failed:
+                self._observe(Failed(open_round.task, client, state.failed[client]))
+
+    def _sleep(self, open_round: OpenRound) -> None:
+        """Wait until something is due or the round has closed, and notice if the server stood still meanwhile."""
+        state = open_round.state
+        with self._changed:
+            if state.is_closed:
+                return
+            now = self._clock()
+            open_round.wakes_at = min(now + HEARTBEAT_S, max(now, state.due_at))
+            self._changed.wait(open_round.wakes_at - now)
+            late = self._clock() - open_round.wakes_at
+            if late > LATE_S:
+                state.pause(late)
+
+    def _end(self, open_round: OpenRound) -> None:
+        """The round takes nothing any more, whatever ended it."""
+        with self._event(open_round) as now:
+            open_round.state.abandon(now)
+        open_round.let_go()
+
+    # What transports report.
+
+    def arrive(self, client: str, link: Link) -> None:
+        """The client can be reached; it is sent the orders that it owes an answer to."""
+        orders: list[Order] = []
+        with self._changed:
+            self._links[client] = link
+            for number in sorted(self._rounds):
+                open_round = self._rounds[number]
+                if client in open_round.orders and open_round.state.judge(client) is Verdict.ACCEPTED:
+                    open_round.links[client] = link
+                    open_round.state.connected(client)
+                    orders.append(open_round.orders[client])
+            connected = len(self._links)
+            self._changed.notify_all()
+        for order in orders:
+            link.send(order)
+        self._observe(Joined(client, connected))
+
+    def depart(self, client: str) -> None:
+        """The client cannot be reached any more."""
+        with self._changed:
+            self._links.pop(client, None)
+            for open_round in self._rounds.values():
+                open_round.state.disconnected(client, self._clock())
+            connected = len(self._links)
+            self._changed.notify_all()
+        self._observe(Departed(client, connected))
+
+    def find(self, client: str, number: int, *also: Verdict) -> OpenRound:
+        """Return the round of an order that the client may still work on, or raise `Refused`."""
+        with self._changed:
+            open_round = self._rounds.get(number)
+            if open_round is None:
+                verdict = Verdict.STALE if 0 < number <= self._last_number else Verdict.NOT_ASKED
+            else:
+                verdict = open_round.state.judge(client)
+        if open_round is None or verdict not in (Verdict.ACCEPTED, Verdict.COMMITTING, *also):
+            raise untimely(client, verdict)
+        return open_round
+
+    def piece_sent(self, open_round: OpenRound, client: str, nbytes: int, is_last: bool) -> None:
+        """A piece of the model went out."""
+        with self._event(open_round) as now:
+            open_round.state.piece_sent(client, nbytes, now, is_last=is_last)
+        self._observe(Moved(nbytes, 0))
+
+    def upload_of(self, open_round: OpenRound, client: str, key: str) -> Upload | None:
+        """Return an answer that has begun or is in; None for one that is new, or `Refused` where another one is in."""
+        with self._changed:
+            upload: Upload | None = open_round.state.upload_of(client, key)
+            answer = open_round.state.answers.get(client)
+        if answer is not None:
+            upload = answer.content
+            if upload is None or upload.key != key:
+                raise untimely(client, Verdict.DUPLICATE)
+        return upload
+
+    def begin(self, open_round: OpenRound, upload: Upload) -> None:
+        """A stream of an answer begins; or raise `Refused`. One that is in, or is being committed, may come again."""
+        state, client = open_round.state, upload.client
+        with self._event(open_round) as now:
+            verdict = state.begin_upload(client, upload.key, upload, now, is_staged=upload.staged is not None)
+            is_welcome = upload.participation is not None or state.is_open_for(client, upload)
+        if not is_welcome:
+            upload.discard()
+            raise untimely(client, verdict)
+
+    def is_wanted(self, open_round: OpenRound, upload: Upload) -> Verdict:
+        """Say what a piece of an answer would be."""
+        with self._changed:
+            verdict = open_round.state.judge(upload.client)
+            is_held = open_round.state.is_open_for(upload.client, upload)
+        return Verdict.FAILED if verdict is Verdict.ACCEPTED and not is_held else verdict
+
+    def room_wanted(self, open_round: OpenRound, upload: Upload) -> None:
+        """Pieces could come."""
+        with self._event(open_round) as now:
+            open_round.state.room_wanted(upload.client, upload, now)
+
+    def room_found(self, open_round: OpenRound, upload: Upload) -> None:
+        """There is room for them, or the stream has ended."""
+        with self._event(open_round) as now:
+            open_round.state.room_found(upload.client, upload, now)
+
+    def piece_taken(self, open_round: OpenRound, upload: Upload, nbytes: int) -> None:
+        """A piece is in."""
+        with self._event(open_round) as now:
+            open_round.state.piece_taken(upload.client, upload, nbytes, now, is_last=upload.inbox.is_complete)
+        self._observe(Moved(0, nbytes))
+
+    def fail(self, open_round: OpenRound, client: str, reason: str, *, is_at_fault: bool = True) -> None:
+        """The client will not answer."""
+        with self._event(open_round) as now:
+            open_round.state.fail(client, printable(reason, MAX_REASON_CHARACTERS), now, is_at_fault=is_at_fault)
+
+    def commit(self, open_round: OpenRound, upload: Upload) -> None:
+        """Make an answer count, once; a second time it counts already. The aggregator works without the lock."""
+        client, state = upload.client, open_round.state
+        with self._event(open_round):
+            self._changed.wait_for(lambda: state.judge(client) is not Verdict.COMMITTING)
+            verdict = state.begin_commit(client, upload)
+        if verdict is Verdict.DUPLICATE:
+            return
+        if verdict is not Verdict.ACCEPTED:
+            raise untimely(client, verdict)
+        try:
+            if open_round.aggregator is not None and upload.staged is not None:
+                open_round.aggregator.commit(upload.staged)
+        except BaseException as error:
+            with self._event(open_round) as now:
+                state.commit_failed(client, printable(str(error), MAX_REASON_CHARACTERS), now)
+            if isinstance(error, FlcoreError):
+                raise refused(error) from error
+            raise
+        with self._event(open_round) as now:
+            upload.participation = Participation(
+                upload.message.weight, upload.metrics, upload.bytes, now - state.opened_at
+            )
+            state.committed(client, upload, now)
+        self._observe(Answered(open_round.task, client))
+        if upload.odd_metrics:
+            self._observe(OddMetrics(open_round.task, client, upload.odd_metrics))
+
+    @contextmanager
+    def _event(self, open_round: OpenRound) -> Iterator[float]:
+        """Hold the lock for one event, which is told the time; then do what the round asks for."""
+        state = open_round.state
+        try:
+            with self._changed:
+                try:
+                    yield self._clock()
+                finally:
+                    actions = state.take_actions()
+                    if actions or state.is_closed or state.due_at < open_round.wakes_at:
+                        self._changed.notify_all()
+        finally:
+            for action in actions:
+                self._do(open_round, action)
+
+    def _do(self, open_round: OpenRound, action: Spill | Discard | Release) -> None:
+        match action:
+            case Spill():
+                try:
+                    action.upload.staged.spill()
+                except StagingError as error:
+                    self.fail(open_round, action.client, str(error), is_at_fault=False)
+            case Discard():
+                action.upload.discard()
+            case Release():
+                link = open_round.links.get(action.client)
+                if link is not None:
+                    link.cut(open_round.state.number)
+                    link.send(Withdrawal(open_round.state.number))

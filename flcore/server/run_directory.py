@@ -1,0 +1,155 @@
+"""The directory of one run: it has one owner at a time, and what an earlier run left in it is never overwritten.
+
+run.lock             held by the process that runs; says which
+run.json             the run's id, job and start
+history.jsonl        one line a round, appended
+model.safetensors    the last model, and best.safetensors the best one (or `.safetensors.index.json` and shards)
+.staging, .models    updates and models of a run that is under way
+"""
+
+import errno
+import fcntl
+import json
+import os
+import re
+import secrets
+import shutil
+import socket
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Self
+
+from flcore.errors import RunExists
+from flcore.server.history import RoundRecord
+
+LOCK, RUN, HISTORY, RESERVE = "run.lock", "run.json", "history.jsonl", ".reserve"
+RESULTS = (HISTORY, "model.safetensors", "model.safetensors.index.json", "best.safetensors")
+TEMPORARY = (".staging", ".models", RESERVE)
+OURS = re.compile(r"run\.json|history\.\w+|(model|best)(-[\w-]+)?\.safetensors(\.index\.json)?")
+
+NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}
+
+
+class RunDirectory:
+    """A directory that this process owns, as a context. `fresh` keeps an earlier run beside it, as `NAME.1` and so on.
+
+    Raises `RunExists` where another process owns it, or where an earlier run left results and `fresh` is not given; it
+    has changed nothing then. `OSError` where it cannot be made or written to.
+    """
+
+    def __init__(self, path: Path, *, job: str, fingerprint: str, fresh: bool = False) -> None:
+        self.path = path
+        self._lock = _acquired(path)
+        try:
+            if left := self._left():
+                if not fresh:
+                    raise RunExists(
+                        f"{path} holds a run already: {left}. Give another directory (--out), or keep that run beside "
+                        f"this one and begin anew (--fresh)"
+                    )
+                self._move_aside()
+            for name in TEMPORARY:
+                _remove(path / name)
+            self.id = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(4)}"
+            run = {"id": self.id, "job": job, "fingerprint": fingerprint, "started": _time_of(time.time())}
+            (path / RUN).write_text(json.dumps(run) + "\n", encoding="utf-8")
+        except BaseException:
+            os.close(self._lock)
+            raise
+        self._history = os.open(path / HISTORY, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the directory up. What the run left stays."""
+        self.release()
+        os.close(self._history)
+        os.close(self._lock)  # the file stays: who removed it could take it from the next owner
+
+    def append(self, record: RoundRecord) -> None:
+        """Append a round to the history; a line that the disk does not take whole leaves no trace."""
+        line = (record.to_json() + "\n").encode("utf-8")
+        size = os.fstat(self._history).st_size
+        try:
+            written = os.write(self._history, line)
+            if written != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path / HISTORY))
+        except OSError:
+            with suppress(OSError):
+                os.ftruncate(self._history, size)
+            raise
+
+    def reserve(self, nbytes: int) -> None:
+        """Keep so many bytes of the disk free for the next model; raises `OSError` where there are not so many."""
+        file = os.open(self.path / RESERVE, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.posix_fallocate(file, 0, max(1, nbytes))
+        except OSError as error:
+            self.release()
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # a file system that cannot promise
+                raise
+        finally:
+            os.close(file)
+
+    def release(self) -> None:
+        """Give what was reserved to whom it was reserved for."""
+        (self.path / RESERVE).unlink(missing_ok=True)
+
+    def _left(self) -> str:
+        """Describe what an earlier run left; empty where that is nothing."""
+        found = [name for name in RESULTS if _has_content(self.path / name)]
+        if not found:
+            return ""
+        history = self.path / HISTORY
+        rounds = history.read_bytes().count(b"\n") if history.exists() else 0
+        models = [f"{name} of {_time_of((self.path / name).stat().st_mtime)}" for name in found if name != HISTORY]
+        return f"{rounds} rounds, {', '.join(models) or 'no model'}"
+
+    def _move_aside(self) -> None:
+        """Move what the earlier run left into a directory beside this one; other files stay where they are."""
+        number, path = 1, self.path.resolve()
+        while (aside := path.with_name(f"{path.name}.{number}")).exists():
+            number += 1
+        aside.mkdir()
+        for entry in sorted(path.iterdir()):
+            if OURS.fullmatch(entry.name):
+                entry.rename(aside / entry.name)
+
+
+def _acquired(path: Path) -> int:
+    """Return the descriptor of a directory's lock, which this process holds from now on; make both if need be."""
+    path.mkdir(parents=True, exist_ok=True)
+    lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        owner = os.pread(lock, 200, 0).decode("utf-8", "replace").strip() or "another process"
+        os.close(lock)
+        raise RunExists(f"{path} is in use by {owner}. Give another directory (--out)") from None
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            os.close(lock)
+            raise
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, f"process {os.getpid()} on {socket.gethostname()}, since {_time_of(time.time())}\n".encode(), 0)
+    return lock
+
+
+def _has_content(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size > 0
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _time_of(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))

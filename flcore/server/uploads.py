@@ -1,0 +1,202 @@
+"""One client's answer on its way in: what it may say beside its pieces, and where its pieces go.
+
+A piece takes four steps: the transport's call hands it to `UploadStream.accept`, which checks that the answer is still
+wanted; `Inbox.accept` checks its place and its hash; `StagedUpdate.adopt` checks its elements and puts them into memory
+or into a file; then the round is told.
+"""
+
+import math
+import threading
+from concurrent.futures import Future
+from typing import TYPE_CHECKING
+
+from flcore_transport import Inbox, Layout, PieceError, PieceRange, ProtocolMismatch, Receipt, Refused
+
+from flcore.aggregation.update import StagedUpdate
+from flcore.errors import (
+    CorruptUpdate,
+    FlcoreError,
+    OutOfBounds,
+    StagingError,
+    TensorMismatch,
+    Untimely,
+    UpdateError,
+    WeightError,
+)
+from flcore.job.contract import Bounds
+from flcore.job.messages import UpdateMessage, spec_of
+from flcore.model.form import Form
+from flcore.server.history import Participation
+from flcore.server.open_round import OpenRound
+from flcore.server.task_round import Verdict
+from flcore.text import printable
+
+if TYPE_CHECKING:
+    from flcore.server.rounds import Rounds
+
+MAX_METRIC = 1e30
+MAX_METRIC_NAME = 128
+
+
+def check_message(message: UpdateMessage, client: str, returns: str, bounds: Bounds) -> None:
+    """Raise an `UpdateError` unless an answer's kind, weight and number of metrics are what the contract allows."""
+    if message.returns != returns:
+        raise UpdateError(f"the task returns {returns}, it sent {message.returns}", client=client)
+    if not (math.isfinite(message.weight) and message.weight > 0):
+        raise WeightError(f"a weight is a finite number > 0, not {message.weight}", client=client)
+    if message.weight > bounds.max_weight:
+        raise OutOfBounds(
+            f"its weight {message.weight:g} is more than max_weight = {bounds.max_weight:g}", client=client
+        )
+    if len(message.metrics) > bounds.max_metrics:
+        raise OutOfBounds(
+            f"{len(message.metrics)} metrics are more than max_metrics = {bounds.max_metrics}", client=client
+        )
+
+
+def check_tensors(message: UpdateMessage, layout: Layout, client: str, form: Form) -> None:
+    """Raise a `TensorMismatch` unless an answer announces exactly the model's tensors, in the form asked for."""
+    spec = form.spec
+    if message.tensors is not None:
+        spec.require(spec_of(message.tensors), client=client)
+    if message.fingerprint != spec.fingerprint:
+        raise TensorMismatch(
+            f"its model has fingerprint {printable(message.fingerprint, 16) or 'none'}, "
+            f"expected {spec.fingerprint[:16]}",
+            client=client,
+        )
+    if layout != form.layout:
+        raise TensorMismatch("its pieces are not laid out as its fingerprint and the contract say", client=client)
+
+
+def sound_metrics(message: UpdateMessage) -> tuple[dict[str, float], dict[str, str]]:
+    """Return an answer's metrics that are numbers, and of the others what is wrong with each.
+
+    A metric that is none costs the metric, and not the weights that came with it.
+    """
+    sound: dict[str, float] = {}
+    odd: dict[str, str] = {}
+    for name, value in message.metrics.items():
+        if not 0 < len(name) <= MAX_METRIC_NAME or not name.isprintable():
+            odd[printable(name, 32)] = f"a metric's name has 1 to {MAX_METRIC_NAME} characters that can be printed"
+        elif isinstance(value, bool) or not isinstance(value, int | float):
+            odd[name] = f"it is a {type(value).__name__}, expected a number"
+        elif not abs(value) <= MAX_METRIC:
+            odd[name] = f"it is {value:g}, expected a number of at most {MAX_METRIC:g}"
+        else:
+            sound[name] = float(value)
+    return sound, odd
+
+
+class _Staging:
+    """The sink that hands the elements of a piece to a staged update, as they came."""
+
+    def __init__(self, staged: StagedUpdate | None) -> None:
+        self._staged = staged
+
+    def write(self, piece: PieceRange, body: memoryview) -> None:
+        if self._staged is not None:
+            self._staged.adopt(piece, body)
+
+
+class Upload:
+    """An answer that has been announced. It outlives the streams that carry it: a new one goes on where one broke off.
+
+    `key` tells it apart from other answers of its client. `staged` is None for an answer of metrics alone. `lock` is
+    held while a piece is put away, so that two streams of one answer never mix. Nothing in here refers back to what
+    holds it: a model's worth of pieces is freed at once, and not when the garbage collector finds it.
+    """
+
+    def __init__(self, key: str, message: UpdateMessage, form: Form, client: str, staged: StagedUpdate | None) -> None:
+        self.key, self.message, self.client, self.staged = key, message, client, staged
+        self.metrics, self.odd_metrics = sound_metrics(message)
+        self.lock = threading.Lock()
+        self.inbox = Inbox(Layout() if staged is None else form.layout, _Staging(staged))
+        self.stream = object()
+        self.bytes = 0
+        self.participation: Participation | None = None
+        self._spec = form.spec
+
+    def accept(self, piece: bytes) -> None:
+        """Take the next piece, or raise an `UpdateError` that names the tensor."""
+        try:
+            self.inbox.accept(piece)
+        except (PieceError, ProtocolMismatch) as error:
+            expected = self.inbox.plan[min(self.inbox.received, len(self.inbox.plan) - 1)]
+            tensor, _ = self._spec.segments[expected.segment].at(expected.first)
+            raise CorruptUpdate(str(error), client=self.client, tensor=tensor.name) from error
+        self.bytes += len(piece)
+
+    def discard(self) -> None:
+        """Let its elements go."""
+        if self.staged is not None:
+            self.staged.drop()
+
+
+class UploadStream:
+    """One call that carries an answer: the transport's `Delivery`. The newest stream of an answer owns it."""
+
+    def __init__(self, rounds: "Rounds", open_round: OpenRound, upload: Upload) -> None:
+        self._rounds, self._round, self._upload = rounds, open_round, upload
+        self._stream = object()
+        with upload.lock:
+            upload.stream = self._stream
+
+    @property
+    def received(self) -> int:
+        """How many pieces are in."""
+        return self._upload.inbox.received
+
+    @property
+    def expected(self) -> int:
+        """How many pieces it has in all."""
+        return len(self._upload.inbox.plan)
+
+    def begin(self) -> "Future[None]":
+        """Pieces could come now; the future is done as soon as there is room for them."""
+        aggregator, staged = self._round.aggregator, self._upload.staged
+        if aggregator is None or staged is None:
+            begun: Future[None] = Future()
+            begun.set_result(None)
+            return begun
+        self._rounds.room_wanted(self._round, self._upload)
+        begun = aggregator.begin(staged)
+        begun.add_done_callback(lambda _: self._rounds.room_found(self._round, self._upload))
+        return begun
+
+    def accept(self, piece: bytes) -> None:
+        """Take the next piece. What is wrong with it costs its client its place in the round, and nobody anything."""
+        upload = self._upload
+        with upload.lock:
+            if upload.stream is not self._stream:
+                raise Refused(Untimely.kind, f"client {upload.client!r}: a newer stream carries this update now")
+            verdict = self._rounds.is_wanted(self._round, upload)
+            if verdict is not Verdict.ACCEPTED:
+                raise untimely(upload.client, verdict)
+            try:
+                upload.accept(piece)
+            except FlcoreError as error:
+                is_at_fault = not isinstance(error, StagingError)
+                self._rounds.fail(self._round, upload.client, str(error), is_at_fault=is_at_fault)
+                raise refused(error) from error
+        self._rounds.piece_taken(self._round, upload, len(piece))
+
+    def commit(self) -> Receipt:
+        """Make the answer count."""
+        self._rounds.commit(self._round, self._upload)
+        return Receipt(self._round.state.number)
+
+    def end(self) -> None:
+        """The call has ended; from now on its client's silence counts."""
+        if self._upload.stream is self._stream:
+            self._rounds.room_found(self._round, self._upload)
+
+
+def untimely(client: str, verdict: Verdict) -> Refused:
+    """Return the refusal of what cannot count any more."""
+    return refused(Untimely(f"not taken: {verdict.value}", client=client))
+
+
+def refused(error: FlcoreError) -> Refused:
+    """Return an error as its client is told it."""
+    return Refused(getattr(error, "kind", "malformed"), str(error))

@@ -1,0 +1,192 @@
+"""A round below its quorum: the missing are asked again, or it is skipped, or the job ends; and the server says so."""
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flcore_transport import TransportError
+
+from flcore import Arrays, JobFailed, QuorumError, Task, Update
+from flcore.server import asking
+from flcore.server.events import AskingAgain, NoBest, Skipped, Waiting
+from flcore.server.open_round import quorum_error
+from tests.flcore.conftest import Stage, adding, mean_of
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asking, "MOST_PAUSE_S", 0.05)
+
+
+def events(stage: Stage, kind: type[Any]) -> list[Any]:
+    return [event for event in stage.events if isinstance(event, kind)]
+
+
+def test_those_who_are_missing_are_asked_again_with_the_same_seed_and_the_others_are_not(stage: Stage) -> None:
+    seeds: dict[str, list[int]] = {"client-1": [], "client-2": []}
+
+    def train(model: Arrays, task: Task) -> Update:
+        seeds[task.site.name].append(task.seed)
+        if task.site.name == "client-1" and len(seeds["client-1"]) < 3:
+            raise RuntimeError(f"no data yet: {len(seeds['client-1'])}")
+        return adding(1.0 if task.site.name == "client-1" else 3.0)(model, task)
+
+    stage.open(wait_for=2, quorum=2, clients=2, on_quorum_failure="retry")
+    for name in seeds:
+        stage.client(name, train)
+    outcome = stage.result()
+    assert mean_of(outcome) == {2.0}
+    assert len(seeds["client-1"]) == 3 and len(set(seeds["client-1"])) == 1 and len(seeds["client-2"]) == 1
+    record = outcome.history[0]
+    assert record.asked_again == 2 and record.failed == {} and sorted(record.updates) == ["client-1", "client-2"]
+    assert [(event.missing, event.answers, event.attempt) for event in events(stage, AskingAgain)] == [
+        (("client-1",), 1, 1),
+        (("client-1",), 1, 2),
+    ]
+
+
+def test_code_that_fails_twice_for_one_reason_is_not_asked_a_third_time(stage: Stage) -> None:
+    calls: list[str] = []
+
+    def broken(model: Arrays, task: Task) -> Update:
+        calls.append(task.site.name)
+        raise RuntimeError("no column 'age'")
+
+    stage.open(wait_for=2, quorum=2, clients=2, on_quorum_failure="retry")
+    goodbye = stage.client("client-1", broken)
+    stage.client("client-2", adding(1.0))
+    with pytest.raises(QuorumError, match=r"1 of 2 answers are in, quorum 2: client-1: .*no column 'age'"):
+        stage.result()
+    assert calls == ["client-1"] * 2
+    with pytest.raises(JobFailed, match=r"^the job failed: task 'train': 1 of 2 answers are in, quorum 2$"):
+        goodbye.result(20)
+
+
+def test_a_client_that_comes_back_is_waited_for(stage: Stage) -> None:
+    stage.open(wait_for=2, quorum=2, clients=2, on_quorum_failure="retry", deadline_s=0.5)
+    _, silent = stage.join("client-1")
+    stage.client("client-2", adding(1.0))
+    next(silent)
+    silent.close()  # type: ignore[attr-defined] - a generator
+
+    def late() -> None:
+        stage.client("client-1", adding(3.0))
+
+    threading.Timer(1.0, late).start()
+    outcome = stage.result()
+    assert mean_of(outcome) == {2.0} and outcome.history[0].asked_again >= 1
+    assert all(event.needed >= 1 and "client-1" in event.missing for event in events(stage, Waiting))
+
+
+def test_a_round_below_its_quorum_may_be_skipped(stage: Stage) -> None:
+    def train(model: Arrays, task: Task) -> Update:
+        if task.round == 2:
+            raise RuntimeError("no data")
+        return adding(1.0)(model, task)
+
+    stage.open(wait_for=2, quorum=2, clients=2, rounds=3, on_quorum_failure="skip")
+    stage.client("client-1", train)
+    stage.client("client-2", adding(1.0))
+    outcome = stage.result()
+    assert mean_of(outcome) == {2.0}, "two rounds of three"
+    assert [record.skipped for record in outcome.history] == [
+        "",
+        "task 'train': 1 of 2 answers are in, quorum 2",
+        "",
+    ]
+    assert [event.round for event in events(stage, Skipped)] == [2]
+
+
+def test_attempts_come_to_an_end(stage: Stage) -> None:
+    count = iter(range(100))
+
+    def broken(model: Arrays, task: Task) -> Update:
+        raise RuntimeError(f"try {next(count)}")
+
+    stage.open(wait_for=1, clients=1, on_quorum_failure="retry", quorum_retries=3)
+    stage.client("client-1", broken)
+    with pytest.raises(QuorumError, match="try 3"):
+        stage.result()
+    assert next(count) == 4
+
+
+def test_a_server_without_enough_clients_says_for_whom_it_waits_and_for_how_long(stage: Stage) -> None:
+    stage.directory.joinpath("play.py").write_text(
+        "def play(control):\n"
+        "    for _ in control.rounds():\n"
+        "        control.keep(control.train(control.initial_model, control.sample()).aggregate(), {})\n"
+    )
+    stage.open(
+        wait_for=1, quorum=2, clients=["a", "b"], controller="play.py:play", deadline_s=0.2, on_quorum_failure="retry"
+    )
+    stage.client("a", adding(1.0))
+    threading.Timer(0.6, lambda: stage.client("b", adding(3.0))).start()
+    assert mean_of(stage.result()) == {2.0}
+    first = events(stage, Waiting)[0]
+    assert (first.connected, first.needed, first.missing, first.timeout_s) == (1, 2, ("b",), 0.2)
+
+
+def test_what_a_client_says_never_reaches_another(stage: Stage) -> None:
+    def broken(model: Arrays, task: Task) -> Update:
+        raise RuntimeError("patient 4711")
+
+    stage.open(wait_for=2, quorum=2, clients=2)
+    stage.client("client-1", broken)
+    other = stage.client("client-2", adding(1.0))
+    with pytest.raises(QuorumError, match="patient 4711"):
+        stage.result()
+    with pytest.raises((JobFailed, TransportError)) as caught:
+        other.result(20)
+    assert "4711" not in str(caught.value) and "client-1" not in str(caught.value)
+
+
+def test_a_playbook_that_fails_tells_clients_nothing_but_that(stage: Stage) -> None:
+    stage.directory.joinpath("play.py").write_text("def play(control):\n    raise ValueError('patient 4711')\n")
+    stage.open(wait_for=1, clients=1, controller="play.py:play")
+    goodbye = stage.client("client-1", adding(1.0))
+    with pytest.raises(ValueError, match="4711"):
+        stage.result()
+    with pytest.raises(JobFailed, match=r"^the job failed; the server's log says why$"):
+        goodbye.result(20)
+
+
+def test_an_error_names_ten_clients_and_counts_the_others() -> None:
+    failed = {f"c{number:02}": "no bytes for 3 s" if number % 2 else "gone" for number in range(30)}
+    error = quorum_error("train", 3, [*failed, "d"], failed)
+    assert error.summary == "task 'train': 1 of 31 answers are in, quorum 3"
+    assert str(error).count("c0") == 10 and "c10" not in str(error)
+    assert str(error).endswith("; 10 more: gone; 10 more: no bytes for 3 s")
+
+
+def test_close_at_holds_for_validation_too(stage: Stage) -> None:
+    may_end = threading.Event()
+
+    def slow(model: Arrays, task: Task) -> Update:
+        may_end.wait(20)
+        return Update(weight=1, metrics={"accuracy": 0.0})
+
+    def quick(model: Arrays, task: Task) -> Update:
+        return Update(weight=1, metrics={"accuracy": 1.0})
+
+    tasks = {"train": "weights", "validate": "metrics"}
+    stage.open(wait_for=3, quorum=2, close_at=2, tasks=tasks, deadline_s=20)
+    for name, validate in [("client-1", quick), ("client-2", quick), ("client-3", slow)]:
+        stage.client(name, adding(1.0), validate=validate)
+    outcome = stage.result()
+    may_end.set()
+    assert outcome.history[0].validate == {"accuracy": 1.0}
+    assert outcome.history[0].seconds["validate"] < 10
+
+
+def test_a_round_whose_best_metric_nobody_reports_has_no_best(stage: Stage, tmp_path: Path) -> None:
+    def validate(model: Arrays, task: Task) -> Update:
+        name = "akkuracy" if task.round == 1 else "accuracy"
+        return Update(weight=1, metrics={name: float(np.mean(model["b"]))})
+
+    tasks = {"train": "weights", "validate": "metrics"}
+    stage.open(wait_for=1, clients=1, rounds=2, tasks=tasks, best="accuracy:max", out=tmp_path / "out")
+    stage.client("client-1", adding(1.0), validate=validate)
+    assert [record.is_best for record in stage.result().history] == [False, True]
+    assert events(stage, NoBest) == [NoBest("accuracy", ("akkuracy",))]

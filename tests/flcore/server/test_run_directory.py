@@ -1,0 +1,147 @@
+"""The directory of a run: one owner, a history that is appended, room for the next model, nothing overwritten."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import flcore
+from flcore import FlcoreError, RunExists
+from flcore.server.history import RoundRecord
+from flcore.server.run_directory import HISTORY, RESERVE, RunDirectory
+
+
+def opened(path: Path, *, fresh: bool = False) -> RunDirectory:
+    return RunDirectory(path, job="hospital", fingerprint="f" * 64, fresh=fresh)
+
+
+def run_in(path: Path, rounds: int = 2) -> None:
+    with opened(path) as directory:
+        for number in range(1, rounds + 1):
+            directory.append(RoundRecord(number))
+        flcore.save({"w": np.full(3, rounds)}, path / "model.safetensors")
+
+
+def lines(path: Path) -> list[int]:
+    return [json.loads(line)["round"] for line in (path / HISTORY).read_text().splitlines()]
+
+
+def test_a_second_owner_is_refused_before_it_touches_anything(tmp_path: Path) -> None:
+    with opened(tmp_path / "run") as first:
+        first.append(RoundRecord(1))
+        (tmp_path / "run" / ".staging").mkdir()
+        before = sorted((path.name, path.stat().st_mtime_ns) for path in first.path.iterdir())
+        for fresh in (False, True):
+            with pytest.raises(RunExists, match=rf"in use by process {os.getpid()} on .*, since 20.*--out"):
+                opened(tmp_path / "run", fresh=fresh)
+        assert sorted((path.name, path.stat().st_mtime_ns) for path in first.path.iterdir()) == before
+        first.append(RoundRecord(2))
+    assert lines(tmp_path / "run") == [1, 2]
+
+
+def test_the_owner_may_be_another_process_and_its_death_gives_the_directory_up(tmp_path: Path) -> None:
+    code = (
+        "import sys, pathlib\nfrom flcore.server.run_directory import RunDirectory\n"
+        "held = RunDirectory(pathlib.Path(sys.argv[1]), job='t', fingerprint='0')\nprint('held', flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "run")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None and other.stdout.readline() == b"held\n"
+        with pytest.raises(RunExists, match=f"in use by process {other.pid} "):
+            opened(tmp_path / "run")
+        other.kill()
+    opened(tmp_path / "run").close()
+
+
+def test_what_a_run_left_is_never_overwritten(tmp_path: Path) -> None:
+    run_in(tmp_path / "run")
+    with pytest.raises(RunExists, match=r"holds a run already: 2 rounds, model.safetensors of 20.*--out.*--fresh"):
+        opened(tmp_path / "run")
+    assert lines(tmp_path / "run") == [1, 2]
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    with opened(tmp_path / "run", fresh=True) as second:
+        second.append(RoundRecord(1))
+    assert lines(tmp_path / "run") == [1] and lines(tmp_path / "run.1") == [1, 2]
+    assert (tmp_path / "run" / "notes.txt").exists(), "what is not a run's stays"
+    assert flcore.load(tmp_path / "run.1" / "model.safetensors")["w"].tolist() == [2] * 3
+    with opened(tmp_path / "run", fresh=True):
+        pass
+    assert lines(tmp_path / "run.2") == [1]
+
+
+def test_a_run_that_left_no_result_is_no_run(tmp_path: Path) -> None:
+    for _ in range(2):
+        with opened(tmp_path / "run") as directory:
+            (directory.path / ".models").mkdir()
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [".models", HISTORY, "run.json", "run.lock"]
+
+
+def test_every_run_has_an_id_of_its_own(tmp_path: Path) -> None:
+    ids = set()
+    for name in "ab":
+        with opened(tmp_path / name) as directory:
+            ids.add(directory.id)
+            written = json.loads((tmp_path / name / "run.json").read_text())
+            assert written["id"] == directory.id and written["job"] == "hospital"
+    assert len(ids) == 2
+
+
+def test_a_line_that_the_disk_does_not_take_leaves_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with opened(tmp_path / "run") as directory:
+        directory.append(RoundRecord(1))
+        write = os.write
+
+        def half(file: int, data: bytes) -> int:
+            return write(file, data[: len(data) // 2])
+
+        monkeypatch.setattr(os, "write", half)
+        with pytest.raises(OSError) as caught:
+            directory.append(RoundRecord(2))
+        monkeypatch.undo()
+        assert caught.value.errno == errno.ENOSPC
+        directory.append(RoundRecord(3))
+    assert lines(tmp_path / "run") == [1, 3]
+
+
+def test_the_cost_of_a_round_does_not_grow_with_those_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[int] = []
+    write = os.write
+    with opened(tmp_path / "run") as directory:
+        monkeypatch.setattr(os, "write", lambda file, data: written.append(len(data)) or write(file, data))
+        for number in range(1, 201):
+            directory.append(RoundRecord(number))
+    assert len(written) == 200 and max(written) <= min(written) + 4
+
+
+def test_room_for_the_next_model_is_taken_before_updates_can_take_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(tmp_path / "run") as directory:
+        directory.reserve(3_000_000)
+        reserved = (directory.path / RESERVE).stat()
+        assert reserved.st_size == 3_000_000 and reserved.st_blocks * 512 >= 3_000_000
+        directory.release()
+        assert not (directory.path / RESERVE).exists()
+
+        def full(*_: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(os, "posix_fallocate", full)
+        with pytest.raises(OSError, match="No space left"):
+            directory.reserve(1)
+        assert not (directory.path / RESERVE).exists()
+
+
+def test_a_place_that_is_no_directory_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for place in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises((OSError, FlcoreError)):
+            opened(place)
