@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from flcore import ContractMismatch, FlcoreError, NotInvited
+from flcore import ContractMismatch, NotInvited
 from flcore.job.job import Job
 from flcore.job.messages import JoinMessage, MalformedMessage
 from flcore.job.parsing import parse_contract
@@ -78,5 +78,5 @@ def test_heavy_contracts_cost_little_and_are_answered_in_a_few_lines(job: Job, n
     with pytest.raises((ContractMismatch, MalformedMessage)) as caught:
         Admission(job).require("hospital-a", content)
     assert time.process_time() - began < 2.0
-    assert isinstance(caught.value, FlcoreError) and len(str(caught.value)) < 10_000
+    assert len(str(caught.value)) < 10_000
     assert all(line.isprintable() for line in str(caught.value).splitlines())

@@ -1,8 +1,9 @@
 """A round below its quorum: the missing are asked again, or it is skipped, or the job ends; and the server says so."""
 
 import threading
+from collections.abc import Generator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -69,7 +70,7 @@ def test_a_client_that_comes_back_is_waited_for(stage: Stage) -> None:
     _, silent = stage.join("client-1")
     stage.client("client-2", adding(1.0))
     next(silent)
-    silent.close()  # type: ignore[attr-defined] - a generator
+    cast("Generator[object]", silent).close()
 
     def late() -> None:
         stage.client("client-1", adding(3.0))

@@ -115,7 +115,12 @@ def test_the_cost_of_a_round_does_not_grow_with_those_before_it(
     written: list[int] = []
     write = os.write
     with opened(tmp_path / "run") as directory:
-        monkeypatch.setattr(os, "write", lambda file, data: written.append(len(data)) or write(file, data))
+
+        def noted(file: int, data: bytes) -> int:
+            written.append(len(data))
+            return write(file, data)
+
+        monkeypatch.setattr(os, "write", noted)
         for number in range(1, 201):
             directory.append(RoundRecord(number))
     assert len(written) == 200 and max(written) <= min(written) + 4

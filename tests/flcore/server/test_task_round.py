@@ -217,8 +217,8 @@ class Histories(RuleBasedStateMachine):
         clients=st.lists(NAMES, unique=True, max_size=4),
     )
     def open(self, quorum: int, close_at: int | None, clients: list[str]) -> None:
-        self.rules = RoundRules(50.0, quorum, close_at, grace_s=3.0, stall_timeout_s=8.0, spill_after_s=2.0)
-        self.round = TaskRound(5, clients, self.rules, 0.0)
+        self.limits = RoundRules(50.0, quorum, close_at, grace_s=3.0, stall_timeout_s=8.0, spill_after_s=2.0)
+        self.round = TaskRound(5, clients, self.limits, 0.0)
         self.now, self.deadline = 0.0, 50.0
         self.pending = set(clients)
         self.answers: list[str] = []
@@ -351,7 +351,7 @@ class Histories(RuleBasedStateMachine):
         self.alive.discard(self.uploads.pop(client, None))
 
     def close_if_done(self) -> None:
-        enough = self.rules.close_at is not None and len(self.answers) >= self.rules.close_at
+        enough = self.limits.close_at is not None and len(self.answers) >= self.limits.close_at
         if not self.is_closed and not self.committing and (enough or not self.pending):
             for client in sorted(self.pending):
                 self.fail(client)
@@ -374,7 +374,7 @@ class Histories(RuleBasedStateMachine):
         assert set(self.round.failed) == self.failed
         assert set(self.round.pending) == self.pending
         assert self.round.is_closed == self.is_closed
-        assert self.round.has_quorum == (len(self.answers) >= self.rules.quorum)
+        assert self.round.has_quorum == (len(self.answers) >= self.limits.quorum)
         for client in "abcd":
             assert self.round.judge(client) is self.verdict(client)
         for action in self.round.take_actions():
