@@ -1,6 +1,7 @@
-"""Text files that people write: UTF-8, with or without the byte order mark that Windows' editors and Excel put first.
+"""Text that others wrote.
 
-Other encodings are refused by name: a guess that is wrong would change names silently.
+Files are UTF-8, with or without the byte order mark that Windows' editors and Excel put first. Other encodings are
+refused by name: a guess that is wrong would change names silently.
 """
 
 _OTHER_MARKS = (
@@ -34,3 +35,14 @@ def decode_text(data: bytes | bytearray) -> str:
         raise ValueError(
             f"expected UTF-8, got 0x{data[error.start]:02x} at byte {error.start}: save the file as UTF-8"
         ) from error
+
+
+def printable(text: str, limit: int = 500) -> str:
+    """Return at most `limit` characters of a text that others wrote, on one line, with control characters escaped.
+
+    >>> printable("no such file\\n\\x1b[2J"), printable("a" * 9, 4)
+    ('no such file\\\\n\\\\x1b[2J', 'a...')
+    """
+    if len(text) > limit:
+        text = text[: limit - 3] + "..."
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)

@@ -1,6 +1,7 @@
 """`flcore run`: a whole job on this machine."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +15,7 @@ from flcore.cli.report import comparison, failures
 from flcore.job.job import Job
 from flcore.model.names import directory_of
 from flcore.model.opening import first_file
+from flcore.server.events import unobserved
 from flcore.server.serve import Outcome
 from flcore.simulation.baselines import Baselines, baselines_of
 from flcore.simulation.run import run as run_job
@@ -41,7 +43,10 @@ def run(
     """
     loaded = Job.load(job, clients=clients, rounds=rounds, seed=seed)
     directory = directory_of(out) if out else Path("runs") / loaded.contract.name
-    with watching(loaded.contract, Console(stderr=True)) as observe:
+    console = Console(stderr=True)
+    # For a program that reads the result, and nobody who watches, there is nothing to say.
+    is_seen = console.is_terminal or not as_json
+    with watching(loaded.contract, console) if is_seen else nullcontext(unobserved) as observe:
         outcome = run_job(loaded, workers=workers, out=directory, observe=observe)
         baselines = baselines_of(loaded)
     plot = plot_history(loaded.contract, outcome.history, baselines, directory / "history.png")

@@ -164,6 +164,13 @@ class Contract(_Table):
             merged |= hyperparameters
         return merged
 
+    @property
+    def code_files(self) -> list[str]:
+        """The files of code that the contract names, relative to the job's directory."""
+        server = self.server
+        named = (server.model, server.controller, server.rule, self.client.executor, self.baselines or "")
+        return sorted({name.partition(":")[0] for name in named if name.partition(":")[0].endswith(".py")})
+
     def to_json(self) -> str:
         """Return the canonical JSON: every key, sorted, no white space."""
         return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
