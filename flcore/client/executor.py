@@ -44,14 +44,13 @@ class Executor:
         """
         if task.name not in self._functions:
             raise TaskFailed(f"the contract has no task {task.name!r}")
-        where = f"{self.site.name}: round {task.round}, task {task.name!r}"
         try:
             update = self._functions[task.name](model, task)
         except (Exception, SystemExit) as error:
-            self._tell(*traceback_of(error, f"{where} failed"))
+            self._tell(*traceback_of(error, f"{self.site.name}: round {task.round}, task {task.name!r} failed"))
             raise TaskFailed(f"task {task.name!r} raised {_summary(error)}") from error
         _check(update, task.name)
-        return replace(update, metrics=self._sendable(update.metrics, where))
+        return replace(update, metrics=self._sendable(update.metrics, task))
 
     def _made(self, make: Callable[[Site], Any]) -> Any:
         try:
@@ -60,7 +59,7 @@ class Executor:
             self._tell(*traceback_of(error, f"{self.site.name}: client.executor failed"))
             raise JobError(f"client.executor: client {self.site.name!r}: {_summary(error)}") from error
 
-    def _sendable(self, metrics: Mapping[Any, Any], where: str) -> dict[str, float]:
+    def _sendable(self, metrics: Mapping[Any, Any], task: Task) -> dict[str, float]:
         """Return the metrics that are finite numbers with a name; tell of each other one, but not its value."""
         sendable: dict[str, float] = {}
         for name, value in metrics.items():
@@ -75,9 +74,9 @@ class Executor:
                 sendable[name] = number
                 continue
             shown = printable(repr(name), MAX_METRIC_NAME)
-            self._tell(
-                f"{self.site.name} {shown} {wrong}", f"{where}: metric {shown} is left out, the update counts: {wrong}"
-            )
+            where = f"{self.site.name}: round {task.round}, task {task.name!r}"
+            text = f"{where}: metric {shown} is left out, the update counts: {wrong}"
+            self._tell(f"{self.site.name} {task.name} {shown} {wrong}", text)
         return sendable
 
 

@@ -38,6 +38,7 @@ class JobCode:
     def __init__(self, directory: Path) -> None:
         self._directory = directory.absolute()  # links are not followed: a link to a file elsewhere is a file here
         self._packages: dict[Path, str] = {}
+        self._directories: dict[str, Path] = {}
         self._files: dict[str, Path] = {}
         self._holds: dict[tuple[Path, str], bool] = {}
         self._lock = threading.RLock()  # `forget` may be called by a garbage collection in the middle of `_package`
@@ -91,7 +92,7 @@ class JobCode:
 
     def importer(self, package: str) -> Callable[..., Any]:
         """Return the `__import__` of the files of a package: in the job first, beside the file before elsewhere."""
-        directory = next(path for path, name in self._packages.items() if name == package)
+        directory = self._directories[package]
 
         def import_(
             name: str,
@@ -149,7 +150,7 @@ class JobCode:
                 _find_modules_of_jobs()
                 spec = ModuleSpec(name, None, is_package=True)
                 spec.submodule_search_locations = [str(directory)]
-                self._packages[directory], _owners[name] = name, self
+                self._packages[directory], self._directories[name], _owners[name] = name, directory, self
                 sys.modules[name] = importlib.util.module_from_spec(spec)
         return name
 

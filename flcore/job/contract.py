@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
+from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, field_validator, model_validator
@@ -136,6 +137,9 @@ class Contract(_Table):
                     raise ValueError(
                         f"wire.upload = {self.wire.upload!r} is for differences; tasks.{name} returns weights"
                     )
+        for file in self.code_files:
+            if PurePath(file).is_absolute() or ".." in PurePath(file).parts:
+                raise ValueError(f"expected code in the job's directory, got {file!r}: move the file there")
         if self.server.quorum > len(names):
             raise ValueError(f"server.quorum = {self.server.quorum} is more than the {len(names)} clients")
         return self

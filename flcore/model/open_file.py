@@ -51,10 +51,7 @@ class OpenFile:
     def write(self, buffers: list[memoryview], offset: int) -> None:
         """Write buffers (of bytes), one after the other, from `offset` on."""
         while buffers:
-            try:
-                count = os.pwritev(self.descriptor, buffers[:MOST_BUFFERS], offset)
-            except OSError as error:
-                raise OSError(error.errno, error.strerror, str(self.path)) from error  # by itself it names no file
+            count = os.pwritev(self.descriptor, buffers[:MOST_BUFFERS], offset)
             offset, buffers = offset + count, _after(buffers, count)
 
 

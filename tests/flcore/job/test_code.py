@@ -145,12 +145,12 @@ def test_the_modules_of_a_job_end_with_it(tmp_path: Path) -> None:
     assert late() == 5, "who has kept a function can still call it"
 
 
-def test_a_file_outside_the_jobs_directory_is_none_of_the_job(tmp_path: Path) -> None:
-    write(tmp_path, {"shared.py": "", "job/job.toml": TOML, "job/train.py": ""})
-    job = Job.load(tmp_path / "job")
-    for reference in ("../shared.py", str(tmp_path / "shared.py")):
-        with pytest.raises(JobError, match="expected a file in the job's directory"):
-            job.reference("client.executor", reference)
+@pytest.mark.parametrize("key", ['executor = "train.py"', 'model = "train.py:'])
+@pytest.mark.parametrize("outside", ["../shared.py", "/shared.py", "pack/../../shared.py"])
+def test_a_file_outside_the_jobs_directory_is_none_of_the_job(tmp_path: Path, key: str, outside: str) -> None:
+    write(tmp_path, {"job.toml": TOML.replace(key, key.replace("train.py", outside))})
+    with pytest.raises(JobError, match=f"job.toml: job: expected code in the job's directory, got '{outside}'"):
+        Job.load(tmp_path)
 
 
 def test_code_is_what_can_be_imported(tmp_path: Path) -> None:
