@@ -4,6 +4,7 @@ Run a job, here or on real machines, with `flcore.run`, `flcore server` and `flc
 yourself with `flcore.aggregate` and `flcore.Aggregator`. A job's own code returns `flcore.Update` for a `flcore.Task`.
 """
 
+import flcore.posix  # noqa: F401 - before all that needs it
 from flcore.aggregation.aggregate import aggregate
 from flcore.aggregation.aggregator import Aggregator
 from flcore.aggregation.budget import Budget

@@ -1,5 +1,11 @@
 """`python -m flcore` is the command `flcore`."""
 
+import sys
+from pathlib import Path
+
+if not sys.flags.safe_path and sys.path[:1] == [str(Path.cwd())]:
+    del sys.path[0]  # as for the command, modules in the working directory are nobody's
+
 from flcore.cli.main import main
 
 main()

@@ -1,8 +1,12 @@
-"""Settings of a process that moves large payloads, for programs that are nothing else: a server, a client, a worker."""
+"""What a process must be to move large payloads, and how programs that do nothing else set theirs."""
 
 import ctypes
+import os
 import signal
 import sys
+from functools import cache
+
+from flcore.errors import FlcoreError
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 """Names of `mallopt`'s parameters, in glibc's malloc.h."""
@@ -29,3 +33,37 @@ def keep_freed_memory() -> None:
 def end_when_told() -> None:
     """Have SIGTERM end this process as Ctrl-C does: clients are told, and files that are of no more use removed."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+
+NATIVE = {
+    "gevent": ("gevent.monkey", "is_module_patched", ("threading", "queue", "subprocess", "select")),
+    "eventlet": ("eventlet.patcher", "is_monkey_patched", ("thread", "subprocess", "select")),
+}
+"""Libraries that replace Python's modules: the module and the function that tell which, and what must be Python's."""
+
+
+def require_native_threads(what: str) -> None:
+    """Raise `FlcoreError` where a library has replaced the system's threads, in which some calls would never end."""
+    for library, (module, is_patched, needed) in NATIVE.items():
+        if module not in sys.modules:
+            continue
+        patched = [name for name in needed if getattr(sys.modules[module], is_patched)(name)]
+        if patched:
+            raise FlcoreError(
+                f"{what} needs Python's own {', '.join(patched)}, and {library} has replaced them in this process: "
+                "call it in a process of its own (`flcore run`), or do not patch them"
+            )
+
+
+@cache
+def _grpc_process() -> int:
+    return os.getpid()
+
+
+def require_own_grpc(what: str) -> None:
+    """Raise `FlcoreError` in a process that was forked from one that called this: gRPC's threads were left behind."""
+    if _grpc_process() != os.getpid():
+        raise FlcoreError(
+            f"{what} cannot use gRPC in process {os.getpid()}, a fork of process {_grpc_process()}, which uses it: its "
+            'threads do not survive a fork. Use multiprocessing.get_context("spawn"), or pass workers=0'
+        )

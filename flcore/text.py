@@ -1,6 +1,7 @@
-"""Text files that people write: UTF-8, with or without the byte order mark that Windows' editors and Excel put first.
+"""Text that others wrote.
 
-Other encodings are refused by name: a guess that is wrong would change names silently.
+Files are UTF-8, with or without the byte order mark that Windows' editors and Excel put first. Other encodings are
+refused by name: a guess that is wrong would change names silently.
 """
 
 _OTHER_MARKS = (
@@ -36,13 +37,12 @@ def decode_text(data: bytes | bytearray) -> str:
         ) from error
 
 
-def printable(text: str, limit: int) -> str:
-    """Return text that came from elsewhere as part of one line: no control characters, and at most `limit` characters.
+def printable(text: str, limit: int = 500) -> str:
+    """Return at most `limit` characters of a text that others wrote, on one line, with control characters escaped.
 
-    >>> printable("no data\\n\\x1b[2J", 100)
-    'no data\\\\n\\\\x1b[2J'
-    >>> printable("0123456789", 4)
-    '0123...'
+    >>> printable("no such file\\n\\x1b[2J"), printable("a" * 9, 4)
+    ('no such file\\\\n\\\\x1b[2J', 'a...')
     """
-    cut = text[:limit] + "..." if len(text) > limit else text
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode("ascii") for each in cut)
+    if len(text) > limit:
+        text = text[: limit - 3] + "..."
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)

@@ -1,6 +1,8 @@
 """The command `flcore`: its subcommands, and how it ends."""
 
+import io
 import logging
+import os
 import sys
 
 import typer
@@ -36,8 +38,14 @@ app.add_typer(job_app, name="job")
 
 
 def main() -> None:
-    """Run the command line; an error of ours is one message and exit code 1. (Ctrl-C is 130, by Typer.)"""
-    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    """Run the command line; an error of ours or of the system's is one line and exit code 1. (Ctrl-C is 130, by Typer.)
+
+    What a terminal or a log cannot show is escaped: results are not lost to a name with an umlaut.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    logging.basicConfig(format="%(message)s", handlers=[_StandardError()])
     # gRPC logs a traceback for each client that vanishes in mid-transfer; the server says so itself, in one line.
     logging.getLogger("grpc").setLevel(logging.CRITICAL)
     try:
@@ -45,3 +53,14 @@ def main() -> None:
     except (FlcoreError, TransportError, KernelError) as error:
         print(f"flcore: {error}", file=sys.stderr)
         sys.exit(1)
+    except OSError as error:
+        place = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+        print(f"flcore: {place}{error.strerror or error}", file=sys.stderr)
+        sys.exit(1)
+
+
+class _StandardError(logging.Handler):
+    """Writes to what is standard error now: a live line puts itself in front of it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr)

@@ -1,4 +1,4 @@
-"""What people see while a job runs: a live line on a terminal, a log for a server, and nothing where nobody looks."""
+"""What people see while a job runs: a live line on a terminal, lines where there is none, a log for a server."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,16 +18,18 @@ from flcore.server.events import (
     Observer,
     RoundDone,
     TurnedAway,
-    unobserved,
 )
 from flcore.server.history import RoundRecord
 
 
 @contextmanager
 def watching(contract: Contract, console: Console) -> Iterator[Observer]:
-    """Show a run's progress while the block lasts: rounds, clients done, bytes, MB/s, time left; only on a terminal."""
+    """Show a run's progress while the block lasts: rounds, clients done, bytes, MB/s, time left; or a line a round.
+
+    The latter is for what is no terminal.
+    """
     if not console.is_terminal:
-        yield unobserved
+        yield _rounds_to(console, contract)
         return
     columns = (
         TextColumn("{task.description}"),
@@ -91,6 +93,16 @@ def log_to(console: Console, contract: Contract) -> Observer:
                 console.print(_round_line(event.record, contract))
 
     return log
+
+
+def _rounds_to(console: Console, contract: Contract) -> Observer:
+    """Return an observer that prints one line for each round."""
+
+    def observe(event: Event) -> None:
+        if isinstance(event, RoundDone):
+            console.print(_round_line(event.record, contract), highlight=False, markup=False, soft_wrap=True)
+
+    return observe
 
 
 def _round_line(record: RoundRecord, contract: Contract) -> str:

@@ -1,6 +1,9 @@
 """`flcore run`: a whole job on this machine."""
 
+import errno
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,10 +17,12 @@ from flcore.cli.report import comparison, failures
 from flcore.job.job import Job
 from flcore.model.names import directory_of
 from flcore.model.opening import first_file
+from flcore.server.events import unobserved
 from flcore.server.serve import Outcome
 from flcore.simulation.baselines import Baselines, baselines_of
 from flcore.simulation.run import run as run_job
 
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 NO_PLOT = "not drawn: it needs a task that validates, and matplotlib (pip install 'flcore[plot]')"
 
 
@@ -41,8 +46,12 @@ def run(
     """
     loaded = Job.load(job, clients=clients, rounds=rounds, seed=seed)
     directory = directory_of(out) if out else Path("runs") / loaded.contract.name
-    with watching(loaded.contract, Console(stderr=True)) as observe:
-        outcome = run_job(loaded, workers=workers, out=directory, observe=observe)
+    console = Console(stderr=True)
+    # For a program that reads the result, and nobody who watches, there is nothing to say.
+    is_seen = console.is_terminal or not as_json
+    with watching(loaded.contract, console) if is_seen else nullcontext(unobserved) as observe:
+        with _writing_to(directory):
+            outcome = run_job(loaded, workers=workers, out=directory, observe=observe)
         baselines = baselines_of(loaded)
     plot = plot_history(loaded.contract, outcome.history, baselines, directory / "history.png")
     if as_json:
@@ -56,6 +65,17 @@ def run(
         if any(record.is_best for record in outcome.history) or name != "best":
             console.print(f"{name:<8} {first_file(directory / path)}", highlight=False, soft_wrap=True, markup=False)
     console.print(f"plot     {plot or NO_PLOT}", highlight=False, soft_wrap=True, markup=False)
+
+
+@contextmanager
+def _writing_to(directory: Path) -> Iterator[None]:
+    """Have an error of a disk say where, which it does not by itself if a file was open already."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno in DISK_ERRORS:
+            raise OSError(error.errno, error.strerror, str(directory)) from error
+        raise
 
 
 def _as_json(job: Job, outcome: Outcome, baselines: Baselines | None, directory: Path) -> dict[str, Any]:

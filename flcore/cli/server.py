@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from flcore_transport import GrpcServer, Service
+from flcore_transport import GrpcServer, Service, split_address
 from rich.console import Console
 
 from flcore.aggregation.budget import Budget
+from flcore.cli.addresses import ways_to_join
 from flcore.cli.plot import plot_history
 from flcore.cli.progress import log_to
 from flcore.errors import FlcoreError
@@ -84,9 +85,11 @@ def server(
         peak = memory.peak_bytes(folding, federation.spec, loaded.contract.server.accumulate)
         console.print(f"plan {folding}, a budget of {memory.nbytes >> 20}MiB: {peak >> 20}MiB of memory at most")
         shown = running.address.replace("127.0.0.1", "localhost")
+        ways = ways_to_join(job, *split_address(running.address))
         needed = wait_for or loaded.contract.server.quorum
         console.print(f"listening on {shown}; the first round begins with {needed} clients, which join with")
-        console.print(f"  flcore client {job} --name NAME --server {shown} --insecure")
+        for way in ways:
+            console.print(f"  {way}")
 
     outcome = serve(
         loaded,

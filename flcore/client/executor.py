@@ -5,37 +5,79 @@ An executor is a module or a class. The functions named like the contract's task
 """
 
 import inspect
+import math
 import numbers
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
+from flcore.client.notices import Notices, Tell, traceback_of
 from flcore.client.task import Site, Task, Update
 from flcore.errors import JobError, SpecError, TaskFailed
 from flcore.job.job import Job
 from flcore.model.arrays import flattened, metadata_of
 from flcore.model.model import Arrays
+from flcore.text import printable
+
+MAX_METRIC_NAME = 128
+"""Characters."""
 
 TaskFunction = Callable[[Arrays, Task], Update]
 
 
 class Executor:
-    """The task functions of a job at one site. Only the contract's task names are ever looked up."""
+    """The task functions of a job at one site. Only the contract's task names are ever looked up.
 
-    def __init__(self, job: Job, site: Site) -> None:
+    `tell` is given what concerns the owner of the code alone: tracebacks, and metrics that cannot be sent. (If None, it
+    is logged.)
+    """
+
+    def __init__(self, job: Job, site: Site, tell: Tell | None = None) -> None:
+        self.site, self._tell, self._job = site, tell or Notices(), job  # the code's modules live as long as its job
         code = job.reference("client.executor", job.contract.client.executor)
-        self.site = site
-        self._functions = _functions(job, _made(code, site) if inspect.isclass(code) else code)
+        self._functions = _functions(job, self._made(code) if inspect.isclass(code) else code)
 
     def run(self, model: Arrays, task: Task) -> Update:
-        """Run a task's function; whatever it raises becomes `TaskFailed`."""
+        """Run a task's function, and return its update, whose metrics are finite numbers; others are left out.
+
+        Whatever it raises becomes `TaskFailed` with its type and message, for the server; its traceback is told here.
+        """
         if task.name not in self._functions:
             raise TaskFailed(f"the contract has no task {task.name!r}")
         try:
             update = self._functions[task.name](model, task)
         except (Exception, SystemExit) as error:
-            raise TaskFailed(f"task {task.name!r} raised {type(error).__name__}: {error}") from error
+            self._tell(*traceback_of(error, f"{self.site.name}: round {task.round}, task {task.name!r} failed"))
+            raise TaskFailed(f"task {task.name!r} raised {_summary(error)}") from error
         _check(update, task.name)
-        return update
+        return replace(update, metrics=self._sendable(update.metrics, task))
+
+    def _made(self, make: Callable[[Site], Any]) -> Any:
+        try:
+            return make(self.site)
+        except Exception as error:
+            self._tell(*traceback_of(error, f"{self.site.name}: client.executor failed"))
+            raise JobError(f"client.executor: client {self.site.name!r}: {_summary(error)}") from error
+
+    def _sendable(self, metrics: Mapping[Any, Any], task: Task) -> dict[str, float]:
+        """Return the metrics that are finite numbers with a name; tell of each other one, but not its value."""
+        sendable: dict[str, float] = {}
+        for name, value in metrics.items():
+            number = _real(value)
+            if not isinstance(name, str) or not 0 < len(name) <= MAX_METRIC_NAME:
+                wrong = f"its name is a {type(name).__name__}, expected a str of 1 to {MAX_METRIC_NAME} characters"
+            elif number is None:
+                wrong = f"it is of type {type(value).__name__}, expected a real number"
+            elif not math.isfinite(number):
+                wrong = f"it is {number} ({type(value).__name__}), expected a finite number"
+            else:
+                sendable[name] = number
+                continue
+            shown = printable(repr(name), MAX_METRIC_NAME)
+            where = f"{self.site.name}: round {task.round}, task {task.name!r}"
+            text = f"{where}: metric {shown} is left out, the update counts: {wrong}"
+            self._tell(f"{self.site.name} {task.name} {shown} {wrong}", text)
+        return sendable
 
 
 def require_tasks(job: Job) -> None:
@@ -43,11 +85,25 @@ def require_tasks(job: Job) -> None:
     _functions(job, job.reference("client.executor", job.contract.client.executor))
 
 
-def _made(make: Callable[[Site], Any], site: Site) -> Any:
+def _summary(error: BaseException) -> str:
+    """Return type and message of an exception, on one line: all that others get to know of it."""
     try:
-        return make(site)
-    except Exception as error:
-        raise JobError(f"client.executor: client {site.name!r}: {type(error).__name__}: {error}") from error
+        message = str(error)
+    except Exception:  # noqa: BLE001 - a class of the client's code
+        message = "its message cannot be shown"
+    return printable(f"{type(error).__name__}: {message}")
+
+
+def _real(value: Any) -> float | None:
+    """Return a real number, or an array without dimensions that holds one, as a float; None for all else."""
+    try:
+        if not isinstance(value, numbers.Real) and getattr(value, "shape", None) == ():
+            value = value.item()
+        return float(value) if isinstance(value, numbers.Real) else None
+    except OverflowError:
+        return math.inf
+    except Exception:  # noqa: BLE001 - a class of the client's code, or of its library
+        return None
 
 
 def _functions(job: Job, code: Any) -> dict[str, TaskFunction]:
@@ -64,19 +120,18 @@ def _functions(job: Job, code: Any) -> dict[str, TaskFunction]:
 def _check(update: Any, task: str) -> None:
     """Raise `TaskFailed` for what cannot even be sent. Whether an update is acceptable is the server's to say."""
     if not isinstance(update, Update):
-        raise TaskFailed(f"task {task!r} returned {type(update).__name__}, expected flcore.Update")
+        raise TaskFailed(f"task {task!r} returned {printable(type(update).__name__)}, expected flcore.Update")
     weight: Any = update.weight
     parts: tuple[Any, Any] = update.arrays, update.metrics
     if isinstance(weight, bool) or not isinstance(weight, numbers.Real):
-        raise TaskFailed(f"task {task!r}: the weight is a number, not {weight!r}")
+        is_short = weight is None or isinstance(weight, bool | str)
+        shown = printable(repr(weight), 40) if is_short else f"a value of type {printable(type(weight).__name__)}"
+        raise TaskFailed(f"task {task!r}: the weight is a number, not {shown}")
     if not all(isinstance(part, Mapping) for part in parts):
         raise TaskFailed(f"task {task!r}: arrays and metrics are mappings from names")
-    for name, value in dict[Any, Any](update.metrics).items():
-        if not isinstance(name, str) or not isinstance(value, numbers.Real):
-            raise TaskFailed(f"task {task!r}: metric {name!r} is {value!r}, expected a number")
     for name, array in flattened(update.arrays).items():
         if not isinstance(name, str):
-            raise TaskFailed(f"task {task!r}: a tensor's name is a string, not {name!r}")
+            raise TaskFailed(f"task {task!r}: a tensor's name is a string, not {printable(repr(name), 40)}")
         try:
             metadata_of(array, name)  # not the values, which are copied from a device when they are sent
         except SpecError as error:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
+from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, field_validator, model_validator
@@ -47,9 +48,9 @@ class ServerContract(_Table):
 
     A round counts if at least `quorum` updates are in when it closes; it closes when every sampled client has answered
     or failed, after `deadline_s` seconds, or as soon as `close_at` updates are in. A client has failed once its model
-    or its update has not moved on for `stall_timeout_s`. A round below its quorum is asked again of those who are missing
-    ("retry", up to `quorum_retries` times), leaves the model as it is ("skip"), or ends the job ("fail"). Tensors of unsigned bytes must not change unless
-    `average_bytes` says that they are numbers.
+    or its update has not moved on for `stall_timeout_s`. A round below its quorum is asked again of those who are
+    missing ("retry", up to `quorum_retries` times), leaves the model as it is ("skip"), or ends the job ("fail").
+    Tensors of unsigned bytes must not change unless `average_bytes` says that they are numbers.
     """
 
     model: str
@@ -139,6 +140,9 @@ class Contract(_Table):
                     raise ValueError(
                         f"wire.upload = {self.wire.upload!r} is for differences; tasks.{name} returns weights"
                     )
+        for file in self.code_files:
+            if PurePath(file).is_absolute() or ".." in PurePath(file).parts:
+                raise ValueError(f"expected code in the job's directory, got {file!r}: move the file there")
         if self.server.quorum > len(names):
             raise ValueError(f"server.quorum = {self.server.quorum} is more than the {len(names)} clients")
         return self
@@ -166,6 +170,13 @@ class Contract(_Table):
         for hyperparameters in reached:
             merged |= hyperparameters
         return merged
+
+    @property
+    def code_files(self) -> list[str]:
+        """The files of code that the contract names, relative to the job's directory."""
+        server = self.server
+        named = (server.model, server.controller, server.rule, self.client.executor, self.baselines or "")
+        return sorted({name.partition(":")[0] for name in named if name.partition(":")[0].endswith(".py")})
 
     def to_json(self) -> str:
         """Return the canonical JSON: every key, sorted, no white space."""

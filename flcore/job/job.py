@@ -1,6 +1,7 @@
 """A job: a contract and the directory with its code."""
 
 import tomllib
+import weakref
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -10,10 +11,10 @@ from typing import Any
 
 from flcore.aggregation.rules import Rule
 from flcore.errors import JobError, SpecError
+from flcore.job.code import JobCode, code_digest
 from flcore.job.contract import Contract
 from flcore.job.parsing import parse_contract
-from flcore.job.references import code_digest, load_reference
-from flcore.job.rules import load_rule
+from flcore.job.rules import chosen_rule
 from flcore.model.checkpoint import open_model
 from flcore.model.chunks import ChunkSource
 from flcore.model.model import NamedArrays
@@ -61,16 +62,27 @@ class Job:
 
     @cached_property
     def code_digest(self) -> str:
-        """Digest of the Python files beside the contract."""
-        return code_digest(self.directory)
+        """Digest of the job's code: of all that can be imported from its directory."""
+        return code_digest(self.directory, self.contract.code_files)
+
+    @cached_property
+    def code(self) -> JobCode:
+        """The job's code, read when it is first asked for; a job that is loaded again reads it again."""
+        code = JobCode(self.directory)
+        weakref.finalize(self, code.forget).atexit = False
+        return code
 
     def reference(self, key: str, reference: str) -> Any:
         """Load what the contract names at `key`."""
-        return load_reference(reference, self.directory, f"{self.directory / 'job.toml'}: {key}")
+        return self.code.load(reference, f"{self.directory / 'job.toml'}: {key}")
 
     def rule(self) -> Rule:
         """Return the rule by which updates are combined."""
-        return load_rule(self.contract.server.rule, self.directory, f"{self.directory / 'job.toml'}: server.rule")
+        return chosen_rule(
+            self.contract.server.rule,
+            lambda reference: self.reference("server.rule", reference),
+            f"{self.directory / 'job.toml'}: server.rule",
+        )
 
     def initial_model(self) -> ChunkSource:
         """Make the first global model: open a checkpoint, or call the job's function with the seed.

@@ -1,22 +1,29 @@
 """The rule that a job or a command line names: one of `RULES`, or code of one's own."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from flcore.aggregation.rules import RULES, Rule, rule_named
 from flcore.errors import JobError
-from flcore.job.references import load_reference
+from flcore.job.code import JobCode
 
 
 def load_rule(rule: str, directory: Path, key: str) -> Rule:
-    """Return the rule of a name, or what `file.py:name` refers to: a rule, or a function that makes one.
+    """Return the rule of a name, or what `file.py:name` refers to in a directory: see `chosen_rule`."""
+    return chosen_rule(rule, lambda reference: JobCode(directory).load(reference, key), key)
 
-    `key` is what errors call the place where it was named.
+
+def chosen_rule(rule: str, load: Callable[[str], Any], key: str) -> Rule:
+    """Return the rule of a name, or what `load` finds for `file.py:name`: a rule, or a function that makes one.
+
+    `key` is what errors call the place where it was named. Raises `JobError`.
     """
     if ":" not in rule and rule not in RULES:
         raise JobError(f"{key}: rule {rule!r} does not exist; expected one of {', '.join(RULES)}, or file.py:name")
     if ":" not in rule:
         return rule_named(rule)
-    made = load_reference(rule, directory, key)
+    made = load(rule)
     if callable(made):
         try:
             made = made()

@@ -1,6 +1,7 @@
 """`flcore.run`: a job's server and all its clients on this machine."""
 
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import ExitStack, contextmanager
@@ -11,9 +12,12 @@ from flcore_transport import InProcessConnection, InProcessServer, Service
 
 from flcore.client.client import Client
 from flcore.client.executor import Executor, require_tasks
+from flcore.client.notices import Notices, Tell
 from flcore.client.task import Site
+from flcore.errors import JobError
 from flcore.job.job import Job
 from flcore.model.names import directory_of
+from flcore.process import require_native_threads, require_own_grpc
 from flcore.server.events import Observer, unobserved
 from flcore.server.federation import Federation
 from flcore.server.serve import Outcome, Server, serve
@@ -39,7 +43,8 @@ def run(
     each client, and at most 8, if None); with 0, threads of this process do, without a socket. Files are written to the
     directory `out`, if given: history.jsonl, model.safetensors, best.safetensors.
 
-    Raises `FlcoreError`: `JobError` for a job that cannot be run, `QuorumError` for a round without enough updates.
+    Raises `FlcoreError`: `JobError` for a job that cannot be run or an `out` that cannot be written to, `QuorumError`
+    for a round without enough updates. The traceback of a client's code is logged, once for each place where it fails.
 
         history, model = flcore.run("digits")
         history[-1].validate["accuracy"]
@@ -51,6 +56,12 @@ def run(
     if count < 0:
         raise ValueError(f"workers is a number >= 0, not {workers}")
     directory = None if out is None else directory_of(out)
+    require_native_threads("flcore.run")
+    if count:
+        require_own_grpc("flcore.run")
+    if directory is not None:
+        _require_writable(directory)
+    tell = Notices()
     with ExitStack() as stack:
 
         def listen(service: Service) -> Server:
@@ -59,19 +70,31 @@ def run(
 
         def started(server: Server, federation: Federation) -> None:
             if isinstance(server, InProcessServer):
-                stack.enter_context(_threads(loaded, names, server, federation.rounds.give_up))
+                stack.enter_context(_threads(loaded, names, server, federation.rounds.give_up, tell))
             else:
-                stack.enter_context(Workers(loaded, names, count, server.address, federation.rounds.give_up))
+                stack.enter_context(Workers(loaded, names, count, server.address, federation.rounds.give_up, tell))
 
         return serve(loaded, listen, started=started, wait_for=len(names), directory=directory, observe=observe)
 
 
+def _require_writable(directory: Path) -> None:
+    """Make a directory, or raise `JobError` if it cannot be written to: before clients train, not after."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise JobError(
+            f"expected a directory that can be written to, got {directory}: {error.strerror}; choose another one (out)"
+        ) from error
+
+
 @contextmanager
 def _threads(
-    job: Job, names: tuple[str, ...], server: InProcessServer, give_up: Callable[[str], None]
+    job: Job, names: tuple[str, ...], server: InProcessServer, give_up: Callable[[str], None], tell: Tell
 ) -> Iterator[None]:
     """Host every client in a thread of its own, until the server has said goodbye to all."""
-    executors = [Executor(job, Site(name, names, job.contract.seed)) for name in names]
+    executors = [Executor(job, Site(name, names, job.contract.seed), tell) for name in names]
     clients = [Client(job, executor, InProcessConnection(server)) for executor in executors]
 
     def ended(future: "Future[str]") -> None:

@@ -1,4 +1,7 @@
-"""A worker process: hosts some clients of a run on this machine. Started by `workers`, with its setup on stdin."""
+"""A worker process: hosts some clients of a run on this machine. Started by `workers`, with its setup on stdin.
+
+Its standard output carries notices to the run, one JSON list a line; whatever else is printed goes to standard error.
+"""
 
 import json
 import os
@@ -11,6 +14,7 @@ from flcore_transport import GrpcConnection, TransportError
 
 from flcore.client.client import Client
 from flcore.client.executor import Executor
+from flcore.client.notices import Tell
 from flcore.client.task import Site
 from flcore.errors import FlcoreError
 from flcore.job.job import Job
@@ -21,12 +25,13 @@ from flcore.process import keep_freed_memory
 def main() -> int:
     """Host the clients until the server says goodbye to all of them; a client that cannot go on ends the worker."""
     keep_freed_memory()
+    tell = _to_the_run()
     setup = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
     contract = contract_from_json(setup["contract"], "the run's contract")
     job = Job(contract, Path(setup["directory"]))
     try:
-        executors = [Executor(job, Site(name, contract.client_names, contract.seed)) for name in setup["names"]]
+        executors = [Executor(job, Site(name, contract.client_names, contract.seed), tell) for name in setup["names"]]
         clients = [Client(job, executor, GrpcConnection(setup["address"])) for executor in executors]
         ended, _ = wait([client.start() for client in clients], return_when=FIRST_EXCEPTION)
         for future in ended:
@@ -39,11 +44,22 @@ def main() -> int:
     return 0
 
 
+def _to_the_run() -> Tell:
+    """Take standard output for notices; what the job's code and its libraries print there goes to standard error."""
+    descriptor = os.dup(sys.stdout.fileno())
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    lock = threading.Lock()
+
+    def tell(kind: str, text: str) -> None:
+        line = memoryview(json.dumps([kind, text]).encode() + b"\n")
+        with lock:
+            while line:
+                line = line[os.write(descriptor, line) :]
+
+    return tell
+
+
 def _end_with_parent() -> None:
     """Wait for the end of stdin, which is the end of the parent, and end this process, whatever it is doing."""
     os.read(sys.stdin.fileno(), 1)
     os._exit(1)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

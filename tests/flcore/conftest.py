@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +18,7 @@ from flcore import Arrays, Job, Outcome, Site, Task, Update
 from flcore.aggregation.budget import DEFAULT_BUDGET, Budget
 from flcore.client.client import Client
 from flcore.client.executor import Executor
+from flcore.client.notices import Notices
 from flcore.job.messages import JoinMessage
 from flcore.job.parsing import parse_contract
 from flcore.server.events import Event
@@ -49,14 +50,12 @@ def adding(value: float, weight: float = 1.0) -> Function:
     return train
 
 
-class Scripted:
+class Scripted(Executor):
     """An executor whose functions are the test's."""
 
     def __init__(self, site: Site, functions: Mapping[str, Function]) -> None:
-        self.site = site
+        self.site, self._tell = site, Notices()
         self._functions = dict(functions)
-
-    run = Executor.run
 
 
 @dataclass
@@ -143,8 +142,7 @@ class Stage:
         """Start a client; the future is the reason of the server's goodbye."""
         functions |= {} if train is None else {"train": train}
         site = Site(name, self.job.contract.client_names)
-        executor = cast("Executor", Scripted(site, functions))
-        client = Client(job or self.job, executor, self.connect())
+        client = Client(job or self.job, Scripted(site, functions), self.connect())
         self._clients.append(client)
         return self.pool.submit(client.run)
 

@@ -1,6 +1,7 @@
 """The command line: what people type, what they get, and what they are told when it is wrong."""
 
 import json
+import resource
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from tests.flcore.command import flcore, said
 def test_a_run_writes_its_files_and_prints_a_table(tmp_path: Path) -> None:
     printed = flcore("run", "digits", "--rounds", "2", "--workers", "2", cwd=tmp_path)
     assert "hospital-f alone" in printed and "all clients, federated" in printed and "all data in one place" in printed
-    assert "round 1/2" not in printed, "nobody watches: no progress"
+    assert "round 1/2: 6 of 6 clients" in printed and "round 2/2: 6 of 6 clients" in printed
     for name in ("model.safetensors", "history.jsonl", "history.png"):
         assert f"runs/digits/{name}" in printed
         assert (tmp_path / "runs/digits" / name).stat().st_size > 0
@@ -109,6 +110,67 @@ def test_a_job_as_windows_editors_save_it(tmp_path: Path) -> None:
     assert "runs/t/model.safetensors" in said("run", ".", "--workers", "0", cwd=tmp_path)
     (tmp_path / "job.toml").write_text(toml, encoding="utf-16")
     assert "job.toml: no TOML: expected UTF-8, got UTF-16" in said("run", ".", cwd=tmp_path, code=1)
+
+
+JOB = (
+    'name = "t"\nclients = ["a"]\nserver = { model = "t.py:init", rounds = 2 }\nclient = { executor = "t.py" }\n'
+    'tasks.train.returns = "weights"\ntasks.validate.returns = "metrics"\n'
+)
+CODE = (
+    "import numpy as np, flcore\ndef init(seed): return {'w': np.zeros(400_000, np.float32)}\n"
+    "def train(model, task): return flcore.Update({'w': model['w'] + 1}, weight=1)\n"
+    "def validate(model, task): return flcore.Update(weight=1, metrics={'pr\\u00e9cision': 0.5})\n"
+)
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Path:
+    (tmp_path / "t.py").write_text(CODE)
+    (tmp_path / "job.toml").write_text(JOB)
+    return tmp_path
+
+
+def test_a_run_without_a_terminal_prints_a_line_a_round(job: Path) -> None:
+    printed = said("run", ".", "--workers", "0", cwd=job)
+    assert "round 1/2: 1 of 1 clients, précision 0.5" in printed and "round 2/2: 1 of 1 clients" in printed
+
+
+def test_a_run_whose_clients_fail_says_where_and_ends_with_a_code(job: Path) -> None:
+    (job / "t.py").write_text(CODE.replace("model['w']", "model['weigth']"))
+    printed = flcore("run", ".", "--workers", "1", cwd=job, code=1)
+    assert 't.py", line 3, in train' in printed
+    assert printed.splitlines()[-1].startswith("flcore: task 'train': 0 of 1 answers are in")
+
+
+def test_a_terminal_that_shows_ascii_only(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    printed = flcore("run", ".", "--workers", "0", "--out", "köln", cwd=job)
+    assert r"pr\xe9cision" in printed and r"k\xf6ln/model.safetensors" in printed
+
+
+@pytest.mark.parametrize("command", [["run", ".", "--workers", "0"], ["server", ".", "--insecure", "--port", "0"]])
+def test_an_error_of_the_system_is_one_line(job: Path, command: list[str]) -> None:
+    printed = said(*command, "--out", "/proc/results", cwd=job, code=1)
+    assert printed.startswith("flcore: ") and "/proc/results" in printed and printed.count("\n") == 1
+
+
+def test_a_full_disk_is_one_line(job: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, hard))  # no file may grow beyond it
+    try:
+        printed = said("run", ".", "--workers", "0", "--out", "here", cwd=job, code=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert printed == "flcore: here: File too large\n"
+    assert [path.name for path in (job / "here").iterdir()] == []
+
+
+def test_modules_in_the_working_directory_are_nobodys(job: Path) -> None:
+    (job / "job").mkdir()
+    (job / "job/job.toml").write_text(JOB)
+    (job / "job/t.py").write_text(CODE.replace("flcore\n", "flcore, colorsys\n", 1))
+    (job / "colorsys.py").write_text("raise SystemExit('this is mine')")
+    flcore("run", "job", "--workers", "1", cwd=job)
 
 
 @pytest.mark.parametrize("command", [[], ["run"], ["server"], ["client"], ["job", "check"], ["rules"], ["bench"]])

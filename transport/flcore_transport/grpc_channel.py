@@ -30,15 +30,30 @@ OPTIONS: list[tuple[str, int]] = [
 
 
 def split_address(address: str) -> tuple[str, int]:
-    """Return host and port of `"host:port"`, or raise `ValueError`.
+    """Return host and port of `"host:port"`, or raise `ValueError`. An IPv6 address stands in brackets.
 
-    >>> split_address("localhost:8080")
-    ('localhost', 8080)
+    >>> split_address("localhost:8080"), split_address("[::1]:8080")
+    (('localhost', 8080), ('::1', 8080))
+    >>> split_address("::1:8080")
+    Traceback (most recent call last):
+    ValueError: expected HOST:PORT, got '::1:8080'; an IPv6 address stands in brackets: [::1]:8080
     """
     host, separator, port = address.rpartition(":")
-    if not separator or not host or not port.isdecimal() or int(port) > 65_535:
+    is_bracketed = host.startswith("[") and host.endswith("]")
+    bare = host[1:-1] if is_bracketed else host
+    if not separator or not bare or not port.isdecimal() or int(port) > 65_535 or set(bare) & set("[]"):
         raise ValueError(f"expected HOST:PORT, got {address!r}")
-    return host.strip("[]"), int(port)
+    if ":" in bare and not is_bracketed:
+        right = f"[{host}]:{port}" if _is_ipv6(host) else f"[{address}]:PORT"
+        raise ValueError(f"expected HOST:PORT, got {address!r}; an IPv6 address stands in brackets: {right}")
+    return bare, int(port)
+
+
+def _is_ipv6(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).version == 6
+    except ValueError:
+        return False
 
 
 def require_loopback(host: str) -> None:

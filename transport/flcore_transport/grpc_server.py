@@ -60,7 +60,7 @@ class GrpcServer:
         self._loop = server_loop()
         self._is_closed = False
         bound = asyncio.run_coroutine_threadsafe(self._start(host, port, credentials), self._loop).result()
-        self.address = f"{host}:{bound}"
+        self.address = f"[{host}]:{bound}" if ":" in host else f"{host}:{bound}"
 
     def close(self, reason: str = "the server has stopped", *, failed: bool = False) -> None:
         """Say goodbye to all clients, end all calls and free the port. May be called twice.

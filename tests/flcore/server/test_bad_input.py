@@ -96,8 +96,7 @@ def test_bad_weights(stage: Stage, weight: Any, expected: str) -> None:
     ("metrics", "expected"),
     [
         ({f"m{i}": 1.0 for i in range(4)}, "4 metrics are more than max_metrics = 3"),
-        ({"loss": "low"}, "metric 'loss' is 'low', expected a number"),
-        ({1: 2.0}, "metric 1 is 2.0"),
+        ([("loss", 1.0)], "arrays and metrics are mappings from names"),
     ],
 )
 def test_bad_metrics(stage: Stage, metrics: Any, expected: str) -> None:
@@ -132,6 +131,13 @@ def test_a_metric_that_is_none_costs_the_metric_and_not_the_weights(
     (said,) = record.odd_metrics["bad"].values()
     assert re.search(why, said)
     assert [event.client for event in by_hand.stage.events if isinstance(event, OddMetrics)] == ["bad"]
+
+
+@pytest.mark.parametrize("metrics", [{"loss": np.nan}, {"loss": "low"}, {1: 2.0}, {"m" * 200: 1.0}, {"m": [1.0]}])
+def test_odd_metrics_cost_the_metric_and_not_the_update(stage: Stage, metrics: Any) -> None:
+    outcome = run_with(stage, lambda model, task: replace(adding(5.0)(model, task), metrics=metrics | {"sound": 5.0}))
+    assert mean_of(outcome) == {3.0}
+    assert outcome.history[0].updates["bad"].metrics == {"sound": 5.0}
 
 
 @pytest.mark.parametrize("answer", [None, {"w": 1}, 3])
