@@ -79,7 +79,9 @@ MUTANTS = [
         "            totals.fold(contributions)\n            self._is_torn = True\n",
         STAGING,
     ),
-    Mutant("window-too-cheap", "transport/flcore_transport/windows.py", "transfer.window + 1", "transfer.window", TRANSPORT),
+    Mutant(
+        "window-too-cheap", "transport/flcore_transport/windows.py", "transfer.window + 1", "transfer.window", TRANSPORT
+    ),
     Mutant(
         "metadata-compared-in-part",
         "transport/flcore_transport/framing.py",

@@ -47,7 +47,8 @@ REACH_S = 3.0
 SMALL_ELEMENTS = 32 << 10
 """A payload up to this, of 256 KiB at most, goes through the session's socket."""
 
-_LOST = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+_LOST = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.INTERNAL)
+"""`INTERNAL` is what gRPC says of bytes that are no HTTP/2: the network has changed them."""
 
 
 class GrpcConnection:
