@@ -31,8 +31,16 @@ def keep_freed_memory() -> None:
 
 
 def end_when_told() -> None:
-    """Have SIGTERM end this process as Ctrl-C does: clients are told, and files that are of no more use removed."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    """Have SIGTERM end this process as Ctrl-C does: clients are told, and files that are of no more use removed.
+
+    Another SIGTERM while it ends changes nothing.
+    """
+
+    def end(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        sys.exit(128 + signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, end)
 
 
 NATIVE = {

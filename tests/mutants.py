@@ -79,7 +79,9 @@ MUTANTS = [
         "            totals.fold(contributions)\n            self._is_torn = True\n",
         STAGING,
     ),
-    Mutant("window-too-cheap", "transport/flcore_transport/windows.py", "self.pieces + 1", "self.pieces", TRANSPORT),
+    Mutant(
+        "window-too-cheap", "transport/flcore_transport/windows.py", "transfer.window + 1", "transfer.window", TRANSPORT
+    ),
     Mutant(
         "metadata-compared-in-part",
         "transport/flcore_transport/framing.py",
@@ -87,7 +89,13 @@ MUTANTS = [
         "if view[HEADER_BYTES : body_at - 8] != message[:-8]:",
         TRANSPORT,
     ),
-    Mutant("old-stream-ends-session", "transport/flcore_transport/endpoint.py", "send is send:", "send:", TRANSPORT),
+    Mutant(
+        "old-stream-ends-session",
+        "transport/flcore_transport/endpoint.py",
+        "if session.link is not link:",
+        "if session.link is None:",
+        TRANSPORT,
+    ),
 ]
 
 

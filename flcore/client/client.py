@@ -1,7 +1,8 @@
-"""One client of a job: it listens for tasks, and does the newest one.
+"""One client of a job: it listens for orders, and does them one after the other.
 
-Two threads: one listens to the session and reconnects when it breaks; the calling thread works. An order that a newer
-one has superseded is not begun any more, so a client that was too slow for one round takes part in the next.
+Two threads: one listens to the session and reconnects when it breaks; the calling thread works. An order that the
+server has withdrawn is not begun any more, so a client that was too slow for one round takes part in the next. The last
+answer is held, so an order that asks for it once more costs an upload and no training.
 """
 
 import secrets
@@ -22,31 +23,21 @@ from flcore_transport import (
     Offer,
     Order,
     Outbox,
-    PieceRange,
     Receipt,
     Refused,
-    Source,
     TransportError,
     Welcome,
 )
 
+from flcore.client.answer import Answer, offered
 from flcore.client.executor import Executor
 from flcore.client.mailbox import Mailbox
-from flcore.client.task import Task, Update
-from flcore.errors import JobFailed, SpecError, TaskFailed, TensorMismatch, UpdateError
+from flcore.client.task import Task
+from flcore.errors import JobFailed, SpecError, TaskFailed, UpdateError
 from flcore.job.job import Job
-from flcore.job.messages import (
-    JoinMessage,
-    MalformedMessage,
-    TaskMessage,
-    UpdateMessage,
-    WelcomeMessage,
-    parse_message,
-    spec_of,
-    tensors_of,
-)
+from flcore.job.messages import JoinMessage, MalformedMessage, TaskMessage, WelcomeMessage, parse_message, spec_of
 from flcore.model.form import Form
-from flcore.model.model import Model, NamedArrays, layout_of
+from flcore.model.model import Model, layout_of
 from flcore.model.narrow import Feedback, Narrowed, Widened
 from flcore.model.spec import ModelSpec
 from flcore.version import __version__
@@ -54,7 +45,9 @@ from flcore.version import __version__
 T = TypeVar("T")
 
 RETRY_S = 0.2
-MAX_RETRY_S = 5.0
+MAX_RETRY_S = 2.0
+"""The longest wait before a call is made again: a client is back before the server's grace of 5 s ends."""
+
 MAX_FAILURE_CHARACTERS = 2_000
 
 
@@ -98,6 +91,7 @@ class Client:
         self._model: Model | None = None
         self._payload_id = ""
         self._feedback: dict[str, Feedback] = {}
+        self._answer: Answer | None = None
 
     def run(self) -> str:
         """Take part until the server says goodbye, and return its reason.
@@ -143,27 +137,32 @@ class Client:
             contract=self._job.contract.to_json(), code_digest=self._job.code_digest, version=__version__
         )
         join = Join(self._name, secrets.token_hex(8), message.to_bytes())
-
-        def listen() -> None:
-            joined = False
+        delay_s, told = RETRY_S, ""
+        while True:
+            has_joined = False
             try:
-                for message in self._connection.session(join):
-                    self._mailbox.put(message)
-                    if isinstance(message, Welcome):
-                        joined = True
+                for said in self._connection.session(join):
+                    self._mailbox.put(said)
+                    if isinstance(said, Welcome):
+                        has_joined, delay_s = True, RETRY_S
                         self._tell(f"{self._name}: joined {self._connection.address}")
-                raise ConnectionLost(f"{self._connection.address} ended the session")
-            except ConnectionLost:
-                if joined and not (self._mailbox.is_over or self._stopping.is_set()):
-                    self._tell(f"{self._name}: the connection is lost; joining again as soon as the server is there")
-                raise
-
-        try:
-            self._insist(listen)
-        except TransportError as error:
-            self._mailbox.put(error)
-        except Exception as error:  # noqa: BLE001 - the working thread waits, and is told whatever it is
-            self._mailbox.put(TransportError(f"the session broke: {type(error).__name__}: {error}"))
+                end: TransportError = ConnectionLost(f"{self._connection.address} ended the session")
+            except Refused as error:
+                self._mailbox.put(error)
+                break
+            except TransportError as error:
+                end = error
+            except Exception as error:  # noqa: BLE001 - the working thread waits, and is told whatever it is
+                self._mailbox.put(TransportError(f"the session broke: {type(error).__name__}: {error}"))
+                break
+            why = "the connection is lost; joining again as soon as the server is there" if has_joined else str(end)
+            if why != told and not (self._mailbox.is_over or self._stopping.is_set()):
+                self._tell(f"{self._name}: {why}" if has_joined else f"{self._name}: {why}; trying again")
+            told = "" if has_joined else why
+            if self._mailbox.is_over or self._stopping.wait(delay_s):
+                self._mailbox.put(end)
+                break
+            delay_s = min(2 * delay_s, MAX_RETRY_S)
         # A call that still waits for the server would wait for ever.
         self._connection.close()
 
@@ -171,17 +170,31 @@ class Client:
         """Do an order: send the answer, or say why there is none. The next order may go better."""
         try:
             try:
-                self._answer(welcome, order)
+                answer = self._held(order) or self._made(welcome, order)
+                if self._mailbox.is_wanted:
+                    self._send(welcome, order, answer)
             except (TaskFailed, MalformedMessage, SpecError, UpdateError) as error:
+                self._answer = None
                 self._tell(f"{self._name}: {error}")
                 failure = Failure(welcome.session, order.number, str(error)[:MAX_FAILURE_CHARACTERS])
-                self._insist(lambda: self._connection.report(failure))
-        except Refused as error:
-            self._tell(f"{self._name}: the server refused: {error}")
+                if self._mailbox.is_wanted:
+                    self._insist(lambda: self._connection.report(failure))
         except TransportError as error:
-            self._tell(f"{self._name}: {error}")
+            if self._mailbox.is_wanted:
+                refused = "the server refused: " if isinstance(error, Refused) else ""
+                self._tell(f"{self._name}: {refused}{error}")
+        if not (self._mailbox.is_wanted or self._mailbox.is_over):
+            self._tell(f"{self._name}: order {order.number} is over without this client's answer")
 
-    def _answer(self, welcome: Welcome, order: Order) -> None:
+    def _held(self, order: Order) -> Answer | None:
+        """Return the answer at hand if it answers an order, and let go of it if it does not."""
+        if self._answer is not None and not self._answer.is_to(order):
+            self._answer.let_go()
+            self._answer = None
+        return self._answer
+
+    def _made(self, welcome: Welcome, order: Order) -> Answer:
+        """Do what an order asks, and return the answer."""
         message = parse_message(TaskMessage, order.content)
         spec = spec_of(parse_message(WelcomeMessage, welcome.content).tensors)
         contract = self._job.contract
@@ -192,17 +205,23 @@ class Client:
             message.task, message.round, message.rounds, message.seed, message.hyperparameters, self._executor.site
         )
         update = self._executor.run(model.arrays(), task)
-        form = Form.narrowed(spec, contract.wire.upload)
+        form, feedback = Form.narrowed(spec, contract.wire.upload), None
         try:
-            offered, source = _offered(update, contract.tasks[message.task].returns, spec)
+            said, source = offered(update, contract.tasks[message.task].returns, spec)
         except (ValueError, OverflowError, TypeError) as error:
             raise TaskFailed(f"task {message.task!r} returned what cannot be sent: {error}") from error
         if source.layout == layout_of(spec) != form.layout:
-            source = Narrowed(form, source, self._feedback_of(message.task, form))
-        offer = Offer(welcome.session, order.number, offered.to_bytes(), source.layout)
-        self._insist(lambda: self._connection.upload(offer, Outbox(source)))
-        if isinstance(source, Narrowed):
-            self._feedback_of(message.task, form).keep(source)
+            feedback = self._feedback_of(message.task, form)
+            source = Narrowed(form, source, feedback)
+        self._answer = Answer(order, said.to_bytes(), source, feedback)
+        return self._answer
+
+    def _send(self, welcome: Welcome, order: Order, answer: Answer) -> None:
+        """Upload an answer until there is a receipt."""
+        offer = Offer(welcome.session, order.number, answer.content, answer.source.layout)
+        self._insist(lambda: self._connection.upload(offer, Outbox(answer.source)))
+        answer.is_in = True
+        message = parse_message(TaskMessage, order.content)
         self._tell(f"{self._name}: round {message.round} of {message.rounds}: {message.task} is in")
 
     def _download(self, welcome: Welcome, order: Order, spec: ModelSpec) -> Model:
@@ -240,37 +259,12 @@ class Client:
         return held
 
     def _insist(self, call: Callable[[], T]) -> T:
-        """Make a call again each time the connection is lost, at growing intervals, until the session is over."""
+        """Make a call again each time the connection is lost, for as long as the order at work is wanted."""
         delay_s = RETRY_S
         while True:
             try:
                 return call()
             except ConnectionLost:
-                if self._mailbox.is_over or self._stopping.wait(delay_s):
+                if not self._mailbox.is_wanted or self._stopping.wait(delay_s):
                     raise
                 delay_s = min(2 * delay_s, MAX_RETRY_S)
-
-
-class _Nothing:
-    """The payload of an answer of metrics alone."""
-
-    layout = Layout()
-
-    def read(self, piece: PieceRange) -> list[bytes]:
-        raise IndexError(f"there is no piece to read at {piece}")
-
-
-def _offered(update: Update, returns: str, spec: ModelSpec) -> tuple[UpdateMessage, Source]:
-    """Return an update as it is announced and as it is sent. Tensors that do not fit are the server's to refuse."""
-    fields = {"returns": returns, "attempt": secrets.token_hex(8), "weight": float(update.weight)}
-    metrics = {name: float(value) for name, value in update.metrics.items()}
-    if returns == "metrics":
-        return UpdateMessage.model_validate({**fields, "metrics": metrics}), _Nothing()
-    theirs = ModelSpec.of(update.arrays)
-    try:
-        spec.require(theirs)
-    except TensorMismatch:
-        message = {**fields, "metrics": metrics, "fingerprint": theirs.fingerprint, "tensors": tensors_of(theirs)}
-        return UpdateMessage.model_validate(message), NamedArrays(theirs, update.arrays)
-    message = {**fields, "metrics": metrics, "fingerprint": spec.fingerprint}
-    return UpdateMessage.model_validate(message), NamedArrays(spec, update.arrays)

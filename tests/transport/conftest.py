@@ -8,14 +8,17 @@ from dataclasses import dataclass, field
 
 import pytest
 from flcore_transport import (
+    PIECE_BODY_BYTES,
     WIRE_DTYPES,
     Buffer,
     Fetch,
+    FromServer,
     GrpcConnection,
     GrpcServer,
     Inbox,
     InProcessConnection,
     InProcessServer,
+    Join,
     Layout,
     Link,
     Outbox,
@@ -25,7 +28,9 @@ from flcore_transport import (
     Refused,
     Segment,
     Source,
+    Welcome,
     join_body,
+    windows,
 )
 
 MODEL = Layout((Part("model", (Segment("float32", 2_000_128),)),))
@@ -155,6 +160,11 @@ class Rig:
     service: RecordingService
     server: GrpcServer | InProcessServer
     opened: list[Connection] = field(default_factory=list)
+    sessions: list[Iterator[FromServer]] = field(default_factory=list)
+
+    @property
+    def transport(self) -> str:
+        return "grpc" if isinstance(self.server, GrpcServer) else "in-process"
 
     def connect(self) -> Connection:
         connection: Connection = (
@@ -165,14 +175,57 @@ class Rig:
         self.opened.append(connection)
         return connection
 
+    def secret_of(self, name: str) -> str:
+        """Join for good, and return the session's secret."""
+        session = self.connect().session(Join(name, "1"))
+        self.sessions.append(session)
+        welcome = next(session)
+        assert isinstance(welcome, Welcome)
+        return welcome.session
+
     def fetch(self, session: str, first_piece: int = 0, order: int = 1) -> list[bytes]:
         return list(self.connect().download(Fetch(session, order, first_piece)))
 
 
 @pytest.fixture(params=["grpc", "in-process"])
-def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
+def transport(request: pytest.FixtureRequest) -> str:
+    """A transport's name."""
+    return str(request.param)
+
+
+@pytest.fixture
+def rig(transport: str) -> Iterator[Rig]:
+    """A server with room for many transfers."""
     service = RecordingService()
-    server = GrpcServer(service) if request.param == "grpc" else InProcessServer(service)
+    yield from opened(service, GrpcServer(service) if transport == "grpc" else InProcessServer(service))
+
+
+@pytest.fixture
+def narrow(transport: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
+    """A server with four pieces to share out, whose patience is short."""
+    monkeypatch.setattr(windows, "PATIENCE_S", 0.2)
+    yield from with_four_pieces(transport)
+
+
+@pytest.fixture
+def patient(transport: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
+    """A server with four pieces to share out, whose patience is longer than any test."""
+    monkeypatch.setattr(windows, "PATIENCE_S", 600.0)
+    yield from with_four_pieces(transport)
+
+
+def with_four_pieces(transport: str) -> Iterator[Rig]:
+    service = RecordingService()
+    yield from opened(
+        service,
+        GrpcServer(service, windows_bytes=16 * PIECE_BODY_BYTES)
+        if transport == "grpc"
+        else InProcessServer(service, windows_bytes=4 * PIECE_BODY_BYTES),
+    )
+
+
+def opened(service: RecordingService, server: GrpcServer | InProcessServer) -> Iterator[Rig]:
+    """Give a test a rig, and close it in the end."""
     made = Rig(service, server)
     yield made
     for connection in made.opened:

@@ -77,9 +77,9 @@ def test_a_client_that_comes_back_keeps_its_session_and_the_old_stream_ends_noth
     secret, first = join(rig)
     again, second = join(rig)
     assert again == secret
-    rig.opened[0].close()
-    with pytest.raises(ConnectionLost):
+    with pytest.raises(Refused, match="a newer call of this session took its place"):
         list(first)
+    rig.opened[0].close()
     rig.service.connected["a"].send(Order(1, b""))
     assert next(second) == Order(1, b"")
     assert "a" in rig.service.connected

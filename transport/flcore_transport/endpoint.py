@@ -29,11 +29,6 @@ from flcore_transport.messages import (
 )
 from flcore_transport.pieces import Outbox
 
-PATIENCE_S = 2.0
-"""After how many seconds without a piece an upload gives way to those that wait; more for a client that did before."""
-
-MAX_PATIENCE_S = 60.0
-
 MAX_INSTANCE_CHARACTERS = 64
 MAX_REASON_BYTES = 3_000
 
@@ -51,6 +46,14 @@ class Link(Protocol):
         It holds for those that are under way: the service refuses the calls that come after. The client may have
         departed, and a link that is not its newest one does the same.
         """
+        ...
+
+
+class Stream(Link, Protocol):
+    """A link as a transport has it."""
+
+    def give_up(self) -> None:
+        """End the stream: its client has a newer one. Returns at once."""
         ...
 
 
@@ -126,12 +129,7 @@ class Session:
     client: str
     instance: str
     secret: str = field(default_factory=lambda: secrets.token_urlsafe(24))
-    link: Link | None = None
-    patience_s: float = 0.0
-
-    def be_patient(self) -> None:
-        """Give it longer the next time."""
-        self.patience_s = min(2 * self.patience_s, MAX_PATIENCE_S)
+    link: Stream | None = None
 
 
 class Endpoint:
@@ -146,7 +144,7 @@ class Endpoint:
         self._news: deque[Callable[[], None]] = deque()
         self._is_telling = False
 
-    def join(self, join: Join, link: Link) -> Session:
+    def join(self, join: Join, link: Stream) -> Session:
         """Open a session, or take up the one that the same process had; its welcome is the first thing sent."""
         if join.protocol != PROTOCOL:
             raise Refused(
@@ -162,14 +160,16 @@ class Endpoint:
             if session is None or session.instance != join.instance:
                 if session is not None and session.link is not None:
                     raise Refused("name-taken", f"a client named {join.client!r} is connected already")
-                session = self._replace(session, Session(join.client, join.instance, patience_s=PATIENCE_S))
+                session = self._replace(session, Session(join.client, join.instance))
+            if session.link is not None:
+                session.link.give_up()
             session.link = link
             link.send(Welcome(session.secret, content))
             self._news.append(partial(self._service.arrive, join.client, link))
         self._tell()
         return session
 
-    def leave(self, session: Session, link: Link) -> None:
+    def leave(self, session: Session, link: Stream) -> None:
         """The stream behind `link` has ended. Nothing happens if the session has another one by now."""
         with self._lock:
             if session.link is not link:

@@ -9,6 +9,10 @@ from flcore_transport.windows import WINDOW_PIECES
 
 SERVICE = "flcore.transport.v1.Transport"
 REFUSAL_METADATA = "flcore-refusal-bin"
+SESSION_METADATA = "flcore-session-bin"
+"""The session's secret, with each call but the first: a call without one ends before anything else of it is read."""
+
+CROWDED = "too many join at once: come back"
 
 KEEPALIVE_MS = 20_000
 
@@ -24,6 +28,7 @@ OPTIONS: list[tuple[str, int]] = [
     # An end that vanished without a word is noticed within half a minute.
     ("grpc.keepalive_time_ms", KEEPALIVE_MS),
     ("grpc.keepalive_timeout_ms", KEEPALIVE_MS // 2),
+    ("grpc.http2.ping_timeout_ms", KEEPALIVE_MS // 2),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
 ]

@@ -1,10 +1,13 @@
 """The gRPC client: what one client process says to its server.
 
-Calls wait for a server that is not there yet. Errors of gRPC are mapped once, here: a refusal becomes `Refused`, a lost
-connection `ConnectionLost`, after which the same call may be made again; an upload then goes on where it broke off.
+A session fails at once where the server cannot be reached, and says why; the other calls wait until it can. Errors of
+gRPC are mapped once, here: a refusal becomes `Refused`, a lost connection `ConnectionLost`, after which the same call
+may be made again; an upload then goes on where it broke off.
 """
 
 import itertools
+import random
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,22 +17,38 @@ import grpc
 
 from flcore_transport.control import decode, decode_from_server, decode_reply, encode
 from flcore_transport.errors import ConnectionLost, Refused, TransportError
-from flcore_transport.grpc_channel import OPTIONS, REFUSAL_METADATA, SERVICE, require_loopback, split_address
+from flcore_transport.grpc_channel import (
+    CROWDED,
+    OPTIONS,
+    REFUSAL_METADATA,
+    SERVICE,
+    SESSION_METADATA,
+    require_loopback,
+    split_address,
+)
 from flcore_transport.messages import Failure, Fetch, FromServer, Grant, Join, Layout, Offer, Receipt, Refusal
 from flcore_transport.pieces import Outbox
 
 CHANNEL_OPTIONS = [
     *OPTIONS,
     ("grpc.enable_http_proxy", 0),
+    ("grpc.dns_ares_query_timeout", 3_000),
     ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.min_reconnect_backoff_ms", 200),
-    ("grpc.max_reconnect_backoff_ms", 2_000),
+    ("grpc.min_reconnect_backoff_ms", 2_000),  # for so long one attempt to connect lasts
+    ("grpc.max_reconnect_backoff_ms", 1_000),
 ]
+
+COME_BACK_S = 0.1
+"""After how many seconds a client joins again that came while too many joined; up to twice as many."""
+
+REACH_S = 3.0
+"""For how many seconds an address is tried, to learn why the server cannot be reached."""
 
 SMALL_ELEMENTS = 32 << 10
 """A payload up to this, of 256 KiB at most, goes through the session's socket."""
 
-_LOST = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+_LOST = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.INTERNAL)
+"""`INTERNAL` is what gRPC says of bytes that are no HTTP/2: the network has changed them."""
 
 
 class GrpcConnection:
@@ -45,7 +64,7 @@ class GrpcConnection:
         self._credentials = credentials
         self._lock = threading.Lock()
         self._calls: set[Any] = set()
-        self._is_closed = False
+        self._closed = threading.Event()
         self._control = self._channel()
         self._session_call: grpc.UnaryStreamMultiCallable[bytes, bytes] = self._control.unary_stream(
             f"/{SERVICE}/Session"
@@ -53,17 +72,29 @@ class GrpcConnection:
         self._report_call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self._control.unary_unary(f"/{SERVICE}/Report")
 
     def session(self, join: Join) -> Iterator[FromServer]:
-        """Join, and yield what the server says until its goodbye; waits for a server that is not there yet."""
-        with self._calling(lambda: self._session_call(encode(join), wait_for_ready=True)) as messages:
-            for message in messages:
-                yield decode_from_server(message)
+        """Join, and yield what the server says until its goodbye. `ConnectionLost` says why it cannot be reached."""
+        has_begun = False
+        while True:
+            try:
+                with self._calling(lambda: self._session_call(encode(join))) as messages:
+                    for message in messages:
+                        has_begun = True
+                        yield decode_from_server(message)
+                    return
+            except _Crowded:
+                self._closed.wait(COME_BACK_S * (1 + random.random()))  # noqa: S311 - so that not all come at once
+            except ConnectionLost as error:
+                why = "" if has_begun or self._closed.is_set() else why_unreachable(self.address)
+                if not why:
+                    raise
+                raise ConnectionLost(f"{self.address} cannot be reached: {why}") from error
 
     def download(self, fetch: Fetch, layout: Layout | None = None) -> Iterator[bytes]:
         """Yield the pieces of an order's payload, which has `layout`, from `fetch.first_piece` on."""
         call: grpc.UnaryStreamMultiCallable[bytes, bytes] = self._channel_for(layout).unary_stream(
             f"/{SERVICE}/Download"
         )
-        with self._calling(lambda: call(encode(fetch), wait_for_ready=True)) as pieces:
+        with self._calling(lambda: call(encode(fetch), wait_for_ready=True, metadata=_proof(fetch.session))) as pieces:
             yield from pieces
 
     def upload(self, offer: Offer, outbox: Outbox) -> Receipt:
@@ -87,7 +118,8 @@ class GrpcConnection:
                 yield piece
 
         try:
-            with self._calling(lambda: call(requests(), wait_for_ready=True)) as replies:
+            proof = _proof(offer.session)
+            with self._calling(lambda: call(requests(), wait_for_ready=True, metadata=proof)) as replies:
                 for data in replies:
                     reply = decode_reply(data)
                     if isinstance(reply, Receipt):
@@ -104,7 +136,8 @@ class GrpcConnection:
 
     def report(self, failure: Failure) -> Receipt:
         """Tell the server that an order could not be done."""
-        with self._calling(lambda: self._report_call.future(encode(failure), wait_for_ready=True)) as reply:
+        data, proof = encode(failure), _proof(failure.session)
+        with self._calling(lambda: self._report_call.future(data, wait_for_ready=True, metadata=proof)) as reply:
             return decode(Receipt, reply.result())
 
     def close(self) -> None:
@@ -113,7 +146,7 @@ class GrpcConnection:
         A channel goes when nothing refers to it: `Channel.close` can wait for ever for a call that was interrupted.
         """
         with self._lock:
-            self._is_closed = True
+            self._closed.set()
             calls = list(self._calls)
         for call in calls:
             call.cancel()
@@ -140,18 +173,33 @@ class GrpcConnection:
     def _calling(self, start: Callable[[], Any]) -> Iterator[Any]:
         """A call that `close` can end; gRPC's errors become ours."""
         with self._lock:
-            if self._is_closed:
+            if self._closed.is_set():
                 raise ConnectionLost(f"the connection to {self.address} is closed")
             call = start()
             self._calls.add(call)
         try:
             yield call
         except (grpc.RpcError, grpc.FutureCancelledError) as error:
-            raise _mapped_error(call, self.address) from error
+            raise self._mapped_error(call) from error
         finally:
             call.cancel()
             with self._lock:
                 self._calls.discard(call)
+
+    def _mapped_error(self, call: Any) -> Exception:
+        for key, value in call.trailing_metadata() or ():
+            if key == REFUSAL_METADATA:
+                refused = decode(Refusal, value)
+                return Refused(refused.kind, refused.message)
+        if call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and call.details() == CROWDED:
+            return _Crowded()
+        if call.code() in _LOST:
+            return ConnectionLost(f"the connection to {self.address} is gone: {call.details()}")
+        return TransportError(f"the server at {self.address} answered with {call.code().name}: {call.details()}")
+
+
+class _Crowded(Exception):
+    """Too many clients join at once."""
 
 
 class _Credit:
@@ -188,11 +236,27 @@ class _Credit:
             self._changed.notify()
 
 
-def _mapped_error(call: Any, address: str) -> TransportError:
-    for key, value in call.trailing_metadata() or ():
-        if key == REFUSAL_METADATA:
-            refused = decode(Refusal, value)
-            return Refused(refused.kind, refused.message)
-    if call.code() in _LOST:
-        return ConnectionLost(f"the connection to {address} is gone: {call.details()}")
-    return TransportError(f"the server at {address} answered with {call.code().name}: {call.details()}")
+def _proof(session: str) -> tuple[tuple[str, bytes]]:
+    return ((SESSION_METADATA, session.encode()),)
+
+
+def why_unreachable(address: str) -> str:
+    """Return why nothing can be reached at `address` (`"host:port"`), or "" if something can now; within seconds."""
+    host, port = split_address(address)
+    reasons = [f"no answer within {REACH_S:g} s"]
+
+    def reach() -> None:
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            _, _, _, _, (name, number, *_) = found[0]
+            socket.create_connection((str(name), int(number)), timeout=REACH_S).close()
+            reasons[0] = ""
+        except (socket.gaierror, UnicodeError) as error:
+            reasons[0] = f"the name {host!r} is not known ({getattr(error, 'strerror', error)})"
+        except OSError as error:
+            reasons[0] = f"{error.strerror or error}".lower()
+
+    reaching = threading.Thread(target=reach, daemon=True)
+    reaching.start()
+    reaching.join(REACH_S)
+    return reasons[0]

@@ -3,27 +3,44 @@
 The calls run on an asyncio loop (`grpc_loop`), so that a thousand idle clients cost a thousand coroutines.
 Whatever may take longer than a moment (checking a piece, committing an answer) runs on a few worker threads, one piece
 at a time for each call, so that a slow client occupies nothing while it is slow.
+
+A stranger costs little: a connection that calls nothing is closed, a call without a session's secret ends before its
+first message is read, and only a few joins are read at a time (`grpc_joins`).
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+import resource
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import wraps
+from typing import Any
 
 import grpc
 import grpc.aio
 
 from flcore_transport.control import decode, encode, encode_from_server
-from flcore_transport.endpoint import Endpoint, Service, Session
-from flcore_transport.errors import AddressUnavailable
-from flcore_transport.grpc_channel import KEEPALIVE_MS, OPTIONS, SERVICE, require_loopback
+from flcore_transport.endpoint import Endpoint, Service, Session, refusal
+from flcore_transport.errors import AddressUnavailable, TransportError
+from flcore_transport.grpc_channel import KEEPALIVE_MS, OPTIONS, SERVICE, SESSION_METADATA, require_loopback
+from flcore_transport.grpc_joins import Joins
 from flcore_transport.grpc_loop import server_loop
 from flcore_transport.grpc_transfers import Transfers
-from flcore_transport.grpc_work import Context, Work
+from flcore_transport.grpc_turns import Turns
+from flcore_transport.grpc_work import Context, Work, abort, read
 from flcore_transport.messages import Failure, FromServer, Goodbye, Join
 from flcore_transport.pieces import PIECE_BODY_BYTES
-from flcore_transport.windows import Windows
+from flcore_transport.windows import Ending, Windows
 
 GRACE_S = 1.0
 DEFAULT_WINDOWS_BYTES = 256 << 20
+
+HANDSHAKE_S = 10
+"""For how many seconds a connection may say nothing that HTTP/2 begins with."""
+
+IDLE_S = 30
+"""For how many seconds a connection may have no call."""
+
+OWN_DESCRIPTORS = 256
+"""How many of the process's descriptors are for other things than connections, at most half of them."""
 
 SERVER_OPTIONS = [
     *OPTIONS,
@@ -31,7 +48,17 @@ SERVER_OPTIONS = [
     ("grpc.so_reuseport", 0),
     ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_MS // 2),
     ("grpc.http2.max_ping_strikes", 0),
+    ("grpc.server_handshake_timeout_ms", HANDSHAKE_S * 1000),
+    ("grpc.max_connection_idle_ms", IDLE_S * 1000),
 ]
+
+Handler = Callable[[Any, Any, Context], Awaitable[None]]
+
+
+def most_connections() -> int:
+    """Return how many connections a server takes: what the limit of descriptors leaves when the process has its own."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 2**31 - 1 if soft == resource.RLIM_INFINITY else max(soft - OWN_DESCRIPTORS, soft // 2)
 
 
 class GrpcServer:
@@ -54,9 +81,9 @@ class GrpcServer:
             require_loopback(host)
         self._endpoint = Endpoint(service)
         self._work = Work()
-        self._transfers = Transfers(
-            self._endpoint, self._work, Windows(windows_bytes // (2 * PIECE_BODY_BYTES))
-        )  # one copy is gRPC's
+        self._turns = Turns(Windows(windows_bytes // (2 * PIECE_BODY_BYTES)))  # one copy is gRPC's
+        self._transfers = Transfers(self._endpoint, self._work, self._turns)
+        self._joins = Joins(self._endpoint)
         self._loop = server_loop()
         self._is_closed = False
         bound = asyncio.run_coroutine_threadsafe(self._start(host, port, credentials), self._loop).result()
@@ -74,14 +101,17 @@ class GrpcServer:
         # Sessions end by themselves after their goodbye; what is still being transferred is cut off.
         asyncio.run_coroutine_threadsafe(self._server.stop(GRACE_S), self._loop).result()
         self._work.close()
+        self._joins.close()
 
     async def _start(self, host: str, port: int, credentials: grpc.ServerCredentials | None) -> int:
-        self._server = grpc.aio.server(options=SERVER_OPTIONS)
+        options = [*SERVER_OPTIONS, ("grpc.max_allowed_incoming_connections", most_connections())]
+        self._server = grpc.aio.server(options=options)
+        # All take a stream of requests, so that they may end before the first is read.
         handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
-            "Session": grpc.unary_stream_rpc_method_handler(self._session),
-            "Download": grpc.unary_stream_rpc_method_handler(self._transfers.download),
-            "Upload": grpc.stream_stream_rpc_method_handler(self._transfers.upload),
-            "Report": grpc.unary_unary_rpc_method_handler(self._report),
+            "Session": grpc.stream_stream_rpc_method_handler(self._session),
+            "Download": grpc.stream_stream_rpc_method_handler(self._proved(self._transfers.download)),
+            "Upload": grpc.stream_stream_rpc_method_handler(self._proved(self._transfers.upload)),
+            "Report": grpc.stream_stream_rpc_method_handler(self._proved(self._report)),
         }
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -95,13 +125,30 @@ class GrpcServer:
         await self._server.start()
         return bound
 
-    async def _session(self, request: bytes, context: Context) -> AsyncIterator[bytes]:
-        join = await self._work.answered(context, decode, Join, request)
-        stream = _Stream(join.client, self._loop, self._transfers)
+    def _proved(self, handler: Callable[[Context], Awaitable[None]]) -> Callable[[Any, Context], Awaitable[None]]:
+        """Return a handler of calls that carry a session's secret; others end at once."""
+
+        @wraps(handler)
+        async def call(_: Any, context: Context) -> None:
+            sent = dict(context.invocation_metadata() or ()).get(SESSION_METADATA, b"")
+            try:
+                self._endpoint.session(sent if isinstance(sent, str) else sent.decode("utf-8", "replace"))
+            except TransportError as error:
+                await abort(context, refusal(error))
+            await handler(context)
+
+        return call
+
+    async def _session(self, _: Any, context: Context) -> AsyncIterator[bytes]:
+        join = await self._joins.read(context)
+        stream = _Stream(join.client, self._loop, self._turns)
         session = await self._joined(context, join, stream)
         try:
             while True:
                 message = await stream.outgoing.get()
+                if message is None:
+                    await abort(context, refusal(Ending.SUPERSEDED.error()))
+                    return
                 yield encode_from_server(message)
                 if isinstance(message, Goodbye):
                     return
@@ -110,7 +157,7 @@ class GrpcServer:
 
     async def _joined(self, context: Context, join: Join, stream: "_Stream") -> Session:
         """Join; if the call is cancelled meanwhile, leave as soon as the join is done."""
-        joining = asyncio.ensure_future(self._work.answered(context, self._endpoint.join, join, stream))
+        joining = asyncio.ensure_future(self._joins.join(context, join, stream))
 
         def leave(done: "asyncio.Future[Session]") -> None:
             if not done.cancelled() and done.exception() is None:
@@ -122,17 +169,17 @@ class GrpcServer:
             joining.add_done_callback(leave)
             raise
 
-    async def _report(self, request: bytes, context: Context) -> bytes:
-        failure = await self._work.answered(context, decode, Failure, request)
-        return encode(await self._work.answered(context, self._endpoint.report, failure))
+    async def _report(self, context: Context) -> None:
+        failure = await self._work.answered(context, decode, Failure, await read(context) or b"")
+        await context.write(encode(await self._work.answered(context, self._endpoint.report, failure)))
 
 
 class _Stream:
     """One client's session stream: the `Link` that the service has to it."""
 
-    def __init__(self, client: str, loop: asyncio.AbstractEventLoop, transfers: Transfers) -> None:
-        self.outgoing: asyncio.Queue[FromServer] = asyncio.Queue()
-        self._client, self._loop, self._transfers = client, loop, transfers
+    def __init__(self, client: str, loop: asyncio.AbstractEventLoop, turns: Turns) -> None:
+        self.outgoing: asyncio.Queue[FromServer | None] = asyncio.Queue()
+        self._client, self._loop, self._turns = client, loop, turns
 
     def send(self, message: FromServer) -> None:
         """Put a message on the stream."""
@@ -140,4 +187,8 @@ class _Stream:
 
     def cut(self, order: int) -> None:
         """End the client's transfers of an order."""
-        self._loop.call_soon_threadsafe(self._transfers.cut, self._client, order)
+        self._loop.call_soon_threadsafe(self._turns.cut, self._client, order)
+
+    def give_up(self) -> None:
+        """End the stream: its client has a newer one."""
+        self._loop.call_soon_threadsafe(self.outgoing.put_nowait, None)

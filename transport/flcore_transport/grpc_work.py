@@ -15,6 +15,7 @@ from flcore_transport.control import encode
 from flcore_transport.endpoint import refusal
 from flcore_transport.errors import TransportError
 from flcore_transport.grpc_channel import REFUSAL_METADATA
+from flcore_transport.messages import Refusal
 
 logger = logging.getLogger(__name__)
 
@@ -24,10 +25,10 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class Work:
-    """The worker threads of one server."""
+    """Worker threads of one server, `threads` of them."""
 
-    def __init__(self) -> None:
-        self._workers = ThreadPoolExecutor((os.cpu_count() or 1) + 1, thread_name_prefix="flcore-pieces")
+    def __init__(self, threads: int = (os.cpu_count() or 1) + 1, name: str = "flcore-pieces") -> None:
+        self._workers = ThreadPoolExecutor(threads, thread_name_prefix=name)
 
     async def answered(self, context: Context, work: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
         """Do `work` on a worker thread and return its result; a `TransportError` of it ends the call."""
@@ -35,12 +36,31 @@ class Work:
         try:
             return await loop.run_in_executor(self._workers, partial(work, *arguments, **named))
         except TransportError as error:
-            refused = refusal(error.with_traceback(None))  # whose frames hold what was refused
-            logger.info("refused a call of %s: %s", context.peer(), refused.message)
-            metadata = ((REFUSAL_METADATA, encode(refused)),)
-            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "refused", trailing_metadata=metadata)
+            await abort(context, refusal(error.with_traceback(None)))  # whose frames hold what was refused
             raise  # not reached: abort has raised
 
     def close(self) -> None:
         """Take no more work."""
         self._workers.shutdown(wait=False)
+
+
+async def abort(context: Context, refused: Refusal) -> None:
+    """End a call with a refusal."""
+    logger.info("refused a call of %s: %s", context.peer(), refused.message)
+    metadata = ((REFUSAL_METADATA, encode(refused)),)
+    await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "refused", trailing_metadata=metadata)
+
+
+async def read(context: Context) -> bytes | None:
+    """Return the next message of a call, or None when its client sends no more.
+
+    It is read from the context: the iterator that gRPC hands out keeps the last message until a garbage collection.
+    """
+    message = await context.read()
+    return None if message is grpc.aio.EOF else message
+
+
+def seen(future: "asyncio.Future[Any]") -> None:
+    """Look at how a future ended that nobody waits for: its call was ended meanwhile, and nothing else is wrong."""
+    if not future.cancelled():
+        future.exception()

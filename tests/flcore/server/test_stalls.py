@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from flcore_transport import ConnectionLost, Fetch, Offer, Order, Outbox, Refused, Welcome, Withdrawal, endpoint
+from flcore_transport import ConnectionLost, Fetch, Offer, Order, Outbox, Refused, Welcome, Withdrawal, windows
 
 from flcore import Arrays, Model, QuorumError, Task, Update
 from flcore.aggregation.budget import Budget
@@ -218,7 +218,7 @@ def done(result: bool) -> "Future[bool]":
 
 
 def test_a_hundred_stalled_updates_stop_nobody(large: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(endpoint, "PATIENCE_S", 0.1)  # they hold all windows, and two give way at a time
+    monkeypatch.setattr(windows, "PATIENCE_S", 0.1)  # they hold all windows, and two give way at a time
     names = [f"stalled-{number}" for number in range(100)]
     large.open(
         clients=[*names, "lively"],
