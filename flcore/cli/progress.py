@@ -10,16 +10,16 @@ from flcore.job.contract import Contract
 from flcore.server.events import (
     Answered,
     Asked,
-    Departed,
     Event,
-    Failed,
     Joined,
     Moved,
     Observer,
     RoundDone,
-    TurnedAway,
 )
 from flcore.server.history import RoundRecord
+
+MOST_METRICS = 8
+"""How many metrics a line shows."""
 
 
 @contextmanager
@@ -76,40 +76,24 @@ class _LiveLine:
         self._progress.update(self._line, advance=advance, **fields)  # type: ignore[arg-type]
 
 
-def log_to(console: Console, contract: Contract) -> Observer:
-    """Return an observer that prints one line for each client that comes, goes or fails, and one for each round."""
-
-    def log(event: Event) -> None:
-        match event:
-            case Joined():
-                console.print(f"{event.client} joined ({event.connected} connected)")
-            case Departed():
-                console.print(f"{event.client} left ({event.connected} connected)")
-            case TurnedAway():
-                console.print(f"turned away: {event.reason}")
-            case Failed():
-                console.print(f"{event.client} failed in {event.task}: {event.reason}")
-            case RoundDone():
-                console.print(_round_line(event.record, contract))
-
-    return log
-
-
 def _rounds_to(console: Console, contract: Contract) -> Observer:
     """Return an observer that prints one line for each round."""
 
     def observe(event: Event) -> None:
         if isinstance(event, RoundDone):
-            console.print(_round_line(event.record, contract), highlight=False, markup=False, soft_wrap=True)
+            console.print(round_line(event.record, contract), highlight=False, markup=False, soft_wrap=True)
 
     return observe
 
 
-def _round_line(record: RoundRecord, contract: Contract) -> str:
+def round_line(record: RoundRecord, contract: Contract) -> str:
+    """Return what a person wants to know of a round, in one line."""
     metrics = {**record.train, **record.validate}
-    shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+    skipped = ", skipped" if record.skipped else ""
+    shown = ", ".join(f"{name} {value:.4g}" for name, value in list(metrics.items())[:MOST_METRICS])
+    shown += f" and {len(metrics) - MOST_METRICS} more" if len(metrics) > MOST_METRICS else ""
     traffic = (record.bytes_sent + record.bytes_received) / 1e6
     return (
         f"round {record.round}/{contract.server.rounds}: {len(record.updates)} of {len(record.sampled)} clients, "
-        f"{shown or 'no metrics'}, {traffic:,.1f} MB, {record.seconds['round']:.2f} s"
+        f"{shown or 'no metrics'}, {traffic:,.1f} MB, {record.seconds['round']:.2f} s{skipped}"
     )

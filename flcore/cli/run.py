@@ -38,6 +38,9 @@ def run(
     out: Annotated[
         Path | None, typer.Option(help="The directory to write to, which is made. (default: runs/NAME)")
     ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Keep an earlier run in that directory as NAME.1, and begin anew.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Run a job on this machine: a server and all its clients, over gRPC on loopback.
@@ -51,7 +54,7 @@ def run(
     is_seen = console.is_terminal or not as_json
     with watching(loaded.contract, console) if is_seen else nullcontext(unobserved) as observe:
         with _writing_to(directory):
-            outcome = run_job(loaded, workers=workers, out=directory, observe=observe)
+            outcome = run_job(loaded, workers=workers, out=directory, fresh=fresh, observe=observe)
         baselines = baselines_of(loaded)
     plot = plot_history(loaded.contract, outcome.history, baselines, directory / "history.png")
     if as_json:

@@ -1,5 +1,6 @@
 """`flcore server`: the server's side of a job on a real machine."""
 
+import logging
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -10,8 +11,8 @@ from rich.console import Console
 
 from flcore.aggregation.budget import Budget
 from flcore.cli.addresses import ways_to_join
+from flcore.cli.log import Log, Logged, log_events
 from flcore.cli.plot import plot_history
-from flcore.cli.progress import log_to
 from flcore.errors import FlcoreError
 from flcore.job.job import Job
 from flcore.job.site import read_site, server_site
@@ -29,6 +30,13 @@ class Plan(StrEnum):
 
     AT_CLOSE = "at-close"
     STREAMING = "streaming"
+
+
+class LogFormat(StrEnum):
+    """How a log is written."""
+
+    TEXT = "text"
+    JSON = "json"
 
 
 def server(
@@ -62,6 +70,12 @@ def server(
     out: Annotated[
         Path | None, typer.Option(help="The directory to write to, which is made. (default: runs/NAME)")
     ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Keep an earlier run in that directory as NAME.1, and begin anew.")
+    ] = False,
+    log_format: Annotated[LogFormat, typer.Option(help="How the log is written: a line of text or of JSON.")] = (
+        LogFormat.TEXT
+    ),
     insecure: Annotated[bool, typer.Option(help="Plaintext, on this machine only.")] = False,
     insecure_remote: Annotated[bool, typer.Option(help="Plaintext, from other machines too.")] = False,
 ) -> None:
@@ -91,18 +105,23 @@ def server(
         for way in ways:
             console.print(f"  {way}")
 
+    log = Log(log_format.value)
+    logging.getLogger().handlers = [Logged(log)]
     outcome = serve(
         loaded,
         listen,
         started=started,
         wait_for=wait_for,
         directory=directory,
-        observe=log_to(console, loaded.contract),
+        fresh=fresh,
+        observe=log_events(log, loaded.contract),
         plan=folding,
         budget=memory,
     )
     plot_history(loaded.contract, outcome.history, None, directory / "history.png")
-    console.print(f"done: {', '.join(sorted(path.name for path in directory.iterdir()))} in {directory}")
+    shown = sorted(path.name for path in directory.iterdir() if path.name != "run.lock")
+    log.say(f"done: {', '.join(shown)} in {directory}", "done", directory=str(directory))
+    log.close()
 
 
 def require_insecure(insecure: bool, insecure_remote: bool) -> None:

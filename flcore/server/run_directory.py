@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
-from flcore.errors import RunExists
+from flcore.errors import JobError, RunExists
 from flcore.server.history import RoundRecord
 
 LOCK, RUN, HISTORY, RESERVE = "run.lock", "run.json", "history.jsonl", ".reserve"
@@ -35,11 +35,20 @@ class RunDirectory:
     """A directory that this process owns, as a context. `fresh` keeps an earlier run beside it, as `NAME.1` and so on.
 
     Raises `RunExists` where another process owns it, or where an earlier run left results and `fresh` is not given; it
-    has changed nothing then. `OSError` where it cannot be made or written to.
+    has changed nothing then. `JobError` where it cannot be made or written to.
     """
 
     def __init__(self, path: Path, *, job: str, fingerprint: str, fresh: bool = False) -> None:
         self.path = path
+        try:
+            self._begin(job, fingerprint, fresh=fresh)
+        except OSError as error:
+            raise JobError(
+                f"expected a directory that can be written to, got {path}: {error.strerror}; choose another one (--out)"
+            ) from error
+
+    def _begin(self, job: str, fingerprint: str, *, fresh: bool) -> None:
+        path = self.path
         self._lock = _acquired(path)
         try:
             if left := self._left():
@@ -54,10 +63,10 @@ class RunDirectory:
             self.id = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(4)}"
             run = {"id": self.id, "job": job, "fingerprint": fingerprint, "started": _time_of(time.time())}
             (path / RUN).write_text(json.dumps(run) + "\n", encoding="utf-8")
+            self._history = os.open(path / HISTORY, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
         except BaseException:
             os.close(self._lock)
             raise
-        self._history = os.open(path / HISTORY, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
 
     def __enter__(self) -> Self:
         return self

@@ -1,7 +1,6 @@
 """`flcore.run`: a job's server and all its clients on this machine."""
 
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import ExitStack, contextmanager
@@ -14,7 +13,6 @@ from flcore.client.client import Client
 from flcore.client.executor import Executor, require_tasks
 from flcore.client.notices import Notices, Tell
 from flcore.client.task import Site
-from flcore.errors import JobError
 from flcore.job.job import Job
 from flcore.model.names import directory_of
 from flcore.process import require_native_threads, require_own_grpc
@@ -34,6 +32,7 @@ def run(
     rounds: int | None = None,
     seed: int | None = None,
     out: str | os.PathLike[str] | None = None,
+    fresh: bool = False,
     observe: Observer = unobserved,
 ) -> Outcome:
     """Run a job with all its clients on this machine, and return its history and its last model.
@@ -41,7 +40,8 @@ def run(
     `job` is a directory with job.toml or the name of a bundled job; `clients`, `rounds` and `seed` replace what its
     contract says. `workers` processes host the clients and talk to the server over gRPC on loopback (one process for
     each client, and at most 8, if None); with 0, threads of this process do, without a socket. Files are written to the
-    directory `out`, if given: history.jsonl, model.safetensors, best.safetensors.
+    directory `out`, if given: history.jsonl, model.safetensors, best.safetensors. One that holds an earlier run is
+    refused (`RunExists`), unless `fresh` says to keep that run beside it, as `NAME.1`.
 
     Raises `FlcoreError`: `JobError` for a job that cannot be run or an `out` that cannot be written to, `QuorumError`
     for a round without enough updates. The traceback of a client's code is logged, once for each place where it fails.
@@ -59,8 +59,6 @@ def run(
     require_native_threads("flcore.run")
     if count:
         require_own_grpc("flcore.run")
-    if directory is not None:
-        _require_writable(directory)
     tell = Notices()
     with ExitStack() as stack:
 
@@ -74,19 +72,9 @@ def run(
             else:
                 stack.enter_context(Workers(loaded, names, count, server.address, federation.rounds.give_up, tell))
 
-        return serve(loaded, listen, started=started, wait_for=len(names), directory=directory, observe=observe)
-
-
-def _require_writable(directory: Path) -> None:
-    """Make a directory, or raise `JobError` if it cannot be written to: before clients train, not after."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=directory):
-            pass
-    except OSError as error:
-        raise JobError(
-            f"expected a directory that can be written to, got {directory}: {error.strerror}; choose another one (out)"
-        ) from error
+        return serve(
+            loaded, listen, started=started, wait_for=len(names), directory=directory, fresh=fresh, observe=observe
+        )
 
 
 @contextmanager

@@ -1,0 +1,172 @@
+"""A server's log: one line for each event, which says when; written by a thread of its own.
+
+Events come from threads that others wait for. So a log that nobody reads stops nothing: its lines are counted and left
+out, until it is read again.
+"""
+
+import json
+import logging
+import os
+import threading
+import time
+from _thread import start_new_thread
+from collections import deque
+from collections.abc import Callable
+from dataclasses import asdict
+
+from flcore.cli.progress import round_line
+from flcore.job.contract import Contract
+from flcore.server.events import (
+    AskingAgain,
+    Departed,
+    Event,
+    Failed,
+    Joined,
+    NoBest,
+    OddMetrics,
+    RoundDone,
+    Skipped,
+    TurnedAway,
+    Waiting,
+)
+from flcore.text import printable
+
+MOST_WAITING = 10_000
+"""Lines that wait for a log that is not read."""
+
+MOST_NAMED = 10
+MAX_LINE = 2_000
+"""Characters of what others said, in one line."""
+
+
+def _to_stderr(data: bytes) -> None:
+    """Write to standard error without Python's buffer, whose lock the end of the process would wait for."""
+    while data:
+        data = data[os.write(2, data) :]
+
+
+class Log:
+    """Writes lines, as text or as JSON (`form`), each with its time; any thread may call."""
+
+    def __init__(self, form: str = "text", write: "Callable[[bytes], object]" = _to_stderr) -> None:
+        self._form, self._write = form, write
+        self._lines: deque[str] = deque()
+        self._changed = threading.Condition()
+        self._dropped, self._is_writing = 0, False
+        start_new_thread(self._write_all, ())
+
+    def say(self, text: str, event: str = "message", **fields: object) -> None:
+        """Write one line: `text`, or in JSON `event` and its fields."""
+        at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        if self._form == "json":
+            told = {"time": at, "event": event, "message": text, **fields}
+            line = json.dumps(told, default=str)
+        else:
+            line = f"{text} [{at}]"
+        with self._changed:
+            if len(self._lines) < MOST_WAITING:
+                self._lines.append(line)
+            else:
+                self._dropped += 1
+            self._changed.notify_all()
+
+    def close(self, timeout_s: float = 1.0) -> None:
+        """Return when everything is written, or after a while."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._lines and not self._is_writing, timeout_s)
+
+    def _write_all(self) -> None:
+        while True:
+            with self._changed:
+                self._is_writing = False
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: self._lines)
+                line, dropped = self._lines.popleft(), 0
+                self._is_writing = True
+                if not self._lines:
+                    dropped, self._dropped = self._dropped, 0
+            if dropped:
+                line += f"\n{dropped} lines were left out: nobody read the log"
+            try:
+                self._write((line + "\n").encode("utf-8", "backslashreplace"))
+            except OSError:  # the log is gone; the job goes on
+                return
+
+
+class Logged(logging.Handler):
+    """Writes what libraries log to a server's log."""
+
+    def __init__(self, log: Log) -> None:
+        super().__init__()
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one record, a traceback included, in one line."""
+        self._log.say(printable(self.format(record), MAX_LINE), "log", level=record.levelname, logger=record.name)
+
+
+def log_events(log: Log, contract: Contract) -> Callable[[Event], None]:
+    """Return an observer that writes what a person may care about."""
+
+    def observe(event: Event) -> None:
+        text = _said(event, contract)
+        if text is not None:
+            fields = {"record": asdict(event.record)} if isinstance(event, RoundDone) else asdict(event)
+            log.say(text, _name_of(event), **fields)
+
+    return observe
+
+
+def _name_of(event: Event) -> str:
+    """Return an event's name in JSON.
+
+    >>> _name_of(Joined("a", 1))
+    'joined'
+    """
+    name = type(event).__name__
+    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name).lstrip("_")
+
+
+def _said(event: Event, contract: Contract) -> str | None:
+    match event:
+        case Joined():
+            return f"{event.client} joined ({event.connected} connected)"
+        case Departed():
+            return f"{event.client} left ({event.connected} connected)"
+        case TurnedAway():
+            return f"turned away: {printable(event.reason, MAX_LINE)}"
+        case Failed():
+            return f"{event.client} failed in {event.task}: {printable(event.reason, MAX_LINE)}"
+        case OddMetrics():
+            odd = "; ".join(f"{name}: {why}" for name, why in list(event.metrics.items())[:MOST_NAMED])
+            return f"{event.client}: its {event.task} counts without metrics that are none: {printable(odd, MAX_LINE)}"
+        case RoundDone():
+            return round_line(event.record, contract)
+        case Waiting() | AskingAgain() | Skipped() | NoBest():
+            return _trouble(event)
+        case _:
+            return None
+
+
+def _trouble(event: Waiting | AskingAgain | Skipped | NoBest) -> str:
+    match event:
+        case Waiting():
+            return (
+                f"waiting for clients: {event.connected} of {event.needed} are connected; "
+                f"waiting for {event.timeout_s:g} s at most; not there: {_names(event.missing)}"
+            )
+        case AskingAgain():
+            return (
+                f"round {event.round}: {event.task} has {event.answers} of {event.quorum} answers that it needs; "
+                f"asking {_names(event.missing)} again in {event.pause_s:g} s, attempt {event.attempt} of {event.attempts}"
+            )
+        case Skipped():
+            return f"round {event.round} is skipped, the model stays as it is: {event.reason}"
+        case NoBest():
+            reported = _names(event.reported) or "none"
+            return f"no best model in this round: no client reported {event.metric!r}; reported: {reported}"
+
+
+def _names(names: tuple[str, ...]) -> str:
+    shown = [printable(name, 64) for name in names[:MOST_NAMED]]
+    return ", ".join([*shown, f"{len(names) - len(shown)} more"] if len(names) > len(shown) else shown)
