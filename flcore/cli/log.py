@@ -52,7 +52,7 @@ class Log:
         self._form, self._write = form, write
         self._lines: deque[str] = deque()
         self._changed = threading.Condition()
-        self._dropped, self._is_writing = 0, False
+        self._dropped, self._is_writing, self._is_gone = 0, False, False
         start_new_thread(self._write_all, ())
 
     def say(self, text: str, event: str = "message", **fields: object) -> None:
@@ -64,6 +64,8 @@ class Log:
         else:
             line = f"{text} [{at}]"
         with self._changed:
+            if self._is_gone:
+                return
             if len(self._lines) < MOST_WAITING:
                 self._lines.append(line)
             else:
@@ -89,7 +91,11 @@ class Log:
                 line += f"\n{dropped} lines were left out: nobody read the log"
             try:
                 self._write((line + "\n").encode("utf-8", "backslashreplace"))
-            except OSError:  # the log is gone; the job goes on
+            except OSError:  # the log is gone; the job goes on without
+                with self._changed:
+                    self._is_gone = True
+                    self._lines.clear()
+                    self._is_writing = False
                 return
 
 
@@ -156,9 +162,10 @@ def _trouble(event: Waiting | AskingAgain | Skipped | NoBest) -> str:
                 f"waiting for {event.timeout_s:g} s at most; not there: {_names(event.missing)}"
             )
         case AskingAgain():
+            attempt = f"attempt {event.attempt} of {event.attempts}"
             return (
                 f"round {event.round}: {event.task} has {event.answers} of {event.quorum} answers that it needs; "
-                f"asking {_names(event.missing)} again in {event.pause_s:g} s, attempt {event.attempt} of {event.attempts}"
+                f"asking {_names(event.missing)} again in {event.pause_s:g} s, {attempt}"
             )
         case Skipped():
             return f"round {event.round} is skipped, the model stays as it is: {event.reason}"

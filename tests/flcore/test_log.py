@@ -126,7 +126,12 @@ def test_a_log_that_is_closed_stops_nobody() -> None:
 def test_lines_of_many_threads_do_not_mix(form: str) -> None:
     data: list[bytes] = []
     log = Log(form, data.append)
-    threads = [threading.Thread(target=lambda: [log.say("x" * 100) for _ in range(100)]) for _ in range(8)]
+
+    def talk() -> None:
+        for _ in range(100):
+            log.say("x" * 100)
+
+    threads = [threading.Thread(target=talk) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -148,5 +148,5 @@ def test_room_for_the_next_model_is_taken_before_updates_can_take_it(
 def test_a_place_that_is_no_directory_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     for place in (tmp_path / "file", tmp_path / "file" / "run"):
-        with pytest.raises(JobError, match="expected a directory that can be written to, got .*; choose another one"):
+        with pytest.raises(JobError, match=r"expected a directory that can be written to, got .*; choose another one"):
             opened(place)
