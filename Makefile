@@ -13,7 +13,7 @@ help:  ## Show the verbs.
 install: $(VENV)/.dev  ## Set up .venv with everything that development needs.
 
 demo: $(VENV)/.demo  ## Train a digit classifier over six hospitals, and show what came out.
-	$(BIN)/flcore run digits
+	$(BIN)/flcore run digits --fresh
 
 check: $(VENV)/.dev  ## Lint, formatting, types.
 	$(BIN)/ruff check .
