@@ -3,7 +3,7 @@
 import os
 import shutil
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import count
 from pathlib import Path
 
@@ -17,11 +17,12 @@ from flcore.model.writer import ShardWriter
 class TemporaryModels:
     """Makes models in files of a directory; the files of each go when it is let go, and all with this object.
 
-    Who wants one to stay gives it another name (`publish`), which takes no second copy.
+    Who wants one to stay gives it another name (`publish`), which takes no second copy. `make_room` is called before a
+    model is begun: what was reserved for it can be given back.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    def __init__(self, directory: Path, make_room: Callable[[], None] = lambda: None) -> None:
+        self._directory, self._make_room = directory, make_room
         self._numbers = count(1)
         shutil.rmtree(directory, ignore_errors=True)  # what a server that was killed left behind
         self.close = weakref.finalize(self, shutil.rmtree, directory, ignore_errors=True)
@@ -29,6 +30,7 @@ class TemporaryModels:
 
     def __call__(self, spec: ModelSpec) -> "TemporaryWriter":
         """Begin a new model."""
+        self._make_room()
         return TemporaryWriter(spec, self._directory / str(next(self._numbers)))
 
 

@@ -18,6 +18,9 @@ from flcore.server.task_round import RoundRules
 SPILL_AFTER_S = 2.0
 """How long an update keeps its memory while nothing comes, or waits for some while nobody lets go."""
 
+MOST_ALIKE = 3
+"""After so many failures in a row for one reason of its own, a client is not asked again for the same task."""
+
 MOST_PAUSE_S = 30.0
 """Pauses before a task is asked again double from a second up to this."""
 
@@ -35,19 +38,22 @@ class Asked:
     record: RoundRecord
     answers: dict[str, Participation] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
-    hopeless: set[str] = field(default_factory=set)
+    alike: dict[str, int] = field(default_factory=dict)
     skipped: str = ""
 
     @property
     def missing(self) -> list[str]:
-        """The clients that have not answered, and may still: not those that failed twice for one reason of theirs."""
-        return [client for client in self.messages if client not in self.answers and client not in self.hopeless]
+        """The clients that have not answered, and may still: not those that fail for the same reason every time."""
+        hopeless = {client for client, times in self.alike.items() if times >= MOST_ALIKE}
+        return [client for client in self.messages if client not in self.answers and client not in hopeless]
 
     def take(self, closed: OpenRound) -> None:
         """Take what came of one attempt."""
         state, record = closed.state, self.record
         self.answers |= closed.answers
-        self.hopeless |= {each for each in state.at_fault if self.failed.get(each) == state.failed[each]}
+        for client, why in state.failed.items():
+            is_alike = client in state.at_fault and self.failed.get(client) == why
+            self.alike[client] = self.alike.get(client, 1) + 1 if is_alike else 1
         self.failed = {
             client: why for client, why in (self.failed | state.failed).items() if client not in self.answers
         }

@@ -75,10 +75,13 @@ class RunDirectory:
         self.close()
 
     def close(self) -> None:
-        """Give the directory up. What the run left stays."""
+        """Give the directory up. Results stay; where there are none, nothing does but the lock's file."""
         self.release()
         os.close(self._history)
-        os.close(self._lock)  # the file stays: who removed it could take it from the next owner
+        if not self._left():
+            for name in (HISTORY, RUN):
+                (self.path / name).unlink(missing_ok=True)
+        os.close(self._lock)  # the file stays: removing it could take it from the next owner
 
     def append(self, record: RoundRecord) -> None:
         """Append a round to the history; a line that the disk does not take whole leaves no trace."""

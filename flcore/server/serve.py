@@ -69,7 +69,7 @@ def serve(
             run = stack.enter_context(
                 RunDirectory(directory, job=job.contract.name, fingerprint=job.contract.fingerprint, fresh=fresh)
             )
-        storage = stack.enter_context(_storage(plan, budget, directory))
+        storage = stack.enter_context(_storage(plan, budget, run))
         source = job.initial_model()
         if directory is not None:
             budget.require(plan, source.spec, job.contract.server.accumulate)
@@ -99,13 +99,14 @@ def serve(
 
 
 @contextmanager
-def _storage(plan: str, budget: Budget, directory: Path | None) -> Iterator[Storage]:
+def _storage(plan: str, budget: Budget, run: RunDirectory | None) -> Iterator[Storage]:
     """Say where payloads are: staged within the budget, models on disk if the plan keeps them there."""
     chunks = chunks_within(budget.working_bytes)
-    if directory is None:
+    if run is None:
         yield Storage(plan, Staging(budget.staging_bytes), ReusedModels(), chunks)
         return
-    staging, models = Staging(budget.staging_bytes, directory / ".staging"), TemporaryModels(directory / ".models")
+    staging = Staging(budget.staging_bytes, run.path / ".staging")
+    models = TemporaryModels(run.path / ".models", run.release)
     try:
         yield Storage(plan, staging, models if plan == "at-close" else ReusedModels(), chunks)
     finally:

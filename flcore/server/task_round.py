@@ -90,7 +90,7 @@ class TaskRound:
     """The state of one task asked of `clients`, known by its `number`; rounds are numbered in the order they open.
 
     `failed` has the reason of each client that will not answer; `at_fault` are those that failed by what they said or
-    sent, and not by the network or the server.
+    sent, or did not send in all their time, and not by the network or the server.
 
     >>> round_ = TaskRound(7, ["a", "b"], RoundRules(deadline_s=60.0), now=0.0)
     >>> upload = object()
@@ -268,6 +268,8 @@ class TaskRound:
         if now >= self._deadline:
             self._deadline = NEVER  # answers that are being committed are waited for
             for client in [client for client in self._pending if client not in self._committing]:
+                if self._could_go_on(self._pending[client]):
+                    self.at_fault.add(client)
                 self._fail(client, f"it did not answer within the deadline of {self.rules.deadline_s:g} s")
         self._close_if_done(now)
 
@@ -310,6 +312,12 @@ class TaskRound:
         timeout_s = self.rules.stall_timeout_s
         reading = NEVER if asked.reading_since is None else asked.reading_since + timeout_s
         return reading if asked.uploading is None else min(reading, asked.uploading.fails_at(timeout_s))
+
+    @staticmethod
+    def _could_go_on(asked: _Asked) -> bool:
+        """Whether nothing but a client itself keeps it from answering."""
+        waits = asked.uploading is not None and asked.uploading.phase in (Phase.QUEUED, Phase.WAITING)
+        return asked.lost_at is None and not waits
 
     def _held(self, client: str, upload: Any) -> Uploading | None:
         asked = self._pending.get(client)

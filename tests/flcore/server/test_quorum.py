@@ -25,6 +25,15 @@ def events(stage: Stage, kind: type[Any]) -> list[Any]:
     return [event for event in stage.events if isinstance(event, kind)]
 
 
+def test_a_client_that_is_there_and_silent_is_not_waited_for_for_ever(stage: Stage) -> None:
+    stage.open(wait_for=2, quorum=2, clients=2, on_quorum_failure="retry", deadline_s=0.3)
+    stage.join("client-1")
+    stage.client("client-2", adding(1.0))
+    with pytest.raises(QuorumError, match=r"client-1: it did not answer within the deadline of 0\.3 s"):
+        stage.result()
+    assert [event.attempt for event in events(stage, AskingAgain)] == [1, 2]
+
+
 def test_those_who_are_missing_are_asked_again_with_the_same_seed_and_the_others_are_not(stage: Stage) -> None:
     seeds: dict[str, list[int]] = {"client-1": [], "client-2": []}
 
@@ -48,7 +57,7 @@ def test_those_who_are_missing_are_asked_again_with_the_same_seed_and_the_others
     ]
 
 
-def test_code_that_fails_twice_for_one_reason_is_not_asked_a_third_time(stage: Stage) -> None:
+def test_code_that_fails_three_times_for_one_reason_is_not_asked_again(stage: Stage) -> None:
     calls: list[str] = []
 
     def broken(model: Arrays, task: Task) -> Update:
@@ -60,7 +69,7 @@ def test_code_that_fails_twice_for_one_reason_is_not_asked_a_third_time(stage: S
     stage.client("client-2", adding(1.0))
     with pytest.raises(QuorumError, match=r"1 of 2 answers are in, quorum 2: client-1: .*no column 'age'"):
         stage.result()
-    assert calls == ["client-1"] * 2
+    assert calls == ["client-1"] * 3
     with pytest.raises(JobFailed, match=r"^the job failed: task 'train': 1 of 2 answers are in, quorum 2$"):
         goodbye.result(20)
 

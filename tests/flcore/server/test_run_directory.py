@@ -79,7 +79,7 @@ def test_a_run_that_left_no_result_is_no_run(tmp_path: Path) -> None:
     for _ in range(2):
         with opened(tmp_path / "run") as directory:
             (directory.path / ".models").mkdir()
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [".models", HISTORY, "run.json", "run.lock"]
+        assert sorted(path.name for path in directory.path.iterdir()) == [".models", "run.lock"]
 
 
 def test_every_run_has_an_id_of_its_own(tmp_path: Path) -> None:
