@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from flcore_transport import PieceRange
 
 from flcore.aggregation.combiner import Batch, Combiner
-from flcore.aggregation.contributions import ArrayContribution, wholes
+from flcore.aggregation.contributions import ArrayContribution
 from flcore.errors import AggregationError
 
 HEADROOM = 16
@@ -23,9 +24,8 @@ Tensors = list[npt.NDArray[Any]]
 class Averaged:
     """The mean of one float32 segment so far, and memory for the next one: 8 bytes per element."""
 
-    def __init__(self, combiner: Combiner, segment: int) -> None:
-        self._combiner = combiner
-        (self._whole,) = wholes(combiner.spec, [segment])
+    def __init__(self, combiner: Combiner, whole: PieceRange) -> None:
+        self._combiner, self.piece = combiner, whole
         self._mean: Tensors | None = None
         self._spare: Tensors | None = None
         self._next: float | None = None
@@ -33,25 +33,23 @@ class Averaged:
 
     def prepare(self, contributions: Sequence[ArrayContribution]) -> None:
         """Write the next mean. Raises an `UpdateError` for a contribution that may not be admitted."""
-        by, index = [self._combiner.coefficient(each.weight) for each in contributions], self._whole.segment
-        weight = math.fsum([self._weight, *by])
-        self._next = None
+        by, index = self._combiner.coefficients(contributions), self.piece.segment
+        weight, self._next = math.fsum([self._weight, *by]), None
         if weight == 0:
             self._combiner.admit(contributions, [index])
             return
         spans = self._combiner.spec.segments[index].spans
         self._spare = self._spare or [np.empty(span.tensor.shape, np.float32) for span in spans]
-        parts, everything = [each.buffers[index] for each in contributions], list(contributions)
+        batch = Batch(self.piece, contributions, [each.buffers[index] for each in contributions], by)
         if self._mean is not None:
             so_far = ArrayContribution("the mean so far", self._weight, self._combiner.spec, [])
-            everything, parts, by = [so_far, *everything], [self._mean, *parts], [self._weight, *by]
-        scale = math.frexp(max(by))[1]
-        batch = Batch(self._whole, everything, parts, by)
+            batch = Batch(self.piece, [so_far, *contributions], [self._mean, *batch.parts], [self._weight, *by])
+        scale = math.frexp(max(batch.by))[1]
         try:  # on a scale on which what may not be admitted overflows, and most of what may be does not
-            self._combiner.average(batch, self._spare, None, scale - HEADROOM)
+            self._combiner.average(batch, self._spare, scale - HEADROOM)
         except AggregationError:
             self._combiner.admit(contributions, [index])  # raises for the one that is to blame, if one is
-            self._combiner.average(batch, self._spare, None, scale)
+            self._combiner.average(batch, self._spare, scale)
         self._next = weight
 
     def commit(self) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from flcore.aggregation.contributions import Buffers
+from flcore.aggregation.contributions import ArrayContribution, Buffers
 from flcore.aggregation.gather import address_of
 from flcore.model.arrays import AnyArrays, given
 from flcore.model.spec import ModelSpec
@@ -25,10 +25,10 @@ class Likeness:
         """Whether no update was seen yet."""
         return self._kinds is None
 
-    def see(self, buffers: Buffers, kinds: AnyArrays) -> None:
+    def see(self, update: ArrayContribution) -> None:
         """Take note of what kinds of arrays an update has, if it is the first one, and of which of them are one."""
-        self._kinds = kinds if self._kinds is None else self._kinds
-        self.untie(buffers)
+        self._kinds = update.kinds if self._kinds is None else self._kinds
+        self.untie(update.buffers)
 
     def untie(self, buffers: Buffers) -> None:
         """Keep tied only what these buffers tie too."""

@@ -15,6 +15,7 @@ from flcore_transport import Buffer, PieceRange, piece_elements
 from flcore import Model, ModelSpec, StagingError
 from flcore.aggregation.combiner import Combiner
 from flcore.aggregation.kept import OnDisk
+from flcore.aggregation.limits import Settings
 from flcore.aggregation.rules import rule_named
 from flcore.aggregation.staging import Staging
 from flcore.aggregation.update import StagedUpdate
@@ -31,7 +32,7 @@ FORM = Form.plain(SPEC)
 
 
 def update(staging: Staging, client: str = "a") -> StagedUpdate:
-    return StagedUpdate(FORM, Combiner(SPEC, rule_named("mean"), "exact", backend()), staging, client, 1.0)
+    return StagedUpdate(FORM, Combiner(SPEC, Settings(rule_named("mean"), "exact", backend())), staging, client, 1.0)
 
 
 def fill(staged: StagedUpdate, pieces: slice = slice(None)) -> None:
