@@ -135,15 +135,15 @@ class _Aggregation:
         self._bases = [] if base is None else [gather.buffers(base, "base")]
         self._values = dict(out) if out is not None else allocated_alike(spec, example, device)
         self._targets = gather.targets(out) if out is not None else gather.buffers(self._values, "")
-        for bases in self._bases:
-            self._combiner = Combiner(spec, settings, Known(spec, bases, device, are_deltas=True))
+        if self._bases:
+            self._combiner = Combiner(spec, settings, Known(spec, self._bases[0], device, are_deltas=True))
         self._totals: Totals | None = None
 
     def at_once(self, updates: Sequence[Any]) -> dict[str, Any]:
         """Combine a sequence."""
-        updates = self._read(updates, 0)
-        is_in_place = self._is_in_place([each.buffers for each in updates])
-        combine_arrays(self._combiner, updates, self._targets, is_in_place=is_in_place)
+        contributions = self._read(updates, 0)
+        is_in_place = self._is_in_place([each.buffers for each in contributions])
+        combine_arrays(self._combiner, contributions, self._targets, is_in_place=is_in_place)
         return self._result()
 
     def with_totals(self) -> "_Aggregation":

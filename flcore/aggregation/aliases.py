@@ -17,30 +17,29 @@ def require_apart(spec: ModelSpec, targets: Buffers, sources: Sequence[Buffers])
     Raises `TensorMismatch` where the array of a tensor in `out` overlaps that of another one there, or any that is read
     but the array of the same tensor, which is read before it is written.
     """
-    outs, number = _places([targets]), sum(map(len, targets))
-    places = np.concatenate([outs, _places(sources)])
+    names = [span.tensor.name for segment in spec.segments for span in segment.spans]
+    outs, places = _places([targets]), _places(sources)
     order = np.argsort(outs[:, 0], kind="stable")
-    starts, ends = outs[order, 0], np.maximum.accumulate(outs[order, 1])
-    low = np.searchsorted(ends, places[:, 0], "right")  # the first target that ends behind where a place begins
+    starts, ends = outs[order].T
+    clashes = np.flatnonzero(starts[1:] < ends[:-1])
+    if clashes.size:
+        raise _overlapping("another array of out", names[order[clashes[0] + 1]])
+    low = np.searchsorted(ends, places[:, 0], "right")  # the first target that ends behind where an array begins
     high = np.searchsorted(starts, places[:, 1], "left")
-    is_in_place = False
-    for index in np.flatnonzero(low < high).tolist():
-        tensor = index % number
-        for target in order[low[index] : high[index]].tolist():
-            if outs[target, 1] <= places[index, 0] or index == target:
-                continue
-            if index < number or tensor != target or not (outs[target] == places[index]).all():
-                names = [span.tensor.name for segment in spec.segments for span in segment.spans]
-                where = (
-                    "another array of out" if index < number else f"tensor {names[tensor]!r} in an update or the base"
-                )
-                raise TensorMismatch(
-                    f"out: its memory overlaps that of {where}; expected the array of the same tensor in an update, or "
-                    "memory of its own (np.empty_like)",
-                    tensor=names[target],
-                )
-            is_in_place = True
-    return is_in_place
+    nearest, tensors = order[np.minimum(low, order.size - 1)], np.arange(len(places)) % len(names)
+    is_same = (high == low + 1) & (nearest == tensors) & (outs[nearest] == places).all(axis=1)
+    odd = np.flatnonzero((low < high) & ~is_same)
+    if odd.size:
+        raise _overlapping(f"tensor {names[tensors[odd[0]]]!r} in an update or the base", names[nearest[odd[0]]])
+    return bool(is_same.any())
+
+
+def _overlapping(what: str, tensor: str) -> TensorMismatch:
+    return TensorMismatch(
+        f"out: its memory overlaps that of {what}; expected the array of the same tensor in an update, or memory of its "
+        "own (np.empty_like)",
+        tensor=tensor,
+    )
 
 
 def _places(models: Sequence[Buffers]) -> "np.ndarray[tuple[int, int], np.dtype[np.int64]]":

@@ -171,11 +171,10 @@ def _adding_differences(names: Sequence[str], weights: Sequence[float], scale: f
 
     def combine(columns: Sequence[npt.NDArray[Any]], weights: Sequence[float]) -> npt.NDArray[np.float64]:
         base = columns[-1].astype(np.float64)
-        total = np.zeros_like(base)
+        total, difference = np.zeros_like(base), np.empty_like(base)  # new memory for each would take longer than sums
         with np.errstate(over="ignore", invalid="ignore"):
             for weight, column in zip(weights[:-1], columns[:-1], strict=True):
-                difference = column.astype(np.float64)
-                difference -= base
+                np.subtract(column, base, out=difference, dtype=np.float64)
                 difference *= weight
                 total += difference
             total *= scale

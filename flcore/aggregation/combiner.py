@@ -314,5 +314,4 @@ class Combiner:
 
     def _blamed(self, batch: Batch) -> AbstractContextManager[None]:
         """Have what the kernels refuse name the client and the tensor."""
-        clients = [each.client for each in batch.contributions]
-        return blamed(self.spec.segments[batch.piece.segment], clients, batch.piece.first)
+        return blamed(self.spec.segments[batch.piece.segment], batch.contributions, batch.piece.first)

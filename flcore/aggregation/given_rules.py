@@ -22,8 +22,7 @@ def combined(
     rule: Columns, segment: SegmentSpec, piece: PieceRange, columns: Sequence[Values], weights: Sequence[float]
 ) -> npt.NDArray[np.float64]:
     """Return what a rule makes of a range, with zeros in the gaps between tensors, which it does not see."""
-    filled = _filled(segment, piece)
-    elements = _elements(filled, columns)
+    filled, elements = _elements(segment, piece, columns)
     with _named(rule, "combine"):
         made = np.asarray(rule.combine(elements, weights))
         if made.dtype.kind == "c":
@@ -33,12 +32,10 @@ def combined(
         raise AggregationError(
             f"rule {rule.name!r}: expected an array of {elements[0].size} elements, got one of shape {values.shape}"
         )
-    if values.size == piece.count:
+    if filled is None:
         return values
-    spread, position = np.zeros(piece.count), 0
-    for each in filled:
-        before, position = position, position + each.stop - each.start
-        spread[each] = values[before:position]
+    spread = np.zeros(piece.count)
+    spread[filled] = values
     return spread
 
 
@@ -46,7 +43,7 @@ def measured(
     rule: Geometry, segment: SegmentSpec, piece: PieceRange, columns: Sequence[Values], before: Figures | None
 ) -> Figures:
     """Return a rule's figures of a range, added to those of the ranges before."""
-    elements = _elements(_filled(segment, piece), columns)
+    elements = _elements(segment, piece, columns)[1]
     with _named(rule, "measure"):
         figures = np.array(rule.measure(elements), np.float64)
     if before is not None and figures.shape != before.shape:
@@ -76,22 +73,19 @@ def coefficients_of(rule: Geometry, figures: Figures | None, weights: Sequence[f
     return kept, left if left >= 1e-9 else 0.0
 
 
-def _filled(segment: SegmentSpec, piece: PieceRange) -> list[slice]:
-    """Return where a range has elements of tensors, and no gap."""
-    gaps = segment.gaps(piece.first, piece.first + piece.count) - piece.first
-    borders = [0, *gaps.tolist(), piece.count]
-    return [slice(*run) for run in zip(borders[::2], borders[1::2], strict=True) if run[0] < run[1]]
-
-
-def _elements(filled: Sequence[slice], columns: Sequence[Values]) -> list[Values]:
-    """Return the elements of tensors in a range, read-only."""
-    found = [
-        column[filled[0]] if len(filled) == 1 else np.concatenate([column[each] for each in filled])
-        for column in columns
-    ]
-    for each in found:
+def _elements(
+    segment: SegmentSpec, piece: PieceRange, columns: Sequence[Values]
+) -> tuple[npt.NDArray[np.bool_] | None, list[Values]]:
+    """Return where a range has elements of tensors (None: everywhere), and these, read-only."""
+    gaps, filled = segment.gaps(piece.first, piece.first + piece.count), None
+    if gaps.size:
+        filled = np.ones(piece.count, np.bool_)
+        for begin, end in (gaps - piece.first).reshape(-1, 2).tolist():
+            filled[begin:end] = False
+    elements = [column.view() if filled is None else column[filled] for column in columns]
+    for each in elements:
         each.flags.writeable = False
-    return found
+    return filled, elements
 
 
 @contextmanager

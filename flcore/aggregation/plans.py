@@ -121,9 +121,7 @@ class Streaming:
 
     def finish(self, lost: dict[str, str]) -> GlobalModel:
         """Wait for the last fold, and divide."""
-        sums, self._sums = self._sums, _Sums()  # an interrupt leaves nothing for the next round
-        for fold in sums.folds:
-            fold.wait()  # all of them, whichever fails
+        sums = self._ended()
         for fold in sums.folds:
             fold.result()
         lost |= sums.lost
@@ -137,9 +135,14 @@ class Streaming:
 
     def discard(self) -> None:
         """Let the folds end, and forget what they have added up."""
-        sums, self._sums = self._sums, _Sums()
+        self._ended()
+
+    def _ended(self) -> _Sums:
+        """Begin anew, and return the last round's sums, once nothing is folded into them any more."""
+        sums, self._sums = self._sums, _Sums()  # first, so that an interrupt leaves nothing for the next round
         for fold in sums.folds:
-            fold.wait()
+            fold.wait()  # all of them, whichever fails
+        return sums
 
     def _fold_waiting(self, sums: _Sums) -> None:
         with self._lock:

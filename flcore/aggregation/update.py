@@ -13,7 +13,6 @@ from flcore_kernels import Quantized, storage_dtype
 from flcore_transport import WIRE_DTYPES, Buffer, PieceRange, body_bytes
 
 from flcore.aggregation.combiner import Combiner
-from flcore.aggregation.gaps import check_gaps
 from flcore.aggregation.kept import InMemory, Kept, OnDisk
 from flcore.aggregation.staging import Staging
 from flcore.errors import SpecError, StagingError, TensorMismatch
@@ -21,7 +20,9 @@ from flcore.model.arrays import AnyArrays, as_array, flattened
 from flcore.model.dtypes import DTYPES
 from flcore.model.form import Form
 from flcore.model.narrow import Part, part_of
-from flcore.model.spec import ModelSpec
+from flcore.model.spec import ModelSpec, SegmentSpec
+
+MANY_GAPS = 32
 
 
 class StagedUpdate:
@@ -82,13 +83,10 @@ class StagedUpdate:
         segment = self._form.spec.segments[piece.segment]
         part = part_of(piece.dtype, piece.count, body)
         self._limits.check(piece, part, self._coefficient, self.client)
-        check_gaps(segment, piece.first, part, client=self.client)
+        _check_gaps(segment, piece.first, part, self.client)
         self._enter(body_bytes(piece.dtype, piece.count))
         with self._lock:
-            try:
-                self._required().adopt(piece, body)
-            except OSError as error:
-                raise self._refused_by_disk(error) from error
+            self._place_of(piece).adopt(piece, body)
             self._adopted += 1
 
     def write_all(self, arrays: AnyArrays) -> None:
@@ -160,10 +158,7 @@ class StagedUpdate:
             return
         with self._lock:
             if isinstance(self._kept, InMemory):
-                try:
-                    self._leaving, self._kept = self._kept, OnDisk(self._staging.folder(), self._form.layout)
-                except OSError as error:
-                    raise self._refused_by_disk(error) from error
+                self._leaving, self._kept = self._kept, OnDisk(self._staging, self._form.layout, self.client)
         while self._spill_one():
             pass
 
@@ -172,18 +167,15 @@ class StagedUpdate:
         with self._lock:
             if self._leaving is None or self._kept is None:
                 return False
-            piece = self._leaving.next()
-            if piece is None:
+            chunk = self._leaving.first()
+            if chunk is None:
                 self._leaving = None
                 self._leave(self._held)
                 self._release()
                 return False
-            try:
-                self._kept.adopt(piece, self._leaving.body(piece))
-            except OSError as error:
-                raise self._refused_by_disk(error) from error
-            self._leaving.release(piece)
-            self._leave(body_bytes(piece.dtype, piece.count))
+            self._kept.adopt(*chunk)
+            self._leaving.release(chunk[0])
+            self._leave(body_bytes(chunk[0].dtype, chunk[0].count))
             return True
 
     def drain(self) -> None:
@@ -194,26 +186,23 @@ class StagedUpdate:
     def read(self, piece: PieceRange) -> Part:
         """Return a range of a chunk as the kernels take it. Raises `StagingError` where it cannot be read back."""
         chunk, row = self._form.piece_at(piece.segment, piece.first), WIRE_DTYPES[piece.dtype]
-        offset, begin = piece.first - chunk.first, row.elements_at(chunk.count)
+        offset, elements_at = piece.first - chunk.first, row.elements_at(chunk.count)
         with self._lock:
             place = self._place_of(chunk)
-        try:
-            first = begin + offset * row.itemsize
-            elements = np.frombuffer(
-                place.read(chunk, first, first + piece.count * row.itemsize), storage_dtype(piece.dtype)
-            )
-            if not row.block:
-                return elements
-            first = offset // row.block * 4
-            scales = place.read(chunk, first, first + -(-piece.count // row.block) * 4)
-        except OSError as error:
-            raise self._refused_by_disk(error) from error
+        first = elements_at + offset * row.itemsize
+        codes = place.read(chunk, first, first + piece.count * row.itemsize)
+        elements = np.frombuffer(codes, storage_dtype(piece.dtype))
+        if not row.block:
+            return elements
+        first = offset // row.block * 4
+        scales = place.read(chunk, first, first + -(-piece.count // row.block) * 4)
         return Quantized(elements, np.frombuffer(scales, np.float32))
 
     def release(self, piece: PieceRange) -> None:
         """Let a chunk go that is not read any more, and the room that it takes in memory."""
         with self._lock:
-            if self._place_of(piece).release(piece):
+            place = self._place_of(piece)
+            if isinstance(place, InMemory) and place.release(piece):
                 self._leave(body_bytes(piece.dtype, piece.count))
 
     def drop(self) -> None:
@@ -234,9 +223,9 @@ class StagedUpdate:
             self._claimed = self._form.nbytes if in_memory else 0
             try:
                 if not self._is_dropped:
-                    self._kept = InMemory() if in_memory else OnDisk(self._staging.folder(), self._form.layout)
-            except OSError as error:
-                self._refusal = self._refused_by_disk(error)
+                    self._kept = InMemory() if in_memory else OnDisk(self._staging, self._form.layout, self.client)
+            except StagingError as error:
+                self._refusal = error
             if self._kept is None:
                 self._release()
         self._begun.set_result(None)  # also where there is no place: the first chunk is told why
@@ -279,20 +268,28 @@ class StagedUpdate:
             if isinstance(self._kept, InMemory) and not self._kept.holds(piece):
                 self._enter(body_bytes(piece.dtype, piece.count))
             with self._lock:
-                try:
-                    self._place_of(piece).write(piece, offset * itemsize, part.view(np.uint8).data)
-                except OSError as error:
-                    raise self._refused_by_disk(error) from error
+                self._place_of(piece).write(piece, offset * itemsize, part.view(np.uint8).data)
             position += part.size
 
     def _place_of(self, piece: PieceRange) -> Kept:
         """Return where a chunk is, or is to be."""
-        return self._leaving if self._leaving is not None and self._leaving.holds(piece) else self._required()
-
-    def _required(self) -> Kept:
+        if self._leaving is not None and self._leaving.holds(piece):
+            return self._leaving
         if self._kept is None:
             raise self._refusal or StagingError("it was let go, or never begun", client=self.client)
         return self._kept
 
-    def _refused_by_disk(self, error: OSError) -> StagingError:
-        return StagingError(f"the disk does not keep it: {error}", client=self.client)
+
+def _check_gaps(segment: SegmentSpec, first: int, part: Part, client: str) -> None:
+    """Raise `TensorMismatch` unless what lies between the tensors of a segment, from `first` on, is zero."""
+    values = part.codes if isinstance(part, Quantized) else part
+    bounds = segment.gaps(first, first + values.size) - first
+    if len(bounds) > MANY_GAPS:  # one call for thousands of them
+        bits = values.view(f"u{values.itemsize}")
+        padded = bounds if bounds[-1] < bits.size else bounds[:-1]
+        if not np.bitwise_or.reduceat(bits, padded)[::2].any():
+            return
+    for begin, end in bounds.reshape(-1, 2).tolist():
+        if values[begin:end].any():
+            tensor, _ = segment.at(first + begin)
+            raise TensorMismatch("the gap behind it is not zero", client=client, tensor=tensor.name)
