@@ -8,14 +8,12 @@ from typing import Any, TypeVar
 from flcore_kernels import Backend, OutOfDeviceMemory, fall_back
 from flcore_kernels import backend as backend_named
 
-from flcore.aggregation.aliases import require_apart
 from flcore.aggregation.combiner import Combiner
 from flcore.aggregation.contributions import ArrayContribution, Buffers
-from flcore.aggregation.gather import allocated_alike
 from flcore.aggregation.in_memory import Totals, combine_arrays
 from flcore.aggregation.known import Known, constants_of
-from flcore.aggregation.likeness import Likeness
 from flcore.aggregation.limits import Settings
+from flcore.aggregation.results import Likeness, allocated_alike, require_apart
 from flcore.aggregation.rules import Rule, Sum, rule_named
 from flcore.errors import AggregationError, QuorumError, SpecError, UpdateError
 from flcore.model.arrays import AnyArrays, flattened, kinds_of

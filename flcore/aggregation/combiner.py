@@ -19,10 +19,9 @@ from flcore_transport import PieceRange, body_bytes
 from flcore.aggregation.ahead import ahead
 from flcore.aggregation.contributions import ArrayContribution, Contribution, on_host, wholes
 from flcore.aggregation.gather import Gather, blamed
-from flcore.aggregation.given_rules import coefficients_of, combined, measured
+from flcore.aggregation.given_rules import coefficients_of, combined, measured, rounded
 from flcore.aggregation.known import Known, Mask, Values, is_plain, shared_constants, without
 from flcore.aggregation.limits import Limits, Settings, own_values, require_sum
-from flcore.aggregation.rounding import rounded
 from flcore.aggregation.rules import Columns, Sum
 from flcore.errors import AggregationError, OutOfBounds, UpdateError
 from flcore.model.chunks import ChunkSink

@@ -22,7 +22,7 @@ from flcore_kernels import (
 
 from flcore.aggregation.contributions import Buffers, Contribution
 from flcore.errors import AggregationError, NonFinite, OutOfBounds, TensorMismatch, WeightError
-from flcore.model.arrays import AnyArrays, as_array, empty_alike, flattened, in_place, is_copied
+from flcore.model.arrays import AnyArrays, as_array, flattened, in_place, is_copied
 from flcore.model.dtypes import DTYPES
 from flcore.model.spec import ModelSpec, SegmentSpec
 
@@ -97,18 +97,6 @@ class Gather:
         if not arrays:
             raise TensorMismatch("it is missing", client=client, tensor=self.spec.tensors[0].name)
         self.spec.require(ModelSpec.of(arrays), client=client)
-
-
-def allocated(spec: ModelSpec) -> dict[str, npt.NDArray[Any]]:
-    """Return new arrays for a model, with anything in them."""
-    return {tensor.name: np.empty(tensor.shape, DTYPES[tensor.dtype]) for tensor in spec.tensors}
-
-
-def allocated_alike(spec: ModelSpec, like: Mapping[str, Any], device: Backend) -> dict[str, Any]:
-    """Return new arrays for a model, on the device that combines where those of `like` are and can be made."""
-    if device.name == "cpu":
-        return allocated(spec)
-    return {each.name: empty_alike(like.get(each.name), each.shape, DTYPES[each.dtype]) for each in spec.tensors}
 
 
 def address_of(array: npt.NDArray[Any] | DeviceArray) -> int:

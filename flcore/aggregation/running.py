@@ -9,11 +9,10 @@ from flcore_kernels import backend as backend_named
 
 from flcore.aggregation.combiner import Combiner
 from flcore.aggregation.contributions import ArrayContribution, Buffers
-from flcore.aggregation.gather import allocated
 from flcore.aggregation.in_memory import Totals, combine_arrays
 from flcore.aggregation.known import constants_of
-from flcore.aggregation.likeness import Likeness
 from flcore.aggregation.limits import MOST_UPDATES, Settings
+from flcore.aggregation.results import Likeness, allocated
 from flcore.aggregation.rules import Rule, Sum, rule_named
 from flcore.errors import AggregationError, JobError, QuorumError, SpecError, TensorMismatch, UpdateError, WeightError
 from flcore.model.arrays import AnyArrays, kinds_of

@@ -13,8 +13,7 @@ from flcore_kernels import Quantized, storage_dtype
 from flcore_transport import WIRE_DTYPES, Buffer, PieceRange, body_bytes
 
 from flcore.aggregation.combiner import Combiner
-from flcore.aggregation.kept import InMemory, Kept, OnDisk
-from flcore.aggregation.staging import Staging
+from flcore.aggregation.staging import OnDisk, Staging
 from flcore.errors import SpecError, StagingError, TensorMismatch
 from flcore.model.arrays import AnyArrays, as_array, flattened
 from flcore.model.dtypes import DTYPES
@@ -41,22 +40,22 @@ class StagedUpdate:
         self._claimed = self._held = 0
         self._begun: Future[None] = Future()
         self._begun.set_running_or_notify_cancel()  # who waits for it no more cannot cancel it for the next
-        self._kept: Kept | None = None
-        self._leaving: InMemory | None = None
-        self._is_dropped = False
+        self._is_open = self._is_dropped = False
+        self._bodies: dict[PieceRange, Buffer] = {}
+        self._disk: OnDisk | None = None
         self._refusal: StagingError | None = None
         self._adopted = 0
         self._written: dict[str, int] = {}
 
     @property
     def is_in_memory(self) -> bool:
-        """Whether its chunks take room in memory."""
-        return isinstance(self._kept, InMemory)
+        """Whether its chunks go into memory."""
+        return self._is_open and self._disk is None
 
     @property
     def is_on_disk(self) -> bool:
-        """Whether its chunks are in files."""
-        return isinstance(self._kept, OnDisk)
+        """Whether its chunks go into files."""
+        return self._disk is not None
 
     @property
     def room_released_at(self) -> float:
@@ -86,7 +85,11 @@ class StagedUpdate:
         _check_gaps(segment, piece.first, part, self.client)
         self._enter(body_bytes(piece.dtype, piece.count))
         with self._lock:
-            self._place_of(piece).adopt(piece, body)
+            self._require_open()
+            if self._disk is None:
+                self._bodies[piece] = body
+            else:
+                self._disk.adopt(piece, body)
             self._adopted += 1
 
     def write_all(self, arrays: AnyArrays) -> None:
@@ -157,25 +160,23 @@ class StagedUpdate:
         if self._claim is None or self._claim.cancel():  # cancelled: `_settle` goes to disk
             return
         with self._lock:
-            if isinstance(self._kept, InMemory):
-                self._leaving, self._kept = self._kept, OnDisk(self._staging, self._form.layout, self.client)
+            if self.is_in_memory:
+                self._disk = OnDisk(self._staging, self._form.layout, self.client)
         while self._spill_one():
             pass
 
     def _spill_one(self) -> bool:
         """Bring one chunk from memory to disk; say whether there may be more."""
         with self._lock:
-            if self._leaving is None or self._kept is None:
+            if self._disk is None:
                 return False
-            chunk = self._leaving.first()
+            chunk = next(iter(self._bodies.items()), None)
             if chunk is None:
-                self._leaving = None
                 self._leave(self._held)
                 self._release()
                 return False
-            self._kept.adopt(*chunk)
-            self._leaving.release(chunk[0])
-            self._leave(body_bytes(chunk[0].dtype, chunk[0].count))
+            self._disk.adopt(*chunk)
+            self.release(chunk[0])
             return True
 
     def drain(self) -> None:
@@ -186,31 +187,29 @@ class StagedUpdate:
     def read(self, piece: PieceRange) -> Part:
         """Return a range of a chunk as the kernels take it. Raises `StagingError` where it cannot be read back."""
         chunk, row = self._form.piece_at(piece.segment, piece.first), WIRE_DTYPES[piece.dtype]
-        offset, elements_at = piece.first - chunk.first, row.elements_at(chunk.count)
-        with self._lock:
-            place = self._place_of(chunk)
-        first = elements_at + offset * row.itemsize
-        codes = place.read(chunk, first, first + piece.count * row.itemsize)
+        offset = piece.first - chunk.first
+        first = row.elements_at(chunk.count) + offset * row.itemsize
+        codes = self._bytes(chunk, first, first + piece.count * row.itemsize)
         elements = np.frombuffer(codes, storage_dtype(piece.dtype))
         if not row.block:
             return elements
         first = offset // row.block * 4
-        scales = place.read(chunk, first, first + -(-piece.count // row.block) * 4)
+        scales = self._bytes(chunk, first, first + -(-piece.count // row.block) * 4)
         return Quantized(elements, np.frombuffer(scales, np.float32))
 
     def release(self, piece: PieceRange) -> None:
         """Let a chunk go that is not read any more, and the room that it takes in memory."""
         with self._lock:
-            place = self._place_of(piece)
-            if isinstance(place, InMemory) and place.release(piece):
+            if self._bodies.pop(piece, None) is not None:
                 self._leave(body_bytes(piece.dtype, piece.count))
 
     def drop(self) -> None:
         """Let all elements go, and the room that they take. May be called again."""
         with self._lock:
-            kept, self._kept, self._leaving, self._is_dropped = self._kept, None, None, True
-            if kept is not None:
-                kept.drop()
+            disk, self._disk, self._bodies = self._disk, None, {}
+            self._is_open, self._is_dropped = False, True
+            if disk is not None:
+                disk.drop()
             self._leave(self._held)
             self._release()
         if self._claim is not None:
@@ -223,10 +222,11 @@ class StagedUpdate:
             self._claimed = self._form.nbytes if in_memory else 0
             try:
                 if not self._is_dropped:
-                    self._kept = InMemory() if in_memory else OnDisk(self._staging, self._form.layout, self.client)
+                    self._disk = None if in_memory else OnDisk(self._staging, self._form.layout, self.client)
+                    self._is_open = True
             except StagingError as error:
                 self._refusal = error
-            if self._kept is None:
+            if not self._is_open:
                 self._release()
         self._begun.set_result(None)  # also where there is no place: the first chunk is told why
 
@@ -237,7 +237,7 @@ class StagedUpdate:
         self._room.enter(nbytes)
         with self._lock:
             self._held += nbytes
-            if not isinstance(self._kept, InMemory):  # it went to disk, or was let go, meanwhile
+            if self.is_on_disk or self._is_dropped:  # meanwhile
                 self._leave(nbytes)
 
     def _leave(self, nbytes: int) -> None:
@@ -265,19 +265,35 @@ class StagedUpdate:
             part = stored[position : position + piece.count - offset]
             written = PieceRange(0, index, segment.dtype, first + position, part.size)
             self._limits.check(written, part, self._coefficient, self.client)
-            if isinstance(self._kept, InMemory) and not self._kept.holds(piece):
-                self._enter(body_bytes(piece.dtype, piece.count))
-            with self._lock:
-                self._place_of(piece).write(piece, offset * itemsize, part.view(np.uint8).data)
+            self._write(piece, offset * itemsize, part.view(np.uint8).data)
             position += part.size
 
-    def _place_of(self, piece: PieceRange) -> Kept:
-        """Return where a chunk is, or is to be."""
-        if self._leaving is not None and self._leaving.holds(piece):
-            return self._leaving
-        if self._kept is None:
+    def _write(self, piece: PieceRange, begin: int, data: Buffer) -> None:
+        """Copy bytes into a chunk, from byte `begin` of it on; what is never written is zero."""
+        nbytes = body_bytes(piece.dtype, piece.count)
+        if piece not in self._bodies:
+            self._enter(nbytes)
+        with self._lock:
+            self._require_open()
+            if piece not in self._bodies and self._disk is not None:
+                self._disk.write(piece, begin, data)
+                return
+            if piece not in self._bodies:
+                self._bodies[piece] = np.zeros(nbytes, np.uint8).data
+            memoryview(self._bodies[piece])[begin : begin + len(data)] = data
+
+    def _bytes(self, chunk: PieceRange, begin: int, end: int) -> Buffer:
+        """Return some bytes of a chunk: of one in memory without a copy."""
+        with self._lock:
+            self._require_open()
+            if chunk in self._bodies or self._disk is None:
+                return memoryview(self._bodies[chunk])[begin:end]
+            disk = self._disk
+        return disk.read(chunk, begin, end)
+
+    def _require_open(self) -> None:
+        if not self._is_open:
             raise self._refusal or StagingError("it was let go, or never begun", client=self.client)
-        return self._kept
 
 
 def _check_gaps(segment: SegmentSpec, first: int, part: Part, client: str) -> None:

@@ -14,10 +14,9 @@ from flcore_transport import Buffer, PieceRange, piece_elements
 
 from flcore import Model, ModelSpec, StagingError
 from flcore.aggregation.combiner import Combiner
-from flcore.aggregation.kept import OnDisk
 from flcore.aggregation.limits import Settings
 from flcore.aggregation.rules import rule_named
-from flcore.aggregation.staging import Staging
+from flcore.aggregation.staging import OnDisk, Staging
 from flcore.aggregation.update import StagedUpdate
 from flcore.model.form import Form
 
