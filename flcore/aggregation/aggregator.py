@@ -140,9 +140,8 @@ class Aggregator:
 
     def close(self) -> None:
         """Let the base and the reference go, after the last round."""
-        known, self._combiner.known = self._combiner.known, None
-        if known is not None:
-            known.release()
+        if self._combiner.known is not None:
+            self._combiner.known.release()
 
     def discard(self) -> None:
         """Let all committed updates go without a result, and the room that they take."""

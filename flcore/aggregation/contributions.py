@@ -12,6 +12,7 @@ from flcore_transport import PieceRange
 
 from flcore.model.arrays import AnyArrays, as_array
 from flcore.model.dtypes import DTYPES
+from flcore.model.form import Form
 from flcore.model.narrow import Part
 from flcore.model.spec import ModelSpec, SegmentSpec
 from flcore.model.stored import StoredModel
@@ -90,9 +91,7 @@ class ConvertedContribution:
 
     def __init__(self, client: str, weight: float, model: StoredModel, spec: ModelSpec) -> None:
         self.client, self.weight, self._model, self._spec = client, weight, model, spec
-        self._places = {
-            span.tensor.name: (index, span) for index, each in enumerate(model.spec.segments) for span in each.spans
-        }
+        self._places = Form.plain(model.spec).places
 
     def read(self, piece: PieceRange) -> Part:
         """Return a range that is read from the file for this call."""

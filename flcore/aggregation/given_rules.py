@@ -32,9 +32,7 @@ def combined(
             raise TypeError("expected real numbers, got complex ones")
         values = made.astype(np.float64, copy=False)
     if values.shape != elements[0].shape:
-        raise AggregationError(
-            f"rule {rule.name!r}: expected an array of {elements[0].size} elements, got one of shape {values.shape}"
-        )
+        raise _wrong(rule, f"expected an array of {elements[0].size} elements, got one of shape {values.shape}")
     if filled is None:
         return values
     spread = np.zeros(piece.count)
@@ -66,14 +64,10 @@ def measured(
     with _named(rule, "measure"):
         figures = np.array(rule.measure(elements), np.float64)
     if before is not None and figures.shape != before.shape:
-        raise AggregationError(
-            f"rule {rule.name!r}: measure returned figures of shape {figures.shape} for a range, after {before.shape}"
-        )
+        raise _wrong(rule, f"measure returned figures of shape {figures.shape} for a range, after {before.shape}")
     figures = figures if before is None else before + figures
     if not np.isfinite(figures).all():
-        raise AggregationError(
-            f"rule {rule.name!r}: its figures are not finite (narrow floats overflow: convert first)"
-        )
+        raise _wrong(rule, "its figures are not finite (narrow floats overflow: convert first)")
     return figures
 
 
@@ -84,9 +78,7 @@ def coefficients_of(rule: Geometry, figures: Figures | None, weights: Sequence[f
     with _named(rule, "coefficients"):
         given = np.asarray(rule.coefficients(figures, weights), np.float64)
     if given.shape != (len(weights),) or not (given >= 0).all() or not given.sum() <= 1 + 1e-9:
-        raise AggregationError(
-            f"rule {rule.name!r}: expected {len(weights)} coefficients >= 0 that add up to at most 1, got {given}"
-        )
+        raise _wrong(rule, f"expected {len(weights)} coefficients >= 0 that add up to at most 1, got {given}")
     kept = [value if value >= LEAST_COEFFICIENT else 0.0 for value in given.tolist()]
     left = 1 - float(given.sum())
     return kept, left if left >= 1e-9 else 0.0
@@ -128,4 +120,8 @@ def _named(rule: Columns | Geometry, what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # whatever it raises, this round has no result
-        raise AggregationError(f"rule {rule.name!r}: {what} raised {type(error).__name__}: {error}") from error
+        raise _wrong(rule, f"{what} raised {type(error).__name__}: {error}") from error
+
+
+def _wrong(rule: Columns | Geometry, why: str) -> AggregationError:
+    return AggregationError(f"rule {rule.name!r}: {why}")

@@ -78,7 +78,7 @@ class StagedUpdate:
         not the next one, and `StagingError` where the disk does not take it.
         """
         if self._adopted == len(self._form.pieces) or piece != self._form.pieces[self._adopted]:
-            raise TensorMismatch(f"{piece} came, expected piece {self._adopted} of the model", client=self.client)
+            raise self._mismatch(f"{piece} came, expected piece {self._adopted} of the model")
         segment = self._form.spec.segments[piece.segment]
         part = part_of(piece.dtype, piece.count, body)
         self._limits.check(piece, part, self._coefficient, self.client)
@@ -100,7 +100,7 @@ class StagedUpdate:
         try:
             theirs = ModelSpec.of(arrays)
         except SpecError as error:
-            raise TensorMismatch(str(error), client=self.client) from None
+            raise self._mismatch(str(error)) from None
         self._form.spec.require(theirs, client=self.client)
         for name, array in flattened(arrays).items():
             self.write(name, array)
@@ -114,27 +114,20 @@ class StagedUpdate:
         `adopt` raises.
         """
         if name not in self._form.places:
-            raise TensorMismatch("the model has no tensor of this name", client=self.client, tensor=name)
+            raise self._mismatch("the model has no tensor of this name", name)
         index, span = self._form.places[name]
         try:
             array = as_array(buffer, name)
         except SpecError as error:
-            raise TensorMismatch(str(error), client=self.client) from None
+            raise self._mismatch(str(error)) from None
         if array.dtype != DTYPES[span.tensor.dtype] or (array.ndim > 1 and array.shape != span.tensor.shape):
-            raise TensorMismatch(
-                f"expected {span.tensor.dtype} of shape {span.tensor.shape}, got {array.dtype} of shape {array.shape}",
-                client=self.client,
-                tensor=name,
-            )
+            expected, got = (f"{each.dtype} of shape {each.shape}" for each in (span.tensor, array))
+            raise self._mismatch(f"expected {expected}, got {got}", name)
         values = np.ascontiguousarray(array).reshape(-1)
-        written = self._written.get(name, 0)
-        if start != written or start + values.size > span.tensor.size:
-            raise TensorMismatch(
-                f"elements {start} to {start + values.size} came; the next is {written}, "
-                f"the tensor has {span.tensor.size}",
-                client=self.client,
-                tensor=name,
-            )
+        stop, written = start + values.size, self._written.get(name, 0)
+        if start != written or stop > span.tensor.size:
+            came = f"elements {start} to {stop} came; the next is {written}, the tensor has {span.tensor.size}"
+            raise self._mismatch(came, name)
         self._copy(index, span.start + start, values)
         self._written[name] = written + values.size
 
@@ -145,11 +138,10 @@ class StagedUpdate:
         for tensor in self._form.spec.tensors:
             written = self._written.get(tensor.name, 0)
             if written != tensor.size:
-                raise TensorMismatch(
-                    f"only {written} of {tensor.size} elements came",
-                    client=self.client,
-                    tensor=tensor.name,
-                )
+                raise self._mismatch(f"only {written} of {tensor.size} elements came", tensor.name)
+
+    def _mismatch(self, why: str, tensor: str = "") -> TensorMismatch:
+        return TensorMismatch(why, client=self.client, tensor=tensor)
 
     def spill(self) -> None:
         """Go to disk with what is here, and give the room back: nothing comes, or there was no room to wait for.
@@ -253,10 +245,8 @@ class StagedUpdate:
     def _copy(self, index: int, first: int, values: npt.NDArray[Any]) -> None:
         segment = self._form.spec.segments[index]
         if self._form.dtypes[index] != segment.dtype:
-            raise TensorMismatch(
-                f"elements of {segment.dtype} travel as {self._form.dtypes[index]} here: expected whole pieces (adopt)",
-                client=self.client,
-            )
+            narrow = self._form.dtypes[index]
+            raise self._mismatch(f"elements of {segment.dtype} travel as {narrow} here: expected whole pieces (adopt)")
         stored = values.view(storage_dtype(segment.dtype))
         itemsize, position = DTYPES[segment.dtype].itemsize, 0
         while position < stored.size:
