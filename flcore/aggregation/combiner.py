@@ -107,12 +107,12 @@ class Combiner:
         if self.known is not None and self.has_constants(batch.piece):
             mask = self.known.constants(batch.piece)
             batch = self._stored(batch, [without(each, mask) for each in self._own(batch)])
-        with self._blamed(batch):
+        with self._blamed(batch.piece, batch.contributions):
             self.device.fold(total, *batch.with_rest(), batch.piece.dtype)
 
     def finish(self, total: Total, piece: PieceRange, out: Any) -> None:
         """Write the combination of what was folded to `out`: an array, or a whole segment's tensors in a list."""
-        with self._blamed(Batch(piece, (), (), ())):
+        with self._blamed(piece):
             self.device.finish(total, out, self.limits.dtypes[piece.segment], base=self._base(piece, out))
         if self.known is not None and self.has_constants(piece):
             self._restore(piece, out, self.known.values(piece), self.known.constants(piece))
@@ -186,7 +186,7 @@ class Combiner:
         segment, dtype = batch.piece.segment, batch.piece.dtype
         accumulate, result = self.limits.accumulators[segment], self.limits.dtypes[segment]
         self._require_same_bytes(batch)
-        with self._blamed(batch):
+        with self._blamed(batch.piece, batch.contributions):
             base = self._base(batch.piece, out)
             self.device.mean(*batch.with_rest(), out, dtype, accumulate, result=result, base=base, scale=scale)
 
@@ -256,12 +256,15 @@ class Combiner:
             if not all(is_plain(stored.piece.dtype, top) for top in tops):
                 mask, odd = shared_constants(columns)
             if mask.any() and odd < 0:  # else the check below names the one that has what others have not
-                stored = self._stored(batch, [without(column, mask) for column in columns])
+                columns = [without(column, mask) for column in columns]
+                stored = self._stored(batch, columns)
         by = self.coefficients(batch.contributions)
         for each, coefficient, part, top in zip(batch.contributions, by, stored.parts, tops, strict=True):
             if not top <= self.limits.largest(piece.segment, coefficient):
                 self.limits.check(stored.piece, part, coefficient, each.client)
-        return [without(column, mask) for column in columns] if mask.any() else columns, mask, fixed
+        if self.known is not None and mask.any():
+            columns = [without(column, mask) for column in columns]
+        return columns, mask, fixed
 
     def _own(self, batch: Batch) -> list[Values]:
         """Return a batch's elements in the tensors' dtype."""
@@ -277,11 +280,8 @@ class Combiner:
 
     def _write(self, piece: PieceRange, values: npt.NDArray[np.float64], out: Values) -> None:
         """Add the base to a range of results and round them once."""
-        segment, dtype, base = (
-            self.spec.segments[piece.segment],
-            self.limits.dtypes[piece.segment],
-            self._base(piece, out),
-        )
+        segment, dtype = self.spec.segments[piece.segment], self.limits.dtypes[piece.segment]
+        base = self._base(piece, out)
         if base is not None:
             values = values + base.view(DTYPES[segment.dtype]).astype(np.float64)
         narrow, fits = rounded(values, dtype)
@@ -311,6 +311,6 @@ class Combiner:
             with np.errstate(all="ignore"):
                 out.view(result)[mask] = fixed[mask].astype(result)
 
-    def _blamed(self, batch: Batch) -> AbstractContextManager[None]:
+    def _blamed(self, piece: PieceRange, contributions: Sequence[Contribution] = ()) -> AbstractContextManager[None]:
         """Have what the kernels refuse name the client and the tensor."""
-        return blamed(self.spec.segments[batch.piece.segment], batch.contributions, batch.piece.first)
+        return blamed(self.spec.segments[piece.segment], contributions, piece.first)
