@@ -195,9 +195,9 @@ class Running:
                 continue
             self._is_torn = True  # unless all of it gets in
             totals.fold(self._held)
-            self._is_torn = False
             self._see(self._combiner)
             self._held = []
+            self._is_torn = False
 
     def _see(self, combiner: Combiner) -> None:
         """Take note of what the updates that count look like."""
