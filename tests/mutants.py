@@ -75,8 +75,8 @@ MUTANTS = [
     Mutant(
         "torn-fold-unnoticed",
         "flcore/aggregation/running.py",
-        "            self._is_torn = True  # unless all of it gets in\n            totals.fold(contributions)\n",
-        "            totals.fold(contributions)\n            self._is_torn = True\n",
+        "            self._is_torn = True  # unless all of it gets in\n            totals.fold(self._held)\n",
+        "            totals.fold(self._held)\n            self._is_torn = True\n",
         STAGING,
     ),
     Mutant(

@@ -1,21 +1,19 @@
 """`aggregate`: updates in, one model out, in a call."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from dataclasses import replace
 from itertools import chain, islice
 from typing import Any, TypeVar
 
 from flcore_kernels import Backend, OutOfDeviceMemory, fall_back
 from flcore_kernels import backend as backend_named
 
-from flcore.aggregation.aliases import require_apart
 from flcore.aggregation.combiner import Combiner
-from flcore.aggregation.contributions import ArrayContribution
-from flcore.aggregation.gather import Gather, allocated_alike
+from flcore.aggregation.contributions import ArrayContribution, Buffers
 from flcore.aggregation.in_memory import Totals, combine_arrays
-from flcore.aggregation.known import ConstantSource, Known
-from flcore.aggregation.likeness import Likeness
-from flcore.aggregation.limits import require_accumulator
+from flcore.aggregation.known import Known, constants_of
+from flcore.aggregation.limits import Settings
+from flcore.aggregation.results import Likeness, allocated_alike, require_apart
 from flcore.aggregation.rules import Rule, Sum, rule_named
 from flcore.errors import AggregationError, QuorumError, SpecError, UpdateError
 from flcore.model.arrays import AnyArrays, flattened, kinds_of
@@ -82,8 +80,7 @@ def aggregate(
     `JobError` for an unknown rule or accumulator; `QuorumError` for no updates at all; `AggregationError` where a dtype
     cannot hold the result; `flcore_kernels.BackendUnavailable` and `OutOfDeviceMemory` for a device that was named.
     """
-    chosen = rule_named(rule)
-    require_accumulator(accumulate)
+    settings = Settings(rule_named(rule), accumulate, backend_named("cpu"), average_bytes)
     stream = iter(updates)
     first = next(stream, None)
     if first is None:
@@ -92,14 +89,16 @@ def aggregate(
     spec = _spec_of(arrays, "update 0") if base is None else _spec_of(base, "base")
     example = dict(flattened(arrays))
     device = backend_named(backend, near=next(iter(example.values()), None), budget_bytes=budget_bytes)
+    is_sum = isinstance(settings.rule, Sum)
 
-    def begun(device: Backend) -> "_Aggregation":
-        return _Aggregation(spec, chosen, accumulate, device, example, base, out, average_bytes)
+    def begun(place: Backend) -> "_Aggregation":
+        chosen = replace(settings, device=place) if is_sum else settings  # other rules are NumPy's
+        return _Aggregation(spec, chosen, example, base, out)
 
-    if isinstance(updates, Sequence) or not isinstance(chosen, Sum):
+    if isinstance(updates, Sequence) or not is_sum:
         given = updates if isinstance(updates, Sequence) else [first, *stream]
-        return _somewhere(backend, device, lambda each: begun(each).at_once(given))
-    aggregation = _somewhere(backend, device, lambda each: begun(each).with_totals())
+        return _somewhere(backend, device, lambda place: begun(place).at_once(given))
+    aggregation = _somewhere(backend, device, lambda place: begun(place).with_totals())
     stream = chain([first], stream)
     del first, arrays  # the stream alone holds it now, and lets it go
     example.clear()
@@ -124,37 +123,30 @@ class _Aggregation:
     def __init__(
         self,
         spec: ModelSpec,
-        rule: Rule,
-        accumulate: str,
-        device: Backend,
+        settings: Settings,
         example: Mapping[str, Any],
         base: AnyArrays | None,
         out: Mapping[str, Any] | None,
-        average_bytes: bool,
     ) -> None:
-        place = device if isinstance(rule, Sum) else backend_named("cpu")  # other rules are NumPy's
-        self._spec, self._gather, self._likeness, self._out = spec, Gather(spec, place), Likeness(spec), out
-        self._bases = None if base is None else self._gather.buffers(base, "base")
-        self._values = dict(out) if out is not None else allocated_alike(spec, example, place)
-        self._targets = self._gather.targets(out) if out is not None else self._gather.buffers(self._values, "")
-        self._make = partial(Combiner, spec, rule, accumulate, place, average_bytes=average_bytes)
-        known = None
-        if self._bases is not None:
-            known = Known(spec, ArrayContribution("base", 1.0, spec, self._bases), place, are_deltas=True)
-        self._combiner = self._make(known=known)
-        self._totals: list[Totals] = []
+        self._combiner, self._likeness, self._out = Combiner(spec, settings), Likeness(spec), out
+        gather, device = self._combiner.gather, settings.device
+        self._bases = [] if base is None else [gather.buffers(base, "base")]
+        self._values = dict(out) if out is not None else allocated_alike(spec, example, device)
+        self._targets = gather.targets(out) if out is not None else gather.buffers(self._values, "")
+        if self._bases:
+            self._combiner = Combiner(spec, settings, Known(spec, self._bases[0], device, are_deltas=True))
+        self._totals: Totals | None = None
 
     def at_once(self, updates: Sequence[Any]) -> dict[str, Any]:
         """Combine a sequence."""
         contributions = self._read(updates, 0)
-        sources = [each.buffers for each in contributions] + ([] if self._bases is None else [self._bases])
-        is_in_place = self._out is not None and require_apart(self._spec, self._targets, sources)
-        combine_arrays(self._combiner, contributions, self._targets, self._bases, is_in_place=is_in_place)
+        is_in_place = self._is_in_place([each.buffers for each in contributions])
+        combine_arrays(self._combiner, contributions, self._targets, is_in_place=is_in_place)
         return self._result()
 
     def with_totals(self) -> "_Aggregation":
         """Take the memory that totals need."""
-        self._totals = [Totals(self._combiner, self._bases)]
+        self._totals = Totals(self._combiner)
         return self
 
     def in_groups(self, stream: Iterator[Any], size: int) -> dict[str, Any]:
@@ -166,21 +158,24 @@ class _Aggregation:
             self._fold(contributions, is_first=count == 0)
             count += len(contributions)
             contributions.clear()
-        if self._out is not None:
-            require_apart(self._spec, self._targets, [] if self._bases is None else [self._bases])
-        for totals in self._totals:
-            totals.finish(self._targets)
+        self._is_in_place([])
+        if self._totals is not None:
+            self._totals.finish(self._targets)
         return self._result()
+
+    def _is_in_place(self, sources: Sequence[Buffers]) -> bool:
+        """Whether results are written in place of what is read; raises `TensorMismatch` (see `require_apart`)."""
+        return self._out is not None and require_apart(self._combiner.spec, self._targets, [*sources, *self._bases])
 
     def _fold(self, contributions: list[ArrayContribution], *, is_first: bool) -> None:
         """Add a group; if need be with the first update's constants and bytes as those that all have."""
-        if is_first and self._bases is None and any(segment.dtype == "uint8" for segment in self._spec.segments):
+        if is_first and not self._bases and any(segment.dtype == "uint8" for segment in self._combiner.spec.segments):
             self._keep_constants(contributions[0])
         try:
             if self._combiner.known is not None:
                 self._combiner.admit(contributions)
-            for totals in self._totals:
-                totals.fold(contributions)
+            if self._totals is not None:
+                self._totals.fold(contributions)
         except (UpdateError, AggregationError):
             if not is_first or self._combiner.known is not None or not self._keep_constants(contributions[0]):
                 raise
@@ -188,34 +183,34 @@ class _Aggregation:
 
     def _keep_constants(self, first: ArrayContribution) -> bool:
         """Begin with an update's constants and bytes as known; return whether it has any."""
-        device = self._combiner.device
-        source = ConstantSource(self._spec, first.buffers, device)
-        if source:
-            self._combiner = self._make(known=Known(self._spec, source, device, are_deltas=False))
-            self._totals.clear()
+        combiner = self._combiner
+        known = constants_of(combiner.spec, first.buffers, combiner.device)
+        if known is not None:
+            self._combiner, self._totals = Combiner(combiner.spec, combiner.settings, known), None
             self.with_totals()
-        return bool(source)
+        return known is not None
 
     def _result(self) -> dict[str, Any]:
         """Return the values as the updates' arrays are; those that were given as they are."""
         if self._out is not None:
             return self._values
-        if self._bases is not None:
-            self._likeness.untie(self._bases)
+        for bases in self._bases:
+            self._likeness.untie(bases)
         return self._likeness.give(self._values)
 
     def _read(self, updates: Sequence[Any], first: int) -> list[ArrayContribution]:
-        contributions = []
+        combiner, contributions = self._combiner, []
         for number, update in enumerate(updates, first):
             client = f"update {number}"
             arrays, weight = _pair(update, client)
-            weight = self._combiner.admit_weight(weight, client)
+            weight = combiner.admit_weight(weight, client)
             try:
-                buffers = self._gather.buffers(arrays, client)
+                buffers = combiner.gather.buffers(arrays, client)
             except SpecError as error:
                 raise SpecError(f"{client}: {error}") from None
-            self._likeness.see(buffers, kinds_of(arrays) if self._likeness.is_new else {})
-            contributions.append(ArrayContribution(client, weight, self._spec, buffers))
+            kinds = kinds_of(arrays) if self._likeness.is_new else None
+            contributions.append(ArrayContribution(client, weight, combiner.spec, buffers, kinds))
+            self._likeness.see(contributions[-1])
         return contributions
 
 

@@ -8,15 +8,14 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
-from functools import partial
 
 from flcore_kernels import backend as backend_named
 
 from flcore.aggregation.budget import Budget
 from flcore.aggregation.combiner import Combiner
-from flcore.aggregation.known import Known, ModelSource
-from flcore.aggregation.limits import MOST_UPDATES
-from flcore.aggregation.plans import PLANS, Recipe, require_plan
+from flcore.aggregation.known import Known
+from flcore.aggregation.limits import MOST_UPDATES, Settings
+from flcore.aggregation.plans import PLANS, require_plan
 from flcore.aggregation.rules import Rule, rule_named
 from flcore.aggregation.staging import Staging
 from flcore.aggregation.storage import Storage, chunks_within
@@ -71,30 +70,22 @@ class Aggregator:
         storage: Storage | None = None,
     ) -> None:
         storage = storage or _storage(plan, budget_bytes)
-        require_plan(rule_named(rule), storage.plan)
-        self._form, self._staging = form or Form.plain(spec), storage.staging
-        model, device = base or reference, backend_named(backend)
+        settings = Settings(rule_named(rule), accumulate, backend_named(backend), average_bytes, max_abs)
+        require_plan(settings.rule, storage.plan)
+        model = base or reference
         if model is None and not average_bytes and any(segment.dtype == "uint8" for segment in spec.segments):
             raise SpecError(
                 "the model has unsigned bytes, which may be packed codes: give reference=, the model that clients "
                 "began with, to have them stay as they are, or average_bytes=True if they are numbers"
             )
-        known = None if model is None else Known(spec, ModelSource(model), device, are_deltas=base is not None)
-        self._combiner = Combiner(
-            spec,
-            rule_named(rule),
-            accumulate,
-            device,
-            known=known,
-            average_bytes=average_bytes,
-            max_abs=max_abs,
-        )
-        self.lost: dict[str, str] = {}
-        """Clients whose committed update could not be read back by the last `finish`, which left them out; and why."""
-        recipe = Recipe(self._form, self._combiner, partial(storage.target, spec), storage.read_chunks)
-        self._plan = PLANS[storage.plan](recipe)
+        known = None if model is None else Known(spec, model, settings.device, are_deltas=base is not None)
+        self._combiner = Combiner(spec, settings, known)
+        self._form, self._staging = form or Form.plain(spec), storage.staging
+        self._plan = PLANS[storage.plan](self._form, self._combiner, storage)
         self._lock = threading.Lock()
         self._clients: set[str] = set()
+        self.lost: dict[str, str] = {}
+        """Clients whose committed update could not be read back by the last `finish`, which left them out; and why."""
 
     @contextmanager
     def update(self, *, client: str, weight: float) -> Iterator[StagedUpdate]:
@@ -149,9 +140,8 @@ class Aggregator:
 
     def close(self) -> None:
         """Let the base and the reference go, after the last round."""
-        known, self._combiner.known = self._combiner.known, None
-        if known is not None:
-            known.release()
+        if self._combiner.known is not None:
+            self._combiner.known.release()
 
     def discard(self) -> None:
         """Let all committed updates go without a result, and the room that they take."""

@@ -87,16 +87,17 @@ def ahead(fetch: Callable[[A], B], items: Iterable[A]) -> Iterator[tuple[A, B]]:
     [(1, '1'), (2, '2')]
     """
     thread = Background()
-    waiting: tuple[A, Later[B]] | None = None
+    waiting: list[tuple[A, Later[B]]] = []
     try:
         for item in items:
-            coming = item, thread.submit(lambda item=item: fetch(item))  # type: ignore[misc]
-            if waiting is not None:
-                yield waiting[0], waiting[1].result()
-            waiting = coming
-        if waiting is not None:
-            yield waiting[0], waiting[1].result()
+            waiting.append((item, thread.submit(lambda item=item: fetch(item))))  # type: ignore[misc]
+            if len(waiting) == 2:
+                before, later = waiting.pop(0)
+                yield before, later.result()
+                del later  # it holds what was fetched
+        for item, later in waiting:
+            yield item, later.result()
     finally:
         thread.close()
-        if waiting is not None:
-            waiting[1].wait()  # nothing is read any more once this has ended
+        for _, later in waiting:
+            later.wait()  # nothing is read any more once this has ended

@@ -1,12 +1,14 @@
 """One budget of memory for all payloads of a server: how it is shared out, and how much memory that makes in all."""
 
+import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from flcore_kernels import bytes_per_element
 
 from flcore.aggregation.limits import accumulator_of
-from flcore.aggregation.memory import memory_bytes
 from flcore.errors import BudgetError
 from flcore.model.spec import ModelSpec
 
@@ -14,6 +16,8 @@ OVERHEAD_BYTES = 320 << 20
 """What Python, its libraries, compiled kernels and the connections of a server take beside all payloads."""
 
 LEAST_BYTES = 64 << 20
+
+CGROUPS = Path("/sys/fs/cgroup")
 
 _UNITS = {"B": 1} | {
     f"{prefix}{kind}": base**power
@@ -95,6 +99,25 @@ class Budget:
             f"a server with the plan {plan}, a budget of {_shown(self.nbytes)} and a model of {_shown(spec.nbytes)} "
             f"takes up to {_shown(needed)} of memory, and there are {_shown(available)}{does}"
         )
+
+
+def memory_bytes(groups: Path = CGROUPS, own: Path = Path("/proc/self/cgroup")) -> int:
+    """Return the least of the machine's memory and the limits of the control groups that this process is in."""
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    with suppress(OSError):
+        for line in own.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers in ("", "memory"):  # version 2, or the memory controller of version 1
+                group = groups / controllers / path.lstrip("/")
+                limits += [_limit(each) for each in (group, *group.parents) if each.is_relative_to(groups)]
+    return min(limits)
+
+
+def _limit(group: Path) -> int:
+    for name in ("memory.max", "memory.limit_in_bytes"):
+        with suppress(OSError, ValueError):  # no limit is "max", or no such file
+            return int((group / name).read_text())
+    return 1 << 63
 
 
 def _shown(nbytes: int) -> str:

@@ -15,6 +15,7 @@ from flcore_kernels import storage_dtype
 from flcore.aggregation.budget import DEFAULT_BUDGET, Budget
 from flcore.aggregation.combiner import Combiner
 from flcore.aggregation.contributions import ConvertedContribution, StoredContribution, ranges
+from flcore.aggregation.limits import Settings
 from flcore.aggregation.rules import Columns, Rule, Sum, rule_named
 from flcore.errors import BudgetError, QuorumError, UpdateError, WeightError
 from flcore.model.beside import Beside
@@ -93,9 +94,8 @@ def aggregate_checkpoints(
     models = [open_model(path) for path in paths]
     spec = models[0].spec if dtype is None else _widened([model.spec for model in models])
     into = recast(spec, dtype)
-    combiner = Combiner(
-        spec, chosen, accumulate, backend_named(), dtypes=into.dtypes, average_bytes=average_bytes or base is not None
-    )
+    settings = Settings(chosen, accumulate, backend_named(), average_bytes or base is not None)
+    combiner = Combiner(spec, settings, dtypes=into.dtypes)
     if base is None:
         given = [combiner.admit_weight(weight, name) for name, weight in zip(names, given, strict=True)]
     copies = COPIES if isinstance(chosen, Sum) else 2 * COPIES
@@ -171,11 +171,10 @@ def _adding_differences(names: Sequence[str], weights: Sequence[float], scale: f
 
     def combine(columns: Sequence[npt.NDArray[Any]], weights: Sequence[float]) -> npt.NDArray[np.float64]:
         base = columns[-1].astype(np.float64)
-        total = np.zeros_like(base)
+        total, difference = np.zeros_like(base), np.empty_like(base)  # new memory for each would take longer than sums
         with np.errstate(over="ignore", invalid="ignore"):
             for weight, column in zip(weights[:-1], columns[:-1], strict=True):
-                difference = column.astype(np.float64)
-                difference -= base
+                np.subtract(column, base, out=difference, dtype=np.float64)
                 difference *= weight
                 total += difference
             total *= scale

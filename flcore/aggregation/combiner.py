@@ -8,22 +8,21 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from flcore_kernels import Backend, Total, storage_dtype
+from flcore_kernels import Total, storage_dtype
 from flcore_transport import PieceRange, body_bytes
 
 from flcore.aggregation.ahead import ahead
 from flcore.aggregation.contributions import ArrayContribution, Contribution, on_host, wholes
-from flcore.aggregation.gather import blamed
-from flcore.aggregation.given_rules import coefficients_of, combined, measured
-from flcore.aggregation.known import Known, is_plain
-from flcore.aggregation.limits import Limits, own_values, require_sum
-from flcore.aggregation.passthrough import Mask, Values, shared_constants, without
-from flcore.aggregation.rounding import rounded
-from flcore.aggregation.rules import Columns, Rule, Sum
+from flcore.aggregation.gather import Gather, blamed
+from flcore.aggregation.given_rules import coefficients_of, combined, measured, rounded
+from flcore.aggregation.known import Known, Mask, Values, is_plain, shared_constants, without
+from flcore.aggregation.limits import Limits, Settings, own_values, require_sum
+from flcore.aggregation.rules import Columns, Sum
 from flcore.errors import AggregationError, OutOfBounds, UpdateError
 from flcore.model.chunks import ChunkSink
 from flcore.model.dtypes import DTYPES
@@ -60,26 +59,28 @@ class Combiner:
     """
 
     def __init__(
-        self,
-        spec: ModelSpec,
-        rule: Rule,
-        accumulate: str,
-        device: Backend,
-        *,
-        known: Known | None = None,
-        dtypes: Sequence[str] = (),
-        average_bytes: bool = False,
-        max_abs: float = math.inf,
+        self, spec: ModelSpec, settings: Settings, known: Known | None = None, dtypes: Sequence[str] = ()
     ) -> None:
-        self.spec, self.rule, self.device, self.known = spec, rule, device, known
-        self.limits = Limits(
-            spec, accumulate, device, known=known, dtypes=dtypes, average_bytes=average_bytes, max_abs=max_abs
-        )
-        self._average_bytes = average_bytes
+        self.spec, self.settings, self.known = spec, settings, known
+        self.rule, self.device = settings.rule, settings.device
+        self.limits = Limits(spec, settings, known, dtypes)
+
+    @cached_property
+    def gather(self) -> Gather:
+        """Reads arrays for the device that combines."""
+        return Gather(self.spec, self.device)
+
+    def has_constants(self, piece: PieceRange) -> bool:
+        """Whether a range of the known model has elements that no mean is taken of."""
+        return self.known is not None and self.known.has_constants(piece)
 
     def coefficient(self, weight: float) -> float:
         """Return what an update of this weight enters a sum with; at most 1 where that depends on others."""
         return float(self.rule.coefficient(weight)) if isinstance(self.rule, Sum) else 1.0
+
+    def coefficients(self, contributions: Sequence[Contribution]) -> list[float]:
+        """Return what each contribution enters a sum with."""
+        return [self.coefficient(each.weight) for each in contributions]
 
     def admit_weight(self, weight: Any, client: str) -> float:
         """Return a weight as a float, or raise `WeightError` unless it may be admitted, and its coefficient too."""
@@ -103,19 +104,24 @@ class Combiner:
 
     def fold(self, total: Total, batch: Batch) -> None:
         """Add a range of admitted contributions to its total."""
-        if self.known is not None and self.known.has_constants(batch.piece):
+        if self.known is not None and self.has_constants(batch.piece):
             mask = self.known.constants(batch.piece)
             batch = self._stored(batch, [without(each, mask) for each in self._own(batch)])
-        with self._blamed(batch):
+        with self._blamed(batch.piece, batch.contributions):
             self.device.fold(total, *batch.with_rest(), batch.piece.dtype)
 
-    def finish(self, total: Total, piece: PieceRange, out: Any, base: Any = None) -> None:
-        """Write the combination of what was folded to `out`; `base` stands for the known model's range, as it is."""
-        with self._blamed(Batch(piece, (), (), ())):
-            base = self._base(piece) if base is None else base
-            self.device.finish(total, out, self.limits.dtypes[piece.segment], base=base)
-        if self.known is not None and self.known.has_constants(piece):
+    def finish(self, total: Total, piece: PieceRange, out: Any) -> None:
+        """Write the combination of what was folded to `out`: an array, or a whole segment's tensors in a list."""
+        with self._blamed(piece):
+            self.device.finish(total, out, self.limits.dtypes[piece.segment], base=self._base(piece, out))
+        if self.known is not None and self.has_constants(piece):
             self._restore(piece, out, self.known.values(piece), self.known.constants(piece))
+
+    def finish_into(self, sink: ChunkSink, total: Total, piece: PieceRange) -> None:
+        """Have a sink take the combination of what was folded."""
+        out = sink.chunk(piece.segment, piece.first, piece.first + piece.count)
+        self.finish(total, piece, out)
+        sink.put(piece.segment, piece.first, out)
 
     # All contributions.
 
@@ -128,21 +134,25 @@ class Combiner:
         """
         by, rest = self._weights(contributions, pieces)
         size = group if group and not isinstance(self.rule, Columns) else len(contributions)
-        groups = [slice(first, first + size) for first in range(0, len(contributions), size)]
-        steps = ((piece, group) for piece in pieces for group in groups)
-        total = Total.zeros(0, "float32")
-        for (piece, members), parts in ahead(
-            lambda step: [each.read(step[0]) for each in contributions[step[1]]], steps
-        ):
-            batch = Batch(piece, contributions[members], parts, by[members], rest if members is groups[0] else 0.0)
-            if len(groups) > 1:
-                total = self.total(piece) if members is groups[0] else total
-                self.fold(total, batch)
-            if members is groups[-1]:
+        firsts, total = range(0, len(contributions), size), Total.zeros(0, "float32")
+
+        def read(step: tuple[PieceRange, int]) -> list[Any]:
+            return [each.read(step[0]) for each in contributions[step[1] : step[1] + size]]
+
+        for (piece, first), parts in ahead(read, ((piece, first) for piece in pieces for first in firsts)):
+            members = slice(first, first + size)
+            batch = Batch(piece, contributions[members], parts, by[members], 0.0 if first else rest)
+            if len(firsts) == 1:
                 out = sink.chunk(piece.segment, piece.first, piece.first + piece.count)
-                self.combine(batch, out) if len(groups) == 1 else self.finish(total, piece, out)
+                self.combine(batch, out)
                 sink.put(piece.segment, piece.first, out)
-                yield piece
+            else:
+                total = total if first else self.total(piece)
+                self.fold(total, batch)
+                if first != firsts[-1]:
+                    continue
+                self.finish_into(sink, total, piece)
+            yield piece
 
     def combine(self, batch: Batch, out: Values) -> None:
         """Write the combination of a range of all contributions to `out`.
@@ -150,9 +160,9 @@ class Combiner:
         Raises the `UpdateError` that admission would have raised, where a contribution is to blame.
         """
         failure: UpdateError | AggregationError | None = None
-        if not isinstance(self.rule, Columns) and not (self.known and self.known.has_constants(batch.piece)):
+        if not isinstance(self.rule, Columns) and not self.has_constants(batch.piece):
             try:
-                self.average(batch, out, self._base(batch.piece))
+                self.average(batch, out)
             except (UpdateError, AggregationError) as error:
                 failure = error
             else:
@@ -164,40 +174,38 @@ class Combiner:
             segment = self.spec.segments[batch.piece.segment]
             self._write(batch.piece, combined(self.rule, segment, batch.piece, columns, batch.by), out)
         else:
-            self.average(self._stored(batch, columns), out, self._base(batch.piece))
+            self.average(self._stored(batch, columns), out)
         self._restore(batch.piece, out, fixed, mask)
 
-    def average(self, batch: Batch, out: Any, base: Any, scale: int | None = None) -> None:
-        """Write a weighted mean in one pass; parts may be lists of tensors, as `out` and the base are then.
+    def average(self, batch: Batch, out: Any, scale: int | None = None) -> None:
+        """Write a weighted mean in one pass; of a whole segment, `out` and the parts may be the lists of its tensors.
 
         `scale` is that of `Backend.mean`. Raises an `UpdateError` or an `AggregationError` also for elements that are
         not averaged.
         """
-        segment = batch.piece.segment
-        self.require_same_bytes(batch)
-        with self._blamed(batch):
-            accumulate, result = self.limits.accumulators[segment], self.limits.dtypes[segment]
-            parts, by = batch.with_rest()
-            dtype = batch.piece.dtype
-            self.device.mean(parts, by, out, dtype, accumulate, result=result, base=base, scale=scale)
+        segment, dtype = batch.piece.segment, batch.piece.dtype
+        accumulate, result = self.limits.accumulators[segment], self.limits.dtypes[segment]
+        self._require_same_bytes(batch)
+        with self._blamed(batch.piece, batch.contributions):
+            base = self._base(batch.piece, out)
+            self.device.mean(*batch.with_rest(), out, dtype, accumulate, result=result, base=base, scale=scale)
 
     def admit(self, contributions: Sequence[ArrayContribution], segments: Sequence[int] | None = None) -> None:
         """Raise `NonFinite` or `OutOfBounds`, naming client and tensor, unless arrays may be admitted. Reads them."""
         for whole in wholes(self.spec, segments):
             tops = self.device.largest([each.buffers[whole.segment] for each in contributions], whole.dtype)
             needs_look = self.known is not None and (
-                self.known.are_deltas or whole.dtype == "uint8" or self.known.has_constants(whole)
+                self.known.are_deltas or whole.dtype == "uint8" or self.has_constants(whole)
             )
-            for each, top in zip(contributions, tops, strict=True):
-                by = self.coefficient(each.weight)
+            for each, by, top in zip(contributions, self.coefficients(contributions), tops, strict=True):
                 if needs_look or not top <= self.limits.largest(whole.segment, by):
                     for piece, part in each.tensor_ranges(whole.segment):
                         self.limits.check(piece, part, by, each.client)
 
-    def require_same_bytes(self, batch: Batch) -> None:
+    def _require_same_bytes(self, batch: Batch) -> None:
         """Raise `OutOfBounds` where unsigned bytes differ: they may be packed codes, which have no mean."""
         piece, parts = batch.piece, batch.parts
-        if piece.dtype != "uint8" or self._average_bytes or self.known is not None:
+        if piece.dtype != "uint8" or self.settings.average_bytes or self.known is not None:
             return
         segment, are_lists = self.spec.segments[piece.segment], isinstance(parts[0], list)
         for number, first in enumerate([span.start for span in segment.spans] if are_lists else [piece.first]):
@@ -223,7 +231,7 @@ class Combiner:
         if isinstance(self.rule, Columns):
             return weights, 0.0
         if isinstance(self.rule, Sum):
-            by = [self.coefficient(weight) for weight in weights]
+            by = self.coefficients(contributions)
             require_sum(by)
             return by, 0.0
         figures = None
@@ -242,18 +250,21 @@ class Combiner:
         if self.known is not None:
             mask, fixed = self.known.constants(piece), self.known.values(piece)
         else:
-            self.require_same_bytes(stored)
+            self._require_same_bytes(stored)
             tops, fixed = self.device.largest(stored.parts, stored.piece.dtype), columns[0]
             mask, odd = np.zeros(piece.count, np.bool_), -1
             if not all(is_plain(stored.piece.dtype, top) for top in tops):
                 mask, odd = shared_constants(columns)
             if mask.any() and odd < 0:  # else the check below names the one that has what others have not
-                stored = self._stored(batch, [without(column, mask) for column in columns])
-        for each, part, top in zip(batch.contributions, stored.parts, tops, strict=True):
-            by = self.coefficient(each.weight)
-            if not top <= self.limits.largest(piece.segment, by):
-                self.limits.check(stored.piece, part, by, each.client)
-        return [without(column, mask) for column in columns] if mask.any() else columns, mask, fixed
+                columns = [without(column, mask) for column in columns]
+                stored = self._stored(batch, columns)
+        by = self.coefficients(batch.contributions)
+        for each, coefficient, part, top in zip(batch.contributions, by, stored.parts, tops, strict=True):
+            if not top <= self.limits.largest(piece.segment, coefficient):
+                self.limits.check(stored.piece, part, coefficient, each.client)
+        if self.known is not None and mask.any():
+            columns = [without(column, mask) for column in columns]
+        return columns, mask, fixed
 
     def _own(self, batch: Batch) -> list[Values]:
         """Return a batch's elements in the tensors' dtype."""
@@ -269,7 +280,8 @@ class Combiner:
 
     def _write(self, piece: PieceRange, values: npt.NDArray[np.float64], out: Values) -> None:
         """Add the base to a range of results and round them once."""
-        segment, dtype, base = self.spec.segments[piece.segment], self.limits.dtypes[piece.segment], self._base(piece)
+        segment, dtype = self.spec.segments[piece.segment], self.limits.dtypes[piece.segment]
+        base = self._base(piece, out)
         if base is not None:
             values = values + base.view(DTYPES[segment.dtype]).astype(np.float64)
         narrow, fits = rounded(values, dtype)
@@ -281,11 +293,13 @@ class Combiner:
             )
         out[:] = narrow.view(out.dtype)
 
-    def _base(self, piece: PieceRange) -> Values | None:
-        """Return the range that differences are added to, with zeros for what is no quantity."""
+    def _base(self, piece: PieceRange, out: Any) -> Any:
+        """Return what differences are added to, in a list where `out` is one; else zero where it is no quantity."""
         if self.known is None or not self.known.are_deltas:
             return None
-        if not self.known.has_constants(piece):
+        if isinstance(out, list):
+            return self.known.tensors(piece.segment)
+        if not self.has_constants(piece):
             return self.known.read(piece)
         values = without(self.known.values(piece), self.known.constants(piece))
         return values.view(storage_dtype(self.spec.segments[piece.segment].dtype))
@@ -297,7 +311,6 @@ class Combiner:
             with np.errstate(all="ignore"):
                 out.view(result)[mask] = fixed[mask].astype(result)
 
-    def _blamed(self, batch: Batch) -> AbstractContextManager[None]:
+    def _blamed(self, piece: PieceRange, contributions: Sequence[Contribution] = ()) -> AbstractContextManager[None]:
         """Have what the kernels refuse name the client and the tensor."""
-        clients = [each.client for each in batch.contributions]
-        return blamed(self.spec.segments[batch.piece.segment], clients, batch.piece.first)
+        return blamed(self.spec.segments[piece.segment], contributions, piece.first)

@@ -1,7 +1,8 @@
 """Contributions: what the engine combines. Each has a client, a weight, and elements that can be read in any range."""
 
+import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -9,8 +10,9 @@ import numpy.typing as npt
 from flcore_kernels import DeviceArray, storage_dtype
 from flcore_transport import PieceRange
 
-from flcore.model.arrays import as_array
+from flcore.model.arrays import AnyArrays, as_array
 from flcore.model.dtypes import DTYPES
+from flcore.model.form import Form
 from flcore.model.narrow import Part
 from flcore.model.spec import ModelSpec, SegmentSpec
 from flcore.model.stored import StoredModel
@@ -42,26 +44,29 @@ class Contribution(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ArrayContribution:
-    """Arrays in memory or on a device, read where they are; `buffers` keep them alive."""
+    """Arrays in memory or on a device, read where they are; `buffers` keep them alive.
+
+    `kinds` says what kinds of arrays they are, where results are to be alike (see `kinds_of`).
+    """
 
     client: str
     weight: float
     spec: ModelSpec
     buffers: Buffers
+    kinds: AnyArrays | None = None
 
     def read(self, piece: PieceRange) -> Part:
         """Return a range as one array: a view where it lies in one tensor, a copy where it does not."""
-        return read_range(self.spec.segments[piece.segment], self.buffers[piece.segment], piece)
+        return read_range(self.spec, self.buffers, piece)
 
     def tensor_ranges(self, index: int) -> Iterator[tuple[PieceRange, Any]]:
         """Yield a segment's elements in ranges that each lie in one tensor; those on a device tensor by tensor."""
         segment = self.spec.segments[index]
         for span, buffer in zip(segment.spans, self.buffers[index], strict=True):
-            size = span.tensor.size if isinstance(buffer, DeviceArray) else RANGE_ELEMENTS
-            for first in range(0, span.tensor.size, max(1, size)):
-                count = min(size, span.tensor.size - first)
-                part = buffer if count == span.tensor.size else buffer.reshape(-1)[first : first + count]
-                yield PieceRange(0, index, segment.dtype, span.start + first, count), part
+            whole, is_here = PieceRange(0, index, segment.dtype, span.start, span.tensor.size), are_on_host([buffer])
+            for piece in cut(whole, RANGE_ELEMENTS if is_here else sys.maxsize):
+                first = piece.first - span.start
+                yield piece, buffer.reshape(-1)[first : first + piece.count] if is_here else buffer
 
 
 class StoredContribution:
@@ -86,9 +91,7 @@ class ConvertedContribution:
 
     def __init__(self, client: str, weight: float, model: StoredModel, spec: ModelSpec) -> None:
         self.client, self.weight, self._model, self._spec = client, weight, model, spec
-        self._places = {
-            span.tensor.name: (index, span) for index, each in enumerate(model.spec.segments) for span in each.spans
-        }
+        self._places = Form.plain(model.spec).places
 
     def read(self, piece: PieceRange) -> Part:
         """Return a range that is read from the file for this call."""
@@ -121,33 +124,30 @@ class ArraySink:
 
 def ranges(spec: ModelSpec, elements: int = RANGE_ELEMENTS, segments: Sequence[int] | None = None) -> list[PieceRange]:
     """Return the ranges of at most so many elements that make up a model, or some of its segments."""
-    return [
-        PieceRange(0, index, spec.segments[index].dtype, first, min(elements, spec.segments[index].elements - first))
-        for index in (range(len(spec.segments)) if segments is None else segments)
-        for first in range(0, spec.segments[index].elements, elements)
-    ]
+    chosen = range(len(spec.segments)) if segments is None else segments
+    pieces = [PieceRange(0, index, spec.segments[index].dtype, 0, spec.segments[index].elements) for index in chosen]
+    return [part for piece in pieces for part in cut(piece, elements)]
 
 
 def wholes(spec: ModelSpec, segments: Sequence[int] | None = None) -> list[PieceRange]:
-    """Return each segment of a model, or some of them, as one range."""
-    chosen = [(index, spec.segments[index]) for index in (range(len(spec.segments)) if segments is None else segments)]
-    return [PieceRange(0, index, segment.dtype, 0, segment.elements) for index, segment in chosen]
+    """Return each segment of a model, or some of them, as one range; those without elements, not at all."""
+    return ranges(spec, sys.maxsize, segments)
 
 
-def cut(piece: PieceRange, elements: int) -> Iterator[PieceRange]:
-    """Yield a range in parts of at most so many elements."""
-    for first in range(piece.first, piece.first + piece.count, elements):
-        count = min(elements, piece.first + piece.count - first)
-        yield PieceRange(piece.part, piece.segment, piece.dtype, first, count)
+def cut(piece: PieceRange, elements: int) -> list[PieceRange]:
+    """Return a range in parts of at most so many elements."""
+    stop = piece.first + piece.count
+    firsts = range(piece.first, stop, elements)
+    return [replace(piece, first=first, count=min(elements, stop - first)) for first in firsts]
 
 
-def read_range(segment: SegmentSpec, buffers: list[Any], piece: PieceRange) -> npt.NDArray[Any]:
-    """Return a range of a segment whose tensors are in `buffers`, with zeros in the gaps."""
+def read_range(spec: ModelSpec, buffers: Buffers, piece: PieceRange) -> npt.NDArray[Any]:
+    """Return a range of a model whose tensors are in `buffers`, with zeros in the gaps and for what is None there."""
     first, stop = piece.first, piece.first + piece.count
-    slices = _slices(segment, buffers, first, stop)
+    slices = _slices(spec.segments[piece.segment], buffers[piece.segment], first, stop)
     if len(slices) == 1 and slices[0][:2] == (first, stop):
         return slices[0][2]
-    values = np.zeros(piece.count, storage_dtype(segment.dtype))
+    values = np.zeros(piece.count, storage_dtype(spec.segments[piece.segment].dtype))
     for begin, end, elements in slices:
         values[begin - first : end - first] = elements
     return values
@@ -165,9 +165,11 @@ def on_host(buffer: Any) -> npt.NDArray[Any]:
 
 
 def _slices(segment: SegmentSpec, buffers: list[Any], first: int, stop: int) -> list[tuple[int, int, npt.NDArray[Any]]]:
+    """Return where elements `first` to `stop` of a segment are in its tensors: their borders in it, and they."""
     found = []
     for index in segment.indices(first, stop):
-        span = segment.spans[index]
-        begin, end = max(span.start, first), min(span.stop, stop)
-        found.append((begin, end, buffers[index].reshape(-1)[begin - span.start : end - span.start]))
+        if (buffer := buffers[index]) is not None:
+            span = segment.spans[index]
+            begin, end = max(span.start, first), min(span.stop, stop)
+            found.append((begin, end, buffer.reshape(-1)[begin - span.start : end - span.start]))
     return found

@@ -3,7 +3,7 @@
 Nothing is copied but a tensor that is not contiguous in memory, or on a device while the kernels are the CPU's.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,9 +20,9 @@ from flcore_kernels import (
     storage_dtype,
 )
 
-from flcore.aggregation.contributions import Buffers
+from flcore.aggregation.contributions import Buffers, Contribution
 from flcore.errors import AggregationError, NonFinite, OutOfBounds, TensorMismatch, WeightError
-from flcore.model.arrays import AnyArrays, as_array, empty_alike, flattened, in_place, is_copied
+from flcore.model.arrays import AnyArrays, as_array, flattened, in_place, is_copied
 from flcore.model.dtypes import DTYPES
 from flcore.model.spec import ModelSpec, SegmentSpec
 
@@ -99,38 +99,28 @@ class Gather:
         self.spec.require(ModelSpec.of(arrays), client=client)
 
 
-def allocated(spec: ModelSpec) -> dict[str, npt.NDArray[Any]]:
-    """Return new arrays for a model, with anything in them."""
-    return {tensor.name: np.empty(tensor.shape, DTYPES[tensor.dtype]) for tensor in spec.tensors}
-
-
-def allocated_alike(spec: ModelSpec, like: Mapping[str, Any], device: Backend) -> dict[str, Any]:
-    """Return new arrays for a model, on the device that combines where those of `like` are and can be made."""
-    if device.name == "cpu":
-        return allocated(spec)
-    return {each.name: empty_alike(like.get(each.name), each.shape, DTYPES[each.dtype]) for each in spec.tensors}
-
-
 def address_of(array: npt.NDArray[Any] | DeviceArray) -> int:
     """Return where an array begins."""
     return array.address if isinstance(array, DeviceArray) else int(array.__array_interface__["data"][0])
 
 
 @contextmanager
-def blamed(segment: SegmentSpec, clients: list[str], first: int = 0) -> Iterator[None]:
+def blamed(segment: SegmentSpec, contributions: Sequence[Contribution], first: int) -> Iterator[None]:
     """Turn what the kernels refuse, of elements from `first` on, into errors that name the client and the tensor."""
     try:
         yield
     except NotFinite as error:
         tensor, element = segment.at(first + error.element)
-        raise NonFinite(f"element {element} is {error.value}", client=clients[error.part], tensor=tensor.name) from None
+        client = contributions[error.part].client
+        raise NonFinite(f"element {element} is {error.value}", client=client, tensor=tensor.name) from None
     except Overflow as error:
         tensor, element = segment.at(first + error.element)
         if error.part < 0:
             raise AggregationError(
                 f"tensor {tensor.name!r}: element {element} of the result does not fit into {error.where}"
             ) from None
-        raise OutOfBounds(f"element {element}: {error}", client=clients[error.part], tensor=tensor.name) from None
+        client = contributions[error.part].client
+        raise OutOfBounds(f"element {element}: {error}", client=client, tensor=tensor.name) from None
     except WeightRange as error:
         raise WeightError(str(error)) from None
     except (TooManyTerms, BufferMismatch) as error:  # the latter where updates are on several devices

@@ -2,14 +2,17 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from flcore_kernels import STORAGE
 from flcore_transport import PieceRange
 
-from flcore.aggregation.passthrough import Values
+from flcore.aggregation.known import Values
 from flcore.aggregation.rules import Columns, Geometry
 from flcore.errors import AggregationError
+from flcore.model.dtypes import DTYPES, INTEGERS
 from flcore.model.spec import SegmentSpec
 
 LEAST_COEFFICIENT = 2.0**-64
@@ -29,14 +32,28 @@ def combined(
             raise TypeError("expected real numbers, got complex ones")
         values = made.astype(np.float64, copy=False)
     if values.shape != elements[0].shape:
-        raise AggregationError(
-            f"rule {rule.name!r}: expected an array of {elements[0].size} elements, got one of shape {values.shape}"
-        )
+        raise _wrong(rule, f"expected an array of {elements[0].size} elements, got one of shape {values.shape}")
     if filled is None:
         return values
     spread = np.zeros(piece.count)
     spread[filled] = values
     return spread
+
+
+def rounded(values: npt.NDArray[np.float64], dtype: str) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
+    """Return values rounded to a dtype, ties to even, and which of them it holds.
+
+    >>> rounded(np.array([2.5, 300.0]), "int8")[1].tolist()
+    [True, False]
+    """
+    with np.errstate(all="ignore"):
+        if dtype in INTEGERS:
+            low, high = STORAGE[dtype].range
+            whole = np.rint(values)
+            fits = (whole >= low) & (whole <= high)
+            return np.where(fits, whole, 0).astype(DTYPES[dtype]), fits
+        narrow = (_to_odd(values) if dtype == "bfloat16" else values).astype(DTYPES[dtype])
+    return narrow, np.isfinite(narrow)
 
 
 def measured(
@@ -47,14 +64,10 @@ def measured(
     with _named(rule, "measure"):
         figures = np.array(rule.measure(elements), np.float64)
     if before is not None and figures.shape != before.shape:
-        raise AggregationError(
-            f"rule {rule.name!r}: measure returned figures of shape {figures.shape} for a range, after {before.shape}"
-        )
+        raise _wrong(rule, f"measure returned figures of shape {figures.shape} for a range, after {before.shape}")
     figures = figures if before is None else before + figures
     if not np.isfinite(figures).all():
-        raise AggregationError(
-            f"rule {rule.name!r}: its figures are not finite (narrow floats overflow: convert first)"
-        )
+        raise _wrong(rule, "its figures are not finite (narrow floats overflow: convert first)")
     return figures
 
 
@@ -65,12 +78,25 @@ def coefficients_of(rule: Geometry, figures: Figures | None, weights: Sequence[f
     with _named(rule, "coefficients"):
         given = np.asarray(rule.coefficients(figures, weights), np.float64)
     if given.shape != (len(weights),) or not (given >= 0).all() or not given.sum() <= 1 + 1e-9:
-        raise AggregationError(
-            f"rule {rule.name!r}: expected {len(weights)} coefficients >= 0 that add up to at most 1, got {given}"
-        )
+        raise _wrong(rule, f"expected {len(weights)} coefficients >= 0 that add up to at most 1, got {given}")
     kept = [value if value >= LEAST_COEFFICIENT else 0.0 for value in given.tolist()]
     left = 1 - float(given.sum())
     return kept, left if left >= 1e-9 else 0.0
+
+
+def _to_odd(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
+    """Return float32 values whose last bit is set where anything was cut off, so that rounding them again rounds once.
+
+    (ml_dtypes rounds float64 to float32 and then to bfloat16, which is wrong near ties. Boldo and Melquiond, 2008,
+    "Emulation of a FMA and correctly rounded sums: proved algorithms using rounding to odd".)
+    """
+    single = values.astype(np.float32)
+    is_cut = single.astype(np.float64) != values
+    is_cut &= np.isfinite(values)
+    bits = single.view(np.uint32)
+    bits -= is_cut & (np.abs(single) > np.abs(values))
+    bits |= is_cut
+    return single
 
 
 def _elements(
@@ -94,4 +120,8 @@ def _named(rule: Columns | Geometry, what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # whatever it raises, this round has no result
-        raise AggregationError(f"rule {rule.name!r}: {what} raised {type(error).__name__}: {error}") from error
+        raise _wrong(rule, f"{what} raised {type(error).__name__}: {error}") from error
+
+
+def _wrong(rule: Columns | Geometry, why: str) -> AggregationError:
+    return AggregationError(f"rule {rule.name!r}: {why}")

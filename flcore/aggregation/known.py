@@ -1,92 +1,50 @@
-"""A model that server and clients both have: what differences are added to, or what the clients began with."""
+"""Elements that no mean is taken of, and the model that server and clients both have, whose elements those must be.
 
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+Such elements are values that are not finite, and integers beyond 2^53, which float64 cannot hold: masks of -inf,
+hashes, sentinels. They are called constants here. Where all updates have the same, the result has it too, bit for bit.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
-from flcore_kernels import EXACT_INTEGER_LIMIT, Backend, storage_dtype
+import numpy.typing as npt
+from flcore_kernels import EXACT_INTEGER_LIMIT, Backend
 from flcore_transport import PieceRange
 
-from flcore.aggregation.contributions import Buffers, are_on_host, on_host
-from flcore.aggregation.passthrough import Mask, Values, constants_in
+from flcore.aggregation.contributions import Buffers, are_on_host, on_host, read_range
 from flcore.model.chunks import ChunkSource
 from flcore.model.dtypes import DTYPES, INTEGERS
 from flcore.model.spec import ModelSpec
 
-
-class Source(Protocol):
-    """Reads ranges of a model."""
-
-    def read(self, piece: PieceRange) -> Any:
-        """Return a range, flat and in its storage dtype."""
-        ...
-
-
-@dataclass(frozen=True)
-class ModelSource:
-    """A global model, read in ranges."""
-
-    model: ChunkSource
-
-    def read(self, piece: PieceRange) -> Values:
-        """Return a range, flat and in its storage dtype."""
-        return self.model.chunk(piece.segment, piece.first, piece.first + piece.count)
-
-
-class ConstantSource:
-    """The tensors of some arrays that have elements which are not averaged; the other tensors count as zeros.
-
-    Those of unsigned bytes are among them, and those with constants unless they are on a device.
-    """
-
-    def __init__(self, spec: ModelSpec, buffers: Buffers, device: Backend) -> None:
-        self._spec = spec
-        self._kept: list[dict[int, Values]] = []
-        for segment, tensors in zip(spec.segments, buffers, strict=True):
-            kept = {}
-            if segment.dtype == "uint8":
-                kept = {index: on_host(tensor).copy() for index, tensor in enumerate(tensors)}
-            elif not is_plain(segment.dtype, device.largest([tensors], segment.dtype)[0]) and are_on_host(tensors):
-                flat = {index: tensor.reshape(-1) for index, tensor in enumerate(tensors)}
-                own = DTYPES[segment.dtype]
-                kept = {index: each.copy() for index, each in flat.items() if constants_in(each.view(own)).any()}
-            self._kept.append(kept)
-
-    def __bool__(self) -> bool:
-        """Whether there is any such tensor."""
-        return any(self._kept)
-
-    def read(self, piece: PieceRange) -> Values:
-        """Return a range, flat and in its storage dtype."""
-        segment, stop = self._spec.segments[piece.segment], piece.first + piece.count
-        values = np.zeros(piece.count, storage_dtype(segment.dtype))
-        for index in segment.indices(piece.first, stop):
-            if index in self._kept[piece.segment]:
-                span = segment.spans[index]
-                begin, end = max(span.start, piece.first), min(span.stop, stop)
-                elements = self._kept[piece.segment][index][begin - span.start : end - span.start]
-                values[begin - piece.first : end - piece.first] = elements
-        return values
+Values = npt.NDArray[Any]
+Mask = npt.NDArray[np.bool_]
 
 
 class Known:
-    """Reads a model, and remembers the largest magnitude of each range that it was asked about.
+    """The model that updates are differences from (`are_deltas`), or that clients began with; read in ranges.
 
-    `are_deltas` says whether updates are differences from this model.
+    `source` is a model, or the tensors of one (None: zeros). The largest magnitude of each range is remembered.
     """
 
-    def __init__(self, spec: ModelSpec, source: Source, device: Backend, *, are_deltas: bool) -> None:
+    def __init__(self, spec: ModelSpec, source: ChunkSource | Buffers, device: Backend, *, are_deltas: bool) -> None:
         self._spec, self._source, self._device, self.are_deltas = spec, source, device, are_deltas
         self._magnitudes: dict[PieceRange, float] = {}
 
     def read(self, piece: PieceRange) -> Values:
         """Return a range's elements, flat and in their storage dtype."""
-        values: Values = self._source.read(piece)
-        return values
+        if isinstance(self._source, list):
+            return read_range(self._spec, self._source, piece)
+        return self._source.chunk(piece.segment, piece.first, piece.first + piece.count)
+
+    def tensors(self, segment: int) -> list[Any]:
+        """Return a segment's tensors, of a model that was given as such."""
+        return self._source[segment] if isinstance(self._source, list) else []
 
     def release(self) -> None:
         """Let the model go: nothing is read any more."""
-        del self._source
+        self._source = []
 
     def values(self, piece: PieceRange) -> Values:
         """Return a range's elements in the tensors' dtype."""
@@ -109,6 +67,62 @@ class Known:
         return constants_in(self.values(piece))
 
 
+def constants_of(spec: ModelSpec, buffers: Buffers, device: Backend) -> Known | None:
+    """Return what must stay what it is in an update, as a known model; None where there is nothing.
+
+    It has copies of the tensors of unsigned bytes, and of those with constants unless they are on a device.
+    """
+    kept: Buffers = []
+    for segment, tensors in zip(spec.segments, buffers, strict=True):
+        are_bytes, own = segment.dtype == "uint8", DTYPES[segment.dtype]
+        if are_bytes or not (
+            is_plain(segment.dtype, *device.largest([tensors], segment.dtype)) or not are_on_host(tensors)
+        ):
+            flat = [on_host(tensor) for tensor in tensors]
+            kept.append([each.copy() if are_bytes or constants_in(each.view(own)).any() else None for each in flat])
+        else:
+            kept.append([None] * len(tensors))
+    if all(tensor is None for tensors in kept for tensor in tensors):
+        return None
+    return Known(spec, kept, device, are_deltas=False)
+
+
+def constants_in(values: Values) -> Mask:
+    """Return which elements are no quantities; `values` are of the tensor's own dtype.
+
+    >>> constants_in(np.array([1.0, -np.inf])).tolist(), constants_in(np.array([2**53, 2**53 + 1])).tolist()
+    ([False, True], [False, True])
+    """
+    if values.dtype.kind in "iu":
+        if values.dtype.itemsize < 8:
+            return np.zeros(values.size, np.bool_)
+        return (values > EXACT_INTEGER_LIMIT) | (values < -EXACT_INTEGER_LIMIT if values.dtype.kind == "i" else False)
+    return ~np.isfinite(values)
+
+
 def is_plain(dtype: str, magnitude: float) -> bool:
     """Whether all elements are sure to be quantities where the largest magnitude, as a float64, is this."""
     return magnitude < EXACT_INTEGER_LIMIT if dtype in INTEGERS else magnitude < float("inf")
+
+
+def differing(values: Values, others: Values) -> Mask:
+    """Return which elements do not have the same bits."""
+    bits = f"u{values.dtype.itemsize}"
+    different: Mask = values.view(bits) != others.view(bits)
+    return different
+
+
+def shared_constants(columns: Sequence[Values]) -> tuple[Mask, int]:
+    """Return where all arrays have the same constant, and which array has one that others have not (-1: none has)."""
+    masks = [constants_in(column) for column in columns]
+    is_shared = masks[0].copy()
+    for column in columns[1:]:
+        is_shared &= ~differing(column, columns[0])
+    return is_shared, next((index for index, mask in enumerate(masks) if (mask & ~is_shared).any()), -1)
+
+
+def without(values: Values, mask: Mask) -> Values:
+    """Return a copy with zeros where the mask is set."""
+    copy = values.copy()
+    copy[mask] = 0
+    return copy

@@ -7,16 +7,16 @@ scale of weights. They do not depend on other updates.
 import math
 import numbers
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NoReturn
 
 import numpy as np
 from flcore_kernels import ACCUMULATORS, EXACT_RANGE, STORAGE, Backend, storage_dtype
 from flcore_transport import PieceRange
 
 from flcore.aggregation.contributions import on_host
-from flcore.aggregation.known import Known
-from flcore.aggregation.passthrough import Mask, Values, constants_in, differing, without
+from flcore.aggregation.known import Known, Mask, Values, constants_in, differing, without
+from flcore.aggregation.rules import Rule
 from flcore.errors import JobError, NonFinite, OutOfBounds, WeightError
 from flcore.model.dtypes import DTYPES, INTEGERS
 from flcore.model.narrow import Part, decoded
@@ -63,33 +63,39 @@ def own_values(spec: ModelSpec, piece: PieceRange, part: Part) -> Values:
     return decoded(piece.dtype, part).astype(DTYPES[own], copy=False)
 
 
-class Limits:
-    """What may be admitted to a combination whose results have `dtypes`, one per segment.
+@dataclass(frozen=True)
+class Settings:
+    """How updates are combined, whatever their model; raises `JobError` for what no round could have.
 
-    `max_abs` bounds magnitudes beside what arithmetic allows. With a `known` model, elements that are no quantities
-    must be that model's (its differences zero), and so must unsigned bytes, unless `average_bytes`. `accumulators` are
-    what segments are summed in.
+    `max_abs` bounds magnitudes beside what arithmetic allows; `average_bytes` says that unsigned bytes are numbers.
+    """
+
+    rule: Rule
+    accumulate: str
+    device: Backend
+    average_bytes: bool = False
+    max_abs: float = math.inf
+
+    def __post_init__(self) -> None:
+        require_accumulator(self.accumulate)
+        if not self.max_abs > 0:
+            raise JobError(f"max_abs: expected a number above 0, got {self.max_abs!r}")
+
+
+class Limits:
+    """What may be admitted to a combination whose results have `dtypes`, one per segment (default: the model's).
+
+    With a `known` model, elements that are no quantities must be that model's (its differences zero), and so must
+    unsigned bytes, unless they are averaged. `accumulators` are what segments are summed in.
     """
 
     def __init__(
-        self,
-        spec: ModelSpec,
-        accumulate: str,
-        device: Backend,
-        *,
-        known: Known | None = None,
-        dtypes: Sequence[str] = (),
-        average_bytes: bool = False,
-        max_abs: float = math.inf,
+        self, spec: ModelSpec, settings: Settings, known: Known | None = None, dtypes: Sequence[str] = ()
     ) -> None:
-        require_accumulator(accumulate)
-        if not max_abs > 0:
-            raise JobError(f"max_abs: expected a number above 0, got {max_abs!r}")
-        self._spec, self._device, self._known = spec, device, known
-        self._average_bytes, self._max_abs = average_bytes, max_abs
+        self._spec, self._settings, self._known = spec, settings, known
         self.dtypes = tuple(dtypes) or tuple(segment.dtype for segment in spec.segments)
-        self.accumulators = [accumulator_of(segment.dtype, accumulate) for segment in spec.segments]
-        self._strictest = "exact" if "exact" in self.accumulators else accumulate
+        self.accumulators = [accumulator_of(segment.dtype, settings.accumulate) for segment in spec.segments]
+        self._strictest = "exact" if "exact" in self.accumulators else settings.accumulate
 
     def weight(self, weight: Any, client: str) -> float:
         """Return a weight as a float, or raise `WeightError`: it is 0, or a number within the accumulator's range."""
@@ -115,24 +121,24 @@ class Limits:
         is_near = result not in INTEGERS and SLACK[accumulate] >= 2.0 ** -(STORAGE[result].precision + 1)
         room = 1 - SLACK[accumulate] if is_near else 1.0  # else what a mean is off is rounded away
         ends = max(map(abs, STORAGE[own].range)), max(map(abs, STORAGE[result].range)) * room
-        return min(self._max_abs, LARGEST_TERM[accumulate] / max(1.0, coefficient), *ends)
+        return min(self._settings.max_abs, LARGEST_TERM[accumulate] / max(1.0, coefficient), *ends)
 
     def check(self, piece: PieceRange, part: Part, coefficient: float, client: str) -> None:
         """Raise `NonFinite` or `OutOfBounds`, naming the tensor, unless a range's elements may be admitted."""
         limit, known = self.largest(piece.segment, coefficient), self._known
-        seen = self._device.inspect(part, piece.dtype)
+        seen = self._settings.device.inspect(part, piece.dtype)
         if known is not None and (seen.first_bad >= 0 or seen.magnitude > limit or known.has_constants(piece)):
             part = self._quantities(known, piece, part, client)
             piece = replace(piece, dtype=self._spec.segments[piece.segment].dtype)
-            seen = self._device.inspect(part, piece.dtype)
+            seen = self._settings.device.inspect(part, piece.dtype)
         if seen.first_bad >= 0:
-            self._refuse(piece, part, seen.first_bad, client)
+            self._refuse(piece, own_values(self._spec, piece, part), seen.first_bad, client)
         if seen.magnitude > limit:
             values = part if piece.dtype in INTEGERS else own_values(self._spec, piece, part)  # a boolean may be 7
             where = int(np.argmax(np.abs(on_host(values).astype(np.float64))))
             why = f"has magnitude {seen.magnitude:g}, more than the {limit:g} allowed"
-            self._refuse(piece, part, where, client, why)
-        if known is not None and piece.dtype == "uint8" and not self._average_bytes:
+            self._refuse(piece, on_host(values), where, client, why)
+        if known is not None and piece.dtype == "uint8" and not self._settings.average_bytes:
             values = own_values(self._spec, piece, part)
             self._require_known(known, piece, values, np.ones(values.size, np.bool_), client)
         if known is not None and known.are_deltas:
@@ -151,13 +157,10 @@ class Limits:
         if differs.any():
             where = int(np.argmax(differs))
             there = f"the model that was sent has {known.values(piece)[where]}"
-            fixed = "an element that is not averaged must not change"
             is_byte = piece.dtype == "uint8"
             advice = " (bytes may be packed codes: average_bytes=True, if they are numbers)" if is_byte else ""
-            why = f"is {values[where]}, where {there}: {fixed}{advice}"
-            tensor, element = self._spec.segments[piece.segment].at(piece.first + where)
-            kind = NonFinite if values.dtype.kind not in "iub" and not np.isfinite(values[where]) else OutOfBounds
-            raise kind(f"element {element} {why}", client=client, tensor=tensor.name)
+            why = f"is {values[where]}, where {there}: an element that is not averaged must not change{advice}"
+            self._refuse(piece, values, where, client, why)
 
     def _require_room(self, known: Known, piece: PieceRange, part: Part, magnitude: float, client: str) -> None:
         """Raise `OutOfBounds` where base plus element leaves the result's dtype; looks at elements only near its end.
@@ -170,10 +173,8 @@ class Limits:
             return
         values, base = own_values(self._spec, piece, part), known.values(piece)
         wide = np.longdouble if values.dtype.itemsize == 8 else np.float64
-        if dtype in INTEGERS:
-            half, slack = 0.5, 0.0
-        else:
-            half = 2.0 ** (math.frexp(high)[1] - 1 - STORAGE[dtype].precision)  # of a step: less is rounded back
+        half = 2.0 ** (math.frexp(high)[1] - 1 - STORAGE[dtype].precision)  # of a step: less is rounded back
+        half, slack = (0.5, 0.0) if dtype in INTEGERS else (half, slack)
         with np.errstate(all="ignore"):
             sums, spread = base.astype(wide) + values.astype(wide), np.abs(values.astype(wide)) * slack
             fits = (sums + spread < wide(high) + wide(half)) & (sums - spread > wide(low) - wide(half))
@@ -181,10 +182,10 @@ class Limits:
         if leaves.any():
             where = int(np.argmax(leaves))
             why = f"is {values[where]}: with the base, {base[where]}, it leaves {dtype}"
-            self._refuse(piece, part, where, client, why)
+            self._refuse(piece, values, where, client, why)
 
-    def _refuse(self, piece: PieceRange, part: Part, where: int, client: str, why: str = "") -> None:
+    def _refuse(self, piece: PieceRange, values: Values, where: int, client: str, why: str = "") -> NoReturn:
+        """Raise `NonFinite` or `OutOfBounds` for one of a range's elements."""
         tensor, element = self._spec.segments[piece.segment].at(piece.first + where)
-        value = own_values(self._spec, piece, part)[where]
-        kind = OutOfBounds if why else NonFinite
-        raise kind(f"element {element} {why or f'is {value}'}", client=client, tensor=tensor.name)
+        kind = OutOfBounds if np.isfinite(values[where]) else NonFinite
+        raise kind(f"element {element} {why or f'is {values[where]}'}", client=client, tensor=tensor.name)

@@ -7,9 +7,8 @@ chunk, and the next one ahead.
 """
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from flcore_kernels import Total
 from flcore_transport import PieceRange, piece_elements
@@ -19,10 +18,12 @@ from flcore.aggregation.combiner import Batch, Combiner
 from flcore.aggregation.contributions import cut
 from flcore.aggregation.limits import require_sum
 from flcore.aggregation.rules import Rule, Sum
+from flcore.aggregation.storage import Storage
 from flcore.aggregation.update import StagedUpdate
 from flcore.errors import JobError, QuorumError, StagingError
-from flcore.model.chunks import GlobalModel, Target
+from flcore.model.chunks import GlobalModel
 from flcore.model.form import Form
+from flcore.model.narrow import Part
 
 GROUP = 8
 """How many updates are folded at once where they come in faster: the total is then read once for all of them."""
@@ -31,77 +32,34 @@ LEAST_ELEMENTS = 256
 """Of a range: tensors and blocks of codes begin at multiples of it."""
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How updates become a model, whatever the plan. `read_chunks` is how many chunks may be read from disk at once."""
-
-    form: Form
-    combiner: Combiner
-    target: Callable[[], Target]
-    read_chunks: int
-
-    def combined(self, updates: Sequence[StagedUpdate]) -> GlobalModel:
-        """Return the combination of all updates, chunk by chunk; those in memory are let go as they are read."""
-        pieces: Sequence[PieceRange] = self.form.pieces
-        on_disk, group = sum(not update.is_in_memory for update in updates), 0
-        if on_disk > self.read_chunks:
-            group = self.read_chunks
-            if not isinstance(self.combiner.rule, Sum):  # it needs all updates' elements at once: of shorter ranges
-                share = [piece_elements(piece.dtype) * self.read_chunks // len(updates) for piece in pieces]
-                sizes = [max(LEAST_ELEMENTS, each // LEAST_ELEMENTS * LEAST_ELEMENTS) for each in share]
-                pieces = [part for piece, size in zip(pieces, sizes, strict=True) for part in cut(piece, size)]
-        with self.target() as target:
-            for piece in self.combiner.run(updates, pieces, target, group):
-                if not on_disk:  # else one may be lost, and all are read once more
-                    for update in updates:
-                        update.release(piece)
-            return target.commit()
-
-
-class Plan(Protocol):
-    """Takes committed updates, each client's once, and makes a model of them; its aggregator calls it one at a time."""
-
-    lets_go: bool
-    """Whether updates are let go as more come in, so that waiting for room in memory makes sense."""
-
-    def add(self, update: StagedUpdate) -> None:
-        """Take an update, and with it what it holds."""
-        ...
-
-    def finish(self, lost: dict[str, str]) -> GlobalModel:
-        """Return the result and begin anew (see `Aggregator.finish`); `lost` is told whom it is without, and why."""
-        ...
-
-    def discard(self) -> None:
-        """Let all updates go and begin anew."""
-        ...
-
-
 class AtClose:
     """Folds everything at the end, chunk by chunk, straight into the result."""
 
     lets_go = False
+    """Whether updates are let go as more come in, so that waiting for room in memory makes sense."""
 
-    def __init__(self, recipe: Recipe) -> None:
-        self._recipe = recipe
+    def __init__(self, form: Form, combiner: Combiner, storage: Storage) -> None:
+        self._form, self._combiner, self._storage = form, combiner, storage
         self._updates: list[StagedUpdate] = []
 
     def add(self, update: StagedUpdate) -> None:
-        """Keep an update until the end."""
+        """Keep a committed update, a client's first, until the end."""
         self._updates.append(update)
 
     def finish(self, lost: dict[str, str]) -> GlobalModel:
-        """Combine all updates, in the order of their clients' names; once more without one that cannot be read back."""
+        """Combine all updates, in the order of their clients' names, and begin anew (see `Aggregator.finish`).
+
+        `lost` is told which clients' updates could not be read back, and why; all is combined once more without them.
+        """
         updates, self._updates = sorted(self._updates, key=lambda update: update.client), []
-        left = list(updates)
         try:
-            while left:
+            while left := [update for update in updates if update.client not in lost]:
                 try:
-                    return self._recipe.combined(left)
+                    return self._combined(left)
                 except StagingError as error:
-                    _require_known(error, left)
+                    if all(update.client != error.client for update in left):
+                        raise
                     lost[error.client] = str(error)
-                    left = [update for update in left if update.client != error.client]
             raise _nothing(lost)
         finally:
             for update in updates:
@@ -112,6 +70,23 @@ class AtClose:
         updates, self._updates = self._updates, []
         for update in updates:
             update.drop()
+
+    def _combined(self, updates: Sequence[StagedUpdate]) -> GlobalModel:
+        """Return the combination of all updates, chunk by chunk; those in memory are let go as they are read."""
+        pieces: Sequence[PieceRange] = self._form.pieces
+        on_disk, most, group = sum(not update.is_in_memory for update in updates), self._storage.read_chunks, 0
+        if on_disk > most:
+            group = most
+            if not isinstance(self._combiner.rule, Sum):  # it needs all updates' elements at once: of shorter ranges
+                share = [piece_elements(piece.dtype) * most // len(updates) for piece in pieces]
+                sizes = [max(LEAST_ELEMENTS, each // LEAST_ELEMENTS * LEAST_ELEMENTS) for each in share]
+                pieces = [part for piece, size in zip(pieces, sizes, strict=True) for part in cut(piece, size)]
+        with self._storage.target(self._form.spec) as target:
+            for piece in self._combiner.run(updates, pieces, target, group):
+                if not on_disk:  # else one may be lost, and all are read once more
+                    for update in updates:
+                        update.release(piece)
+            return target.commit()
 
 
 @dataclass
@@ -130,9 +105,8 @@ class Streaming:
 
     lets_go = True
 
-    def __init__(self, recipe: Recipe) -> None:
-        require_plan(recipe.combiner.rule, "streaming")
-        self._recipe = recipe
+    def __init__(self, form: Form, combiner: Combiner, storage: Storage) -> None:
+        self._form, self._combiner, self._storage = form, combiner, storage
         self._lock = threading.Lock()
         self._thread = Background()
         self._sums = _Sums()
@@ -147,34 +121,35 @@ class Streaming:
 
     def finish(self, lost: dict[str, str]) -> GlobalModel:
         """Wait for the last fold, and divide."""
-        sums, self._sums = self._sums, _Sums()  # an interrupt leaves nothing for the next round
-        for fold in sums.folds:
-            fold.wait()  # all of them, whichever fails
+        sums = self._ended()
         for fold in sums.folds:
             fold.result()
         lost |= sums.lost
         if not sums.coefficients:
             raise _nothing(lost)
         require_sum(sums.coefficients)
-        with self._recipe.target() as target:
-            for piece in self._recipe.form.pieces:
-                out = target.chunk(piece.segment, piece.first, piece.first + piece.count)
-                self._recipe.combiner.finish(sums.totals.pop(piece), piece, out)
-                target.put(piece.segment, piece.first, out)
+        with self._storage.target(self._form.spec) as target:
+            for piece in self._form.pieces:
+                self._combiner.finish_into(target, sums.totals.pop(piece), piece)
             return target.commit()
 
     def discard(self) -> None:
         """Let the folds end, and forget what they have added up."""
-        sums, self._sums = self._sums, _Sums()
+        self._ended()
+
+    def _ended(self) -> _Sums:
+        """Begin anew, and return the last round's sums, once nothing is folded into them any more."""
+        sums, self._sums = self._sums, _Sums()  # first, so that an interrupt leaves nothing for the next round
         for fold in sums.folds:
-            fold.wait()
+            fold.wait()  # all of them, whichever fails
+        return sums
 
     def _fold_waiting(self, sums: _Sums) -> None:
         with self._lock:
             group, sums.waiting = sums.waiting[:GROUP], sums.waiting[GROUP:]
         try:
             readable = [update for update in group if self._is_readable(update, sums)]
-            size = self._recipe.read_chunks if any(not update.is_in_memory for update in readable) else GROUP
+            size = GROUP if all(update.is_in_memory for update in readable) else self._storage.read_chunks
             for first in range(0, len(readable), size):
                 self._fold(readable[first : first + size], sums)
         finally:
@@ -185,7 +160,7 @@ class Streaming:
         """Read an update on disk once before it is folded: half of one could not be taken out of the totals again."""
         try:
             if not update.is_in_memory:
-                for piece in self._recipe.form.pieces:
+                for piece in self._form.pieces:
                     update.read(piece)
         except StagingError as error:
             sums.lost[update.client] = str(error)
@@ -193,12 +168,15 @@ class Streaming:
         return True
 
     def _fold(self, updates: Sequence[StagedUpdate], sums: _Sums) -> None:
-        combiner = self._recipe.combiner
-        by = [combiner.coefficient(update.weight) for update in updates]
-        for piece, parts in ahead(lambda piece: [update.read(piece) for update in updates], self._recipe.form.pieces):
+        def read(piece: PieceRange) -> list[Part]:
+            return [update.read(piece) for update in updates]
+
+        by, pieces = self._combiner.coefficients(updates), self._form.pieces
+        are_here = all(update.is_in_memory for update in updates)  # reading ahead would only take turns with folding
+        for piece, parts in ((piece, read(piece)) for piece in pieces) if are_here else ahead(read, pieces):
             if piece not in sums.totals:
-                sums.totals[piece] = combiner.total(piece)
-            combiner.fold(sums.totals[piece], Batch(piece, updates, parts, by))
+                sums.totals[piece] = self._combiner.total(piece)
+            self._combiner.fold(sums.totals[piece], Batch(piece, updates, parts, by))
             for update in updates:
                 update.release(piece)
         sums.coefficients += by
@@ -212,12 +190,6 @@ def require_plan(rule: Rule, plan: str) -> None:
         raise JobError(f"rule {rule.name!r} needs all updates at once: choose the plan at-close")
 
 
-def _require_known(error: StagingError, updates: Sequence[StagedUpdate]) -> None:
-    """Raise an error that names none of the updates."""
-    if all(update.client != error.client for update in updates):
-        raise error
-
-
 def _nothing(lost: dict[str, str]) -> QuorumError:
     if not lost:
         return QuorumError("there is nothing to aggregate: no update was committed")
@@ -226,5 +198,5 @@ def _nothing(lost: dict[str, str]) -> QuorumError:
     )
 
 
-PLANS: dict[str, Callable[[Recipe], Plan]] = {"at-close": AtClose, "streaming": Streaming}
+PLANS: dict[str, type[AtClose] | type[Streaming]] = {"at-close": AtClose, "streaming": Streaming}
 """Every plan, by the name that the command line gives it."""

@@ -2,30 +2,22 @@
 
 import math
 from collections.abc import Mapping
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy.typing as npt
 from flcore_kernels import backend as backend_named
 
-from flcore.aggregation.averaged import Averaged
 from flcore.aggregation.combiner import Combiner
-from flcore.aggregation.contributions import ArrayContribution, Buffers, wholes
-from flcore.aggregation.gather import Gather, allocated
+from flcore.aggregation.contributions import ArrayContribution, Buffers
 from flcore.aggregation.in_memory import Totals, combine_arrays
-from flcore.aggregation.known import ConstantSource, Known
-from flcore.aggregation.likeness import Likeness
-from flcore.aggregation.limits import MOST_UPDATES, require_accumulator, require_sum
+from flcore.aggregation.known import constants_of
+from flcore.aggregation.limits import MOST_UPDATES, Settings
+from flcore.aggregation.results import Likeness, allocated
 from flcore.aggregation.rules import Rule, Sum, rule_named
 from flcore.errors import AggregationError, JobError, QuorumError, SpecError, TensorMismatch, UpdateError, WeightError
 from flcore.model.arrays import AnyArrays, kinds_of
 from flcore.model.dtypes import DTYPES
 from flcore.model.spec import ModelSpec
-
-
-class _Held(NamedTuple):
-    contribution: ArrayContribution
-    kinds: AnyArrays
 
 
 class Running:
@@ -51,24 +43,13 @@ class Running:
         average_bytes: bool = False,
     ) -> None:
         require_settings(rule, accumulate, group, max_abs)
-        self._rule, self.group = rule_named(rule), group
-        self._may_double, self._max_abs = may_double and accumulate == "float32", max_abs
-        self._make = partial(
-            Combiner,
-            rule=self._rule,
-            accumulate=accumulate,
-            device=backend_named(backend),
-            average_bytes=average_bytes,
-            max_abs=max_abs,
-        )
+        self._settings = Settings(rule_named(rule), accumulate, backend_named(backend), average_bytes, max_abs)
+        self.group, self._may_double = group, may_double and accumulate == "float32"
         self._settled = spec
-        self._combiner = None if spec is None else self._make(spec)
-        self._gather = None if self._combiner is None else _gather(self._combiner)
+        self._combiner = None if spec is None else Combiner(spec, self._settings)
         self._totals: Totals | None = None
-        self._averaged: dict[int, Averaged] = {}
-        self._held: list[_Held] = []
+        self._held: list[ArrayContribution] = []
         self._refused: list[UpdateError] = []
-        self._coefficients: list[float] = []
         self._likeness: Likeness | None = None
         self._is_torn = False
 
@@ -83,9 +64,9 @@ class Running:
         Arrays are copied only where they have such elements.
         """
         self.clear()
-        spec = ModelSpec.of(model)
-        combiner, self._settled = self._make(spec), spec
-        self._settle(combiner, _gather(combiner).buffers(model, "the model"))
+        self._settled = ModelSpec.of(model)
+        combiner = Combiner(self._settled, self._settings)
+        self._settle(combiner, combiner.gather.buffers(model, "the model"))
 
     def check(self, arrays: AnyArrays, weight: Any, client: str) -> None:
         """Raise `UpdateError` unless an update can be counted in. Reads all of it."""
@@ -95,20 +76,21 @@ class Running:
     def add(self, arrays: AnyArrays, weight: Any, client: str) -> None:
         """Count an update in, or raise `UpdateError` and leave everything as it was."""
         self._require_whole()
-        if any(held.contribution.client == client for held in self._held):
-            if not isinstance(self._rule, Sum):
+        is_sum = isinstance(self._settings.rule, Sum)
+        if any(held.client == client for held in self._held):
+            if not is_sum:
                 raise UpdateError("it has an update in this round already", client=client)
             self._fold()  # so that a name says whose update is refused
-        combiner, contribution = self._read(arrays, weight, client)
-        if self._settled is None and not self._held and not self._coefficients:
-            combiner.admit([contribution])  # the first update says what the model is, so it is checked at once
-            self._settle(combiner, contribution.buffers)
-        self._held.append(held := _Held(contribution, kinds_of(arrays) if self._likeness is None else {}))
-        if self.group is not None and isinstance(self._rule, Sum) and len(self._held) >= self.group:
+        combiner, update = self._read(arrays, weight, client)
+        if self._settled is None and not self._count:
+            combiner.admit([update])  # the first update says what the model is, so it is checked at once
+            self._settle(combiner, update.buffers)
+        self._held.append(update)
+        if self.group is not None and is_sum and len(self._held) >= self.group:
             try:
                 self._fold()
             except BaseException:
-                self._held = [each for each in self._held if each is not held]
+                self._held = [each for each in self._held if each is not update]
                 raise
             for number, error in enumerate(self._refused):
                 if error.client == client:
@@ -122,16 +104,15 @@ class Running:
         """
         self._require_whole()
         combiner = self._combiner
-        if combiner is None or not (self._held or self._coefficients):
+        if combiner is None or not self._count:
             raise QuorumError("there is nothing to aggregate: no update was accepted")
-        gather = self._gather or _gather(combiner)
-        targets = None if out is None else gather.targets(out)
+        gather = combiner.gather
+        results = gather.buffers(allocated(combiner.spec), "") if out is None else gather.targets(out)
         try:
-            if self._coefficients:
+            if self._totals is not None and self._totals.coefficients:
                 self._fold()
-                results = self._finished(combiner, gather, targets)
+                self._totals.finish(results, may_replace=out is None)
             else:
-                results = gather.buffers(allocated(combiner.spec), "") if targets is None else targets
                 self._combine_held(combiner, results)
         except (AggregationError, WeightError):
             self._begin_anew()  # no other result is to come of these updates
@@ -153,14 +134,17 @@ class Running:
         self._refused = []
         self._begin_anew()
 
+    @property
+    def _count(self) -> int:
+        """How many updates count, or may: those that are folded, and those that are held."""
+        return len(self._held) + (len(self._totals.coefficients) if self._totals is not None else 0)
+
     def _begin_anew(self) -> None:
-        self._held, self._coefficients, self._likeness, self._is_torn = [], [], None, False
-        if self._totals is not None:
-            self._totals.clear()
-        for averaged in self._averaged.values():
-            averaged.clear()
+        self._held, self._likeness, self._is_torn = [], None, False
         if self._settled != self.spec:
-            self._combiner, self._gather, self._totals, self._averaged = None, None, None, {}
+            self._combiner = self._totals = None
+        elif self._totals is not None:
+            self._totals.clear()
 
     def _require_whole(self) -> None:
         """Raise `AggregationError` if some of an update is folded and some is not."""
@@ -169,33 +153,30 @@ class Running:
 
     def _read(self, arrays: AnyArrays, weight: Any, client: str) -> tuple[Combiner, ArrayContribution]:
         try:
-            combiner = self._combiner or self._make(ModelSpec.of(arrays))
+            combiner = self._combiner or Combiner(ModelSpec.of(arrays), self._settings)
             accepted = combiner.admit_weight(weight, client)
-            buffers = (self._gather or _gather(combiner)).buffers(arrays, client)
+            buffers = combiner.gather.buffers(arrays, client)
         except SpecError as error:
             raise TensorMismatch(str(error), client=client) from None
-        if len(self._coefficients) + len(self._held) >= MOST_UPDATES:
+        if self._count >= MOST_UPDATES:
             raise UpdateError(f"a round takes {MOST_UPDATES} updates, and has them", client=client)
-        return combiner, ArrayContribution(client, accepted, combiner.spec, buffers)
+        kinds = kinds_of(arrays) if self._likeness is None else None
+        return combiner, ArrayContribution(client, accepted, combiner.spec, buffers, kinds)
 
     def _settle(self, combiner: Combiner, buffers: Buffers) -> None:
         """Take a combiner for a model; later updates must keep what is not averaged of these tensors."""
-        source = ConstantSource(combiner.spec, buffers, combiner.device)
-        known = Known(combiner.spec, source, combiner.device, are_deltas=False) if source else None
-        before = self._combiner
+        known, before = constants_of(combiner.spec, buffers, combiner.device), self._combiner
         if known is None and before is not None and before.known is None and before.spec == combiner.spec:
             return  # the memory of the last round's totals serves again
-        self._combiner = combiner if known is None else self._make(combiner.spec, known=known)
-        self._gather, self._totals, self._averaged = _gather(combiner), None, {}
+        self._combiner, self._totals = Combiner(combiner.spec, self._settings, known), None
 
     def _combine_held(self, combiner: Combiner, results: Buffers) -> None:
         """Combine what is held, which is all there is, without those that turn out to be unsound."""
         while self._held:
-            contributions = [held.contribution for held in self._held]
             try:
-                if self._max_abs < math.inf or combiner.known is not None:
-                    combiner.admit(contributions)
-                combine_arrays(combiner, contributions, results)
+                if self._settings.max_abs < math.inf or combiner.known is not None:
+                    combiner.admit(self._held)
+                combine_arrays(combiner, self._held, results)
             except UpdateError as error:
                 self._drop(error)
             else:
@@ -206,83 +187,41 @@ class Running:
     def _fold(self) -> None:
         """Fold what is held but for those that may not be; unless all of it goes well, nothing has changed."""
         while self._held and self._combiner is not None:
-            contributions, combiner = [held.contribution for held in self._held], self._combiner
-            totals = self._totals = self._totals or self._reserved(combiner)
+            totals = self._totals = self._totals or Totals(self._combiner, may_double=self._may_double)
             try:
-                self._prepare(combiner, totals, contributions)
+                totals.prepare(self._held)
             except UpdateError as error:
                 self._drop(error)
                 continue
             self._is_torn = True  # unless all of it gets in
-            totals.fold(contributions)
-            for averaged in self._averaged.values():
-                averaged.commit()
-            self._is_torn = False
-            self._see(combiner)
-            self._coefficients += [combiner.coefficient(each.weight) for each in contributions]
+            totals.fold(self._held)
+            self._see(self._combiner)
             self._held = []
-
-    def _reserved(self, combiner: Combiner) -> Totals:
-        """Take the memory that totals, and means in place of them, need."""
-        known, pieces = combiner.known, wholes(combiner.spec)
-        self._averaged = {
-            piece.segment: Averaged(combiner, piece.segment)
-            for piece in pieces
-            if self._may_double and piece.dtype == "float32" and not (known and known.has_constants(piece))
-        }
-        return Totals(combiner, segments=[each.segment for each in pieces if each.segment not in self._averaged])
-
-    def _prepare(self, combiner: Combiner, totals: Totals, contributions: list[ArrayContribution]) -> None:
-        """Look at what is to be folded, as far as nothing else shows whether it may be."""
-        combiner.admit(contributions, totals.segments if self._max_abs == math.inf else None)
-        for averaged in self._averaged.values():
-            averaged.prepare(contributions)
-
-    def _finished(self, combiner: Combiner, gather: Gather, targets: Buffers | None) -> Buffers:
-        """Return the combination of what was folded, in targets where they are given."""
-        require_sum(self._coefficients)
-        results = gather.buffers(allocated(combiner.spec), "") if targets is None else targets
-        if self._totals is not None:
-            self._totals.finish(results)
-        for index, averaged in self._averaged.items():
-            mean = averaged.take()
-            if targets is None:
-                results[index] = mean  # what was allocated for it takes no memory before it is written to
-                continue
-            for target, values in zip(targets[index], mean, strict=True):
-                target[...] = values
-        return results
+            self._is_torn = False
 
     def _see(self, combiner: Combiner) -> None:
         """Take note of what the updates that count look like."""
         self._likeness = self._likeness or Likeness(combiner.spec)
         for held in self._held:
-            self._likeness.see(held.contribution.buffers, held.kinds)
+            self._likeness.see(held)
 
     def _drop(self, error: UpdateError) -> None:
         """Let go of the update that an error names, or raise the error if there is none."""
-        kept = [held for held in self._held if held.contribution.client != error.client]
+        kept = [held for held in self._held if held.client != error.client]
         if len(kept) == len(self._held):
             raise error
         self._held = kept
         error.__context__ = None
         self._refused.append(error.with_traceback(None))  # whose frames would keep the arrays
-        if not self._held and not self._coefficients:
+        if not self._count:
             self._begin_anew()
 
 
 def require_settings(rule: str | Rule, accumulate: str, group: int | None, max_abs: float) -> None:
     """Raise `JobError` for settings that no round could have."""
-    rule_named(rule)
-    require_accumulator(accumulate)
+    Settings(rule_named(rule), accumulate, backend_named(), max_abs=max_abs)
     if group is not None and group < 1:
         raise JobError(f"group: expected a whole number of at least 1, got {group!r}")
-    if not max_abs > 0:
-        raise JobError(f"max_abs: expected a number above 0, got {max_abs!r}")
-
-
-def _gather(combiner: Combiner) -> Gather:
-    return Gather(combiner.spec, combiner.device)
 
 
 def _named(spec: ModelSpec, buffers: Buffers) -> dict[str, npt.NDArray[Any]]:

@@ -1,13 +1,30 @@
 """Where updates are kept until they are folded: in memory as long as there is room, on disk beyond it."""
 
+import os
 import shutil
 import tempfile
 import threading
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
+import numpy as np
+from flcore_transport import (
+    Buffer,
+    Layout,
+    PiecePlan,
+    PieceRange,
+    body_bytes,
+    message_bytes,
+    message_metadata,
+    piece_elements,
+    schema_message,
+)
+
 from flcore.aggregation.room import Room
+from flcore.errors import StagingError
 
 
 class Staging:
@@ -44,3 +61,83 @@ class Staging:
         """Remove the directory, with all that is in it."""
         if self._remove is not None:
             self._remove()
+
+
+class OnDisk:
+    """The chunks of one update, in the files of a directory, which goes with them.
+
+    A chunk is the body of a piece, byte by byte as it stands on the wire. Every segment is an Arrow IPC stream of its
+    own, one record batch a chunk, so that any Arrow implementation reads it. Files are opened for each chunk: clients
+    are many.
+
+    Raises `StagingError`, which names the client, for what the disk does not do.
+    """
+
+    def __init__(self, staging: Staging, layout: Layout, client: str) -> None:
+        self._client = client
+        self._schemas = [schema_message(segment.dtype) for part in layout.parts for segment in part.segments]
+        pieces = {piece.segment: piece for piece in PiecePlan(layout)}  # the last one of each segment
+        with self._told():
+            self._directory = staging.folder()
+            for number, schema in enumerate(self._schemas):
+                path = self._directory / f"segment-{number}.arrows"
+                path.write_bytes(schema)
+                if number in pieces:  # zeros up to its end, which take no space: to Arrow, the end of a stream
+                    last = pieces[number]
+                    os.truncate(path, self._offset(last) + body_bytes(last.dtype, last.count))
+
+    def adopt(self, piece: PieceRange, body: Buffer) -> None:
+        """Write a chunk and what stands before it in its stream."""
+        metadata = message_metadata(piece.dtype, piece.count)
+        self._write(piece, -len(metadata), [metadata, body])
+
+    def write(self, piece: PieceRange, offset: int, data: Buffer) -> None:
+        """Write bytes into a chunk, from byte `offset` of it on; what is never written is zero."""
+        if offset == 0:
+            self._write(piece, -len(metadata := message_metadata(piece.dtype, piece.count)), [metadata])
+        self._write(piece, offset, [data])
+
+    def read(self, piece: PieceRange, begin: int, end: int) -> Buffer:
+        """Read some bytes of a chunk into a new buffer."""
+        body = np.empty(end - begin, np.uint8)
+        with self._opened(piece, os.O_RDONLY) as file:
+            read = os.preadv(file, [body.data], self._offset(piece) + begin)
+            if read != body.nbytes:
+                raise OSError(f"{self._path(piece)}: {read} of {body.nbytes} bytes read: the file was cut")
+        return body.data
+
+    def drop(self) -> None:
+        """Remove the files."""
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    def _write(self, piece: PieceRange, offset: int, data: list[Buffer]) -> None:
+        expected = sum(memoryview(buffer).nbytes for buffer in data)
+        with self._opened(piece, os.O_WRONLY) as file:
+            written = os.pwritev(file, data, self._offset(piece) + offset)
+            if written != expected:
+                raise OSError(f"{self._path(piece)}: {written} of {expected} bytes written: the disk is full")
+
+    @contextmanager
+    def _opened(self, piece: PieceRange, how: int) -> Iterator[int]:
+        with self._told():
+            file = os.open(self._path(piece), how | os.O_CLOEXEC)
+            try:
+                yield file
+            finally:
+                os.close(file)
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Have an error of the disk name the client."""
+        try:
+            yield
+        except OSError as error:
+            raise StagingError(f"the disk does not keep it: {error}", client=self._client) from error
+
+    def _path(self, piece: PieceRange) -> Path:
+        return self._directory / f"segment-{piece.segment}.arrows"
+
+    def _offset(self, piece: PieceRange) -> int:
+        size = piece_elements(piece.dtype)
+        before = piece.first // size * message_bytes(piece.dtype, size)
+        return len(self._schemas[piece.segment]) + before + len(message_metadata(piece.dtype, piece.count))

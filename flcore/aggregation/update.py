@@ -13,15 +13,15 @@ from flcore_kernels import Quantized, storage_dtype
 from flcore_transport import WIRE_DTYPES, Buffer, PieceRange, body_bytes
 
 from flcore.aggregation.combiner import Combiner
-from flcore.aggregation.gaps import check_gaps
-from flcore.aggregation.kept import InMemory, Kept, OnDisk
-from flcore.aggregation.staging import Staging
+from flcore.aggregation.staging import OnDisk, Staging
 from flcore.errors import SpecError, StagingError, TensorMismatch
 from flcore.model.arrays import AnyArrays, as_array, flattened
 from flcore.model.dtypes import DTYPES
 from flcore.model.form import Form
 from flcore.model.narrow import Part, part_of
-from flcore.model.spec import ModelSpec
+from flcore.model.spec import ModelSpec, SegmentSpec
+
+MANY_GAPS = 32
 
 
 class StagedUpdate:
@@ -40,22 +40,22 @@ class StagedUpdate:
         self._claimed = self._held = 0
         self._begun: Future[None] = Future()
         self._begun.set_running_or_notify_cancel()  # who waits for it no more cannot cancel it for the next
-        self._kept: Kept | None = None
-        self._leaving: InMemory | None = None
-        self._is_dropped = False
+        self._is_open = self._is_dropped = False
+        self._bodies: dict[PieceRange, Buffer] = {}
+        self._disk: OnDisk | None = None
         self._refusal: StagingError | None = None
         self._adopted = 0
         self._written: dict[str, int] = {}
 
     @property
     def is_in_memory(self) -> bool:
-        """Whether its chunks take room in memory."""
-        return isinstance(self._kept, InMemory)
+        """Whether its chunks go into memory."""
+        return self._is_open and self._disk is None
 
     @property
     def is_on_disk(self) -> bool:
-        """Whether its chunks are in files."""
-        return isinstance(self._kept, OnDisk)
+        """Whether its chunks go into files."""
+        return self._disk is not None
 
     @property
     def room_released_at(self) -> float:
@@ -78,17 +78,18 @@ class StagedUpdate:
         not the next one, and `StagingError` where the disk does not take it.
         """
         if self._adopted == len(self._form.pieces) or piece != self._form.pieces[self._adopted]:
-            raise TensorMismatch(f"{piece} came, expected piece {self._adopted} of the model", client=self.client)
+            raise self._mismatch(f"{piece} came, expected piece {self._adopted} of the model")
         segment = self._form.spec.segments[piece.segment]
         part = part_of(piece.dtype, piece.count, body)
         self._limits.check(piece, part, self._coefficient, self.client)
-        check_gaps(segment, piece.first, part, client=self.client)
+        _check_gaps(segment, piece.first, part, self.client)
         self._enter(body_bytes(piece.dtype, piece.count))
         with self._lock:
-            try:
-                self._required().adopt(piece, body)
-            except OSError as error:
-                raise self._refused_by_disk(error) from error
+            self._require_open()
+            if self._disk is None:
+                self._bodies[piece] = body
+            else:
+                self._disk.adopt(piece, body)
             self._adopted += 1
 
     def write_all(self, arrays: AnyArrays) -> None:
@@ -99,7 +100,7 @@ class StagedUpdate:
         try:
             theirs = ModelSpec.of(arrays)
         except SpecError as error:
-            raise TensorMismatch(str(error), client=self.client) from None
+            raise self._mismatch(str(error)) from None
         self._form.spec.require(theirs, client=self.client)
         for name, array in flattened(arrays).items():
             self.write(name, array)
@@ -113,27 +114,20 @@ class StagedUpdate:
         `adopt` raises.
         """
         if name not in self._form.places:
-            raise TensorMismatch("the model has no tensor of this name", client=self.client, tensor=name)
+            raise self._mismatch("the model has no tensor of this name", name)
         index, span = self._form.places[name]
         try:
             array = as_array(buffer, name)
         except SpecError as error:
-            raise TensorMismatch(str(error), client=self.client) from None
+            raise self._mismatch(str(error)) from None
         if array.dtype != DTYPES[span.tensor.dtype] or (array.ndim > 1 and array.shape != span.tensor.shape):
-            raise TensorMismatch(
-                f"expected {span.tensor.dtype} of shape {span.tensor.shape}, got {array.dtype} of shape {array.shape}",
-                client=self.client,
-                tensor=name,
-            )
+            expected, got = (f"{each.dtype} of shape {each.shape}" for each in (span.tensor, array))
+            raise self._mismatch(f"expected {expected}, got {got}", name)
         values = np.ascontiguousarray(array).reshape(-1)
-        written = self._written.get(name, 0)
-        if start != written or start + values.size > span.tensor.size:
-            raise TensorMismatch(
-                f"elements {start} to {start + values.size} came; the next is {written}, "
-                f"the tensor has {span.tensor.size}",
-                client=self.client,
-                tensor=name,
-            )
+        stop, written = start + values.size, self._written.get(name, 0)
+        if start != written or stop > span.tensor.size:
+            came = f"elements {start} to {stop} came; the next is {written}, the tensor has {span.tensor.size}"
+            raise self._mismatch(came, name)
         self._copy(index, span.start + start, values)
         self._written[name] = written + values.size
 
@@ -144,11 +138,10 @@ class StagedUpdate:
         for tensor in self._form.spec.tensors:
             written = self._written.get(tensor.name, 0)
             if written != tensor.size:
-                raise TensorMismatch(
-                    f"only {written} of {tensor.size} elements came",
-                    client=self.client,
-                    tensor=tensor.name,
-                )
+                raise self._mismatch(f"only {written} of {tensor.size} elements came", tensor.name)
+
+    def _mismatch(self, why: str, tensor: str = "") -> TensorMismatch:
+        return TensorMismatch(why, client=self.client, tensor=tensor)
 
     def spill(self) -> None:
         """Go to disk with what is here, and give the room back: nothing comes, or there was no room to wait for.
@@ -159,31 +152,23 @@ class StagedUpdate:
         if self._claim is None or self._claim.cancel():  # cancelled: `_settle` goes to disk
             return
         with self._lock:
-            if isinstance(self._kept, InMemory):
-                try:
-                    self._leaving, self._kept = self._kept, OnDisk(self._staging.folder(), self._form.layout)
-                except OSError as error:
-                    raise self._refused_by_disk(error) from error
+            if self.is_in_memory:
+                self._disk = OnDisk(self._staging, self._form.layout, self.client)
         while self._spill_one():
             pass
 
     def _spill_one(self) -> bool:
         """Bring one chunk from memory to disk; say whether there may be more."""
         with self._lock:
-            if self._leaving is None or self._kept is None:
+            if self._disk is None:
                 return False
-            piece = self._leaving.next()
-            if piece is None:
-                self._leaving = None
+            chunk = next(iter(self._bodies.items()), None)
+            if chunk is None:
                 self._leave(self._held)
                 self._release()
                 return False
-            try:
-                self._kept.adopt(piece, self._leaving.body(piece))
-            except OSError as error:
-                raise self._refused_by_disk(error) from error
-            self._leaving.release(piece)
-            self._leave(body_bytes(piece.dtype, piece.count))
+            self._disk.adopt(*chunk)
+            self.release(chunk[0])
             return True
 
     def drain(self) -> None:
@@ -194,34 +179,29 @@ class StagedUpdate:
     def read(self, piece: PieceRange) -> Part:
         """Return a range of a chunk as the kernels take it. Raises `StagingError` where it cannot be read back."""
         chunk, row = self._form.piece_at(piece.segment, piece.first), WIRE_DTYPES[piece.dtype]
-        offset, begin = piece.first - chunk.first, row.elements_at(chunk.count)
-        with self._lock:
-            place = self._place_of(chunk)
-        try:
-            first = begin + offset * row.itemsize
-            elements = np.frombuffer(
-                place.read(chunk, first, first + piece.count * row.itemsize), storage_dtype(piece.dtype)
-            )
-            if not row.block:
-                return elements
-            first = offset // row.block * 4
-            scales = place.read(chunk, first, first + -(-piece.count // row.block) * 4)
-        except OSError as error:
-            raise self._refused_by_disk(error) from error
+        offset = piece.first - chunk.first
+        first = row.elements_at(chunk.count) + offset * row.itemsize
+        codes = self._bytes(chunk, first, first + piece.count * row.itemsize)
+        elements = np.frombuffer(codes, storage_dtype(piece.dtype))
+        if not row.block:
+            return elements
+        first = offset // row.block * 4
+        scales = self._bytes(chunk, first, first + -(-piece.count // row.block) * 4)
         return Quantized(elements, np.frombuffer(scales, np.float32))
 
     def release(self, piece: PieceRange) -> None:
         """Let a chunk go that is not read any more, and the room that it takes in memory."""
         with self._lock:
-            if self._place_of(piece).release(piece):
+            if self._bodies.pop(piece, None) is not None:
                 self._leave(body_bytes(piece.dtype, piece.count))
 
     def drop(self) -> None:
         """Let all elements go, and the room that they take. May be called again."""
         with self._lock:
-            kept, self._kept, self._leaving, self._is_dropped = self._kept, None, None, True
-            if kept is not None:
-                kept.drop()
+            disk, self._disk, self._bodies = self._disk, None, {}
+            self._is_open, self._is_dropped = False, True
+            if disk is not None:
+                disk.drop()
             self._leave(self._held)
             self._release()
         if self._claim is not None:
@@ -234,10 +214,11 @@ class StagedUpdate:
             self._claimed = self._form.nbytes if in_memory else 0
             try:
                 if not self._is_dropped:
-                    self._kept = InMemory() if in_memory else OnDisk(self._staging.folder(), self._form.layout)
-            except OSError as error:
-                self._refusal = self._refused_by_disk(error)
-            if self._kept is None:
+                    self._disk = None if in_memory else OnDisk(self._staging, self._form.layout, self.client)
+                    self._is_open = True
+            except StagingError as error:
+                self._refusal = error
+            if not self._is_open:
                 self._release()
         self._begun.set_result(None)  # also where there is no place: the first chunk is told why
 
@@ -248,7 +229,7 @@ class StagedUpdate:
         self._room.enter(nbytes)
         with self._lock:
             self._held += nbytes
-            if not isinstance(self._kept, InMemory):  # it went to disk, or was let go, meanwhile
+            if self.is_on_disk or self._is_dropped:  # meanwhile
                 self._leave(nbytes)
 
     def _leave(self, nbytes: int) -> None:
@@ -264,10 +245,8 @@ class StagedUpdate:
     def _copy(self, index: int, first: int, values: npt.NDArray[Any]) -> None:
         segment = self._form.spec.segments[index]
         if self._form.dtypes[index] != segment.dtype:
-            raise TensorMismatch(
-                f"elements of {segment.dtype} travel as {self._form.dtypes[index]} here: expected whole pieces (adopt)",
-                client=self.client,
-            )
+            narrow = self._form.dtypes[index]
+            raise self._mismatch(f"elements of {segment.dtype} travel as {narrow} here: expected whole pieces (adopt)")
         stored = values.view(storage_dtype(segment.dtype))
         itemsize, position = DTYPES[segment.dtype].itemsize, 0
         while position < stored.size:
@@ -276,23 +255,47 @@ class StagedUpdate:
             part = stored[position : position + piece.count - offset]
             written = PieceRange(0, index, segment.dtype, first + position, part.size)
             self._limits.check(written, part, self._coefficient, self.client)
-            if isinstance(self._kept, InMemory) and not self._kept.holds(piece):
-                self._enter(body_bytes(piece.dtype, piece.count))
-            with self._lock:
-                try:
-                    self._place_of(piece).write(piece, offset * itemsize, part.view(np.uint8).data)
-                except OSError as error:
-                    raise self._refused_by_disk(error) from error
+            self._write(piece, offset * itemsize, part.view(np.uint8).data)
             position += part.size
 
-    def _place_of(self, piece: PieceRange) -> Kept:
-        """Return where a chunk is, or is to be."""
-        return self._leaving if self._leaving is not None and self._leaving.holds(piece) else self._required()
+    def _write(self, piece: PieceRange, begin: int, data: Buffer) -> None:
+        """Copy bytes into a chunk, from byte `begin` of it on; what is never written is zero."""
+        nbytes = body_bytes(piece.dtype, piece.count)
+        if piece not in self._bodies:
+            self._enter(nbytes)
+        with self._lock:
+            self._require_open()
+            if piece not in self._bodies and self._disk is not None:
+                self._disk.write(piece, begin, data)
+                return
+            if piece not in self._bodies:
+                self._bodies[piece] = np.zeros(nbytes, np.uint8).data
+            memoryview(self._bodies[piece])[begin : begin + len(data)] = data
 
-    def _required(self) -> Kept:
-        if self._kept is None:
+    def _bytes(self, chunk: PieceRange, begin: int, end: int) -> Buffer:
+        """Return some bytes of a chunk: of one in memory without a copy."""
+        with self._lock:
+            self._require_open()
+            if chunk in self._bodies or self._disk is None:
+                return memoryview(self._bodies[chunk])[begin:end]
+            disk = self._disk
+        return disk.read(chunk, begin, end)
+
+    def _require_open(self) -> None:
+        if not self._is_open:
             raise self._refusal or StagingError("it was let go, or never begun", client=self.client)
-        return self._kept
 
-    def _refused_by_disk(self, error: OSError) -> StagingError:
-        return StagingError(f"the disk does not keep it: {error}", client=self.client)
+
+def _check_gaps(segment: SegmentSpec, first: int, part: Part, client: str) -> None:
+    """Raise `TensorMismatch` unless what lies between the tensors of a segment, from `first` on, is zero."""
+    values = part.codes if isinstance(part, Quantized) else part
+    bounds = segment.gaps(first, first + values.size) - first
+    if len(bounds) > MANY_GAPS:  # one call for thousands of them
+        bits = values.view(f"u{values.itemsize}")
+        padded = bounds if bounds[-1] < bits.size else bounds[:-1]
+        if not np.bitwise_or.reduceat(bits, padded)[::2].any():
+            return
+    for begin, end in bounds.reshape(-1, 2).tolist():
+        if values[begin:end].any():
+            tensor, _ = segment.at(first + begin)
+            raise TensorMismatch("the gap behind it is not zero", client=client, tensor=tensor.name)

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from flcore import BudgetError, ModelSpec
-from flcore.aggregation.budget import Budget
-from flcore.aggregation.memory import memory_bytes
+from flcore.aggregation.budget import Budget, memory_bytes
 
 MIB = 1 << 20
 

@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -14,7 +15,7 @@ from flcore_kernels.cpu import CpuBackend
 from flcore_transport import piece_elements
 
 from flcore import Aggregator, Arrays, JobError, Model, ModelSpec, QuorumError, WeightError
-from flcore.aggregation.ahead import Background, Later
+from flcore.aggregation.ahead import Background, Later, ahead
 from flcore.aggregation.budget import Budget
 from flcore.aggregation.staging import Staging
 from flcore.aggregation.storage import Storage
@@ -252,3 +253,19 @@ def test_a_round_of_which_nothing_can_be_read_back_has_no_result(tmp_path: Path)
         aggregator.finish()
     give(aggregator, 0)
     assert aggregator.finish().arrays()["n"] == update(0)["n"]
+
+
+def test_nothing_is_read_ahead_any_more_once_a_loop_has_ended() -> None:
+    reading, read = threading.Event(), []
+
+    def fetch(item: int) -> int:
+        if item == 1:
+            reading.set()
+            time.sleep(0.05)
+        read.append(item)
+        return item
+
+    loop = ahead(fetch, iter([0, 1, 2]))
+    assert next(loop) == (0, 0) and reading.wait(20)
+    del loop  # as the end of a `for` does
+    assert read == [0, 1]

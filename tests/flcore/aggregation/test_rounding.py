@@ -5,7 +5,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from flcore.aggregation.rounding import rounded
+from flcore.aggregation.given_rules import rounded
 from tests.reference import DTYPES, FLOATS, INTEGERS, nearest
 
 

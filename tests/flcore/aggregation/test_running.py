@@ -22,6 +22,7 @@ from flcore import (
     WeightError,
     aggregate,
 )
+from flcore.aggregation.results import Likeness
 from flcore.aggregation.running import Running
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -325,6 +326,23 @@ def test_an_interrupt_loses_nobody_s_update(monkeypatch: pytest.MonkeyPatch) -> 
             with pytest.raises(KeyboardInterrupt):
                 attempt()
     assert running.finish()["w"].tolist() == [2.0, 2.0]
+
+
+def test_an_interrupt_right_after_a_fold_counts_nobody_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    running = Running(group=2, spec=ModelSpec.of(one(1.0)))
+    running.add(one(1.0), 1, "a")
+    with monkeypatch.context() as patch:
+        patch.setattr(Likeness, "see", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            running.add(one(3.0), 1, "b")
+    with pytest.raises(AggregationError, match="left this round half folded"):
+        running.finish()
+    running.clear()
+    running.add(one(5.0), 1, "a")
+    assert running.finish()["w"].tolist() == [5.0, 5.0]
 
 
 def test_a_round_without_a_result_leaves_nothing_for_the_next_one() -> None:

@@ -14,11 +14,12 @@ from flcore_transport import Buffer, PieceRange, piece_elements
 
 from flcore import Model, ModelSpec, StagingError
 from flcore.aggregation.combiner import Combiner
-from flcore.aggregation.kept import OnDisk
+from flcore.aggregation.limits import Settings
 from flcore.aggregation.rules import rule_named
-from flcore.aggregation.staging import Staging
+from flcore.aggregation.staging import OnDisk, Staging
 from flcore.aggregation.update import StagedUpdate
 from flcore.model.form import Form
+from flcore.model.narrow import Narrowed
 
 SIZE = 2 * piece_elements("float32") + 1000
 ARRAYS = {
@@ -31,7 +32,7 @@ FORM = Form.plain(SPEC)
 
 
 def update(staging: Staging, client: str = "a") -> StagedUpdate:
-    return StagedUpdate(FORM, Combiner(SPEC, rule_named("mean"), "exact", backend()), staging, client, 1.0)
+    return StagedUpdate(FORM, Combiner(SPEC, Settings(rule_named("mean"), "exact", backend())), staging, client, 1.0)
 
 
 def fill(staged: StagedUpdate, pieces: slice = slice(None)) -> None:
@@ -201,6 +202,27 @@ def test_chunks_come_and_go_while_an_update_goes_to_disk(monkeypatch: pytest.Mon
     found = [np.asarray(staged.read(piece)).tobytes() for index, piece in enumerate(FORM.pieces) if index != 1]
     assert [found[0], taken[0], *found[1:]] == EXPECTED
     assert staging.room.claim(FORM.nbytes, may_wait=False).result(0) is True
+
+
+def test_an_update_that_goes_to_disk_in_the_middle_of_a_read_is_read_on_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    form = Form.narrowed(SPEC, "int8[256]")
+    settings = Settings(rule_named("mean"), "exact", backend())
+    staged = StagedUpdate(form, Combiner(SPEC, settings), Staging(), "a", 1.0)
+    staged.begin(may_wait=False).result(0)
+    sent = Narrowed(form, Model.of(ARRAYS))
+    for piece in form.pieces:
+        staged.adopt(piece, b"".join(sent.read(piece)))
+    expected, read = staged.read(form.pieces[0]), StagedUpdate._bytes
+
+    def spilling(update: StagedUpdate, *place: Any) -> Buffer:
+        found = read(update, *place)
+        update.spill()  # codes were in memory, scales are on disk
+        return found
+
+    monkeypatch.setattr(StagedUpdate, "_bytes", spilling)
+    found = staged.read(form.pieces[0])
+    assert staged.is_on_disk
+    assert all(np.array_equal(there, here) for there, here in zip(found, expected, strict=True))
 
 
 def test_who_stops_waiting_for_an_update_to_begin_does_not_stop_the_next() -> None:
