@@ -43,7 +43,7 @@ def write(directory: Path, code: str) -> Path:
     return directory
 
 
-def result(job: Path, workers: int) -> list[float]:
+def result(job: Path | flcore.Job, workers: int) -> list[float]:
     values: list[float] = flcore.run(job, workers=workers).model.arrays()["w"].tolist()
     return values
 
@@ -51,8 +51,10 @@ def result(job: Path, workers: int) -> list[float]:
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_edited_job_that_is_run_again(job: Path, workers: int) -> None:
     assert result(job, workers) == [2, 2, 2]
+    loaded = flcore.Job.load(job)
+    assert result(loaded, workers) == [2, 2, 2]
     write(job, CODE.replace("zeros", "ones").replace("+ 1", "+ 3"))
-    assert result(job, workers) == [7, 7, 7]
+    assert result(job, workers) == result(loaded, workers) == [7, 7, 7]
 
 
 def test_workers_do_not_look_into_the_working_directory(
