@@ -44,8 +44,8 @@ def end_when_told() -> None:
 
 
 NATIVE = {
-    "gevent": ("gevent.monkey", "is_module_patched", ("threading", "queue", "subprocess", "select")),
-    "eventlet": ("eventlet.patcher", "is_monkey_patched", ("thread", "subprocess", "select")),
+    "gevent": ("gevent.monkey", "is_module_patched", ("threading", "queue", "subprocess", "select", "os")),
+    "eventlet": ("eventlet.patcher", "is_monkey_patched", ("thread", "subprocess", "select", "os")),
 }
 """Libraries that replace Python's modules: the module and the function that tell which, and what must be Python's."""
 

@@ -63,4 +63,4 @@ class _StandardError(logging.Handler):
     """Writes to what is standard error now: a live line puts itself in front of it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), file=sys.stderr)
+        sys.stderr.write(f"{self.format(record)}\n")  # at once: other threads print, too

@@ -12,6 +12,7 @@ import importlib
 import importlib.util
 import itertools
 import os
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -56,7 +57,8 @@ class JobCode:
         try:
             module = self._file_module(path) if source.endswith(".py") else self._module(source)
         except (ImportError, SyntaxError) as error:
-            raise JobError(f"{key}: {what} cannot be loaded: {error}") from error
+            message = re.sub(r"\bflcore_job_\d+\.", "", str(error))
+            raise JobError(f"{key}: {what} cannot be loaded: {message}") from error
         if not name:
             return module
         if not hasattr(module, name):
@@ -82,13 +84,8 @@ class JobCode:
             return None
         loaders = [(ExtensionFileLoader, EXTENSION_SUFFIXES), (_SourceLoader, [".py"])]
         found = FileFinder(directory, *loaders).find_spec(name)  # a new one: old ones do not see new files at once
-        if (
-            found is not None
-            and found.loader is None
-            and any(map(_is_environment, found.submodule_search_locations or ()))
-        ):
-            return None
-        return found
+        is_plain_directory = found is not None and found.loader is None
+        return None if is_plain_directory and _is_environment(Path(directory, name.rpartition(".")[2])) else found
 
     def importer(self, package: str) -> Callable[..., Any]:
         """Return the `__import__` of the files of a package: in the job first, beside the file before elsewhere."""
@@ -163,6 +160,7 @@ class _SourceLoader(SourceFileLoader):
         return self.source_to_code(self.get_data(path), path)
 
     def exec_module(self, module: ModuleType) -> None:
+        # An import statement calls the `__import__` of its globals' builtins, in functions too.
         package = module.__name__.partition(".")[0]
         vars(module)["__builtins__"] = {**vars(builtins), "__import__": _owners[package].importer(package)}
         super().exec_module(module)
@@ -191,6 +189,8 @@ def code_files(directory: Path) -> Iterator[Path]:
     seen: set[tuple[int, int]] = set()
     for place, folders, files in os.walk(directory, followlinks=True):
         folders[:] = sorted(name for name in folders if name.isidentifier() and _is_new(Path(place, name), seen))
+        if place == str(directory):
+            folders[:] = [name for name in folders if name not in OURS]
         for file in files:
             stem, _, suffix = file.partition(".")
             if stem.isidentifier() and f".{suffix}" in (".py", *EXTENSION_SUFFIXES) and Path(place, file).is_file():
@@ -205,8 +205,8 @@ def _is_new(folder: Path, seen: set[tuple[int, int]]) -> bool:
     return is_new and not _is_environment(folder)
 
 
-def _is_environment(folder: str | Path) -> bool:
-    return any(Path(folder, mark).exists() for mark in ENVIRONMENT_MARKS)
+def _is_environment(folder: Path) -> bool:
+    return any((folder / mark).exists() for mark in ENVIRONMENT_MARKS)
 
 
 def code_digest(directory: Path, named: Iterable[str] = ()) -> str:

@@ -54,28 +54,33 @@ class Workers:
         self._running: list[tuple[subprocess.Popen[str], threading.Thread]] = []
 
     def __enter__(self) -> Self:
-        environment = {**dict.fromkeys(THREAD_VARIABLES, "1"), **os.environ}
-        directories = importable_directories()
-        for setup in self._setups:
-            process = subprocess.Popen(  # noqa: S603 - it is this Python
-                # -P: not the working directory, whose files may be called like modules.
-                [sys.executable, "-P", "-c", START, *directories],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                encoding="utf-8",
-                errors="replace",
-                env=environment,
-            )
-            watcher = threading.Thread(target=self._watch, args=(process,), daemon=True)
-            watcher.start()
-            self._running.append((process, watcher))
-            # A worker that has died already is reported by its watcher.
-            with suppress(BrokenPipeError):
-                assert process.stdin is not None  # noqa: S101 - it is a pipe
-                process.stdin.write(setup + "\n")
-                process.stdin.flush()
+        try:
+            for setup in self._setups:
+                self._start(setup)
+        except BaseException:  # those that have been started end here; the context has not begun
+            self.__exit__(*sys.exc_info())
+            raise
         return self
+
+    def _start(self, setup: str) -> None:
+        process = subprocess.Popen(  # noqa: S603 - it is this Python
+            # -P: not the working directory, whose files may be called like modules.
+            [sys.executable, "-P", "-c", START, *importable_directories()],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            errors="replace",
+            env={**dict.fromkeys(THREAD_VARIABLES, "1"), **os.environ},
+        )
+        watcher = threading.Thread(target=self._watch, args=(process,), daemon=True)
+        watcher.start()
+        self._running.append((process, watcher))
+        # A worker that has died already is reported by its watcher.
+        with suppress(BrokenPipeError):
+            assert process.stdin is not None  # noqa: S101 - it is a pipe
+            process.stdin.write(setup + "\n")
+            process.stdin.flush()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

@@ -1,5 +1,6 @@
 """`flcore.run` on a machine as it is: other files about, no temporary directory, processes forked, threads replaced."""
 
+import errno
 import logging
 import os
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -43,16 +45,17 @@ def write(directory: Path, code: str) -> Path:
     return directory
 
 
-def result(job: Path, workers: int) -> list[float]:
+def result(job: Path | flcore.Job, workers: int) -> list[float]:
     values: list[float] = flcore.run(job, workers=workers).model.arrays()["w"].tolist()
     return values
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_edited_job_that_is_run_again(job: Path, workers: int) -> None:
-    assert result(job, workers) == [2, 2, 2]
+    loaded = flcore.Job.load(job)
+    assert result(loaded, workers) == [2, 2, 2]
     write(job, CODE.replace("zeros", "ones").replace("+ 1", "+ 3"))
-    assert result(job, workers) == [7, 7, 7]
+    assert result(job, workers) == result(loaded, workers) == [7, 7, 7]
 
 
 def test_workers_do_not_look_into_the_working_directory(
@@ -121,6 +124,22 @@ def test_a_place_for_results_that_cannot_be_written_to_is_refused_at_once(job: P
     with pytest.raises(JobError, match=r"expected a directory that can be written to, got .*results"):
         flcore.run(job, workers=0, out=tmp_path / out)
     assert not list(job.glob("*.trained"))
+
+
+def test_workers_that_cannot_all_be_started_end(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[subprocess.Popen[str]] = []
+    start = subprocess.Popen
+
+    def popen(*arguments: Any, **options: Any) -> Any:
+        if started:
+            raise OSError(errno.EMFILE, "Too many open files")
+        started.append(start(*arguments, **options))
+        return started[0]
+
+    monkeypatch.setattr(subprocess, "Popen", popen)
+    with pytest.raises(OSError, match="Too many open files"):
+        flcore.run(job, workers=2)
+    assert started[0].poll() is not None
 
 
 FORKED = """
