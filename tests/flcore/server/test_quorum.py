@@ -27,11 +27,12 @@ def events(stage: Stage, kind: type[Any]) -> list[Any]:
 
 def test_a_client_that_is_there_and_silent_is_not_waited_for_for_ever(stage: Stage) -> None:
     stage.open(wait_for=2, quorum=2, clients=2, on_quorum_failure="retry", deadline_s=0.3)
-    stage.join("client-1")
+    _, held = stage.join("client-1")
     stage.client("client-2", adding(1.0))
     with pytest.raises(QuorumError, match=r"client-1: it did not answer within the deadline of 0\.3 s"):
         stage.result()
     assert [event.attempt for event in events(stage, AskingAgain)] == [1, 2]
+    assert next(held), "its session lasts as long as it is referred to"
 
 
 def test_those_who_are_missing_are_asked_again_with_the_same_seed_and_the_others_are_not(stage: Stage) -> None:

@@ -292,9 +292,9 @@ class Histories(RuleBasedStateMachine):
                 self.alive.discard(held)
                 self.alive.add(upload)
                 self.whole.discard(client)
-            self.uploads[client] = upload
-            if client not in self.whole:
                 self.quiet[client] = self.now
+            self.uploads[client] = upload
+            if client not in self.whole:  # a stream that begins anew is no byte
                 self.round.room_found(client, upload, self.now)
 
     @rule(client=NAMES, is_last=st.booleans())
