@@ -1,6 +1,7 @@
 """Settings of a process that moves large payloads, for programs that are nothing else: a server, a client, a worker."""
 
 import ctypes
+import resource
 import signal
 import sys
 
@@ -24,6 +25,12 @@ def keep_freed_memory() -> None:
     mallopt(_ARENA_MAX, 1)
     mallopt(_MMAP_THRESHOLD, LARGEST)
     mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def open_as_many_files_as_allowed() -> None:
+    """Raise the process's limit of open files as far as it may itself: each connection of a server takes one."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def end_when_told() -> None:

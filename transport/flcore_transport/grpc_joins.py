@@ -11,11 +11,9 @@ import grpc
 
 from flcore_transport.control import MAX_BYTES, decode
 from flcore_transport.endpoint import Endpoint, Session, Stream
-from flcore_transport.grpc_channel import CROWDED
+from flcore_transport.grpc_channel import CROWDED, MOST_JOINS
 from flcore_transport.grpc_work import Context, Ends, Work, read, seen
 from flcore_transport.messages import Join
-
-MOST_AT_ONCE = 16
 
 READING_S = 10.0
 """Within how many seconds a join has to be read."""
@@ -33,7 +31,7 @@ class Joins:
     async def read(self, context: Context) -> Join:
         """Return the join that a call begins with, or end the call."""
         gives_way: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        if len(self._unread) == MOST_AT_ONCE:
+        if len(self._unread) == MOST_JOINS:
             oldest = next(iter(self._unread))
             del self._unread[oldest]
             oldest.set_result(None)
