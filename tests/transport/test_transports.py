@@ -261,7 +261,7 @@ def test_an_order_that_is_sent_on_arrival_comes_after_the_welcome(rig: Rig) -> N
 
 
 def test_a_service_that_is_told_who_came_holds_up_nobody_who_is_there(rig: Rig) -> None:
-    secret, session = join(rig)
+    secret, _ = join(rig)
     asked, may_go_on, told = threading.Event(), threading.Event(), list[str]()
     arrive = rig.service.arrive
 
