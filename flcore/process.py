@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import resource
 import signal
 import sys
 from functools import cache
@@ -28,6 +29,12 @@ def keep_freed_memory() -> None:
     mallopt(_ARENA_MAX, 1)
     mallopt(_MMAP_THRESHOLD, LARGEST)
     mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def open_as_many_files_as_allowed() -> None:
+    """Raise the process's limit of open files as far as it may itself: each connection of a server takes one."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def end_when_told() -> None:

@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flcore_kernels import bytes_per_element
+from flcore_transport import STRANGERS_BYTES
 
 from flcore.aggregation.limits import accumulator_of
 from flcore.errors import BudgetError
 from flcore.model.spec import ModelSpec
 
-OVERHEAD_BYTES = 320 << 20
-"""What Python, its libraries, compiled kernels and the connections of a server take beside all payloads."""
+OVERHEAD_BYTES = (320 << 20) + STRANGERS_BYTES
+"""What a server takes beside all payloads: 320 MiB for Python, its libraries, compiled kernels and connections, and
+64 MiB for what strangers send before they are known."""
 
 LEAST_BYTES = 64 << 20
 
@@ -71,7 +73,7 @@ class Budget:
     def peak_bytes(self, plan: str, spec: ModelSpec, accumulate: str) -> int:
         """Return the most memory that a server process takes, whatever the number of its clients.
 
-        At close: the budget and 320 MiB. Streaming: besides, two models, and a total of 4 (float32), 8 (float64) or
+        At close: the budget and 384 MiB. Streaming: besides, two models, and a total of 4 (float32), 8 (float64) or
         16 1/32 (exact) bytes per parameter.
         """
         if plan == "at-close":

@@ -17,7 +17,7 @@ from flcore.errors import FlcoreError
 from flcore.job.job import Job
 from flcore.job.site import read_site, server_site
 from flcore.model.names import directory_of
-from flcore.process import end_when_told, keep_freed_memory
+from flcore.process import end_when_told, keep_freed_memory, open_as_many_files_as_allowed
 from flcore.server.federation import Federation
 from flcore.server.serve import Server, serve
 
@@ -81,6 +81,7 @@ def server(
 ) -> None:
     """Serve a job to clients that join with `flcore client`."""
     keep_freed_memory()
+    open_as_many_files_as_allowed()
     end_when_told()
     require_insecure(insecure, insecure_remote)
     loaded = Job.load(job)

@@ -177,7 +177,7 @@ def test_a_client_says_that_it_has_lost_its_server(folder: Path) -> None:
     port = address.partition(":")[2]
     command = ("-m", "flcore", "client", "small", "--server", address, "--insecure", "--name", "one")
     with started("-m", "flcore", "server", "small", "--insecure", "--port", port, cwd=folder) as server:
-        assert "plan at-close, a budget of 1024MiB: 1344MiB of memory at most" in read_until(server, "--insecure")
+        assert "plan at-close, a budget of 1024MiB: 1408MiB of memory at most" in read_until(server, "--insecure")
         with started(*command, cwd=folder) as client:
             read_until(client, "joined")
             os.kill(server.pid, signal.SIGKILL)
@@ -221,3 +221,47 @@ def test_a_worker_that_cannot_start_ends_the_run_with_its_reason(tmp_path: Path)
         printed = run.communicate(timeout=30)[0]
     assert run.returncode == 1
     assert "FileNotFoundError" in printed and "/nowhere/patients.csv" in printed and "Traceback" not in printed
+
+
+@pytest.mark.parametrize(
+    ("address", "cause"),
+    [("nohost.invalid:8470", "the name 'nohost.invalid' is not known"), ("127.0.0.1:{free}", "connection refused")],
+)
+def test_a_client_names_why_its_server_cannot_be_reached_and_two_signals_end_it_quietly(
+    address: str, cause: str
+) -> None:
+    address = address.format(free=free_port())
+    command = ("-m", "flcore", "client", "digits", "--server", address, "--insecure-remote", "--name", "hospital-a")
+    with started(*command) as client:
+        read_until(client, "joining")
+        began = time.monotonic()
+        read_until(client, f"{address} cannot be reached: {cause}")
+        assert time.monotonic() - began < 5
+        assert client.poll() is None
+        os.kill(client.pid, signal.SIGTERM)
+        os.kill(client.pid, signal.SIGTERM)
+        printed = client.communicate(timeout=20)[0]
+    assert client.returncode == 143
+    assert "Traceback" not in printed and "Exception" not in printed
+
+
+@pytest.mark.serial
+def test_a_job_that_failed_ends_its_clients_with_an_error(folder: Path) -> None:
+    job = folder / "small/job.toml"
+    job.write_text(job.read_text().replace("quorum = 2", "quorum = 2\ndeadline_s = 1"))
+    (folder / "small/small.py").write_text(
+        (folder / "small/small.py")
+        .read_text()
+        .replace("import numpy as np\n", "import time\nimport numpy as np\n", 1)
+        .replace("    return flcore", "    time.sleep(30 if task.site.name == 'two' else 0)\n    return flcore")
+    )
+    address = f"localhost:{free_port()}"
+    port = address.partition(":")[2]
+    command = ("-m", "flcore", "client", "small", "--server", address, "--insecure", "--name")
+    with started("-m", "flcore", "server", "small", "--insecure", "--port", port, cwd=folder) as server:
+        read_until(server, "--insecure")
+        with started(*command, "one", cwd=folder) as one, started(*command, "two", cwd=folder):
+            assert server.wait(60) == 1
+            printed = one.communicate(timeout=20)[0]
+            assert one.returncode == 1
+            assert "flcore: the job failed: " in printed and "Traceback" not in printed

@@ -307,3 +307,9 @@ def test_padding_that_is_not_zero_is_refused_though_its_hash_is_right() -> None:
             decode(changed_and_hashed(original, position), 0, 0, 0, "int8[256]", 768)
     for position in (scales_end - 1, scales_end + 4):
         decode(changed_and_hashed(original, position), 0, 0, 0, "int8[256]", 768)
+
+
+@pytest.mark.parametrize("position", [10, *range(12, 16), *range(40, 56)])
+def test_reserved_header_fields_are_zero(position: int) -> None:
+    with pytest.raises(PieceError, match="out of order"):
+        read(changed_and_hashed(piece(), position))

@@ -141,3 +141,23 @@ def test_a_refused_piece_leaves_the_inbox_as_it_was() -> None:
         inbox.accept(outbox.piece(0)[:-1] + b"\0")
     inbox.accept(outbox.piece(0))
     inbox.finish()
+
+
+def test_a_piece_whose_sink_raised_was_not_received() -> None:
+    class Full(Memory):
+        is_full = True
+
+        def write(self, piece: PieceRange, body: memoryview) -> None:
+            if self.is_full:
+                raise OSError("no space left")
+            super().write(piece, body)
+
+    of = layout([("float32", 256)])
+    sent, sink = filled(of), Full(of)
+    outbox, inbox = Outbox(sent), Inbox(of, sink)
+    with pytest.raises(OSError, match="no space left"):
+        inbox.accept(outbox.piece(0))
+    assert inbox.received == 0 and not inbox.is_complete
+    sink.is_full = False
+    inbox.accept(outbox.piece(0))
+    assert sink.segments == sent.segments

@@ -13,12 +13,14 @@ from flcore_transport import (
     Inbox,
     Join,
     Layout,
+    Link,
     Offer,
     Order,
     Outbox,
     Receipt,
     Refused,
     Welcome,
+    Withdrawal,
     split_body,
 )
 
@@ -243,3 +245,47 @@ def test_a_join_that_is_cut_off_leaves_nobody_behind(rig: Rig) -> None:
             list(session)
         timer.join()
     rig.service.wait_until(lambda: not rig.service.connected)
+
+
+def test_an_order_that_is_sent_on_arrival_comes_after_the_welcome(rig: Rig) -> None:
+    arrive = rig.service.arrive
+
+    def ask_at_once(client: str, link: Link) -> None:
+        arrive(client, link)
+        link.send(Order(1, b""))
+        link.send(Withdrawal(1))
+
+    rig.service.arrive = ask_at_once  # type: ignore[method-assign]
+    _, session = join(rig)
+    assert [next(session), next(session)] == [Order(1, b""), Withdrawal(1)]
+
+
+def test_a_service_that_is_told_who_came_holds_up_nobody_who_is_there(rig: Rig) -> None:
+    secret, _ = join(rig)
+    asked, may_go_on, told = threading.Event(), threading.Event(), list[str]()
+    arrive = rig.service.arrive
+
+    def slow(client: str, link: Link) -> None:
+        told.append(client)
+        asked.set()
+        assert may_go_on.wait(20)
+        arrive(client, link)
+
+    rig.service.arrive = slow  # type: ignore[method-assign]
+    joining = [threading.Thread(target=join, args=(rig, name)) for name in ("b", "c")]
+    joining[0].start()
+    assert asked.wait(20)
+    joining[1].start()
+    assert upload(rig, secret) == Receipt(1)
+    assert rig.connect().report(Failure(secret, 3, "no data")) == Receipt(3)
+    assert told == ["b"], "one at a time"
+    may_go_on.set()
+    for thread in joining:
+        thread.join(20)
+    rig.service.wait_until(lambda: told == ["b", "c"])
+
+
+def test_a_goodbye_says_whether_the_job_failed(rig: Rig) -> None:
+    _, session = join(rig)
+    rig.server.close("no quorum", failed=True)
+    assert list(session) == [Goodbye("no quorum", failed=True)]

@@ -29,7 +29,7 @@ from flcore_transport.framing import (
     schema_message,
     split_body,
 )
-from flcore_transport.grpc_channel import split_address
+from flcore_transport.grpc_channel import STRANGERS_BYTES, split_address
 from flcore_transport.in_process import InProcessConnection, InProcessServer
 from flcore_transport.messages import (
     ALIGNMENT,
@@ -73,6 +73,7 @@ __all__ = [
     "MAX_PIECE_BYTES",
     "PIECE_BODY_BYTES",
     "PROTOCOL",
+    "STRANGERS_BYTES",
     "WINDOW_PIECES",
     "WIRE_DTYPES",
     "AddressUnavailable",

@@ -12,6 +12,12 @@ REFUSAL_METADATA = "flcore-refusal-bin"
 SESSION_METADATA = "flcore-session-bin"
 """The session's secret, with each call but the first: a call without one ends before anything else of it is read."""
 
+MOST_JOINS = 16
+"""How many calls of strangers a server reads at a time."""
+
+STRANGERS_BYTES = MOST_JOINS * MAX_PIECE_BYTES
+"""What strangers' calls hold of a server's memory at most: each a message of the largest size, not yet whole."""
+
 CROWDED = "too many join at once: come back"
 
 KEEPALIVE_MS = 20_000
@@ -24,7 +30,8 @@ OPTIONS: list[tuple[str, int]] = [
     ("grpc.http2.lookahead_bytes", WINDOW_PIECES * PIECE_BODY_BYTES),
     # A piece in one frame or a few, and not in a hundred and thirty of the usual 16 KiB.
     ("grpc.http2.max_frame_size", 4 << 20),
-    ("grpc.max_concurrent_streams", 16),
+    # What a client has at most: a session, a report, and a small transfer each way.
+    ("grpc.max_concurrent_streams", 4),
     # An end that vanished without a word is noticed within half a minute.
     ("grpc.keepalive_time_ms", KEEPALIVE_MS),
     ("grpc.keepalive_timeout_ms", KEEPALIVE_MS // 2),

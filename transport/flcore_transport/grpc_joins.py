@@ -1,7 +1,7 @@
 """Joins: what a stranger may send. Few are read at a time, each within seconds, and worked on beside the pieces.
 
 gRPC takes up to some 8 MiB of a call before anybody has looked at it. So only a few calls wait for their join at a
-time; the others are told to come back, and an older one that is not finished gives way to a newer one.
+time: the oldest gives way to a new one, and its client comes back. A join is a few KiB, so a client's is read at once.
 """
 
 import asyncio
@@ -11,14 +11,9 @@ import grpc
 
 from flcore_transport.control import MAX_BYTES, decode
 from flcore_transport.endpoint import Endpoint, Session, Stream
-from flcore_transport.grpc_channel import CROWDED
-from flcore_transport.grpc_work import Context, Work, read, seen
+from flcore_transport.grpc_channel import CROWDED, MOST_JOINS
+from flcore_transport.grpc_work import Context, Ends, Work, read, seen
 from flcore_transport.messages import Join
-
-MOST_AT_ONCE = 16
-
-TURN_S = 1.0
-"""After how many seconds an unfinished join gives way to a newer one."""
 
 READING_S = 10.0
 """Within how many seconds a join has to be read."""
@@ -27,18 +22,20 @@ READING_S = 10.0
 class Joins:
     """The joins of one server. All methods but `close` run on its event loop."""
 
-    def __init__(self, endpoint: Endpoint) -> None:
-        self._endpoint = endpoint
+    def __init__(self, endpoint: Endpoint, ends: Ends) -> None:
+        self._endpoint, self._ends = endpoint, ends
         # One thread: a contract takes long to compare, and pieces must not wait for that.
-        self._work = Work(1, "flcore-joins")
-        self._unread: dict[asyncio.Future[None], float] = {}
+        self._work = Work(ends, 1, "flcore-joins")
+        self._unread: dict[asyncio.Future[None], None] = {}
 
     async def read(self, context: Context) -> Join:
         """Return the join that a call begins with, or end the call."""
-        loop = asyncio.get_running_loop()
-        gives_way: asyncio.Future[None] = loop.create_future()
-        await self._make_room(context, loop.time())
-        self._unread[gives_way] = loop.time()
+        gives_way: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if len(self._unread) == MOST_JOINS:
+            oldest = next(iter(self._unread))
+            del self._unread[oldest]
+            oldest.set_result(None)
+        self._unread[gives_way] = None
         reading = asyncio.ensure_future(read(context))
         reading.add_done_callback(seen)
         either: set[asyncio.Future[Any]] = {reading, gives_way}
@@ -46,23 +43,18 @@ class Joins:
             await asyncio.wait(either, timeout=READING_S, return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._unread.pop(gives_way, None)
+        if not reading.done() and gives_way.done():
+            await self._ends.abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, CROWDED)
         if not reading.done():
-            await context.abort(grpc.StatusCode.UNAVAILABLE, f"no join of at most {MAX_BYTES} bytes came in time")
+            await self._ends.abort(
+                context, grpc.StatusCode.UNAVAILABLE, f"no join of at most {MAX_BYTES} bytes came in time"
+            )
         return await self._work.answered(context, decode, Join, reading.result() or b"")
 
-    async def join(self, context: Context, join: Join, stream: Stream) -> Session:
-        """Open a session, or end the call."""
-        return await self._work.answered(context, self._endpoint.join, join, stream)
+    async def join(self, join: Join, stream: Stream) -> Session:
+        """Open a session, or raise `Refused`."""
+        return await self._work.done(self._endpoint.join, join, stream)
 
     def close(self) -> None:
         """Take no more joins."""
         self._work.close()
-
-    async def _make_room(self, context: Context, now: float) -> None:
-        if len(self._unread) < MOST_AT_ONCE:
-            return
-        oldest = next(iter(self._unread))
-        if now - self._unread[oldest] < TURN_S:
-            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, CROWDED)
-        del self._unread[oldest]
-        oldest.set_result(None)

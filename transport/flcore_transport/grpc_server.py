@@ -25,7 +25,7 @@ from flcore_transport.grpc_joins import Joins
 from flcore_transport.grpc_loop import server_loop
 from flcore_transport.grpc_transfers import Transfers
 from flcore_transport.grpc_turns import Turns
-from flcore_transport.grpc_work import Context, Work, abort, read
+from flcore_transport.grpc_work import Context, Ends, Work, read
 from flcore_transport.messages import Failure, FromServer, Goodbye, Join
 from flcore_transport.pieces import PIECE_BODY_BYTES
 from flcore_transport.windows import Ending, Windows
@@ -52,13 +52,18 @@ SERVER_OPTIONS = [
     ("grpc.max_connection_idle_ms", IDLE_S * 1000),
 ]
 
-Handler = Callable[[Any, Any, Context], Awaitable[None]]
+MOST_CONNECTIONS = 10_000
+"""An idle one takes some 12 KB."""
 
 
 def most_connections() -> int:
     """Return how many connections a server takes: what the limit of descriptors leaves when the process has its own."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return 2**31 - 1 if soft == resource.RLIM_INFINITY else max(soft - OWN_DESCRIPTORS, soft // 2)
+    return (
+        MOST_CONNECTIONS
+        if soft == resource.RLIM_INFINITY
+        else min(MOST_CONNECTIONS, max(soft - OWN_DESCRIPTORS, soft // 2))
+    )
 
 
 class GrpcServer:
@@ -80,10 +85,11 @@ class GrpcServer:
         if credentials is None and not allow_remote:
             require_loopback(host)
         self._endpoint = Endpoint(service)
-        self._work = Work()
-        self._turns = Turns(Windows(windows_bytes // (2 * PIECE_BODY_BYTES)))  # one copy is gRPC's
+        self._ends = Ends()
+        self._work = Work(self._ends)
+        self._turns = Turns(Windows(windows_bytes // (2 * PIECE_BODY_BYTES)), self._ends)  # one copy is gRPC's
         self._transfers = Transfers(self._endpoint, self._work, self._turns)
-        self._joins = Joins(self._endpoint)
+        self._joins = Joins(self._endpoint, self._ends)
         self._loop = server_loop()
         self._is_closed = False
         bound = asyncio.run_coroutine_threadsafe(self._start(host, port, credentials), self._loop).result()
@@ -98,6 +104,7 @@ class GrpcServer:
             return
         self._is_closed = True
         self._endpoint.close(reason, failed=failed)
+        self._ends.is_stopping = True
         # Sessions end by themselves after their goodbye; what is still being transferred is cut off.
         asyncio.run_coroutine_threadsafe(self._server.stop(GRACE_S), self._loop).result()
         self._work.close()
@@ -134,7 +141,7 @@ class GrpcServer:
             try:
                 self._endpoint.session(sent if isinstance(sent, str) else sent.decode("utf-8", "replace"))
             except TransportError as error:
-                await abort(context, refusal(error))
+                await self._ends.refuse(context, refusal(error))
             await handler(context)
 
         return call
@@ -142,12 +149,16 @@ class GrpcServer:
     async def _session(self, _: Any, context: Context) -> AsyncIterator[bytes]:
         join = await self._joins.read(context)
         stream = _Stream(join.client, self._loop, self._turns)
-        session = await self._joined(context, join, stream)
+        try:
+            session = await self._joined(join, stream)
+        except TransportError as error:
+            await self._ends.refuse(context, refusal(error))
+            return
         try:
             while True:
                 message = await stream.outgoing.get()
                 if message is None:
-                    await abort(context, refusal(Ending.SUPERSEDED.error()))
+                    await self._ends.refuse(context, refusal(Ending.SUPERSEDED.error()))
                     return
                 yield encode_from_server(message)
                 if isinstance(message, Goodbye):
@@ -155,9 +166,9 @@ class GrpcServer:
         finally:
             self._endpoint.leave(session, stream)
 
-    async def _joined(self, context: Context, join: Join, stream: "_Stream") -> Session:
+    async def _joined(self, join: Join, stream: "_Stream") -> Session:
         """Join; if the call is cancelled meanwhile, leave as soon as the join is done."""
-        joining = asyncio.ensure_future(self._joins.join(context, join, stream))
+        joining = asyncio.ensure_future(self._joins.join(join, stream))
 
         def leave(done: "asyncio.Future[Session]") -> None:
             if not done.cancelled() and done.exception() is None:

@@ -20,7 +20,7 @@ import grpc.aio
 
 from flcore_transport.endpoint import refusal
 from flcore_transport.errors import Refused
-from flcore_transport.grpc_work import Context, abort
+from flcore_transport.grpc_work import Context, Ends
 from flcore_transport.windows import Action, Ended, Ending, Transfer, Windows
 
 logger = logging.getLogger(__name__)
@@ -34,8 +34,8 @@ OPEN_FILES = "/dev/fd"
 class Turns:
     """The transfers of one server. All methods run on its event loop."""
 
-    def __init__(self, windows: Windows) -> None:
-        self._windows = windows
+    def __init__(self, windows: Windows, ends: Ends) -> None:
+        self._windows, self._ends = windows, ends
         self._movers: dict[Transfer, Mover] = {}
         self._timer: asyncio.TimerHandle | None = None
 
@@ -48,7 +48,7 @@ class Turns:
         try:
             yield mover
         except Ended as ended:
-            await _end_call(context, ended.ending)
+            await self._end_call(context, ended.ending)
         finally:
             del self._movers[transfer]
             self.do(self._windows.end(transfer, is_done=mover.is_done))
@@ -72,6 +72,20 @@ class Turns:
             self._timer = None
         if self._timer is None and due_at < math.inf:
             self._timer = asyncio.get_running_loop().call_at(due_at, self._tick)
+
+    async def _end_call(self, context: Context, ending: Ending) -> None:
+        """Tell the client why its call ends; hang up if it does not listen."""
+        error = ending.error()
+        aborting = asyncio.ensure_future(
+            self._ends.refuse(context, refusal(error))
+            if isinstance(error, Refused)
+            else self._ends.abort(context, grpc.StatusCode.UNAVAILABLE, str(error))
+        )
+        await asyncio.wait({aborting}, timeout=HANG_UP_S)
+        if not aborting.done():
+            logger.info("%s does not read: its connection is shut down", context.peer())
+            hang_up(context.peer())
+        await aborting
 
     def _tick(self) -> None:
         self._timer = None
@@ -129,20 +143,6 @@ class Mover:
     def _go_on(self) -> None:
         if self._transfer.ending is not None:
             raise Ended(self._transfer.ending)
-
-
-async def _end_call(context: Context, ending: Ending) -> None:
-    """Tell the client why its call ends; hang up if it does not listen."""
-    error = ending.error()
-    if isinstance(error, Refused):
-        aborting = asyncio.ensure_future(abort(context, refusal(error)))
-    else:
-        aborting = asyncio.ensure_future(context.abort(grpc.StatusCode.UNAVAILABLE, str(error)))
-    await asyncio.wait({aborting}, timeout=HANG_UP_S)
-    if not aborting.done():
-        logger.info("%s does not read: its connection is shut down", context.peer())
-        hang_up(context.peer())
-    await aborting
 
 
 def hang_up(peer: str) -> None:

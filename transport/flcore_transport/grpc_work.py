@@ -24,31 +24,49 @@ T = TypeVar("T")
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
+class Ends:
+    """How the calls of one server end with an error: not at all once it is being stopped, because gRPC crashes then."""
+
+    def __init__(self) -> None:
+        self.is_stopping = False
+
+    async def refuse(self, context: Context, refused: Refusal) -> None:
+        """End a call with a refusal."""
+        logger.info("refused a call of %s: %s", context.peer(), refused.message)
+        metadata = ((REFUSAL_METADATA, encode(refused)),)
+        await self.abort(context, grpc.StatusCode.FAILED_PRECONDITION, "refused", metadata)
+
+    async def abort(
+        self, context: Context, code: grpc.StatusCode, details: str, metadata: tuple[tuple[str, bytes], ...] = ()
+    ) -> None:
+        """End a call with a status."""
+        if self.is_stopping:
+            raise asyncio.CancelledError(details)
+        await context.abort(code, details, trailing_metadata=metadata)
+
+
 class Work:
     """Worker threads of one server, `threads` of them."""
 
-    def __init__(self, threads: int = (os.cpu_count() or 1) + 1, name: str = "flcore-pieces") -> None:
+    def __init__(self, ends: Ends, threads: int = (os.cpu_count() or 1) + 1, name: str = "flcore-pieces") -> None:
+        self._ends = ends
         self._workers = ThreadPoolExecutor(threads, thread_name_prefix=name)
+
+    async def done(self, work: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
+        """Do `work` on a worker thread and return its result."""
+        return await asyncio.get_running_loop().run_in_executor(self._workers, partial(work, *arguments, **named))
 
     async def answered(self, context: Context, work: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
         """Do `work` on a worker thread and return its result; a `TransportError` of it ends the call."""
-        loop = asyncio.get_running_loop()
         try:
-            return await loop.run_in_executor(self._workers, partial(work, *arguments, **named))
+            return await self.done(work, *arguments, **named)
         except TransportError as error:
-            await abort(context, refusal(error.with_traceback(None)))  # whose frames hold what was refused
+            await self._ends.refuse(context, refusal(error.with_traceback(None)))  # whose frames hold what was refused
             raise  # not reached: abort has raised
 
     def close(self) -> None:
         """Take no more work."""
         self._workers.shutdown(wait=False)
-
-
-async def abort(context: Context, refused: Refusal) -> None:
-    """End a call with a refusal."""
-    logger.info("refused a call of %s: %s", context.peer(), refused.message)
-    metadata = ((REFUSAL_METADATA, encode(refused)),)
-    await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "refused", trailing_metadata=metadata)
 
 
 async def read(context: Context) -> bytes | None:
