@@ -18,6 +18,7 @@ FlcoreError
 ├── RunExists             a directory that another process owns, or that holds an earlier run
 ├── JobFailed             the server says that the job has failed
 ├── QuorumError           too few updates make no round
+├── UpdatesLost           committed updates cannot be read back from the disk
 └── AggregationError      the mean cannot be held by the tensor's dtype
 
 The kernels and the transport have roots of their own: `flcore_kernels.KernelError`, `flcore_transport.TransportError`.
@@ -130,6 +131,14 @@ class QuorumError(FlcoreError):
     def __init__(self, summary: str, *, reasons: str = "") -> None:
         super().__init__(f"{summary}: {reasons}" if reasons else summary)
         self.summary = summary
+
+
+class UpdatesLost(FlcoreError):
+    """Committed updates cannot be read back; `lost` says why, by client. The others are still there."""
+
+    def __init__(self, lost: dict[str, str]) -> None:
+        super().__init__("; ".join(lost.values()))
+        self.lost = lost
 
 
 class AggregationError(FlcoreError):

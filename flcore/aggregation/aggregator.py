@@ -20,7 +20,7 @@ from flcore.aggregation.rules import Rule, rule_named
 from flcore.aggregation.staging import Staging
 from flcore.aggregation.storage import Storage, chunks_within
 from flcore.aggregation.update import StagedUpdate
-from flcore.errors import SpecError, UpdateError
+from flcore.errors import SpecError, UpdateError, UpdatesLost
 from flcore.model.chunks import GlobalModel
 from flcore.model.form import Form
 from flcore.model.spec import ModelSpec
@@ -127,16 +127,20 @@ class Aggregator:
             self._clients.add(staged.client)
             self._plan.add(staged)
 
-    def finish(self) -> GlobalModel:
+    def finish(self, *, leave_out: bool = True) -> GlobalModel:
         """Return the combination of all committed updates; they are let go.
 
-        An update that cannot be read back from disk is left out, and named in `lost`. Raises `QuorumError` where there
-        is no update, and `WeightError` where all weights are zero.
+        An update that cannot be read back from disk is left out, and named in `lost`; or `UpdatesLost` is raised, if
+        not `leave_out`: the others stay, and their clients may commit once more before the next `finish`. Raises
+        `QuorumError` where there is no update, and `WeightError` where all weights are zero.
         """
         with self._lock:
-            self._clients.clear()
-            self.lost = {}
-            return self._plan.finish(self.lost)
+            clients, self._clients, self.lost = self._clients, set(), {}
+            try:
+                return self._plan.finish(self.lost, leave_out=leave_out)
+            except UpdatesLost as error:
+                self._clients = clients - error.lost.keys()
+                raise
 
     def close(self) -> None:
         """Let the base and the reference go, after the last round."""

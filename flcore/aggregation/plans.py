@@ -8,7 +8,7 @@ chunk, and the next one ahead.
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from flcore_kernels import Total
 from flcore_transport import PieceRange, piece_elements
@@ -20,7 +20,7 @@ from flcore.aggregation.limits import require_sum
 from flcore.aggregation.rules import Rule, Sum
 from flcore.aggregation.storage import Storage
 from flcore.aggregation.update import StagedUpdate
-from flcore.errors import JobError, QuorumError, StagingError
+from flcore.errors import JobError, QuorumError, StagingError, UpdatesLost
 from flcore.model.chunks import GlobalModel
 from flcore.model.form import Form
 from flcore.model.narrow import Part
@@ -46,7 +46,7 @@ class AtClose:
         """Keep a committed update, a client's first, until the end."""
         self._updates.append(update)
 
-    def finish(self, lost: dict[str, str]) -> GlobalModel:
+    def finish(self, lost: dict[str, str], *, leave_out: bool) -> GlobalModel:
         """Combine all updates, in the order of their clients' names, and begin anew (see `Aggregator.finish`).
 
         `lost` is told which clients' updates could not be read back, and why; all is combined once more without them.
@@ -60,10 +60,14 @@ class AtClose:
                     if all(update.client != error.client for update in left):
                         raise
                     lost[error.client] = str(error)
+                    if not leave_out:
+                        self._updates = [update for update in left if update.client not in lost]
+                        raise UpdatesLost(lost) from error
             raise _nothing(lost)
         finally:
             for update in updates:
-                update.drop()
+                if update not in self._updates:
+                    update.drop()
 
     def discard(self) -> None:
         """Let all updates go."""
@@ -119,11 +123,15 @@ class Streaming:
             sums.waiting.append(update)
         sums.folds.append(self._thread.submit(lambda: self._fold_waiting(sums)))
 
-    def finish(self, lost: dict[str, str]) -> GlobalModel:
+    def finish(self, lost: dict[str, str], *, leave_out: bool) -> GlobalModel:
         """Wait for the last fold, and divide."""
         sums = self._ended()
         for fold in sums.folds:
             fold.result()
+        if sums.lost and not leave_out:
+            lost |= sums.lost
+            self._sums = replace(sums, folds=[], lost={})
+            raise UpdatesLost(lost)
         lost |= sums.lost
         if not sums.coefficients:
             raise _nothing(lost)

@@ -5,6 +5,7 @@ A chunk is a piece on the wire, so that what a transport received is staged as i
 
 import threading
 from concurrent.futures import Future
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,15 @@ from flcore.model.narrow import Part, part_of
 from flcore.model.spec import ModelSpec, SegmentSpec
 
 MANY_GAPS = 32
+
+
+@dataclass
+class _Entry:
+    """Room for the next chunk; `room` is cancelled where the chunk needs none. `done` is when the chunk may come."""
+
+    nbytes: int
+    room: "Future[bool]" = field(default_factory=Future)
+    done: "Future[None]" = field(default_factory=Future)
 
 
 class StagedUpdate:
@@ -45,6 +55,7 @@ class StagedUpdate:
         self._disk: OnDisk | None = None
         self._refusal: StagingError | None = None
         self._adopted = 0
+        self._entry: _Entry | None = None
         self._written: dict[str, int] = {}
 
     @property
@@ -71,8 +82,24 @@ class StagedUpdate:
             claim.add_done_callback(self._settle)
         return self._begun
 
+    def ready(self) -> "Future[None]":
+        """Find room for the next chunk; the future is done once it may come. May be called again, and never waits."""
+        with self._lock:
+            entry, is_new = self._entry, self._entry is None
+            if entry is None:
+                piece = self._form.pieces[min(self._adopted, len(self._form.pieces) - 1)]
+                entry = self._entry = _Entry(body_bytes(piece.dtype, piece.count))
+                entry.done.set_running_or_notify_cancel()  # who waits for it no more cannot cancel it for the next
+                if self.is_in_memory and self._adopted < len(self._form.pieces):
+                    entry.room = self._room.enter(entry.nbytes)
+                else:
+                    entry.room.cancel()
+        if is_new:
+            entry.room.add_done_callback(lambda _: entry.done.set_result(None))  # also where it goes to disk meanwhile
+        return entry.done
+
     def adopt(self, piece: PieceRange, body: Buffer) -> None:
-        """Take the next chunk, as it stands on the wire; the buffer is kept, not copied.
+        """Take the next chunk, as it stands on the wire; the buffer is kept, not copied. Waits until it is `ready`.
 
         Raises `NonFinite` or `OutOfBounds`, naming the tensor, `TensorMismatch` where a gap is not zero or the chunk is
         not the next one, and `StagingError` where the disk does not take it.
@@ -83,9 +110,10 @@ class StagedUpdate:
         part = part_of(piece.dtype, piece.count, body)
         self._limits.check(piece, part, self._coefficient, self.client)
         _check_gaps(segment, piece.first, part, self.client)
-        self._enter(body_bytes(piece.dtype, piece.count))
+        self.ready().result()
         with self._lock:
             self._require_open()
+            self._take_entry()
             if self._disk is None:
                 self._bodies[piece] = body
             else:
@@ -154,6 +182,9 @@ class StagedUpdate:
         with self._lock:
             if self.is_in_memory:
                 self._disk = OnDisk(self._staging, self._form.layout, self.client)
+            entry = self._entry
+        if entry is not None:
+            entry.room.cancel()  # the next chunk goes to disk
         while self._spill_one():
             pass
 
@@ -204,8 +235,11 @@ class StagedUpdate:
                 disk.drop()
             self._leave(self._held)
             self._release()
+            entry, self._entry = self._entry, None
         if self._claim is not None:
             self._claim.cancel()  # if it still waits for room
+        if entry is not None and not entry.room.cancel():
+            self._room.leave(entry.nbytes)
 
     def _settle(self, claim: "Future[bool]") -> None:
         """There is room in memory, or there will be none."""
@@ -222,11 +256,19 @@ class StagedUpdate:
                 self._release()
         self._begun.set_result(None)  # also where there is no place: the first chunk is told why
 
+    def _take_entry(self) -> None:
+        """Take the room that the next chunk has, or give it back where the chunk goes to disk meanwhile."""
+        entry, self._entry = self._entry, None
+        if entry is not None and not entry.room.cancelled():
+            self._held += entry.nbytes
+            if not self.is_in_memory:
+                self._leave(entry.nbytes)
+
     def _enter(self, nbytes: int) -> None:
-        """A chunk comes into memory, if that is where chunks are."""
+        """Wait until a chunk may come into memory, if that is where chunks are."""
         if not self.is_in_memory:
             return
-        self._room.enter(nbytes)
+        self._room.enter(nbytes).result()
         with self._lock:
             self._held += nbytes
             if self.is_on_disk or self._is_dropped:  # meanwhile

@@ -1,6 +1,6 @@
 """Asking clients for a task until enough have answered: once, or again for those that are missing."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from flcore.aggregation.aggregator import Aggregator
@@ -87,8 +87,8 @@ class Asking:
         self._federation, self._rounds = federation, federation.rounds
         self._server, self._staging, self._observe = server, staging, observe
 
-    def ask_once(self, asked: Asked, model: GlobalModel, quorum: int) -> None:
-        """Ask those that are missing, and return when the round has closed."""
+    def ask_once(self, asked: Asked, model: GlobalModel, quorum: int, clients: Sequence[str] | None = None) -> None:
+        """Ask those that are missing, or these of them, and return when the round has closed."""
         server, held = self._server, len(asked.answers)
         rules = RoundRules(
             server.deadline_s,
@@ -97,7 +97,7 @@ class Asking:
             stall_timeout_s=server.stall_timeout_s,
             spill_after_s=SPILL_AFTER_S,
         )
-        messages = {client: asked.messages[client] for client in asked.missing}
+        messages = {client: asked.messages[client] for client in clients or asked.missing}
         open_round = self._federation.ask(messages, model, rules, asked.aggregator)
         self._rounds.close(open_round, self._staging)
         asked.take(open_round)
@@ -113,13 +113,23 @@ class Asking:
             self._pause(asked, attempt, attempts)
             if self._await(server.quorum - len(asked.answers), asked.missing):
                 self.ask_once(asked, model, server.quorum)
-        if self._is_enough(asked):
-            return
-        error = quorum_error(asked.task, server.quorum, list(asked.messages), asked.failed)
-        if server.on_quorum_failure != "skip":
-            raise error
-        asked.skipped = asked.record.skipped = error.summary
-        self._observe(Skipped(asked.task, asked.record.round, error.summary))
+        try:
+            self.require_quorum(asked)
+        except QuorumError as error:
+            if server.on_quorum_failure != "skip":
+                raise
+            asked.skipped = asked.record.skipped = error.summary
+            self._observe(Skipped(asked.task, asked.record.round, error.summary))
+
+    def ask_for_lost(self, asked: Asked, model: GlobalModel, lost: Mapping[str, str]) -> None:
+        """Ask clients once more whose updates the disk has lost: one that holds its answer sends it again."""
+        asked.leave_out(lost)
+        self.ask_once(asked, model, 0, list(lost))
+
+    def require_quorum(self, asked: Asked) -> None:
+        """Raise `QuorumError` unless enough updates are left."""
+        if not self._is_enough(asked):
+            raise quorum_error(asked.task, self._server.quorum, list(asked.messages), asked.failed)
 
     def await_quorum(self, quorum: int) -> list[str]:
         """Return the connected clients, sorted, once there are `quorum`; or raise `QuorumError`."""

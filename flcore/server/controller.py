@@ -11,7 +11,7 @@ import numpy as np
 from flcore.aggregation.aggregator import Aggregator
 from flcore.aggregation.plans import require_plan
 from flcore.aggregation.storage import Storage
-from flcore.errors import JobError, SpecError
+from flcore.errors import JobError, SpecError, UpdatesLost
 from flcore.job.job import Job
 from flcore.job.messages import TaskMessage
 from flcore.model.chunks import GlobalModel
@@ -33,9 +33,11 @@ class Updates:
     are too few, and that the job goes on without them.
     """
 
-    def __init__(self, model: GlobalModel, asked: Asked, aggregator: Aggregator, record: RoundRecord) -> None:
+    def __init__(
+        self, asking: Asking, model: GlobalModel, asked: Asked, aggregator: Aggregator, record: RoundRecord
+    ) -> None:
         self.is_skipped = bool(asked.skipped)
-        self._asked, self._aggregator, self._record = asked, aggregator, record
+        self._asking, self._asked, self._aggregator, self._record = asking, asked, aggregator, record
         self._model: GlobalModel | None = model
         # Letting them go, aggregated or not, lets go of the room that they take.
         weakref.finalize(self, aggregator.discard).atexit = False
@@ -63,10 +65,14 @@ class Updates:
             self._aggregator.discard()
             return model
         with _timed(self._record, "aggregate"):
-            result = self._aggregator.finish()
+            try:
+                result = self._aggregator.finish(leave_out=False)
+            except UpdatesLost as error:
+                self._asking.ask_for_lost(self._asked, model, error.lost)
+                result = self._aggregator.finish()
+                self._asked.leave_out(self._aggregator.lost)
+                self._asking.require_quorum(self._asked)
         self._aggregator.close()  # a playbook that keeps these updates keeps no model alive
-        if self._aggregator.lost:
-            self._asked.leave_out(self._aggregator.lost)
         return result
 
 
@@ -152,7 +158,7 @@ class Controller:
         with _timed(self._record, task):
             self._asking.ask_for_quorum(asked, model)
         self._record.train = average_metrics(asked.answers)
-        return Updates(model, asked, aggregator, self._record)
+        return Updates(self._asking, model, asked, aggregator, self._record)
 
     def validate(self, model: GlobalModel, clients: Sequence[str], task: str = "validate") -> dict[str, float]:
         """Have the clients evaluate a model; return their metrics, averaged by weight ({} where none answered).

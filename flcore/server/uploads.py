@@ -154,18 +154,25 @@ class UploadStream:
 
     def begin(self) -> "Future[None]":
         """Pieces could come now; the future is done as soon as there is room for them."""
-        aggregator, staged = self._round.aggregator, self._upload.staged
+        aggregator, staged, first = self._round.aggregator, self._upload.staged, Future[None]()
         if aggregator is None or staged is None:
-            begun: Future[None] = Future()
-            begun.set_result(None)
-            return begun
+            first.set_result(None)
+            return first
         self._rounds.room_wanted(self._round, self._upload)
-        begun = aggregator.begin(staged)
-        begun.add_done_callback(lambda _: self._rounds.room_found(self._round, self._upload))
-        return begun
 
-    def accept(self, piece: bytes) -> None:
-        """Take the next piece. What is wrong with it costs its client its place in the round, and nobody anything."""
+        def found(_: object) -> None:
+            self._rounds.room_found(self._round, self._upload)
+            first.set_result(None)
+
+        first.set_running_or_notify_cancel()  # a call that ends meanwhile takes nothing from the next one
+        aggregator.begin(staged).add_done_callback(lambda _: staged.ready().add_done_callback(found))
+        return first
+
+    def accept(self, piece: bytes) -> "Future[None] | None":
+        """Take the next piece. What is wrong with it costs its client its place in the round, and nobody anything.
+
+        Returns a future that is done once there is room for the piece after it, or None where there is some.
+        """
         upload = self._upload
         with upload.lock:
             if upload.stream is not self._stream:
@@ -180,6 +187,8 @@ class UploadStream:
                 self._rounds.fail(self._round, upload.client, str(error), is_at_fault=is_at_fault)
                 raise refused(error) from error
         self._rounds.piece_taken(self._round, upload, len(piece))
+        ready = None if upload.staged is None or upload.inbox.is_complete else upload.staged.ready()
+        return None if ready is None or ready.done() else ready
 
     def commit(self) -> Receipt:
         """Make the answer count."""

@@ -74,8 +74,11 @@ class Delivery(Protocol):
         """Pieces could come now; the future is done as soon as they may."""
         ...
 
-    def accept(self, piece: bytes) -> None:
-        """Take the next piece, or raise a `TransportError`."""
+    def accept(self, piece: bytes) -> "Future[None] | None":
+        """Take the next piece, or raise a `TransportError`.
+
+        Returns a future that is done as soon as the piece after it may come, or None where it may at once.
+        """
         ...
 
     def commit(self) -> Receipt:

@@ -46,8 +46,10 @@ class Transfers:
                 return
             if left:
                 coming = _reading(context)
-            await self._work.answered(context, delivery.accept, piece)
+            ready = await self._work.answered(context, delivery.accept, piece)
             del piece
+            if ready is not None:
+                await mover.wait(asyncio.wrap_future(ready))
             await context.write(encode_reply(_grant(delivery, mover)))
 
     async def download(self, context: Context) -> None:

@@ -78,7 +78,9 @@ class InProcessConnection:
                         piece = outbox.piece(delivery.received)
                     with self._calling():
                         mover.go_on()
-                        delivery.accept(piece)
+                        ready = delivery.accept(piece)
+                        if ready is not None:
+                            mover.wait(ready)
                 mover.is_done = True
                 with self._calling():
                     return delivery.commit()

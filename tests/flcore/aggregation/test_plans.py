@@ -14,11 +14,12 @@ import pytest
 from flcore_kernels.cpu import CpuBackend
 from flcore_transport import piece_elements
 
-from flcore import Aggregator, Arrays, JobError, Model, ModelSpec, QuorumError, WeightError
+from flcore import Aggregator, Arrays, JobError, Model, ModelSpec, QuorumError, UpdateError, WeightError
 from flcore.aggregation.ahead import Background, Later, ahead
 from flcore.aggregation.budget import Budget
 from flcore.aggregation.staging import Staging
 from flcore.aggregation.storage import Storage
+from flcore.errors import UpdatesLost
 
 SIZE = piece_elements("float32") + 1000
 CLIENTS = 11
@@ -229,6 +230,30 @@ def test_an_update_that_cannot_be_read_back_is_left_out_and_named(
     assert "client 'client-01': the disk does not keep it" in aggregator.lost["client-01"]
     give(aggregator, 7)
     aggregator.finish()
+    assert not aggregator.lost and not list((tmp_path / "staging").iterdir())
+
+
+@pytest.mark.parametrize("plan", ["at-close", "streaming"])
+def test_updates_that_are_lost_may_be_committed_once_more(
+    plan: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aggregator = Aggregator(ModelSpec.of(update(0)), storage=Storage(plan, Staging(0, tmp_path / "staging")))
+    folds: list[Any] = []
+    monkeypatch.setattr(Background, "submit", _later(folds, Background.submit))
+    for seed in range(4):
+        give(aggregator, seed)
+    damage(tmp_path / "staging" / "3", "cut")
+    monkeypatch.undo()
+    for fold in folds:
+        fold()
+    with pytest.raises(UpdatesLost) as caught:
+        aggregator.finish(leave_out=False)
+    assert list(caught.value.lost) == ["client-02"]
+    with pytest.raises(UpdateError, match="it has an update in this aggregation already"):
+        give(aggregator, 1)
+    give(aggregator, 2)
+    found, expected = aggregator.finish().arrays(), combined("at-close", [0, 1, 2, 3])
+    assert all(found[name].tobytes() == expected[name].tobytes() for name in expected)
     assert not aggregator.lost and not list((tmp_path / "staging").iterdir())
 
 

@@ -1,7 +1,5 @@
 """Room: claimed in turn, and never more in memory than there is."""
 
-import threading
-
 from flcore.aggregation.room import Room
 
 
@@ -33,26 +31,23 @@ def test_without_a_bound_there_is_always_room() -> None:
     room.enter(1 << 60)
 
 
-def test_those_who_come_wait_until_those_who_go_have_left() -> None:
+def test_chunks_enter_in_turn_as_others_leave_and_nobody_waits_in_a_call() -> None:
     room = Room(100)
     assert room.claim(80, may_wait=False).result(0)
-    room.enter(80)
+    assert room.enter(80).result(0)
     room.release(80)  # its chunks are let go from now on
     assert room.claim(80, may_wait=False).result(0), "so the next may come"
-    room.enter(20)
-    entered = threading.Event()
-
-    def enter() -> None:
-        room.enter(30)
-        entered.set()
-
-    thread = threading.Thread(target=enter)
-    thread.start()
+    assert room.enter(20).result(0)
+    first, second, third = (room.enter(nbytes) for nbytes in (30, 5, 5))
     room.leave(20)
-    assert not entered.wait(0.05), "90 of 100 are held"
+    assert not first.done() and not second.done(), "80 of 100 are held, and nobody overtakes"
+    assert second.cancel()
     room.leave(10)
-    assert entered.wait(5)
-    thread.join()
+    assert first.result(0) and not third.done(), "100 of 100"
+    room.leave(70)
+    assert third.result(0)
+    room.leave(35)
+    assert room.enter(100).result(0), "the one that was cancelled holds nothing"
 
 
 def test_when_room_was_given_back_is_known() -> None:

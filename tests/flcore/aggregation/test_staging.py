@@ -251,3 +251,40 @@ def test_a_file_that_was_cut_is_noticed(tmp_path: Path) -> None:
     os.truncate(tmp_path / "staging" / "1" / "segment-0.arrows", 4_000_000)
     with pytest.raises(StagingError, match="the file was cut"):
         content(staged)
+
+
+def test_the_next_chunk_is_waited_for_by_a_future_and_by_no_thread() -> None:
+    staging = Staging(FORM.nbytes)
+    going, coming = update(staging, "going"), update(staging, "coming")
+    going.begin(may_wait=True).result(0)
+    fill(going)
+    going.drain()  # its chunks are let go from now on
+    coming.begin(may_wait=True).result(0)
+    ready = coming.ready()
+    assert not ready.done() and coming.ready() is ready
+    going.release(FORM.pieces[0])
+    assert ready.result(0) is None
+    fill(coming, slice(0, 1))
+    assert not coming.ready().done()
+    coming.spill()
+    assert coming.ready().done(), "what goes to disk needs no room"
+    fill(coming, slice(1, None))
+    assert content(coming) == EXPECTED
+    going.drop()
+    assert staging.room.enter(FORM.nbytes).result(0), "all room was given back"
+
+
+@pytest.mark.parametrize("is_granted", [True, False])
+def test_an_update_that_is_let_go_gives_back_the_room_of_its_next_chunk(is_granted: bool) -> None:
+    staging = Staging(FORM.nbytes)
+    staged, other = update(staging), staging.room.enter(FORM.nbytes)
+    staged.begin(may_wait=True).result(0)
+    if is_granted:
+        staging.room.leave(FORM.nbytes)
+    ready = staged.ready()
+    assert other.done() and ready.done() is is_granted
+    staged.drop()
+    assert ready.done()
+    if not is_granted:
+        staging.room.leave(FORM.nbytes)
+    assert staging.room.enter(FORM.nbytes).result(0)

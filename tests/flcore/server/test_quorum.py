@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Generator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, cast
 
@@ -9,7 +10,9 @@ import numpy as np
 import pytest
 from flcore_transport import TransportError
 
-from flcore import Arrays, JobFailed, QuorumError, Task, Update
+from flcore import Aggregator, Arrays, JobFailed, QuorumError, Task, Update
+from flcore.aggregation.room import Room
+from flcore.model.chunks import GlobalModel
 from flcore.server import asking
 from flcore.server.events import AskingAgain, NoBest, Skipped, Waiting
 from flcore.server.open_round import quorum_error
@@ -201,3 +204,61 @@ def test_a_round_whose_best_metric_nobody_reports_has_no_best(stage: Stage, tmp_
     stage.client("client-1", adding(1.0), validate=validate)
     assert [record.is_best for record in stage.result().history] == [False, True]
     assert events(stage, NoBest) == [NoBest("accuracy", ("akkuracy",))]
+
+
+LOSING = """
+import os
+from pathlib import Path
+
+def play(control):
+    for _ in control.rounds():
+        updates = control.train(control.initial_model, control.sample())
+        files = sorted(Path({staging!r}).glob("*/segment-0.arrows"))
+        assert len(files) == 2
+        os.truncate(files[0], 100)
+        model = updates.aggregate()
+        assert len(updates.clients) == {left}
+        control.keep(model, {{}})
+"""
+
+
+def done(result: bool) -> "Future[bool]":
+    future: Future[bool] = Future()
+    future.set_result(result)
+    return future
+
+
+@pytest.mark.parametrize("is_there", [True, False], ids=["its client is there", "its client is gone"])
+def test_an_update_that_the_disk_lost_is_asked_for_again(
+    stage: Stage, tmp_path: Path, is_there: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    staging, gone = tmp_path / "out" / ".staging", threading.Event()
+    stage.directory.joinpath("play.py").write_text(LOSING.format(staging=str(staging), left=2 if is_there else 1))
+    monkeypatch.setattr(Room, "claim", lambda *_, **__: done(False))  # all updates go to disk
+    trained: list[str] = []
+
+    def train(model: Arrays, task: Task) -> Update:
+        trained.append(task.site.name)
+        return Update({"w": np.full((2, 3), len(trained), "f4"), "b": np.full(300, len(trained), "f4")}, weight=1)
+
+    if not is_there:
+        finish = Aggregator.finish
+
+        def after_all_have_left(aggregator: Aggregator, **how: bool) -> GlobalModel:
+            for client in stage._clients:
+                client.stop()
+            gone.set()
+            return finish(aggregator, **how)
+
+        monkeypatch.setattr(Aggregator, "finish", after_all_have_left)
+    stage.open(wait_for=2, clients=2, controller="play.py:play", out=tmp_path / "out", deadline_s=3)
+    for name in ("client-1", "client-2"):
+        stage.client(name, train)
+    outcome, record = stage.result(), stage.result().history[0]
+    assert len(trained) == 2, "a client that is there sends again what it holds, and does not train again"
+    if is_there:
+        assert mean_of(outcome) == {1.5} and record.failed == {} and len(record.updates) == 2
+    else:
+        assert gone.is_set() and len(mean_of(outcome)) == 1 and len(record.updates) == 1
+        (why,) = record.failed["train"].values()
+        assert "deadline of 3 s" in why or "connection was lost" in why
