@@ -164,7 +164,7 @@ class GrpcServer:
                 if isinstance(message, Goodbye):
                     return
         finally:
-            self._endpoint.leave(session, stream)
+            self._joins.leave(session, stream)
 
     async def _joined(self, join: Join, stream: "_Stream") -> Session:
         """Join; if the call is cancelled meanwhile, leave as soon as the join is done."""
@@ -172,7 +172,7 @@ class GrpcServer:
 
         def leave(done: "asyncio.Future[Session]") -> None:
             if not done.cancelled() and done.exception() is None:
-                self._endpoint.leave(done.result(), stream)
+                self._joins.leave(done.result(), stream)
 
         try:
             return await asyncio.shield(joining)
