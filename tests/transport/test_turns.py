@@ -19,7 +19,7 @@ from flcore_transport import (
     TransportError,
 )
 
-from tests.transport.conftest import MODEL, Pattern, Rig
+from tests.transport.conftest import MODEL, Collected, Pattern, Rig
 
 ALL_STALLING: "WeakSet[Stalling]" = WeakSet()
 
@@ -197,3 +197,19 @@ def test_a_connection_that_closes_ends_a_call_that_waits_in_line(patient: Rig) -
     for outbox in holding:
         outbox.may_go_on.set()
     assert ended(threads)
+
+
+def test_a_call_that_is_cut_while_it_takes_a_piece_ends_before_it_asks_for_the_next(patient: Rig) -> None:
+    """In-process, it would keep its window for as long as its client's code takes."""
+    secret, outbox, errors = patient.secret_of("a"), Stalling(), list[TransportError]()
+    delivered = patient.service.answer
+
+    def answer(client: str, order: int, content: bytes, layout: Layout) -> Collected:
+        delivery = delivered(client, order, content, layout)
+        delivery.tell = lambda: patient.service.connected["a"].cut(1)
+        return delivery
+
+    patient.service.answer = answer  # type: ignore[method-assign]
+    assert ended(in_threads([partial(upload, patient, secret, outbox)], errors, patient))
+    assert isinstance(errors[0], Refused) and errors[0].kind == "cut"
+    assert not outbox.may_go_on.is_set()

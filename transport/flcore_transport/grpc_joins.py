@@ -55,6 +55,10 @@ class Joins:
         """Open a session, or raise `Refused`."""
         return await self._work.done(self._endpoint.join, join, stream)
 
+    def leave(self, session: Session, stream: Stream) -> None:
+        """A session's stream has ended. Returns at once: what the service does then must not hold up the loop."""
+        self._work.begin(self._endpoint.leave, session, stream)
+
     def close(self) -> None:
         """Take no more joins."""
         self._work.close()

@@ -104,9 +104,7 @@ class GrpcServer:
             return
         self._is_closed = True
         self._endpoint.close(reason, failed=failed)
-        self._ends.is_stopping = True
-        # Sessions end by themselves after their goodbye; what is still being transferred is cut off.
-        asyncio.run_coroutine_threadsafe(self._server.stop(GRACE_S), self._loop).result()
+        asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result()
         self._work.close()
         self._joins.close()
 
@@ -131,6 +129,18 @@ class GrpcServer:
             raise AddressUnavailable(f"cannot listen on {address}: {error}") from error
         await self._server.start()
         return bound
+
+    async def _stop(self) -> None:
+        """Let sessions end by themselves after their goodbye, and cut off what is still being transferred."""
+
+        async def stop() -> None:
+            await self._server.stop(GRACE_S)
+            self._ends.is_stopping = True
+
+        stopping = asyncio.ensure_future(stop())
+        await asyncio.wait({stopping}, timeout=GRACE_S / 2)
+        self._ends.is_stopping = True  # well before gRPC ends the calls that are left
+        await stopping
 
     def _proved(self, handler: Callable[[Context], Awaitable[None]]) -> Callable[[Any, Context], Awaitable[None]]:
         """Return a handler of calls that carry a session's secret; others end at once."""
@@ -164,7 +174,7 @@ class GrpcServer:
                 if isinstance(message, Goodbye):
                     return
         finally:
-            self._endpoint.leave(session, stream)
+            self._joins.leave(session, stream)
 
     async def _joined(self, join: Join, stream: "_Stream") -> Session:
         """Join; if the call is cancelled meanwhile, leave as soon as the join is done."""
@@ -172,7 +182,7 @@ class GrpcServer:
 
         def leave(done: "asyncio.Future[Session]") -> None:
             if not done.cancelled() and done.exception() is None:
-                self._endpoint.leave(done.result(), stream)
+                self._joins.leave(done.result(), stream)
 
         try:
             return await asyncio.shield(joining)

@@ -64,6 +64,13 @@ class Work:
             await self._ends.refuse(context, refusal(error.with_traceback(None)))  # whose frames hold what was refused
             raise  # not reached: abort has raised
 
+    def begin(self, work: Callable[P, None], *arguments: P.args, **named: P.kwargs) -> None:
+        """Do `work` on a worker thread, or here if there is none any more."""
+        try:
+            self._workers.submit(work, *arguments, **named)
+        except RuntimeError:
+            work(*arguments, **named)
+
     def close(self) -> None:
         """Take no more work."""
         self._workers.shutdown(wait=False)

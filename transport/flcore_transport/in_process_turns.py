@@ -115,6 +115,7 @@ class Mover:
     def standing(self) -> Iterator[None]:
         """What happens in the block is the client's: it makes a piece, or takes one."""
         with self._turns.lock:
+            self.go_on()  # a call that was told to end before has a window still, and must not stand with it
             self.is_standing = True
             self._turns.windows.stand(self._transfer, time.monotonic())
             self._turns.keep_time()
