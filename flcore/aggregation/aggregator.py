@@ -134,13 +134,15 @@ class Aggregator:
         not `leave_out`: the others stay, and their clients may commit once more before the next `finish`. Raises
         `QuorumError` where there is no update, and `WeightError` where all weights are zero.
         """
-        with self._lock:
+        with self._lock:  # not while the updates are folded
             clients, self._clients, self.lost = self._clients, set(), {}
-            try:
-                return self._plan.finish(self.lost, leave_out=leave_out)
-            except UpdatesLost as error:
-                self._clients = clients - error.lost.keys()
-                raise
+            taken = self._plan.take()
+        try:
+            return self._plan.finish(taken, self.lost, leave_out=leave_out)
+        except UpdatesLost as error:
+            with self._lock:
+                self._clients |= clients - error.lost.keys()
+            raise
 
     def close(self) -> None:
         """Let the base and the reference go, after the last round."""
@@ -151,7 +153,8 @@ class Aggregator:
         """Let all committed updates go without a result, and the room that they take."""
         with self._lock:
             self._clients.clear()
-            self._plan.discard()
+            taken = self._plan.take()
+        self._plan.discard(taken)
 
 
 def _storage(plan: str, budget_bytes: int | None) -> Storage:

@@ -9,6 +9,7 @@ chunk, and the next one ahead.
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from flcore_kernels import Total
 from flcore_transport import PieceRange, piece_elements
@@ -46,12 +47,18 @@ class AtClose:
         """Keep a committed update, a client's first, until the end."""
         self._updates.append(update)
 
-    def finish(self, lost: dict[str, str], *, leave_out: bool) -> GlobalModel:
-        """Combine all updates, in the order of their clients' names, and begin anew (see `Aggregator.finish`).
+    def take(self) -> Any:
+        """Begin anew, and return what has been added, for `finish` or `discard`."""
+        updates, self._updates = self._updates, []
+        return updates
+
+    def finish(self, updates: list[StagedUpdate], lost: dict[str, str], *, leave_out: bool) -> GlobalModel:
+        """Combine all updates that were taken, in the order of their clients' names (see `Aggregator.finish`).
 
         `lost` is told which clients' updates could not be read back, and why; all is combined once more without them.
         """
-        updates, self._updates = sorted(self._updates, key=lambda update: update.client), []
+        kept: list[StagedUpdate] = []
+        updates = sorted(updates, key=lambda update: update.client)
         try:
             while left := [update for update in updates if update.client not in lost]:
                 try:
@@ -61,17 +68,15 @@ class AtClose:
                         raise
                     lost[error.client] = str(error)
                     if not leave_out:
-                        self._updates = [update for update in left if update.client not in lost]
+                        kept = [update for update in left if update.client not in lost]
+                        self._updates += kept
                         raise UpdatesLost(lost) from error
             raise _nothing(lost)
         finally:
-            for update in updates:
-                if update not in self._updates:
-                    update.drop()
+            self.discard([update for update in updates if update not in kept])
 
-    def discard(self) -> None:
-        """Let all updates go."""
-        updates, self._updates = self._updates, []
+    def discard(self, updates: list[StagedUpdate]) -> None:
+        """Let updates go that were taken."""
         for update in updates:
             update.drop()
 
@@ -123,9 +128,14 @@ class Streaming:
             sums.waiting.append(update)
         sums.folds.append(self._thread.submit(lambda: self._fold_waiting(sums)))
 
-    def finish(self, lost: dict[str, str], *, leave_out: bool) -> GlobalModel:
+    def take(self) -> Any:
+        """Begin anew, and return what has been added."""
+        sums, self._sums = self._sums, _Sums()
+        return sums
+
+    def finish(self, sums: _Sums, lost: dict[str, str], *, leave_out: bool) -> GlobalModel:
         """Wait for the last fold, and divide."""
-        sums = self._ended()
+        self.discard(sums)
         for fold in sums.folds:
             fold.result()
         if sums.lost and not leave_out:
@@ -141,16 +151,10 @@ class Streaming:
                 self._combiner.finish_into(target, sums.totals.pop(piece), piece)
             return target.commit()
 
-    def discard(self) -> None:
-        """Let the folds end, and forget what they have added up."""
-        self._ended()
-
-    def _ended(self) -> _Sums:
-        """Begin anew, and return the last round's sums, once nothing is folded into them any more."""
-        sums, self._sums = self._sums, _Sums()  # first, so that an interrupt leaves nothing for the next round
+    def discard(self, sums: _Sums) -> None:
+        """Let the folds end; what they have added up is not kept."""
         for fold in sums.folds:
             fold.wait()  # all of them, whichever fails
-        return sums
 
     def _fold_waiting(self, sums: _Sums) -> None:
         with self._lock:

@@ -8,26 +8,32 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
+Asked = Future[bool]
+
 
 @dataclass
 class _Line:
-    """Bytes that are taken, of so many that there are, and those who wait for some in turn."""
+    """Bytes that are taken, of so many that there are, and those that wait for some in turn."""
 
     limit: float
     taken: int = 0
-    waiting: deque[tuple[int, "Future[bool]"]] = field(default_factory=deque)
+    waiting: deque[tuple[int, Asked]] = field(default_factory=deque)
 
-    def grant(self) -> "list[Future[bool]]":
+    def fits(self, nbytes: int) -> bool:
+        """Whether so many bytes could be had at once."""
+        return self.taken + nbytes <= self.limit and not self.waiting
+
+    def grant(self) -> list[Asked]:
         """Take what those at the head of the line wait for, as far as there is some; return their futures."""
-        granted: list[Future[bool]] = []
+        granted: list[Asked] = []
         while self.waiting:
-            nbytes, future = self.waiting[0]
-            if not future.cancelled():
+            nbytes, asked = self.waiting[0]
+            if not asked.cancelled():
                 if self.taken + nbytes > self.limit:
                     break
-                if future.set_running_or_notify_cancel():
+                if asked.set_running_or_notify_cancel():
                     self.taken += nbytes
-                    granted.append(future)
+                    granted.append(asked)
             self.waiting.popleft()
         return granted
 
@@ -41,55 +47,57 @@ class Room:
     """
 
     def __init__(self, limit_bytes: int | None = None, clock: Callable[[], float] = time.monotonic) -> None:
-        self._limit, self._clock = math.inf if limit_bytes is None else limit_bytes, clock
+        limit, self._clock = math.inf if limit_bytes is None else limit_bytes, clock
         self.released_at = -math.inf
         """When room was given back the last time: those who wait see by it that waiting makes sense."""
         self._lock = threading.Lock()
-        self._claims, self._chunks = _Line(self._limit), _Line(self._limit)
+        self._claims, self._chunks = _Line(limit), _Line(limit)
 
-    def claim(self, nbytes: int, *, may_wait: bool) -> "Future[bool]":
+    def claim(self, nbytes: int, *, may_wait: bool) -> Asked:
         """Ask for room; the result is whether there is. With `may_wait` it is given as others release theirs, in turn.
 
         A future that is cancelled gets none.
         """
-        future: Future[bool] = Future()
         with self._lock:
-            claims = self._claims
-            fits_now = claims.taken + nbytes <= self._limit and not claims.waiting
-            is_waiting = nbytes <= self._limit and (may_wait or fits_now)
-        if not is_waiting:
-            future.set_result(False)
-            return future
-        return self._stand(claims, nbytes, future)
+            if nbytes <= self._claims.limit and (may_wait or self._claims.fits(nbytes)):
+                asked, granted = self._stand(self._claims, nbytes)
+            else:
+                asked, granted = Asked(), []
+                asked.set_result(False)
+        return self._told(self._claims, asked, granted)
 
     def release(self, nbytes: int) -> None:
         """Give a claim back."""
         self._give_back(self._claims, nbytes)
 
-    def enter(self, nbytes: int) -> "Future[bool]":
+    def enter(self, nbytes: int) -> Asked:
         """A chunk comes into memory; the future is done once there is room for it. One that is cancelled gets none."""
-        return self._stand(self._chunks, nbytes, Future())
+        with self._lock:
+            asked, granted = self._stand(self._chunks, nbytes)
+        return self._told(self._chunks, asked, granted)
 
     def leave(self, nbytes: int) -> None:
         """Chunks have left memory."""
         self._give_back(self._chunks, nbytes)
 
-    def _stand(self, line: _Line, nbytes: int, future: "Future[bool]") -> "Future[bool]":
-        with self._lock:
-            line.waiting.append((nbytes, future))
-            granted = line.grant()
-        _tell(granted)
-        return future
+    def _stand(self, line: _Line, nbytes: int) -> tuple[Asked, list[Asked]]:
+        asked = Asked()
+        line.waiting.append((nbytes, asked))
+        return asked, line.grant()
+
+    def _told(self, line: _Line, asked: Asked, granted: list[Asked]) -> Asked:
+        """Say yes, without a lock: what waits for it may come back here. One that gives up makes way for the next."""
+        for each in granted:
+            each.set_result(True)
+        if not asked.done():
+            asked.add_done_callback(lambda ended: self._give_back(line, 0) if ended.cancelled() else None)
+        return asked
 
     def _give_back(self, line: _Line, nbytes: int) -> None:
         with self._lock:
             line.taken -= nbytes
-            self.released_at = self._clock()
+            if nbytes:
+                self.released_at = self._clock()
             granted = line.grant()
-        _tell(granted)
-
-
-def _tell(granted: "list[Future[bool]]") -> None:
-    """Say yes, without a lock: what waits for it may come back here."""
-    for future in granted:
-        future.set_result(True)
+        for each in granted:
+            each.set_result(True)

@@ -50,7 +50,6 @@ class Staging:
                     self._made = Path(tempfile.mkdtemp(prefix="flcore-staging-"))
                 else:
                     self._made = self._directory
-                    shutil.rmtree(self._made, ignore_errors=True)  # what a server that was killed left behind
                     self._made.mkdir(parents=True)
                 self._remove = weakref.finalize(self, shutil.rmtree, self._made, ignore_errors=True)
             folder = self._made / str(next(self._numbers))

@@ -4,7 +4,9 @@ A chunk is a piece on the wire, so that what a transport received is staged as i
 """
 
 import threading
+from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,8 +50,9 @@ class StagedUpdate:
         self._lock = threading.RLock()
         self._claim: Future[bool] | None = None
         self._claimed = self._held = 0
+        self._left = self._released = 0  # of what was held and claimed: given back as soon as the lock is
         self._begun: Future[None] = Future()
-        self._begun.set_running_or_notify_cancel()  # who waits for it no more cannot cancel it for the next
+        self._begun.set_running_or_notify_cancel()  # a caller that stops waiting cannot cancel it for others
         self._is_open = self._is_dropped = False
         self._bodies: dict[PieceRange, Buffer] = {}
         self._disk: OnDisk | None = None
@@ -68,11 +71,6 @@ class StagedUpdate:
         """Whether its chunks go into files."""
         return self._disk is not None
 
-    @property
-    def room_released_at(self) -> float:
-        """When others gave room back the last time, in seconds of the room's clock."""
-        return self._room.released_at
-
     def begin(self, *, may_wait: bool) -> "Future[None]":
         """Find room in memory, perhaps by waiting for it, or else a directory on disk. May be called again."""
         with self._lock:
@@ -89,7 +87,7 @@ class StagedUpdate:
             if entry is None:
                 piece = self._form.pieces[min(self._adopted, len(self._form.pieces) - 1)]
                 entry = self._entry = _Entry(body_bytes(piece.dtype, piece.count))
-                entry.done.set_running_or_notify_cancel()  # who waits for it no more cannot cancel it for the next
+                entry.done.set_running_or_notify_cancel()  # a caller that stops waiting cannot cancel it for others
                 if self.is_in_memory and self._adopted < len(self._form.pieces):
                     entry.room = self._room.enter(entry.nbytes)
                 else:
@@ -111,7 +109,7 @@ class StagedUpdate:
         self._limits.check(piece, part, self._coefficient, self.client)
         _check_gaps(segment, piece.first, part, self.client)
         self.ready().result()
-        with self._lock:
+        with self._changing():
             self._require_open()
             self._take_entry()
             if self._disk is None:
@@ -190,7 +188,7 @@ class StagedUpdate:
 
     def _spill_one(self) -> bool:
         """Bring one chunk from memory to disk; say whether there may be more."""
-        with self._lock:
+        with self._changing():
             if self._disk is None:
                 return False
             chunk = next(iter(self._bodies.items()), None)
@@ -199,12 +197,12 @@ class StagedUpdate:
                 self._release()
                 return False
             self._disk.adopt(*chunk)
-            self.release(chunk[0])
+            self._let_go(chunk[0])
             return True
 
     def drain(self) -> None:
         """From now on chunks are taken one after the other, until none is left: the next update may come."""
-        with self._lock:
+        with self._changing():
             self._release()
 
     def read(self, piece: PieceRange) -> Part:
@@ -222,13 +220,12 @@ class StagedUpdate:
 
     def release(self, piece: PieceRange) -> None:
         """Let a chunk go that is not read any more, and the room that it takes in memory."""
-        with self._lock:
-            if self._bodies.pop(piece, None) is not None:
-                self._leave(body_bytes(piece.dtype, piece.count))
+        with self._changing():
+            self._let_go(piece)
 
     def drop(self) -> None:
         """Let all elements go, and the room that they take. May be called again."""
-        with self._lock:
+        with self._changing():
             disk, self._disk, self._bodies = self._disk, None, {}
             self._is_open, self._is_dropped = False, True
             if disk is not None:
@@ -244,7 +241,7 @@ class StagedUpdate:
     def _settle(self, claim: "Future[bool]") -> None:
         """There is room in memory, or there will be none."""
         in_memory = not claim.cancelled() and claim.result()
-        with self._lock:
+        with self._changing():
             self._claimed = self._form.nbytes if in_memory else 0
             try:
                 if not self._is_dropped:
@@ -269,20 +266,36 @@ class StagedUpdate:
         if not self.is_in_memory:
             return
         self._room.enter(nbytes).result()
-        with self._lock:
+        with self._changing():
             self._held += nbytes
             if self.is_on_disk or self._is_dropped:  # meanwhile
                 self._leave(nbytes)
 
+    def _let_go(self, piece: PieceRange) -> None:
+        if self._bodies.pop(piece, None) is not None:
+            self._leave(body_bytes(piece.dtype, piece.count))
+
     def _leave(self, nbytes: int) -> None:
         self._held -= nbytes
-        if nbytes:
-            self._room.leave(nbytes)
+        self._left += nbytes
 
     def _release(self) -> None:
-        claimed, self._claimed = self._claimed, 0
-        if claimed:
-            self._room.release(claimed)
+        self._released, self._claimed = self._released + self._claimed, 0
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Hold the lock, and give back afterwards what was let go: others that wait for it are called back then."""
+        try:
+            with self._lock:
+                yield
+        finally:
+            with self._lock:
+                left, self._left = self._left, 0
+                released, self._released = self._released, 0
+            if left:
+                self._room.leave(left)
+            if released:
+                self._room.release(released)
 
     def _copy(self, index: int, first: int, values: npt.NDArray[Any]) -> None:
         segment = self._form.spec.segments[index]

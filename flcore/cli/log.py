@@ -7,14 +7,16 @@ out, until it is read again.
 import json
 import logging
 import os
+import sys
 import threading
 import time
 from _thread import start_new_thread
 from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict
+from typing import Self
 
-from flcore.cli.progress import round_line
+from flcore.cli.rounds import round_line
 from flcore.job.contract import Contract
 from flcore.server.events import (
     AskingAgain,
@@ -41,12 +43,20 @@ MAX_LINE = 2_000
 
 def _to_stderr(data: bytes) -> None:
     """Write to standard error without Python's buffer, whose lock the end of the process would wait for."""
+    try:
+        file = sys.stderr.fileno()
+    except (OSError, ValueError):  # a stream in memory
+        sys.stderr.write(data.decode("utf-8"))
+        return
     while data:
-        data = data[os.write(2, data) :]
+        data = data[os.write(file, data) :]
 
 
 class Log:
-    """Writes lines, as text or as JSON (`form`), each with its time; any thread may call."""
+    """Writes lines; any thread may call. As a context, it waits a second at its end for what is left to be written.
+
+    `form` is "text", with the time at the end of each line, "json", or "plain", without a time.
+    """
 
     def __init__(self, form: str = "text", write: "Callable[[bytes], object]" = _to_stderr) -> None:
         self._form, self._write = form, write
@@ -62,7 +72,7 @@ class Log:
             told = {"time": at, "event": event, "message": text, **fields}
             line = json.dumps(told, default=str)
         else:
-            line = f"{text} [{at}]"
+            line = f"{text} [{at}]" if self._form == "text" else text
         with self._changed:
             if self._is_gone:
                 return
@@ -71,6 +81,12 @@ class Log:
             else:
                 self._dropped += 1
             self._changed.notify_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self, timeout_s: float = 1.0) -> None:
         """Return when everything is written, or after a while."""
@@ -145,7 +161,7 @@ def _said(event: Event, contract: Contract) -> str | None:
             return f"{event.client} failed in {event.task}: {printable(event.reason, MAX_LINE)}"
         case OddMetrics():
             odd = "; ".join(f"{name}: {why}" for name, why in list(event.metrics.items())[:MOST_NAMED])
-            return f"{event.client}: its {event.task} counts without metrics that are none: {printable(odd, MAX_LINE)}"
+            return f"{event.client}: {event.task} counts; these metrics were ignored: {printable(odd, MAX_LINE)}"
         case RoundDone():
             return round_line(event.record, contract)
         case Waiting() | AskingAgain() | Skipped() | NoBest():
@@ -157,9 +173,10 @@ def _said(event: Event, contract: Contract) -> str | None:
 def _trouble(event: Waiting | AskingAgain | Skipped | NoBest) -> str:
     match event:
         case Waiting():
+            at_most = "as long as it takes" if event.timeout_s is None else f"for {event.timeout_s:g} s at most"
             return (
-                f"waiting for clients: {event.connected} of {event.needed} are connected; "
-                f"waiting for {event.timeout_s:g} s at most; not there: {_names(event.missing)}"
+                f"waiting for clients, {at_most}: {event.connected} of {event.needed} are connected; "
+                f"not there: {_names(event.missing)}"
             )
         case AskingAgain():
             attempt = f"attempt {event.attempt} of {event.attempts}"

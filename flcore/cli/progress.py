@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from flcore.cli.log import Log
+from flcore.cli.rounds import round_line
 from flcore.job.contract import Contract
 from flcore.server.events import (
     Answered,
@@ -16,10 +18,6 @@ from flcore.server.events import (
     Observer,
     RoundDone,
 )
-from flcore.server.history import RoundRecord
-
-MOST_METRICS = 8
-"""How many metrics a line shows."""
 
 
 @contextmanager
@@ -29,7 +27,8 @@ def watching(contract: Contract, console: Console) -> Iterator[Observer]:
     The latter is for what is no terminal.
     """
     if not console.is_terminal:
-        yield _rounds_to(console, contract)
+        with Log("plain") as log:
+            yield lambda event: log.say(round_line(event.record, contract)) if isinstance(event, RoundDone) else None
         return
     columns = (
         TextColumn("{task.description}"),
@@ -74,26 +73,3 @@ class _LiveLine:
 
     def _update(self, advance: float | None = None, **fields: str) -> None:
         self._progress.update(self._line, advance=advance, **fields)  # type: ignore[arg-type]
-
-
-def _rounds_to(console: Console, contract: Contract) -> Observer:
-    """Return an observer that prints one line for each round."""
-
-    def observe(event: Event) -> None:
-        if isinstance(event, RoundDone):
-            console.print(round_line(event.record, contract), highlight=False, markup=False, soft_wrap=True)
-
-    return observe
-
-
-def round_line(record: RoundRecord, contract: Contract) -> str:
-    """Return what a person wants to know of a round, in one line."""
-    metrics = {**record.train, **record.validate}
-    skipped = ", skipped" if record.skipped else ""
-    shown = ", ".join(f"{name} {value:.4g}" for name, value in list(metrics.items())[:MOST_METRICS])
-    shown += f" and {len(metrics) - MOST_METRICS} more" if len(metrics) > MOST_METRICS else ""
-    traffic = (record.bytes_sent + record.bytes_received) / 1e6
-    return (
-        f"round {record.round}/{contract.server.rounds}: {len(record.updates)} of {len(record.sampled)} clients, "
-        f"{shown or 'no metrics'}, {traffic:,.1f} MB, {record.seconds['round']:.2f} s{skipped}"
-    )

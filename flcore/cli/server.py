@@ -96,33 +96,44 @@ def server(
             service, host=host, port=port, allow_remote=insecure_remote, windows_bytes=memory.windows_bytes
         )
 
-    def started(running: Server, federation: Federation) -> None:
-        peak = memory.peak_bytes(folding, federation.spec, loaded.contract.server.accumulate)
-        console.print(f"plan {folding}, a budget of {memory.nbytes >> 20}MiB: {peak >> 20}MiB of memory at most")
-        shown = running.address.replace("127.0.0.1", "localhost")
-        ways = ways_to_join(job, *split_address(running.address))
-        needed = wait_for or loaded.contract.server.quorum
-        console.print(f"listening on {shown}; the first round begins with {needed} clients, which join with")
-        for way in ways:
-            console.print(f"  {way}")
+    with Log(log_format.value) as log:
+        logging.getLogger().handlers = [Logged(log)]
 
-    log = Log(log_format.value)
-    logging.getLogger().handlers = [Logged(log)]
-    outcome = serve(
-        loaded,
-        listen,
-        started=started,
-        wait_for=wait_for,
-        directory=directory,
-        fresh=fresh,
-        observe=log_events(log, loaded.contract),
-        plan=folding,
-        budget=memory,
-    )
-    plot_history(loaded.contract, outcome.history, None, directory / "history.png")
-    shown = sorted(path.name for path in directory.iterdir() if path.name != "run.lock")
-    log.say(f"done: {', '.join(shown)} in {directory}", "done", directory=str(directory))
-    log.close()
+        def say(text: str, event: str, **fields: object) -> None:
+            if log_format is LogFormat.JSON:
+                log.say(text, event, **fields)
+            else:
+                console.print(text)  # without a time: lines to be copied
+
+        def started(running: Server, federation: Federation) -> None:
+            peak = memory.peak_bytes(folding, federation.spec, loaded.contract.server.accumulate)
+            say(
+                f"plan {folding}, a budget of {memory.nbytes >> 20}MiB: {peak >> 20}MiB of memory at most",
+                "memory",
+                plan=folding,
+                budget_bytes=memory.nbytes,
+                peak_bytes=peak,
+            )
+            shown = running.address.replace("127.0.0.1", "localhost")
+            ways = ways_to_join(job, *split_address(running.address))
+            needed = wait_for or loaded.contract.server.quorum
+            lines = [f"listening on {shown}; the first round begins with {needed} clients, which join with"]
+            say("\n  ".join([*lines, *ways]), "listening", address=running.address, clients=needed, commands=ways)
+
+        outcome = serve(
+            loaded,
+            listen,
+            started=started,
+            wait_for=wait_for,
+            directory=directory,
+            fresh=fresh,
+            observe=log_events(log, loaded.contract),
+            plan=folding,
+            budget=memory,
+        )
+        plot_history(loaded.contract, outcome.history, None, directory / "history.png")
+        left = sorted(path.name for path in directory.iterdir() if path.name != "run.lock")
+        log.say(f"done: {', '.join(left)} in {directory}", "done", directory=str(directory))
 
 
 def require_insecure(insecure: bool, insecure_remote: bool) -> None:

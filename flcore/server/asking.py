@@ -60,8 +60,8 @@ class Asked:
         record.bytes_sent += state.bytes_sent
         record.bytes_received += state.bytes_received
         for client, answer in state.answers.items():
-            if answer.content.odd_metrics:
-                record.odd_metrics[client] = answer.content.odd_metrics
+            if answer.odd_metrics:
+                record.odd_metrics[client] = answer.odd_metrics
         self._note()
 
     def leave_out(self, lost: Mapping[str, str]) -> None:
@@ -87,12 +87,11 @@ class Asking:
         self._federation, self._rounds = federation, federation.rounds
         self._server, self._staging, self._observe = server, staging, observe
 
-    def ask_once(self, asked: Asked, model: GlobalModel, quorum: int, clients: Sequence[str] | None = None) -> None:
+    def ask_once(self, asked: Asked, model: GlobalModel, clients: Sequence[str] | None = None) -> None:
         """Ask those that are missing, or these of them, and return when the round has closed."""
         server, held = self._server, len(asked.answers)
         rules = RoundRules(
             server.deadline_s,
-            max(0, quorum - held),
             None if server.close_at is None else max(1, server.close_at - held),
             stall_timeout_s=server.stall_timeout_s,
             spill_after_s=SPILL_AFTER_S,
@@ -106,13 +105,13 @@ class Asking:
         """Ask until the quorum is reached; otherwise skip the round or raise `QuorumError`, as the contract says."""
         server = self._server
         attempts = server.quorum_retries if server.on_quorum_failure == "retry" else 0
-        self.ask_once(asked, model, server.quorum)
+        self.ask_once(asked, model)
         for attempt in range(1, attempts + 1):
             if self._is_enough(asked) or len(asked.answers) + len(asked.missing) < server.quorum:
                 break
             self._pause(asked, attempt, attempts)
             if self._await(server.quorum - len(asked.answers), asked.missing):
-                self.ask_once(asked, model, server.quorum)
+                self.ask_once(asked, model)
         try:
             self.require_quorum(asked)
         except QuorumError as error:
@@ -124,7 +123,7 @@ class Asking:
     def ask_for_lost(self, asked: Asked, model: GlobalModel, lost: Mapping[str, str]) -> None:
         """Ask clients once more whose updates the disk has lost: one that holds its answer sends it again."""
         asked.leave_out(lost)
-        self.ask_once(asked, model, 0, list(lost))
+        self.ask_once(asked, model, list(lost))
 
     def require_quorum(self, asked: Asked) -> None:
         """Raise `QuorumError` unless enough updates are left."""
@@ -132,13 +131,22 @@ class Asking:
             raise quorum_error(asked.task, self._server.quorum, list(asked.messages), asked.failed)
 
     def await_quorum(self, quorum: int) -> list[str]:
-        """Return the connected clients, sorted, once there are `quorum`; or raise `QuorumError`."""
+        """Return the connected clients, sorted, once there are `quorum`; or raise `QuorumError`.
+
+        It waits for as many deadlines as a round may take, asked again included.
+        """
         server = self._server
         attempts = 0 if server.on_quorum_failure == "fail" else server.quorum_retries
-        for _ in range(attempts):
-            if self._await(quorum, None):
-                break
-        return self._rounds.wait_for(quorum, server.deadline_s)
+        return self.await_clients(quorum, (attempts + 1) * server.deadline_s)
+
+    def await_clients(self, count: int, timeout_s: float | None, among: Sequence[str] | None = None) -> list[str]:
+        """Return the connected clients, sorted, once there are `count`, and say for whom it waits; or `QuorumError`."""
+        names = self._federation.client_names if among is None else among
+        present = self._rounds.connected(among)
+        if len(present) < count:
+            missing = tuple(client for client in names if client not in present)
+            self._observe(Waiting(len(present), count, missing, timeout_s))
+        return self._rounds.wait_for(count, timeout_s, among)
 
     def _is_enough(self, asked: Asked) -> bool:
         return len(asked.answers) >= self._server.quorum
@@ -160,15 +168,10 @@ class Asking:
         )
         self._rounds.pause(pause_s)
 
-    def _await(self, count: int, among: list[str] | None) -> bool:
-        """Wait until so many clients are connected, as long as a round may take; say whether they are."""
-        names = among if among is not None else list(self._federation.client_names)
-        present = self._rounds.present(names)
-        if len(present) < count:
-            missing = tuple(client for client in names if client not in present)
-            self._observe(Waiting(len(present), count, missing, self._server.deadline_s))
+    def _await(self, count: int, among: Sequence[str]) -> bool:
+        """Wait until so many of some clients are connected, as long as a round may take; say whether they are."""
         try:
-            self._rounds.wait_for(count, self._server.deadline_s, among)
+            self.await_clients(count, self._server.deadline_s, among)
         except QuorumError:
             if self._rounds.is_given_up:
                 raise

@@ -20,7 +20,6 @@ from flcore.model.model import Arrays, NamedArrays
 from flcore.model.spec import ModelSpec
 from flcore.server.asking import Asked, Asking
 from flcore.server.events import Observer, RoundDone
-from flcore.server.federation import Federation
 from flcore.server.history import RoundRecord
 from flcore.server.open_round import average_metrics
 from flcore.server.results import Results
@@ -87,7 +86,7 @@ class Controller:
         self,
         job: Job,
         model: GlobalModel,
-        federation: Federation,
+        asking: Asking,
         results: Results,
         observe: Observer,
         storage: Storage,
@@ -97,8 +96,7 @@ class Controller:
         self._spec = model.spec
         self._initial: GlobalModel | None = model
         self._initial_again = weakref.ref(model)
-        self._results, self._observe = results, observe
-        self._asking = Asking(federation, job.contract.server, storage.staging, observe)
+        self._asking, self._results, self._observe = asking, results, observe
         self._record = RoundRecord(0)
 
     @property
@@ -169,7 +167,7 @@ class Controller:
             return {}
         asked = Asked(task, self._messages(task, clients), None, self._record)
         with _timed(self._record, task):
-            self._asking.ask_once(asked, model, quorum=0)
+            self._asking.ask_once(asked, model)
         self._record.validate = average_metrics(asked.answers)
         return self._record.validate
 

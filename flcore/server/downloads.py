@@ -1,6 +1,7 @@
 """A client's reading of its order's model, until the round has closed or the client has failed in it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from flcore_transport import Buffer, Layout, Outbox, PieceRange
 
@@ -11,29 +12,36 @@ from flcore.model.narrow import Narrowed
 from flcore.server.open_round import OpenRound
 from flcore.server.uploads import refused
 
-Sent = Callable[[OpenRound, str, int, bool], None]
-"""Is told of each piece: the round, the client, its bytes, and whether it was the last."""
+if TYPE_CHECKING:
+    from flcore.server.rounds import Rounds
 
 
 class Download(Outbox):
     """One call that reads a round's model; pieces are made once for all clients that read side by side."""
 
-    def __init__(self, open_round: OpenRound, client: str, form: Form, sent: Sent) -> None:
+    def __init__(self, rounds: "Rounds", open_round: OpenRound, client: str, form: Form) -> None:
         super().__init__(Narrowed(form, _Model(open_round, client)), open_round.shared)
-        self._round, self._client, self._sent = open_round, client, sent
+        self._rounds, self._round, self._client = rounds, open_round, client
+
+    def queued(self) -> None:
+        """The call waits for its turn."""
+        self._rounds.download_queued(self._round, self._client)
 
     def at_hand(self, index: int) -> bytes | None:
         """Return a piece that another client was sent a moment ago."""
         piece = super().at_hand(index)
         if piece is not None:
-            self._sent(self._round, self._client, len(piece), index == len(self.plan) - 1)
+            self._sent(piece, index)
         return piece
 
     def piece(self, index: int) -> bytes:
         """Return a piece, or raise `Refused` once the round has closed."""
         piece = super().piece(index)
-        self._sent(self._round, self._client, len(piece), index == len(self.plan) - 1)
+        self._sent(piece, index)
         return piece
+
+    def _sent(self, piece: bytes, index: int) -> None:
+        self._rounds.piece_sent(self._round, self._client, len(piece), is_last=index == len(self.plan) - 1)
 
 
 class _Model:

@@ -67,15 +67,15 @@ class OddMetrics:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """Too few clients are connected: the server waits, up to `timeout_s` seconds, until `needed` of them are.
+    """Too few clients are connected: the server waits until `needed` of them are, up to `timeout_s` seconds.
 
-    `missing` are those whose names are known.
+    `timeout_s` None is for ever. `missing` are those whose names are known.
     """
 
     connected: int
     needed: int
     missing: tuple[str, ...]
-    timeout_s: float
+    timeout_s: float | None
 
 
 @dataclass(frozen=True, slots=True)

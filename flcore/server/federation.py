@@ -118,7 +118,7 @@ class Federation:
 
     def payload(self, client: str, order: int) -> Outbox:
         """Return the model of an order that the client still works on."""
-        return Download(self.rounds.find(client, order), client, self._download, self.rounds.piece_sent)
+        return Download(self.rounds, self.rounds.find(client, order), client, self._download)
 
     def answer(self, client: str, order: int, content: bytes, layout: Layout) -> UploadStream:
         """Begin, or go on with, a client's answer. What is wrong with it costs its client its place in the round."""

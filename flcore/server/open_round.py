@@ -37,7 +37,7 @@ class OpenRound:
     @property
     def answers(self) -> dict[str, Participation]:
         """The answers that count, by client."""
-        return {client: answer.content.participation for client, answer in self.state.answers.items()}
+        return {client: answer.participation for client, answer in self.state.answers.items()}
 
     def let_go(self) -> None:
         """Let go of the model: what still reads it is refused."""

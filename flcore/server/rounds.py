@@ -1,17 +1,21 @@
 """The owner of the server's state: who is connected, and which rounds are open.
 
 One lock guards it. It is held for single events alone, which the round's state machine answers with actions; what they
-take (disks, transports, observers, aggregators) is done once it is released. Any thread may post an event; the thread
-that opened a round waits for its end, and sees to what is due.
+take (disks, transports, observers, aggregators) is done once it is released. What clients are told is put into one
+queue under the lock, so that nobody learns that an order is over before the order itself. Any thread may post an event;
+the thread that opened a round waits for its end, and sees to what is due.
 """
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
-from flcore_transport import Link, Order, Withdrawal
+from flcore_transport import Link, Withdrawal
 
+from flcore.aggregation.ahead import Background
 from flcore.aggregation.staging import Staging
 from flcore.errors import FlcoreError, QuorumError, StagingError
 from flcore.server.events import Answered, Departed, Failed, Joined, Moved, Observer, OddMetrics
@@ -40,6 +44,9 @@ class Rounds:
         self._rounds: dict[int, OpenRound] = {}
         self._last_number = 0
         self._given_up = ""
+        self._outgoing: deque[Callable[[], None]] = deque()
+        self._is_sending = False
+        self._spiller = Background()
 
     # What the controller's thread does.
 
@@ -62,7 +69,7 @@ class Rounds:
         with self._changed:
             self._changed.wait_for(lambda: present() >= count or self._given_up, timeout_s)
             if present() < count:
-                why = self._given_up or f"after {timeout_s:g} s"
+                why = self._given_up or f"after {timeout_s:g} s of waiting"
                 raise QuorumError(f"{present()} of the {count} clients needed are connected", reasons=why)
             return sorted(self._links if among is None else [client for client in among if client in self._links])
 
@@ -71,10 +78,10 @@ class Rounds:
         """Whether nobody else will connect."""
         return bool(self._given_up)
 
-    def present(self, among: Sequence[str]) -> list[str]:
-        """Return which of these clients are connected."""
+    def connected(self, among: Sequence[str] | None = None) -> set[str]:
+        """Return the connected clients, or which of these are."""
         with self._changed:
-            return [client for client in among if client in self._links]
+            return set(self._links) if among is None else {client for client in among if client in self._links}
 
     def pause(self, seconds: float) -> None:
         """Wait, unless it is given up meanwhile."""
@@ -98,11 +105,10 @@ class Rounds:
             for client in state.clients:
                 if client in self._links:
                     open_round.links[client] = self._links[client]
+                    self._outgoing.append(partial(self._links[client].send, open_round.orders[client]))
                 else:
                     state.disconnected(client, self._clock())
-            links = dict(open_round.links)
-        for client, link in links.items():
-            link.send(open_round.orders[client])
+        self._send()
 
     def close(self, open_round: OpenRound, staging: Staging) -> None:
         """Return once a round has closed; see to what is due until then."""
@@ -133,15 +139,14 @@ class Rounds:
 
     def _end(self, open_round: OpenRound) -> None:
         """The round takes nothing any more, whatever ended it."""
-        with self._event(open_round) as now:
-            open_round.state.abandon(now)
+        with self._event(open_round):
+            open_round.state.abandon()
         open_round.let_go()
 
     # What transports report.
 
     def arrive(self, client: str, link: Link) -> None:
         """The client can be reached; it is sent the orders that it owes an answer to."""
-        orders: list[Order] = []
         with self._changed:
             self._links[client] = link
             for number in sorted(self._rounds):
@@ -149,11 +154,10 @@ class Rounds:
                 if client in open_round.orders and open_round.state.judge(client) is Verdict.ACCEPTED:
                     open_round.links[client] = link
                     open_round.state.connected(client)
-                    orders.append(open_round.orders[client])
+                    self._outgoing.append(partial(link.send, open_round.orders[client]))
             connected = len(self._links)
             self._changed.notify_all()
-        for order in orders:
-            link.send(order)
+        self._send()
         self._observe(Joined(client, connected))
 
     def depart(self, client: str) -> None:
@@ -178,22 +182,25 @@ class Rounds:
             raise untimely(client, verdict)
         return open_round
 
-    def piece_sent(self, open_round: OpenRound, client: str, nbytes: int, is_last: bool) -> None:
+    def piece_sent(self, open_round: OpenRound, client: str, nbytes: int, *, is_last: bool) -> None:
         """A piece of the model went out."""
         with self._event(open_round) as now:
             open_round.state.piece_sent(client, nbytes, now, is_last=is_last)
         self._observe(Moved(nbytes, 0))
 
+    def download_queued(self, open_round: OpenRound, client: str) -> None:
+        """A client's reading waits for its turn."""
+        with self._event(open_round):
+            open_round.state.download_queued(client)
+
     def upload_of(self, open_round: OpenRound, client: str, key: str) -> Upload | None:
         """Return an answer that has begun or is in; None for one that is new, or `Refused` where another one is in."""
         with self._changed:
             upload: Upload | None = open_round.state.upload_of(client, key)
-            answer = open_round.state.answers.get(client)
-        if answer is not None:
-            upload = answer.content
-            if upload is None or upload.key != key:
-                raise untimely(client, Verdict.DUPLICATE)
-        return upload
+            answered: Upload | None = open_round.state.answers.get(client)
+        if answered is not None and answered.key != key:
+            raise untimely(client, Verdict.DUPLICATE)
+        return answered or upload
 
     def begin(self, open_round: OpenRound, upload: Upload) -> None:
         """A stream of an answer begins; or raise `Refused`. One that is in, or is being committed, may come again."""
@@ -218,9 +225,14 @@ class Rounds:
             open_round.state.room_wanted(upload.client, upload, now)
 
     def room_found(self, open_round: OpenRound, upload: Upload) -> None:
-        """There is room for them, or the stream has ended."""
+        """There is room for them."""
         with self._event(open_round) as now:
             open_round.state.room_found(upload.client, upload, now)
+
+    def stream_ended(self, open_round: OpenRound, upload: Upload) -> None:
+        """The call that carried an answer has ended, for now or for good."""
+        with self._event(open_round) as now:
+            open_round.state.stream_ended(upload.client, upload, now)
 
     def piece_taken(self, open_round: OpenRound, upload: Upload, nbytes: int) -> None:
         """A piece is in."""
@@ -230,8 +242,8 @@ class Rounds:
 
     def fail(self, open_round: OpenRound, client: str, reason: str, *, is_at_fault: bool = True) -> None:
         """The client will not answer."""
-        with self._event(open_round) as now:
-            open_round.state.fail(client, printable(reason, MAX_REASON_CHARACTERS), now, is_at_fault=is_at_fault)
+        with self._event(open_round):
+            open_round.state.fail(client, printable(reason, MAX_REASON_CHARACTERS), is_at_fault=is_at_fault)
 
     def commit(self, open_round: OpenRound, upload: Upload) -> None:
         """Make an answer count, once; a second time it counts already. The aggregator works without the lock."""
@@ -247,8 +259,9 @@ class Rounds:
             if open_round.aggregator is not None and upload.staged is not None:
                 open_round.aggregator.commit(upload.staged)
         except BaseException as error:
-            with self._event(open_round) as now:
-                state.commit_failed(client, printable(str(error), MAX_REASON_CHARACTERS), now)
+            with self._event(open_round):
+                state.commit_failed(client, printable(str(error), MAX_REASON_CHARACTERS))
+                self._changed.notify_all()
             if isinstance(error, FlcoreError):
                 raise refused(error) from error
             raise
@@ -256,7 +269,8 @@ class Rounds:
             upload.participation = Participation(
                 upload.message.weight, upload.metrics, upload.bytes, now - state.opened_at
             )
-            state.committed(client, upload, now)
+            state.committed(client)
+            self._changed.notify_all()  # another stream of the same answer may wait for this
         self._observe(Answered(open_round.task, client))
         if upload.odd_metrics:
             self._observe(OddMetrics(open_round.task, client, upload.odd_metrics))
@@ -271,23 +285,41 @@ class Rounds:
                     yield self._clock()
                 finally:
                     actions = state.take_actions()
-                    if actions or state.is_closed or state.due_at < open_round.wakes_at:
+                    for action in actions:
+                        if isinstance(action, Release):
+                            self._release(open_round, action.client)
+                    if state.is_closed or state.due_at < open_round.wakes_at:
                         self._changed.notify_all()
         finally:
             for action in actions:
-                self._do(open_round, action)
+                if isinstance(action, Spill):
+                    self._spiller.submit(partial(self._spill, open_round, action))
+                elif isinstance(action, Discard):
+                    action.upload.discard()
+            self._send()
 
-    def _do(self, open_round: OpenRound, action: Spill | Discard | Release) -> None:
-        match action:
-            case Spill():
-                try:
-                    action.upload.staged.spill()
-                except StagingError as error:
-                    self.fail(open_round, action.client, str(error), is_at_fault=False)
-            case Discard():
-                action.upload.discard()
-            case Release():
-                link = open_round.links.get(action.client)
-                if link is not None:
-                    link.cut(open_round.state.number)
-                    link.send(Withdrawal(open_round.state.number))
+    def _release(self, open_round: OpenRound, client: str) -> None:
+        link = open_round.links.get(client)
+        if link is not None:
+            self._outgoing.append(partial(link.cut, open_round.state.number))
+            self._outgoing.append(partial(link.send, Withdrawal(open_round.state.number)))
+
+    def _spill(self, open_round: OpenRound, action: Spill) -> None:
+        """Bring an update to disk, on a thread of its own: a disk may be slow, and timers do not wait for it."""
+        try:
+            action.upload.staged.spill()
+        except StagingError as error:
+            self.fail(open_round, action.client, str(error), is_at_fault=False)
+
+    def _send(self) -> None:
+        """Tell clients what is in the queue, in its order, whichever threads have put it there."""
+        while True:
+            with self._changed:
+                if self._is_sending or not self._outgoing:
+                    return
+                self._is_sending, tell = True, self._outgoing.popleft()
+            try:
+                tell()
+            finally:
+                with self._changed:
+                    self._is_sending = False

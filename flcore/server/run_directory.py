@@ -28,14 +28,12 @@ RESULTS = (HISTORY, "model.safetensors", "model.safetensors.index.json", "best.s
 TEMPORARY = (".staging", ".models", RESERVE)
 OURS = re.compile(r"run\.json|history\.\w+|(model|best)(-[\w-]+)?\.safetensors(\.index\.json)?")
 
-NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}
-
 
 class RunDirectory:
     """A directory that this process owns, as a context. `fresh` keeps an earlier run beside it, as `NAME.1` and so on.
 
     Raises `RunExists` where another process owns it, or where an earlier run left results and `fresh` is not given; it
-    has changed nothing then. `JobError` where it cannot be made or written to.
+    has changed nothing of it then. `JobError` where it cannot be made or written to.
     """
 
     def __init__(self, path: Path, *, job: str, fingerprint: str, fresh: bool = False) -> None:
@@ -98,6 +96,8 @@ class RunDirectory:
 
     def reserve(self, nbytes: int) -> None:
         """Keep so many bytes of the disk free for the next model; raises `OSError` where there are not so many."""
+        if not hasattr(os, "posix_fallocate"):  # macOS
+            return
         file = os.open(self.path / RESERVE, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             os.posix_fallocate(file, 0, max(1, nbytes))
@@ -109,7 +109,7 @@ class RunDirectory:
             os.close(file)
 
     def release(self) -> None:
-        """Give what was reserved to whom it was reserved for."""
+        """Free what was reserved, so that the next model can be written."""
         (self.path / RESERVE).unlink(missing_ok=True)
 
     def _left(self) -> str:
@@ -143,10 +143,9 @@ def _acquired(path: Path) -> int:
         owner = os.pread(lock, 200, 0).decode("utf-8", "replace").strip() or "another process"
         os.close(lock)
         raise RunExists(f"{path} is in use by {owner}. Give another directory (--out)") from None
-    except OSError as error:
-        if error.errno not in NO_LOCKS:
-            os.close(lock)
-            raise
+    except OSError:  # a file system without locks, for one
+        os.close(lock)
+        raise
     os.ftruncate(lock, 0)
     os.pwrite(lock, f"process {os.getpid()} on {socket.gethostname()}, since {_time_of(time.time())}\n".encode(), 0)
     return lock

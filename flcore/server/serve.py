@@ -16,6 +16,7 @@ from flcore.job.job import Job
 from flcore.model.chunks import GlobalModel
 from flcore.model.reused import ReusedModels
 from flcore.model.temporary import TemporaryModels
+from flcore.server.asking import Asking
 from flcore.server.controller import Controller
 from flcore.server.events import Observer, unobserved
 from flcore.server.federation import Federation
@@ -76,13 +77,14 @@ def serve(
         model = storage.place(source)
         federation = Federation(job, model.spec, observe=observe)
         results = Results(run, job.contract.server.best, observe)
-        control = Controller(job, model, federation, results, observe, storage)
+        asking = Asking(federation, job.contract.server, storage.staging, observe)
+        control = Controller(job, model, asking, results, observe, storage)
         del source, model  # they are let go after the round in which they are sent
         server = listen(federation)
         reason, failed = "the server was stopped", True
         try:
             started(server, federation)
-            federation.rounds.wait_for(wait_for or job.contract.server.quorum, timeout_s=None)
+            asking.await_clients(wait_for or job.contract.server.quorum, timeout_s=None)
             playbook(control)
             if results.model is None:  # a playbook that keeps nothing ends with what it began with
                 results.keep(control.initial_model, {})

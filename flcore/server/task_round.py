@@ -1,14 +1,14 @@
 """One task asked of the sampled clients, as a state machine without I/O: it is told events and the time.
 
-It closes when every client has answered or failed, at its deadline, or as soon as `close_at` answers are in; it counts
-if the quorum is reached. A client that is lost has failed once it has been gone for `grace_s`, unless it comes back. A
+It closes when every client has answered or failed, at its deadline, or as soon as `close_at` answers are in. A client
+that is lost has failed once it has been gone for `grace_s`, unless it comes back. A
 client whose model or update does not move on has failed after `stall_timeout_s`.
 
 What an event asks for is put into a list of actions, which the caller takes (`take_actions`) and performs once it has
 released its lock. Nothing here waits, looks at a clock, or calls what it was given.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
@@ -30,13 +30,12 @@ class Verdict(Enum):
 
 @dataclass(frozen=True)
 class RoundRules:
-    """When a round closes, and when it counts. Seconds; `close_at` None waits for all.
+    """When a round closes. Seconds; `close_at` None waits for all.
 
     An update that nothing comes of for `spill_after_s` gives its memory back and goes to disk.
     """
 
     deadline_s: float
-    quorum: int = 1
     close_at: int | None = None
     grace_s: float = 5.0
     stall_timeout_s: float = 60.0
@@ -78,19 +77,12 @@ class _Asked:
     uploading: Uploading | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A client's answer that is in, `seconds` after the round opened; `content` is the caller's."""
-
-    seconds: float
-    content: Any = field(compare=False)
-
-
 class TaskRound:
     """The state of one task asked of `clients`, known by its `number`; rounds are numbered in the order they open.
 
-    `failed` has the reason of each client that will not answer; `at_fault` are those that failed by what they said or
-    sent, or did not send in all their time, and not by the network or the server.
+    `answers` has the upload of each client whose answer is in, `failed` the reason of each that will not answer.
+    `at_fault` are those that failed by what they said or sent, or did not send in all their time, and not by the
+    network or the server.
 
     >>> round_ = TaskRound(7, ["a", "b"], RoundRules(deadline_s=60.0), now=0.0)
     >>> upload = object()
@@ -98,19 +90,18 @@ class TaskRound:
     <Verdict.ACCEPTED: 'it counts'>
     >>> round_.begin_commit("a", upload)
     <Verdict.ACCEPTED: 'it counts'>
-    >>> round_.committed("a", "answer of a", now=2.0)
-    >>> round_.fail("b", "out of memory", now=3.0)
-    >>> round_.is_closed, round_.has_quorum, round_.take_actions()
-    (True, True, [Release(client='b')])
+    >>> round_.committed("a")
+    >>> round_.fail("b", "out of memory")
+    >>> round_.is_closed, list(round_.answers), round_.take_actions()
+    (True, ['a'], [Release(client='b')])
     """
 
     def __init__(self, number: int, clients: list[str], rules: RoundRules, now: float) -> None:
         self.number, self.clients, self.rules = number, tuple(clients), rules
-        self.answers: dict[str, Answer] = {}
+        self.answers: dict[str, Any] = {}
         self.failed: dict[str, str] = {}
         self.at_fault: set[str] = set()
-        self.opened_at, self.closed_at = now, now
-        self.is_closed = False
+        self.opened_at, self.is_closed = now, False
         self.bytes_sent = self.bytes_received = 0
         self._pending = {client: _Asked() for client in clients}
         self._committing: set[str] = set()
@@ -118,7 +109,7 @@ class TaskRound:
         self._room_released_at = -NEVER
         self._timers = Timers()
         self._actions: list[Action] = []
-        self._close_if_done(now)
+        self._close_if_done()
 
     # What can be asked.
 
@@ -126,11 +117,6 @@ class TaskRound:
     def pending(self) -> list[str]:
         """Clients that have neither answered nor failed."""
         return list(self._pending)
-
-    @property
-    def has_quorum(self) -> bool:
-        """Whether enough answers are in for the round to count."""
-        return len(self.answers) >= self.rules.quorum
 
     @property
     def due_at(self) -> float:
@@ -184,6 +170,12 @@ class TaskRound:
             asked.reading_since = None if is_last else now
             self._arm(client, asked)
 
+    def download_queued(self, client: str) -> None:
+        """The client's reading waits for its turn: that it gets nothing meanwhile is not its fault."""
+        asked = self._pending.get(client)
+        if asked is not None:
+            asked.reading_since = None
+
     def begin_upload(self, client: str, key: str, upload: Any, now: float, *, is_staged: bool = True) -> Verdict:
         """A stream of an answer begins: of a new one, which takes the place of an earlier one, or once more.
 
@@ -207,10 +199,14 @@ class TaskRound:
             self._arm(client, self._pending[client])
 
     def room_found(self, client: str, upload: Any, now: float) -> None:
-        """There is room, and the next piece may come; or the stream has ended, and its client's silence counts."""
+        """There is room, and the next piece may come."""
         if held := self._held(client, upload):
             held.move(now)
             self._arm(client, self._pending[client])
+
+    def stream_ended(self, client: str, upload: Any, now: float) -> None:
+        """The call that carried an answer has ended; from now on its client's silence counts."""
+        self.room_found(client, upload, now)
 
     def piece_taken(self, client: str, upload: Any, nbytes: int, now: float, *, is_last: bool) -> None:
         """A piece of an answer is in."""
@@ -229,33 +225,32 @@ class TaskRound:
             self._committing.add(client)
         return verdict
 
-    def committed(self, client: str, content: Any, now: float) -> None:
-        """The answer counts."""
+    def committed(self, client: str) -> None:
+        """The answer counts: its upload is in `answers`."""
         self._committing.remove(client)
-        del self._pending[client]
-        self.answers[client] = Answer(now - self.opened_at, content)
-        self._close_if_done(now)
+        asked = self._pending.pop(client)
+        self.answers[client] = asked.uploading and asked.uploading.upload
+        self._close_if_done()
 
-    def commit_failed(self, client: str, reason: str, now: float) -> None:
+    def commit_failed(self, client: str, reason: str) -> None:
         """The answer does not count after all, and its client has failed."""
         self._committing.remove(client)
         self._fail(client, reason)
-        self._close_if_done(now)
+        self._close_if_done()
 
-    def fail(self, client: str, reason: str, now: float, *, is_at_fault: bool = True) -> None:
+    def fail(self, client: str, reason: str, *, is_at_fault: bool = True) -> None:
         """The client will not answer, for what it said or sent. Ignored where it makes no difference any more."""
         if client in self._pending and client not in self._committing:
             self._fail(client, reason)
             if is_at_fault:
                 self.at_fault.add(client)
-            self._close_if_done(now)
+            self._close_if_done()
 
-    def abandon(self, now: float) -> None:
+    def abandon(self) -> None:
         """Nobody waits for the round any more: it closes as it is."""
         for client in [client for client in self._pending if client not in self._committing]:
             self._fail(client, "the round was abandoned")
-        if not self.is_closed:
-            self.is_closed, self.closed_at = True, now
+        self.is_closed = True
 
     # What time does.
 
@@ -271,7 +266,7 @@ class TaskRound:
                 if self._could_go_on(self._pending[client]):
                     self.at_fault.add(client)
                 self._fail(client, f"it did not answer within the deadline of {self.rules.deadline_s:g} s")
-        self._close_if_done(now)
+        self._close_if_done()
 
     def pause(self, seconds: float) -> None:
         """The server itself stood still for so long: nobody's silence counts meanwhile, and nobody's time runs."""
@@ -334,10 +329,10 @@ class TaskRound:
             self._actions.append(Discard(client, asked.uploading.upload))
             asked.uploading = None
 
-    def _close_if_done(self, now: float) -> None:
+    def _close_if_done(self) -> None:
         enough = self.rules.close_at is not None and len(self.answers) >= self.rules.close_at
         if self.is_closed or self._committing or (self._pending and not enough):
             return
         for client in list(self._pending):
             self._fail(client, f"the round closed with {len(self.answers)} answers before it had answered")
-        self.is_closed, self.closed_at = True, now
+        self.is_closed = True

@@ -72,7 +72,7 @@ def check_tensors(message: UpdateMessage, layout: Layout, client: str, form: For
 def sound_metrics(message: UpdateMessage) -> tuple[dict[str, float], dict[str, str]]:
     """Return an answer's metrics that are numbers, and of the others what is wrong with each.
 
-    A metric that is none costs the metric, and not the weights that came with it.
+    An invalid metric is dropped; the weights that came with it count.
     """
     sound: dict[str, float] = {}
     odd: dict[str, str] = {}
@@ -198,7 +198,7 @@ class UploadStream:
     def end(self) -> None:
         """The call has ended; from now on its client's silence counts."""
         if self._upload.stream is self._stream:
-            self._rounds.room_found(self._round, self._upload)
+            self._rounds.stream_ended(self._round, self._upload)
 
 
 def untimely(client: str, verdict: Verdict) -> Refused:

@@ -66,12 +66,16 @@ class Transfers:
         for index in range(first_piece, len(outbox.plan)):
             if sending is not None and mover.window == 1:
                 await mover.stand(sending)
-            await mover.turn()  # which it has, except at the beginning and after it has given way
+            if not mover.window:  # at the beginning, and after it has given way
+                outbox.queued()
+                await mover.turn()
             piece = outbox.at_hand(index) or await self._work.answered(context, outbox.piece, index)
             if sending is not None:
                 await mover.stand(sending)
                 sending.result()
-                await mover.turn()
+                if not mover.window:
+                    outbox.queued()
+                    await mover.turn()
             sending = asyncio.ensure_future(context.write(piece))
             sending.add_done_callback(seen)
             del piece  # it is gRPC's now

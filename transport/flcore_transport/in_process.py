@@ -94,6 +94,8 @@ class InProcessConnection:
                 outbox = self._endpoint.fetch(fetch)
             for index in range(fetch.first_piece, len(outbox.plan)):
                 with self._calling():
+                    if not mover.has_turn:
+                        outbox.queued()
                     mover.turn()
                     piece = outbox.piece(index)
                 with mover.standing():

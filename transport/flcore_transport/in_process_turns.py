@@ -84,6 +84,11 @@ class Mover:
         self.changed = threading.Condition(turns.lock)
         self._turns, self._transfer = turns, transfer
 
+    @property
+    def has_turn(self) -> bool:
+        """Whether it has a window."""
+        return bool(self._transfer.window)
+
     def turn(self) -> None:
         """Wait in line for a window, unless it has one."""
         with self._turns.lock:

@@ -133,6 +133,9 @@ class Outbox:
         self._source = source
         self._shared = shared
 
+    def queued(self) -> None:
+        """The call that reads waits for its turn: it gets nothing, and not because its client is slow."""
+
     def at_hand(self, index: int) -> bytes | None:
         """Return piece `index` if that takes no work."""
         return None if self._shared is None else self._shared.get(index)

@@ -116,7 +116,6 @@ def test_a_staged_segment_is_an_arrow_stream_also_when_it_is_torn(tmp_path: Path
 
 def test_nothing_stays_on_disk(tmp_path: Path) -> None:
     directory = tmp_path / "staging"
-    directory.joinpath("left behind by a server that was killed").mkdir(parents=True)
     staging = Staging(0, directory)
     first, second = update(staging), update(staging, "b")
     for staged in (first, second):

@@ -8,7 +8,6 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from flcore_transport import TransportError
 
 from flcore import Aggregator, Arrays, JobFailed, QuorumError, Task, Update
 from flcore.aggregation.room import Room
@@ -138,8 +137,9 @@ def test_a_server_without_enough_clients_says_for_whom_it_waits_and_for_how_long
     stage.client("a", adding(1.0))
     threading.Timer(0.6, lambda: stage.client("b", adding(3.0))).start()
     assert mean_of(stage.result()) == {2.0}
-    first = events(stage, Waiting)[0]
-    assert (first.connected, first.needed, first.missing, first.timeout_s) == (1, 2, ("b",), 0.2)
+    start, *later = events(stage, Waiting)
+    assert (start.connected, start.needed, start.missing, start.timeout_s) == (0, 1, ("a", "b"), None)
+    assert Waiting(1, 2, ("b",), 11 * 0.2) in later
 
 
 def test_what_a_client_says_never_reaches_another(stage: Stage) -> None:
@@ -151,7 +151,7 @@ def test_what_a_client_says_never_reaches_another(stage: Stage) -> None:
     other = stage.client("client-2", adding(1.0))
     with pytest.raises(QuorumError, match="patient 4711"):
         stage.result()
-    with pytest.raises((JobFailed, TransportError)) as caught:
+    with pytest.raises(JobFailed) as caught:
         other.result(20)
     assert "4711" not in str(caught.value) and "client-1" not in str(caught.value)
 

@@ -78,7 +78,7 @@ def test_what_a_run_left_is_never_overwritten(tmp_path: Path) -> None:
 def test_a_run_that_left_no_result_is_no_run(tmp_path: Path) -> None:
     for _ in range(2):
         with opened(tmp_path / "run") as directory:
-            (directory.path / ".models").mkdir()
+            (directory.path / ".models" / "of a server that was killed").mkdir(parents=True)
         assert sorted(path.name for path in directory.path.iterdir()) == [".models", "run.lock"]
 
 
