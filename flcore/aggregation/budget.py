@@ -11,9 +11,9 @@ from flcore.aggregation.memory import memory_bytes
 from flcore.errors import BudgetError
 from flcore.model.spec import ModelSpec
 
-OVERHEAD_BYTES = (320 << 20) + STRANGERS_BYTES
-"""What a server takes beside all payloads: 320 MiB for Python, its libraries, compiled kernels and connections, and
-64 MiB for what strangers send before they are known."""
+OVERHEAD_BYTES = (288 << 20) + STRANGERS_BYTES
+"""What a server takes beside all payloads, 320 MiB: Python, its libraries, compiled kernels, connections, and what
+strangers send before they are known."""
 
 LEAST_BYTES = 64 << 20
 
@@ -69,7 +69,7 @@ class Budget:
     def peak_bytes(self, plan: str, spec: ModelSpec, accumulate: str) -> int:
         """Return the most memory that a server process takes, whatever the number of its clients.
 
-        At close: the budget and 384 MiB. Streaming: besides, two models, and a total of 4 (float32), 8 (float64) or
+        At close: the budget and 320 MiB. Streaming: besides, two models, and a total of 4 (float32), 8 (float64) or
         16 1/32 (exact) bytes per parameter.
         """
         if plan == "at-close":

@@ -12,7 +12,7 @@ REFUSAL_METADATA = "flcore-refusal-bin"
 SESSION_METADATA = "flcore-session-bin"
 """The session's secret, with each call but the first: a call without one ends before anything else of it is read."""
 
-MOST_JOINS = 16
+MOST_JOINS = 8
 """How many calls of strangers a server reads at a time."""
 
 STRANGERS_BYTES = MOST_JOINS * MAX_PIECE_BYTES

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flcore_transport import STRANGERS_BYTES
 
 from flcore import BudgetError, ModelSpec
-from flcore.aggregation.budget import Budget
+from flcore.aggregation.budget import OVERHEAD_BYTES, Budget
 from flcore.aggregation.memory import memory_bytes
 
 MIB = 1 << 20
@@ -43,24 +44,24 @@ def test_the_shares_are_within_the_whole() -> None:
 def test_the_formula_of_the_docs(accumulate: str, of_total: float) -> None:
     spec = ModelSpec.of({"w": np.zeros(1 << 20, np.float32)})
     budget = Budget.parse("64MiB")
-    assert budget.peak_bytes("at-close", spec, accumulate) == (64 + 320 + 64) * MIB
-    assert budget.peak_bytes("streaming", spec, accumulate) == int((2 * 4 + of_total) * MIB) + (64 + 320 + 64) * MIB
+    assert budget.peak_bytes("at-close", spec, accumulate) == (64 + 320) * MIB
+    assert budget.peak_bytes("streaming", spec, accumulate) == int((2 * 4 + of_total) * MIB) + (64 + 320) * MIB
 
 
 def test_a_server_that_would_not_fit_says_what_would_do() -> None:
     spec = ModelSpec.of({"w": np.zeros(100 * MIB // 4, np.float32)})
     budget = Budget.parse("256MiB")
-    budget.require("streaming", spec, "float32", (256 + 300 + 384) * MIB)
+    budget.require("streaming", spec, "float32", (256 + 300 + 320) * MIB)
     with pytest.raises(
-        BudgetError, match="takes up to 940MiB of memory, and there are 764MiB; a budget of 80MiB would"
+        BudgetError, match="takes up to 876MiB of memory, and there are 700MiB; a budget of 80MiB would"
     ) as e:
-        budget.require("streaming", spec, "float32", 764 * MIB)
+        budget.require("streaming", spec, "float32", 700 * MIB)
     assert str(e.value).endswith("would do, or the plan at-close with a budget of 256MiB would do")
-    with pytest.raises(BudgetError, match="there are 464MiB; the plan at-close with a budget of 80MiB would do"):
-        budget.require("streaming", spec, "exact", 464 * MIB)
+    with pytest.raises(BudgetError, match="there are 400MiB; the plan at-close with a budget of 80MiB would do"):
+        budget.require("streaming", spec, "exact", 400 * MIB)
     with pytest.raises(BudgetError, match=r"there are 340MiB$"):
         budget.require("at-close", spec, "exact", 340 * MIB)
-    Budget.parse("80MiB").require("at-close", spec, "exact", 464 * MIB)
+    Budget.parse("80MiB").require("at-close", spec, "exact", 400 * MIB)
 
 
 def test_a_plan_that_does_not_exist_has_no_formula() -> None:
@@ -82,3 +83,8 @@ def test_memory_is_what_the_control_groups_allow(tmp_path: Path) -> None:
     (groups / "memory" / "old" / "memory.limit_in_bytes").write_text("2000000\n")
     own.write_text("3:cpu:/\n2:memory:/old\n")
     assert memory_bytes(groups, own) == 2_000_000
+
+
+def test_what_strangers_hold_is_in_the_formula() -> None:
+    assert STRANGERS_BYTES == 32 * MIB
+    assert OVERHEAD_BYTES == 320 * MIB
