@@ -13,9 +13,9 @@ from flcore.aggregation.limits import accumulator_of
 from flcore.errors import BudgetError
 from flcore.model.spec import ModelSpec
 
-OVERHEAD_BYTES = (272 << 20) + STRANGERS_BYTES
-"""What a server takes beside all payloads, 320 MiB: Python, its libraries, compiled kernels and connections; and 48 MiB
-of messages that strangers have begun."""
+OVERHEAD_BYTES = (288 << 20) + STRANGERS_BYTES
+"""What a server takes beside all payloads, 320 MiB: Python, its libraries, compiled kernels, connections, and what
+strangers send before they are known."""
 
 LEAST_BYTES = 64 << 20
 

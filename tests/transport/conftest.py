@@ -139,6 +139,7 @@ class RecordingService:
 
     def answer(self, client: str, order: int, content: bytes, layout: Layout) -> Collected:
         self.contents.append(content)
+        self.tell()
         return self.deliveries.setdefault(client, Collected(layout, self.tell))
 
     def failed(self, client: str, order: int, message: str) -> None:

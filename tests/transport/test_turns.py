@@ -124,6 +124,7 @@ def test_downloads_that_nobody_reads_give_way_and_go_on(narrow: Rig) -> None:
 def test_a_session_has_one_call_of_a_kind_and_the_newest_one_counts(narrow: Rig) -> None:
     secret, outbox, errors = narrow.secret_of("many"), Stalling(), list[TransportError]()
     threads = in_threads([partial(upload, narrow, secret, outbox)] * 20, errors, narrow)
+    narrow.service.wait_until(lambda: len(narrow.service.contents) == 20)
     if narrow.transport == "grpc":  # in-process, a call ends when its client's code has come back
         narrow.service.wait_until(lambda: len(errors) == 19)
     assert upload(narrow, narrow.secret_of("other")) == Receipt(1)

@@ -169,17 +169,19 @@ class Endpoint:
             session.link = link
             link.send(Welcome(session.secret, content))
             self._news.append(partial(self._service.arrive, join.client, link))
-        self._tell()
+        self.tell()
         return session
 
     def leave(self, session: Session, link: Stream) -> None:
-        """The stream behind `link` has ended. Nothing happens if the session has another one by now."""
+        """The stream behind `link` has ended. Nothing happens if the session has another one by now.
+
+        Returns at once: the caller has the service told (`tell`), on a thread that may take its time.
+        """
         with self._lock:
             if session.link is not link:
                 return
             session.link = None
             self._news.append(partial(self._service.depart, session.client))
-        self._tell()
 
     def session(self, secret: str) -> Session:
         """Return the session that a secret belongs to, or raise `Refused`."""
@@ -210,7 +212,7 @@ class Endpoint:
                 if session.link is not None:
                     session.link.send(self._goodbye)
 
-    def _tell(self) -> None:
+    def tell(self) -> None:
         """Tell the service who came and went: in order, and without the lock, so one thread does it for all."""
         while True:
             with self._lock:

@@ -12,7 +12,7 @@ REFUSAL_METADATA = "flcore-refusal-bin"
 SESSION_METADATA = "flcore-session-bin"
 """The session's secret, with each call but the first: a call without one ends before anything else of it is read."""
 
-MOST_JOINS = 12
+MOST_JOINS = 8
 """How many calls of strangers a server reads at a time."""
 
 STRANGERS_BYTES = MOST_JOINS * MAX_PIECE_BYTES
@@ -30,8 +30,7 @@ OPTIONS: list[tuple[str, int]] = [
     ("grpc.http2.lookahead_bytes", WINDOW_PIECES * PIECE_BODY_BYTES),
     # A piece in one frame or a few, and not in a hundred and thirty of the usual 16 KiB.
     ("grpc.http2.max_frame_size", 4 << 20),
-    # What a client has at most: a session, a report, and a small transfer each way.
-    ("grpc.max_concurrent_streams", 4),
+    ("grpc.max_concurrent_streams", 16),
     # An end that vanished without a word is noticed within half a minute.
     ("grpc.keepalive_time_ms", KEEPALIVE_MS),
     ("grpc.keepalive_timeout_ms", KEEPALIVE_MS // 2),

@@ -57,7 +57,8 @@ class Joins:
 
     def leave(self, session: Session, stream: Stream) -> None:
         """A session's stream has ended. Returns at once: what the service does then must not hold up the loop."""
-        self._work.begin(self._endpoint.leave, session, stream)
+        self._endpoint.leave(session, stream)
+        self._work.begin(self._endpoint.tell)
 
     def close(self) -> None:
         """Take no more joins."""

@@ -10,7 +10,7 @@ first message is read, and only a few joins are read at a time (`grpc_joins`).
 
 import asyncio
 import resource
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from functools import wraps
 from typing import Any
 
@@ -156,7 +156,8 @@ class GrpcServer:
 
         return call
 
-    async def _session(self, _: Any, context: Context) -> AsyncIterator[bytes]:
+    async def _session(self, _: Any, context: Context) -> None:
+        """Push what the service says. No generator: one that gRPC cancels ends at a garbage collection, not at once."""
         join = await self._joins.read(context)
         stream = _Stream(join.client, self._loop, self._turns)
         try:
@@ -170,7 +171,7 @@ class GrpcServer:
                 if message is None:
                     await self._ends.refuse(context, refusal(Ending.SUPERSEDED.error()))
                     return
-                yield encode_from_server(message)
+                await context.write(encode_from_server(message))
                 if isinstance(message, Goodbye):
                     return
         finally:

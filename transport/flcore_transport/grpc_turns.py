@@ -20,7 +20,7 @@ import grpc.aio
 
 from flcore_transport.endpoint import refusal
 from flcore_transport.errors import Refused
-from flcore_transport.grpc_work import Context, Ends
+from flcore_transport.grpc_work import Context, Ends, seen
 from flcore_transport.windows import Action, Ended, Ending, Transfer, Windows
 
 logger = logging.getLogger(__name__)
@@ -81,6 +81,7 @@ class Turns:
             if isinstance(error, Refused)
             else self._ends.abort(context, grpc.StatusCode.UNAVAILABLE, str(error))
         )
+        aborting.add_done_callback(seen)
         await asyncio.wait({aborting}, timeout=HANG_UP_S)
         if not aborting.done():
             logger.info("%s does not read: its connection is shut down", context.peer())

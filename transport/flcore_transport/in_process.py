@@ -61,6 +61,7 @@ class InProcessConnection:
                     return
         finally:
             self._endpoint.leave(session, stream)
+            self._endpoint.tell()
         raise message
 
     def upload(self, offer: Offer, outbox: Outbox) -> Receipt:

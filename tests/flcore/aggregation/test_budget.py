@@ -4,9 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flcore_transport import STRANGERS_BYTES
 
 from flcore import BudgetError, ModelSpec
-from flcore.aggregation.budget import Budget, memory_bytes
+from flcore.aggregation.budget import OVERHEAD_BYTES, Budget, memory_bytes
 
 MIB = 1 << 20
 
@@ -81,3 +82,8 @@ def test_memory_is_what_the_control_groups_allow(tmp_path: Path) -> None:
     (groups / "memory" / "old" / "memory.limit_in_bytes").write_text("2000000\n")
     own.write_text("3:cpu:/\n2:memory:/old\n")
     assert memory_bytes(groups, own) == 2_000_000
+
+
+def test_what_strangers_hold_is_in_the_formula() -> None:
+    assert STRANGERS_BYTES == 32 * MIB
+    assert OVERHEAD_BYTES == 320 * MIB
