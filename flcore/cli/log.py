@@ -69,10 +69,18 @@ class Log:
         """Write one line: `text`, or in JSON `event` and its fields."""
         at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         if self._form == "json":
-            told = {"time": at, "event": event, "message": text, **fields}
-            line = json.dumps(told, default=str)
+            self._add(json.dumps({"time": at, "event": event, "message": text, **fields}, default=str))
         else:
-            line = f"{text} [{at}]" if self._form == "text" else text
+            self._add(f"{text} [{at}]" if self._form == "text" else text)
+
+    def show(self, text: str, event: str, **fields: object) -> None:
+        """Write lines that a person may copy, which have no time; in JSON, an event like any other."""
+        if self._form == "json":
+            self.say(text, event, **fields)
+        else:
+            self._add(text)
+
+    def _add(self, line: str) -> None:
         with self._changed:
             if self._is_gone:
                 return

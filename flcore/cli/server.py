@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 from flcore_transport import GrpcServer, Service, split_address
-from rich.console import Console
 
 from flcore.aggregation.budget import Budget
 from flcore.cli.addresses import ways_to_join
@@ -89,7 +88,6 @@ def server(
     memory = Budget.parse(next(given for given in (budget, chosen.budget, DEFAULT_BUDGET) if given is not None))
     folding = plan.value if plan else chosen.plan or Plan.AT_CLOSE.value
     directory = directory_of(out) if out else Path("runs") / loaded.contract.name
-    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
     def listen(service: Service) -> Server:
         return GrpcServer(
@@ -99,15 +97,9 @@ def server(
     with Log(log_format.value) as log:
         logging.getLogger().handlers = [Logged(log)]
 
-        def say(text: str, event: str, **fields: object) -> None:
-            if log_format is LogFormat.JSON:
-                log.say(text, event, **fields)
-            else:
-                console.print(text)  # without a time: lines to be copied
-
         def started(running: Server, federation: Federation) -> None:
             peak = memory.peak_bytes(folding, federation.spec, loaded.contract.server.accumulate)
-            say(
+            log.show(
                 f"plan {folding}, a budget of {memory.nbytes >> 20}MiB: {peak >> 20}MiB of memory at most",
                 "memory",
                 plan=folding,
@@ -118,7 +110,7 @@ def server(
             ways = ways_to_join(job, *split_address(running.address))
             needed = wait_for or loaded.contract.server.quorum
             lines = [f"listening on {shown}; the first round begins with {needed} clients, which join with"]
-            say("\n  ".join([*lines, *ways]), "listening", address=running.address, clients=needed, commands=ways)
+            log.show("\n  ".join([*lines, *ways]), "listening", address=running.address, clients=needed, commands=ways)
 
         outcome = serve(
             loaded,

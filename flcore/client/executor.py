@@ -15,12 +15,10 @@ from flcore.client.notices import Notices, Tell, traceback_of
 from flcore.client.task import Site, Task, Update
 from flcore.errors import JobError, SpecError, TaskFailed
 from flcore.job.job import Job
+from flcore.job.messages import MAX_METRIC_NAME
 from flcore.model.arrays import flattened, metadata_of
 from flcore.model.model import Arrays
 from flcore.text import printable
-
-MAX_METRIC_NAME = 128
-"""Characters."""
 
 TaskFunction = Callable[[Arrays, Task], Update]
 

@@ -11,6 +11,9 @@ from flcore.errors import FlcoreError
 from flcore.job.contract import Hyperparameters
 from flcore.model.spec import ModelSpec, TensorSpec
 
+MAX_METRIC_NAME = 128
+"""Characters."""
+
 Metrics = dict[str, JsonValue]
 """As a client sent them: what is no number costs the metric, and not the update (see `flcore.server.uploads`)."""
 

@@ -26,7 +26,7 @@ MOST_PAUSE_S = 30.0
 
 
 @dataclass(eq=False)
-class Asked:
+class TaskRequest:
     """One task asked of some clients, perhaps more than once: their answers, and why the others have none.
 
     Every attempt sends the same messages, seeds included, and its updates go to the same aggregator.
@@ -87,48 +87,48 @@ class Asking:
         self._federation, self._rounds = federation, federation.rounds
         self._server, self._staging, self._observe = server, staging, observe
 
-    def ask_once(self, asked: Asked, model: GlobalModel, clients: Sequence[str] | None = None) -> None:
+    def ask_once(self, request: TaskRequest, model: GlobalModel, clients: Sequence[str] | None = None) -> None:
         """Ask those that are missing, or these of them, and return when the round has closed."""
-        server, held = self._server, len(asked.answers)
+        server, held = self._server, len(request.answers)
         rules = RoundRules(
             server.deadline_s,
             None if server.close_at is None else max(1, server.close_at - held),
             stall_timeout_s=server.stall_timeout_s,
             spill_after_s=SPILL_AFTER_S,
         )
-        messages = {client: asked.messages[client] for client in clients or asked.missing}
-        open_round = self._federation.ask(messages, model, rules, asked.aggregator)
+        messages = {client: request.messages[client] for client in clients or request.missing}
+        open_round = self._federation.ask(messages, model, rules, request.aggregator)
         self._rounds.close(open_round, self._staging)
-        asked.take(open_round)
+        request.take(open_round)
 
-    def ask_for_quorum(self, asked: Asked, model: GlobalModel) -> None:
+    def ask_for_quorum(self, request: TaskRequest, model: GlobalModel) -> None:
         """Ask until the quorum is reached; otherwise skip the round or raise `QuorumError`, as the contract says."""
         server = self._server
         attempts = server.quorum_retries if server.on_quorum_failure == "retry" else 0
-        self.ask_once(asked, model)
+        self.ask_once(request, model)
         for attempt in range(1, attempts + 1):
-            if self._is_enough(asked) or len(asked.answers) + len(asked.missing) < server.quorum:
+            if self._is_enough(request) or len(request.answers) + len(request.missing) < server.quorum:
                 break
-            self._pause(asked, attempt, attempts)
-            if self._await(server.quorum - len(asked.answers), asked.missing):
-                self.ask_once(asked, model)
+            self._pause(request, attempt, attempts)
+            if self._await(server.quorum - len(request.answers), request.missing):
+                self.ask_once(request, model)
         try:
-            self.require_quorum(asked)
+            self.require_quorum(request)
         except QuorumError as error:
             if server.on_quorum_failure != "skip":
                 raise
-            asked.skipped = asked.record.skipped = error.summary
-            self._observe(Skipped(asked.task, asked.record.round, error.summary))
+            request.skipped = request.record.skipped = error.summary
+            self._observe(Skipped(request.task, request.record.round, error.summary))
 
-    def ask_for_lost(self, asked: Asked, model: GlobalModel, lost: Mapping[str, str]) -> None:
+    def ask_for_lost(self, request: TaskRequest, model: GlobalModel, lost: Mapping[str, str]) -> None:
         """Ask clients once more whose updates the disk has lost: one that holds its answer sends it again."""
-        asked.leave_out(lost)
-        self.ask_once(asked, model, list(lost))
+        request.leave_out(lost)
+        self.ask_once(request, model, list(lost))
 
-    def require_quorum(self, asked: Asked) -> None:
+    def require_quorum(self, request: TaskRequest) -> None:
         """Raise `QuorumError` unless enough updates are left."""
-        if not self._is_enough(asked):
-            raise quorum_error(asked.task, self._server.quorum, list(asked.messages), asked.failed)
+        if not self._is_enough(request):
+            raise quorum_error(request.task, self._server.quorum, list(request.messages), request.failed)
 
     def await_quorum(self, quorum: int) -> list[str]:
         """Return the connected clients, sorted, once there are `quorum`; or raise `QuorumError`.
@@ -148,19 +148,19 @@ class Asking:
             self._observe(Waiting(len(present), count, missing, timeout_s))
         return self._rounds.wait_for(count, timeout_s, among)
 
-    def _is_enough(self, asked: Asked) -> bool:
-        return len(asked.answers) >= self._server.quorum
+    def _is_enough(self, request: TaskRequest) -> bool:
+        return len(request.answers) >= self._server.quorum
 
-    def _pause(self, asked: Asked, attempt: int, attempts: int) -> None:
+    def _pause(self, request: TaskRequest, attempt: int, attempts: int) -> None:
         pause_s = min(MOST_PAUSE_S, 2.0 ** (attempt - 1))
-        asked.record.asked_again += 1
+        request.record.asked_again += 1
         self._observe(
             AskingAgain(
-                asked.task,
-                asked.record.round,
-                len(asked.answers),
+                request.task,
+                request.record.round,
+                len(request.answers),
                 self._server.quorum,
-                tuple(asked.missing),
+                tuple(request.missing),
                 attempt,
                 attempts,
                 pause_s,

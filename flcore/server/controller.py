@@ -18,7 +18,7 @@ from flcore.model.chunks import GlobalModel
 from flcore.model.form import Form
 from flcore.model.model import Arrays, NamedArrays
 from flcore.model.spec import ModelSpec
-from flcore.server.asking import Asked, Asking
+from flcore.server.asking import Asking, TaskRequest
 from flcore.server.events import Observer, RoundDone
 from flcore.server.history import RoundRecord
 from flcore.server.open_round import average_metrics
@@ -33,10 +33,10 @@ class Updates:
     """
 
     def __init__(
-        self, asking: Asking, model: GlobalModel, asked: Asked, aggregator: Aggregator, record: RoundRecord
+        self, asking: Asking, model: GlobalModel, request: TaskRequest, aggregator: Aggregator, record: RoundRecord
     ) -> None:
-        self.is_skipped = bool(asked.skipped)
-        self._asking, self._asked, self._aggregator, self._record = asking, asked, aggregator, record
+        self.is_skipped = bool(request.skipped)
+        self._asking, self._request, self._aggregator, self._record = asking, request, aggregator, record
         self._model: GlobalModel | None = model
         # Letting them go, aggregated or not, lets go of the room that they take.
         weakref.finalize(self, aggregator.discard).atexit = False
@@ -44,12 +44,12 @@ class Updates:
     @property
     def metrics(self) -> dict[str, float]:
         """The clients' metrics, averaged by weight."""
-        return average_metrics(self._asked.answers)
+        return average_metrics(self._request.answers)
 
     @property
     def clients(self) -> tuple[str, ...]:
         """The names of the clients whose update is in, sorted."""
-        return tuple(sorted(self._asked.answers))
+        return tuple(sorted(self._request.answers))
 
     def aggregate(self) -> GlobalModel:
         """Return the next global model, by the job's rule. The updates are let go: a second call raises.
@@ -59,7 +59,7 @@ class Updates:
         """
         model, self._model = self._model, None
         if model is None:
-            raise JobError(f"tasks.{self._asked.task}: its updates were aggregated before")
+            raise JobError(f"tasks.{self._request.task}: its updates were aggregated before")
         if self.is_skipped:
             self._aggregator.discard()
             return model
@@ -67,10 +67,10 @@ class Updates:
             try:
                 result = self._aggregator.finish(leave_out=False)
             except UpdatesLost as error:
-                self._asking.ask_for_lost(self._asked, model, error.lost)
+                self._asking.ask_for_lost(self._request, model, error.lost)
                 result = self._aggregator.finish()
-                self._asked.leave_out(self._aggregator.lost)
-                self._asking.require_quorum(self._asked)
+                self._request.leave_out(self._aggregator.lost)
+                self._asking.require_quorum(self._request)
         self._aggregator.close()  # a playbook that keeps these updates keeps no model alive
         return result
 
@@ -121,7 +121,7 @@ class Controller:
     def sample(self, fraction: float | None = None) -> list[str]:
         """Return clients for this round, sorted: a share of those connected, drawn from seed and round alone.
 
-        Waits for the quorum to be connected, as often as a round may be asked again for as long as it may take; then
+        Waits for the quorum to be connected, as often as a round may be request again for as long as it may take; then
         raises `QuorumError`. At least a quorum is drawn.
         """
         server = self.job.contract.server
@@ -133,7 +133,7 @@ class Controller:
     def train(self, model: GlobalModel, clients: Sequence[str], task: str = "train") -> Updates:
         """Send clients a model with a task and return their updates.
 
-        Where they are too few, those that are missing are asked again, or the round is skipped, or `QuorumError` is
+        Where they are too few, those that are missing are request again, or the round is skipped, or `QuorumError` is
         raised, as the contract says (`server.on_quorum_failure`).
         """
         contract = self.job.contract
@@ -152,11 +152,11 @@ class Controller:
             storage=self._storage,
         )
         self._record.sampled = tuple(clients)
-        asked = Asked(task, self._messages(task, clients), aggregator, self._record)
+        request = TaskRequest(task, self._messages(task, clients), aggregator, self._record)
         with _timed(self._record, task):
-            self._asking.ask_for_quorum(asked, model)
-        self._record.train = average_metrics(asked.answers)
-        return Updates(self._asking, model, asked, aggregator, self._record)
+            self._asking.ask_for_quorum(request, model)
+        self._record.train = average_metrics(request.answers)
+        return Updates(self._asking, model, request, aggregator, self._record)
 
     def validate(self, model: GlobalModel, clients: Sequence[str], task: str = "validate") -> dict[str, float]:
         """Have the clients evaluate a model; return their metrics, averaged by weight ({} where none answered).
@@ -165,10 +165,10 @@ class Controller:
         """
         if task not in self.job.contract.tasks:
             return {}
-        asked = Asked(task, self._messages(task, clients), None, self._record)
+        request = TaskRequest(task, self._messages(task, clients), None, self._record)
         with _timed(self._record, task):
-            self._asking.ask_once(asked, model)
-        self._record.validate = average_metrics(asked.answers)
+            self._asking.ask_once(request, model)
+        self._record.validate = average_metrics(request.answers)
         return self._record.validate
 
     def keep(self, model: GlobalModel, metrics: dict[str, float]) -> None:

@@ -69,7 +69,7 @@ Action = Spill | Discard | Release
 
 
 @dataclass(slots=True)
-class _Asked:
+class _Client:
     """What a client that has neither answered nor failed is at."""
 
     lost_at: float | None = None
@@ -103,7 +103,7 @@ class TaskRound:
         self.at_fault: set[str] = set()
         self.opened_at, self.is_closed = now, False
         self.bytes_sent = self.bytes_received = 0
-        self._pending = {client: _Asked() for client in clients}
+        self._pending = {client: _Client() for client in clients}
         self._committing: set[str] = set()
         self._deadline = now + rules.deadline_s
         self._room_released_at = -NEVER
@@ -280,7 +280,7 @@ class TaskRound:
                 asked.uploading.pause(seconds)
             self._arm(client, asked)
 
-    def _attend(self, client: str, asked: _Asked, now: float) -> None:
+    def _attend(self, client: str, asked: _Client, now: float) -> None:
         """See to a client that something may be due for."""
         rules = self.rules
         if client in self._committing:
@@ -295,7 +295,7 @@ class TaskRound:
                 self._actions.append(Spill(client, asked.uploading.upload))
             self._arm(client, asked)
 
-    def _arm(self, client: str, asked: _Asked) -> None:
+    def _arm(self, client: str, asked: _Client) -> None:
         spills_at = NEVER if asked.uploading is None else self._spills_at(asked.uploading)
         lost = NEVER if asked.lost_at is None else asked.lost_at + self.rules.grace_s
         self._timers.arm(client, min(spills_at, lost, self._stalls_at(asked)))
@@ -303,13 +303,13 @@ class TaskRound:
     def _spills_at(self, held: Uploading) -> float:
         return held.spills_at(self.rules.spill_after_s, self._room_released_at)
 
-    def _stalls_at(self, asked: _Asked) -> float:
+    def _stalls_at(self, asked: _Client) -> float:
         timeout_s = self.rules.stall_timeout_s
         reading = NEVER if asked.reading_since is None else asked.reading_since + timeout_s
         return reading if asked.uploading is None else min(reading, asked.uploading.fails_at(timeout_s))
 
     @staticmethod
-    def _could_go_on(asked: _Asked) -> bool:
+    def _could_go_on(asked: _Client) -> bool:
         """Whether nothing but a client itself keeps it from answering."""
         waits = asked.uploading is not None and asked.uploading.phase in (Phase.QUEUED, Phase.WAITING)
         return asked.lost_at is None and not waits
@@ -324,7 +324,7 @@ class TaskRound:
         self.failed[client] = reason
         self._actions.append(Release(client))
 
-    def _discard(self, client: str, asked: _Asked) -> None:
+    def _discard(self, client: str, asked: _Client) -> None:
         if asked.uploading is not None:
             self._actions.append(Discard(client, asked.uploading.upload))
             asked.uploading = None

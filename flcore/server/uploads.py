@@ -1,8 +1,8 @@
 """One client's answer on its way in: what it may say beside its pieces, and where its pieces go.
 
-A piece takes four steps: the transport's call hands it to `UploadStream.accept`, which checks that the answer is still
-wanted; `Inbox.accept` checks its place and its hash; `StagedUpdate.adopt` checks its elements and puts them into memory
-or into a file; then the round is told.
+A piece takes five steps from the call to the store: the transport's call hands it to `UploadStream.accept`, which
+checks that the answer is still wanted; `Upload.accept` names the tensor if something is wrong; `Inbox.accept` checks its place
+and its hash; `StagedUpdate.adopt` checks its elements and puts them into memory or a file. Then the round is told.
 """
 
 import math
@@ -24,7 +24,7 @@ from flcore.errors import (
     WeightError,
 )
 from flcore.job.contract import Bounds
-from flcore.job.messages import UpdateMessage, spec_of
+from flcore.job.messages import MAX_METRIC_NAME, UpdateMessage, spec_of
 from flcore.model.form import Form
 from flcore.server.history import Participation
 from flcore.server.open_round import OpenRound
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from flcore.server.rounds import Rounds
 
 MAX_METRIC = 1e30
-MAX_METRIC_NAME = 128
 
 
 def check_message(message: UpdateMessage, client: str, returns: str, bounds: Bounds) -> None:

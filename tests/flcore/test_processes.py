@@ -4,8 +4,10 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -265,3 +267,23 @@ def test_a_job_that_failed_ends_its_clients_with_an_error(folder: Path) -> None:
             printed = one.communicate(timeout=20)[0]
             assert one.returncode == 1
             assert "flcore: the job failed: " in printed and "Traceback" not in printed
+
+
+@pytest.mark.serial
+def test_a_log_that_nobody_reads_stops_no_job(folder: Path) -> None:
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(write, b"x" * 65_536)
+    os.set_blocking(write, True)
+    port = free_port()
+    command = [sys.executable, "-m", "flcore", "server", "small", "--insecure", "--port", str(port)]
+    join = ("-m", "flcore", "client", "small", "--server", f"localhost:{port}", "--insecure", "--name", "one")
+    try:
+        with subprocess.Popen(command, cwd=folder, stderr=write) as server, started(*join, cwd=folder) as client:
+            assert server.wait(60) == 0
+            assert client.wait(20) == 0
+    finally:
+        os.close(read)
+        os.close(write)

@@ -28,10 +28,10 @@ def events(stage: Stage, kind: type[Any]) -> list[Any]:
 
 
 def test_a_client_that_is_there_and_silent_is_not_waited_for_for_ever(stage: Stage) -> None:
-    stage.open(wait_for=2, quorum=2, clients=2, on_quorum_failure="retry", deadline_s=0.3)
+    stage.open(wait_for=2, quorum=2, clients=2, on_quorum_failure="retry", deadline_s=1.0)
     _, held = stage.join("client-1")
     stage.client("client-2", adding(1.0))
-    with pytest.raises(QuorumError, match=r"client-1: it did not answer within the deadline of 0\.3 s"):
+    with pytest.raises(QuorumError, match=r"client-1: it did not answer within the deadline of 1 s"):
         stage.result()
     assert [event.attempt for event in events(stage, AskingAgain)] == [1, 2]
     assert next(held), "its session lasts as long as it is referred to"
@@ -132,14 +132,14 @@ def test_a_server_without_enough_clients_says_for_whom_it_waits_and_for_how_long
         "        control.keep(control.train(control.initial_model, control.sample()).aggregate(), {})\n"
     )
     stage.open(
-        wait_for=1, quorum=2, clients=["a", "b"], controller="play.py:play", deadline_s=0.2, on_quorum_failure="retry"
+        wait_for=1, quorum=2, clients=["a", "b"], controller="play.py:play", deadline_s=5, on_quorum_failure="retry"
     )
     stage.client("a", adding(1.0))
-    threading.Timer(0.6, lambda: stage.client("b", adding(3.0))).start()
+    threading.Timer(0.3, lambda: stage.client("b", adding(3.0))).start()
     assert mean_of(stage.result()) == {2.0}
     start, *later = events(stage, Waiting)
     assert (start.connected, start.needed, start.missing, start.timeout_s) == (0, 1, ("a", "b"), None)
-    assert Waiting(1, 2, ("b",), 11 * 0.2) in later
+    assert Waiting(1, 2, ("b",), 11 * 5.0) in later
 
 
 def test_what_a_client_says_never_reaches_another(stage: Stage) -> None:
