@@ -5,6 +5,7 @@ import os
 import resource
 import signal
 import sys
+from _thread import start_new_thread
 from functools import cache
 
 from flcore.errors import FlcoreError
@@ -40,13 +41,25 @@ def open_as_many_files_as_allowed() -> None:
 def end_when_told() -> None:
     """Have SIGTERM end this process as Ctrl-C does: clients are told, and files that are of no more use removed.
 
-    Another SIGTERM while it ends changes nothing.
+    Another SIGTERM while it ends changes nothing. Either signal may come in the middle of a finalizer, where Python
+    drops what it raises; then it is sent again.
     """
+    usual = sys.unraisablehook
 
     def end(*_: object) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         sys.exit(128 + signal.SIGTERM)
 
+    def send_again(dropped: "sys.UnraisableHookArgs") -> None:
+        if isinstance(dropped.exc_value, SystemExit):
+            signal.signal(signal.SIGTERM, end)
+            start_new_thread(os.kill, (os.getpid(), signal.SIGTERM))
+        elif isinstance(dropped.exc_value, KeyboardInterrupt):
+            start_new_thread(os.kill, (os.getpid(), signal.SIGINT))
+        else:
+            usual(dropped)
+
+    sys.unraisablehook = send_again
     signal.signal(signal.SIGTERM, end)
 
 

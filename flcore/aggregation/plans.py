@@ -205,9 +205,8 @@ def require_plan(rule: Rule, plan: str) -> None:
 def _nothing(lost: dict[str, str]) -> QuorumError:
     if not lost:
         return QuorumError("there is nothing to aggregate: no update was committed")
-    return QuorumError(
-        f"there is nothing to aggregate: no committed update can be read back: {'; '.join(lost.values())}"
-    )
+    reasons = "; ".join(lost.values())
+    return QuorumError("there is nothing to aggregate: no committed update can be read back", reasons=reasons)
 
 
 PLANS: dict[str, type[AtClose] | type[Streaming]] = {"at-close": AtClose, "streaming": Streaming}

@@ -7,6 +7,7 @@ out, until it is read again.
 import json
 import logging
 import os
+import select
 import sys
 import threading
 import time
@@ -49,7 +50,10 @@ def _to_stderr(data: bytes) -> None:
         sys.stderr.write(data.decode("utf-8"))
         return
     while data:
-        data = data[os.write(file, data) :]
+        try:
+            data = data[os.write(file, data) :]
+        except BlockingIOError:  # somebody else has made it non-blocking
+            select.select([], [file], [])
 
 
 class Log:
@@ -164,7 +168,8 @@ def _said(event: Event, contract: Contract) -> str | None:
         case Departed():
             return f"{event.client} left ({event.connected} connected)"
         case TurnedAway():
-            return f"turned away: {printable(event.reason, MAX_LINE)}"
+            reason = "; ".join(line.strip() for line in event.reason.splitlines())
+            return f"turned away: {printable(reason, MAX_LINE)}"
         case Failed():
             return f"{event.client} failed in {event.task}: {printable(event.reason, MAX_LINE)}"
         case OddMetrics():

@@ -42,6 +42,7 @@ def main() -> None:
 
     What a terminal or a log cannot show is escaped: results are not lost to a name with an umlaut.
     """
+    _open_standard_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -57,6 +58,17 @@ def main() -> None:
         place = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
         print(f"flcore: {place}{error.strerror or error}", file=sys.stderr)
         sys.exit(1)
+
+
+def _open_standard_streams() -> None:
+    """Open those that are closed: a file or a socket of ours would take their numbers, and be written to."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115 - it stays open
 
 
 class _StandardError(logging.Handler):

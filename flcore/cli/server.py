@@ -64,7 +64,7 @@ def server(
     ] = None,
     site: Annotated[
         Path | None,
-        typer.Option(help="Says budget and plan in its table [server]. (default: the job's site.toml, if any)"),
+        typer.Option(help="Says budget and plan in its table \\[server]. (default: the job's site.toml, if any)"),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="The directory to write to, which is made. (default: runs/NAME)")

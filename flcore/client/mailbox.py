@@ -40,7 +40,7 @@ class Mailbox:
             match message:
                 case Welcome():
                     if self._welcome is not None and self._welcome.session != message.session:
-                        self._is_withdrawn = True
+                        self._is_withdrawn = True  # what is at work, if anything is
                     self._welcome = message
                     self._orders.clear()
                 case Order():
@@ -56,7 +56,7 @@ class Mailbox:
     def take(self) -> tuple[Welcome, Order] | Goodbye:
         """Wait for the next order, or for the end: return the goodbye, or raise the error."""
         with self._changed:
-            self._at_work, self._is_withdrawn = None, False
+            self._at_work = None
             self._changed.wait_for(lambda: self._end is not None or self._orders)
             if isinstance(self._end, TransportError):
                 raise self._end
@@ -64,5 +64,5 @@ class Mailbox:
                 return self._end
             assert self._welcome is not None  # noqa: S101 - a welcome comes first
             order = self._orders.pop(next(iter(self._orders)))
-            self._at_work = order.number
+            self._at_work, self._is_withdrawn = order.number, False  # whatever came while nothing was at work
             return self._welcome, order

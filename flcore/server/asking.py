@@ -1,6 +1,6 @@
 """Asking clients for a task until enough have answered: once, or again for those that are missing."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from flcore.aggregation.aggregator import Aggregator
@@ -20,6 +20,9 @@ SPILL_AFTER_S = 2.0
 
 MOST_ALIKE = 3
 """After so many failures in a row for one reason of its own, a client is not asked again for the same task."""
+
+SETTLE_S = 0.2
+"""How long the first clients must have been connected before the first round."""
 
 MOST_PAUSE_S = 30.0
 """Pauses before a task is asked again double from a second up to this."""
@@ -120,10 +123,14 @@ class Asking:
             request.skipped = request.record.skipped = error.summary
             self._observe(Skipped(request.task, request.record.round, error.summary))
 
-    def ask_for_lost(self, request: TaskRequest, model: GlobalModel, lost: Mapping[str, str]) -> None:
-        """Ask clients once more whose updates the disk has lost: one that holds its answer sends it again."""
+    def ask_for_lost(
+        self, request: TaskRequest, model: GlobalModel, lost: Mapping[str, str], besides: Collection[str]
+    ) -> None:
+        """Ask those whose updates the disk has lost once more, but for some; who holds its answer sends it again."""
         request.leave_out(lost)
-        self.ask_once(request, model, list(lost))
+        clients = [client for client in lost if client not in besides]
+        if clients:
+            self.ask_once(request, model, clients)
 
     def require_quorum(self, request: TaskRequest) -> None:
         """Raise `QuorumError` unless enough updates are left."""
@@ -138,6 +145,14 @@ class Asking:
         server = self._server
         attempts = 0 if server.on_quorum_failure == "fail" else server.quorum_retries
         return self.await_clients(quorum, (attempts + 1) * server.deadline_s)
+
+    def await_first(self, count: int) -> None:
+        """Wait until so many clients are connected, and stay: clients that come and go at once begin no job."""
+        while True:
+            present = self.await_clients(count, timeout_s=None)
+            self._rounds.pause(SETTLE_S)
+            if len(self._rounds.connected(present)) >= count:
+                return
 
     def await_clients(self, count: int, timeout_s: float | None, among: Sequence[str] | None = None) -> list[str]:
         """Return the connected clients, sorted, once there are `count`, and say for whom it waits; or `QuorumError`."""

@@ -64,15 +64,23 @@ class Updates:
             self._aggregator.discard()
             return model
         with _timed(self._record, "aggregate"):
+            result = self._combined(model)
+        self._aggregator.close()  # a playbook that keeps these updates keeps no model alive
+        return result
+
+    def _combined(self, model: GlobalModel) -> GlobalModel:
+        """Combine the updates; those that are found to be lost are asked for again, each client's once."""
+        asked_again: set[str] = set()
+        while True:
             try:
                 result = self._aggregator.finish(leave_out=False)
             except UpdatesLost as error:
-                self._asking.ask_for_lost(self._request, model, error.lost)
-                result = self._aggregator.finish()
-                self._request.leave_out(self._aggregator.lost)
-                self._asking.require_quorum(self._request)
-        self._aggregator.close()  # a playbook that keeps these updates keeps no model alive
-        return result
+                self._asking.ask_for_lost(self._request, model, error.lost, besides=asked_again)
+                asked_again |= error.lost.keys()
+            else:
+                if asked_again:
+                    self._asking.require_quorum(self._request)
+                return result
 
 
 class Controller:

@@ -131,8 +131,7 @@ class Federation:
             except (UpdateError, MalformedMessage, SpecError) as error:
                 self.rounds.fail(open_round, client, str(error))
                 raise refused(error) from error
-        self.rounds.begin(open_round, upload)
-        return UploadStream(self.rounds, open_round, upload)
+        return UploadStream(self.rounds, open_round, self.rounds.begin(open_round, upload))
 
     def failed(self, client: str, order: int, message: str) -> None:
         """The client could not do its order. Its words are the server's to see, and no other client's."""

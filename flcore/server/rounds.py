@@ -202,15 +202,21 @@ class Rounds:
             raise untimely(client, Verdict.DUPLICATE)
         return answered or upload
 
-    def begin(self, open_round: OpenRound, upload: Upload) -> None:
-        """A stream of an answer begins; or raise `Refused`. One that is in, or is being committed, may come again."""
-        state, client = open_round.state, upload.client
+    def begin(self, open_round: OpenRound, announced: Upload) -> Upload:
+        """A stream of an answer begins; or raise `Refused`. One that is in, or is being committed, may come again.
+
+        Returns the upload that it carries: that of another stream, if the same answer was announced twice at once.
+        """
+        state, client = open_round.state, announced.client
         with self._event(open_round) as now:
+            upload: Upload = state.upload_of(client, announced.key) or announced
             verdict = state.begin_upload(client, upload.key, upload, now, is_staged=upload.staged is not None)
             is_welcome = upload.participation is not None or state.is_open_for(client, upload)
+        if upload is not announced or not is_welcome:
+            announced.discard()
         if not is_welcome:
-            upload.discard()
             raise untimely(client, verdict)
+        return upload
 
     def is_wanted(self, open_round: OpenRound, upload: Upload) -> Verdict:
         """Say what a piece of an answer would be."""
@@ -240,10 +246,19 @@ class Rounds:
             open_round.state.piece_taken(upload.client, upload, nbytes, now, is_last=upload.inbox.is_complete)
         self._observe(Moved(0, nbytes))
 
-    def fail(self, open_round: OpenRound, client: str, reason: str, *, is_at_fault: bool = True) -> None:
-        """The client will not answer."""
+    def fail(
+        self,
+        open_round: OpenRound,
+        client: str,
+        reason: str,
+        *,
+        upload: Upload | None = None,
+        is_at_fault: bool = True,
+    ) -> None:
+        """The client will not answer; or `upload` will not, which changes nothing where another took its place."""
         with self._event(open_round):
-            open_round.state.fail(client, printable(reason, MAX_REASON_CHARACTERS), is_at_fault=is_at_fault)
+            if upload is None or open_round.state.is_open_for(client, upload):
+                open_round.state.fail(client, printable(reason, MAX_REASON_CHARACTERS), is_at_fault=is_at_fault)
 
     def commit(self, open_round: OpenRound, upload: Upload) -> None:
         """Make an answer count, once; a second time it counts already. The aggregator works without the lock."""
@@ -309,7 +324,7 @@ class Rounds:
         try:
             action.upload.staged.spill()
         except StagingError as error:
-            self.fail(open_round, action.client, str(error), is_at_fault=False)
+            self.fail(open_round, action.client, str(error), upload=action.upload, is_at_fault=False)
 
     def _send(self) -> None:
         """Tell clients what is in the queue, in its order, whichever threads have put it there."""

@@ -26,7 +26,7 @@ from flcore.server.history import RoundRecord
 LOCK, RUN, HISTORY, RESERVE = "run.lock", "run.json", "history.jsonl", ".reserve"
 RESULTS = (HISTORY, "model.safetensors", "model.safetensors.index.json", "best.safetensors")
 TEMPORARY = (".staging", ".models", RESERVE)
-OURS = re.compile(r"run\.json|history\.\w+|(model|best)(-[\w-]+)?\.safetensors(\.index\.json)?")
+OURS = re.compile(r"run\.json|history\.(jsonl|png)|(model|best)(-[\w-]+)?\.safetensors(\.index\.json)?")
 
 
 class RunDirectory:
@@ -123,14 +123,29 @@ class RunDirectory:
         return f"{rounds} rounds, {', '.join(models) or 'no model'}"
 
     def _move_aside(self) -> None:
-        """Move what the earlier run left into a directory beside this one; other files stay where they are."""
-        number, path = 1, self.path.resolve()
-        while (aside := path.with_name(f"{path.name}.{number}")).exists():
+        """Move what the earlier run left into a directory beside this one, or within it where that cannot be.
+
+        Other files stay where they are.
+        """
+        path = self.path.resolve()
+        try:
+            self._move_to(path.parent)
+        except OSError:  # a mount point, or a directory above that is not ours
+            self._move_to(path)
+
+    def _move_to(self, parent: Path) -> None:
+        path, number = self.path.resolve(), 1
+        while (aside := parent / f"{path.name}.{number}").exists():
             number += 1
         aside.mkdir()
-        for entry in sorted(path.iterdir()):
-            if OURS.fullmatch(entry.name):
-                entry.rename(aside / entry.name)
+        try:
+            for entry in sorted(path.iterdir()):
+                if OURS.fullmatch(entry.name):
+                    entry.rename(aside / entry.name)
+        except OSError:
+            with suppress(OSError):
+                aside.rmdir()  # if nothing was moved
+            raise
 
 
 def _acquired(path: Path) -> int:

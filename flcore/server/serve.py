@@ -84,7 +84,7 @@ def serve(
         reason, failed = "the server was stopped", True
         try:
             started(server, federation)
-            asking.await_clients(wait_for or job.contract.server.quorum, timeout_s=None)
+            asking.await_first(wait_for or job.contract.server.quorum)
             playbook(control)
             if results.model is None:  # a playbook that keeps nothing ends with what it began with
                 results.keep(control.initial_model, {})

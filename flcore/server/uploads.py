@@ -1,8 +1,8 @@
 """One client's answer on its way in: what it may say beside its pieces, and where its pieces go.
 
 A piece takes five steps from the call to the store: the transport's call hands it to `UploadStream.accept`, which
-checks that the answer is still wanted; `Upload.accept` names the tensor if something is wrong; `Inbox.accept` checks its place
-and its hash; `StagedUpdate.adopt` checks its elements and puts them into memory or a file. Then the round is told.
+checks that the answer is still wanted; `Upload.accept` names the tensor if something is wrong; `Inbox.accept` checks
+its place and its hash; `StagedUpdate.adopt` checks its elements and puts them into memory or a file.
 """
 
 import math
@@ -81,7 +81,7 @@ def sound_metrics(message: UpdateMessage) -> tuple[dict[str, float], dict[str, s
         elif isinstance(value, bool) or not isinstance(value, int | float):
             odd[name] = f"it is a {type(value).__name__}, expected a number"
         elif not abs(value) <= MAX_METRIC:
-            odd[name] = f"it is {value:g}, expected a number of at most {MAX_METRIC:g}"
+            odd[name] = f"it is {printable(repr(value), 40)}, expected a number of at most {MAX_METRIC:g}"
         else:
             sound[name] = float(value)
     return sound, odd
@@ -183,7 +183,7 @@ class UploadStream:
                 upload.accept(piece)
             except FlcoreError as error:
                 is_at_fault = not isinstance(error, StagingError)
-                self._rounds.fail(self._round, upload.client, str(error), is_at_fault=is_at_fault)
+                self._rounds.fail(self._round, upload.client, str(error), upload=upload, is_at_fault=is_at_fault)
                 raise refused(error) from error
         self._rounds.piece_taken(self._round, upload, len(piece))
         ready = None if upload.staged is None or upload.inbox.is_complete else upload.staged.ready()
@@ -207,4 +207,6 @@ def untimely(client: str, verdict: Verdict) -> Refused:
 
 def refused(error: FlcoreError) -> Refused:
     """Return an error as its client is told it."""
+    if isinstance(error, StagingError):  # it names files of the server's
+        return Refused(error.kind, f"client {error.client!r}: the server could not store its update")
     return Refused(getattr(error, "kind", "malformed"), str(error))

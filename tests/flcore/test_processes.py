@@ -1,5 +1,6 @@
 """Real processes, and what happens when they are killed, interrupted, or come too early."""
 
+import json
 import os
 import signal
 import socket
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from flcore import Arrays, Task, Update
+from flcore import Arrays, Task, Update, load
 from flcore.server.events import Moved
 from tests.flcore.conftest import Function, Stage, adding, mean_of
 from tests.flcore.processes import alive_in_group, read_until, started, write_small_job
@@ -270,7 +271,45 @@ def test_a_job_that_failed_ends_its_clients_with_an_error(folder: Path) -> None:
 
 
 @pytest.mark.serial
+def test_closed_standard_streams_are_nobodys_files(folder: Path) -> None:
+    command = f"exec {sys.executable} -m flcore run small --workers 0 --rounds 3 --out out <&- >&- 2>&-"
+    assert subprocess.run(["sh", "-c", command], cwd=folder, timeout=60, check=False).returncode == 0
+    rounds = [json.loads(line)["round"] for line in (folder / "out/history.jsonl").read_text().splitlines()]
+    assert rounds == [1, 2, 3]
+    load(folder / "out/model.safetensors")
+
+
+DROPPED = """
+import signal, sys, threading, time, weakref
+from flcore.process import end_when_told
+end_when_told()
+
+class Thing: pass
+
+def finalizer():
+    signal.raise_signal(signal.{name})
+    for _ in range(1000): pass
+
+thing = Thing()
+weakref.finalize(thing, finalizer)
+del thing
+time.sleep(20)
+"""
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", -2)])
+def test_a_signal_that_comes_within_a_finalizer_is_not_lost(name: str, code: int) -> None:
+    """Python drops what is raised there."""
+    done = subprocess.run(
+        [sys.executable, "-c", DROPPED.format(name=name)], stderr=subprocess.DEVNULL, timeout=60, check=False
+    )
+    assert done.returncode == code
+
+
+@pytest.mark.serial
 def test_a_log_that_nobody_reads_stops_no_job(folder: Path) -> None:
+    contract = folder / "small/job.toml"
+    contract.write_text(contract.read_text().replace("rounds = 100000", "rounds = 3"))
     read, write = os.pipe()
     os.set_blocking(write, False)
     with suppress(BlockingIOError):
@@ -279,11 +318,14 @@ def test_a_log_that_nobody_reads_stops_no_job(folder: Path) -> None:
     os.set_blocking(write, True)
     port = free_port()
     command = [sys.executable, "-m", "flcore", "server", "small", "--insecure", "--port", str(port)]
-    join = ("-m", "flcore", "client", "small", "--server", f"localhost:{port}", "--insecure", "--name", "one")
+    join = ("-m", "flcore", "client", "small", "--server", f"localhost:{port}", "--insecure", "--name")
+    server = subprocess.Popen(command, cwd=folder, stderr=write)
     try:
-        with subprocess.Popen(command, cwd=folder, stderr=write) as server, started(*join, cwd=folder) as client:
+        with started(*join, "one", cwd=folder) as first, started(*join, "two", cwd=folder) as second:
             assert server.wait(60) == 0
-            assert client.wait(20) == 0
+            assert first.wait(20) == second.wait(20) == 0
     finally:
+        server.kill()
+        server.wait()
         os.close(read)
         os.close(write)

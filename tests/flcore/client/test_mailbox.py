@@ -1,6 +1,9 @@
 """Orders as a client's working thread gets them: first in, first out; withdrawn ones are not begun."""
 
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import cast
 
 import pytest
 from flcore_transport import Goodbye, Order, Refused, Welcome, Withdrawal
@@ -91,3 +94,19 @@ def test_who_waits_is_woken() -> None:
     box.put(order(1))
     worker.join(20)
     assert taken == [(WELCOME, order(1))]
+
+
+def test_a_new_server_that_comes_while_nothing_is_at_work_wants_its_answers() -> None:
+    """The old server was killed, and its last order is done; the client waits for the next one."""
+    mailbox = Mailbox()
+    mailbox.put(Welcome("old server"))
+    mailbox.put(Order(1, b"one"))
+    mailbox.take()
+    with ThreadPoolExecutor(1) as pool:
+        taking = pool.submit(mailbox.take)
+        while mailbox._at_work is not None:
+            time.sleep(0.001)
+        mailbox.put(Welcome("new server"))
+        mailbox.put(Order(1, b"another one"))
+        _, order = cast("tuple[Welcome, Order]", taking.result(20))
+    assert order.content == b"another one" and mailbox.is_wanted

@@ -215,7 +215,8 @@ def play(control):
         updates = control.train(control.initial_model, control.sample())
         files = sorted(Path({staging!r}).glob("*/segment-0.arrows"))
         assert len(files) == 2
-        os.truncate(files[0], 100)
+        for file in files[:{cut}]:
+            os.truncate(file, 100)
         model = updates.aggregate()
         assert len(updates.clients) == {left}
         control.keep(model, {{}})
@@ -228,12 +229,16 @@ def done(result: bool) -> "Future[bool]":
     return future
 
 
-@pytest.mark.parametrize("is_there", [True, False], ids=["its client is there", "its client is gone"])
+@pytest.mark.parametrize(
+    ("is_there", "cut"), [(True, 1), (True, 2), (False, 1)], ids=["its client is there", "two of two", "it is gone"]
+)
 def test_an_update_that_the_disk_lost_is_asked_for_again(
-    stage: Stage, tmp_path: Path, is_there: bool, monkeypatch: pytest.MonkeyPatch
+    stage: Stage, tmp_path: Path, is_there: bool, cut: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     staging, gone = tmp_path / "out" / ".staging", threading.Event()
-    stage.directory.joinpath("play.py").write_text(LOSING.format(staging=str(staging), left=2 if is_there else 1))
+    stage.directory.joinpath("play.py").write_text(
+        LOSING.format(staging=str(staging), left=2 if is_there else 1, cut=cut)
+    )
     monkeypatch.setattr(Room, "claim", lambda *_, **__: done(False))  # all updates go to disk
     trained: list[str] = []
 
