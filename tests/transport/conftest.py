@@ -104,6 +104,7 @@ class Collected:
 
     def end(self) -> None:
         self.has_ended = True
+        self.tell()
 
 
 class RecordingService:

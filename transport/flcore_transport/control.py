@@ -50,11 +50,16 @@ def encode(message: object) -> bytes:
 
 def decode(kind: type[M], data: bytes) -> M:
     """Return the message of `kind` that `data` encodes, or raise `Refused`."""
-    if len(data) > MAX_BYTES:
-        raise Refused("malformed", f"a message has at most {MAX_BYTES} bytes beside its pieces, not {len(data)}")
+    require_size(len(data))
     decoded = _from_pb(_parse(getattr(pb, kind.__name__)(), data))
     assert isinstance(decoded, kind)  # noqa: S101 - for the type checker
     return decoded
+
+
+def require_size(size: int) -> None:
+    """Raise `Refused` if what a client says beside its pieces has more bytes than are parsed."""
+    if size > MAX_BYTES:
+        raise Refused("malformed", f"a message has at most {MAX_BYTES} bytes beside its pieces, not {size}")
 
 
 def encode_from_server(message: FromServer) -> bytes:

@@ -18,6 +18,9 @@ MOST_JOINS = 8
 STRANGERS_BYTES = MOST_JOINS * MAX_PIECE_BYTES
 """What strangers' calls hold of a server's memory at most: each a message of the largest size, not yet whole."""
 
+UNREAD_BYTES = 64 << 10
+"""What a server takes of a call before it reads. When it reads, gRPC lets the whole of one message come."""
+
 CROWDED = "too many join at once: come back"
 
 KEEPALIVE_MS = 20_000
@@ -58,6 +61,15 @@ def split_address(address: str) -> tuple[str, int]:
         right = f"[{host}]:{port}" if _is_ipv6(host) else f"[{address}]:PORT"
         raise ValueError(f"expected HOST:PORT, got {address!r}; an IPv6 address stands in brackets: {right}")
     return bare, int(port)
+
+
+def join_address(host: str, port: int) -> str:
+    """Return `"host:port"`, the form that `split_address` takes.
+
+    >>> join_address("localhost", 8080), join_address("::1", 8080)
+    ('localhost:8080', '[::1]:8080')
+    """
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _is_ipv6(host: str) -> bool:

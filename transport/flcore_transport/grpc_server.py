@@ -11,27 +11,34 @@ first message is read, and only a few joins are read at a time (`grpc_joins`).
 import asyncio
 import resource
 from collections.abc import Awaitable, Callable
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 import grpc
 import grpc.aio
 
 from flcore_transport.control import decode, encode, encode_from_server
-from flcore_transport.endpoint import Endpoint, Service, Session, refusal
+from flcore_transport.endpoint import Endpoint, Service, refusal
 from flcore_transport.errors import AddressUnavailable, TransportError
-from flcore_transport.grpc_channel import KEEPALIVE_MS, OPTIONS, SERVICE, SESSION_METADATA, require_loopback
+from flcore_transport.grpc_channel import (
+    KEEPALIVE_MS,
+    OPTIONS,
+    SERVICE,
+    SESSION_METADATA,
+    UNREAD_BYTES,
+    join_address,
+    require_loopback,
+)
 from flcore_transport.grpc_joins import Joins
 from flcore_transport.grpc_loop import server_loop
 from flcore_transport.grpc_transfers import Transfers
 from flcore_transport.grpc_turns import Turns
 from flcore_transport.grpc_work import Context, Ends, Work, read
-from flcore_transport.messages import Failure, FromServer, Goodbye, Join
+from flcore_transport.messages import Failure, FromServer, Goodbye
 from flcore_transport.pieces import PIECE_BODY_BYTES
-from flcore_transport.windows import Ending, Windows
+from flcore_transport.windows import DEFAULT_WINDOWS_BYTES, Ending, Windows
 
 GRACE_S = 1.0
-DEFAULT_WINDOWS_BYTES = 256 << 20
 
 HANDSHAKE_S = 10
 """For how many seconds a connection may say nothing that HTTP/2 begins with."""
@@ -43,7 +50,10 @@ OWN_DESCRIPTORS = 256
 """How many of the process's descriptors are for other things than connections, at most half of them."""
 
 SERVER_OPTIONS = [
-    *OPTIONS,
+    *(option for option in OPTIONS if option[0] != "grpc.http2.lookahead_bytes"),
+    # A stranger's call ends before it is read, and holds little until then. It costs uploads: a client sends one piece
+    # a round trip, 20 MB/s where that takes 100 ms.
+    ("grpc.http2.lookahead_bytes", UNREAD_BYTES),
     # Without this a second server could bind the same port and take every other client.
     ("grpc.so_reuseport", 0),
     ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_MS // 2),
@@ -93,7 +103,7 @@ class GrpcServer:
         self._loop = server_loop()
         self._is_closed = False
         bound = asyncio.run_coroutine_threadsafe(self._start(host, port, credentials), self._loop).result()
-        self.address = f"[{host}]:{bound}" if ":" in host else f"{host}:{bound}"
+        self.address = join_address(host, bound)
 
     def close(self, reason: str = "the server has stopped", *, failed: bool = False) -> None:
         """Say goodbye to all clients, end all calls and free the port. May be called twice.
@@ -119,7 +129,7 @@ class GrpcServer:
             "Report": grpc.stream_stream_rpc_method_handler(self._proved(self._report)),
         }
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
-        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        address = join_address(host, port)
         try:
             if credentials is None:
                 bound = self._server.add_insecure_port(address)
@@ -158,13 +168,7 @@ class GrpcServer:
 
     async def _session(self, _: Any, context: Context) -> None:
         """Push what the service says. No generator: one that gRPC cancels ends at a garbage collection, not at once."""
-        join = await self._joins.read(context)
-        stream = _Stream(join.client, self._loop, self._turns)
-        try:
-            session = await self._joined(join, stream)
-        except TransportError as error:
-            await self._ends.refuse(context, refusal(error))
-            return
+        session, stream = await self._joins.joined(context, partial(_Stream, self._loop, self._turns))
         try:
             while True:
                 message = await stream.outgoing.get()
@@ -177,20 +181,6 @@ class GrpcServer:
         finally:
             self._joins.leave(session, stream)
 
-    async def _joined(self, join: Join, stream: "_Stream") -> Session:
-        """Join; if the call is cancelled meanwhile, leave as soon as the join is done."""
-        joining = asyncio.ensure_future(self._joins.join(join, stream))
-
-        def leave(done: "asyncio.Future[Session]") -> None:
-            if not done.cancelled() and done.exception() is None:
-                self._joins.leave(done.result(), stream)
-
-        try:
-            return await asyncio.shield(joining)
-        except asyncio.CancelledError:
-            joining.add_done_callback(leave)
-            raise
-
     async def _report(self, context: Context) -> None:
         failure = await self._work.answered(context, decode, Failure, await read(context) or b"")
         await context.write(encode(await self._work.answered(context, self._endpoint.report, failure)))
@@ -199,7 +189,7 @@ class GrpcServer:
 class _Stream:
     """One client's session stream: the `Link` that the service has to it."""
 
-    def __init__(self, client: str, loop: asyncio.AbstractEventLoop, turns: Turns) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, turns: Turns, client: str) -> None:
         self.outgoing: asyncio.Queue[FromServer | None] = asyncio.Queue()
         self._client, self._loop, self._turns = client, loop, turns
 

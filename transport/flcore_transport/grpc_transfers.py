@@ -6,7 +6,7 @@ from typing import Any
 from flcore_transport.control import decode, encode_reply
 from flcore_transport.endpoint import Delivery, Endpoint
 from flcore_transport.grpc_turns import Mover, Turns
-from flcore_transport.grpc_work import Context, Work, read, seen
+from flcore_transport.grpc_work import Context, Work, owned, read, seen
 from flcore_transport.messages import Fetch, Grant, Offer
 from flcore_transport.pieces import Outbox
 
@@ -22,7 +22,8 @@ class Transfers:
         offer = await self._work.answered(context, decode, Offer, await read(context) or b"")
         session = await self._work.answered(context, self._endpoint.session, offer.session)
         async with self._turns.transfer(session.client, "upload", offer.order, context) as mover:
-            delivery = await self._work.answered(context, self._endpoint.offer, offer)
+            offering = owned(self._work.done(self._endpoint.offer, offer), lambda begun: begun.end())
+            delivery = await self._work.refusing(context, offering)
             try:
                 if delivery.received < delivery.expected:
                     await self._take(context, mover, delivery)

@@ -1,7 +1,7 @@
 """`Windows` on the event loop: a call waits here for its turn and for its client, and learns that it has to end.
 
 A call whose client reads nothing cannot be ended by gRPC: the status waits behind the piece that is on its way. After a
-second its connection is shut down instead.
+second its connection is shut down instead. If that fails a few times, the call is left to gRPC and its window is free.
 """
 
 import asyncio
@@ -9,8 +9,9 @@ import logging
 import math
 import os
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+import stat
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -27,6 +28,9 @@ logger = logging.getLogger(__name__)
 
 HANG_UP_S = 1.0
 """For how many seconds a client may leave the end of its call unread."""
+
+HANG_UPS = 5
+"""How often a connection is shut down at most, `HANG_UP_S` apart, until its call ends."""
 
 OPEN_FILES = "/dev/fd"
 
@@ -83,9 +87,18 @@ class Turns:
         )
         aborting.add_done_callback(seen)
         await asyncio.wait({aborting}, timeout=HANG_UP_S)
-        if not aborting.done():
+        for _ in range(HANG_UPS):
+            if aborting.done():
+                break
             logger.info("%s does not read: its connection is shut down", context.peer())
-            hang_up(context.peer())
+            # Not on the event loop: it looks at every descriptor of the process.
+            hanging_up = asyncio.ensure_future(asyncio.to_thread(hang_up, context.peer()))
+            hanging_up.add_done_callback(seen)
+            await asyncio.wait({hanging_up})
+            await asyncio.wait({aborting}, timeout=HANG_UP_S)
+        if not aborting.done():
+            logger.warning("%s does not read, and its connection cannot be shut down", context.peer())
+            raise asyncio.CancelledError  # as if gRPC had ended the call: nothing more is said in it
         await aborting
 
     def _tick(self) -> None:
@@ -153,8 +166,29 @@ def hang_up(peer: str) -> None:
     """
     host, _, port = unquote(peer).partition(":")[2].rpartition(":")
     for file in Path(OPEN_FILES).iterdir():
-        with suppress(OSError), socket.socket(fileno=os.dup(int(file.name))) as found:
-            if found.family in (socket.AF_INET, socket.AF_INET6):
+        with _socket_of(int(file.name)) as found:
+            if found is None or found.family not in (socket.AF_INET, socket.AF_INET6):
+                continue
+            with suppress(OSError):  # one that listens, or is closed by now
                 theirs = found.getpeername()
                 if (theirs[0].removeprefix("::ffff:"), theirs[1]) == (host.strip("[]"), int(port)):
                     found.shutdown(socket.SHUT_RDWR)
+
+
+@contextmanager
+def _socket_of(descriptor: int) -> "Iterator[socket.socket | None]":
+    """The socket that a descriptor stands for while the block lasts, or None. The descriptor itself stays as it is."""
+    copy = -1
+    try:
+        if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+            copy = os.dup(descriptor)  # gRPC may close its own meanwhile, and another connection get the number
+        found = socket.socket(fileno=copy) if copy >= 0 else None
+    except OSError:  # it is closed by now, or there is none left for the copy
+        found = None
+    try:
+        yield found
+    finally:
+        if found is not None:
+            found.close()
+        elif copy >= 0:
+            os.close(copy)

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
@@ -58,8 +58,12 @@ class Work:
 
     async def answered(self, context: Context, work: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
         """Do `work` on a worker thread and return its result; a `TransportError` of it ends the call."""
+        return await self.refusing(context, self.done(work, *arguments, **named))
+
+    async def refusing(self, context: Context, working: Awaitable[T]) -> T:
+        """Return the result of `working`; a `TransportError` of it ends the call."""
         try:
-            return await self.done(work, *arguments, **named)
+            return await working
         except TransportError as error:
             await self._ends.refuse(context, refusal(error.with_traceback(None)))  # whose frames hold what was refused
             raise  # not reached: abort has raised
@@ -89,3 +93,21 @@ def seen(future: "asyncio.Future[Any]") -> None:
     """Look at how a future ended that nobody waits for: its call was ended meanwhile, and nothing else is wrong."""
     if not future.cancelled():
         future.exception()
+
+
+async def owned(working: Coroutine[Any, Any, T], undo: Callable[[T], object]) -> T:
+    """Return the result of `working`; if the call is cancelled meanwhile, `undo` gets the result.
+
+    A thread goes on when the call that it works for is cancelled, so what it opens then has to be closed.
+    """
+    task = asyncio.ensure_future(working)
+
+    def undone(done: "asyncio.Future[T]") -> None:
+        if not done.cancelled() and done.exception() is None:
+            undo(done.result())
+
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        task.add_done_callback(undone)
+        raise

@@ -14,9 +14,7 @@ from flcore_transport.errors import ConnectionLost, Refused, TransportError
 from flcore_transport.in_process_turns import Mover, Turns
 from flcore_transport.messages import Failure, Fetch, FromServer, Goodbye, Join, Layout, Offer, Receipt
 from flcore_transport.pieces import PIECE_BODY_BYTES, Outbox
-from flcore_transport.windows import Ending, Windows
-
-DEFAULT_WINDOWS_BYTES = 256 << 20
+from flcore_transport.windows import DEFAULT_WINDOWS_BYTES, Ending, Windows
 
 
 class InProcessServer:

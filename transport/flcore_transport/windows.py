@@ -25,6 +25,9 @@ from flcore_transport.errors import ConnectionLost, Refused, TransportError
 WINDOW_PIECES = 4
 """How many pieces a transfer may have under way, where there is room for so many."""
 
+DEFAULT_WINDOWS_BYTES = 256 << 20
+"""How many bytes of pieces all transfers of a server have under way, unless it is told another number."""
+
 LEAST_PIECES = 4
 """The fewest pieces that a server shares out."""
 
@@ -100,11 +103,6 @@ class Windows:
         self._newest: dict[tuple[str, str], Transfer] = {}
         self._line: OrderedDict[Transfer, None] = OrderedDict()
         self._holding: dict[Transfer, None] = {}  # in the order in which their turns came
-
-    @property
-    def is_contended(self) -> bool:
-        """Whether a transfer waits for a window."""
-        return bool(self._line)
 
     @property
     def due_at(self) -> float:
