@@ -5,7 +5,6 @@ import logging
 import os
 import resource
 import socket
-import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -38,7 +37,7 @@ from flcore_transport import (
     windows,
 )
 from flcore_transport.control import MAX_BYTES, decode_from_server, decode_reply, encode
-from flcore_transport.grpc_channel import CROWDED, MOST_JOINS, SERVICE, SESSION_METADATA, STRANGERS_BYTES, UNREAD_BYTES
+from flcore_transport.grpc_channel import CROWDED, MOST_JOINS, SERVICE, SESSION_METADATA, STRANGERS_BYTES
 from flcore_transport.messages import Grant
 
 from tests.transport.conftest import MODEL, Collected, Pattern, RecordingService, Rig, opened
@@ -155,16 +154,6 @@ def test_a_join_that_is_too_large_is_refused_before_it_waits(
     may_answer.set()
     assert isinstance(decode_from_server(next(slow)), Welcome)
     slow.cancel()
-
-
-def test_a_stranger_may_send_little_before_its_call_is_looked_at(server: GrpcServer) -> None:
-    host, _, port = server.address.partition(":")
-    with socket.create_connection((host, int(port)), timeout=20) as link, link.makefile("rb") as received:
-        link.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0)))
-        head = received.read(9)
-        settings = dict(struct.iter_unpack(">HI", received.read(int.from_bytes(head[:3], "big"))))
-    assert head[3] == 4, "a server begins with its settings"
-    assert settings.get(4, 65_535) <= UNREAD_BYTES, "the window of a new stream"
 
 
 def test_a_join_that_does_not_come_in_time_ends(channel: grpc.Channel, monkeypatch: pytest.MonkeyPatch) -> None:
