@@ -1,32 +1,24 @@
 """What is particular to gRPC: strangers, readers that read nothing, names that nobody knows."""
 
-import itertools
-import logging
-import os
 import resource
 import socket
-import struct
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 from flcore_transport import (
     MAX_PIECE_BYTES,
-    PIECE_BODY_BYTES,
     ConnectionLost,
-    Fetch,
     GrpcConnection,
     GrpcServer,
     Join,
     Layout,
     Offer,
     Outbox,
-    PieceRange,
     Receipt,
     Refused,
     TransportError,
@@ -34,15 +26,13 @@ from flcore_transport import (
     grpc_client,
     grpc_joins,
     grpc_server,
-    grpc_turns,
     windows,
 )
 from flcore_transport.control import MAX_BYTES, decode_from_server, decode_reply, encode
-from flcore_transport.grpc_channel import CROWDED, MOST_JOINS, SERVICE, SESSION_METADATA, STRANGERS_BYTES, UNREAD_BYTES
+from flcore_transport.grpc_channel import CROWDED, MOST_JOINS, SERVICE, SESSION_METADATA, STRANGERS_BYTES
 from flcore_transport.messages import Grant
 
-from tests.transport.conftest import MODEL, Collected, Pattern, RecordingService, Rig, opened
-from tests.transport.test_turns import Long
+from tests.transport.conftest import MODEL, Collected, Pattern, RecordingService, Rig
 
 
 @pytest.fixture
@@ -157,16 +147,6 @@ def test_a_join_that_is_too_large_is_refused_before_it_waits(
     slow.cancel()
 
 
-def test_a_stranger_may_send_little_before_its_call_is_looked_at(server: GrpcServer) -> None:
-    host, _, port = server.address.partition(":")
-    with socket.create_connection((host, int(port)), timeout=20) as link, link.makefile("rb") as received:
-        link.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0)))
-        head = received.read(9)
-        settings = dict(struct.iter_unpack(">HI", received.read(int.from_bytes(head[:3], "big"))))
-    assert head[3] == 4, "a server begins with its settings"
-    assert settings.get(4, 65_535) <= UNREAD_BYTES, "the window of a new stream"
-
-
 def test_a_join_that_does_not_come_in_time_ends(channel: grpc.Channel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grpc_joins, "READING_S", 0.1)
     call = calling(channel, "Session", endless())
@@ -239,99 +219,6 @@ def test_a_grant_is_to_the_piece(rig: Rig, channel: grpc.Channel) -> None:
     call = calling(channel, "Upload", requests(), (SESSION_METADATA, secret.encode()))
     replies = [decode_reply(data) for data in call]
     assert replies == [*(Grant(received, received + 4) for received in range(5)), Receipt(1)]
-
-
-class Unread(Long):
-    """Tells when the third piece is made: its client has read one, and the second is on its way."""
-
-    def __init__(self) -> None:
-        self.made, self.stands = itertools.count(1), threading.Event()
-
-    def read(self, piece: PieceRange) -> list[bytes]:
-        if next(self.made) == 3:
-            self.stands.set()
-        return super().read(piece)
-
-
-@pytest.fixture
-def narrow(service: RecordingService, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
-    """A server with room for three transfers, and clients whose sockets take little of a piece that is not read."""
-    options = {**dict(grpc_client.CHANNEL_OPTIONS), "grpc.http2.lookahead_bytes": 64 << 10}
-    monkeypatch.setattr(grpc_client, "CHANNEL_OPTIONS", list(options.items()))
-    monkeypatch.setattr(windows, "PATIENCE_S", 600.0)
-    monkeypatch.setattr(grpc_turns, "HANG_UP_S", 0.1)
-    yield from opened(service, GrpcServer(service, windows_bytes=16 * PIECE_BODY_BYTES))
-
-
-def standing(rig: Rig, client: str) -> Iterator[bytes]:
-    """Begin a download of which one piece is read and the second is on its way."""
-    rig.service.source = source = Unread()
-    pieces = rig.connect().download(Fetch(rig.secret_of(client), 1))
-    next(pieces)
-    assert source.stands.wait(20)
-    return pieces
-
-
-def test_a_reader_that_reads_nothing_is_hung_up_on(
-    narrow: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO, "flcore_transport")
-    hung_up, threads, hang_up = threading.Event(), list[str](), grpc_turns.hang_up
-
-    def hang_up_and_tell(peer: str) -> None:
-        threads.append(threading.current_thread().name)
-        hang_up(peer)
-        hung_up.set()
-
-    monkeypatch.setattr(grpc_turns, "hang_up", hang_up_and_tell)
-    pieces = standing(narrow, "reads")
-    narrow.service.connected["reads"].cut(1)
-    assert hung_up.wait(20)
-    with pytest.raises(ConnectionLost):
-        list(pieces)
-    assert "does not read: its connection is shut down" in caplog.text
-    assert "flcore-grpc" not in threads, "it would stop the event loop"
-    assert "reads" in narrow.service.connected, "its session has a connection of its own"
-
-
-def test_a_hang_up_that_fails_gives_the_window_back(narrow: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    tried: list[str] = []
-    monkeypatch.setattr(grpc_turns, "hang_up", tried.append)
-    unread = standing(narrow, "reads")
-    narrow.service.connected["reads"].cut(1)
-    narrow.service.source = Long()
-    others = [narrow.connect().download(Fetch(narrow.secret_of(f"other-{number}"), 1)) for number in range(3)]
-    assert all(next(pieces) for pieces in others), "there is room for two beside it"
-    assert len(tried) == grpc_turns.HANG_UPS
-    del unread
-
-
-def descriptors_of(file: int) -> int:
-    """Return how many of this process's descriptors are of an open file."""
-    count = 0
-    for each in Path("/dev/fd").iterdir():
-        with suppress(OSError):  # another thread's, and closed by now
-            count += os.path.sameopenfile(int(each.name), file)
-    return count
-
-
-def test_hanging_up_leaves_no_descriptor_and_other_connections_alone(tmp_path: Path) -> None:
-    with (
-        socket.create_server(("127.0.0.1", 0)) as listening,
-        socket.create_connection(listening.getsockname(), timeout=20) as kept,
-        socket.create_connection(listening.getsockname(), timeout=20) as gone,
-        (tmp_path / "file").open("w") as no_socket,
-    ):
-        accepted = [listening.accept()[0] for _ in range(2)]
-        host, port = gone.getsockname()
-        for _ in range(3):
-            grpc_turns.hang_up(f"ipv4:{host}:{port}")
-        assert [descriptors_of(each) for each in (no_socket.fileno(), *(one.fileno() for one in accepted))] == [1, 1, 1]
-        assert gone.recv(1) == b""
-        accepted[0].sendall(b"on")
-        assert kept.recv(2) == b"on"
-        for each in accepted:
-            each.close()
 
 
 def test_an_upload_that_is_cancelled_while_it_begins_is_ended(

@@ -18,9 +18,6 @@ MOST_JOINS = 8
 STRANGERS_BYTES = MOST_JOINS * MAX_PIECE_BYTES
 """What strangers' calls hold of a server's memory at most: each a message of the largest size, not yet whole."""
 
-UNREAD_BYTES = 64 << 10
-"""What a server takes of a call before it reads. When it reads, gRPC lets the whole of one message come."""
-
 CROWDED = "too many join at once: come back"
 
 KEEPALIVE_MS = 20_000
@@ -30,6 +27,9 @@ OPTIONS: list[tuple[str, int]] = [
     ("grpc.max_send_message_length", MAX_PIECE_BYTES),
     # The bandwidth probe grows a stream's window to tens of megabytes; ours holds as much as a client is ever granted.
     ("grpc.http2.bdp_probe", 0),
+    # A stranger's call may send as much before it is ended (docs/memory.md). With 64 KiB, a client far away would have
+    # a sixth of its rate: a piece would take two round trips. With the probe from 64 KiB on, sixty strangers held as
+    # much as with this.
     ("grpc.http2.lookahead_bytes", WINDOW_PIECES * PIECE_BODY_BYTES),
     # A piece in one frame or a few, and not in a hundred and thirty of the usual 16 KiB.
     ("grpc.http2.max_frame_size", 4 << 20),

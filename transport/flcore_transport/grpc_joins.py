@@ -1,9 +1,9 @@
 """Joins: what a stranger may send. Few are read at a time, each within seconds, and worked on beside the pieces.
 
-gRPC takes a part of a call before anybody has looked at it, and a whole message when it is read. So only a few calls
-have a slot at a time: from when one is read until its join is admitted or refused, even if the call has ended by then.
-The oldest that is not read yet gives way to a new one; where all are read, the new one gives way. A client that gave
-way comes back. A join is a few KiB, so a client's is read at once.
+gRPC takes up to some 8 MiB of a call before anybody has looked at it. So only a few calls have a slot at a time: from
+when one is read until its join is admitted or refused, even if the call has ended by then. The oldest that is not read
+yet gives way to a new one; where all are read, the new one gives way. A client that gave way comes back. A join is a
+few KiB, so a client's is read at once.
 """
 
 import asyncio

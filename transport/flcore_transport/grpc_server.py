@@ -25,7 +25,6 @@ from flcore_transport.grpc_channel import (
     OPTIONS,
     SERVICE,
     SESSION_METADATA,
-    UNREAD_BYTES,
     join_address,
     require_loopback,
 )
@@ -50,10 +49,7 @@ OWN_DESCRIPTORS = 256
 """How many of the process's descriptors are for other things than connections, at most half of them."""
 
 SERVER_OPTIONS = [
-    *(option for option in OPTIONS if option[0] != "grpc.http2.lookahead_bytes"),
-    # A stranger's call ends before it is read, and holds little until then. It costs uploads: a client sends one piece
-    # a round trip, 20 MB/s where that takes 100 ms.
-    ("grpc.http2.lookahead_bytes", UNREAD_BYTES),
+    *OPTIONS,
     # Without this a second server could bind the same port and take every other client.
     ("grpc.so_reuseport", 0),
     ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_MS // 2),

@@ -1,0 +1,123 @@
+"""Clients that read nothing: their connections are shut down, and nothing of the server's is lost by it."""
+
+import itertools
+import logging
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from flcore_transport import (
+    PIECE_BODY_BYTES,
+    ConnectionLost,
+    Fetch,
+    GrpcServer,
+    PieceRange,
+    grpc_client,
+    grpc_turns,
+    windows,
+)
+
+from tests.transport.conftest import RecordingService, Rig, opened
+from tests.transport.test_turns import Long
+
+
+@pytest.fixture
+def service() -> RecordingService:
+    return RecordingService()
+
+
+class Unread(Long):
+    """Tells when the third piece is made: its client has read one, and the second is on its way."""
+
+    def __init__(self) -> None:
+        self.made, self.stands = itertools.count(1), threading.Event()
+
+    def read(self, piece: PieceRange) -> list[bytes]:
+        if next(self.made) == 3:
+            self.stands.set()
+        return super().read(piece)
+
+
+@pytest.fixture
+def narrow(service: RecordingService, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
+    """A server with room for three transfers, and clients whose sockets take little of a piece that is not read."""
+    options = {**dict(grpc_client.CHANNEL_OPTIONS), "grpc.http2.lookahead_bytes": 64 << 10}
+    monkeypatch.setattr(grpc_client, "CHANNEL_OPTIONS", list(options.items()))
+    monkeypatch.setattr(windows, "PATIENCE_S", 600.0)
+    monkeypatch.setattr(grpc_turns, "HANG_UP_S", 0.1)
+    yield from opened(service, GrpcServer(service, windows_bytes=16 * PIECE_BODY_BYTES))
+
+
+def standing(rig: Rig, client: str) -> Iterator[bytes]:
+    """Begin a download of which one piece is read and the second is on its way."""
+    rig.service.source = source = Unread()
+    pieces = rig.connect().download(Fetch(rig.secret_of(client), 1))
+    next(pieces)
+    assert source.stands.wait(20)
+    return pieces
+
+
+def test_a_reader_that_reads_nothing_is_hung_up_on(
+    narrow: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "flcore_transport")
+    hung_up, threads, hang_up = threading.Event(), list[str](), grpc_turns.hang_up
+
+    def hang_up_and_tell(peer: str) -> None:
+        threads.append(threading.current_thread().name)
+        hang_up(peer)
+        hung_up.set()
+
+    monkeypatch.setattr(grpc_turns, "hang_up", hang_up_and_tell)
+    pieces = standing(narrow, "reads")
+    narrow.service.connected["reads"].cut(1)
+    assert hung_up.wait(20)
+    with pytest.raises(ConnectionLost):
+        list(pieces)
+    assert "does not read: its connection is shut down" in caplog.text
+    assert "flcore-grpc" not in threads, "it would stop the event loop"
+    assert "reads" in narrow.service.connected, "its session has a connection of its own"
+
+
+def test_a_hang_up_that_fails_gives_the_window_back(narrow: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[str] = []
+    monkeypatch.setattr(grpc_turns, "hang_up", tried.append)
+    unread = standing(narrow, "reads")
+    narrow.service.connected["reads"].cut(1)
+    narrow.service.source = Long()
+    others = [narrow.connect().download(Fetch(narrow.secret_of(f"other-{number}"), 1)) for number in range(3)]
+    assert all(next(pieces) for pieces in others), "there is room for two beside it"
+    assert len(tried) == grpc_turns.HANG_UPS
+    del unread
+
+
+def descriptors_of(file: int) -> int:
+    """Return how many of this process's descriptors are of an open file."""
+    count = 0
+    for each in Path("/dev/fd").iterdir():
+        with suppress(OSError):  # another thread's, and closed by now
+            count += os.path.sameopenfile(int(each.name), file)
+    return count
+
+
+def test_hanging_up_leaves_no_descriptor_and_other_connections_alone(tmp_path: Path) -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listening,
+        socket.create_connection(listening.getsockname(), timeout=20) as kept,
+        socket.create_connection(listening.getsockname(), timeout=20) as gone,
+        (tmp_path / "file").open("w") as no_socket,
+    ):
+        accepted = [listening.accept()[0] for _ in range(2)]
+        host, port = gone.getsockname()
+        for _ in range(3):
+            grpc_turns.hang_up(f"ipv4:{host}:{port}")
+        assert [descriptors_of(each) for each in (no_socket.fileno(), *(one.fileno() for one in accepted))] == [1, 1, 1]
+        assert gone.recv(1) == b""
+        accepted[0].sendall(b"on")
+        assert kept.recv(2) == b"on"
+        for each in accepted:
+            each.close()
