@@ -132,7 +132,9 @@ def test_a_session_has_one_call_of_a_kind_and_the_newest_one_counts(narrow: Rig)
     outbox.may_go_on.set()
     assert ended(threads)
     assert len(errors) == 20
-    assert all(isinstance(error, Refused) and error.kind == "superseded" for error in errors)
+    given_way = [error for error in errors if isinstance(error, ConnectionLost)]
+    assert len(given_way) <= 1, "the newest of them, which stood still while another client waited"
+    assert all(isinstance(error, Refused) and error.kind == "superseded" for error in errors if error not in given_way)
 
 
 def test_more_downloads_than_windows_all_arrive(narrow: Rig) -> None:
