@@ -56,10 +56,6 @@ class Rounds:
             self._last_number += 1
             return self._last_number
 
-    def now(self) -> float:
-        """Return the time, in seconds, of which rounds are told."""
-        return self._clock()
-
     def wait_for(self, count: int, timeout_s: float | None, among: Sequence[str] | None = None) -> list[str]:
         """Return the connected clients, sorted, once there are `count`; or raise `QuorumError`. `among`: of these."""
 

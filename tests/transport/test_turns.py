@@ -172,13 +172,19 @@ def has_a_piece(rig: Rig, client: str) -> bool:
     return client in rig.service.deliveries and rig.service.deliveries[client].received > 0
 
 
-def test_a_cut_ends_a_call_that_waits_in_line(patient: Rig) -> None:
+def one_that_waits_in_line(patient: Rig) -> tuple[list[Stalling], list[TransportError], list[threading.Thread]]:
+    """Have two uploads hold all windows, and one wait; return the two, what the one raises, and all threads."""
     holding, errors = [Stalling(), Stalling()], list[TransportError]()
     calls = [partial(upload, patient, patient.secret_of(f"holds-{n}"), outbox) for n, outbox in enumerate(holding)]
     threads = in_threads(calls, [], patient)
     patient.service.wait_until(lambda: has_a_piece(patient, "holds-0") and has_a_piece(patient, "holds-1"))
     threads += in_threads([partial(upload, patient, patient.secret_of("waits"))], errors, patient)
     patient.service.wait_until(lambda: "waits" in patient.service.deliveries)
+    return holding, errors, threads
+
+
+def test_a_cut_ends_a_call_that_waits_in_line(patient: Rig) -> None:
+    holding, errors, threads = one_that_waits_in_line(patient)
     patient.service.connected["waits"].cut(1)
     patient.service.wait_until(lambda: bool(errors))
     assert isinstance(errors[0], Refused) and errors[0].kind == "cut"
@@ -188,12 +194,7 @@ def test_a_cut_ends_a_call_that_waits_in_line(patient: Rig) -> None:
 
 
 def test_a_connection_that_closes_ends_a_call_that_waits_in_line(patient: Rig) -> None:
-    holding, errors = [Stalling(), Stalling()], list[TransportError]()
-    calls = [partial(upload, patient, patient.secret_of(f"holds-{n}"), outbox) for n, outbox in enumerate(holding)]
-    threads = in_threads(calls, [], patient)
-    patient.service.wait_until(lambda: has_a_piece(patient, "holds-0") and has_a_piece(patient, "holds-1"))
-    threads += in_threads([partial(upload, patient, patient.secret_of("waits"))], errors, patient)
-    patient.service.wait_until(lambda: "waits" in patient.service.deliveries)
+    holding, errors, threads = one_that_waits_in_line(patient)
     patient.opened[-1].close()
     patient.service.wait_until(lambda: bool(errors))
     assert isinstance(errors[0], ConnectionLost)

@@ -1,4 +1,4 @@
-"""A job's code: its own files first and fresh, whoever loads it, and a digest of exactly what can be imported."""
+"""A job's code: its own files come first and are read anew. The digest covers exactly what can be imported."""
 
 import gc
 import sys

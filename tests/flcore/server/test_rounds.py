@@ -68,7 +68,7 @@ class Line:
 def opened(rounds: Rounds, clients: list[str], rules: RoundRules) -> OpenRound:
     number = rounds.next_number()
     orders = {client: Order(number, b"", payload_id="") for client in clients}
-    state = TaskRound(number, clients, rules, rounds.now())
+    state = TaskRound(number, clients, rules, rounds._clock())
     open_round = OpenRound("train", "metrics", state, orders, None, None)
     rounds.open(open_round)
     return open_round
