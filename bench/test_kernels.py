@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from flcore_bench import interleaved, limit_cases, measured_limit
-from flcore_bench.clients import CLIENTS, buffers, encoded, make_clients, make_weights, touched
+from flcore_bench.workload import CLIENTS, buffers, encode_models, make_clients, make_weights, prefaulted
 from flcore_kernels import backend
 
 
@@ -12,7 +12,7 @@ from flcore_kernels import backend
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8[256]"])
 def test_mean(benchmark: Any, dtype: str, accumulate: str) -> None:
     elements = 1 << 18
-    parts, out = encoded(make_clients(CLIENTS, elements), dtype), touched(elements)
+    parts, out = encode_models(make_clients(CLIENTS, elements), dtype), prefaulted(elements)
     benchmark(backend("cpu").mean, parts, make_weights(CLIENTS), out, dtype, accumulate, result="float32")
     assert 0 < abs(out).max() < 0.1
     if benchmark.stats is not None:

@@ -10,21 +10,37 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+PEER_MODULES = (
+    "contest",
+    "drop_in",
+    "flower",
+    "flower_deployment",
+    "nvidia_flare",
+    "plain_numpy",
+    "pytorch",
+    "round_nvflare",
+)
 PACKAGES = {
     "flcore": ROOT / "flcore",
     "flcore_kernels": ROOT / "kernels/flcore_kernels",
     "flcore_transport": ROOT / "transport/flcore_transport",
     "flcore_bench": ROOT / "bench/flcore_bench",
+    "flcore_bench_peers": ROOT / "bench/flcore_bench_peers",
 }
 OURS = {
     "flcore_kernels": {"flcore_kernels"},
     "flcore_transport": {"flcore_transport"},
     "flcore": {"flcore", "flcore_kernels", "flcore_transport"},
-    "flcore_bench": set(PACKAGES),
+    "flcore_bench": set(PACKAGES) - {"flcore_bench_peers"},
+    "flcore_bench_peers": set(PACKAGES),
 }
-# The bench is a command of flcore's; it alone may look up there, and only when it is called. The bench's synthetic
-# processes speak the job's messages and run the server; one file takes these from inside.
-EXCEPTIONS = {("flcore/cli/bench.py", "flcore_bench"), ("bench/flcore_bench/inside.py", "flcore")}
+# `flcore bench` imports the benchmarks when it is called. Their synthetic processes use the job's messages and the
+# server; one file imports these internals. The peers' half of the benchmarks imports modules of the other half.
+EXCEPTIONS = {
+    ("flcore/cli/bench.py", "flcore_bench"),
+    ("bench/flcore_bench/internals.py", "flcore"),
+    *((f"bench/flcore_bench_peers/{name}.py", "flcore_bench") for name in PEER_MODULES),
+}
 DOORS = "flcore.adapters."
 """Public modules that are no part of `flcore` itself, as each needs a package of its own."""
 THEIRS = {
@@ -37,15 +53,19 @@ THEIRS = {
     },
     "flcore_bench": {
         "numpy": "*",
-        "ml_dtypes": "clients.py",
+        "ml_dtypes": "workload.py",
         "numba": "limit_loops.py",
         "llvmlite": "limit_loops.py",
         "grpc": "bare_*.py",
         "matplotlib": "plot.py",
-        "cupy": "cuda_card.py",
-        "torch": "peers/*.py",
-        "nvflare": "peers/*flare*.py",
-        "flwr": "peers/flower*.py",
+        "cupy": "cuda_memory.py",
+        "torch": "pytorch_cuda.py",
+    },
+    "flcore_bench_peers": {
+        "numpy": "*",
+        "torch": "*",
+        "nvflare": "*flare*.py",
+        "flwr": "flower*.py",
     },
 }
 

@@ -1,6 +1,6 @@
-"""A bare grpcio stream of raw bytes, nothing checked and nothing kept: what flcore's own streams are held against.
+"""A bare grpcio stream of raw bytes without checks: the baseline of flcore's own streams.
 
-A sync client and an asyncio server, as flcore's are; pieces of one size, the same object over and over.
+The client is synchronous and the server runs on asyncio, as in flcore. All pieces are the same object.
 """
 
 import asyncio
@@ -18,12 +18,12 @@ ACKNOWLEDGEMENT = b"a"
 
 
 def serve_bare(listening: Callable[[str], None]) -> None:
-    """Serve for ever; `listening` is told the address."""
+    """Serve for ever. Calls `listening` with the address."""
     asyncio.run(_serve(listening))
 
 
 class BareClient:
-    """One connection to a bare server. Each method moves `size` bytes in pieces of `piece`, and returns the seconds."""
+    """A connection to a bare server. Methods transfer `size` bytes in pieces of `piece`, and return the seconds."""
 
     def __init__(self, address: str) -> None:
         self._channel = grpc.insecure_channel(address, options=[*OPTIONS, ("grpc.use_local_subchannel_pool", 1)])
@@ -34,7 +34,7 @@ class BareClient:
         self._download: grpc.UnaryStreamMultiCallable[bytes, bytes] = self._channel.unary_stream(f"/{SERVICE}/Download")
 
     def upload(self, size: int, piece: int) -> float:
-        """Send without waiting; the server says at the end how much came."""
+        """Send without flow control of our own. At the end, the server returns the count of bytes."""
         started = time.perf_counter()
         (count,) = self._counted(iter(_pieces(size, piece)), wait_for_ready=True)
         seconds = time.perf_counter() - started
@@ -42,7 +42,7 @@ class BareClient:
         return seconds
 
     def upload_acknowledged(self, size: int, piece: int, window: int) -> float:
-        """Send, never more than `window` pieces ahead of the server's acknowledgements."""
+        """Send with at most `window` unacknowledged pieces."""
         credit = threading.Semaphore(window)
 
         def sent() -> Iterator[bytes]:
@@ -60,7 +60,7 @@ class BareClient:
         return seconds
 
     def download(self, size: int, piece: int) -> float:
-        """Receive, and drop what came."""
+        """Receive and discard."""
         started = time.perf_counter()
         count = sum(len(data) for data in self._download(f"{size} {piece}".encode(), wait_for_ready=True))
         seconds = time.perf_counter() - started
@@ -68,7 +68,7 @@ class BareClient:
         return seconds
 
     def close(self) -> None:
-        """End the connection."""
+        """Close the connection."""
         self._channel.close()
 
 
@@ -105,7 +105,7 @@ async def _send(request: bytes, _: Any) -> AsyncIterator[bytes]:
 
 
 def _pieces(size: int, piece: int) -> Iterator[bytes]:
-    """Yield `size` bytes: one object again and again, and what is left."""
+    """Yield `size` bytes: the same full piece repeatedly, then the remainder."""
     full = bytes(piece)
     for _ in range(size // piece):
         yield full
@@ -113,6 +113,6 @@ def _pieces(size: int, piece: int) -> Iterator[bytes]:
         yield bytes(size % piece)
 
 
-def _require_all(came: int, expected: int) -> None:
-    if came != expected:
-        raise RuntimeError(f"{came} came of {expected}")
+def _require_all(received: int, expected: int) -> None:
+    if received != expected:
+        raise RuntimeError(f"received {received} of {expected}")

@@ -1,14 +1,14 @@
-"""A federation to measure at two scales, with what is wanted of it; and the line of a table that comes out."""
+"""A case: a federation to measure at two scales with its goals, and the row of the report that it yields."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-from flcore_bench.federated import Federated, Figures, measured
-from flcore_bench.progress import measuring
-from flcore_bench.rates import Rates, check_rate, measured_rates
-from flcore_bench.row import Goal, Row
+from flcore_bench.federation import FederationSpec, Figures, run_federation
+from flcore_bench.rates import Rates, measure_check_rate, measure_rates
+from flcore_bench.report import Goal, Row
+from flcore_bench.timing import report_progress
 
 SCALES = ("small", "full")
 Pair = tuple[int, int]
@@ -16,31 +16,38 @@ Pair = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One federation, what it took, and what the machine does by itself: `rates` only where they were asked for."""
+class CaseResult:
+    """The result of one case.
 
-    run: Federated
+    Attributes:
+        run: The federation that was run.
+        figures: What the run took.
+        check_rate: Bytes per second that one thread checks on this machine.
+        rates: The machine's network and disk rates; None unless the case is rated.
+    """
+
+    run: FederationSpec
     figures: Figures
     check_rate: float
     rates: Rates | None = None
 
     @property
     def seconds(self) -> float:
-        """The median round's."""
+        """The duration of the median round."""
         return median(self.figures.seconds)
 
 
-Book = Mapping[str, Measured]
-"""What was measured before, by the names of the cases."""
+EarlierResults = Mapping[str, CaseResult]
+"""The results of the cases so far, by case name. They include the current one."""
 
-Wanted = Callable[[Measured, Book], Goal]
+GoalRule = Callable[[CaseResult, EarlierResults], Goal]
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is measured under a name (see `Federated`), for goals that are those of scale full.
+    """A federation to measure (see `FederationSpec`), with a value per scale where it depends on the scale.
 
-    With `is_rated`, the machine's rates are measured beside it.
+    `goals` apply at scale full. With `is_rated`, the machine's network and disk rates are measured in the same run.
     """
 
     name: str
@@ -54,19 +61,19 @@ class Case:
     on_disk: bool = False
     is_rated: bool = False
     contract: Mapping[str, Any] = field(default_factory=dict)
-    wanted: Sequence[Wanted] = ()
+    goals: Sequence[GoalRule] = ()
     note: str = ""
 
-    def at(self, scale: str) -> Federated:
+    def at(self, scale: str) -> FederationSpec:
         """Return the federation at a scale."""
-        place = SCALES.index(scale)
-        return Federated(
+        index = SCALES.index(scale)
+        return FederationSpec(
             self.shape,
-            self.sizes[place],
-            clients=self.clients[place],
-            rounds=self.rounds[place],
+            self.sizes[index],
+            clients=self.clients[index],
+            rounds=self.rounds[index],
             accumulate=self.accumulate,
-            options={"plan": self.plan, "budget_bytes": self.budgets[place]},
+            options={"plan": self.plan, "budget_bytes": self.budgets[index]},
             on_disk=self.on_disk,
             contract=self.contract,
         )
@@ -74,16 +81,16 @@ class Case:
 
 def rows_of(cases: Sequence[Case], scale: str, threads: int) -> list[Row]:
     """Measure cases one after the other, and return their rows."""
-    book: dict[str, Measured] = {}
+    results: dict[str, CaseResult] = {}
     rows: list[Row] = []
-    checks = check_rate()
+    check_rate = measure_check_rate()
     for case in cases:
-        measuring(case.name)
+        report_progress(case.name)
         run = case.at(scale)
-        rates = measured_rates(run, threads) if case.is_rated else None
-        found = book[case.name] = Measured(run, measured(run, threads), checks, rates)
-        row = _row(case, found)
-        row.goals.extend(wanted(found, book) for wanted in case.wanted)
+        rates = measure_rates(run, threads) if case.is_rated else None
+        result = results[case.name] = CaseResult(run, run_federation(run, threads), check_rate, rates)
+        row = _row(case, result)
+        row.goals.extend(rule(result, results) for rule in case.goals)
         rows.append(row)
         if rates is not None:
             floor_s = rates.floor_s(run)
@@ -92,17 +99,17 @@ def rows_of(cases: Sequence[Case], scale: str, threads: int) -> list[Row]:
     return rows
 
 
-def _row(case: Case, found: Measured) -> Row:
-    run, figures = found.run, found.figures
+def _row(case: Case, result: CaseResult) -> Row:
+    run, figures = result.run, result.figures
     phases = ", ".join(
         f"{phase} {median(seconds) * 1e3:,.0f} ms" for phase, seconds in figures.phases.items() if phase != "round"
     )
     notes = [case.note, f"peak {figures.peak_bytes / 1e6:,.0f} MB", phases]
     if run.on_disk:
         notes.append(f"disk {figures.disk_bytes / 1e6:,.0f} MB")
-    if figures.losses:
+    if figures.failure_count:
         reasons = figures.failed | figures.refused
-        notes.append(f"{figures.losses} failed or refused: {'; '.join(reasons)[:200]}")
+        notes.append(f"{figures.failure_count} failed or refused: {'; '.join(reasons)[:200]}")
     size = f"{run.model_bytes / 1e6:,.0f} MB" if run.model_bytes >= 1e6 else f"{run.model_bytes / 1e3:,.0f} KB"
     return Row(
         f"{case.name}, {size} x {run.clients} clients",

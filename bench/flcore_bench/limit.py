@@ -1,4 +1,4 @@
-"""The limit of a measurement: how long this machine takes to read its inputs and write its result, and nothing else."""
+"""The limit of a measurement: how long this machine takes to only read its inputs and write a result."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from flcore_bench.row import Limit
+from flcore_bench.report import Limit
 from flcore_bench.timing import Work, interleaved
 
 PREFIX = "limit: "
 TILE_BYTES = (1 << 16, 1 << 17, 1 << 18)
 CACHE_BYTES = 64 << 20
-"""Up to this many bytes in all, a result may stay in the cache, so plain stores are tried as well."""
+"""Up to this many bytes in all, the result may stay in the cache, so plain stores are tried as well."""
 
 FINALISTS = 3
-"""How many loops go from the trial into the measurement, for each number of threads."""
+"""How many loops of the trial are measured, per number of threads."""
 
 Array = npt.NDArray[Any]
 
@@ -36,7 +36,7 @@ class Loop:
 
     @property
     def name(self) -> str:
-        """What a table says of it."""
+        """Its name in a table."""
         ahead = ", fetched ahead" if self.is_fetched else ""
         past = ", past the cache" if self.is_streamed else ""
         threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
@@ -44,9 +44,9 @@ class Loop:
 
 
 def limit_cases(sources: Sequence[Array], target: Array, threads: int) -> dict[str, Work]:
-    """Return the fastest loops of all, by name (each begins with `PREFIX`), ready to be measured in turn with others.
+    """Return the fastest read-and-write loops, by name, to be timed interleaved with other cases.
 
-    All loops run in a trial; those that were fastest there go on. The target is written to.
+    A trial runs all loops and selects the fastest. Names begin with `PREFIX`. The target is overwritten.
     """
     total = sum(source.nbytes for source in sources) + target.nbytes
     is_small = total < CACHE_BYTES
@@ -60,7 +60,7 @@ def limit_cases(sources: Sequence[Array], target: Array, threads: int) -> dict[s
             sorted({1, threads}) if is_small else (threads,),
         )
     ]
-    bench = Bench(sources, target, threads)
+    bench = LimitBench(sources, target, threads)
     works = {loop.name: bench.work(loop) for loop in loops}
     trial = {name: min(taken) for name, taken in interleaved(works, rounds=2).items()}
     ranked = sorted(loops, key=lambda loop: trial[loop.name])
@@ -70,21 +70,22 @@ def limit_cases(sources: Sequence[Array], target: Array, threads: int) -> dict[s
 
 
 def measured_limit(taken: Mapping[str, list[float]]) -> Limit:
-    """Return the limit among cases that were measured in turn, `limit_cases` and others."""
+    """Return the limit from interleaved timings of `limit_cases` and others."""
     loops = {name: seconds for name, seconds in taken.items() if name.startswith(PREFIX)}
     best = min(loops, key=lambda name: median(loops[name]))
     return Limit(best, loops[best], min(min(seconds) for seconds in loops.values()))
 
 
-class Bench:
-    """The buffers of a measurement as addresses, and the threads that walk them."""
+class LimitBench:
+    """The buffers of a measurement as addresses, and the threads that read and write them."""
 
     def __init__(self, sources: Sequence[Array], target: Array, threads: int) -> None:
         from flcore_bench.limit_loops import LINE, read_and_write  # compiles when it is imported
 
         self._kernel: Callable[..., Any] = read_and_write
         self._kept = (*sources, target)
-        # Of equal numbers of lines side by side, to be read four at once; equal sizes can have unequal numbers.
+        # Sorted by lines: the loop reads four buffers at once if they have as many lines. (Buffers of one size may
+        # differ by a line, as their alignment differs.)
         places = sorted((_whole_lines(source, LINE) for source in sources), key=lambda place: -place[1])
         self._addresses = np.array([first for first, _ in places], np.uint64)
         self._lines = np.array([count for _, count in places], np.int64)
@@ -93,14 +94,14 @@ class Bench:
         self._pool = ThreadPoolExecutor(max(1, threads - 1))
 
     def work(self, loop: Loop) -> Work:
-        """Return a call that reads and writes everything once; it returns the largest word that it read."""
+        """Return a call that reads and writes everything once. The call returns the largest word that it read."""
         tiles = max(1, -(-self._largest // loop.tile_bytes))
         size = max(1, min((4 << 20) // loop.tile_bytes, tiles // (4 * loop.threads)))
         ranges = [(first, min(tiles, first + size)) for first in range(0, tiles, size)]
 
-        def take(numbers: Iterator[tuple[int, int]]) -> int:
+        def walk(numbers: Iterator[tuple[int, int]]) -> int:
             most = 0
-            for first, last in numbers:  # one iterator for all threads: each range goes to who asks first
+            for first, last in numbers:  # all threads share one iterator, so each takes the next range
                 found = self._kernel(
                     *(self._addresses, self._lines, self._target, self._target_lines, first, last, tiles),
                     *(loop.streams, loop.is_fetched, loop.is_streamed),
@@ -110,15 +111,15 @@ class Bench:
 
         def run() -> int:
             numbers = iter(ranges)
-            others = [self._pool.submit(take, numbers) for _ in range(loop.threads - 1)]
-            mine = take(numbers)
+            others = [self._pool.submit(walk, numbers) for _ in range(loop.threads - 1)]
+            mine = walk(numbers)
             return max(mine, *(other.result() for other in others), 0)
 
         return run
 
 
 def _whole_lines(array: Array, line: int) -> tuple[int, int]:
-    """Return the address of the first whole line in an array, and how many there are."""
+    """Return the address of the first whole cache line in an array, and the number of whole lines."""
     address = int(array.__array_interface__["data"][0])
     first = -(-address // line) * line
     return first, max(0, address + array.nbytes - first) // line

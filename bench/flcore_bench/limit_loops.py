@@ -1,9 +1,9 @@
-"""The loops that find the machine's limit: read every byte of some buffers, and write every byte of another.
+"""The loops that measure the machine's limit: read every byte of some buffers, and write every byte of another.
 
-A loop that measures a limit has to be better than all that is measured against it, so it does next to nothing with what
-it reads (an integer maximum, which compiles to one instruction per vector) and has every trick that a fold may have:
-tiles, several streams at once, fetching ahead, stores that pass the cache. Buffers are cut into *tiles*, as many of
-each, so that a source that is shorter (scales beside codes) is read in step with the others.
+A limit loop must be at least as fast as everything that is compared with it. So it computes almost nothing (an integer
+maximum is one instruction per vector), and uses every technique that a fold may use: tiles, several streams at once,
+prefetching, non-temporal stores. Each buffer is cut into the same number of *tiles*, so a shorter source (scales next
+to codes) is read in step with the others.
 """
 
 from collections.abc import Callable
@@ -16,10 +16,10 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 LINE = 64
-"""Bytes of a cache line; all counts below are in lines."""
+"""Bytes of a cache line. All counts below are in lines."""
 
 STEP = 32
-"""Lines between two runs of prefetches: half a page, which is also how far ahead they ask."""
+"""Lines per run of prefetches, which is also the prefetch distance: half a page."""
 
 _WORDS = LINE // 4
 _OPTIONS: Any = {"nogil": True, "boundscheck": False, "error_model": "numpy"}
@@ -67,7 +67,7 @@ _store, _stream = _line_store(is_streamed=False), _line_store(is_streamed=True)
 
 @_intrinsic
 def _prefetch(_typing: Any, _address: Any) -> Any:
-    """Ask for the line at an address, into the second level."""
+    """Prefetch the line at an address into the second-level cache."""
 
     def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
@@ -160,7 +160,7 @@ def read_and_write(
 ) -> Any:
     """Read tiles `first` to `last` (of `tiles`) of the sources, `streams` (1 or 4) at once; write those of the target.
 
-    Returns the largest word read, so that the compiler cannot leave the reading out.
+    Returns the largest word read, so that the compiler cannot eliminate the reads.
     """
     most = np.uint32(0)
     for tile in range(first, last):

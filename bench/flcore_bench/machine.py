@@ -1,4 +1,4 @@
-"""The machine that is measured: what it is, and what it runs."""
+"""The machine that is measured: hardware, system and library versions."""
 
 import os
 import platform
@@ -11,7 +11,7 @@ LIBRARIES = ("numpy", "numba")
 
 @dataclass(frozen=True)
 class Machine:
-    """What a figure was measured on."""
+    """The machine of a measurement."""
 
     processor: str
     cores: int
@@ -30,7 +30,7 @@ class Machine:
 
 
 def describe_machine() -> Machine:
-    """Return what this machine says of itself."""
+    """Return a description of this machine."""
     return Machine(
         processor=_processor(),
         cores=available_cores(),
@@ -42,7 +42,7 @@ def describe_machine() -> Machine:
 
 
 def _processor() -> str:
-    """Return the model's name and, because some names say little, the family and the model's number."""
+    """Return the model's name with family and model number, as virtual machines often hide the name."""
     cpuinfo = Path("/proc/cpuinfo")
     if not cpuinfo.is_file():
         return platform.processor() or platform.machine()
@@ -59,9 +59,3 @@ def _processor() -> str:
 def available_cores() -> int:
     """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def peak_bytes() -> int:
-    """Return this process's peak resident memory. (`getrusage` would start from its parent's.)"""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))

@@ -1,10 +1,10 @@
-"""`flcore bench memory`: the peak of a fresh server process under the formula that bounds it."""
+"""`flcore bench memory`: the peak memory of a fresh server process, held to the bound that flcore states for it."""
 
 from itertools import product
 
 from flcore_bench.case import Case, rows_of
-from flcore_bench.row import Row
-from flcore_bench.wanted import under_formula
+from flcore_bench.goals import within_memory_bound
+from flcore_bench.report import Row
 
 MB = 10**6
 
@@ -27,13 +27,13 @@ MEMORY_CASES = [
         plan=PLANS[plan][0],
         accumulate=PLANS[plan][1],
         on_disk=PLANS[plan][0] == "at-close",
-        wanted=[under_formula()],
+        goals=[within_memory_bound()],
     )
     for clients, shape, plan in product(CLIENTS, SHAPES, PLANS)
 ]
 
 STALLED = {"server": {"close_at": 1}, "tasks": {"train": {"hyperparameters": {"stalls": True, "pause_s": 4.0}}}}
-"""All clients but one stop halfway, and this one answers when some have."""
+"""All clients but one stop halfway through their uploads. The other one answers after 4 s."""
 
 MEMORY_CASES += [
     Case(
@@ -45,7 +45,7 @@ MEMORY_CASES += [
         accumulate=PLANS[plan][1],
         on_disk=True,
         contract=STALLED,
-        wanted=[under_formula()],
+        goals=[within_memory_bound()],
     )
     for plan in ("streaming, exact", "at close")
 ]

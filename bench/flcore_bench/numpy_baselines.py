@@ -1,4 +1,4 @@
-"""What one would write in NumPy: the baselines of the kernels."""
+"""Means in plain NumPy: the baselines of the kernels."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,24 +7,24 @@ import numpy as np
 import numpy.typing as npt
 from flcore_kernels import Part, Quantized
 
-from flcore_bench.clients import BLOCK, as_numpy
+from flcore_bench.workload import BLOCK, as_numpy
 
 Array = npt.NDArray[Any]
 
 
 def average_of_stack(models: Sequence[Array], weights: Sequence[float]) -> Array:
-    """`np.average` over a stack made for it, which is what most code does."""
+    """`np.average` over a stack made in the call, as most code does it."""
     result: Array = np.average(np.stack(models), axis=0, weights=np.array(weights, np.float32))
     return result
 
 
 def matrix_product(matrix: Array, shares: Array, out: Array) -> None:
-    """One BLAS matrix-vector product over a matrix stacked beforehand: the best that NumPy has."""
+    """One BLAS matrix-vector product over a matrix stacked beforehand: NumPy's fastest way."""
     np.dot(shares, matrix, out=out)
 
 
 def upcast_and_add(parts: Sequence[Part], weights: Sequence[float], dtype: str) -> Array:
-    """Convert each model to float32, weigh it, add it; divide in the end."""
+    """Convert each model to float32, scale it, add it; divide at the end."""
     total: Array | None = None
     for part, weight in zip(parts, weights, strict=True):
         values = _float32(part, dtype) * np.float32(weight)

@@ -1,23 +1,23 @@
-"""The plot: a bar for each series, in gigabytes of clients' models per second, against the limit of its run."""
+"""The plot: one bar per series, in GB of clients' models per second, with the limit of its run."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
 from flcore import FlcoreError
-from flcore_bench.row import Row
+from flcore_bench.report import Row
 
 OURS, OTHERS, LIMIT = "#1f5fa8", "#b9c2cc", "#b5482a"
 
 
 class NothingToPlot(FlcoreError):
-    """There is no matplotlib, or no row that belongs into a plot."""
+    """matplotlib is not installed, or no row has a series."""
 
 
 def bars(rows: Sequence[Row]) -> list[tuple[str, float, float]]:
     """Return each series with its GB/s and its limit's, fastest first.
 
-    A series that was measured in several processes (flcore stands beside every peer) is the median of them.
+    A series that was measured in several processes (flcore next to every peer) is the median of them.
     """
     series = dict.fromkeys(row.series for row in rows if row.series and row.bytes and row.limit)
     found = []
@@ -30,10 +30,10 @@ def bars(rows: Sequence[Row]) -> list[tuple[str, float, float]]:
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:
-    """Draw the rows that name a series."""
+    """Draw the rows that have a series into a PNG file."""
     found = bars(rows)
     if not found:
-        raise NothingToPlot("no row of this report belongs into a plot")
+        raise NothingToPlot("this report has no row for a plot: plot the kernels or the peers")
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure

@@ -1,6 +1,4 @@
-"""A process that measures or is measured: its setup comes on standard input as one line of JSON, its answers leave on
-standard output, a line each. It lives no longer than the process that started it, as its standard input then ends.
-"""
+"""Child processes for measurements: fresh memory, a clean environment, and where needed another interpreter."""
 
 import json
 import os
@@ -14,16 +12,74 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from flcore_bench.child import MeasurementFailed, measuring_environment
-from flcore_bench.inside import keep_freed_memory
+from flcore import FlcoreError
+from flcore_bench.internals import keep_freed_memory
 
 STOP_TIMEOUT_S = 20.0
+THREADING_VARIABLES = ("OPENBLAS_", "GOTO_", "MKL_", "OMP_", "BLIS_", "NUMBA_")
+"""Prefixes of environment variables that configure the threads of other libraries."""
 
 
-class Process:
-    """A process that runs `main` of `module`, as a context: it has ended when the context ends.
+class MeasurementFailed(FlcoreError):
+    """A process that measures ended without a result."""
 
-    It first joins the group whose file `group` is, if any (see `confinement`).
+
+def benchmark_environment(threads: int) -> dict[str, str]:
+    """Return this process's environment with flcore's threads set and the variables of other libraries removed.
+
+    A variable that limits a BLAS to one thread would make a baseline look slower than it is.
+    """
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(THREADING_VARIABLES)}
+    return kept | {"FLCORE_THREADS": str(threads)}
+
+
+def run_in_process(
+    module: str,
+    *arguments: str,
+    threads: int,
+    python: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Any:
+    """Run `main` of a module in a new process to its end.
+
+    Args:
+        module: The module to import there.
+        arguments: Command-line arguments. The number of threads follows them.
+        threads: Threads of flcore in the process.
+        python: The interpreter (default: this one).
+        environment: Additional environment variables.
+
+    Returns:
+        The JSON in the last line of its standard output.
+
+    Raises:
+        MeasurementFailed: The interpreter cannot be started, or the process ended with an error.
+    """
+    program = f"from {module} import main; main()"
+    command = [str(python or sys.executable), "-c", program, *arguments, str(threads)]
+    settings = benchmark_environment(threads) | dict(environment or {})
+    try:
+        done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True, env=settings)  # noqa: S603 - our own program
+    except OSError as error:
+        raise MeasurementFailed(f"{command[0]} cannot be run: {error.strerror}") from error
+    except subprocess.CalledProcessError as error:
+        raise MeasurementFailed(
+            f"{module} {' '.join(arguments)} in {command[0]} ended with code {error.returncode}; its error is above"
+        ) from error
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+class ChildProcess:
+    """A process that runs `main` of a module and exchanges messages with this one. A context; it ends with it.
+
+    The setup goes to its standard input as one line of JSON. Each message from it is one line of JSON on its standard
+    output. It ends when its standard input closes, so it never outlives this process.
+
+    Args:
+        module: The module to import there. Its `main` calls `receive_setup` first.
+        setup: The setup, as JSON's types.
+        threads: Threads of flcore in the process.
+        group: The file of a cgroup that it joins first (see `cgroup_limit`).
     """
 
     def __init__(self, module: str, setup: Mapping[str, Any], threads: int, group: Path | None = None) -> None:
@@ -38,9 +94,9 @@ class Process:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=measuring_environment(self._threads),
+            env=benchmark_environment(self._threads),
         )
-        # A process that has died already is noticed when its answer is read.
+        # If the process has died already, `receive` reports it.
         with suppress(BrokenPipeError):
             assert self._process.stdin is not None  # noqa: S101 - it is a pipe
             self._process.stdin.write(self._setup + "\n")
@@ -60,35 +116,40 @@ class Process:
             self._process.wait()
         self._process.stdout.close()
 
-    def answer(self) -> Any:
-        """Wait for its next line, and return the JSON in it. Raises `MeasurementFailed` if it ends without one."""
+    def receive(self) -> Any:
+        """Wait for its next message, and return it.
+
+        Raises:
+            MeasurementFailed: It ended without sending one.
+        """
         assert self._process.stdout is not None  # noqa: S101 - it is a pipe
         line = self._process.stdout.readline()
         if not line:
             code = self._process.wait()
-            raise MeasurementFailed(f"{self._module} ended with code {code}; it said why above")
+            raise MeasurementFailed(f"{self._module} ended with code {code}; its error is above")
         return json.loads(line)
 
 
-def setup_from_parent() -> Any:
-    """Return this process's setup, and from now on end with the process that gave it; as `flcore server` and
-    `flcore client` do, keep memory that was freed.
+def receive_setup() -> Any:
+    """In a child process: return the setup. From now on, the process ends when its parent does.
+
+    Keeps freed memory in the process, as `flcore server` and `flcore client` do.
     """
     keep_freed_memory()
     setup = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    # A thousand clients are a thousand sockets.
+    # A thousand clients need a thousand sockets.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     return setup
 
 
-def tell_parent(answer: Any) -> None:
-    """Print an answer as one line of JSON."""
-    print(json.dumps(answer), flush=True)
+def send_to_parent(message: Any) -> None:
+    """In a child process: print a message as one line of JSON."""
+    print(json.dumps(message), flush=True)
 
 
 def _end_with_parent() -> None:
-    # Not through `sys.stdin`, whose lock a daemon thread must not hold when Python ends.
+    # Reads the descriptor: a daemon thread that holds the lock of `sys.stdin` would block Python's shutdown.
     os.read(sys.stdin.fileno(), 1)
     os._exit(0)

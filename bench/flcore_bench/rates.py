@@ -1,8 +1,9 @@
-"""What the machine does by itself: moving bytes over loopback, writing and reading files, checking pieces.
+"""The machine's own rates: loopback, disk, and checking of pieces.
 
-Measured in the same run as a round, they say what moving, writing, reading back and writing its result take at least.
+They are measured in the same run as a round, and give a floor for its duration.
 """
 
+import os
 import tempfile
 import time
 from dataclasses import dataclass
@@ -13,17 +14,17 @@ import numpy as np
 from flcore_kernels import backend
 from flcore_transport import Inbox, Outbox, PieceRange
 
-from flcore_bench.disk import disk_rates
-from flcore_bench.federated import Federated
-from flcore_bench.inside import Form
+from flcore_bench.federation import FederationSpec
+from flcore_bench.internals import Form
 from flcore_bench.shapes import spec_named
-from flcore_bench.tiled import Tiled
+from flcore_bench.synthetic_payload import SyntheticPayload
 from flcore_bench.transport_client import bare_samples
-from flcore_bench.tuning import Tuning
+from flcore_bench.transport_tuning import Tuning
 
 SAMPLES = 3
 MAX_MOVED = 512_000_000
 CHECKED = 64_000_000
+DISK_CHUNK_BYTES = 2 << 20
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ class Rates:
     write: float
     read: float
 
-    def floor_s(self, run: Federated) -> float:
-        """Return the seconds that a round's bytes take in turn: moved, written, read back, and the result written."""
+    def floor_s(self, run: FederationSpec) -> float:
+        """Return the seconds to transfer a round's bytes, stage them, read them back and write the result in turn."""
         moved = run.clients * run.model_bytes
         at_disk = moved / self.write + moved / self.read + run.model_bytes / self.write
         return moved / self.up + moved / self.down + at_disk
@@ -46,8 +47,8 @@ class Rates:
         return ", ".join(f"{name} {rate / 1e9:.2f} GB/s" for name, rate in rates.items())
 
 
-def measured_rates(run: Federated, threads: int) -> Rates:
-    """Measure with as many bytes as the run's, in the directory where its server would write."""
+def measure_rates(run: FederationSpec, threads: int) -> Rates:
+    """Measure with as many bytes as a round of the run moves, on the disk of the temporary directory."""
     size = min(MAX_MOVED, run.model_bytes)
     with bare_samples(size, Tuning(), threads) as samples:
         up = min(samples["upload, bare"]() for _ in range(SAMPLES))
@@ -57,14 +58,43 @@ def measured_rates(run: Federated, threads: int) -> Rates:
     return Rates(size / up, size / down, disk.write, disk.read)
 
 
-def check_rate() -> float:
-    """Return how many bytes a second one thread checks: checksum, Arrow form, and that all values are finite."""
+@dataclass(frozen=True)
+class DiskRates:
+    """Bytes per second to a file and from it, through the page cache."""
+
+    write: float
+    read: float
+
+
+def disk_rates(directory: Path, size: int) -> DiskRates:
+    """Write a file of `size` bytes in pieces of 2 MiB, and read it back.
+
+    A size like a round's gives the page cache the same effect as in a round.
+    """
+    written = os.urandom(DISK_CHUNK_BYTES)
+    target = bytearray(DISK_CHUNK_BYTES)
+    chunks = max(1, size // DISK_CHUNK_BYTES)
+    with tempfile.TemporaryFile(dir=directory, buffering=0) as file:
+        started = time.perf_counter()
+        for _ in range(chunks):
+            file.write(written)
+        turned = time.perf_counter()
+        file.seek(0)
+        for _ in range(chunks):
+            file.readinto(target)
+        ended = time.perf_counter()
+    total = chunks * DISK_CHUNK_BYTES
+    return DiskRates(total / (turned - started), total / (ended - turned))
+
+
+def measure_check_rate() -> float:
+    """Return the bytes per second that one thread checks: checksum, Arrow framing, and finite values."""
     spec = spec_named("flat", CHECKED)
-    outbox = Outbox(Tiled(Form.plain(spec)))
+    outbox = Outbox(SyntheticPayload(Form.plain(spec)))
     pieces = [outbox.piece(index) for index in range(len(outbox.plan))]
     taken = []
     for _ in range(SAMPLES + 1):
-        inbox = Inbox(Tiled(Form.plain(spec)).layout, _Inspected())
+        inbox = Inbox(SyntheticPayload(Form.plain(spec)).layout, _ScanningSink())
         started = time.perf_counter()
         for piece in pieces:
             inbox.accept(piece)
@@ -72,8 +102,8 @@ def check_rate() -> float:
     return CHECKED / median(taken[1:])
 
 
-class _Inspected:
-    """A sink that looks at every value, as staging does."""
+class _ScanningSink:
+    """A sink that scans every value for NaN and infinity, as staging does."""
 
     def __init__(self) -> None:
         self._backend = backend("cpu")

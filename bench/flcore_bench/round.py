@@ -1,9 +1,4 @@
-"""`flcore bench round`: whole rounds over loopback, a server process and client processes, no training.
-
-The first row is of flcore's own clients, in two worker processes, which answer with the model they were sent; those of
-`round_cases` are of synthetic ones, which leave the machine to the server. Each server runs in a fresh process of its
-own, so that its peak memory is the server's alone.
-"""
+"""`flcore bench round`: whole rounds over loopback, and the goals of each case at full scale."""
 
 import json
 import subprocess
@@ -13,18 +8,103 @@ from pathlib import Path
 from statistics import median
 
 import flcore
-from flcore_bench.case import rows_of
-from flcore_bench.machine import peak_bytes
-from flcore_bench.round_cases import ROUND_CASES
-from flcore_bench.row import Row
+from flcore_bench.case import Case, rows_of
+from flcore_bench.goals import (
+    check_share,
+    disk_usage,
+    idle_memory,
+    no_failures,
+    over_hardware_floor,
+    peak_memory,
+    relative_throughput,
+    speedup_over,
+    task_delivery,
+    within_memory_bound,
+)
+from flcore_bench.report import Row
+from flcore_bench.resources import peak_bytes
 
-JOB = Path(__file__).parent / "echo"
+ECHO_JOB = Path(__file__).parent / "echo"
 SIZES_MB = {"small": 64, "full": 512}
+MB, MIB, GIB = 10**6, 2**20, 2**30
+ROUND = (64 * MB, 512 * MB)
+FLOAT32 = "streaming in memory, float32"
+FEW = "streaming, 4 clients"
+
+PAUSE = {"tasks": {"train": {"hyperparameters": {"pause_s": 4.0}}}}
+"""Clients answer 4 s after they received the task. By then, all have it."""
+
+ROUND_CASES = [
+    Case(FLOAT32, ROUND, plan="streaming", accumulate="float32", goals=[peak_memory(3.0e9), check_share(0.10)]),
+    Case("streaming in memory, exact", ROUND, plan="streaming", goals=[peak_memory(4.5e9), check_share(0.10)]),
+    Case(
+        "bfloat16 on the wire",
+        ROUND,
+        plan="streaming",
+        accumulate="float32",
+        contract={"wire": {"download": "bfloat16", "upload": "bfloat16"}},
+        goals=[speedup_over(FLOAT32, 1.6)],
+    ),
+    Case(
+        "bfloat16 down, int8 differences up",
+        ROUND,
+        plan="streaming",
+        accumulate="float32",
+        contract={"wire": {"download": "bfloat16", "upload": "int8[256]"}, "tasks": {"train": {"returns": "delta"}}},
+        goals=[speedup_over(FLOAT32, 2.3)],
+    ),
+    Case(
+        "at close, from disk",
+        ROUND,
+        on_disk=True,
+        is_rated=True,
+        goals=[over_hardware_floor(1.3), peak_memory(1.45e9), check_share(0.10)],
+    ),
+    Case(
+        "at close, GPT-2 Large shapes",
+        (8, 1),
+        shape="gpt2_large",
+        clients=(3, 6),
+        rounds=(2, 4),
+        on_disk=True,
+        is_rated=True,
+        goals=[over_hardware_floor(1.3)],
+        note="3.10 GB at full scale; 3.35 GB where the tied head is sent twice, as NVFLARE does",
+    ),
+    Case(
+        "at close, Llama-3.2-3B shapes",
+        (16, 1),
+        shape="llama_3b",
+        rounds=(2, 3),
+        budgets=(64 * MIB, 512 * MIB),
+        on_disk=True,
+        goals=[peak_memory(0.9 * GIB), disk_usage(4 + 3)],
+    ),
+    Case(FEW, (4 * MB, 16 * MB), plan="streaming", rounds=(4, 11)),
+    Case(
+        "streaming, many clients",
+        (4 * MB, 16 * MB),
+        plan="streaming",
+        clients=(40, 400),
+        rounds=(2, 4),
+        goals=[within_memory_bound(), no_failures(), relative_throughput(FEW, 0.7)],
+    ),
+    Case(
+        "idle clients",
+        (1024, 1024),
+        clients=(50, 1000),
+        rounds=(2, 4),
+        contract=PAUSE,
+        goals=[idle_memory(300 * MB), task_delivery(2.0), no_failures()],
+        note="clients answer 4 s after the task, when all have it",
+    ),
+]
+"""In this order: a goal may refer to an earlier case."""
 
 
 @dataclass(frozen=True)
 class RoundFigures:
-    """Seconds per round, bytes moved per round, and the server process's peak resident memory in bytes."""
+    """Seconds per round, bytes transferred per round, and the server process's peak resident memory in bytes."""
 
     clients: int
     megabytes: int
@@ -34,7 +114,7 @@ class RoundFigures:
 
     @property
     def bytes_per_s(self) -> float:
-        """Bytes moved per second, in the median round."""
+        """Bytes transferred per second, in the median round."""
         return self.bytes_per_round / median(self.seconds)
 
 
@@ -47,12 +127,12 @@ def round_benchmark(scale: str, clients: int = 4, rounds: int = 5) -> RoundFigur
 
 
 def round_rows(scale: str, threads: int) -> list[Row]:
-    """Measure a round of flcore's own clients, and then every case."""
+    """Measure rounds of flcore's real clients, and then every case with synthetic ones."""
     return [round_row(scale), *rows_of(ROUND_CASES, scale, threads)]
 
 
 def round_row(scale: str) -> Row:
-    """Return the figures as a row: bytes are those that moved."""
+    """Measure rounds of flcore's real clients. The row's bytes are those that were transferred."""
     figures = round_benchmark(scale)
     return Row(
         f"round, {figures.megabytes} MB x {figures.clients} clients",
@@ -63,9 +143,9 @@ def round_row(scale: str) -> Row:
 
 
 def main() -> None:
-    """Be the server process: run the rounds, and print the figures."""
+    """Run the rounds as the server process, and print the figures as JSON."""
     setup = json.loads(sys.argv[1])
-    job = flcore.Job.load(JOB, clients=setup["clients"], rounds=setup["rounds"], seed=setup["megabytes"])
+    job = flcore.Job.load(ECHO_JOB, clients=setup["clients"], rounds=setup["rounds"], seed=setup["megabytes"])
     history, _ = flcore.run(job, workers=2)
     measured = history[1:]
     figures = {

@@ -1,21 +1,19 @@
-"""The measurements behind `flcore bench`, by name."""
+"""The benchmarks of `flcore bench`, by name."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
-from flcore_bench.contests import peer_rows
+from flcore_bench.cuda_kernels import cuda_rows
 from flcore_bench.kernels import kernel_rows
 from flcore_bench.machine import available_cores, describe_machine
 from flcore_bench.memory import memory_rows
-from flcore_bench.on_device import cuda_rows
+from flcore_bench.peers import peer_rows, round_peer_rows
 from flcore_bench.plot import plot
-from flcore_bench.report import Report
+from flcore_bench.report import Report, Row
 from flcore_bench.round import round_rows
-from flcore_bench.round_peers import round_peer_rows
-from flcore_bench.row import Row
-from flcore_bench.setup import Setup
 from flcore_bench.transport import transport_rows
+from flcore_bench.workload import Sizes
 
 
 def run(
@@ -28,20 +26,33 @@ def run(
     pythons: Mapping[str, Path] | None = None,
     backend: str = "cpu",
 ) -> Report:
-    """Measure `what`, as `flcore bench` knows it, print a table, and write the files that are asked for.
+    """Run one benchmark, print its table, and write the requested files.
 
-    `pythons` has the interpreters of the peers' environments; `backend` is whose kernels are measured.
-    Raises `LimitBeaten`, at full scale, after all is printed and written.
+    Args:
+        what: The benchmark: kernels, peers, transport, round, round-peers or memory.
+        scale: "small" or "full".
+        threads: Threads of flcore, the limit and peers (default: the available cores).
+        json_file: Where to write all figures.
+        plot_file: Where to write a plot.
+        pythons: Interpreters of the peers' environments, by peer.
+        backend: Which kernels are measured: "cpu" or "cuda".
+
+    Returns:
+        The report.
+
+    Raises:
+        LimitBeaten: A row at full scale was faster than its limit. The table is printed and the JSON written before.
+        CheckoutRequired: Peers are measured from a source checkout, and this is an installed wheel.
     """
-    setup = Setup.of(scale, threads or available_cores())
+    sizes = Sizes.of(scale, threads or available_cores())
     named = what if backend == "cpu" else f"{what} --backend {backend}"
-    rows, absent = _rows(named, setup, pythons or {})
+    rows, absent = _rows(named, sizes, pythons or {})
     report = Report(
-        command=f"flcore bench {named} --scale {scale} --threads {setup.threads}",
+        command=f"flcore bench {named} --scale {scale} --threads {sizes.threads}",
         date=datetime.now(UTC).date().isoformat(),
         scale=scale,
-        rounds=setup.rounds if what in ("kernels", "peers") else len(rows[0].seconds),
-        threads=setup.threads,
+        rounds=sizes.rounds if what in ("kernels", "peers") else len(rows[0].seconds),
+        threads=sizes.threads,
         machine=describe_machine(),
         rows=rows,
         absent=absent,
@@ -55,9 +66,9 @@ def run(
     return report
 
 
-def _rows(what: str, setup: Setup, pythons: Mapping[str, Path]) -> tuple[list[Row], list[str]]:
-    if what in (contests := {"peers": peer_rows, "round-peers": round_peer_rows}):
-        return contests[what](setup.scale, setup.threads, pythons)
+def _rows(what: str, sizes: Sizes, pythons: Mapping[str, Path]) -> tuple[list[Row], list[str]]:
+    if what in (with_peers := {"peers": peer_rows, "round-peers": round_peer_rows}):
+        return with_peers[what](sizes.scale, sizes.threads, pythons)
     sections = {
         "kernels": kernel_rows,
         "kernels --backend cuda": cuda_rows,
@@ -65,4 +76,4 @@ def _rows(what: str, setup: Setup, pythons: Mapping[str, Path]) -> tuple[list[Ro
         "round": round_rows,
         "memory": memory_rows,
     }
-    return sections[what](setup.scale, setup.threads), []
+    return sections[what](sizes.scale, sizes.threads), []

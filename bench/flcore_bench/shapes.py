@@ -1,7 +1,7 @@
-"""The models of the round benchmarks: shapes as tables, values that take no memory.
+"""The models of the round benchmarks: tables of shapes, and values that take no memory.
 
-The job in `synthetic/` makes its first model of them, and its seed is the size. The arrays repeat one value in place,
-so that the server's own copy of a model is the only one.
+The job in `synthetic/` makes its initial model from a table; its seed is the size. The arrays are broadcast views of
+one value, so the server's own copy of the model is the only one in memory.
 """
 
 from collections.abc import Callable
@@ -25,12 +25,12 @@ def flat_table(size: int, dtype: str = "float32") -> Table:
 
 
 def many_table(size: int) -> Table:
-    """Ten thousand float32 tensors, `size` bytes together; on the wire each is filled up to a multiple of 1 KiB."""
+    """Ten thousand float32 tensors of `size` bytes in total. On the wire, each is padded to a multiple of 1 KiB."""
     return [(f"layer.{number:04d}", "float32", (size // 4 // SMALL_TENSORS,)) for number in range(SMALL_TENSORS)]
 
 
 def gpt2_large_table(shrink: int) -> Table:
-    """GPT-2 Large in float32, the head tied to the embedding and sent once; all widths divided by `shrink`."""
+    """GPT-2 Large in float32 with all widths divided by `shrink`. The tied head is sent once, as the embedding."""
     width, vocabulary, context = 1280 // shrink, 50_257 // shrink, 1024 // shrink
     shapes: list[tuple[str, tuple[int, ...]]] = [("wte", (vocabulary, width)), ("wpe", (context, width))]
     for layer in range(36):
@@ -54,7 +54,7 @@ def gpt2_large_table(shrink: int) -> Table:
 
 
 def llama_3b_table(shrink: int) -> Table:
-    """Llama-3.2-3B in bfloat16, the head tied to the embedding; all widths divided by `shrink`."""
+    """Llama-3.2-3B in bfloat16 with all widths divided by `shrink`. The tied head is sent once, as the embedding."""
     width, keys, inner, vocabulary = 3072 // shrink, 1024 // shrink, 8192 // shrink, 128_256 // shrink
     shapes: list[tuple[str, tuple[int, ...]]] = [("embed_tokens", (vocabulary, width))]
     for layer in range(28):
@@ -80,7 +80,7 @@ SHAPES: dict[str, Callable[[int], Table]] = {
     "gpt2_large": gpt2_large_table,
     "llama_3b": llama_3b_table,
 }
-"""Every shape by name: of a size in bytes, or of a number that all widths are divided by."""
+"""Every shape by name. The argument is the size in bytes, or the divisor of all widths."""
 
 
 def spec_named(shape: str, size: int) -> flcore.ModelSpec:
@@ -89,5 +89,5 @@ def spec_named(shape: str, size: int) -> flcore.ModelSpec:
 
 
 def constant(table: Table) -> dict[str, npt.NDArray[Any]]:
-    """Return arrays of one value: views of a single element, whatever their shapes."""
+    """Return arrays of one value: broadcast views of a single element."""
     return {name: np.broadcast_to(np.full((), VALUE, np.dtype(dtype)), shape) for name, dtype, shape in table}

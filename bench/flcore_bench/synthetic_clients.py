@@ -1,10 +1,13 @@
-"""Clients that cost next to nothing, many to a process, so that the server is what is measured.
+"""Clients that cost almost nothing, many per process, so that only the server is measured.
 
-They speak the real protocol over real gRPC: each joins with the job's contract, checks the pieces of a model that it is
-sent and drops them, and answers at once with a pattern of small numbers; or after `pause_s`, if the task has such a
-hyperparameter. Where it has `stalls`, all clients but the job's first stop halfway. With the answer goes, as a
-metric, when the order was read; the clock is the machine's, so a server on the same machine can tell how long its order
-took.
+They speak the real protocol over gRPC. Each joins with the job's contract, checks the pieces of the received model and
+discards them, and uploads a pattern of small numbers. Hyperparameters of the task change that:
+
+- `pause_s`: seconds to wait before the upload;
+- `stalls`: all clients but the job's first stop halfway through the upload.
+
+An update's metric `read_at` is the time at which the client read its order, on the machine's monotonic clock. A
+server on the same machine computes the delivery time from it.
 """
 
 import os
@@ -32,21 +35,21 @@ from flcore_transport import (
 )
 
 import flcore
-from flcore_bench.inside import Form, JoinMessage, TaskMessage, UpdateMessage, WelcomeMessage, parse_message, spec_of
-from flcore_bench.process import setup_from_parent, tell_parent
-from flcore_bench.tiled import Dropped, Tiled
+from flcore_bench.internals import Form, JoinMessage, TaskMessage, UpdateMessage, WelcomeMessage, parse_message, spec_of
+from flcore_bench.process import receive_setup, send_to_parent
+from flcore_bench.synthetic_payload import DiscardingSink, SyntheticPayload
 
 STACK_BYTES = 256 << 10
-"""Of each thread; there are some for each client, and the usual 8 MiB of address space add up."""
+"""Of each thread. There are several per client, and the default is 8 MiB of address space."""
 
 READ_AT = "read_at"
-"""The metric with the time at which a client has read its order."""
+"""The metric with the time at which a client read its order."""
 
 _PARSING = threading.Lock()
 
 
 class SyntheticClient:
-    """One client of `job`, the process's `number`-th; `refused` counts what the server says no to, by kind."""
+    """One client of `job`, the process's `number`-th. `refused` counts the server's refusals by kind."""
 
     def __init__(self, job: flcore.Job, name: str, number: int, address: str, refused: "Counter[str]") -> None:
         self._job, self._name, self._number, self._refused = job, name, number, refused
@@ -68,7 +71,7 @@ class SyntheticClient:
                     case Goodbye():
                         return
         except ConnectionLost:
-            # A server that closes cuts off whoever has not read its goodbye in time, and counts whom it loses before.
+            # A closing server disconnects clients that have not read its goodbye in time. Earlier losses count there.
             if not welcome.session:
                 raise
 
@@ -88,7 +91,7 @@ class SyntheticClient:
     def _download(self, welcome: Welcome, order: Order) -> None:
         if order.payload_id == self._payload_id:
             return
-        inbox = Inbox(order.payload, Dropped())
+        inbox = Inbox(order.payload, DiscardingSink())
         for piece in self._connection.download(Fetch(welcome.session, order.number), order.payload):
             inbox.accept(piece)
         inbox.finish()
@@ -98,9 +101,9 @@ class SyntheticClient:
         spec = spec_from(welcome.content)
         returns = self._job.contract.tasks[parse_message(TaskMessage, order.content).task].returns
         source = (
-            _Nothing()
+            _EmptySource()
             if returns == "metrics"
-            else Tiled(Form.narrowed(spec, self._job.contract.wire.upload), self._number)
+            else SyntheticPayload(Form.narrowed(spec, self._job.contract.wire.upload), self._number)
         )
         message = UpdateMessage(
             returns=returns,
@@ -109,7 +112,7 @@ class SyntheticClient:
             metrics={READ_AT: read_at},
             fingerprint="" if returns == "metrics" else spec.fingerprint,
         )
-        outbox = Halfway(source) if stalls else Outbox(source)
+        outbox = StallingOutbox(source) if stalls else Outbox(source)
         try:
             self._connection.upload(Offer(welcome.session, order.number, message.to_bytes(), source.layout), outbox)
         except ConnectionLost:
@@ -117,8 +120,8 @@ class SyntheticClient:
                 raise
 
 
-class Halfway(Outbox):
-    """Sends half of its pieces, and never the others."""
+class StallingOutbox(Outbox):
+    """Sends the first half of its pieces, and then blocks for ever."""
 
     def piece(self, index: int) -> bytes:
         """Return a piece of the first half."""
@@ -127,8 +130,8 @@ class Halfway(Outbox):
         return super().piece(index)
 
 
-class _Nothing:
-    """The payload of an answer of metrics alone."""
+class _EmptySource:
+    """The payload of an update with metrics only."""
 
     layout = Layout()
 
@@ -137,7 +140,7 @@ class _Nothing:
 
 
 def spec_from(welcome: bytes) -> flcore.ModelSpec:
-    """Return the spec in a welcome: one for all clients of the process, as they are told the same."""
+    """Return the spec in a welcome message. All clients of the process receive the same one, so it is parsed once."""
     with _PARSING:
         return _parsed(welcome)
 
@@ -148,14 +151,14 @@ def _parsed(welcome: bytes) -> flcore.ModelSpec:
 
 
 def _end(arguments: threading.ExceptHookArgs) -> None:
-    """End the process when a client cannot go on: the server would wait for it for ever."""
+    """End the process if a client fails: the server would wait for it for ever."""
     traceback.print_exception(arguments.exc_value)
     os._exit(1)
 
 
 def main() -> None:
-    """Host clients until the server has said goodbye to all of them, and say how often it said no."""
-    setup = setup_from_parent()
+    """Host clients until the server has said goodbye to all of them, and report its refusals."""
+    setup = receive_setup()
     threading.excepthook = _end
     job = flcore.Job.load(setup["directory"], **setup["contract"])
     refused: Counter[str] = Counter()
@@ -168,4 +171,4 @@ def main() -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    tell_parent({"refused": dict(refused)})
+    send_to_parent({"refused": dict(refused)})

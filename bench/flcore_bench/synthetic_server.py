@@ -1,4 +1,4 @@
-"""A fresh server process for one measurement: it serves a job to synthetic clients, and says what that took."""
+"""A fresh server process for one measurement: it serves a job to synthetic clients, and reports the figures."""
 
 import threading
 import time
@@ -10,23 +10,22 @@ from typing import Any
 from flcore_transport import GrpcServer, Service
 
 import flcore
-from flcore_bench.disk import DiskWatch
-from flcore_bench.inside import DEFAULT_BUDGET, Asked, Budget, Event, serve
-from flcore_bench.machine import peak_bytes
-from flcore_bench.process import setup_from_parent, tell_parent
+from flcore_bench.internals import DEFAULT_BUDGET, Asked, Budget, Event, serve
+from flcore_bench.process import receive_setup, send_to_parent
+from flcore_bench.resources import DiskWatch, peak_bytes
 from flcore_bench.synthetic_clients import READ_AT
 
 
-class Watcher:
-    """Notes when tasks were asked, and what memory the server had needed before the first was."""
+class ServerObserver:
+    """Records when tasks were sent, and the server's peak memory before the first one."""
 
     def __init__(self) -> None:
         self.asked_at: list[float] = []
         self.idle_bytes = 0
         self._lock = threading.Lock()
 
-    def watch(self, event: Event) -> None:
-        """Take note of an event; this is the server's `observe`."""
+    def observe(self, event: Event) -> None:
+        """Record an event. The server calls this as `observe`."""
         if isinstance(event, Asked):
             with self._lock:
                 self.idle_bytes = self.idle_bytes or peak_bytes()
@@ -34,32 +33,32 @@ class Watcher:
 
 
 def main() -> None:
-    """Serve the job of the setup with its options, say where, and at the end print the figures."""
-    setup = setup_from_parent()
+    """Serve the job of the setup with its options. Report the address first, and the figures at the end."""
+    setup = receive_setup()
     job = flcore.Job.load(setup["directory"], **setup["contract"])
     options = options_of(setup["options"])
-    watcher = Watcher()
+    observer = ServerObserver()
 
     def listen(service: Service) -> GrpcServer:
         server = GrpcServer(service, windows_bytes=options["budget"].windows_bytes)
-        tell_parent({"address": server.address})
+        send_to_parent({"address": server.address})
         return server
 
     with DiskWatch(options.get("directory")) as disk:
-        outcome = serve(job, listen, wait_for=setup["wait_for"], observe=watcher.watch, **options)
-    tell_parent(figures_of(outcome.history, watcher) | {"peak_bytes": peak_bytes(), "disk_bytes": disk.high_water})
+        outcome = serve(job, listen, wait_for=setup["wait_for"], observe=observer.observe, **options)
+    send_to_parent(figures_of(outcome.history, observer) | {"peak_bytes": peak_bytes(), "disk_bytes": disk.peak_bytes})
 
 
 def options_of(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of `serve`, from what JSON can say of them."""
+    """Return the options of `serve` from their JSON form."""
     options = {**given, "budget": Budget(given["budget_bytes"]) if "budget_bytes" in given else DEFAULT_BUDGET}
     options.pop("budget_bytes", None)
     return options | {"directory": Path(given["directory"])} if "directory" in given else options
 
 
-def figures_of(history: list[flcore.RoundRecord], watcher: Watcher) -> dict[str, Any]:
-    """Return the figures of all rounds but the first, which warms up; of a single round, its own."""
-    rounds = list(zip(history, watcher.asked_at, strict=True))[1 if len(history) > 1 else 0 :]
+def figures_of(history: list[flcore.RoundRecord], observer: ServerObserver) -> dict[str, Any]:
+    """Return the figures of all rounds but the first, which warms up. A single round counts."""
+    rounds = list(zip(history, observer.asked_at, strict=True))[1 if len(history) > 1 else 0 :]
     records = [record for record, _ in rounds]
     failed = Counter(reason for record in history for reasons in record.failed.values() for reason in reasons.values())
     return {
@@ -67,12 +66,12 @@ def figures_of(history: list[flcore.RoundRecord], watcher: Watcher) -> dict[str,
         "phases": {phase: [record.seconds[phase] for record in records] for phase in records[0].seconds},
         "bytes_sent": records[0].bytes_sent,
         "bytes_received": records[0].bytes_received,
-        "idle_bytes": watcher.idle_bytes,
-        "reached_s": [_reached_s(record, asked_at) for record, asked_at in rounds],
+        "idle_bytes": observer.idle_bytes,
+        "delivery_s": [_delivery_s(record, asked_at) for record, asked_at in rounds],
         "failed": dict(failed),
     }
 
 
-def _reached_s(record: flcore.RoundRecord, asked_at: float) -> float:
-    """Return how long it took until the last client had read its order."""
+def _delivery_s(record: flcore.RoundRecord, asked_at: float) -> float:
+    """Return the seconds until the last client had read its order."""
     return max(part.metrics[READ_AT] for part in record.updates.values()) - asked_at

@@ -1,4 +1,7 @@
-"""The clients' end of the transport benchmark: one flat model sent or fetched, split evenly over some connections."""
+"""The clients' end of the transport benchmark: one flat model, split evenly over the connections.
+
+Each sample transfers the whole model once, and returns the seconds.
+"""
 
 import secrets
 import time
@@ -12,28 +15,26 @@ from flcore_transport import Fetch, GrpcConnection, Inbox, Join, Offer, Order, O
 
 import flcore
 from flcore_bench.bare_grpc import BareClient
-from flcore_bench.federated import JOB, Federated
-from flcore_bench.inside import Form, JoinMessage, UpdateMessage
-from flcore_bench.process import Process
+from flcore_bench.federation import SYNTHETIC_JOB, FederationSpec
+from flcore_bench.internals import Form, JoinMessage, UpdateMessage
+from flcore_bench.process import ChildProcess
 from flcore_bench.shapes import spec_named
-from flcore_bench.tiled import Dropped, Tiled
-from flcore_bench.tuning import Tuning
-
-Sample = Callable[[], float]
-"""Moves the whole model once, and returns the seconds."""
+from flcore_bench.synthetic_payload import DiscardingSink, SyntheticPayload
+from flcore_bench.timing import Sample
+from flcore_bench.transport_tuning import Tuning
 
 UPDATES = 4
-"""How many updates follow each other where they are folded."""
+"""Consecutive uploads of a connection in a sample with folding."""
 
 
-class Line:
-    """One client's connection to flcore's server, joined, with a model of `spec` to send."""
+class JoinedClient:
+    """A client that has joined a flcore server, with a model of `spec` to upload."""
 
     def __init__(self, address: str, name: str, spec: flcore.ModelSpec, content: bytes = b"") -> None:
         self._connection = GrpcConnection(address)
         self._session = self._connection.session(Join(name, secrets.token_hex(8), content))
         self._spec = spec
-        self._model = Tiled(Form.plain(spec))
+        self._model = SyntheticPayload(Form.plain(spec))
         welcome = next(self._session)
         assert isinstance(welcome, Welcome)  # noqa: S101 - the endpoint sends it first
         self._secret = welcome.session
@@ -47,8 +48,8 @@ class Line:
         self._connection.upload(offer, Outbox(self._model))
 
     def download(self) -> None:
-        """Fetch the model, check its pieces and drop them."""
-        inbox = Inbox(self._model.layout, Dropped())
+        """Download the model, check its pieces and discard them."""
+        inbox = Inbox(self._model.layout, DiscardingSink())
         for piece in self._connection.download(Fetch(self._secret, 1)):
             inbox.accept(piece)
         inbox.finish()
@@ -60,48 +61,48 @@ class Line:
         return order.number
 
     def close(self) -> None:
-        """End the connection."""
+        """Close the connection."""
         self._connection.close()
 
 
 @contextmanager
 def bare_samples(size: int, tuning: Tuning, threads: int) -> Iterator[dict[str, Sample]]:
-    """Yield what a bare grpcio stream does, in both directions, with acknowledgements and without."""
+    """Yield samples of bare grpcio streams: in both directions, uploads with and without acknowledgements."""
     share, piece = size // tuning.connections, tuning.piece
     with _server({"kind": "bare"}, tuning, threads) as (_, address), ExitStack() as stack:
         clients = [stack.enter_context(closing(BareClient(address))) for _ in range(tuning.connections)]
         yield {
-            "upload, bare, acknowledged": lambda: _together(
+            "upload, bare, acknowledged": lambda: _concurrently(
                 [partial(client.upload_acknowledged, share, piece, tuning.window) for client in clients]
             ),
-            "upload, bare": lambda: _together([partial(client.upload, share, piece) for client in clients]),
-            "download, bare": lambda: _together([partial(client.download, share, piece) for client in clients]),
+            "upload, bare": lambda: _concurrently([partial(client.upload, share, piece) for client in clients]),
+            "download, bare": lambda: _concurrently([partial(client.download, share, piece) for client in clients]),
         }
 
 
 @contextmanager
 def checked_samples(size: int, tuning: Tuning, threads: int) -> Iterator[dict[str, Sample]]:
-    """Yield what flcore's streams do when pieces are checked at the other end, and dropped."""
+    """Yield samples of flcore's streams whose receiver checks pieces and discards them."""
     share = size // tuning.connections
     spec = spec_named("flat", share)
     with _server({"kind": "checking", "size": share}, tuning, threads) as (_, address), ExitStack() as stack:
-        lines = [stack.enter_context(closing(Line(address, f"c{k}", spec))) for k in range(tuning.connections)]
+        lines = [stack.enter_context(closing(JoinedClient(address, f"c{k}", spec))) for k in range(tuning.connections)]
         yield {
-            "upload, flcore, checked": lambda: _together([partial(line.upload, 1) for line in lines]),
-            "download, flcore, checked": lambda: _together([line.download for line in lines]),
+            "upload, flcore, checked": lambda: _concurrently([partial(line.upload, 1) for line in lines]),
+            "download, flcore, checked": lambda: _concurrently([line.download for line in lines]),
         }
 
 
 @contextmanager
 def folded_sample(size: int, accumulate: str, tuning: Tuning, threads: int) -> Iterator[dict[str, Sample]]:
-    """Yield what uploads into a federation do: checked, inspected, and folded, one while the next one comes.
+    """Yield a sample of uploads into a federation, which checks, scans and folds one while the next one arrives.
 
-    Its seconds are those of `UPDATES` uploads in a row, and those that folding goes on afterwards, for each of them.
+    A sample makes `UPDATES` uploads in a row and waits until folding ends. It returns the seconds per upload.
     """
     share = size // tuning.connections
     spec = spec_named("flat", share)
     count = UPDATES * tuning.connections
-    run = Federated("flat", share, clients=count, accumulate=accumulate)
+    run = FederationSpec("flat", share, clients=count, accumulate=accumulate)
     setup = {
         "kind": "folding",
         "size": share,
@@ -109,30 +110,30 @@ def folded_sample(size: int, accumulate: str, tuning: Tuning, threads: int) -> I
         "accumulate": accumulate,
         "contract": run.overrides,
     }
-    job = flcore.Job.load(JOB, **run.overrides)
+    job = flcore.Job.load(SYNTHETIC_JOB, **run.overrides)
     held = JoinMessage(contract=job.contract.to_json(), code_digest=job.code_digest, version=flcore.__version__)
     with _server(setup, tuning, threads) as (server, address), ExitStack() as stack:
         names = [f"c{number}" for number in range(count)]
-        lines = [stack.enter_context(closing(Line(address, name, spec, held.to_bytes()))) for name in names]
+        lines = [stack.enter_context(closing(JoinedClient(address, name, spec, held.to_bytes()))) for name in names]
 
         def sample() -> float:
             uploads = [partial(line.upload, line.next_order()) for line in lines]
             turns = [uploads[first::UPDATES] for first in range(UPDATES)]
-            taken = sum(_together(turn) for turn in turns)
-            return (taken + float(server.answer()["folding_s"])) / UPDATES
+            taken = sum(_concurrently(turn) for turn in turns)
+            return (taken + float(server.receive()["folding_s"])) / UPDATES
 
         yield {f"upload, flcore, checked and folded, {accumulate}": sample}
 
 
 @contextmanager
-def _server(setup: dict[str, Any], tuning: Tuning, threads: int) -> Iterator[tuple[Process, str]]:
+def _server(setup: dict[str, Any], tuning: Tuning, threads: int) -> Iterator[tuple[ChildProcess, str]]:
     module = "flcore_bench.transport_server"
-    with Process(module, setup | {"tuning": vars(tuning)}, threads) as server:
-        yield server, server.answer()["address"]
+    with ChildProcess(module, setup | {"tuning": vars(tuning)}, threads) as server:
+        yield server, server.receive()["address"]
 
 
-def _together(calls: Sequence[Callable[[], object]]) -> float:
-    """Make calls at the same time, and return the seconds until the last has ended."""
+def _concurrently(calls: Sequence[Callable[[], object]]) -> float:
+    """Run calls at the same time, and return the seconds until the last one ends."""
     with ThreadPoolExecutor(len(calls)) as pool:
         started = time.perf_counter()
         for future in [pool.submit(call) for call in calls]:

@@ -1,4 +1,4 @@
-"""The server's end of the transport benchmark, in a process of its own: bare, checking, or checking and folding."""
+"""The server process of the transport benchmark: bare, checking, or checking and folding."""
 
 import time
 from collections.abc import Callable
@@ -9,90 +9,90 @@ from flcore_transport import GrpcServer, Inbox, Layout, Link, Outbox, Receipt
 
 import flcore
 from flcore_bench.bare_grpc import serve_bare
-from flcore_bench.federated import JOB
-from flcore_bench.inside import Federation, Form, RoundRules, Staging, TaskMessage
-from flcore_bench.process import setup_from_parent, tell_parent
+from flcore_bench.federation import SYNTHETIC_JOB
+from flcore_bench.internals import Federation, Form, RoundRules, Staging, TaskMessage
+from flcore_bench.process import receive_setup, send_to_parent
 from flcore_bench.shapes import spec_named
-from flcore_bench.tiled import Dropped, Tiled
-from flcore_bench.tuning import Tuning
+from flcore_bench.synthetic_payload import DiscardingSink, SyntheticPayload
+from flcore_bench.transport_tuning import Tuning
 
 FOREVER_S = 1e6
 
-TICK_S, REST_S = 0.002, 0.05
-BUSY = 0.25
-"""How much of a tick's time a process that is at work has used."""
+TICK_S, IDLE_S = 0.002, 0.05
+BUSY_SHARE = 0.25
+"""A process counts as busy if it used at least this share of a tick."""
 
 
-class Checking:
-    """A `Service` that lets everybody in, checks the pieces that come, and drops them."""
+class CheckingService:
+    """A `Service` that admits every client, checks received pieces, and discards them."""
 
     def __init__(self, spec: flcore.ModelSpec) -> None:
-        self._model = Tiled(Form.plain(spec))
+        self._model = SyntheticPayload(Form.plain(spec))
 
     def admit(self, client: str, content: bytes) -> bytes:  # noqa: ARG002 - as a `Service` has it
-        """Let a client in."""
+        """Admit a client."""
         return b""
 
     def arrive(self, client: str, link: Link) -> None:
-        """Nobody is asked anything."""
+        """Assign no task."""
 
     def depart(self, client: str) -> None:
-        """Nobody is missed."""
+        """Ignore that a client left."""
 
     def payload(self, client: str, order: int) -> Outbox:  # noqa: ARG002 - as a `Service` has it
         """Return the same model for every order."""
         return Outbox(self._model)
 
-    def answer(self, client: str, order: int, content: bytes, layout: Layout) -> "Checked":  # noqa: ARG002 - as a `Service` has it
-        """Begin an answer."""
-        return Checked(order, layout)
+    def answer(self, client: str, order: int, content: bytes, layout: Layout) -> "CheckedUpload":  # noqa: ARG002 - as a `Service` has it
+        """Begin an upload."""
+        return CheckedUpload(order, layout)
 
     def failed(self, client: str, order: int, message: str) -> None:
-        """Nobody fails."""
+        """Ignore a failed task."""
 
 
-class Checked(Inbox):
-    """An answer on its way in, of which only the count of its pieces is kept."""
+class CheckedUpload(Inbox):
+    """An upload of which only the count of pieces is kept."""
 
     def __init__(self, order: int, layout: Layout) -> None:
-        super().__init__(layout, Dropped())
+        super().__init__(layout, DiscardingSink())
         self._order = order
 
     @property
     def expected(self) -> int:
-        """How many pieces it has in all."""
+        """The number of its pieces."""
         return len(self.plan)
 
     def begin(self) -> "Future[None]":
-        """Pieces may come at once."""
+        """Accept pieces at once."""
         begun: Future[None] = Future()
         begun.set_result(None)
         return begun
 
     def commit(self) -> Receipt:
-        """Say that it was whole."""
+        """Acknowledge the complete upload."""
         self.finish()
         return Receipt(self._order)
 
     def end(self) -> None:
-        """Nothing is left of it."""
+        """Release nothing: nothing is held."""
 
 
 def serve_checking(setup: dict[str, Any]) -> None:
-    """Serve models of the setup's size both ways, until the parent ends."""
-    server = GrpcServer(Checking(spec_named("flat", setup["size"])))
-    tell_parent({"address": server.address})
+    """Serve uploads and downloads of models of the setup's size, until the parent ends."""
+    server = GrpcServer(CheckingService(spec_named("flat", setup["size"])))
+    send_to_parent({"address": server.address})
     time.sleep(FOREVER_S)
 
 
 def serve_folding(setup: dict[str, Any]) -> None:
-    """Ask the clients for updates for ever and fold them, streaming; tell how long folding went on after each round."""
-    job = flcore.Job.load(JOB, **setup["contract"])
-    # Its pages are zeros that nobody reads, and take no memory.
+    """Run streaming rounds for ever, and report after each how long folding continued."""
+    job = flcore.Job.load(SYNTHETIC_JOB, **setup["contract"])
+    # Its pages are zeros that are never touched, so they take no memory.
     model = flcore.Model(spec_named("flat", setup["size"]))
     federation = Federation(job, model.spec)
     server = GrpcServer(federation)
-    tell_parent({"address": server.address})
+    send_to_parent({"address": server.address})
     clients = federation.rounds.wait_for(setup["clients"], None)
     message = TaskMessage(task="train", round=1, rounds=1, seed=0, hyperparameters={})
     while True:
@@ -101,28 +101,28 @@ def serve_folding(setup: dict[str, Any]) -> None:
         federation.rounds.close(asked, Staging())
         if asked.state.failed:
             raise RuntimeError(f"clients have failed: {asked.state.failed}")
-        folding_s = busy_s()
+        folding_s = wait_until_idle()
         aggregator.finish()
-        tell_parent({"folding_s": folding_s})
+        send_to_parent({"folding_s": folding_s})
 
 
-def busy_s() -> float:
-    """Wait until this process has nothing to do any more, and return how long it had.
+def wait_until_idle() -> float:
+    """Wait until this process is idle, and return how long it was busy.
 
-    So whatever the plan does behind an upload counts, and dividing, which `finish` does, does not.
+    This includes the plan's work after an upload. It excludes the division, which is part of `finish`.
     """
     started = busy_until = time.perf_counter()
     used = time.process_time()
-    while time.perf_counter() < busy_until + REST_S:
+    while time.perf_counter() < busy_until + IDLE_S:
         time.sleep(TICK_S)
         before, used = used, time.process_time()
-        if used - before > BUSY * TICK_S:
+        if used - before > BUSY_SHARE * TICK_S:
             busy_until = time.perf_counter()
     return busy_until - started
 
 
 SERVERS: dict[str, Callable[[dict[str, Any]], None]] = {
-    "bare": lambda _: serve_bare(lambda address: tell_parent({"address": address})),
+    "bare": lambda _: serve_bare(lambda address: send_to_parent({"address": address})),
     "checking": serve_checking,
     "folding": serve_folding,
 }
@@ -130,7 +130,7 @@ SERVERS: dict[str, Callable[[dict[str, Any]], None]] = {
 
 
 def main() -> None:
-    """Be the server that the setup says."""
-    setup = setup_from_parent()
+    """Run the server of the setup's kind."""
+    setup = receive_setup()
     Tuning(**setup["tuning"]).apply()
     SERVERS[setup["kind"]](setup)

@@ -1,4 +1,4 @@
-"""`flcore bench`: what this machine can do."""
+"""`flcore bench`: benchmarks of this machine."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -8,21 +8,21 @@ import typer
 
 
 class Scale(StrEnum):
-    """How large the measurement is."""
+    """The size of the measurement."""
 
     SMALL = "small"
     FULL = "full"
 
 
 class Device(StrEnum):
-    """Whose kernels are measured."""
+    """The device whose kernels are measured."""
 
     CPU = "cpu"
     CUDA = "cuda"
 
 
-class What(StrEnum):
-    """What is measured."""
+class Benchmark(StrEnum):
+    """The benchmark to run."""
 
     KERNELS = "kernels"
     PEERS = "peers"
@@ -34,45 +34,46 @@ class What(StrEnum):
 
 def bench(
     what: Annotated[
-        What,
+        Benchmark,
         typer.Argument(
-            help="kernels: the arithmetic, against the machine's limit and NumPy. peers: against PyTorch, NVFLARE, "
-            "Flower and NumPy, each in its own environment. transport: streams of pieces, against bare gRPC. round: "
-            "whole rounds over loopback. round-peers: beside those of NVFLARE and Flower. memory: the server's peak, "
-            "against what it may take. Rounds on disk go to where TMPDIR says."
+            help="kernels: aggregation, against the machine's limit and NumPy. transport: streams, against bare gRPC. "
+            "round: whole rounds over loopback. memory: the server's peak memory, against its bound. peers: "
+            "aggregation, against PyTorch, NVFLARE, Flower and NumPy. round-peers: whole rounds, against NVFLARE and "
+            "Flower. The last two need a source checkout (make bench-peers). Disk files go to TMPDIR."
         ),
     ],
     scale: Annotated[
         Scale,
-        typer.Option(help="small: a minute or two and 1 GB of memory. full: many minutes, 16 GB, and 50 GB of disk."),
+        typer.Option(help="small: one or two minutes, 1 GB of memory. full: many minutes, 16 GB, and 50 GB of disk."),
     ] = Scale.SMALL,
     backend: Annotated[
-        Device, typer.Option(help="Whose kernels are measured (kernels only): cuda needs a device, and CuPy.")
+        Device, typer.Option(help="The kernels to measure (kernels only). cuda needs a CUDA device and CuPy.")
     ] = Device.CPU,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads of flcore, PyTorch and the limit (default: the cores available).")
+        int | None, typer.Option(min=1, help="Threads of flcore, PyTorch and the limit (default: the available cores).")
     ] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file as JSON.")] = None,
     plot_file: Annotated[
-        Path | None, typer.Option("--plot", help="Draw GB/s against the limit (kernels, peers; needs matplotlib).")
+        Path | None,
+        typer.Option("--plot", help="Plot GB/s against the limit (kernels and peers only; needs matplotlib)."),
     ] = None,
     python: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME=PATH",
-            help="The interpreter of a peer's environment (torch, nvflare, flower, numpy); may be repeated. Default: "
-            ".peers/NAME/bin/python, as `make bench-peers` makes it, or else this one.",
+            help="The interpreter of a peer's environment (torch, nvflare, flower, numpy). May be repeated. Default: "
+            ".peers/NAME/bin/python, which `make bench-peers` installs, or else this interpreter.",
         ),
     ] = None,
 ) -> None:
-    """Measure flcore on this machine, next to the machine's own limit, and print one table.
+    """Measure flcore on this machine, next to the machine's own limit, and print a table.
 
-    Ends with an error if anything beats its limit: then the limit was measured badly, and no ratio to it holds.
+    At scale full, a row that is faster than its limit is an error: the limit was measured wrongly.
     """
     import flcore_bench
 
-    if backend != Device.CPU and what != What.KERNELS:
-        raise typer.BadParameter(f"only kernels are measured on a device, not {what}", param_hint="--backend")
+    if backend != Device.CPU and what != Benchmark.KERNELS:
+        raise typer.BadParameter(f"expected cpu with {what}: only the kernels run on cuda", param_hint="--backend")
     pythons = _pythons(python or [], set(flcore_bench.PEERS))
     flcore_bench.run(
         what.value,
@@ -91,6 +92,6 @@ def _pythons(given: list[str], known: set[str]) -> dict[str, Path]:
         name, _, path = pair.partition("=")
         if name not in known or not path:
             names = ", ".join(sorted(known))
-            raise typer.BadParameter(f"expected NAME=PATH with a NAME of {names}, not {pair!r}", param_hint="--python")
+            raise typer.BadParameter(f"expected NAME=PATH with a NAME of {names}, got {pair!r}", param_hint="--python")
         pythons[name] = Path(path)
     return pythons

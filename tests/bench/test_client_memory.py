@@ -4,8 +4,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from flcore_bench.process import Process
-from flcore_bench.round import JOB
+from flcore_bench.process import ChildProcess
+from flcore_bench.round import ECHO_JOB
 from flcore_transport import GrpcServer, Service
 
 import flcore
@@ -20,7 +20,7 @@ LOSSY = {"wire": {"upload": "int8[256]"}, "tasks": {"train": {"returns": "delta"
 def peak_of(megabytes: int, contract: dict[str, Any]) -> int:
     """Run two rounds with one client, and return its process's peak."""
     overrides = {"seed": megabytes, "clients": 1, "server": SERVER, **contract}
-    job = flcore.Job.load(JOB, **overrides)
+    job = flcore.Job.load(ECHO_JOB, **overrides)
     address: Future[str] = Future()
 
     def listen(service: Service) -> GrpcServer:
@@ -30,9 +30,9 @@ def peak_of(megabytes: int, contract: dict[str, Any]) -> int:
 
     with ThreadPoolExecutor(1) as pool:
         outcome = pool.submit(serve, job, listen)
-        setup = {"directory": str(JOB), "contract": overrides, "address": address.result(20)}
-        with Process("flcore_bench.one_client", setup, threads=2) as client:
-            peak = client.answer()["peak_bytes"]
+        setup = {"kind": "client", "directory": str(ECHO_JOB), "contract": overrides, "address": address.result(20)}
+        with ChildProcess("flcore_bench.peak_memory", setup, threads=2) as client:
+            peak = client.receive()["peak_bytes"]
         assert len(outcome.result(20).history) == 2
     return int(peak)
 

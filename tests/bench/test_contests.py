@@ -1,18 +1,18 @@
-"""Contests with peers: against NumPy, which is always there, and with those that are not."""
+"""Contests with peers: against NumPy, which is always there, and with those that are not installed."""
 
 import json
 import sys
 from pathlib import Path
 
 import pytest
-from flcore_bench import PEERS, Limit, MeasurementFailed, Row, contests
+from flcore_bench import PEERS, CheckoutRequired, Limit, MeasurementFailed, Row, peers
 from flcore_bench import run as bench_run
-from flcore_bench.peers import contest, plain_numpy
-from flcore_bench.peers.contender import Contender, Models
 from flcore_bench.plot import bars, plot
-from flcore_bench.setup import Setup
+from flcore_bench.workload import Sizes
+from flcore_bench_peers import contest, plain_numpy
+from flcore_bench_peers.contest import Contender, Models
 
-TINY = Setup("small", 2, 2, 1 << 14, 20, (), (), 0)
+TINY = Sizes("small", 2, 2, 1 << 14, 20, (), (), 0)
 LIMIT = Limit("loop", [0.5], 0.5)
 
 
@@ -31,7 +31,7 @@ def test_a_peer_that_is_not_installed_is_absent(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
-    monkeypatch.delitem(sys.modules, "flcore_bench.peers.pytorch", raising=False)
+    monkeypatch.delitem(sys.modules, "flcore_bench_peers.pytorch", raising=False)
     monkeypatch.setattr(sys, "argv", ["-c", "pytorch", "small", "2"])
     contest.main()
     assert json.loads(capsys.readouterr().out) == {"absent": True}
@@ -57,7 +57,7 @@ def test_absent_peers_are_in_the_report(
         asked.append((name, python))
         return [Row("flcore", [1.0], 4, LIMIT, series="flcore")] if name == "numpy" else None
 
-    monkeypatch.setattr(contests, "contest", contest_of)
+    monkeypatch.setattr(peers, "contest", contest_of)
     monkeypatch.chdir(tmp_path)
     report = bench_run("peers", "full", pythons={"torch": Path("/elsewhere/python")})
     assert report.absent == [name for name in PEERS if name != "numpy"] and not report.is_full
@@ -70,13 +70,20 @@ def test_the_environment_that_make_made_is_found(tmp_path: Path, monkeypatch: py
     python.parent.mkdir(parents=True)
     python.touch()
     monkeypatch.chdir(tmp_path)
-    assert contests.default_python("torch").resolve() == python
-    assert contests.default_python("flower") == Path(sys.executable)
+    assert peers.default_python("torch").resolve() == python
+    assert peers.default_python("flower") == Path(sys.executable)
 
 
 def test_an_interpreter_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(MeasurementFailed, match="cannot be run"):
-        contests.contest("torch", tmp_path / "python", "small", 2)
+        peers.contest("torch", tmp_path / "python", "small", 2)
+
+
+@pytest.mark.parametrize("what", ["peers", "round-peers"])
+def test_an_installed_wheel_says_that_peers_need_a_checkout(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "find_spec", lambda name: None)
+    with pytest.raises(CheckoutRequired, match=r"source checkout.*make bench-peers"):
+        bench_run(what, "small")
 
 
 def test_bars_pool_what_was_measured_in_several_processes(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from itertools import pairwise, product
 import numpy as np
 import pytest
 from flcore_bench import Limit, interleaved, limit_cases, measured_limit
-from flcore_bench.limit import FINALISTS, PREFIX, Bench, Loop
+from flcore_bench.limit import FINALISTS, PREFIX, LimitBench, Loop
 
 LOOPS = [Loop(*chosen) for chosen in product((1, 4), (False, True), (False, True), (1 << 16,), (1, 2))]
 
@@ -14,7 +14,7 @@ LOOPS = [Loop(*chosen) for chosen in product((1, 4), (False, True), (False, True
 def test_a_loop_reads_every_line_and_writes_every_line(loop: Loop) -> None:
     sources = [np.ones(100_003, np.float32) for _ in range(6)] + [np.ones(5_000, np.uint8)]
     target = np.ones(50_001, np.float32)
-    bench = Bench(sources, target, threads=2)
+    bench = LimitBench(sources, target, threads=2)
     assert bench.work(loop)() == np.float32(1.0).view(np.uint32)
     written = np.flatnonzero(target == 0)
     assert written.size >= target.size - 32 and written[0] < 16 and np.all(np.diff(written) == 1)
@@ -32,7 +32,7 @@ def test_buffers_that_lie_otherwise_in_their_lines_are_read_to_their_own_ends() 
     for number, aside in enumerate((0, 4, 4, 0)):  # of 2,048 bytes, 32 whole lines or 31
         sources.append(room[start + number * 4096 + aside :][:2048])
         sources[-1][:] = 1
-    bench = Bench(sources, np.ones(64, np.float32), threads=1)
+    bench = LimitBench(sources, np.ones(64, np.float32), threads=1)
     for loop in LOOPS:
         assert bench.work(loop)() == 0x01010101
 

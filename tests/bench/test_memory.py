@@ -5,8 +5,7 @@ Small in every run; `make stress` measures 400 clients, and half a gigabyte.
 
 import pytest
 from flcore_bench.case import Case
-from flcore_bench.federated import measured
-from flcore_bench.formula import bound
+from flcore_bench.federation import run_federation
 from flcore_bench.memory import MEMORY_CASES, PLANS
 
 SMALL = {
@@ -22,9 +21,9 @@ SMALL = {
 
 def require_bound(case: Case, scale: str) -> None:
     run = case.at(scale)
-    figures = measured(run, threads=2)
-    assert not figures.losses or "stall" in case.name
-    assert figures.peak_bytes <= bound(run)
+    figures = run_federation(run, threads=2)
+    assert not figures.failure_count or "stall" in case.name
+    assert figures.peak_bytes <= run.memory_bound
 
 
 @pytest.mark.serial

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flcore_bench import MeasurementFailed, Row, Setup, drop_in, round_peers
+from flcore_bench import MeasurementFailed, Row, Sizes, peers
 from flcore_bench import run as bench_run
-from flcore_bench.peers.exchange import Exchange, exchange_rows
-from flcore_bench.peers.round_nvflare import aggregating_of, seconds_of
+from flcore_bench_peers.drop_in import DropIn, drop_in_rows
+from flcore_bench_peers.round_nvflare import aggregating_of, seconds_of
 
 LOG = """2026-11-25 14:00:00,000 - FedAvg - INFO - [wf=controller] -
 -----
@@ -30,17 +30,17 @@ LOG = """2026-11-25 14:00:00,000 - FedAvg - INFO - [wf=controller] -
 2026-11-25 14:00:06,500 - FedAvg - INFO - [wf=controller] - Start persist model on server.
 """
 
-FAMILY = """
+TREE = """
 import subprocess, sys, time
-from flcore_bench.peers.offspring import Offspring
+from flcore_bench_peers.process_tree import ProcessTree
 child = "import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(99)'," \
         " 'grandchild'], start_new_session=True); print(p.pid, flush=True)"
-with Offspring() as family:
+with ProcessTree() as tree:
     subprocess.run([sys.executable, "-c", child], check=True)
     until = time.monotonic() + 20
-    while not family.peak_bytes("grandchild") and time.monotonic() < until:
+    while not tree.peak_bytes("grandchild") and time.monotonic() < until:
         time.sleep(0.05)
-print(family.peak_bytes("grandchild"))
+print(tree.peak_bytes("grandchild"))
 """
 
 
@@ -56,7 +56,7 @@ def test_a_round_without_a_client_is_no_measurement() -> None:
 @pytest.mark.serial
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_no_descendant_outlives_the_context_whatever_session_it_is_in() -> None:
-    done = subprocess.run([sys.executable, "-c", FAMILY], stdout=subprocess.PIPE, check=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", TREE], stdout=subprocess.PIPE, check=True, text=True, timeout=60)
     grandchild, peak = map(int, done.stdout.split())
     assert peak > 1_000_000
     with pytest.raises(ProcessLookupError):
@@ -66,15 +66,15 @@ def test_no_descendant_outlives_the_context_whatever_session_it_is_in() -> None:
 def test_rounds_of_peers_stand_beside_ours_and_absent_ones_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def answer_of(module: str, *arguments: str, **_: Any) -> Any:
+    def run_in_process(module: str, *arguments: str, **_: Any) -> Any:
         assert arguments == ("64000000", "4", "3", "own")
         if module.endswith("flower"):
             return {"absent": True}
         return json.loads('{"absent": false, "version": "2.9.0", "seconds": [6, 8], "peaks": {"server": 9e9}}')
 
-    monkeypatch.setattr(round_peers, "answer_of", answer_of)
-    monkeypatch.setattr(round_peers, "round_row", lambda scale: Row("round", [2.0], 4))
-    monkeypatch.setattr(round_peers, "rows_of", lambda cases, scale, threads: [Row("streaming", [1.0], 4)])
+    monkeypatch.setattr(peers, "run_in_process", run_in_process)
+    monkeypatch.setattr(peers, "round_row", lambda scale: Row("round", [2.0], 4))
+    monkeypatch.setattr(peers, "rows_of", lambda cases, scale, threads: [Row("streaming", [1.0], 4)])
     monkeypatch.chdir(tmp_path)
     report = bench_run("round-peers", "small")
     assert report.absent == ["flower"]
@@ -92,17 +92,17 @@ def test_what_a_mean_took_is_read_from_nvflares_log() -> None:
 def test_a_peer_stands_beside_itself_with_our_mean(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def answer_of(module: str, *arguments: str, **_: Any) -> Any:
+    def run_in_process(module: str, *arguments: str, **_: Any) -> Any:
         asked.append((module.rpartition(".")[2], *arguments))
-        if module.endswith("exchange"):
+        if module.endswith("drop_in"):
             return [Row("aggregation", [1.0], 4).to_json()]
         seconds = {"own": 8.0, "float32": 4.0, "exact": 5.0}[arguments[3]]
         return {"version": "1", "seconds": [seconds], "aggregation": [0.5, 0.7], "peaks": {"server": 2e9}}
 
-    monkeypatch.setattr(drop_in, "answer_of", answer_of)
-    rows = drop_in.drop_in_rows("flower", Path(sys.executable), "small", 2, {})
+    monkeypatch.setattr(peers, "run_in_process", run_in_process)
+    rows = peers.drop_in_rows("flower", Path(sys.executable), "small", 2, {})
     assert asked == [
-        ("exchange", "flower_exchange", "small"),
+        ("drop_in", "flower", "small"),
         *[("round_flower", "64000000", "4", "3", way) for way in ("own", "float32", "exact")],
     ]
     assert [row.against for row in rows] == [{}, {}, {"its own": 2.0}, {"its own": 1.6}]
@@ -110,14 +110,14 @@ def test_a_peer_stands_beside_itself_with_our_mean(monkeypatch: pytest.MonkeyPat
     assert rows[1].note == "0.60 s in aggregation; server's peak 2,000 MB"
 
 
-def test_an_exchange_is_measured_in_turn_and_must_agree() -> None:
+def test_a_drop_in_is_measured_in_turn_and_must_agree() -> None:
     models = [{"weight": np.full(512, value, np.float32)} for value in (1.0, 2.0)]
     mean = np.full(512, 1.75, np.float32)
-    setup = Setup("small", 2, 2, 512, 20, (), (), 0)
-    one = Exchange("peer", lambda: mean, {"flcore": lambda: mean}, lambda result: np.asarray(result), {"flcore": 0.001})
-    rows = exchange_rows(one, models, [1.0, 3.0], setup)
+    setup = Sizes("small", 2, 2, 512, 20, (), (), 0)
+    one = DropIn("peer", lambda: mean, {"flcore": lambda: mean}, lambda result: np.asarray(result), {"flcore": 0.001})
+    rows = drop_in_rows(one, models, [1.0, 3.0], setup)
     assert [row.what.rpartition(": ")[2] for row in rows] == ["its own mean", "flcore"]
     assert rows[1].goals[0].is_met and rows[1].against["its own"] > 0
-    wrong = Exchange("peer", lambda: mean, {"flcore": lambda: mean + 1}, lambda result: np.asarray(result))
+    wrong = DropIn("peer", lambda: mean, {"flcore": lambda: mean + 1}, lambda result: np.asarray(result))
     with pytest.raises(RuntimeError, match=r"peer, flcore: .* expected"):
-        exchange_rows(wrong, models, [1.0, 3.0], setup)
+        drop_in_rows(wrong, models, [1.0, 3.0], setup)

@@ -1,13 +1,14 @@
 """The models of the round benchmarks: as large as the published ones, and no memory for their first values."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
-from flcore_bench.federated import JOB, Federated
-from flcore_bench.inside import Form
+from flcore_bench.federation import SYNTHETIC_JOB, FederationSpec
+from flcore_bench.internals import Form
 from flcore_bench.shapes import SHAPES, spec_named
-from flcore_bench.tiled import PATTERN_BYTES, Tiled
+from flcore_bench.synthetic_payload import PATTERN_BYTES, SyntheticPayload
 from flcore_transport import PiecePlan
 
 import flcore
@@ -30,8 +31,8 @@ def test_flat_and_many_have_the_size_that_is_asked_for() -> None:
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_job_makes_each_shape_in_place(shape: str) -> None:
-    run = Federated(shape, SMALL[shape])
-    job = flcore.Job.load(JOB, **run.overrides)
+    run = FederationSpec(shape, SMALL[shape])
+    job = flcore.Job.load(SYNTHETIC_JOB, **run.overrides)
     arrays = job.reference("server.model", job.contract.server.model)(job.contract.seed)
     assert all(array.base is not None and not any(array.strides) for array in arrays.values())
     model = job.initial_model()
@@ -41,7 +42,7 @@ def test_a_job_makes_each_shape_in_place(shape: str) -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_tiled_model_is_one_that_a_server_accepts(shape: str) -> None:
     spec = spec_named(shape, SMALL[shape])
-    source = Tiled(Form.plain(spec), number=3)
+    source = SyntheticPayload(Form.plain(spec), number=3)
     aggregator = flcore.Aggregator(spec)
     with aggregator.update(client="client", weight=1.0) as staged:
         for piece in PiecePlan(source.layout):
@@ -52,8 +53,9 @@ def test_a_tiled_model_is_one_that_a_server_accepts(shape: str) -> None:
 
 def test_a_tiled_model_costs_no_copy_and_differs_between_clients() -> None:
     spec = spec_named("flat", 4 * PATTERN_BYTES)
-    first, *_, last = PiecePlan(Tiled(Form.plain(spec)).layout)
-    (*_, one), (*_, other) = Tiled(Form.plain(spec)).read(first), Tiled(Form.plain(spec), number=1).read(first)
+    payload_of = partial(SyntheticPayload, Form.plain(spec))
+    first, *_, last = PiecePlan(payload_of(0).layout)
+    (*_, one), (*_, other) = payload_of(0).read(first), payload_of(1).read(first)
     assert isinstance(one, memoryview) and isinstance(other, memoryview)
     assert one.nbytes == other.nbytes == first.count * 4 and bytes(one) != bytes(other)
-    assert sum(memoryview(view).nbytes for view in Tiled(Form.plain(spec), number=2_000).read(last)) == last.count * 4
+    assert sum(memoryview(view).nbytes for view in payload_of(2_000).read(last)) == last.count * 4

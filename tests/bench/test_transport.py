@@ -2,12 +2,15 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-from flcore_bench.transport import in_turn, measured_rows
-from flcore_bench.tuning import Tuning
+from flcore_bench.timing import interleaved_samples
+from flcore_bench.transport import measured_rows
+from flcore_bench.transport_tuning import Tuning
 
 MB = 10**6
+ROOT = Path(__file__).parents[2]
 
 
 def test_every_stream_is_measured_and_held_against_bare_ones() -> None:
@@ -29,7 +32,7 @@ def test_every_stream_is_measured_and_held_against_bare_ones() -> None:
 
 
 def test_pieces_window_and_connections_can_be_varied() -> None:
-    command = [sys.executable, "-m", "flcore_bench.trial", "--size", "3", "--rounds", "1"]
+    command = [sys.executable, str(ROOT / "bench/transport_trial.py"), "--size", "3", "--rounds", "1"]
     varied = ["--piece", str(1 << 19), "--window", "2", "--connections", "2"]
     printed = subprocess.run([*command, *varied], stdout=subprocess.PIPE, text=True, check=True).stdout
     assert len(printed.splitlines()) == 7
@@ -49,6 +52,6 @@ def test_streams_take_turns() -> None:
         seen.append(name)
         return float(len(seen))
 
-    taken = in_turn({"a": lambda: sample("a"), "b": lambda: sample("b")}, 2)
+    taken = interleaved_samples({"a": lambda: sample("a"), "b": lambda: sample("b")}, 2)
     assert seen == ["a", "b", "a", "b", "b", "a"]
     assert taken == {"a": [3.0, 6.0], "b": [4.0, 5.0]}

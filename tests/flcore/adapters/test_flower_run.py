@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from flcore_bench.peers.flower_deployment import free_ports
+from flcore_bench_peers.flower_deployment import free_ports
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("flwr") is None, reason="Flower is not installed (make test-adapters)"
@@ -44,7 +44,7 @@ def write_app(app: Path, server_app: str, out: str) -> None:
 def run(home: Path, server_app: str) -> dict[str, np.ndarray]:
     app = home / "app"
     write_app(app, server_app, str(home / "model.npz"))
-    command = [sys.executable, "-m", "flcore_bench.peers.flower_deployment", str(app), str(home), "2", "200"]
+    command = [sys.executable, "-m", "flcore_bench_peers.flower_deployment", str(app), str(home), "2", "200"]
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 0, done.stderr
     with np.load(home / "model.npz") as model:

@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import pytest
-from flcore_bench.process import Process
+from flcore_bench.process import ChildProcess
 from safetensors.numpy import load_file, save_file
 
 import flcore
@@ -246,7 +246,11 @@ def test_memory_is_the_budget_and_what_python_takes(tmp_path: Path) -> None:
     size = 60_000_000
     for name in "ab":
         flcore.save({"w": np.full(size, ord(name), np.float32)}, tmp_path / f"{name}.safetensors")
-    setup = {"paths": [str(tmp_path / f"{name}.safetensors") for name in "ab"], "out": str(tmp_path / "out")}
-    with Process("flcore_bench.merged", setup, threads=2) as process:
-        assert process.answer()["peak_bytes"] <= LEAST.nbytes + (320 << 20)
+    setup = {
+        "kind": "aggregate",
+        "paths": [str(tmp_path / f"{name}.safetensors") for name in "ab"],
+        "out": str(tmp_path / "out"),
+    }
+    with ChildProcess("flcore_bench.peak_memory", setup, threads=2) as process:
+        assert process.receive()["peak_bytes"] <= LEAST.nbytes + (320 << 20)
     assert (flcore.open_model(tmp_path / "out").tensor("w") == 97.5).all()
