@@ -1,4 +1,4 @@
-"""The README is true: its commands, its job and its snippets are run as printed."""
+"""The README and the first pages of the docs are true: commands, job and snippets are run as printed."""
 
 import os
 import re
@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from tests.flcore.processes import read_until, started
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+QUICKSTART = (ROOT / "docs/quickstart.md").read_text()
+YOUR_JOB = (ROOT / "docs/your-job.md").read_text()
 JOB_DOC = (ROOT / "docs/job.md").read_text()
 MEMORY_DOC = (ROOT / "docs/memory.md").read_text()
 
@@ -24,8 +27,8 @@ def blocks(language: str, text: str = README) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
-def block_with(language: str, text: str) -> str:
-    (found,) = [block for block in blocks(language) if text in block]
+def block_with(language: str, text: str, document: str = README) -> str:
+    (found,) = [block for block in blocks(language, document) if text in block]
     return found
 
 
@@ -55,6 +58,25 @@ def test_the_rule_on_the_page_of_rules() -> None:
         assert done.stdout.strip() in snippet
 
 
+@pytest.mark.parametrize(
+    ("document", "languages"),
+    [
+        (README, {"sh": 1, "python": 1}),
+        (QUICKSTART, {"sh": 2, "python": 1, "text": 1}),
+        (YOUR_JOB, {"toml": 1, "python": 2, "sh": 1}),
+    ],
+    ids=["README", "quickstart", "your-job"],
+)
+def test_a_page_has_no_snippet_but_those_that_are_run_here(document: str, languages: dict[str, int]) -> None:
+    assert Counter(re.findall(r"^```(\w+)$", document, re.MULTILINE)) == languages
+
+
+def test_the_readme_has_one_picture_one_table_and_less_than_150_lines() -> None:
+    assert len(README.splitlines()) < 150
+    assert len(re.findall(r"!\[", README)) == len(re.findall(r"^\|---", README, re.MULTILINE)) == 1
+    assert len((ROOT / "CONTRIBUTING.md").read_text().splitlines()) < 80
+
+
 def test_the_two_commands_exist_and_are_what_ci_runs() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for _, verb in commands(block_with("sh", "make demo")):
@@ -65,7 +87,7 @@ def test_the_two_commands_exist_and_are_what_ci_runs() -> None:
 
 @pytest.mark.long
 def test_runs_on_one_machine(tmp_path: Path) -> None:
-    script = block_with("sh", "flcore run digits ")
+    script = block_with("sh", "flcore run digits ", QUICKSTART)
     assert len(commands(script)) == 2
     printed = shell(script, tmp_path)
     assert printed.count("all clients, federated") == 2
@@ -73,7 +95,7 @@ def test_runs_on_one_machine(tmp_path: Path) -> None:
 
 @pytest.mark.long
 def test_three_terminals(tmp_path: Path) -> None:
-    server, first, second = commands(block_with("sh", "flcore server"))
+    server, first, second = commands(block_with("sh", "flcore server", QUICKSTART))
     with started("-m", *server, cwd=tmp_path) as serving:
         read_until(serving, "flcore client")
         with started("-m", *first) as a, started("-m", *second) as b:
@@ -83,23 +105,23 @@ def test_three_terminals(tmp_path: Path) -> None:
 
 @pytest.mark.long
 def test_the_notebook(tmp_path: Path) -> None:
-    script = block_with("python", 'flcore.run("digits")')
+    script = block_with("python", 'flcore.run("digits")', QUICKSTART)
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, stdout=subprocess.PIPE, text=True, check=True)
     assert float(done.stdout) > 0.9
 
 
 def write_job(folder: Path, python: str) -> None:
     (folder / "myjob").mkdir()
-    (folder / "myjob/job.toml").write_text(block_with("toml", "myjob"))
+    (folder / "myjob/job.toml").write_text(block_with("toml", "myjob", YOUR_JOB))
     (folder / "myjob/train.py").write_text(python)
 
 
 @pytest.mark.long
 def test_the_job_as_printed(tmp_path: Path) -> None:
-    toml, python = block_with("toml", "myjob"), block_with("python", "np.loadtxt")
+    toml, python = block_with("toml", "myjob", YOUR_JOB), block_with("python", "np.loadtxt", YOUR_JOB)
     assert len((toml + python).splitlines()) < 40
     write_job(tmp_path, python)
-    printed = shell(block_with("sh", "flcore run myjob"), tmp_path)
+    printed = shell(block_with("sh", "flcore run myjob", YOUR_JOB), tmp_path)
     assert "The job is sound." in printed
     federated = re.search(r"all clients, federated\D+([\d.]+)", printed)
     assert federated is not None
@@ -110,7 +132,7 @@ def test_the_job_as_printed(tmp_path: Path) -> None:
 @pytest.mark.torch
 @pytest.mark.skipif(find_spec("torch") is None, reason="PyTorch is not installed (make test-torch)")
 def test_the_torch_snippet_as_printed(tmp_path: Path) -> None:
-    write_job(tmp_path, block_with("python", "torch.optim"))
+    write_job(tmp_path, block_with("python", "torch.optim", YOUR_JOB))
     toml = (tmp_path / "myjob/job.toml").read_text()
     (tmp_path / "myjob/job.toml").write_text(toml.replace('[tasks.validate]\nreturns = "metrics"\n', ""))
     printed = shell("flcore run myjob --rounds 2", tmp_path)
