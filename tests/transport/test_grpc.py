@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
@@ -61,6 +62,15 @@ def channel(server: GrpcServer) -> Iterator[grpc.Channel]:
         yield made
 
 
+@pytest.fixture
+def others(server: GrpcServer) -> Iterator[list[grpc.Channel]]:
+    """Six connections, each with room for four calls."""
+    made = [grpc.insecure_channel(server.address, [("grpc.use_local_subchannel_pool", 1)]) for _ in range(6)]
+    yield made
+    for each in made:
+        each.close()
+
+
 def endless(first: bytes = b"") -> Iterator[bytes]:
     """Requests that are begun and not ended."""
     if first:
@@ -95,18 +105,15 @@ def test_a_call_without_a_session_ends_before_its_first_message(
     assert call.code() is grpc.StatusCode.FAILED_PRECONDITION
 
 
-def test_only_so_many_strangers_are_read_at_a_time_and_the_newest_is(channel: grpc.Channel, rig: Rig) -> None:
-    others = [grpc.insecure_channel(rig.server.address, [("grpc.use_local_subchannel_pool", 1)]) for _ in range(6)]
+def test_only_so_many_strangers_are_read_at_a_time_and_the_newest_is(others: list[grpc.Channel], rig: Rig) -> None:
     calls = [calling(each, "Session", endless()) for each in others for _ in range(4)]
     assert codes_of_ended(calls, 24 - MOST_JOINS) == [grpc.StatusCode.RESOURCE_EXHAUSTED] * (24 - MOST_JOINS)
     assert rig.secret_of("a")
     assert STRANGERS_BYTES == MOST_JOINS * MAX_PIECE_BYTES
-    for each in others:
-        each.close()
 
 
 def test_a_join_keeps_its_slot_until_it_has_been_admitted(
-    channel: grpc.Channel, service: RecordingService, monkeypatch: pytest.MonkeyPatch
+    others: list[grpc.Channel], service: RecordingService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     may_answer = threading.Event()
 
@@ -115,11 +122,12 @@ def test_a_join_keeps_its_slot_until_it_has_been_admitted(
         return b"welcome"
 
     monkeypatch.setattr(service, "admit", admit)
-    calls = [calling(channel, "Session", endless(encode(Join(f"{n}", "1")))) for n in range(MOST_JOINS + 4)]
+    joins = [endless(encode(Join(f"{number}", "1"))) for number in range(MOST_JOINS + 4)]
+    calls = [calling(others[number // 4], "Session", join) for number, join in enumerate(joins)]
     assert codes_of_ended(calls, 4) == [grpc.StatusCode.RESOURCE_EXHAUSTED] * 4
     held = [call for call in calls if not call.done()]
     held[0].cancel()  # its join waits for the thread all the same
-    late = calling(channel, "Session", endless(encode(Join("late", "1"))))
+    late = calling(others[-1], "Session", endless(encode(Join("late", "1"))))
     assert codes_of_ended([late], 1) == [grpc.StatusCode.RESOURCE_EXHAUSTED]
     may_answer.set()
     for call in held[1:]:
@@ -288,6 +296,36 @@ def test_a_server_that_cannot_be_reached_says_why() -> None:
         address = f"127.0.0.1:{unused.getsockname()[1]}"
         with pytest.raises(ConnectionLost, match=f"{address} cannot be reached: connection refused"):
             next(GrpcConnection(address).session(Join("a", "1")))
+
+
+def test_a_port_that_something_else_listens_on_is_told() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        told: list[str] = []
+
+        def hang_up() -> None:
+            with suppress(OSError):  # closed
+                while True:
+                    other.accept()[0].close()
+
+        threading.Thread(target=hang_up, daemon=True).start()
+        for _ in range(2):
+            with pytest.raises(ConnectionLost) as error:
+                next(GrpcConnection(address).session(Join("a", "1")))
+            told.append(str(error.value))
+        other.shutdown(socket.SHUT_RDWR)
+    assert told == [f"{address} can be reached, but no flcore server answers there"] * 2
+
+
+def test_another_server_that_speaks_grpc_is_told() -> None:
+    other = grpc.server(ThreadPoolExecutor(1))
+    port = other.add_insecure_port("127.0.0.1:0")
+    other.start()
+    with pytest.raises(
+        TransportError, match=f"expected a flcore server at 127.0.0.1:{port}, found another gRPC server"
+    ):
+        next(GrpcConnection(f"127.0.0.1:{port}").session(Join("a", "1")))
+    other.stop(None)
 
 
 def test_a_name_that_is_not_known_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

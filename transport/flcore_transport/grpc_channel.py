@@ -33,7 +33,9 @@ OPTIONS: list[tuple[str, int]] = [
     ("grpc.http2.lookahead_bytes", WINDOW_PIECES * PIECE_BODY_BYTES),
     # A piece in one frame or a few, and not in a hundred and thirty of the usual 16 KiB.
     ("grpc.http2.max_frame_size", 4 << 20),
-    ("grpc.max_concurrent_streams", 16),
+    # A client has a session and one or two calls beside it; each large transfer has a connection of its own. A stranger
+    # can fill a window of each call before it is ended, so there are no more.
+    ("grpc.max_concurrent_streams", 4),
     # An end that vanished without a word is noticed within half a minute.
     ("grpc.keepalive_time_ms", KEEPALIVE_MS),
     ("grpc.keepalive_timeout_ms", KEEPALIVE_MS // 2),
@@ -55,7 +57,9 @@ def split_address(address: str) -> tuple[str, int]:
     host, separator, port = address.rpartition(":")
     is_bracketed = host.startswith("[") and host.endswith("]")
     bare = host[1:-1] if is_bracketed else host
-    if not separator or not bare or not port.isdecimal() or int(port) > 65_535 or set(bare) & set("[]"):
+    if "://" in address:
+        raise ValueError(f"expected HOST:PORT, got {address!r}; leave out what stands before the host")
+    if not separator or not bare or not port.isdecimal() or int(port) > 65_535 or set(bare) & set("[]/@ "):
         raise ValueError(f"expected HOST:PORT, got {address!r}")
     if ":" in bare and not is_bracketed:
         right = f"[{host}]:{port}" if _is_ipv6(host) else f"[{address}]:PORT"
