@@ -68,8 +68,7 @@ def _type(said: dict[str, Any], schema: dict[str, Any]) -> str:
     if said["type"] == "array":
         inner = _resolved(said["items"], schema)
         return "list of tables" if inner["type"] == "object" else f"list of {inner['type']}s"
-    name = {"number": "number", "integer": "integer", "boolean": "boolean", "object": "table"}.get(said["type"], "string")
-    return name + _bounds(said)
+    return ("table" if said["type"] == "object" else str(said["type"])) + _bounds(said)
 
 
 def _bounds(said: dict[str, Any]) -> str:
@@ -104,11 +103,11 @@ def commands() -> str:
 
 def _commands_of(group: typer.Typer, path: str) -> Iterator[str]:
     for command in group.registered_commands:
-        assert command.callback is not None
-        yield _described(f"{path} {command.name or command.callback.__name__}", command.callback)
+        if command.callback is not None:
+            yield _described(f"{path} {command.name or command.callback.__name__}", command.callback)
     for each in group.registered_groups:
-        assert each.typer_instance is not None
-        yield from _commands_of(each.typer_instance, f"{path} {each.name}")
+        if each.typer_instance is not None:
+            yield from _commands_of(each.typer_instance, f"{path} {each.name}")
 
 
 def _described(path: str, function: Callable[..., Any]) -> str:

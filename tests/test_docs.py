@@ -1,8 +1,7 @@
-"""The pages of docs/ are true: their code is run as printed, or checked as `CHECKED` says; references are up to date."""
+"""The pages of docs/ are true: code is run as printed, or checked as `CHECKED` says; references are up to date."""
 
 import ast
 import re
-import shlex
 import subprocess
 import sys
 import tomllib

@@ -63,7 +63,9 @@ def code_of(block: str) -> list[str]:
 def test_what_is_not_run_here_is_on_a_page_where_it_is() -> None:
     """`tests/test_docs.py` runs what is on a page."""
     own = (block_with("sh", "make demo"), block_with("python", "flcore.aggregate"))
-    tested = [code_of(block) for page in PAGES for language in ("sh", "python", "toml") for block in blocks(language, page)]
+    tested = [
+        code_of(block) for page in PAGES for language in ("sh", "python", "toml") for block in blocks(language, page)
+    ]
     for language in ("sh", "python", "toml"):
         for block in blocks(language):
             assert block in own or code_of(block) in tested, block
