@@ -156,10 +156,11 @@ class Limits:
         differs = mask & (values != 0 if known.are_deltas else differing(values, known.values(piece)))
         if differs.any():
             where = int(np.argmax(differs))
-            there = f"the model that was sent has {known.values(piece)[where]}"
-            is_byte = piece.dtype == "uint8"
-            advice = " (bytes may be packed codes: average_bytes=True, if they are numbers)" if is_byte else ""
-            why = f"is {values[where]}, where {there}: an element that is not averaged must not change{advice}"
+            why = f"is {values[where]}, where the model that was sent has {known.values(piece)[where]}"
+            if piece.dtype == "uint8":
+                why += ": bytes may be packed codes, so they must stay as they are (average_bytes=True averages them)"
+            elif known.constants(piece)[where]:
+                why += ": NaN, infinities and integers beyond 2**53 are not averaged, so they must stay as they are"
             self._refuse(piece, values, where, client, why)
 
     def _require_room(self, known: Known, piece: PieceRange, part: Part, magnitude: float, client: str) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Self
 
-from flcore.cli.rounds import round_line
+from flcore.cli.rounds import MOST_NAMED, round_line, trouble_line
 from flcore.job.contract import Contract
 from flcore.server.events import (
     AskingAgain,
@@ -37,7 +37,6 @@ from flcore.text import printable
 MOST_WAITING = 10_000
 """Lines that wait for a log that is not read."""
 
-MOST_NAMED = 10
 MAX_LINE = 2_000
 """Characters of what others said, in one line."""
 
@@ -178,32 +177,6 @@ def _said(event: Event, contract: Contract) -> str | None:
         case RoundDone():
             return round_line(event.record, contract)
         case Waiting() | AskingAgain() | Skipped() | NoBest():
-            return _trouble(event)
+            return trouble_line(event)
         case _:
             return None
-
-
-def _trouble(event: Waiting | AskingAgain | Skipped | NoBest) -> str:
-    match event:
-        case Waiting():
-            at_most = "as long as it takes" if event.timeout_s is None else f"for {event.timeout_s:g} s at most"
-            return (
-                f"waiting for clients, {at_most}: {event.connected} of {event.needed} are connected; "
-                f"not there: {_names(event.missing)}"
-            )
-        case AskingAgain():
-            attempt = f"attempt {event.attempt} of {event.attempts}"
-            return (
-                f"round {event.round}: {event.task} has {event.answers} of {event.quorum} answers that it needs; "
-                f"asking {_names(event.missing)} again in {event.pause_s:g} s, {attempt}"
-            )
-        case Skipped():
-            return f"round {event.round} is skipped, the model stays as it is: {event.reason}"
-        case NoBest():
-            reported = _names(event.reported) or "none"
-            return f"no best model in this round: no client reported {event.metric!r}; reported: {reported}"
-
-
-def _names(names: tuple[str, ...]) -> str:
-    shown = [printable(name, 64) for name in names[:MOST_NAMED]]
-    return ", ".join([*shown, f"{len(names) - len(shown)} more"] if len(names) > len(shown) else shown)

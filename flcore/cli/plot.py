@@ -16,13 +16,12 @@ def plot_history(
 
     Returns its path, or None where there is nothing to draw or matplotlib is missing.
     """
-    metric = metric_name(contract, history)
-    points = [(record.round, record.validate[metric]) for record in history if metric in record.validate]
-    if metric is None or not points or find_spec("matplotlib") is None:
+    if why_not_drawn(contract, history):
         return None
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    metric, points = _validated(contract, history)
     figure = Figure(figsize=(7.5, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -38,3 +37,21 @@ def plot_history(
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
     return path
+
+
+def why_not_drawn(contract: Contract, history: list[RoundRecord]) -> str:
+    """Return why there is no plot, or "" where there can be one."""
+    metric, points = _validated(contract, history)
+    if not points:
+        return (
+            "not drawn: the job has no task that validates" if metric is None else f"not drawn: no round has {metric}"
+        )
+    if find_spec("matplotlib") is None:
+        return "not drawn: matplotlib is not installed (pip install 'flcore[plot]')"
+    return ""
+
+
+def _validated(contract: Contract, history: list[RoundRecord]) -> tuple[str | None, list[tuple[int, float]]]:
+    """Return the metric that is drawn, and its value by round."""
+    metric = metric_name(contract, history)
+    return metric, [(record.round, record.validate[metric]) for record in history if metric in record.validate]

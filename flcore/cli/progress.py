@@ -7,16 +7,19 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from flcore.cli.log import Log
-from flcore.cli.rounds import round_line
+from flcore.cli.rounds import round_line, trouble_line
 from flcore.job.contract import Contract
 from flcore.server.events import (
     Answered,
     Asked,
+    AskingAgain,
     Event,
     Joined,
     Moved,
+    NoBest,
     Observer,
     RoundDone,
+    Skipped,
 )
 
 
@@ -28,7 +31,7 @@ def watching(contract: Contract, console: Console) -> Iterator[Observer]:
     """
     if not console.is_terminal:
         with Log("plain") as log:
-            yield lambda event: log.say(round_line(event.record, contract)) if isinstance(event, RoundDone) else None
+            yield _lines(log, contract)
         return
     columns = (
         TextColumn("{task.description}"),
@@ -39,6 +42,17 @@ def watching(contract: Contract, console: Console) -> Iterator[Observer]:
     )
     with Progress(*columns, console=console, transient=True) as progress:
         yield _LiveLine(progress, contract)
+
+
+def _lines(log: Log, contract: Contract) -> Observer:
+    def observe(event: Event) -> None:
+        match event:
+            case RoundDone():
+                log.say(round_line(event.record, contract))
+            case AskingAgain() | Skipped() | NoBest():
+                log.say(trouble_line(event))
+
+    return observe
 
 
 class _LiveLine:
@@ -67,6 +81,8 @@ class _LiveLine:
                 self._update(traffic=f"{self._bytes / 1e6:,.1f} MB  {self._bytes / 1e6 / elapsed_s:,.1f} MB/s")
             case RoundDone():
                 self._update(advance=1)
+            case AskingAgain() | Skipped() | NoBest():
+                self._progress.console.print(trouble_line(event), markup=False, highlight=False, soft_wrap=True)
 
     def _show_clients(self, task: str) -> None:
         self._update(clients=f"{task} {self._answered}/{self._asked} clients")

@@ -3,7 +3,7 @@
 import errno
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,19 +11,19 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from flcore.cli.plot import plot_history
+from flcore.cli.plot import plot_history, why_not_drawn
 from flcore.cli.progress import watching
 from flcore.cli.report import comparison, failures
 from flcore.job.job import Job
 from flcore.model.names import directory_of
 from flcore.model.opening import first_file
 from flcore.server.events import unobserved
+from flcore.server.run_directory import HISTORY
 from flcore.server.serve import Outcome
 from flcore.simulation.baselines import Baselines, baselines_of
 from flcore.simulation.run import run as run_job
 
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
-NO_PLOT = "not drawn: it needs a task that validates, and matplotlib (pip install 'flcore[plot]')"
 
 
 def run(
@@ -53,7 +53,7 @@ def run(
     # For a program that reads the result, and nobody who watches, there is nothing to say.
     is_seen = console.is_terminal or not as_json
     with watching(loaded.contract, console) if is_seen else nullcontext(unobserved) as observe:
-        with _writing_to(directory):
+        with _writing_to(directory), _telling_what_is_left(directory, console):
             outcome = run_job(loaded, workers=workers, out=directory, fresh=fresh, observe=observe)
         baselines = baselines_of(loaded)
     plot = plot_history(loaded.contract, outcome.history, baselines, directory / "history.png")
@@ -67,7 +67,12 @@ def run(
     for name, path in (("model", "model.safetensors"), ("best", "best.safetensors"), ("history", "history.jsonl")):
         if any(record.is_best for record in outcome.history) or name != "best":
             console.print(f"{name:<8} {first_file(directory / path)}", highlight=False, soft_wrap=True, markup=False)
-    console.print(f"plot     {plot or NO_PLOT}", highlight=False, soft_wrap=True, markup=False)
+    console.print(
+        f"plot     {plot or why_not_drawn(loaded.contract, outcome.history)}",
+        highlight=False,
+        soft_wrap=True,
+        markup=False,
+    )
 
 
 @contextmanager
@@ -78,6 +83,21 @@ def _writing_to(directory: Path) -> Iterator[None]:
     except OSError as error:
         if error.filename is None and error.errno in DISK_ERRORS:
             raise OSError(error.errno, error.strerror, str(directory)) from error
+        raise
+
+
+@contextmanager
+def _telling_what_is_left(directory: Path, console: Console) -> Iterator[None]:
+    """Say after Ctrl-C how many rounds are done, and where they are."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        with suppress(OSError):
+            count = (directory / HISTORY).read_bytes().count(b"\n")
+            left = f"interrupted after {count} rounds; the last model and the history are in {directory}"
+            console.print(
+                left if count else "interrupted in the first round", highlight=False, soft_wrap=True, markup=False
+            )
         raise
 
 

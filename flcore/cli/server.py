@@ -83,6 +83,8 @@ def server(
     open_as_many_files_as_allowed()
     end_when_told()
     require_insecure(insecure, insecure_remote)
+    if host.startswith("["):
+        raise typer.BadParameter(f"expected an address without brackets, got {host!r}", param_hint="--host")
     loaded = Job.load(job)
     chosen = server_site(read_site(site, loaded.directory))
     memory = Budget.parse(next(given for given in (budget, chosen.budget, DEFAULT_BUDGET) if given is not None))

@@ -74,12 +74,14 @@ class RunDirectory:
 
     def close(self) -> None:
         """Give the directory up. Results stay; where there are none, nothing does but the lock's file."""
-        self.release()
-        os.close(self._history)
-        if not self._left():
-            for name in (HISTORY, RUN):
-                (self.path / name).unlink(missing_ok=True)
-        os.close(self._lock)  # the file stays: removing it could take it from the next owner
+        try:
+            self.release()
+            os.close(self._history)
+            if not self._left():
+                for name in (HISTORY, RUN):
+                    (self.path / name).unlink(missing_ok=True)
+        finally:
+            os.close(self._lock)  # the file stays: removing it could take it from the next owner
 
     def append(self, record: RoundRecord) -> None:
         """Append a round to the history; a line that the disk does not take whole leaves no trace."""

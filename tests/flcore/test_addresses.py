@@ -49,6 +49,8 @@ def test_a_server_on_all_addresses_is_joined_from_here_and_from_elsewhere(host: 
         ("[]:8470", "expected HOST:PORT"),
         ("localhost", "expected HOST:PORT"),
         ("localhost:65536", "expected HOST:PORT"),
+        ("http://localhost:8470", "leave out what stands before the host"),
+        ("admin@localhost:8470", "expected HOST:PORT"),
     ],
 )
 def test_an_address_is_a_host_and_a_port(address: str, expected: tuple[str, int] | str) -> None:

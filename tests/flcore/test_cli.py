@@ -65,6 +65,7 @@ def test_the_rules_are_listed_and_explained(tmp_path: Path) -> None:
         ),
         (["client", "digits", "--insecure", "--server", "x", "--name", "hospital-a"], 2, "expected HOST:PORT, got 'x'"),
         (["client", "digits", "--insecure", "--server", "localhost:1", "--name", "me"], 1, "'me' is not among"),
+        (["server", "digits", "--insecure", "--host", "[::1]"], 2, "without brackets"),
         (["run", "digits", "--rounds", "0"], 2, "--rounds"),
         (
             ["run", "digits", "--out", "x.safetensors"],
@@ -140,6 +141,18 @@ def test_a_run_whose_clients_fail_says_where_and_ends_with_a_code(job: Path) -> 
     printed = flcore("run", ".", "--workers", "1", cwd=job, code=1)
     assert 't.py", line 3, in train' in printed
     assert printed.splitlines()[-1].startswith("flcore: task 'train': 0 of 1 answers are in")
+
+
+def test_a_round_that_is_asked_again_is_told_while_the_run_goes_on(job: Path) -> None:
+    (job / "job.toml").write_text(JOB.replace("rounds = 2", "rounds = 2, quorum_retries = 1"))
+    (job / "t.py").write_text(CODE.replace("model['w']", "model['weigth']"))
+    printed = flcore("run", ".", "--workers", "0", cwd=job, code=1)
+    assert "round 1: train has 0 of 1 answers that it needs; asking a again in 1 s, attempt 1 of 1" in printed
+
+
+def test_a_plot_that_is_not_drawn_says_why(job: Path) -> None:
+    (job / "job.toml").write_text(JOB.replace('tasks.validate.returns = "metrics"\n', ""))
+    assert "plot     not drawn: the job has no task that validates" in said("run", ".", "--workers", "0", cwd=job)
 
 
 def test_a_terminal_that_shows_ascii_only(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
@@ -288,6 +289,36 @@ def test_a_server_that_cannot_be_reached_says_why() -> None:
         address = f"127.0.0.1:{unused.getsockname()[1]}"
         with pytest.raises(ConnectionLost, match=f"{address} cannot be reached: connection refused"):
             next(GrpcConnection(address).session(Join("a", "1")))
+
+
+def test_a_port_that_something_else_listens_on_is_told() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        told: list[str] = []
+
+        def hang_up() -> None:
+            with suppress(OSError):  # closed
+                while True:
+                    other.accept()[0].close()
+
+        threading.Thread(target=hang_up, daemon=True).start()
+        for _ in range(2):
+            with pytest.raises(ConnectionLost) as error:
+                next(GrpcConnection(address).session(Join("a", "1")))
+            told.append(str(error.value))
+        other.shutdown(socket.SHUT_RDWR)
+    assert told == [f"{address} can be reached, but no flcore server answers there"] * 2
+
+
+def test_another_server_that_speaks_grpc_is_told() -> None:
+    other = grpc.server(ThreadPoolExecutor(1))
+    port = other.add_insecure_port("127.0.0.1:0")
+    other.start()
+    with pytest.raises(
+        TransportError, match=f"expected a flcore server at 127.0.0.1:{port}, found another gRPC server"
+    ):
+        next(GrpcConnection(f"127.0.0.1:{port}").session(Join("a", "1")))
+    other.stop(None)
 
 
 def test_a_name_that_is_not_known_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,7 +55,9 @@ def split_address(address: str) -> tuple[str, int]:
     host, separator, port = address.rpartition(":")
     is_bracketed = host.startswith("[") and host.endswith("]")
     bare = host[1:-1] if is_bracketed else host
-    if not separator or not bare or not port.isdecimal() or int(port) > 65_535 or set(bare) & set("[]"):
+    if "://" in address:
+        raise ValueError(f"expected HOST:PORT, got {address!r}; leave out what stands before the host")
+    if not separator or not bare or not port.isdecimal() or int(port) > 65_535 or set(bare) & set("[]/@ "):
         raise ValueError(f"expected HOST:PORT, got {address!r}")
     if ":" in bare and not is_bracketed:
         right = f"[{host}]:{port}" if _is_ipv6(host) else f"[{address}]:PORT"

@@ -84,9 +84,13 @@ class GrpcConnection:
             except _Crowded:
                 self._closed.wait(COME_BACK_S * (1 + random.random()))  # noqa: S311 - so that not all come at once
             except ConnectionLost as error:
-                why = "" if has_begun or self._closed.is_set() else why_unreachable(self.address)
-                if not why:
+                if has_begun or self._closed.is_set():
                     raise
+                why = why_unreachable(self.address)
+                if not why:  # without gRPC's words, which are others at each attempt
+                    raise ConnectionLost(
+                        f"{self.address} can be reached, but no flcore server answers there"
+                    ) from error
                 raise ConnectionLost(f"{self.address} cannot be reached: {why}") from error
 
     def download(self, fetch: Fetch, layout: Layout | None = None) -> Iterator[bytes]:
@@ -195,6 +199,8 @@ class GrpcConnection:
             return _Crowded()
         if call.code() in _LOST:
             return ConnectionLost(f"the connection to {self.address} is gone: {call.details()}")
+        if call.code() is grpc.StatusCode.UNIMPLEMENTED:
+            return TransportError(f"expected a flcore server at {self.address}, found another gRPC server")
         return TransportError(f"the server at {self.address} answered with {call.code().name}: {call.details()}")
 
 

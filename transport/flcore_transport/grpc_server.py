@@ -9,7 +9,9 @@ first message is read, and only a few joins are read at a time (`grpc_joins`).
 """
 
 import asyncio
+import errno
 import resource
+import socket
 from collections.abc import Awaitable, Callable
 from functools import partial, wraps
 from typing import Any
@@ -72,6 +74,22 @@ def most_connections() -> int:
     )
 
 
+def why_unavailable(host: str, port: int) -> str:
+    """Return the system's reason why no socket can listen at an address, or "" where one can now."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gRPC does
+            probe.bind(address)
+            probe.listen()
+    except socket.gaierror as error:
+        return f"the name {host!r} is not known ({error.strerror})"
+    except OSError as error:
+        in_use = "; another server may use this port, choose another one (--port)" * (error.errno == errno.EADDRINUSE)
+        return f"{(error.strerror or str(error)).lower()}{in_use}"
+    return ""
+
+
 class GrpcServer:
     """Serves a `Service` until closed. `credentials=None` is plaintext, on loopback unless `allow_remote`.
 
@@ -132,7 +150,7 @@ class GrpcServer:
             else:
                 bound = self._server.add_secure_port(address, credentials)
         except RuntimeError as error:
-            raise AddressUnavailable(f"cannot listen on {address}: {error}") from error
+            raise AddressUnavailable(f"cannot listen on {address}: {why_unavailable(host, port) or error}") from error
         await self._server.start()
         return bound
 

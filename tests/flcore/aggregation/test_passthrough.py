@@ -76,14 +76,19 @@ def test_it_comes_through_an_aggregator_that_knows_what_was_sent(plan: str, memo
         with aggregator.update(client=f"{number}", weight=weight) as update:
             update.write_all(arrays)
     for name, place, value, words in (
-        ("mask", 3, np.nan, "element 3 is nan, where the model that was sent has 0.0"),
-        ("mask", 1000, 1.0, "element 1000 is 1.0, where the model that was sent has -inf"),
+        ("mask", 3, np.nan, "element 3 is nan, where the model that was sent has 0.0$"),
+        (
+            "mask",
+            1000,
+            1.0,
+            "element 1000 is 1.0, where the model that was sent has -inf: NaN, infinities and .* are not averaged",
+        ),
         ("n", 0, 5, "element 0 is 5, where the model that was sent has 9223372036854775807"),
         (
             "codes",
             9,
             0,
-            r"element 9 is 0, where the model that was sent has 9: .* \(bytes may be packed codes",
+            r"element 9 is 0, where the model that was sent has 9: bytes may be packed codes, .*average_bytes=True",
         ),
     ):
         odd = model(1.0)
