@@ -4,7 +4,7 @@ The other modules of the benchmark import public names only, and these from here
 """
 
 from flcore.aggregation.budget import DEFAULT_BUDGET, Budget
-from flcore.aggregation.checkpoints import aggregate_checkpoints
+from flcore.aggregation.checkpoint_aggregation import aggregate_checkpoints
 from flcore.aggregation.staging import Staging
 from flcore.client.client import Client
 from flcore.client.executor import Executor
@@ -17,7 +17,7 @@ from flcore.job.messages import (
     parse_message,
     spec_of,
 )
-from flcore.model.form import Form
+from flcore.model.wire_format import WireFormat
 from flcore.process import keep_freed_memory
 from flcore.server.events import Asked, Event
 from flcore.server.federation import Federation
@@ -32,7 +32,6 @@ __all__ = [
     "Event",
     "Executor",
     "Federation",
-    "Form",
     "JoinMessage",
     "RoundRules",
     "Site",
@@ -45,4 +44,5 @@ __all__ = [
     "parse_message",
     "serve",
     "spec_of",
+    "WireFormat",
 ]

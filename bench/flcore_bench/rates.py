@@ -15,7 +15,7 @@ from flcore_kernels import backend
 from flcore_transport import Inbox, Outbox, PieceRange
 
 from flcore_bench.federation import FederationSpec
-from flcore_bench.internals import Form
+from flcore_bench.internals import WireFormat
 from flcore_bench.shapes import spec_named
 from flcore_bench.synthetic_payload import SyntheticPayload
 from flcore_bench.transport_client import bare_samples
@@ -90,11 +90,11 @@ def disk_rates(directory: Path, size: int) -> DiskRates:
 def measure_check_rate() -> float:
     """Return the bytes per second that one thread checks: checksum, Arrow framing, and finite values."""
     spec = spec_named("flat", CHECKED)
-    outbox = Outbox(SyntheticPayload(Form.plain(spec)))
+    outbox = Outbox(SyntheticPayload(WireFormat.uncompressed(spec)))
     pieces = [outbox.piece(index) for index in range(len(outbox.plan))]
     taken = []
     for _ in range(SAMPLES + 1):
-        inbox = Inbox(SyntheticPayload(Form.plain(spec)).layout, _ScanningSink())
+        inbox = Inbox(SyntheticPayload(WireFormat.uncompressed(spec)).layout, _ScanningSink())
         started = time.perf_counter()
         for piece in pieces:
             inbox.accept(piece)

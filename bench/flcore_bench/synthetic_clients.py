@@ -35,7 +35,15 @@ from flcore_transport import (
 )
 
 import flcore
-from flcore_bench.internals import Form, JoinMessage, TaskMessage, UpdateMessage, WelcomeMessage, parse_message, spec_of
+from flcore_bench.internals import (
+    JoinMessage,
+    TaskMessage,
+    UpdateMessage,
+    WelcomeMessage,
+    WireFormat,
+    parse_message,
+    spec_of,
+)
 from flcore_bench.process import receive_setup, send_to_parent
 from flcore_bench.synthetic_payload import DiscardingSink, SyntheticPayload
 
@@ -103,7 +111,7 @@ class SyntheticClient:
         source = (
             _EmptySource()
             if returns == "metrics"
-            else SyntheticPayload(Form.narrowed(spec, self._job.contract.wire.upload), self._number)
+            else SyntheticPayload(WireFormat.compressed(spec, self._job.contract.wire.upload), self._number)
         )
         message = UpdateMessage(
             returns=returns,

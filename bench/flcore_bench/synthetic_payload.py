@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from flcore_transport import MAX_PIECE_BYTES, PIECE_BODY_BYTES, WIRE_DTYPES, Buffer, PieceRange, join_body
 
-from flcore_bench.internals import Form
+from flcore_bench.internals import WireFormat
 
 PATTERN_BYTES = 8 << 20
 PHASE_BYTES = 4_096
@@ -31,9 +31,9 @@ class SyntheticPayload:
         number: The client's number. The pattern starts at another offset for each.
     """
 
-    def __init__(self, form: Form, number: int = 0) -> None:
-        self.layout = form.layout
-        self._spec = form.spec
+    def __init__(self, wire_format: WireFormat, number: int = 0) -> None:
+        self.layout = wire_format.layout
+        self._spec = wire_format.spec
         self._phase = number * PHASE_BYTES
 
     def read(self, piece: PieceRange) -> Sequence[Buffer]:

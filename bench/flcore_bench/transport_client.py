@@ -16,7 +16,7 @@ from flcore_transport import Fetch, GrpcConnection, Inbox, Join, Offer, Order, O
 import flcore
 from flcore_bench.bare_grpc import BareClient
 from flcore_bench.federation import SYNTHETIC_JOB, FederationSpec
-from flcore_bench.internals import Form, JoinMessage, UpdateMessage
+from flcore_bench.internals import JoinMessage, UpdateMessage, WireFormat
 from flcore_bench.process import ChildProcess
 from flcore_bench.shapes import spec_named
 from flcore_bench.synthetic_payload import DiscardingSink, SyntheticPayload
@@ -34,7 +34,7 @@ class JoinedClient:
         self._connection = GrpcConnection(address)
         self._session = self._connection.session(Join(name, secrets.token_hex(8), content))
         self._spec = spec
-        self._model = SyntheticPayload(Form.plain(spec))
+        self._model = SyntheticPayload(WireFormat.uncompressed(spec))
         welcome = next(self._session)
         assert isinstance(welcome, Welcome)  # noqa: S101 - the endpoint sends it first
         self._secret = welcome.session

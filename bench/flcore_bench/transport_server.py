@@ -10,7 +10,7 @@ from flcore_transport import GrpcServer, Inbox, Layout, Link, Outbox, Receipt
 import flcore
 from flcore_bench.bare_grpc import serve_bare
 from flcore_bench.federation import SYNTHETIC_JOB
-from flcore_bench.internals import Federation, Form, RoundRules, Staging, TaskMessage
+from flcore_bench.internals import Federation, RoundRules, Staging, TaskMessage, WireFormat
 from flcore_bench.process import receive_setup, send_to_parent
 from flcore_bench.shapes import spec_named
 from flcore_bench.synthetic_payload import DiscardingSink, SyntheticPayload
@@ -27,7 +27,7 @@ class CheckingService:
     """A `Service` that admits every client, checks received pieces, and discards them."""
 
     def __init__(self, spec: flcore.ModelSpec) -> None:
-        self._model = SyntheticPayload(Form.plain(spec))
+        self._model = SyntheticPayload(WireFormat.uncompressed(spec))
 
     def admit(self, client: str, content: bytes) -> bytes:  # noqa: ARG002 - as a `Service` has it
         """Admit a client."""

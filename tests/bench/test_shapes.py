@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 from flcore_bench.federation import SYNTHETIC_JOB, FederationSpec
-from flcore_bench.internals import Form
+from flcore_bench.internals import WireFormat
 from flcore_bench.shapes import SHAPES, spec_named
 from flcore_bench.synthetic_payload import PATTERN_BYTES, SyntheticPayload
 from flcore_transport import PiecePlan
@@ -42,18 +42,18 @@ def test_a_job_makes_each_shape_in_place(shape: str) -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_tiled_model_is_one_that_a_server_accepts(shape: str) -> None:
     spec = spec_named(shape, SMALL[shape])
-    source = SyntheticPayload(Form.plain(spec), number=3)
+    source = SyntheticPayload(WireFormat.uncompressed(spec), number=3)
     aggregator = flcore.Aggregator(spec)
     with aggregator.update(client="client", weight=1.0) as staged:
         for piece in PiecePlan(source.layout):
-            staged.adopt(piece, b"".join(source.read(piece)))
+            staged.append(piece, b"".join(source.read(piece)))
     result = aggregator.finish().arrays()
     assert all(0 < np.abs(array.astype(np.float32)).max() < 1 for array in result.values() if array.size > 10)
 
 
 def test_a_tiled_model_costs_no_copy_and_differs_between_clients() -> None:
     spec = spec_named("flat", 4 * PATTERN_BYTES)
-    payload_of = partial(SyntheticPayload, Form.plain(spec))
+    payload_of = partial(SyntheticPayload, WireFormat.uncompressed(spec))
     first, *_, last = PiecePlan(payload_of(0).layout)
     (*_, one), (*_, other) = payload_of(0).read(first), payload_of(1).read(first)
     assert isinstance(one, memoryview) and isinstance(other, memoryview)
