@@ -9,6 +9,7 @@ from flcore.aggregation.aggregate import aggregate
 from flcore.aggregation.aggregator import Aggregator
 from flcore.aggregation.budget import Budget
 from flcore.aggregation.rules import RULES, Columns, Geometry, Sum
+from flcore.aggregation.update_tables import open_update
 from flcore.client.task import Site, Task, Update
 from flcore.errors import (
     AggregationError,
@@ -16,6 +17,7 @@ from flcore.errors import (
     ContractMismatch,
     CorruptUpdate,
     FlcoreError,
+    HistoryError,
     JobError,
     JobFailed,
     NonFinite,
@@ -39,6 +41,7 @@ from flcore.model.stored import StoredModel
 from flcore.model.writer import ModelWriter
 from flcore.server.controller import Controller, Updates
 from flcore.server.history import Participation, RoundRecord
+from flcore.server.history_table import open_history
 from flcore.server.serve import Outcome
 from flcore.simulation.baselines import Baselines
 from flcore.simulation.run import run
@@ -58,6 +61,7 @@ __all__ = [
     "CorruptUpdate",
     "FlcoreError",
     "Geometry",
+    "HistoryError",
     "Job",
     "JobError",
     "JobFailed",
@@ -89,7 +93,9 @@ __all__ = [
     "__version__",
     "aggregate",
     "load",
+    "open_history",
     "open_model",
+    "open_update",
     "run",
     "save",
 ]

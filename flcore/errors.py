@@ -10,11 +10,12 @@ FlcoreError
 │   ├── NonFinite         a NaN or an infinity
 │   ├── OutOfBounds       a value, a weight or metrics beyond the job's bounds
 │   ├── WeightError       a weight that is no positive, finite number
-│   ├── CorruptUpdate     a piece that was corrupted, truncated or not what was announced
+│   ├── CorruptUpdate     a piece or a staged file that was corrupted, truncated or not what was announced
 │   ├── StagingError      neither memory nor disk could keep it; the server's trouble, not the client's
 │   └── Untimely          an answer that is late, stale, or was not asked for
 ├── BudgetError           a budget of memory, or a limit of open files, that is too small; says which would do
 ├── TaskFailed            a client's own code raised
+├── HistoryError          a directory without a run's history, or a history that cannot be read
 ├── RunExists             a directory that another process owns, or that holds an earlier run
 ├── JobFailed             the server says that the job has failed
 ├── QuorumError           too few updates make no round
@@ -35,6 +36,10 @@ class SpecError(FlcoreError):
 
 class JobError(FlcoreError):
     """A contract or its code that cannot be run."""
+
+
+class HistoryError(FlcoreError):
+    """A directory without a run's history, or a history that cannot be read."""
 
 
 class RunExists(FlcoreError):
@@ -96,7 +101,7 @@ class WeightError(UpdateError):
 
 
 class CorruptUpdate(UpdateError):
-    """A piece that was corrupted, truncated or not what was announced."""
+    """A piece or a staged file that was corrupted, truncated or not what was announced."""
 
     kind = "corrupt"
 

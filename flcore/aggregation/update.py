@@ -57,6 +57,7 @@ class StagedUpdate:
         self._bodies: dict[PieceRange, Buffer] = {}
         self._disk: OnDisk | None = None
         self._refusal: StagingError | None = None
+        self._is_sealed = False
         self._adopted = 0
         self._entry: _Entry | None = None
         self._written: dict[str, int] = {}
@@ -166,6 +167,13 @@ class StagedUpdate:
             if written != tensor.size:
                 raise self._mismatch(f"only {written} of {tensor.size} elements came", tensor.name)
 
+    def seal(self) -> None:
+        """Take note that every element is in: an update on disk can be opened from now on (`flcore.open_update`)."""
+        with self._lock:
+            self._is_sealed = True
+            if self._disk is not None and not self._bodies:  # otherwise once the last chunk is on disk
+                self._disk.seal()
+
     def _mismatch(self, why: str, tensor: str = "") -> TensorMismatch:
         return TensorMismatch(why, client=self.client, tensor=tensor)
 
@@ -179,7 +187,7 @@ class StagedUpdate:
             return
         with self._lock:
             if self.is_in_memory:
-                self._disk = OnDisk(self._staging, self._form.layout, self.client)
+                self._disk = self._on_disk()
             entry = self._entry
         if entry is not None:
             entry.room.cancel()  # the next chunk goes to disk
@@ -193,6 +201,8 @@ class StagedUpdate:
                 return False
             chunk = next(iter(self._bodies.items()), None)
             if chunk is None:
+                if self._is_sealed:
+                    self._disk.seal()
                 self._leave(self._held)
                 self._release()
                 return False
@@ -245,13 +255,16 @@ class StagedUpdate:
             self._claimed = self._form.nbytes if in_memory else 0
             try:
                 if not self._is_dropped:
-                    self._disk = None if in_memory else OnDisk(self._staging, self._form.layout, self.client)
+                    self._disk = None if in_memory else self._on_disk()
                     self._is_open = True
             except StagingError as error:
                 self._refusal = error
             if not self._is_open:
                 self._release()
         self._begun.set_result(None)  # also where there is no place: the first chunk is told why
+
+    def _on_disk(self) -> OnDisk:
+        return OnDisk(self._staging, self._form, self.client, self.weight)
 
     def _take_entry(self) -> None:
         """Take the room that the next chunk has, or give it back where the chunk goes to disk meanwhile."""
