@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 CUDA := 13
 ADAPTERS := torch flower flower-oldest nvflare nvflare-oldest appfl
 
-.PHONY: help install demo check fix test test-device test-mutants test-adapters test-gpu test-large test-torch stress bench bench-gpu bench-peers proto check-peers clean
+.PHONY: help install demo check fix docs test test-device test-mutants test-adapters test-gpu test-large test-torch stress bench bench-gpu bench-peers proto check-peers clean
 
 help:  ## Show the verbs.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -23,6 +23,10 @@ check: $(VENV)/.dev  ## Lint, formatting, types.
 fix: $(VENV)/.dev  ## Mend what can be mended by itself.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(VENV)/.docs  ## Build the documentation site in site/ (open site/index.html); warnings and dead links are errors.
+	$(BIN)/python -m docs.generate
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 test: $(VENV)/.dev  ## Run the test suite, on all cores (ARGS="-k upload" for a part of it).
 	$(BIN)/python -m tests.run $(ARGS)
@@ -76,7 +80,7 @@ check-peers: $(VENV)/.dev  ## See that flcore installs beside the newest flwr an
 	$(BIN)/python tests/check_peers.py
 
 clean:  ## Remove what the verbs have made.
-	rm -rf $(VENV) .peers runs .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .peers runs site .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/.base:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "flcore needs Python 3.11 or newer: make PYTHON=python3.11")'
@@ -86,6 +90,10 @@ $(VENV)/.base:
 
 $(VENV)/.demo: $(VENV)/.base pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[demo]'
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.base pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.base pyproject.toml

@@ -22,14 +22,15 @@ Hyperparameters = dict[str, JsonValue]
 
 
 class _Table(BaseModel):
+    # The fields' descriptions are the text of docs/job.md (`python -m docs.generate`).
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class Step(_Table):
     """Hyperparameters that hold from a round on."""
 
-    from_round: int = Field(ge=1)
-    hyperparameters: Hyperparameters
+    from_round: int = Field(ge=1, description="The first round in which these hyperparameters hold, counted from 1.")
+    hyperparameters: Hyperparameters = Field(description="The hyperparameters that replace earlier ones.")
 
 
 class TaskContract(_Table):
@@ -38,9 +39,18 @@ class TaskContract(_Table):
     `returns`: "weights" (a whole model), "delta" (the difference from the model that was sent) or "metrics" alone.
     """
 
-    returns: Literal["weights", "delta", "metrics"]
-    hyperparameters: Hyperparameters = {}
-    schedule: tuple[Step, ...] = ()
+    returns: Literal["weights", "delta", "metrics"] = Field(
+        description="What an answer contains: a whole model (`weights`), the difference from the model that was sent "
+        "(`delta`), or no arrays (`metrics`)."
+    )
+    hyperparameters: Hyperparameters = Field(
+        default={}, description="The task's hyperparameters. They replace those of `client.hyperparameters`."
+    )
+    schedule: tuple[Step, ...] = Field(
+        default=(),
+        description="Changes over time: a list of `{ from_round = N, hyperparameters = {...} }`. From round N on, "
+        "these hyperparameters replace earlier ones.",
+    )
 
 
 class ServerContract(_Table):
@@ -53,20 +63,73 @@ class ServerContract(_Table):
     Tensors of unsigned bytes must not change unless `average_bytes` says that they are numbers.
     """
 
-    model: str
-    controller: str = "fed_avg"
-    rule: str = "mean"
-    accumulate: Literal["exact", "float64", "float32"] = "exact"
-    average_bytes: bool = False
-    rounds: int = Field(ge=1)
-    fraction: float = Field(default=1.0, gt=0, le=1)
-    quorum: int = Field(default=1, ge=1)
-    close_at: int | None = Field(default=None, ge=1)
-    deadline_s: float = Field(default=600.0, gt=0, le=1e7, allow_inf_nan=False)
-    on_quorum_failure: Literal["retry", "skip", "fail"] = "retry"
-    quorum_retries: int = Field(default=10, ge=0, le=1000)
-    stall_timeout_s: float = Field(default=60.0, gt=0, le=1e7, allow_inf_nan=False)
-    best: str | None = Field(default=None, pattern=r"^[A-Za-z_]\w*:(max|min)$")
+    model: str = Field(
+        description="The first global model: a function of the seed that returns named arrays (`file.py:name`), or a "
+        "checkpoint: `NAME.safetensors`, `NAME.safetensors.index.json`, or a directory that contains one."
+    )
+    controller: str = Field(
+        default="fed_avg", description="The workflow: `fed_avg`, or a function of a `Controller` (`file.py:name`)."
+    )
+    rule: str = Field(
+        default="mean",
+        description="The aggregation rule: `mean`, `unweighted_mean`, or a rule of your own (`file.py:name`; "
+        "[rules.md](rules.md)).",
+    )
+    accumulate: Literal["exact", "float64", "float32"] = Field(
+        default="exact",
+        description="The accumulator. `exact` gives the same bits for any order of arrival, any number of threads and "
+        "after a restart ([exact-sums.md](exact-sums.md)). `float64` and `float32` are faster.",
+    )
+    average_bytes: bool = Field(
+        default=False,
+        description="Average tensors of dtype uint8. Without it, they must not change, as they may be packed codes.",
+    )
+    rounds: int = Field(ge=1, description="The number of rounds.")
+    fraction: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="The share of the connected clients that is sampled in a round. At least the quorum is sampled.",
+    )
+    quorum: int = Field(
+        default=1,
+        ge=1,
+        description="The least number of updates for which a round counts. A round starts when so many clients are "
+        "connected.",
+    )
+    close_at: int | None = Field(
+        default=None,
+        ge=1,
+        description="The number of answers at which a round closes without waiting for the other clients.",
+    )
+    deadline_s: float = Field(
+        default=600.0, gt=0, le=1e7, allow_inf_nan=False, description="The time after which a round closes."
+    )
+    on_quorum_failure: Literal["retry", "skip", "fail"] = Field(
+        default="retry",
+        description="What follows a round below its quorum. `retry`: the missing clients are asked again. `skip`: the "
+        "model stays as it is. `fail`: the job ends.",
+    )
+    quorum_retries: int = Field(
+        default=10,
+        ge=0,
+        le=1000,
+        description="How many times a round is retried at most. The server also waits for the quorum to connect for "
+        "this many further deadlines.",
+    )
+    stall_timeout_s: float = Field(
+        default=60.0,
+        gt=0,
+        le=1e7,
+        allow_inf_nan=False,
+        description="The time without progress after which a transfer has stalled. The client has then failed in this "
+        "round.",
+    )
+    best: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z_]\w*:(max|min)$",
+        description="The metric that selects the best model, and its direction, such as `accuracy:max`.",
+    )
 
     @field_validator("rule")
     @classmethod
@@ -85,8 +148,11 @@ class ServerContract(_Table):
 class ClientContract(_Table):
     """What runs on the clients; hyperparameters here hold for all tasks."""
 
-    executor: Reference
-    hyperparameters: Hyperparameters = {}
+    executor: Reference = Field(
+        description="The code of the tasks: a module (`file.py`), or a class that is created once with its `Site` "
+        "(`file.py:name`)."
+    )
+    hyperparameters: Hyperparameters = Field(default={}, description="Hyperparameters of all tasks.")
 
 
 class WireContract(_Table):
@@ -97,17 +163,27 @@ class WireContract(_Table):
     names (`*` and `?`): the job is about the tensors that fit one of them, as adapters, and about no others.
     """
 
-    download: Literal["float16", "bfloat16"] | None = None
-    upload: Literal["float16", "bfloat16", "int8[32]", "int8[64]", "int8[128]", "int8[256]"] | None = None
-    tensors: tuple[str, ...] = ("*",)
+    download: Literal["float16", "bfloat16"] | None = Field(
+        default=None, description="The dtype in which wider floats travel to the clients. Default: as they are."
+    )
+    upload: Literal["float16", "bfloat16", "int8[32]", "int8[64]", "int8[128]", "int8[256]"] | None = Field(
+        default=None,
+        description="The dtype in which wider floats travel to the server. `int8[N]` has one float32 scale for each N "
+        "elements and needs tasks that return `delta`. Default: as they are.",
+    )
+    tensors: tuple[str, ...] = Field(
+        default=("*",),
+        description="Patterns of tensor names (`*` and `?`). The job is about the tensors that match one of them, and "
+        'about no others: `["adapter.*"]`.',
+    )
 
 
 class Bounds(_Table):
     """What an update may contain; beyond it, the update is refused."""
 
-    max_weight: float = Field(default=1e9, gt=0, allow_inf_nan=False)
-    max_abs: float = Field(default=1e30, gt=0, allow_inf_nan=False)
-    max_metrics: int = Field(default=256, ge=0)
+    max_weight: float = Field(default=1e9, gt=0, allow_inf_nan=False, description="The largest weight of an update.")
+    max_abs: float = Field(default=1e30, gt=0, allow_inf_nan=False, description="The largest magnitude of an element.")
+    max_metrics: int = Field(default=256, ge=0, description="The largest number of metrics of an update.")
 
 
 class Contract(_Table):
@@ -116,16 +192,28 @@ class Contract(_Table):
     `clients` is the list of those who may join, or how many a run on one machine has (then any name may join).
     """
 
-    name: Name
-    seed: int = Field(default=0, ge=0, lt=2**63)
-    clients: Annotated[int, Field(ge=1, le=10_000)] | tuple[Name, ...]
-    same_code: bool = False
-    baselines: Reference | None = None
-    server: ServerContract
-    client: ClientContract
-    tasks: dict[TaskName, TaskContract]
-    bounds: Bounds = Bounds()
-    wire: WireContract = WireContract()
+    name: Name = Field(description="The job's name. Results are written to `runs/NAME/` unless `--out` is given.")
+    seed: int = Field(
+        default=0, ge=0, lt=2**63, description="The seed. All random choices follow from it, the round and the client."
+    )
+    clients: Annotated[int, Field(ge=1, le=10_000)] | tuple[Name, ...] = Field(
+        description="The names of the clients that may join. Or a number: then `flcore run` starts so many clients, "
+        "and a client of any name may join a server."
+    )
+    same_code: bool = Field(
+        default=False,
+        description="Refuse clients whose code differs from the server's. Compared are the Python files and extension "
+        "modules that the job can import, except hidden directories and virtual environments.",
+    )
+    baselines: Reference | None = Field(
+        default=None,
+        description="A function of the `Job` that returns `flcore.Baselines`, for the table and the plot of a run.",
+    )
+    server: ServerContract = Field(description="What runs on the server.")
+    client: ClientContract = Field(description="What runs on the clients.")
+    tasks: dict[TaskName, TaskContract] = Field(description="The tasks, by name.")
+    bounds: Bounds = Field(default=Bounds(), description="Limits of an update. An update beyond them is refused.")
+    wire: WireContract = Field(default=WireContract(), description="What travels, and in which dtypes.")
 
     @model_validator(mode="after")
     def _is_sound(self) -> "Contract":
