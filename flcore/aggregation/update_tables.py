@@ -11,9 +11,9 @@ from flcore_transport import WIRE_DTYPES, message_bytes, message_metadata, piece
 
 from flcore.aggregation.staging import DESCRIPTION, DESCRIPTION_FORMAT, chunk_offset, segment_path
 from flcore.errors import CorruptUpdate, SpecError, UpdateError
-from flcore.model.form import Form
-from flcore.model.names import PathLike
+from flcore.model.model_paths import PathLike
 from flcore.model.spec import ModelSpec, TensorSpec
+from flcore.model.wire_format import WireFormat
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -29,13 +29,13 @@ class UpdateTables(Mapping[str, "pa.Table"]):
         segments: One table for each dtype of the model, with all its tensors and the zeros between them.
     """
 
-    def __init__(self, client: str, weight: float, form: Form, segments: "tuple[pa.Table, ...]") -> None:
-        self.client, self.weight, self.spec, self.segments = client, weight, form.spec, segments
-        self._form = form
+    def __init__(self, client: str, weight: float, wire_format: WireFormat, segments: "tuple[pa.Table, ...]") -> None:
+        self.client, self.weight, self.spec, self.segments = client, weight, wire_format.spec, segments
+        self._wire_format = wire_format
 
     def __getitem__(self, name: str) -> "pa.Table":
-        segment, span = self._form.places[name]
-        block = WIRE_DTYPES[self._form.dtypes[segment]].block or 1  # a tensor begins with a block
+        segment, span = self._wire_format.places[name]
+        block = WIRE_DTYPES[self._wire_format.dtypes[segment]].block or 1  # a tensor begins with a block
         rows = self.segments[segment].slice(span.start // block, -(-span.tensor.size // block))
         shape = json.dumps(span.tensor.shape)
         return rows.replace_schema_metadata(
@@ -88,12 +88,12 @@ def open_update(path: PathLike) -> UpdateTables:
         >>> update.client, update["layer.weight"]["value"].to_numpy()  # doctest: +SKIP
     """
     directory = Path(path)
-    client, weight, form = _described(directory)
-    segments = tuple(_segment(directory, form, number, client) for number in range(len(form.dtypes)))
-    return UpdateTables(client, weight, form, segments)
+    client, weight, wire_format = _described(directory)
+    segments = tuple(_segment(directory, wire_format, number, client) for number in range(len(wire_format.dtypes)))
+    return UpdateTables(client, weight, wire_format, segments)
 
 
-def _described(directory: Path) -> tuple[str, float, Form]:
+def _described(directory: Path) -> tuple[str, float, WireFormat]:
     """Read what an update is: its client, its weight and its form."""
     file = directory / DESCRIPTION
     try:
@@ -117,34 +117,40 @@ def _described(directory: Path) -> tuple[str, float, Form]:
                 "flcore wrote it; open it with that version"
             )
         tensors = [TensorSpec(name, dtype, tuple(map(index, shape))) for name, dtype, shape in described["tensors"]]
-        form = Form(ModelSpec(tuple(tensors)), tuple(described["segments"]))
-        _require_dtypes(form)
-        return str(described["client"]), float(described["weight"]), form
+        wire_format = WireFormat(ModelSpec(tuple(tensors)), tuple(described["segments"]))
+        _require_dtypes(wire_format)
+        return str(described["client"]), float(described["weight"]), wire_format
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError, SpecError) as error:
         raise CorruptUpdate(
             f"expected the description of an update in {file}, got an altered one: {error!r}"
         ) from error
 
 
-def _require_dtypes(form: Form) -> None:
+def _require_dtypes(wire_format: WireFormat) -> None:
     """Raise `ValueError` unless each segment's dtype is its own or one that the wire may have in its place."""
-    expected = [{segment.dtype} for segment in form.spec.segments]
+    expected = [{segment.dtype} for segment in wire_format.spec.segments]
     for dtype in WIRE_DTYPES:
-        for allowed, each in zip(expected, Form.narrowed(form.spec, dtype).dtypes, strict=True):
+        for allowed, each in zip(expected, WireFormat.compressed(wire_format.spec, dtype).dtypes, strict=True):
             allowed.add(each)
-    if len(form.dtypes) != len(expected) or any(a not in b for a, b in zip(form.dtypes, expected, strict=True)):
-        raise ValueError(f"the segments' dtypes {form.dtypes} are not the model's")
+    if len(wire_format.dtypes) != len(expected) or any(
+        a not in b for a, b in zip(wire_format.dtypes, expected, strict=True)
+    ):
+        raise ValueError(f"the segments' dtypes {wire_format.dtypes} are not the model's")
 
 
-def _segment(directory: Path, form: Form, number: int, client: str) -> "pa.Table":
+def _segment(directory: Path, wire_format: WireFormat, number: int, client: str) -> "pa.Table":
     """Open a segment, after comparing its schema and all its chunks' metadata with what must be there."""
     import pyarrow as pa
 
-    path, dtype, elements = segment_path(directory, number), form.dtypes[number], form.spec.segments[number].elements
+    path, dtype, elements = (
+        segment_path(directory, number),
+        wire_format.dtypes[number],
+        wire_format.spec.segments[number].elements,
+    )
     schema = schema_message(dtype)
     expected = len(schema)
     if elements:
-        last = form.piece_at(number, elements - 1)
+        last = wire_format.piece_at(number, elements - 1)
         expected = chunk_offset(last) + message_bytes(dtype, last.count)
     try:
         if (size := path.stat().st_size) != expected:
@@ -156,10 +162,10 @@ def _segment(directory: Path, form: Form, number: int, client: str) -> "pa.Table
     if view[: len(schema)] != schema:
         raise CorruptUpdate(f"expected the schema of {dtype} in {path}, got another one", client=client)
     for first in range(0, elements, piece_elements(dtype)):
-        piece = form.piece_at(number, first)
+        piece = wire_format.piece_at(number, first)
         offset, metadata = chunk_offset(piece), message_metadata(dtype, piece.count)
         if view[offset : offset + len(metadata)] != metadata:
-            tensor, _ = form.spec.segments[number].at(first)
+            tensor, _ = wire_format.spec.segments[number].locate(first)
             found = "altered bytes" if any(view[offset : offset + len(metadata)]) else "zeros: it was never written"
             raise CorruptUpdate(
                 f"expected a chunk at byte {offset} of {path}, got {found}", client=client, tensor=tensor.name

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 from flcore.errors import HistoryError
-from flcore.model.names import PathLike
+from flcore.model.model_paths import PathLike
 from flcore.server.history import RoundRecord
 from flcore.server.run_directory import HISTORY
 from flcore.text import printable

@@ -15,16 +15,16 @@ from flcore_kernels import backend
 from flcore_transport import WIRE_DTYPES, PieceRange, message_bytes, message_metadata, piece_elements, schema_message
 
 from flcore import Aggregator, CorruptUpdate, Model, ModelSpec, UpdateError, open_update
+from flcore.aggregation.admission_limits import AggregationSettings
 from flcore.aggregation.combiner import Combiner
-from flcore.aggregation.limits import Settings
-from flcore.aggregation.rules import rule_named
-from flcore.aggregation.staging import OnDisk, Staging, chunk_offset
+from flcore.aggregation.rules import resolve_rule
+from flcore.aggregation.staged_update import StagedUpdate
+from flcore.aggregation.staging import DiskStore, Staging, chunk_offset
 from flcore.aggregation.storage import Storage
-from flcore.aggregation.update import StagedUpdate
 from flcore.aggregation.update_tables import UpdateTables
+from flcore.model.compression import Compressor
 from flcore.model.dtypes import DTYPES
-from flcore.model.form import Form
-from flcore.model.narrow import Narrowed
+from flcore.model.wire_format import WireFormat
 from tests.flcore.processes import write_small_job
 
 SIZE = 2 * piece_elements("float32") + 1000
@@ -39,23 +39,23 @@ ARRAYS: dict[str, np.ndarray[Any, Any]] = {
 SPEC = ModelSpec.of(ARRAYS)
 
 
-def staged_update(form: Form, staging: Staging, client: str = "a", weight: float = 1.0) -> StagedUpdate:
-    settings = Settings(rule_named("mean"), "exact", backend())
+def staged_update(form: WireFormat, staging: Staging, client: str = "a", weight: float = 1.0) -> StagedUpdate:
+    settings = AggregationSettings(resolve_rule("mean"), "exact", backend())
     staged = StagedUpdate(form, Combiner(form.spec, settings), staging, client, weight)
     staged.begin(may_wait=False).result(0)
     return staged
 
 
-def fill(staged: StagedUpdate, form: Form, arrays: dict[str, Any], pieces: slice = slice(None)) -> None:
-    source = Narrowed(form, Model.of(arrays))
+def fill(staged: StagedUpdate, form: WireFormat, arrays: dict[str, Any], pieces: slice = slice(None)) -> None:
+    source = Compressor(form, Model.of(arrays))
     for index in range(len(form.pieces))[pieces]:
-        staged.adopt(form.pieces[index], b"".join(source.read(form.pieces[index])))
+        staged.append(form.pieces[index], b"".join(source.read(form.pieces[index])))
 
 
 @pytest.fixture
 def committed(tmp_path: Path) -> Path:
     """The directory of a committed update; `staged` is let go at the end of the test."""
-    staging, form = Staging(0, tmp_path / "staging"), Form.plain(SPEC)
+    staging, form = Staging(0, tmp_path / "staging"), WireFormat.uncompressed(SPEC)
     staged = staged_update(form, staging, "hospital", 2.5)
     fill(staged, form, ARRAYS)
     staged.seal()
@@ -115,7 +115,7 @@ def test_a_segments_table_has_all_tensors_of_its_dtype(committed: Path) -> None:
 def test_every_dtype_of_the_wire_can_be_opened(dtype: str, tmp_path: Path) -> None:
     stored = "float32" if WIRE_DTYPES[dtype].block else dtype
     arrays = {name: (np.arange(size) % 2).astype(DTYPES[stored]) for name, size in [("a", 300), ("b", 1000)]}
-    form = Form(ModelSpec.of(arrays), (dtype,))
+    form = WireFormat(ModelSpec.of(arrays), (dtype,))
     staged = staged_update(form, Staging(0, tmp_path / "staging"))
     fill(staged, form, arrays)
     staged.seal()
@@ -144,7 +144,7 @@ def test_an_update_can_be_opened_once_it_is_committed(tmp_path: Path) -> None:
 def test_an_update_that_is_spilled_can_be_opened_when_it_is_whole_on_disk(
     is_sealed_first: bool, tmp_path: Path
 ) -> None:
-    form = Form.plain(SPEC)
+    form = WireFormat.uncompressed(SPEC)
     staged = staged_update(form, Staging(form.nbytes, tmp_path / "staging"))
     fill(staged, form, ARRAYS)
     steps = [staged.seal, staged.spill]
@@ -157,18 +157,18 @@ def test_an_update_that_is_spilled_can_be_opened_when_it_is_whole_on_disk(
 def test_an_update_is_sealed_after_the_last_chunk_that_is_spilled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    form, adopt = Form.plain(SPEC), OnDisk.adopt
+    form, adopt = WireFormat.uncompressed(SPEC), DiskStore.append
     seen: list[bool] = []
     staged = staged_update(form, Staging(form.nbytes, tmp_path / "staging"))
     fill(staged, form, ARRAYS)
 
-    def adopting(disk: OnDisk, piece: PieceRange, body: Any) -> None:
+    def adopting(disk: DiskStore, piece: PieceRange, body: Any) -> None:
         if not seen:
             staged.seal()  # it is committed while it goes to disk
         seen.append((tmp_path / "staging/1/update.json").exists())
         adopt(disk, piece, body)
 
-    monkeypatch.setattr(OnDisk, "adopt", adopting)
+    monkeypatch.setattr(DiskStore, "append", adopting)
     staged.spill()
     assert seen == [False] * len(form.pieces)
     assert open_update(tmp_path / "staging/1").spec == SPEC
@@ -273,13 +273,13 @@ from flcore.server import serve
 
 made = []
 
-class OnDisk(staging.OnDisk):
+class DiskStore(staging.DiskStore):
     def seal(self):
         super().seal()
         made.append(sorted(path.name for path in self._directory.iterdir()))
 
-import flcore.aggregation.update
-flcore.aggregation.update.OnDisk = OnDisk
+import flcore.aggregation.staged_update
+flcore.aggregation.staged_update.OnDisk = DiskStore
 serve.Staging = lambda _, directory: staging.Staging(0, directory)
 flcore.run("small", workers=0, rounds=2, out="run")
 assert made == [["segment-0.arrows", "update.json"]] * 6, made
