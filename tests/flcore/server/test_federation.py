@@ -23,7 +23,7 @@ from flcore import (
     Update,
     load,
 )
-from flcore.aggregation.update import StagedUpdate
+from flcore.aggregation.staged_update import StagedUpdate
 from flcore.server.federation import Federation
 from tests.flcore.conftest import START, Stage, adding, mean_of
 from tests.reference import bits_of
