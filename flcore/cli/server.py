@@ -126,7 +126,7 @@ def server(
             budget=memory,
         )
         plot_history(loaded.contract, outcome.history, None, directory / "history.png")
-        left = sorted(path.name for path in directory.iterdir() if path.name != "run.lock")
+        left = sorted(path.name for path in directory.iterdir())
         log.say(f"done: {', '.join(left)} in {directory}", "done", directory=str(directory))
 
 

@@ -5,6 +5,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +61,29 @@ def test_the_owner_may_be_another_process_and_its_death_gives_the_directory_up(t
     opened(tmp_path / "run").close()
 
 
+def test_one_of_many_that_begin_at_once_owns_the_directory(tmp_path: Path) -> None:
+    """The lock's file goes with its owner, so a process may hold the lock of a file that is gone."""
+    owned, most, lock = 0, 0, threading.Lock()
+
+    def begin() -> None:
+        nonlocal owned, most
+        for _ in range(200):
+            with suppress(RunExists), opened(tmp_path / "run"):
+                with lock:
+                    owned += 1
+                    most = max(most, owned)
+                with lock:
+                    owned -= 1
+
+    threads = [threading.Thread(target=begin) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == 1
+    assert not list((tmp_path / "run").iterdir())
+
+
 def test_what_a_run_left_is_never_overwritten(tmp_path: Path) -> None:
     run_in(tmp_path / "run")
     with pytest.raises(RunExists, match=r"holds a run already: 2 rounds, model.safetensors of 20.*--out.*--fresh"):
@@ -79,7 +104,7 @@ def test_a_run_that_left_no_result_is_no_run(tmp_path: Path) -> None:
     for _ in range(2):
         with opened(tmp_path / "run") as directory:
             (directory.path / ".models" / "of a server that was killed").mkdir(parents=True)
-        assert sorted(path.name for path in directory.path.iterdir()) == [".models", "run.lock"]
+        assert sorted(path.name for path in directory.path.iterdir()) == [".models"]
 
 
 def test_every_run_has_an_id_of_its_own(tmp_path: Path) -> None:
