@@ -1,12 +1,11 @@
 """The directory of a run: one owner, a history that is appended, room for the next model, nothing overwritten."""
 
 import errno
+import fcntl
 import json
 import os
 import subprocess
 import sys
-import threading
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -61,26 +60,19 @@ def test_the_owner_may_be_another_process_and_its_death_gives_the_directory_up(t
     opened(tmp_path / "run").close()
 
 
-def test_one_of_many_that_begin_at_once_owns_the_directory(tmp_path: Path) -> None:
-    """The lock's file goes with its owner, so a process may hold the lock of a file that is gone."""
-    owned, most, lock = 0, 0, threading.Lock()
+def test_the_lock_of_a_file_that_its_owner_has_removed_is_no_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, flock = opened(tmp_path / "run"), fcntl.flock
 
-    def begin() -> None:
-        nonlocal owned, most
-        for _ in range(200):
-            with suppress(RunExists), opened(tmp_path / "run"):
-                with lock:
-                    owned += 1
-                    most = max(most, owned)
-                with lock:
-                    owned -= 1
+    def late(lock: int, how: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", flock)
+        first.close()  # between the second one's open and its lock
+        flock(lock, how)
 
-    threads = [threading.Thread(target=begin) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert most == 1
+    monkeypatch.setattr(fcntl, "flock", late)
+    with opened(tmp_path / "run"), pytest.raises(RunExists, match="in use by"):
+        opened(tmp_path / "run")
     assert not list((tmp_path / "run").iterdir())
 
 
