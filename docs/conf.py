@@ -1,7 +1,7 @@
 """The documentation site, by Sphinx: `make docs` writes it to site/. Nothing in it is loaded from another host.
 
-The root of the sources is the repository: README.md, ARCHITECTURE.md and others are pages where they lie, and links between
-files are links between pages. `docs/index.md` lists all pages; the site's navigation is made of its lists.
+The root of the sources is the repository. So README.md, ARCHITECTURE.md and others are pages without a copy, and links
+between files are links between pages. `docs/index.md` lists all pages. The navigation is generated from its lists.
 """
 
 import re
@@ -22,6 +22,7 @@ html_copy_source = False
 html_show_sphinx = False
 
 myst_heading_anchors = 3  # `page.md#a-heading`; a link to one that does not exist is a warning
+smartquotes = False  # `--option` in plain text stays as it is typed
 default_role = "code"  # docstrings write `name`, as Markdown does
 autodoc_default_options = {"members": True, "member-order": "bysource"}
 autodoc_typehints = "description"
