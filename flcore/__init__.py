@@ -34,9 +34,9 @@ from flcore.errors import (
 from flcore.job.job import Job
 from flcore.model.checkpoint import load, open_model, save
 from flcore.model.model import Arrays, Model
+from flcore.model.model_writer import ModelWriter
 from flcore.model.spec import ModelSpec, TensorSpec
-from flcore.model.stored import StoredModel
-from flcore.model.writer import ModelWriter
+from flcore.model.stored_model import StoredModel
 from flcore.server.controller import Controller, Updates
 from flcore.server.history import Participation, RoundRecord
 from flcore.server.serve import Outcome

@@ -66,17 +66,19 @@ MUTANTS = [
     Mutant("scale-unbounded", "kernels/flcore_kernels/cpu_observe.py", "min(scale, LARGEST_SCALE)", "scale", KERNELS),
     Mutant(
         "spill-keeps-its-claim",
-        "flcore/aggregation/update.py",
-        "                self._leave(self._held)\n                self._release()\n                return False\n",
-        "                self._leave(self._held)\n                return False\n",
+        "flcore/aggregation/staged_update.py",
+        "                self._release(self._acquired_bytes)\n"
+        "                self._unreserve()\n                return False\n",
+        "                self._release(self._acquired_bytes)\n                return False\n",
         STAGING,
     ),
-    Mutant("claim-jumps-the-queue", "flcore/aggregation/room.py", " and not self._waiting\n", "\n", STAGING),
+    Mutant("claim-jumps-the-queue", "flcore/aggregation/memory_quota.py", " and not self.queue\n", "\n", STAGING),
     Mutant(
         "torn-fold-unnoticed",
-        "flcore/aggregation/running.py",
-        "            self._is_torn = True  # unless all of it gets in\n            totals.fold(self._held)\n",
-        "            totals.fold(self._held)\n            self._is_torn = True\n",
+        "flcore/aggregation/incremental.py",
+        "            self._is_partially_folded = True  # unless all of it gets in\n"
+        "            total.fold(self._pending)\n",
+        "            total.fold(self._pending)\n            self._is_partially_folded = True\n",
         STAGING,
     ),
     Mutant(

@@ -49,6 +49,12 @@ def test_the_two_commands_exist_and_are_what_ci_runs() -> None:
     assert "make check\nmake test" in (ROOT / ".ci/run").read_text()
 
 
+def test_the_readme_has_one_picture_one_table_and_less_than_150_lines() -> None:
+    assert len(README.splitlines()) < 150
+    assert len(re.findall(r"!\[", README)) == len(re.findall(r"^\|---", README, re.MULTILINE)) == 1
+    assert len((ROOT / "CONTRIBUTING.md").read_text().splitlines()) < 80
+
+
 def test_aggregation_alone() -> None:
     script = block_with("python", "flcore.aggregate")
     done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, check=True)

@@ -1,7 +1,7 @@
 """What the synthetic processes take from inside flcore, where it has no public name: messages, forms, both ends."""
 
 from flcore.aggregation.budget import DEFAULT_BUDGET, Budget
-from flcore.aggregation.checkpoints import aggregate_checkpoints
+from flcore.aggregation.checkpoint_aggregation import aggregate_checkpoints
 from flcore.aggregation.staging import Staging
 from flcore.client.client import Client
 from flcore.client.executor import Executor
@@ -14,7 +14,7 @@ from flcore.job.messages import (
     parse_message,
     spec_of,
 )
-from flcore.model.form import Form
+from flcore.model.wire_format import WireFormat
 from flcore.process import keep_freed_memory
 from flcore.server.events import Asked, Event
 from flcore.server.federation import Federation
@@ -29,7 +29,6 @@ __all__ = [
     "Event",
     "Executor",
     "Federation",
-    "Form",
     "JoinMessage",
     "RoundRules",
     "Site",
@@ -42,4 +41,5 @@ __all__ = [
     "parse_message",
     "serve",
     "spec_of",
+    "WireFormat",
 ]

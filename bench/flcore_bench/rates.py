@@ -15,7 +15,7 @@ from flcore_transport import Inbox, Outbox, PieceRange
 
 from flcore_bench.disk import disk_rates
 from flcore_bench.federated import Federated
-from flcore_bench.inside import Form
+from flcore_bench.inside import WireFormat
 from flcore_bench.shapes import spec_named
 from flcore_bench.tiled import Tiled
 from flcore_bench.transport_client import bare_samples
@@ -60,11 +60,11 @@ def measured_rates(run: Federated, threads: int) -> Rates:
 def check_rate() -> float:
     """Return how many bytes a second one thread checks: checksum, Arrow form, and that all values are finite."""
     spec = spec_named("flat", CHECKED)
-    outbox = Outbox(Tiled(Form.plain(spec)))
+    outbox = Outbox(Tiled(WireFormat.uncompressed(spec)))
     pieces = [outbox.piece(index) for index in range(len(outbox.plan))]
     taken = []
     for _ in range(SAMPLES + 1):
-        inbox = Inbox(Tiled(Form.plain(spec)).layout, _Inspected())
+        inbox = Inbox(Tiled(WireFormat.uncompressed(spec)).layout, _Inspected())
         started = time.perf_counter()
         for piece in pieces:
             inbox.accept(piece)

@@ -32,7 +32,15 @@ from flcore_transport import (
 )
 
 import flcore
-from flcore_bench.inside import Form, JoinMessage, TaskMessage, UpdateMessage, WelcomeMessage, parse_message, spec_of
+from flcore_bench.inside import (
+    JoinMessage,
+    TaskMessage,
+    UpdateMessage,
+    WelcomeMessage,
+    WireFormat,
+    parse_message,
+    spec_of,
+)
 from flcore_bench.process import setup_from_parent, tell_parent
 from flcore_bench.tiled import Dropped, Tiled
 
@@ -100,7 +108,7 @@ class SyntheticClient:
         source = (
             _Nothing()
             if returns == "metrics"
-            else Tiled(Form.narrowed(spec, self._job.contract.wire.upload), self._number)
+            else Tiled(WireFormat.compressed(spec, self._job.contract.wire.upload), self._number)
         )
         message = UpdateMessage(
             returns=returns,

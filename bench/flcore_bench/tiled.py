@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from flcore_transport import MAX_PIECE_BYTES, PIECE_BODY_BYTES, WIRE_DTYPES, Buffer, PieceRange, join_body
 
-from flcore_bench.inside import Form
+from flcore_bench.inside import WireFormat
 
 PATTERN_BYTES = 8 << 20
 PHASE_BYTES = 4_096
@@ -27,9 +27,9 @@ class Tiled:
     The values are finite and small. A piece is a view of the pattern, so the one copy is the one into the piece.
     """
 
-    def __init__(self, form: Form, number: int = 0) -> None:
-        self.layout = form.layout
-        self._spec = form.spec
+    def __init__(self, wire_format: WireFormat, number: int = 0) -> None:
+        self.layout = wire_format.layout
+        self._spec = wire_format.spec
         self._phase = number * PHASE_BYTES
 
     def read(self, piece: PieceRange) -> Sequence[Buffer]:

@@ -13,7 +13,7 @@ from flcore_transport import Fetch, GrpcConnection, Inbox, Join, Offer, Order, O
 import flcore
 from flcore_bench.bare_grpc import BareClient
 from flcore_bench.federated import JOB, Federated
-from flcore_bench.inside import Form, JoinMessage, UpdateMessage
+from flcore_bench.inside import JoinMessage, UpdateMessage, WireFormat
 from flcore_bench.process import Process
 from flcore_bench.shapes import spec_named
 from flcore_bench.tiled import Dropped, Tiled
@@ -33,7 +33,7 @@ class Line:
         self._connection = GrpcConnection(address)
         self._session = self._connection.session(Join(name, secrets.token_hex(8), content))
         self._spec = spec
-        self._model = Tiled(Form.plain(spec))
+        self._model = Tiled(WireFormat.uncompressed(spec))
         welcome = next(self._session)
         assert isinstance(welcome, Welcome)  # noqa: S101 - the endpoint sends it first
         self._secret = welcome.session

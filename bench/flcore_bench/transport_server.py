@@ -10,7 +10,7 @@ from flcore_transport import GrpcServer, Inbox, Layout, Link, Outbox, Receipt
 import flcore
 from flcore_bench.bare_grpc import serve_bare
 from flcore_bench.federated import JOB
-from flcore_bench.inside import Federation, Form, RoundRules, Staging, TaskMessage
+from flcore_bench.inside import Federation, RoundRules, Staging, TaskMessage, WireFormat
 from flcore_bench.process import setup_from_parent, tell_parent
 from flcore_bench.shapes import spec_named
 from flcore_bench.tiled import Dropped, Tiled
@@ -27,7 +27,7 @@ class Checking:
     """A `Service` that lets everybody in, checks the pieces that come, and drops them."""
 
     def __init__(self, spec: flcore.ModelSpec) -> None:
-        self._model = Tiled(Form.plain(spec))
+        self._model = Tiled(WireFormat.uncompressed(spec))
 
     def admit(self, client: str, content: bytes) -> bytes:  # noqa: ARG002 - as a `Service` has it
         """Let a client in."""

@@ -21,7 +21,7 @@ from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
 from nvflare.app_common.aggregators.model_aggregator import ModelAggregator
 from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 
-from flcore.aggregation.running import Running, require_settings
+from flcore.aggregation.incremental import IncrementalAggregator, require_settings
 from flcore.errors import AggregationError, JobError, QuorumError, TensorMismatch, UpdateError, WeightError
 
 logger = logging.getLogger(__name__)
@@ -69,8 +69,8 @@ class FlcoreAggregator(ModelAggregator):  # type: ignore[misc]  # it has a type 
         self.average_bytes = average_bytes
         self._lock = threading.Lock()
         self._round = _Round()
-        self._all: Running | None = None
-        self._each: dict[str, Running] = {}
+        self._all: IncrementalAggregator | None = None
+        self._each: dict[str, IncrementalAggregator] = {}
         self._is_torn = False
 
     def accept_model(self, model: FLModel) -> None:
@@ -138,8 +138,8 @@ class FlcoreAggregator(ModelAggregator):  # type: ignore[misc]  # it has a type 
         if event_type == EventType.START_RUN:
             self.log_info(fl_ctx, f"the mean is flcore's: {self.rule}, {self.accumulate}, {self.group} at once")
 
-    def _made(self, group: int) -> Running:
-        return Running(
+    def _made(self, group: int) -> IncrementalAggregator:
+        return IncrementalAggregator(
             rule=self.rule,
             accumulate=self.accumulate,
             group=group,
@@ -148,7 +148,7 @@ class FlcoreAggregator(ModelAggregator):  # type: ignore[misc]  # it has a type 
             average_bytes=self.average_bytes,
         )
 
-    def _means(self) -> list[Running]:
+    def _means(self) -> list[IncrementalAggregator]:
         return [*([] if self._all is None else [self._all]), *self._each.values()]
 
     def _add(self, params: Mapping[str, Any], weight: float, client: str) -> None:
@@ -190,7 +190,7 @@ class FlcoreAggregator(ModelAggregator):  # type: ignore[misc]  # it has a type 
     def _leave_out(self) -> None:
         """Forget results that were accepted and whose values turned out to be unsound, and say so."""
         for mean in self._means():
-            for error in mean.take_refused():
+            for error in mean.pop_rejected():
                 self._round.discount(error.client)
                 self._refuse(error)
 

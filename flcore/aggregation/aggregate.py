@@ -8,18 +8,18 @@ from typing import Any, TypeVar
 from flcore_kernels import Backend, OutOfDeviceMemory, fall_back
 from flcore_kernels import backend as backend_named
 
+from flcore.aggregation.admission_limits import AggregationSettings
+from flcore.aggregation.array_combiner import ModelTotal, combine_arrays
 from flcore.aggregation.combiner import Combiner
 from flcore.aggregation.contributions import ArrayContribution, Buffers
-from flcore.aggregation.in_memory import Totals, combine_arrays
-from flcore.aggregation.known import Known, constants_of
-from flcore.aggregation.limits import Settings
-from flcore.aggregation.results import Likeness, allocated_alike, require_apart
-from flcore.aggregation.rules import Rule, Sum, rule_named
+from flcore.aggregation.output_template import OutputTemplate, allocate_like, require_no_overlap
+from flcore.aggregation.reference_model import ReferenceModel, constants_reference
+from flcore.aggregation.rules import Rule, Sum, resolve_rule
 from flcore.errors import AggregationError, QuorumError, SpecError, UpdateError
-from flcore.model.arrays import AnyArrays, flattened, kinds_of
+from flcore.model.arrays import AnyArrays, converters_for, flatten
 from flcore.model.spec import ModelSpec
 
-GROUP, LARGEST_GROUP = 4, 8
+DEFAULT_GROUP, MAX_GROUP = 4, 8
 
 Outcome = TypeVar("Outcome")
 
@@ -80,33 +80,33 @@ def aggregate(
     `JobError` for an unknown rule or accumulator; `QuorumError` for no updates at all; `AggregationError` where a dtype
     cannot hold the result; `flcore_kernels.BackendUnavailable` and `OutOfDeviceMemory` for a device that was named.
     """
-    settings = Settings(rule_named(rule), accumulate, backend_named("cpu"), average_bytes)
+    settings = AggregationSettings(resolve_rule(rule), accumulate, backend_named("cpu"), average_bytes)
     stream = iter(updates)
     first = next(stream, None)
     if first is None:
         raise QuorumError("there is nothing to aggregate: no update was given")
-    arrays = _pair(first, "update 0")[0]
+    arrays = _unpack(first, "update 0")[0]
     spec = _spec_of(arrays, "update 0") if base is None else _spec_of(base, "base")
-    example = dict(flattened(arrays))
+    example = dict(flatten(arrays))
     device = backend_named(backend, near=next(iter(example.values()), None), budget_bytes=budget_bytes)
     is_sum = isinstance(settings.rule, Sum)
 
-    def begun(place: Backend) -> "_Aggregation":
+    def start(place: Backend) -> "_Aggregation":
         chosen = replace(settings, device=place) if is_sum else settings  # other rules are NumPy's
         return _Aggregation(spec, chosen, example, base, out)
 
     if isinstance(updates, Sequence) or not is_sum:
         given = updates if isinstance(updates, Sequence) else [first, *stream]
-        return _somewhere(backend, device, lambda place: begun(place).at_once(given))
-    aggregation = _somewhere(backend, device, lambda place: begun(place).with_totals())
+        return _with_fallback(backend, device, lambda place: start(place).at_once(given))
+    aggregation = _with_fallback(backend, device, lambda place: start(place).with_total())
     stream = chain([first], stream)
     del first, arrays  # the stream alone holds it now, and lets it go
     example.clear()
-    size = GROUP if budget_bytes is None else max(1, min(LARGEST_GROUP, budget_bytes // max(1, spec.nbytes)))
+    size = DEFAULT_GROUP if budget_bytes is None else max(1, min(MAX_GROUP, budget_bytes // max(1, spec.nbytes)))
     return aggregation.in_groups(stream, size)
 
 
-def _somewhere(backend: str, device: Backend, work: Callable[[Backend], Outcome]) -> Outcome:
+def _with_fallback(backend: str, device: Backend, work: Callable[[Backend], Outcome]) -> Outcome:
     """Work on a device; on the CPU, after a warning, if there is no room and the device was not named."""
     try:
         return work(device)
@@ -123,94 +123,98 @@ class _Aggregation:
     def __init__(
         self,
         spec: ModelSpec,
-        settings: Settings,
+        settings: AggregationSettings,
         example: Mapping[str, Any],
         base: AnyArrays | None,
         out: Mapping[str, Any] | None,
     ) -> None:
-        self._combiner, self._likeness, self._out = Combiner(spec, settings), Likeness(spec), out
-        gather, device = self._combiner.gather, settings.device
-        self._bases = [] if base is None else [gather.buffers(base, "base")]
-        self._values = dict(out) if out is not None else allocated_alike(spec, example, device)
-        self._targets = gather.targets(out) if out is not None else gather.buffers(self._values, "")
+        self._combiner, self._template, self._out = Combiner(spec, settings), OutputTemplate(spec), out
+        buffer_reader, device = self._combiner.buffer_reader, settings.device
+        self._bases = [] if base is None else [buffer_reader.buffers(base, "base")]
+        self._values = dict(out) if out is not None else allocate_like(spec, example, device)
+        self._targets = (
+            buffer_reader.output_buffers(out) if out is not None else buffer_reader.buffers(self._values, "")
+        )
         if self._bases:
-            self._combiner = Combiner(spec, settings, Known(spec, self._bases[0], device, are_deltas=True))
-        self._totals: Totals | None = None
+            self._combiner = Combiner(spec, settings, ReferenceModel(spec, self._bases[0], device, are_deltas=True))
+        self._total: ModelTotal | None = None
 
     def at_once(self, updates: Sequence[Any]) -> dict[str, Any]:
         """Combine a sequence."""
-        contributions = self._read(updates, 0)
+        contributions = self._contributions(updates, 0)
         is_in_place = self._is_in_place([each.buffers for each in contributions])
         combine_arrays(self._combiner, contributions, self._targets, is_in_place=is_in_place)
         return self._result()
 
-    def with_totals(self) -> "_Aggregation":
+    def with_total(self) -> "_Aggregation":
         """Take the memory that totals need."""
-        self._totals = Totals(self._combiner)
+        self._total = ModelTotal(self._combiner)
         return self
 
     def in_groups(self, stream: Iterator[Any], size: int) -> dict[str, Any]:
         """Combine an iterator, in groups of so many updates."""
         count = 0
         while group := list(islice(stream, size)):
-            contributions = self._read(group, count)
+            contributions = self._contributions(group, count)
             group.clear()  # nothing is alive longer than need be
             self._fold(contributions, is_first=count == 0)
             count += len(contributions)
             contributions.clear()
         self._is_in_place([])
-        if self._totals is not None:
-            self._totals.finish(self._targets)
+        if self._total is not None:
+            self._total.finish(self._targets)
         return self._result()
 
     def _is_in_place(self, sources: Sequence[Buffers]) -> bool:
-        """Whether results are written in place of what is read; raises `TensorMismatch` (see `require_apart`)."""
-        return self._out is not None and require_apart(self._combiner.spec, self._targets, [*sources, *self._bases])
+        """Whether results are written in place of what is read; raises `TensorMismatch` (see `require_no_overlap`)."""
+        return self._out is not None and require_no_overlap(
+            self._combiner.spec, self._targets, [*sources, *self._bases]
+        )
 
     def _fold(self, contributions: list[ArrayContribution], *, is_first: bool) -> None:
         """Add a group; if need be with the first update's constants and bytes as those that all have."""
         if is_first and not self._bases and any(segment.dtype == "uint8" for segment in self._combiner.spec.segments):
-            self._keep_constants(contributions[0])
+            self._use_constants(contributions[0])
         try:
-            if self._combiner.known is not None:
+            if self._combiner.reference_model is not None:
                 self._combiner.admit(contributions)
-            if self._totals is not None:
-                self._totals.fold(contributions)
+            if self._total is not None:
+                self._total.fold(contributions)
         except (UpdateError, AggregationError):
-            if not is_first or self._combiner.known is not None or not self._keep_constants(contributions[0]):
+            if not is_first or self._combiner.reference_model is not None or not self._use_constants(contributions[0]):
                 raise
             self._fold(contributions, is_first=False)
 
-    def _keep_constants(self, first: ArrayContribution) -> bool:
+    def _use_constants(self, first: ArrayContribution) -> bool:
         """Begin with an update's constants and bytes as known; return whether it has any."""
         combiner = self._combiner
-        known = constants_of(combiner.spec, first.buffers, combiner.device)
-        if known is not None:
-            self._combiner, self._totals = Combiner(combiner.spec, combiner.settings, known), None
-            self.with_totals()
-        return known is not None
+        reference_model = constants_reference(combiner.spec, first.buffers, combiner.device)
+        if reference_model is not None:
+            self._combiner, self._total = Combiner(combiner.spec, combiner.settings, reference_model), None
+            self.with_total()
+        return reference_model is not None
 
     def _result(self) -> dict[str, Any]:
         """Return the values as the updates' arrays are; those that were given as they are."""
         if self._out is not None:
             return self._values
         for bases in self._bases:
-            self._likeness.untie(bases)
-        return self._likeness.give(self._values)
+            self._template.keep_common_ties(bases)
+        return self._template.restore(self._values)
 
-    def _read(self, updates: Sequence[Any], first: int) -> list[ArrayContribution]:
+    def _contributions(self, updates: Sequence[Any], first: int) -> list[ArrayContribution]:
         combiner, contributions = self._combiner, []
         for number, update in enumerate(updates, first):
             client = f"update {number}"
-            arrays, weight = _pair(update, client)
+            arrays, weight = _unpack(update, client)
             weight = combiner.admit_weight(weight, client)
             try:
-                buffers = combiner.gather.buffers(arrays, client)
+                buffers = combiner.buffer_reader.buffers(arrays, client)
             except SpecError as error:
                 raise SpecError(f"{client}: {error}") from None
-            kinds = kinds_of(arrays) if self._likeness.is_new else None
-            contributions.append(ArrayContribution(client, weight, combiner.spec, buffers, kinds))
-            self._likeness.see(contributions[-1])
+            converters = converters_for(arrays) if self._template.is_empty else None
+            contributions.append(ArrayContribution(client, weight, combiner.spec, buffers, converters))
+            self._template.add_update(contributions[-1])
         return contributions
 
 
@@ -221,7 +225,7 @@ def _spec_of(arrays: AnyArrays, what: str) -> ModelSpec:
         raise SpecError(f"{what}: {error}") from None
 
 
-def _pair(update: Any, client: str) -> tuple[AnyArrays, float]:
+def _unpack(update: Any, client: str) -> tuple[AnyArrays, float]:
     """Return an update's two halves, or raise `UpdateError`."""
     if not (isinstance(update, tuple | list) and len(update) == 2 and isinstance(update[0], Mapping)):
         raise UpdateError("expected a pair of named arrays (a mapping) and a weight", client=client)

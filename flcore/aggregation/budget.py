@@ -9,7 +9,7 @@ from pathlib import Path
 from flcore_kernels import bytes_per_element
 from flcore_transport import STRANGERS_BYTES
 
-from flcore.aggregation.limits import accumulator_of
+from flcore.aggregation.admission_limits import accumulator_for
 from flcore.errors import BudgetError
 from flcore.model.spec import ModelSpec
 
@@ -17,7 +17,7 @@ OVERHEAD_BYTES = (288 << 20) + STRANGERS_BYTES
 """What a server takes beside all payloads, 320 MiB: Python, its libraries, compiled kernels, connections, and what
 strangers send before they are known."""
 
-LEAST_BYTES = 64 << 20
+MIN_BUDGET_BYTES = 64 << 20
 
 CGROUPS = Path("/sys/fs/cgroup")
 
@@ -40,7 +40,7 @@ class Budget:
     nbytes: int
 
     def __post_init__(self) -> None:
-        if self.nbytes < LEAST_BYTES:
+        if self.nbytes < MIN_BUDGET_BYTES:
             raise BudgetError(f"a budget of {self.nbytes:,} bytes is too small for any job; 64MiB would do")
 
     @classmethod
@@ -81,7 +81,8 @@ class Budget:
         if plan != "streaming":
             raise BudgetError(f"plan {plan!r} does not exist; expected at-close or streaming")
         total = sum(
-            segment.elements * bytes_per_element(accumulator_of(segment.dtype, accumulate)) for segment in spec.segments
+            segment.elements * bytes_per_element(accumulator_for(segment.dtype, accumulate))
+            for segment in spec.segments
         )
         return int(2 * spec.nbytes + total) + self.nbytes + OVERHEAD_BYTES
 
@@ -92,14 +93,15 @@ class Budget:
         if needed <= available:
             return
         fitting = available - (needed - self.nbytes)
-        remedies = [f"a budget of {_shown(fitting)}"] if fitting >= LEAST_BYTES else []
-        at_close = Budget(min(self.nbytes, max(LEAST_BYTES, available - OVERHEAD_BYTES)))
+        remedies = [f"a budget of {_format_size(fitting)}"] if fitting >= MIN_BUDGET_BYTES else []
+        at_close = Budget(min(self.nbytes, max(MIN_BUDGET_BYTES, available - OVERHEAD_BYTES)))
         if plan != "at-close" and at_close.peak_bytes("at-close", spec, accumulate) <= available:
-            remedies.append(f"the plan at-close with a budget of {_shown(at_close.nbytes)}")
+            remedies.append(f"the plan at-close with a budget of {_format_size(at_close.nbytes)}")
         does = f"; {' would do, or '.join(remedies)} would do" if remedies else ""
         raise BudgetError(
-            f"a server with the plan {plan}, a budget of {_shown(self.nbytes)} and a model of {_shown(spec.nbytes)} "
-            f"takes up to {_shown(needed)} of memory, and there are {_shown(available)}{does}"
+            f"a server with the plan {plan}, a budget of {_format_size(self.nbytes)} "
+            f"and a model of {_format_size(spec.nbytes)} "
+            f"takes up to {_format_size(needed)} of memory, and there are {_format_size(available)}{does}"
         )
 
 
@@ -122,7 +124,7 @@ def _limit(group: Path) -> int:
     return 1 << 63
 
 
-def _shown(nbytes: int) -> str:
+def _format_size(nbytes: int) -> str:
     """Return a size as `Budget.parse` reads it, rounded down to whole MiB."""
     return f"{nbytes >> 20}MiB"
 

@@ -11,11 +11,11 @@ from flcore_kernels import DeviceArray, storage_dtype
 from flcore_transport import PieceRange
 
 from flcore.model.arrays import AnyArrays, as_array
+from flcore.model.compression import KernelArray
 from flcore.model.dtypes import DTYPES
-from flcore.model.form import Form
-from flcore.model.narrow import Part
 from flcore.model.spec import ModelSpec, SegmentSpec
-from flcore.model.stored import StoredModel
+from flcore.model.stored_model import StoredModel
+from flcore.model.wire_format import WireFormat
 
 RANGE_ELEMENTS = 1 << 19
 """Of what is read at once where nothing else sets it: more do not make it faster."""
@@ -37,7 +37,7 @@ class Contribution(Protocol):
         """Its admitted weight."""
         ...
 
-    def read(self, piece: PieceRange) -> Part:
+    def read_range(self, piece: PieceRange) -> KernelArray:
         """Return a range of a segment as the kernels take it."""
         ...
 
@@ -46,25 +46,25 @@ class Contribution(Protocol):
 class ArrayContribution:
     """Arrays in memory or on a device, read where they are; `buffers` keep them alive.
 
-    `kinds` says what kinds of arrays they are, where results are to be alike (see `kinds_of`).
+    `converters` says what kinds of arrays they are, where results are to be alike (see `converters_for`).
     """
 
     client: str
     weight: float
     spec: ModelSpec
     buffers: Buffers
-    kinds: AnyArrays | None = None
+    converters: AnyArrays | None = None
 
-    def read(self, piece: PieceRange) -> Part:
+    def read_range(self, piece: PieceRange) -> KernelArray:
         """Return a range as one array: a view where it lies in one tensor, a copy where it does not."""
-        return read_range(self.spec, self.buffers, piece)
+        return gather_range(self.spec, self.buffers, piece)
 
     def tensor_ranges(self, index: int) -> Iterator[tuple[PieceRange, Any]]:
         """Yield a segment's elements in ranges that each lie in one tensor; those on a device tensor by tensor."""
         segment = self.spec.segments[index]
         for span, buffer in zip(segment.spans, self.buffers[index], strict=True):
             whole, is_here = PieceRange(0, index, segment.dtype, span.start, span.tensor.size), are_on_host([buffer])
-            for piece in cut(whole, RANGE_ELEMENTS if is_here else sys.maxsize):
+            for piece in split_range(whole, RANGE_ELEMENTS if is_here else sys.maxsize):
                 first = piece.first - span.start
                 yield piece, buffer.reshape(-1)[first : first + piece.count] if is_here else buffer
 
@@ -77,12 +77,12 @@ class StoredContribution:
         width = max(storage_dtype(segment.dtype).itemsize for segment in model.spec.segments)
         self._buffers = [np.empty(elements * width, np.uint8) for _ in range(2)]
 
-    def read(self, piece: PieceRange) -> Part:
+    def read_range(self, piece: PieceRange) -> KernelArray:
         """Return a range that is read from the file for this call."""
         self._buffers.reverse()
         storage = storage_dtype(piece.dtype)
         values: npt.NDArray[Any] = self._buffers[0][: piece.count * storage.itemsize].view(storage)
-        self._model.fill(piece.segment, piece.first, values)
+        self._model.read_into(piece.segment, piece.first, values)
         return values
 
 
@@ -91,9 +91,9 @@ class ConvertedContribution:
 
     def __init__(self, client: str, weight: float, model: StoredModel, spec: ModelSpec) -> None:
         self.client, self.weight, self._model, self._spec = client, weight, model, spec
-        self._places = Form.plain(model.spec).places
+        self._places = WireFormat.uncompressed(model.spec).tensor_spans
 
-    def read(self, piece: PieceRange) -> Part:
+    def read_range(self, piece: PieceRange) -> KernelArray:
         """Return a range that is read from the file for this call."""
         values, stop = np.zeros(piece.count, DTYPES[piece.dtype]), piece.first + piece.count
         for span in self._spec.segments[piece.segment].overlapping(piece.first, stop):
@@ -122,26 +122,28 @@ class ArraySink:
             elements[...] = values[begin - first : end - first]
 
 
-def ranges(spec: ModelSpec, elements: int = RANGE_ELEMENTS, segments: Sequence[int] | None = None) -> list[PieceRange]:
+def model_ranges(
+    spec: ModelSpec, elements: int = RANGE_ELEMENTS, segments: Sequence[int] | None = None
+) -> list[PieceRange]:
     """Return the ranges of at most so many elements that make up a model, or some of its segments."""
     chosen = range(len(spec.segments)) if segments is None else segments
     pieces = [PieceRange(0, index, spec.segments[index].dtype, 0, spec.segments[index].elements) for index in chosen]
-    return [part for piece in pieces for part in cut(piece, elements)]
+    return [part for piece in pieces for part in split_range(piece, elements)]
 
 
-def wholes(spec: ModelSpec, segments: Sequence[int] | None = None) -> list[PieceRange]:
+def segment_ranges(spec: ModelSpec, segments: Sequence[int] | None = None) -> list[PieceRange]:
     """Return each segment of a model, or some of them, as one range; those without elements, not at all."""
-    return ranges(spec, sys.maxsize, segments)
+    return model_ranges(spec, sys.maxsize, segments)
 
 
-def cut(piece: PieceRange, elements: int) -> list[PieceRange]:
+def split_range(piece: PieceRange, elements: int) -> list[PieceRange]:
     """Return a range in parts of at most so many elements."""
     stop = piece.first + piece.count
     firsts = range(piece.first, stop, elements)
     return [replace(piece, first=first, count=min(elements, stop - first)) for first in firsts]
 
 
-def read_range(spec: ModelSpec, buffers: Buffers, piece: PieceRange) -> npt.NDArray[Any]:
+def gather_range(spec: ModelSpec, buffers: Buffers, piece: PieceRange) -> npt.NDArray[Any]:
     """Return a range of a model whose tensors are in `buffers`, with zeros in the gaps and for what is None there."""
     first, stop = piece.first, piece.first + piece.count
     slices = _slices(spec.segments[piece.segment], buffers[piece.segment], first, stop)
@@ -158,7 +160,7 @@ def are_on_host(buffers: list[Any]) -> bool:
     return not any(isinstance(buffer, DeviceArray) for buffer in buffers)
 
 
-def on_host(buffer: Any) -> npt.NDArray[Any]:
+def to_host(buffer: Any) -> npt.NDArray[Any]:
     """Return a tensor's elements, flat and in the host's memory: a copy where they are on a device."""
     values = as_array(buffer.owner, "") if isinstance(buffer, DeviceArray) else buffer
     return np.asarray(values).reshape(-1)
@@ -167,7 +169,7 @@ def on_host(buffer: Any) -> npt.NDArray[Any]:
 def _slices(segment: SegmentSpec, buffers: list[Any], first: int, stop: int) -> list[tuple[int, int, npt.NDArray[Any]]]:
     """Return where elements `first` to `stop` of a segment are in its tensors: their borders in it, and they."""
     found = []
-    for index in segment.indices(first, stop):
+    for index in segment.span_indices(first, stop):
         if (buffer := buffers[index]) is not None:
             span = segment.spans[index]
             begin, end = max(span.start, first), min(span.stop, stop)

@@ -14,40 +14,40 @@ from typing import Any
 from flcore_kernels import Total
 from flcore_transport import PieceRange, piece_elements
 
-from flcore.aggregation.ahead import Background, Later, ahead
+from flcore.aggregation.admission_limits import require_positive_weight
 from flcore.aggregation.combiner import Batch, Combiner
-from flcore.aggregation.contributions import cut
-from flcore.aggregation.limits import require_sum
+from flcore.aggregation.contributions import split_range
+from flcore.aggregation.prefetch import BackgroundCall, BackgroundThread, prefetch
 from flcore.aggregation.rules import Rule, Sum
+from flcore.aggregation.staged_update import StagedUpdate
 from flcore.aggregation.storage import Storage
-from flcore.aggregation.update import StagedUpdate
 from flcore.errors import JobError, QuorumError, StagingError, UpdatesLost
 from flcore.model.chunks import GlobalModel
-from flcore.model.form import Form
-from flcore.model.narrow import Part
+from flcore.model.compression import KernelArray
+from flcore.model.wire_format import WireFormat
 
-GROUP = 8
+MAX_GROUP = 8
 """How many updates are folded at once where they come in faster: the total is then read once for all of them."""
 
-LEAST_ELEMENTS = 256
+MIN_RANGE_ELEMENTS = 256
 """Of a range: tensors and blocks of codes begin at multiples of it."""
 
 
 class AtClose:
     """Folds everything at the end, chunk by chunk, straight into the result."""
 
-    lets_go = False
+    frees_memory = False
     """Whether updates are let go as more come in, so that waiting for room in memory makes sense."""
 
-    def __init__(self, form: Form, combiner: Combiner, storage: Storage) -> None:
-        self._form, self._combiner, self._storage = form, combiner, storage
+    def __init__(self, wire_format: WireFormat, combiner: Combiner, storage: Storage) -> None:
+        self._wire_format, self._combiner, self._storage = wire_format, combiner, storage
         self._updates: list[StagedUpdate] = []
 
     def add(self, update: StagedUpdate) -> None:
         """Keep a committed update, a client's first, until the end."""
         self._updates.append(update)
 
-    def take(self) -> Any:
+    def pop_round(self) -> Any:
         """Begin anew, and return what has been added, for `finish` or `discard`."""
         updates, self._updates = self._updates, []
         return updates
@@ -62,7 +62,7 @@ class AtClose:
         try:
             while left := [update for update in updates if update.client not in lost]:
                 try:
-                    return self._combined(left)
+                    return self._combine(left)
                 except StagingError as error:
                     if all(update.client != error.client for update in left):
                         raise
@@ -71,39 +71,39 @@ class AtClose:
                         kept = [update for update in left if update.client not in lost]
                         self._updates += kept
                         raise UpdatesLost(lost) from error
-            raise _nothing(lost)
+            raise _nothing_to_aggregate(lost)
         finally:
             self.discard([update for update in updates if update not in kept])
 
     def discard(self, updates: list[StagedUpdate]) -> None:
         """Let updates go that were taken."""
         for update in updates:
-            update.drop()
+            update.discard()
 
-    def _combined(self, updates: Sequence[StagedUpdate]) -> GlobalModel:
+    def _combine(self, updates: Sequence[StagedUpdate]) -> GlobalModel:
         """Return the combination of all updates, chunk by chunk; those in memory are let go as they are read."""
-        pieces: Sequence[PieceRange] = self._form.pieces
+        pieces: Sequence[PieceRange] = self._wire_format.pieces
         on_disk, most, group = sum(not update.is_in_memory for update in updates), self._storage.read_chunks, 0
         if on_disk > most:
             group = most
             if not isinstance(self._combiner.rule, Sum):  # it needs all updates' elements at once: of shorter ranges
                 share = [piece_elements(piece.dtype) * most // len(updates) for piece in pieces]
-                sizes = [max(LEAST_ELEMENTS, each // LEAST_ELEMENTS * LEAST_ELEMENTS) for each in share]
-                pieces = [part for piece, size in zip(pieces, sizes, strict=True) for part in cut(piece, size)]
-        with self._storage.target(self._form.spec) as target:
+                sizes = [max(MIN_RANGE_ELEMENTS, each // MIN_RANGE_ELEMENTS * MIN_RANGE_ELEMENTS) for each in share]
+                pieces = [part for piece, size in zip(pieces, sizes, strict=True) for part in split_range(piece, size)]
+        with self._storage.create_model(self._wire_format.spec) as target:
             for piece in self._combiner.run(updates, pieces, target, group):
                 if not on_disk:  # else one may be lost, and all are read once more
                     for update in updates:
-                        update.release(piece)
+                        update.discard_chunk(piece)
             return target.commit()
 
 
 @dataclass
-class _Sums:
+class _StreamingRound:
     """What one round of a streaming plan has folded."""
 
     waiting: list[StagedUpdate] = field(default_factory=list)
-    folds: list[Later[None]] = field(default_factory=list)
+    folds: list[BackgroundCall[None]] = field(default_factory=list)
     coefficients: list[float] = field(default_factory=list)
     totals: dict[PieceRange, Total] = field(default_factory=dict)
     lost: dict[str, str] = field(default_factory=dict)
@@ -112,13 +112,13 @@ class _Sums:
 class Streaming:
     """Folds updates as they are committed, in the order in which they come, on a thread of its own."""
 
-    lets_go = True
+    frees_memory = True
 
-    def __init__(self, form: Form, combiner: Combiner, storage: Storage) -> None:
-        self._form, self._combiner, self._storage = form, combiner, storage
+    def __init__(self, wire_format: WireFormat, combiner: Combiner, storage: Storage) -> None:
+        self._wire_format, self._combiner, self._storage = wire_format, combiner, storage
         self._lock = threading.Lock()
-        self._thread = Background()
-        self._sums = _Sums()
+        self._thread = BackgroundThread()
+        self._sums = _StreamingRound()
 
     def add(self, update: StagedUpdate) -> None:
         """Have an update folded; whoever commits it does not wait for that."""
@@ -128,12 +128,12 @@ class Streaming:
             sums.waiting.append(update)
         sums.folds.append(self._thread.submit(lambda: self._fold_waiting(sums)))
 
-    def take(self) -> Any:
+    def pop_round(self) -> Any:
         """Begin anew, and return what has been added."""
-        sums, self._sums = self._sums, _Sums()
+        sums, self._sums = self._sums, _StreamingRound()
         return sums
 
-    def finish(self, sums: _Sums, lost: dict[str, str], *, leave_out: bool) -> GlobalModel:
+    def finish(self, sums: _StreamingRound, lost: dict[str, str], *, leave_out: bool) -> GlobalModel:
         """Wait for the last fold, and divide."""
         self.discard(sums)
         for fold in sums.folds:
@@ -144,53 +144,53 @@ class Streaming:
             raise UpdatesLost(lost)
         lost |= sums.lost
         if not sums.coefficients:
-            raise _nothing(lost)
-        require_sum(sums.coefficients)
-        with self._storage.target(self._form.spec) as target:
-            for piece in self._form.pieces:
+            raise _nothing_to_aggregate(lost)
+        require_positive_weight(sums.coefficients)
+        with self._storage.create_model(self._wire_format.spec) as target:
+            for piece in self._wire_format.pieces:
                 self._combiner.finish_into(target, sums.totals.pop(piece), piece)
             return target.commit()
 
-    def discard(self, sums: _Sums) -> None:
+    def discard(self, sums: _StreamingRound) -> None:
         """Let the folds end; what they have added up is not kept."""
         for fold in sums.folds:
             fold.wait()  # all of them, whichever fails
 
-    def _fold_waiting(self, sums: _Sums) -> None:
+    def _fold_waiting(self, sums: _StreamingRound) -> None:
         with self._lock:
-            group, sums.waiting = sums.waiting[:GROUP], sums.waiting[GROUP:]
+            group, sums.waiting = sums.waiting[:MAX_GROUP], sums.waiting[MAX_GROUP:]
         try:
             readable = [update for update in group if self._is_readable(update, sums)]
-            size = GROUP if all(update.is_in_memory for update in readable) else self._storage.read_chunks
+            size = MAX_GROUP if all(update.is_in_memory for update in readable) else self._storage.read_chunks
             for first in range(0, len(readable), size):
                 self._fold(readable[first : first + size], sums)
         finally:
             for update in group:
-                update.drop()
+                update.discard()
 
-    def _is_readable(self, update: StagedUpdate, sums: _Sums) -> bool:
+    def _is_readable(self, update: StagedUpdate, sums: _StreamingRound) -> bool:
         """Read an update on disk once before it is folded: half of one could not be taken out of the totals again."""
         try:
             if not update.is_in_memory:
-                for piece in self._form.pieces:
-                    update.read(piece)
+                for piece in self._wire_format.pieces:
+                    update.read_range(piece)
         except StagingError as error:
             sums.lost[update.client] = str(error)
             return False
         return True
 
-    def _fold(self, updates: Sequence[StagedUpdate], sums: _Sums) -> None:
-        def read(piece: PieceRange) -> list[Part]:
-            return [update.read(piece) for update in updates]
+    def _fold(self, updates: Sequence[StagedUpdate], sums: _StreamingRound) -> None:
+        def read(piece: PieceRange) -> list[KernelArray]:
+            return [update.read_range(piece) for update in updates]
 
-        by, pieces = self._combiner.coefficients(updates), self._form.pieces
+        by, pieces = self._combiner.coefficients(updates), self._wire_format.pieces
         are_here = all(update.is_in_memory for update in updates)  # reading ahead would only take turns with folding
-        for piece, parts in ((piece, read(piece)) for piece in pieces) if are_here else ahead(read, pieces):
+        for piece, parts in ((piece, read(piece)) for piece in pieces) if are_here else prefetch(read, pieces):
             if piece not in sums.totals:
                 sums.totals[piece] = self._combiner.total(piece)
             self._combiner.fold(sums.totals[piece], Batch(piece, updates, parts, by))
             for update in updates:
-                update.release(piece)
+                update.discard_chunk(piece)
         sums.coefficients += by
 
 
@@ -202,7 +202,7 @@ def require_plan(rule: Rule, plan: str) -> None:
         raise JobError(f"rule {rule.name!r} needs all updates at once: choose the plan at-close")
 
 
-def _nothing(lost: dict[str, str]) -> QuorumError:
+def _nothing_to_aggregate(lost: dict[str, str]) -> QuorumError:
     if not lost:
         return QuorumError("there is nothing to aggregate: no update was committed")
     reasons = "; ".join(lost.values())

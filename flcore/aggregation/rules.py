@@ -73,10 +73,10 @@ RULES: dict[str, Callable[[], Rule]] = {"mean": mean, "unweighted_mean": unweigh
 """Every rule, by the name that a job and the command line give it."""
 
 
-def rule_named(rule: str | Rule) -> Rule:
+def resolve_rule(rule: str | Rule) -> Rule:
     """Return the rule of a name, or the rule that was given itself; raises `JobError` for an unknown name.
 
-    >>> rule_named("mean").name
+    >>> resolve_rule("mean").name
     'mean'
     """
     if isinstance(rule, Rule):

@@ -23,7 +23,7 @@ from flcore_transport import (
     schema_message,
 )
 
-from flcore.aggregation.room import Room
+from flcore.aggregation.memory_quota import MemoryQuota
 from flcore.errors import StagingError
 
 
@@ -35,14 +35,14 @@ class Staging:
     """
 
     def __init__(self, memory_bytes: int | None = None, directory: Path | None = None) -> None:
-        self.room = Room(memory_bytes)
+        self.quota = MemoryQuota(memory_bytes)
         self._directory = directory
         self._lock = threading.Lock()
         self._numbers = count(1)
         self._made: Path | None = None
         self._remove: weakref.finalize[..., Staging] | None = None
 
-    def folder(self) -> Path:
+    def create_directory(self) -> Path:
         """Make a new directory for one update."""
         with self._lock:
             if self._made is None:
@@ -62,7 +62,7 @@ class Staging:
             self._remove()
 
 
-class OnDisk:
+class DiskStore:
     """The chunks of one update, in the files of a directory, which goes with them.
 
     A chunk is the body of a piece, byte by byte as it stands on the wire. Every segment is an Arrow IPC stream of its
@@ -76,8 +76,8 @@ class OnDisk:
         self._client = client
         self._schemas = [schema_message(segment.dtype) for part in layout.parts for segment in part.segments]
         pieces = {piece.segment: piece for piece in PiecePlan(layout)}  # the last one of each segment
-        with self._told():
-            self._directory = staging.folder()
+        with self._attribute_errors():
+            self._directory = staging.create_directory()
             for number, schema in enumerate(self._schemas):
                 path = self._directory / f"segment-{number}.arrows"
                 path.write_bytes(schema)
@@ -85,40 +85,40 @@ class OnDisk:
                     last = pieces[number]
                     os.truncate(path, self._offset(last) + body_bytes(last.dtype, last.count))
 
-    def adopt(self, piece: PieceRange, body: Buffer) -> None:
+    def append(self, piece: PieceRange, body: Buffer) -> None:
         """Write a chunk and what stands before it in its stream."""
         metadata = message_metadata(piece.dtype, piece.count)
         self._write(piece, -len(metadata), [metadata, body])
 
-    def write(self, piece: PieceRange, offset: int, data: Buffer) -> None:
+    def write_bytes(self, piece: PieceRange, offset: int, data: Buffer) -> None:
         """Write bytes into a chunk, from byte `offset` of it on; what is never written is zero."""
         if offset == 0:
             self._write(piece, -len(metadata := message_metadata(piece.dtype, piece.count)), [metadata])
         self._write(piece, offset, [data])
 
-    def read(self, piece: PieceRange, begin: int, end: int) -> Buffer:
+    def read_bytes(self, piece: PieceRange, begin: int, end: int) -> Buffer:
         """Read some bytes of a chunk into a new buffer."""
         body = np.empty(end - begin, np.uint8)
-        with self._opened(piece, os.O_RDONLY) as file:
+        with self._open(piece, os.O_RDONLY) as file:
             read = os.preadv(file, [body.data], self._offset(piece) + begin)
             if read != body.nbytes:
                 raise OSError(f"{self._path(piece)}: {read} of {body.nbytes} bytes read: the file was cut")
         return body.data
 
-    def drop(self) -> None:
+    def discard(self) -> None:
         """Remove the files."""
         shutil.rmtree(self._directory, ignore_errors=True)
 
     def _write(self, piece: PieceRange, offset: int, data: list[Buffer]) -> None:
         expected = sum(memoryview(buffer).nbytes for buffer in data)
-        with self._opened(piece, os.O_WRONLY) as file:
+        with self._open(piece, os.O_WRONLY) as file:
             written = os.pwritev(file, data, self._offset(piece) + offset)
             if written != expected:
                 raise OSError(f"{self._path(piece)}: {written} of {expected} bytes written: the disk is full")
 
     @contextmanager
-    def _opened(self, piece: PieceRange, how: int) -> Iterator[int]:
-        with self._told():
+    def _open(self, piece: PieceRange, how: int) -> Iterator[int]:
+        with self._attribute_errors():
             file = os.open(self._path(piece), how | os.O_CLOEXEC)
             try:
                 yield file
@@ -126,7 +126,7 @@ class OnDisk:
                 os.close(file)
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def _attribute_errors(self) -> Iterator[None]:
         """Have an error of the disk name the client."""
         try:
             yield

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from flcore_transport import PIECE_BODY_BYTES
 
 from flcore.aggregation.staging import Staging
-from flcore.model.chunks import ChunkSource, GlobalModel, Target, copy_chunks
+from flcore.model.chunks import ChunkSource, GlobalModel, ModelSink, copy_chunks
 from flcore.model.model import Model
 from flcore.model.spec import ModelSpec
 
-MOST_CHUNKS = 16
+MAX_READ_CHUNKS = 16
 """How many chunks from disk are combined in one pass: more of them do not make it faster."""
 
 
@@ -23,20 +23,20 @@ class Storage:
 
     plan: str = "at-close"
     staging: Staging = field(default_factory=Staging)
-    target: Callable[[ModelSpec], Target] = Model
-    read_chunks: int = MOST_CHUNKS
+    create_model: Callable[[ModelSpec], ModelSink] = Model
+    read_chunks: int = MAX_READ_CHUNKS
 
-    def place(self, source: ChunkSource) -> GlobalModel:
+    def copy_model(self, source: ChunkSource) -> GlobalModel:
         """Return a copy of a model where the models of this storage are."""
-        with self.target(source.spec) as target:
+        with self.create_model(source.spec) as target:
             copy_chunks(source, target)
             return target.commit()
 
 
-def chunks_within(working_bytes: int) -> int:
+def read_chunks_within(working_bytes: int) -> int:
     """Return how many chunks may be read at once within a budget's share for it.
 
-    >>> chunks_within(8 << 20)
+    >>> read_chunks_within(8 << 20)
     2
     """
-    return max(1, min(MOST_CHUNKS, working_bytes // (2 * PIECE_BODY_BYTES)))
+    return max(1, min(MAX_READ_CHUNKS, working_bytes // (2 * PIECE_BODY_BYTES)))

@@ -14,11 +14,11 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from flcore.aggregation.budget import Budget
-from flcore.aggregation.checkpoints import aggregate_checkpoints
+from flcore.aggregation.checkpoint_aggregation import aggregate_checkpoints
 from flcore.errors import SpecError, WeightError
 from flcore.job.rules import load_rule
-from flcore.model.descriptors import raise_file_limit
-from flcore.model.shards import total_bytes
+from flcore.model.open_file_limit import raise_file_limit
+from flcore.model.shard_layout import total_bytes
 from flcore.process import keep_freed_memory
 from flcore.text import decode_text
 
@@ -69,7 +69,7 @@ def aggregate(
         raise typer.BadParameter(f"{len(given)} for {len(checkpoints)} checkpoints", param_hint="--weight")
     started = time.perf_counter()
     raise_file_limit(checkpoints, base)
-    with _progress(Console(stderr=True)) as observe, _files():
+    with _progress(Console(stderr=True)) as on_progress, _files():
         stored = aggregate_checkpoints(
             checkpoints,
             out,
@@ -81,7 +81,7 @@ def aggregate(
             scale=scale,
             budget=Budget.parse(budget),
             average_bytes=average_bytes,
-            observe=observe,
+            on_progress=on_progress,
         )
     seconds = time.perf_counter() - started
     size = total_bytes(stored.spec)

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from flcore.aggregation.rules import RULES, rule_named
+from flcore.aggregation.rules import RULES, resolve_rule
 from flcore.client.executor import require_tasks
 from flcore.job.contract import Contract
 from flcore.job.job import Job
@@ -35,7 +35,7 @@ def check(
 
 def rules(name: Annotated[str | None, typer.Argument(help="One rule.")] = None) -> None:
     """List the aggregation rules, or say what one does. A rule of your own is named file.py:name."""
-    for known in RULES if name is None else [rule_named(name).name]:
+    for known in RULES if name is None else [resolve_rule(name).name]:
         print(f"{known:<16} {RULES[known].__doc__}")
     if name is None:
         print("A rule of your own is named file.py:name (docs/rules.md).")

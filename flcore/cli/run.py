@@ -15,8 +15,8 @@ from flcore.cli.plot import plot_history, why_not_drawn
 from flcore.cli.progress import watching
 from flcore.cli.report import comparison, failures
 from flcore.job.job import Job
-from flcore.model.names import directory_of
-from flcore.model.opening import first_file
+from flcore.model.checkpoint_reader import resolve_checkpoint
+from flcore.model.model_paths import require_directory
 from flcore.server.events import unobserved
 from flcore.server.run_directory import HISTORY
 from flcore.server.serve import Outcome
@@ -48,7 +48,7 @@ def run(
     Writes the model, the history (one JSON line a round) and a plot, and prints a table.
     """
     loaded = Job.load(job, clients=clients, rounds=rounds, seed=seed)
-    directory = directory_of(out) if out else Path("runs") / loaded.contract.name
+    directory = require_directory(out) if out else Path("runs") / loaded.contract.name
     console = Console(stderr=True)
     # For a program that reads the result, and nobody who watches, there is nothing to say.
     is_seen = console.is_terminal or not as_json
@@ -66,7 +66,9 @@ def run(
         console.print(line, highlight=False, soft_wrap=True, markup=False)
     for name, path in (("model", "model.safetensors"), ("best", "best.safetensors"), ("history", "history.jsonl")):
         if any(record.is_best for record in outcome.history) or name != "best":
-            console.print(f"{name:<8} {first_file(directory / path)}", highlight=False, soft_wrap=True, markup=False)
+            console.print(
+                f"{name:<8} {resolve_checkpoint(directory / path)}", highlight=False, soft_wrap=True, markup=False
+            )
     console.print(
         f"plot     {plot or why_not_drawn(loaded.contract, outcome.history)}",
         highlight=False,
@@ -105,7 +107,7 @@ def _as_json(job: Job, outcome: Outcome, baselines: Baselines | None, directory:
     return {
         "job": job.contract.name,
         "fingerprint": job.contract.fingerprint,
-        "model": str(first_file(directory / "model.safetensors")),
+        "model": str(resolve_checkpoint(directory / "model.safetensors")),
         "history": [asdict(record) for record in outcome.history],
         "baselines": None if baselines is None else asdict(baselines),
     }

@@ -15,7 +15,7 @@ from flcore.cli.plot import plot_history
 from flcore.errors import FlcoreError
 from flcore.job.job import Job
 from flcore.job.site import read_site, server_site
-from flcore.model.names import directory_of
+from flcore.model.model_paths import require_directory
 from flcore.process import end_when_told, keep_freed_memory, open_as_many_files_as_allowed
 from flcore.server.federation import Federation
 from flcore.server.serve import Server, serve
@@ -89,7 +89,7 @@ def server(
     chosen = server_site(read_site(site, loaded.directory))
     memory = Budget.parse(next(given for given in (budget, chosen.budget, DEFAULT_BUDGET) if given is not None))
     folding = plan.value if plan else chosen.plan or Plan.AT_CLOSE.value
-    directory = directory_of(out) if out else Path("runs") / loaded.contract.name
+    directory = require_directory(out) if out else Path("runs") / loaded.contract.name
 
     def listen(service: Service) -> Server:
         return GrpcServer(
@@ -126,7 +126,7 @@ def server(
             budget=memory,
         )
         plot_history(loaded.contract, outcome.history, None, directory / "history.png")
-        left = sorted(path.name for path in directory.iterdir() if path.name != "run.lock")
+        left = sorted(path.name for path in directory.iterdir())
         log.say(f"done: {', '.join(left)} in {directory}", "done", directory=str(directory))
 
 

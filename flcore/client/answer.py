@@ -8,8 +8,8 @@ from flcore_transport import Layout, Order, PieceRange, Source
 from flcore.client.task import Update
 from flcore.errors import TensorMismatch
 from flcore.job.messages import UpdateMessage, tensors_of
+from flcore.model.compression import Compressor, ErrorFeedback
 from flcore.model.model import NamedArrays
-from flcore.model.narrow import Feedback, Narrowed
 from flcore.model.spec import ModelSpec
 
 
@@ -24,7 +24,7 @@ class Answer:
     order: Order
     content: bytes
     source: Source
-    feedback: Feedback | None
+    feedback: ErrorFeedback | None
     is_in: bool = False
 
     def is_to(self, order: Order) -> bool:
@@ -33,8 +33,8 @@ class Answer:
 
     def let_go(self) -> None:
         """Another order begins: if the server has this answer, keep what rounding left out of it for the next one."""
-        if self.is_in and self.feedback is not None and isinstance(self.source, Narrowed):
-            self.feedback.keep(self.source)
+        if self.is_in and self.feedback is not None and isinstance(self.source, Compressor):
+            self.feedback.record(self.source)
 
 
 class Nothing:
@@ -55,7 +55,7 @@ def offered(update: Update, returns: str, spec: ModelSpec) -> tuple[UpdateMessag
         return UpdateMessage.model_validate({**fields, "metrics": metrics}), Nothing()
     theirs = ModelSpec.of(update.arrays)
     try:
-        spec.require(theirs)
+        spec.require_match(theirs)
     except TensorMismatch:
         message = {**fields, "metrics": metrics, "fingerprint": theirs.fingerprint, "tensors": tensors_of(theirs)}
         return UpdateMessage.model_validate(message), NamedArrays(theirs, update.arrays)

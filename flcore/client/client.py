@@ -36,10 +36,10 @@ from flcore.client.task import Task
 from flcore.errors import JobFailed, SpecError, TaskFailed, UpdateError
 from flcore.job.job import Job
 from flcore.job.messages import JoinMessage, MalformedMessage, TaskMessage, WelcomeMessage, parse_message, spec_of
-from flcore.model.form import Form
-from flcore.model.model import Model, layout_of
-from flcore.model.narrow import Feedback, Narrowed, Widened
+from flcore.model.compression import Compressor, Decompressor, ErrorFeedback
+from flcore.model.model import Model, payload_layout
 from flcore.model.spec import ModelSpec
+from flcore.model.wire_format import WireFormat
 from flcore.version import __version__
 
 T = TypeVar("T")
@@ -90,7 +90,7 @@ class Client:
         # One buffer for all downloads; it holds the payload of this id.
         self._model: Model | None = None
         self._payload_id = ""
-        self._feedback: dict[str, Feedback] = {}
+        self._feedback: dict[str, ErrorFeedback] = {}
         self._answer: Answer | None = None
 
     def run(self) -> str:
@@ -205,14 +205,14 @@ class Client:
             message.task, message.round, message.rounds, message.seed, message.hyperparameters, self._executor.site
         )
         update = self._executor.run(model.arrays(), task)
-        form, feedback = Form.narrowed(spec, contract.wire.upload), None
+        wire_format, feedback = WireFormat.compressed(spec, contract.wire.upload), None
         try:
             said, source = offered(update, contract.tasks[message.task].returns, spec)
         except (ValueError, OverflowError, TypeError) as error:
             raise TaskFailed(f"task {message.task!r} returned what cannot be sent: {error}") from error
-        if source.layout == layout_of(spec) != form.layout:
-            feedback = self._feedback_of(message.task, form)
-            source = Narrowed(form, source, feedback)
+        if source.layout == payload_layout(spec) != wire_format.layout:
+            feedback = self._feedback_of(message.task, wire_format)
+            source = Compressor(wire_format, source, feedback)
         self._answer = Answer(order, said.to_bytes(), source, feedback)
         return self._answer
 
@@ -228,13 +228,13 @@ class Client:
         """Return the order's model: the one at hand, or read into the same buffer."""
         if self._model is not None and order.payload_id == self._payload_id:
             return self._model
-        form = Form.narrowed(spec, self._job.contract.wire.download)
-        if order.payload != form.layout:
+        wire_format = WireFormat.compressed(spec, self._job.contract.wire.download)
+        if order.payload != wire_format.layout:
             raise TaskFailed("the payload announced is not the model that the server described")
         self._payload_id = ""
         if self._model is None or self._model.spec != spec:
             self._model = Model(spec)
-        inbox = Inbox(order.payload, Widened(form, self._model))
+        inbox = Inbox(order.payload, Decompressor(wire_format, self._model))
 
         def download() -> None:
             fetch = Fetch(welcome.session, order.number, inbox.received)
@@ -251,11 +251,11 @@ class Client:
         self._payload_id = order.payload_id
         return self._model
 
-    def _feedback_of(self, task: str, form: Form) -> Feedback:
+    def _feedback_of(self, task: str, wire_format: WireFormat) -> ErrorFeedback:
         """Return what a task's earlier updates have left out."""
         held = self._feedback.get(task)
-        if held is None or held.form != form:
-            held = self._feedback[task] = Feedback(form)
+        if held is None or held.wire_format != wire_format:
+            held = self._feedback[task] = ErrorFeedback(wire_format)
         return held
 
     def _insist(self, call: Callable[[], T]) -> T:

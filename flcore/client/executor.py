@@ -16,7 +16,7 @@ from flcore.client.task import Site, Task, Update
 from flcore.errors import JobError, SpecError, TaskFailed
 from flcore.job.job import Job
 from flcore.job.messages import MAX_METRIC_NAME
-from flcore.model.arrays import flattened, metadata_of
+from flcore.model.arrays import dtype_and_shape, flatten
 from flcore.model.model import Arrays
 from flcore.text import printable
 
@@ -127,10 +127,10 @@ def _check(update: Any, task: str) -> None:
         raise TaskFailed(f"task {task!r}: the weight is a number, not {shown}")
     if not all(isinstance(part, Mapping) for part in parts):
         raise TaskFailed(f"task {task!r}: arrays and metrics are mappings from names")
-    for name, array in flattened(update.arrays).items():
+    for name, array in flatten(update.arrays).items():
         if not isinstance(name, str):
             raise TaskFailed(f"task {task!r}: a tensor's name is a string, not {printable(repr(name), 40)}")
         try:
-            metadata_of(array, name)  # not the values, which are copied from a device when they are sent
+            dtype_and_shape(array, name)  # not the values, which are copied from a device when they are sent
         except SpecError as error:
             raise TaskFailed(f"task {task!r}: {error}") from None

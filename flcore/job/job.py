@@ -18,7 +18,7 @@ from flcore.job.rules import chosen_rule
 from flcore.model.checkpoint import open_model
 from flcore.model.chunks import ChunkSource
 from flcore.model.model import NamedArrays
-from flcore.model.names import INDEX, SINGLE
+from flcore.model.model_paths import INDEX_SUFFIX, MODEL_SUFFIX
 from flcore.model.spec import ModelSpec
 from flcore.text import decode_text
 
@@ -91,7 +91,7 @@ class Job:
         `wire.tensors` names.
         """
         source = self.contract.server.model
-        if source.endswith((SINGLE, INDEX)) or not (":" in source or source.endswith(".py")):
+        if source.endswith((MODEL_SUFFIX, INDEX_SUFFIX)) or not (":" in source or source.endswith(".py")):
             return self._chosen_of_stored(self.directory / source)
         arrays = self.reference("server.model", source)(self.contract.seed)
         if not isinstance(arrays, Mapping):

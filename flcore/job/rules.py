@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from flcore.aggregation.rules import RULES, Rule, rule_named
+from flcore.aggregation.rules import RULES, Rule, resolve_rule
 from flcore.errors import JobError
 from flcore.job.code import JobCode
 
@@ -22,7 +22,7 @@ def chosen_rule(rule: str, load: Callable[[str], Any], key: str) -> Rule:
     if ":" not in rule and rule not in RULES:
         raise JobError(f"{key}: rule {rule!r} does not exist; expected one of {', '.join(RULES)}, or file.py:name")
     if ":" not in rule:
-        return rule_named(rule)
+        return resolve_rule(rule)
     made = load(rule)
     if callable(made):
         try:

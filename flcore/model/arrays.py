@@ -1,7 +1,7 @@
 """Arrays of every kind: read where they are, and given back alike.
 
 Models come as NumPy arrays, as those of PyTorch, JAX or CuPy, or as anything with the buffer protocol or DLPack; and as
-state dicts of state dicts. A library is a row of `KINDS` and is imported only when an array of it has come.
+state dicts of state dicts. A library is a row of `ARRAY_LIBRARIES` and is imported only when an array of it has come.
 """
 
 import math
@@ -20,34 +20,37 @@ AnyArrays = Mapping[str, Any]
 """Arrays by name, or mappings of them by name, and so on."""
 
 Values = npt.NDArray[Any]
-Give = Callable[[Values], Any]
+Converter = Callable[[Values], Any]
 """From values to an array of somebody's kind, which may keep the memory."""
 
-Metadata = tuple[np.dtype[Any], tuple[int, ...]]
+DtypeAndShape = tuple[np.dtype[Any], tuple[int, ...]]
 """Dtype and shape."""
 
-DEEPEST = 64
+MAX_NESTING = 64
 """Mappings in mappings; beyond it, something contains itself or wants to exhaust the stack."""
 
-HOST_DEVICES = (1, 3)
+HOST_DEVICE_TYPES = (1, 3)
 """DLPack's numbers of memory that a processor reads: plain, and pinned for CUDA."""
 
 
 @dataclass(frozen=True)
-class Kind:
-    """A library's arrays: `read` returns a view of one's values, a copy if it is on a device; `alike` what gives such
+class ArrayLibrary:
+    """A library's arrays: `to_numpy` returns a view of one's values, a copy if it is on a device.
+
+    `converter` returns what gives such
     an array, of the same library on the same device, for values.
 
-    `describe` tells what one is that is on a device, made contiguous there if need be; `empty` makes a new one like it,
-    there, for results to be written to (None: results come from the host's memory). `metadata` returns dtype and shape
-    of an array that `read` copies from a device, and copies nothing; None for one that is in memory or cannot be read.
+    `to_device_array` tells what one is that is on a device, made contiguous there if need be; `empty_like` makes a new
+    one like it, there, for results to be written to (None: results come from the host's memory). `metadata` returns
+    dtype and shape of an array that `to_numpy` copies from a device, and copies nothing; None for one that is in memory
+    or cannot be read.
     """
 
-    read: Callable[[Any], Values]
-    alike: Callable[[Any], Give]
-    describe: Callable[[Any], DeviceArray]
-    empty: Callable[[Any], Any] | None = None
-    metadata: Callable[[Any], Metadata | None] | None = None
+    to_numpy: Callable[[Any], Values]
+    converter: Callable[[Any], Converter]
+    to_device_array: Callable[[Any], DeviceArray]
+    empty_like: Callable[[Any], Any] | None = None
+    metadata: Callable[[Any], DtypeAndShape | None] | None = None
 
 
 def as_array(thing: Any, name: str) -> Values:
@@ -57,19 +60,19 @@ def as_array(thing: Any, name: str) -> Values:
     if isinstance(thing, np.ndarray | np.generic):
         return np.asarray(thing)
     try:
-        return _kind_of(thing).read(thing)
+        return _library_of(thing).to_numpy(thing)
     except (AttributeError, TypeError, ValueError, BufferError, RuntimeError) as error:
-        raise _no_array(thing, name, error) from None
+        raise _not_an_array(thing, name, error) from None
 
 
-def in_place(thing: Any, name: str) -> Values | DeviceArray:
+def as_buffer(thing: Any, name: str) -> Values | DeviceArray:
     """Return what is on a device as the kernels take it there, without a copy unless it has strides; see `as_array`."""
     if device_of(thing) is None:
         return as_array(thing, name)
     try:
-        found = _kind_of(thing).describe(thing)
+        found = _library_of(thing).to_device_array(thing)
     except (AttributeError, BufferMismatch, RuntimeError, TypeError, ValueError) as error:
-        raise _no_array(thing, name, error) from None
+        raise _not_an_array(thing, name, error) from None
     if not found.flags.c_contiguous:
         raise SpecError(
             f"tensor {name!r}: it has strides, and {type(thing).__name__} is of no library that we know to "
@@ -78,49 +81,49 @@ def in_place(thing: Any, name: str) -> Values | DeviceArray:
     return found
 
 
-def metadata_of(thing: Any, name: str) -> Metadata:
+def dtype_and_shape(thing: Any, name: str) -> DtypeAndShape:
     """Return an array's dtype and shape, without a copy of one that is on a device, or raise `SpecError`."""
     if isinstance(thing, np.ndarray | np.generic):
         return as_array(thing, name).dtype, thing.shape
-    known = _kind_of(thing).metadata
+    known = _library_of(thing).metadata
     try:
         if known is not None and (found := known(thing)) is not None:
             return found
-        array = in_place(thing, name)
+        array = as_buffer(thing, name)
         return np.dtype(array.name) if isinstance(array, DeviceArray) else array.dtype, array.shape
     except (AttributeError, RuntimeError, TypeError, ValueError) as error:
-        raise _no_array(thing, name, error) from None
+        raise _not_an_array(thing, name, error) from None
 
 
-def is_copied(thing: Any) -> bool:
+def requires_copy(thing: Any) -> bool:
     """Say whether `as_array` copies a readable array from a device."""
     if isinstance(thing, np.ndarray | np.generic):
         return False
-    known = _kind_of(thing).metadata
+    known = _library_of(thing).metadata
     return device_of(thing) is not None or (known is not None and known(thing) is not None)
 
 
-def empty_alike(thing: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
+def empty_like(thing: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
     """Return a new array of the kind of `thing` on its device, with anything in it; NumPy's where there is no such."""
-    kind = None if device_of(thing) is None else _kind_of(thing)
-    if kind is None or kind.empty is None:
+    library = None if device_of(thing) is None else _library_of(thing)
+    if library is None or library.empty_like is None:
         return np.empty(shape, dtype)
     try:
-        return kind.empty(thing)
+        return library.empty_like(thing)
     except (MemoryError, RuntimeError) as error:
         needed = dtype.itemsize * math.prod(shape)
         raise OutOfDeviceMemory(f"there is no room for a result of {needed:,} bytes: {error}", needed) from None
 
 
-def alike(thing: Any) -> Give:
-    """Return what gives arrays of the kind of `thing`; NumPy's, where its library is not one of `KINDS`."""
-    return _same if isinstance(thing, np.ndarray | np.generic) else _kind_of(thing).alike(thing)
+def converter_for(thing: Any) -> Converter:
+    """Return what gives arrays of the kind of `thing`; NumPy's, where its library is not one of `ARRAY_LIBRARIES`."""
+    return _unchanged if isinstance(thing, np.ndarray | np.generic) else _library_of(thing).converter(thing)
 
 
-def flattened(arrays: AnyArrays) -> AnyArrays:
+def flatten(arrays: AnyArrays) -> AnyArrays:
     """Return arrays by their full names, such as "encoder.layer.weight", or raise `SpecError` where two have one name.
 
-    >>> list(flattened({"encoder": {"weight": 1, "bias": 2}, "scale": 3}))
+    >>> list(flatten({"encoder": {"weight": 1, "bias": 2}, "scale": 3}))
     ['encoder.weight', 'encoder.bias', 'scale']
     """
     if not any(isinstance(array, Mapping) for array in arrays.values()):
@@ -133,50 +136,50 @@ def flattened(arrays: AnyArrays) -> AnyArrays:
     return flat
 
 
-def nested(flat: Mapping[str, Any], like: AnyArrays, prefix: str = "") -> dict[str, Any]:
+def unflatten(flat: Mapping[str, Any], like: AnyArrays, prefix: str = "") -> dict[str, Any]:
     """Return arrays nested as those of `like` are.
 
-    >>> nested({"encoder.bias": 2, "scale": 3}, {"encoder": {"bias": None}, "scale": None})
+    >>> unflatten({"encoder.bias": 2, "scale": 3}, {"encoder": {"bias": None}, "scale": None})
     {'encoder': {'bias': 2}, 'scale': 3}
     """
     return {
-        name: nested(flat, each, f"{prefix}{name}.") if isinstance(each, Mapping) else flat[prefix + name]
+        name: unflatten(flat, each, f"{prefix}{name}.") if isinstance(each, Mapping) else flat[prefix + name]
         for name, each in like.items()
     }
 
 
-def kinds_of(arrays: AnyArrays) -> AnyArrays:
+def converters_for(arrays: AnyArrays) -> AnyArrays:
     """Return what gives arrays of the kind of each, nested as they are; it holds none of them."""
-    return nested({name: alike(array) for name, array in flattened(arrays).items()}, arrays)
+    return unflatten({name: converter_for(array) for name, array in flatten(arrays).items()}, arrays)
 
 
-def given(values: Mapping[str, Any], kinds: AnyArrays, ties: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Return values as arrays of some kinds (see `kinds_of`); those of a name in `ties` are another name's array.
+def restore(values: Mapping[str, Any], converters: AnyArrays, ties: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Return values as arrays of some kinds (see `converters_for`); those of a name in `ties` are another name's array.
 
     What is no NumPy array is of its kind already.
     """
-    ties, gives = ties or {}, flattened(kinds)
+    ties, flat_converters = ties or {}, flatten(converters)
     flat = {
-        name: gives[name](array) if isinstance(array, np.ndarray) else array
+        name: flat_converters[name](array) if isinstance(array, np.ndarray) else array
         for name, array in values.items()
         if name not in ties
     }
-    return nested(flat | {name: flat[first] for name, first in ties.items()}, kinds)
+    return unflatten(flat | {name: flat[first] for name, first in ties.items()}, converters)
 
 
-def in_kind(arrays: Mapping[str, Values], like: AnyArrays) -> dict[str, Any]:
+def convert_like(arrays: Mapping[str, Values], like: AnyArrays) -> dict[str, Any]:
     """Return copies of named arrays, each of the kind of the array of its name in `like`, and nested as those are.
 
     Raises `SpecError` unless the two have the same names.
     """
-    if odd := sorted(set(arrays) ^ set(flattened(like))):
+    if odd := sorted(set(arrays) ^ set(flatten(like))):
         raise SpecError(f"like: it must have the tensors of the model, by name; {odd[0]!r} is in one of them only")
-    return given({name: array.copy() for name, array in arrays.items()}, kinds_of(like))
+    return restore({name: array.copy() for name, array in arrays.items()}, converters_for(like))
 
 
 def _walk(arrays: AnyArrays, prefix: str, depth: int) -> Iterator[tuple[str, Any]]:
-    if depth > DEEPEST:
-        raise SpecError(f"mappings are nested {DEEPEST} deep at most, not as {prefix[:40]}...")
+    if depth > MAX_NESTING:
+        raise SpecError(f"mappings are nested {MAX_NESTING} deep at most, not as {prefix[:40]}...")
     for name, array in arrays.items():
         if not isinstance(name, str):
             raise SpecError(f"a tensor's name is a string, not {name!r}{prefix and f' (in {prefix[:-1]!r})'}")
@@ -186,18 +189,18 @@ def _walk(arrays: AnyArrays, prefix: str, depth: int) -> Iterator[tuple[str, Any
             yield prefix + name, array
 
 
-def _no_array(thing: Any, name: str, error: Exception) -> SpecError:
+def _not_an_array(thing: Any, name: str, error: Exception) -> SpecError:
     return SpecError(
         f"tensor {name!r}: expected an array of NumPy, PyTorch, JAX or CuPy, or something with the buffer protocol, "
         f"DLPack or __cuda_array_interface__, got {type(thing).__name__} ({error})"
     )
 
 
-def _same(values: Any) -> Any:
+def _unchanged(values: Any) -> Any:
     return values
 
 
-def _read_torch(tensor: Any) -> Values:
+def _torch_to_numpy(tensor: Any) -> Values:
     import torch
 
     here = tensor.detach().resolve_conj().resolve_neg().cpu()
@@ -206,7 +209,7 @@ def _read_torch(tensor: Any) -> Values:
     return np.asarray(here)
 
 
-def _torch_metadata(tensor: Any) -> Metadata | None:
+def _torch_metadata(tensor: Any) -> DtypeAndShape | None:
     import torch
 
     if tensor.device.type in ("cpu", "meta") or tensor.layout is not torch.strided:
@@ -214,89 +217,89 @@ def _torch_metadata(tensor: Any) -> Metadata | None:
     return np.dtype(str(tensor.dtype).removeprefix("torch.")), tuple(tensor.shape)
 
 
-def _torch_alike(tensor: Any) -> Give:
+def _torch_converter(tensor: Any) -> Converter:
     import torch
 
     device = tensor.device
 
-    def give(values: Values) -> Any:
+    def convert(values: Values) -> Any:
         if values.dtype == ml_dtypes.bfloat16:
             return torch.from_numpy(values.view(np.int16)).view(torch.bfloat16).to(device)
         return torch.from_numpy(values).to(device)
 
-    return give
+    return convert
 
 
-def _describe_torch(tensor: Any) -> DeviceArray:
+def _torch_device_array(tensor: Any) -> DeviceArray:
     import torch
 
     with torch.cuda.device(tensor.device):
-        return described(_flat_torch(tensor))
+        return described(_contiguous_torch(tensor))
 
 
-def _flat_torch(tensor: Any) -> Any:
+def _contiguous_torch(tensor: Any) -> Any:
     return tensor.detach().resolve_conj().resolve_neg().contiguous()
 
 
-def _empty_torch(tensor: Any) -> Any:
+def _torch_empty_like(tensor: Any) -> Any:
     import torch
 
     return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
 
 
-def _jax_metadata(array: Any) -> Metadata | None:
+def _jax_metadata(array: Any) -> DtypeAndShape | None:
     is_here = all(device.platform == "cpu" for device in array.devices())
     if is_here or array.is_deleted() or not array.is_fully_addressable:
         return None
     return np.dtype(array.dtype), tuple(array.shape)
 
 
-def _jax_alike(array: Any) -> Give:
+def _jax_converter(array: Any) -> Converter:
     import jax
 
     sharding = array.sharding
     return lambda values: jax.device_put(values, sharding)
 
 
-def _read_cupy(array: Any) -> Values:
+def _cupy_to_numpy(array: Any) -> Values:
     import cupy
 
     return np.asarray(cupy.asnumpy(array))
 
 
-def _cupy_metadata(array: Any) -> Metadata:
+def _cupy_metadata(array: Any) -> DtypeAndShape:
     return np.dtype(array.dtype), tuple(array.shape)
 
 
-def _cupy_alike(array: Any) -> Give:
+def _cupy_converter(array: Any) -> Converter:
     import cupy
 
     device = array.device
 
-    def give(values: Values) -> Any:
+    def convert(values: Values) -> Any:
         with device:
             return cupy.asarray(values)
 
-    return give
+    return convert
 
 
-def _describe_cupy(array: Any) -> DeviceArray:
+def _cupy_device_array(array: Any) -> DeviceArray:
     import cupy
 
     with array.device:
         return described(cupy.ascontiguousarray(array))
 
 
-def _empty_cupy(array: Any) -> Any:
+def _cupy_empty_like(array: Any) -> Any:
     import cupy
 
     with array.device:
         return cupy.empty(array.shape, array.dtype)
 
 
-def _read_anything(thing: Any) -> Values:
+def _buffer_to_numpy(thing: Any) -> Values:
     if device_of(thing) is not None:
-        return _read_from_device(thing)
+        return _device_to_numpy(thing)
     if isinstance(thing, bytes | bytearray):
         raise TypeError("bytes are no array of numbers")
     try:
@@ -304,12 +307,12 @@ def _read_anything(thing: Any) -> Values:
     except TypeError:
         if not hasattr(thing, "__dlpack_device__"):
             raise
-    if thing.__dlpack_device__()[0] not in HOST_DEVICES:
+    if thing.__dlpack_device__()[0] not in HOST_DEVICE_TYPES:
         raise BufferError("it is on a device; bring it to the processor's memory first")
     return np.from_dlpack(thing)
 
 
-def _read_from_device(thing: Any) -> Values:
+def _device_to_numpy(thing: Any) -> Values:
     """Return a copy of what is on a CUDA device, of a library that we do not know; CuPy brings it."""
     try:
         import cupy
@@ -318,19 +321,19 @@ def _read_from_device(thing: Any) -> Values:
     return np.asarray(cupy.asnumpy(cupy.from_dlpack(thing) if hasattr(thing, "__dlpack__") else cupy.asarray(thing)))
 
 
-ANYTHING = Kind(_read_anything, lambda _: _same, described)
+FALLBACK_LIBRARY = ArrayLibrary(_buffer_to_numpy, lambda _: _unchanged, described)
 """What has a buffer, or DLPack or `__cuda_array_interface__`; results are NumPy's."""
 
-KINDS: dict[str, Kind] = {
-    "torch": Kind(_read_torch, _torch_alike, _describe_torch, _empty_torch, _torch_metadata),
-    "jaxlib": Kind(np.asarray, _jax_alike, described, metadata=_jax_metadata),
-    "cupy": Kind(_read_cupy, _cupy_alike, _describe_cupy, _empty_cupy, _cupy_metadata),
+ARRAY_LIBRARIES: dict[str, ArrayLibrary] = {
+    "torch": ArrayLibrary(_torch_to_numpy, _torch_converter, _torch_device_array, _torch_empty_like, _torch_metadata),
+    "jaxlib": ArrayLibrary(np.asarray, _jax_converter, described, metadata=_jax_metadata),
+    "cupy": ArrayLibrary(_cupy_to_numpy, _cupy_converter, _cupy_device_array, _cupy_empty_like, _cupy_metadata),
 }
 """By the package in which the class of an array, or one of its bases, is defined."""
 
 
-def _kind_of(thing: Any) -> Kind:
+def _library_of(thing: Any) -> ArrayLibrary:
     for cls in type(thing).__mro__:
-        if kind := KINDS.get(cls.__module__.partition(".")[0]):
-            return kind
-    return ANYTHING
+        if library := ARRAY_LIBRARIES.get(cls.__module__.partition(".")[0]):
+            return library
+    return FALLBACK_LIBRARY

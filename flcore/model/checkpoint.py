@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy.typing as npt
 
+from flcore.model.checkpoint_reader import open_shards
 from flcore.model.chunks import ChunkSource, copy_chunks
 from flcore.model.model import Arrays, NamedArrays
-from flcore.model.names import PathLike, place_of
-from flcore.model.opening import open_shards
-from flcore.model.shards import SHARD_BYTES
+from flcore.model.model_paths import PathLike, split_model_path
+from flcore.model.model_writer import ModelWriter
+from flcore.model.shard_layout import SHARD_BYTES
 from flcore.model.spec import ModelSpec
-from flcore.model.stored import StoredModel
-from flcore.model.writer import ModelWriter
+from flcore.model.stored_model import StoredModel
 
 
 def save(
@@ -31,7 +31,7 @@ def save(
     which `path` stands in `load` and `open_model`. Whatever the index of an earlier model led to is removed.
     """
     source = NamedArrays(ModelSpec.of(model), model) if isinstance(model, Mapping) else model
-    directory, name = place_of(path)
+    directory, name = split_model_path(path)
     with ModelWriter(source.spec, directory, name, shard_bytes=shard_bytes, metadata=metadata) as writer:
         copy_chunks(source, writer)
         writer.commit().close()

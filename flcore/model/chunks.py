@@ -67,7 +67,7 @@ class ChunkSink(Protocol):
         ...
 
 
-class Target(ChunkSink, Protocol):
+class ModelSink(ChunkSink, Protocol):
     """A model in the making; as a context, it is given up unless it is committed."""
 
     def commit(self) -> GlobalModel:
@@ -87,7 +87,7 @@ def copy_chunks(source: ChunkSource, sink: ChunkSink) -> None:
             sink.put(index, first, source.chunk(index, first, min(first + size, segment.elements)))
 
 
-def require_values(segment: SegmentSpec, first: int, values: npt.NDArray[Any]) -> int:
+def require_chunk(segment: SegmentSpec, first: int, values: npt.NDArray[Any]) -> int:
     """Return where the elements that begin at `first` stop, or raise `SpecError` if they are none of the segment."""
     storage = storage_dtype(segment.dtype)
     if values.dtype != storage or values.ndim != 1 or not values.flags.c_contiguous:

@@ -13,19 +13,19 @@ import numpy.typing as npt
 from flcore_kernels import storage_dtype
 from flcore_transport import Buffer, Layout, PieceRange
 
-from flcore.model.arrays import AnyArrays, as_array, flattened, in_kind
-from flcore.model.chunks import require_values
+from flcore.model.arrays import AnyArrays, as_array, convert_like, flatten
+from flcore.model.chunks import require_chunk
 from flcore.model.dtypes import DTYPES
-from flcore.model.form import Form
 from flcore.model.spec import ModelSpec
+from flcore.model.wire_format import WireFormat
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 """A model as its users see it: arrays by name."""
 
 
-def layout_of(spec: ModelSpec) -> Layout:
+def payload_layout(spec: ModelSpec) -> Layout:
     """Return what a payload that holds one model of this spec consists of."""
-    return Form.plain(spec).layout
+    return WireFormat.uncompressed(spec).layout
 
 
 class Model:
@@ -51,7 +51,7 @@ class Model:
     @classmethod
     def of(cls, arrays: AnyArrays) -> "Model":
         """Return a copy of named arrays of any kind, or raise `SpecError`."""
-        model, flat = cls(ModelSpec.of(arrays)), flattened(arrays)
+        model, flat = cls(ModelSpec.of(arrays)), flatten(arrays)
         for name, view in model._views():
             view[...] = as_array(flat[name], name)
         return model
@@ -65,12 +65,12 @@ class Model:
         for view in views.values():
             view.flags.writeable = False
         ordered = {tensor.name: views[tensor.name] for tensor in self.spec.tensors}
-        return ordered if like is None else in_kind(ordered, like)
+        return ordered if like is None else convert_like(ordered, like)
 
     @property
     def layout(self) -> Layout:
         """What this model's payload consists of."""
-        return layout_of(self.spec)
+        return payload_layout(self.spec)
 
     def read(self, piece: PieceRange) -> list[Buffer]:
         """Return the bytes of a range. Never copies."""
@@ -88,7 +88,7 @@ class Model:
 
     def put(self, segment: int, first: int, values: npt.NDArray[Any]) -> None:
         """Take elements from `first` on; those that were filled in the view that `chunk` returned are there already."""
-        target = self.segments[segment][first : require_values(self.spec.segments[segment], first, values)]
+        target = self.segments[segment][first : require_chunk(self.spec.segments[segment], first, values)]
         if target.ctypes.data != values.ctypes.data:
             target[:] = values
 
@@ -116,8 +116,8 @@ class NamedArrays:
     """
 
     def __init__(self, spec: ModelSpec, arrays: AnyArrays) -> None:
-        self.spec, self.layout = spec, layout_of(spec)
-        self._flat = {name: _flat(as_array(array, name)) for name, array in flattened(arrays).items()}
+        self.spec, self.layout = spec, payload_layout(spec)
+        self._flat = {name: _flat(as_array(array, name)) for name, array in flatten(arrays).items()}
 
     def read(self, piece: PieceRange) -> list[Buffer]:
         """Return the bytes of a range: slices of the arrays, and zeros for the gaps between them."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from flcore.errors import SpecError
 
-MOST_BUFFERS = 1024
+MAX_IO_BUFFERS = 1024
 """What Linux takes in one call (IOV_MAX)."""
 
 
@@ -37,25 +37,25 @@ class OpenFile:
         """Bytes of the file, now."""
         return os.fstat(self.descriptor).st_size
 
-    def read(self, buffers: list[memoryview], offset: int) -> None:
+    def read_at(self, buffers: list[memoryview], offset: int) -> None:
         """Fill buffers (of bytes), one after the other, from `offset` on; raise `SpecError` if the file ends before."""
-        buffers = _after(buffers, 0)
+        buffers = _remaining(buffers, 0)
         while buffers:
-            count = os.preadv(self.descriptor, buffers[:MOST_BUFFERS], offset)
+            count = os.preadv(self.descriptor, buffers[:MAX_IO_BUFFERS], offset)
             if not count:
                 raise SpecError(
                     f"{self.path} ends at byte {offset}: it was cut while it was open; replace files instead"
                 )
-            offset, buffers = offset + count, _after(buffers, count)
+            offset, buffers = offset + count, _remaining(buffers, count)
 
-    def write(self, buffers: list[memoryview], offset: int) -> None:
+    def write_at(self, buffers: list[memoryview], offset: int) -> None:
         """Write buffers (of bytes), one after the other, from `offset` on."""
         while buffers:
-            count = os.pwritev(self.descriptor, buffers[:MOST_BUFFERS], offset)
-            offset, buffers = offset + count, _after(buffers, count)
+            count = os.pwritev(self.descriptor, buffers[:MAX_IO_BUFFERS], offset)
+            offset, buffers = offset + count, _remaining(buffers, count)
 
 
-def _after(buffers: list[memoryview], count: int) -> list[memoryview]:
+def _remaining(buffers: list[memoryview], count: int) -> list[memoryview]:
     """Return what is left of some buffers when their first `count` bytes are done, from one that is not empty on."""
     done = 0
     while done < len(buffers) and count >= buffers[done].nbytes:

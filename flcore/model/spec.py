@@ -19,7 +19,7 @@ import numpy.typing as npt
 from flcore_transport import ALIGNMENT
 
 from flcore.errors import SpecError, TensorMismatch
-from flcore.model.arrays import AnyArrays, flattened, metadata_of
+from flcore.model.arrays import AnyArrays, dtype_and_shape, flatten
 from flcore.model.dtypes import DTYPES, dtype_name
 
 MAX_ELEMENTS = 2**48
@@ -62,7 +62,7 @@ class TensorSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class TensorSpan:
     """A tensor's place in its segment: elements `start` to `stop`."""
 
     tensor: TensorSpec
@@ -79,7 +79,7 @@ class SegmentSpec:
     """The flat run of all tensors of one dtype; `elements` counts the gaps in, and is a multiple of 256."""
 
     dtype: str
-    spans: tuple[Span, ...]
+    spans: tuple[TensorSpan, ...]
     elements: int
 
     @cached_property
@@ -92,12 +92,12 @@ class SegmentSpec:
         filled = [span for span in self.spans if span.tensor.size]
         return np.array([span.start for span in filled], np.int64), np.array([span.stop for span in filled], np.int64)
 
-    def overlapping(self, first: int, stop: int) -> Iterator[Span]:
+    def overlapping(self, first: int, stop: int) -> Iterator[TensorSpan]:
         """Yield the spans that share elements with the range `first` to `stop`, in order."""
-        for index in self.indices(first, stop):
+        for index in self.span_indices(first, stop):
             yield self.spans[index]
 
-    def indices(self, first: int, stop: int) -> Iterator[int]:
+    def span_indices(self, first: int, stop: int) -> Iterator[int]:
         """Yield the indices of the spans that share elements with the range `first` to `stop`."""
         for index in range(max(0, bisect_right(self._starts, first) - 1), len(self.spans)):
             span = self.spans[index]
@@ -120,7 +120,7 @@ class SegmentSpec:
         is_gap = begins < ends
         return np.stack([begins[is_gap], ends[is_gap]], axis=1).reshape(-1)
 
-    def at(self, element: int) -> tuple[TensorSpec, int]:
+    def locate(self, element: int) -> tuple[TensorSpec, int]:
         """Return the tensor at or before an element, and the element's index in it (beyond its size: in the gap)."""
         span = self.spans[bisect_right(self._starts, element) - 1]
         return span.tensor, element - span.start
@@ -150,10 +150,10 @@ class ModelSpec:
     def of(cls, arrays: AnyArrays) -> "ModelSpec":
         """Return the spec of named arrays of any kind, nested ones by their full names, in their order."""
         tensors = []
-        for name, array in dict[Any, Any](flattened(arrays)).items():
+        for name, array in dict[Any, Any](flatten(arrays)).items():
             if not isinstance(name, str):
                 raise SpecError(f"a tensor's name is a string, not {name!r}")
-            dtype, shape = metadata_of(array, name)
+            dtype, shape = dtype_and_shape(array, name)
             try:
                 known = dtype_name(dtype)
             except SpecError as error:
@@ -164,11 +164,11 @@ class ModelSpec:
     @cached_property
     def segments(self) -> tuple[SegmentSpec, ...]:
         """One segment per dtype, in the order in which the dtypes first appear."""
-        spans: dict[str, list[Span]] = {}
+        spans: dict[str, list[TensorSpan]] = {}
         ends: dict[str, int] = {}
         for tensor in self.tensors:
             start = ends.get(tensor.dtype, 0)
-            spans.setdefault(tensor.dtype, []).append(Span(tensor, start))
+            spans.setdefault(tensor.dtype, []).append(TensorSpan(tensor, start))
             ends[tensor.dtype] = start + -(-tensor.size // ALIGNMENT) * ALIGNMENT
         return tuple(SegmentSpec(dtype, tuple(spans[dtype]), ends[dtype]) for dtype in spans)
 
@@ -193,7 +193,7 @@ class ModelSpec:
             [[tensor.name, tensor.dtype, list(tensor.shape)] for tensor in self.tensors], separators=(",", ":")
         )
 
-    def require(
+    def require_match(
         self, other: "ModelSpec", *, client: str = "", sender: str = "client", remedy: Remedy = _converting_array
     ) -> None:
         """Raise `TensorMismatch`, naming the first tensor that differs, unless `other` has the same tensors.

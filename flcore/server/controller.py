@@ -15,9 +15,9 @@ from flcore.errors import JobError, SpecError, UpdatesLost
 from flcore.job.job import Job
 from flcore.job.messages import TaskMessage
 from flcore.model.chunks import GlobalModel
-from flcore.model.form import Form
 from flcore.model.model import Arrays, NamedArrays
 from flcore.model.spec import ModelSpec
+from flcore.model.wire_format import WireFormat
 from flcore.server.asking import Asking, TaskRequest
 from flcore.server.events import Observer, RoundDone
 from flcore.server.history import RoundRecord
@@ -113,7 +113,7 @@ class Controller:
         model = self._initial or self._initial_again()
         self._initial = None
         if model is None:
-            model = self._storage.place(self.job.initial_model())
+            model = self._storage.copy_model(self.job.initial_model())
             self._initial_again = weakref.ref(model)
         return model
 
@@ -156,7 +156,7 @@ class Controller:
             base=model if self._task_returns(task) == "delta" else None,
             reference=model,
             max_abs=contract.bounds.max_abs,
-            form=Form.narrowed(model.spec, contract.wire.upload),
+            wire_format=WireFormat.compressed(model.spec, contract.wire.upload),
             storage=self._storage,
         )
         self._record.sampled = tuple(clients)
@@ -187,10 +187,10 @@ class Controller:
     def model_of(self, arrays: Arrays) -> GlobalModel:
         """Return a playbook's own arrays as a global model; they must have the tensors of the initial model."""
         spec = ModelSpec.of(arrays)
-        self._spec.require(spec)
+        self._spec.require_match(spec)
         if spec != self._spec:
             raise SpecError("the arrays are not in the order of the initial model's tensors")
-        return self._storage.place(NamedArrays(spec, arrays))
+        return self._storage.copy_model(NamedArrays(spec, arrays))
 
     def _messages(self, task: str, clients: Sequence[str]) -> dict[str, TaskMessage]:
         contract = self.job.contract

@@ -7,8 +7,8 @@ from flcore_transport import Buffer, Layout, Outbox, PieceRange
 
 from flcore.errors import Untimely
 from flcore.model.chunks import GlobalModel
-from flcore.model.form import Form
-from flcore.model.narrow import Narrowed
+from flcore.model.compression import Compressor
+from flcore.model.wire_format import WireFormat
 from flcore.server.open_round import OpenRound
 from flcore.server.uploads import refused
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 class Download(Outbox):
     """One call that reads a round's model; pieces are made once for all clients that read side by side."""
 
-    def __init__(self, rounds: "Rounds", open_round: OpenRound, client: str, form: Form) -> None:
-        super().__init__(Narrowed(form, _Model(open_round, client)), open_round.shared)
+    def __init__(self, rounds: "Rounds", open_round: OpenRound, client: str, wire_format: WireFormat) -> None:
+        super().__init__(Compressor(wire_format, _Model(open_round, client)), open_round.shared)
         self._rounds, self._round, self._client = rounds, open_round, client
 
     def queued(self) -> None:

@@ -20,8 +20,8 @@ from flcore.job.messages import (
     tensors_of,
 )
 from flcore.model.chunks import GlobalModel
-from flcore.model.form import Form
 from flcore.model.spec import ModelSpec
+from flcore.model.wire_format import WireFormat
 from flcore.server.admission import Admission
 from flcore.server.downloads import Download
 from flcore.server.events import Asked, Observer, TurnedAway, unobserved
@@ -49,8 +49,8 @@ class Federation:
         self.spec = spec
         self.client_names = job.contract.client_names
         self._contract, self._observe, self._clock = job.contract, observe, clock
-        self._download = Form.narrowed(spec, job.contract.wire.download)
-        self._upload = Form.narrowed(spec, job.contract.wire.upload)
+        self._download = WireFormat.compressed(spec, job.contract.wire.download)
+        self._upload = WireFormat.compressed(spec, job.contract.wire.upload)
         self._admission = Admission(job)
         # One copy for all: of a model of ten thousand tensors it is half a megabyte.
         self._welcome = WelcomeMessage(

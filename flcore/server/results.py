@@ -4,9 +4,9 @@ from flcore.errors import JobError
 from flcore.model.checkpoint import open_model, save
 from flcore.model.chunks import GlobalModel
 from flcore.model.publish import publish
-from flcore.model.shards import total_bytes
+from flcore.model.shard_layout import total_bytes
 from flcore.model.spec import ModelSpec
-from flcore.model.stored import StoredModel
+from flcore.model.stored_model import StoredModel
 from flcore.server.events import NoBest, Observer, unobserved
 from flcore.server.history import RoundRecord
 from flcore.server.run_directory import RunDirectory

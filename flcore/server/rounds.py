@@ -15,7 +15,7 @@ from functools import partial
 
 from flcore_transport import Link, Withdrawal
 
-from flcore.aggregation.ahead import Background
+from flcore.aggregation.prefetch import BackgroundThread
 from flcore.aggregation.staging import Staging
 from flcore.errors import FlcoreError, QuorumError, StagingError
 from flcore.server.events import Answered, Departed, Failed, Joined, Moved, Observer, OddMetrics
@@ -46,7 +46,7 @@ class Rounds:
         self._given_up = ""
         self._outgoing: deque[Callable[[], None]] = deque()
         self._is_sending = False
-        self._spiller = Background()
+        self._spiller = BackgroundThread()
 
     # What the controller's thread does.
 
@@ -112,7 +112,7 @@ class Rounds:
         try:
             while not state.is_closed:
                 with self._event(open_round) as now:
-                    state.tick(now, staging.room.released_at)
+                    state.tick(now, staging.quota.released_at)
                 self._sleep(open_round)
         finally:
             self._end(open_round)

@@ -10,12 +10,12 @@ from flcore_transport import Service
 
 from flcore.aggregation.budget import DEFAULT_BUDGET, Budget
 from flcore.aggregation.staging import Staging
-from flcore.aggregation.storage import Storage, chunks_within
+from flcore.aggregation.storage import Storage, read_chunks_within
 from flcore.errors import QuorumError
 from flcore.job.job import Job
 from flcore.model.chunks import GlobalModel
-from flcore.model.reused import ReusedModels
-from flcore.model.temporary import TemporaryModels
+from flcore.model.model_pool import ModelPool
+from flcore.model.temporary_models import TemporaryModels
 from flcore.server.asking import Asking
 from flcore.server.controller import Controller
 from flcore.server.events import Observer, unobserved
@@ -74,7 +74,7 @@ def serve(
         source = job.initial_model()
         if directory is not None:
             budget.require(plan, source.spec, job.contract.server.accumulate)
-        model = storage.place(source)
+        model = storage.copy_model(source)
         federation = Federation(job, model.spec, observe=observe)
         results = Results(run, job.contract.server.best, observe)
         asking = Asking(federation, job.contract.server, storage.staging, observe)
@@ -103,14 +103,14 @@ def serve(
 @contextmanager
 def _storage(plan: str, budget: Budget, run: RunDirectory | None) -> Iterator[Storage]:
     """Say where payloads are: staged within the budget, models on disk if the plan keeps them there."""
-    chunks = chunks_within(budget.working_bytes)
+    chunks = read_chunks_within(budget.working_bytes)
     if run is None:
-        yield Storage(plan, Staging(budget.staging_bytes), ReusedModels(), chunks)
+        yield Storage(plan, Staging(budget.staging_bytes), ModelPool(), chunks)
         return
     staging = Staging(budget.staging_bytes, run.path / ".staging")
     models = TemporaryModels(run.path / ".models", run.release)
     try:
-        yield Storage(plan, staging, models if plan == "at-close" else ReusedModels(), chunks)
+        yield Storage(plan, staging, models if plan == "at-close" else ModelPool(), chunks)
     finally:
         staging.close()
         models.close()

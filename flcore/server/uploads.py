@@ -2,7 +2,7 @@
 
 A piece takes five steps from the call to the store: the transport's call hands it to `UploadStream.accept`, which
 checks that the answer is still wanted; `Upload.accept` names the tensor if something is wrong; `Inbox.accept` checks
-its place and its hash; `StagedUpdate.adopt` checks its elements and puts them into memory or a file.
+its place and its hash; `StagedUpdate.append` checks its elements and puts them into memory or a file.
 """
 
 import math
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from flcore_transport import Inbox, Layout, PieceError, PieceRange, ProtocolMismatch, Receipt, Refused
 
-from flcore.aggregation.update import StagedUpdate
+from flcore.aggregation.staged_update import StagedUpdate
 from flcore.errors import (
     CorruptUpdate,
     FlcoreError,
@@ -25,7 +25,7 @@ from flcore.errors import (
 )
 from flcore.job.contract import Bounds
 from flcore.job.messages import MAX_METRIC_NAME, UpdateMessage, spec_of
-from flcore.model.form import Form
+from flcore.model.wire_format import WireFormat
 from flcore.server.history import Participation
 from flcore.server.open_round import OpenRound
 from flcore.server.task_round import Verdict
@@ -53,18 +53,18 @@ def check_message(message: UpdateMessage, client: str, returns: str, bounds: Bou
         )
 
 
-def check_tensors(message: UpdateMessage, layout: Layout, client: str, form: Form) -> None:
+def check_tensors(message: UpdateMessage, layout: Layout, client: str, wire_format: WireFormat) -> None:
     """Raise a `TensorMismatch` unless an answer announces exactly the model's tensors, in the form asked for."""
-    spec = form.spec
+    spec = wire_format.spec
     if message.tensors is not None:
-        spec.require(spec_of(message.tensors), client=client)
+        spec.require_match(spec_of(message.tensors), client=client)
     if message.fingerprint != spec.fingerprint:
         raise TensorMismatch(
             f"its model has fingerprint {printable(message.fingerprint, 16) or 'none'}, "
             f"expected {spec.fingerprint[:16]}",
             client=client,
         )
-    if layout != form.layout:
+    if layout != wire_format.layout:
         raise TensorMismatch("its pieces are not laid out as its fingerprint and the contract say", client=client)
 
 
@@ -95,7 +95,7 @@ class _Staging:
 
     def write(self, piece: PieceRange, body: memoryview) -> None:
         if self._staged is not None:
-            self._staged.adopt(piece, body)
+            self._staged.append(piece, body)
 
 
 class Upload:
@@ -106,15 +106,17 @@ class Upload:
     holds it: a model's worth of pieces is freed at once, and not when the garbage collector finds it.
     """
 
-    def __init__(self, key: str, message: UpdateMessage, form: Form, client: str, staged: StagedUpdate | None) -> None:
+    def __init__(
+        self, key: str, message: UpdateMessage, wire_format: WireFormat, client: str, staged: StagedUpdate | None
+    ) -> None:
         self.key, self.message, self.client, self.staged = key, message, client, staged
         self.metrics, self.odd_metrics = sound_metrics(message)
         self.lock = threading.Lock()
-        self.inbox = Inbox(Layout() if staged is None else form.layout, _Staging(staged))
+        self.inbox = Inbox(Layout() if staged is None else wire_format.layout, _Staging(staged))
         self.stream = object()
         self.bytes = 0
         self.participation: Participation | None = None
-        self._spec = form.spec
+        self._spec = wire_format.spec
 
     def accept(self, piece: bytes) -> None:
         """Take the next piece, or raise an `UpdateError` that names the tensor."""
@@ -122,14 +124,14 @@ class Upload:
             self.inbox.accept(piece)
         except (PieceError, ProtocolMismatch) as error:
             expected = self.inbox.plan[min(self.inbox.received, len(self.inbox.plan) - 1)]
-            tensor, _ = self._spec.segments[expected.segment].at(expected.first)
+            tensor, _ = self._spec.segments[expected.segment].locate(expected.first)
             raise CorruptUpdate(str(error), client=self.client, tensor=tensor.name) from error
         self.bytes += len(piece)
 
     def discard(self) -> None:
         """Let its elements go."""
         if self.staged is not None:
-            self.staged.drop()
+            self.staged.discard()
 
 
 class UploadStream:
@@ -164,7 +166,7 @@ class UploadStream:
             first.set_result(None)
 
         first.set_running_or_notify_cancel()  # a call that ends meanwhile takes nothing from the next one
-        aggregator.begin(staged).add_done_callback(lambda _: staged.ready().add_done_callback(found))
+        aggregator.allocate(staged).add_done_callback(lambda _: staged.acquire_next().add_done_callback(found))
         return first
 
     def accept(self, piece: bytes) -> "Future[None] | None":
@@ -186,7 +188,7 @@ class UploadStream:
                 self._rounds.fail(self._round, upload.client, str(error), upload=upload, is_at_fault=is_at_fault)
                 raise refused(error) from error
         self._rounds.piece_taken(self._round, upload, len(piece))
-        ready = None if upload.staged is None or upload.inbox.is_complete else upload.staged.ready()
+        ready = None if upload.staged is None or upload.inbox.is_complete else upload.staged.acquire_next()
         return None if ready is None or ready.done() else ready
 
     def commit(self) -> Receipt:

@@ -14,7 +14,7 @@ from flcore.client.executor import Executor, require_tasks
 from flcore.client.notices import Notices, Tell
 from flcore.client.task import Site
 from flcore.job.job import Job
-from flcore.model.names import directory_of
+from flcore.model.model_paths import require_directory
 from flcore.process import require_native_threads, require_own_grpc
 from flcore.server.events import Observer, unobserved
 from flcore.server.federation import Federation
@@ -55,7 +55,7 @@ def run(
     count = min(len(names), MAX_WORKERS) if workers is None else min(workers, len(names))
     if count < 0:
         raise ValueError(f"workers is a number >= 0, not {workers}")
-    directory = None if out is None else directory_of(out)
+    directory = None if out is None else require_directory(out)
     require_native_threads("flcore.run")
     if count:
         require_own_grpc("flcore.run")

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 from flcore_bench.federated import JOB, Federated
-from flcore_bench.inside import Form
+from flcore_bench.inside import WireFormat
 from flcore_bench.shapes import SHAPES, spec_named
 from flcore_bench.tiled import PATTERN_BYTES, Tiled
 from flcore_transport import PiecePlan
@@ -41,19 +41,25 @@ def test_a_job_makes_each_shape_in_place(shape: str) -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_tiled_model_is_one_that_a_server_accepts(shape: str) -> None:
     spec = spec_named(shape, SMALL[shape])
-    source = Tiled(Form.plain(spec), number=3)
+    source = Tiled(WireFormat.uncompressed(spec), number=3)
     aggregator = flcore.Aggregator(spec)
     with aggregator.update(client="client", weight=1.0) as staged:
         for piece in PiecePlan(source.layout):
-            staged.adopt(piece, b"".join(source.read(piece)))
+            staged.append(piece, b"".join(source.read(piece)))
     result = aggregator.finish().arrays()
     assert all(0 < np.abs(array.astype(np.float32)).max() < 1 for array in result.values() if array.size > 10)
 
 
 def test_a_tiled_model_costs_no_copy_and_differs_between_clients() -> None:
     spec = spec_named("flat", 4 * PATTERN_BYTES)
-    first, *_, last = PiecePlan(Tiled(Form.plain(spec)).layout)
-    (*_, one), (*_, other) = Tiled(Form.plain(spec)).read(first), Tiled(Form.plain(spec), number=1).read(first)
+    first, *_, last = PiecePlan(Tiled(WireFormat.uncompressed(spec)).layout)
+    (*_, one), (*_, other) = (
+        Tiled(WireFormat.uncompressed(spec)).read(first),
+        Tiled(WireFormat.uncompressed(spec), number=1).read(first),
+    )
     assert isinstance(one, memoryview) and isinstance(other, memoryview)
     assert one.nbytes == other.nbytes == first.count * 4 and bytes(one) != bytes(other)
-    assert sum(memoryview(view).nbytes for view in Tiled(Form.plain(spec), number=2_000).read(last)) == last.count * 4
+    assert (
+        sum(memoryview(view).nbytes for view in Tiled(WireFormat.uncompressed(spec), number=2_000).read(last))
+        == last.count * 4
+    )

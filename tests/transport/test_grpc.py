@@ -62,15 +62,6 @@ def channel(server: GrpcServer) -> Iterator[grpc.Channel]:
         yield made
 
 
-@pytest.fixture
-def others(server: GrpcServer) -> Iterator[list[grpc.Channel]]:
-    """Six connections, each with room for four calls."""
-    made = [grpc.insecure_channel(server.address, [("grpc.use_local_subchannel_pool", 1)]) for _ in range(6)]
-    yield made
-    for each in made:
-        each.close()
-
-
 def endless(first: bytes = b"") -> Iterator[bytes]:
     """Requests that are begun and not ended."""
     if first:
@@ -105,15 +96,18 @@ def test_a_call_without_a_session_ends_before_its_first_message(
     assert call.code() is grpc.StatusCode.FAILED_PRECONDITION
 
 
-def test_only_so_many_strangers_are_read_at_a_time_and_the_newest_is(others: list[grpc.Channel], rig: Rig) -> None:
+def test_only_so_many_strangers_are_read_at_a_time_and_the_newest_is(channel: grpc.Channel, rig: Rig) -> None:
+    others = [grpc.insecure_channel(rig.server.address, [("grpc.use_local_subchannel_pool", 1)]) for _ in range(6)]
     calls = [calling(each, "Session", endless()) for each in others for _ in range(4)]
     assert codes_of_ended(calls, 24 - MOST_JOINS) == [grpc.StatusCode.RESOURCE_EXHAUSTED] * (24 - MOST_JOINS)
     assert rig.secret_of("a")
     assert STRANGERS_BYTES == MOST_JOINS * MAX_PIECE_BYTES
+    for each in others:
+        each.close()
 
 
 def test_a_join_keeps_its_slot_until_it_has_been_admitted(
-    others: list[grpc.Channel], service: RecordingService, monkeypatch: pytest.MonkeyPatch
+    channel: grpc.Channel, service: RecordingService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     may_answer = threading.Event()
 
@@ -122,12 +116,11 @@ def test_a_join_keeps_its_slot_until_it_has_been_admitted(
         return b"welcome"
 
     monkeypatch.setattr(service, "admit", admit)
-    joins = [endless(encode(Join(f"{number}", "1"))) for number in range(MOST_JOINS + 4)]
-    calls = [calling(others[number // 4], "Session", join) for number, join in enumerate(joins)]
+    calls = [calling(channel, "Session", endless(encode(Join(f"{n}", "1")))) for n in range(MOST_JOINS + 4)]
     assert codes_of_ended(calls, 4) == [grpc.StatusCode.RESOURCE_EXHAUSTED] * 4
     held = [call for call in calls if not call.done()]
     held[0].cancel()  # its join waits for the thread all the same
-    late = calling(others[-1], "Session", endless(encode(Join("late", "1"))))
+    late = calling(channel, "Session", endless(encode(Join("late", "1"))))
     assert codes_of_ended([late], 1) == [grpc.StatusCode.RESOURCE_EXHAUSTED]
     may_answer.set()
     for call in held[1:]:

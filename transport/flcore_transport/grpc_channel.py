@@ -33,9 +33,7 @@ OPTIONS: list[tuple[str, int]] = [
     ("grpc.http2.lookahead_bytes", WINDOW_PIECES * PIECE_BODY_BYTES),
     # A piece in one frame or a few, and not in a hundred and thirty of the usual 16 KiB.
     ("grpc.http2.max_frame_size", 4 << 20),
-    # A client has a session and one or two calls beside it; each large transfer has a connection of its own. A stranger
-    # can fill a window of each call before it is ended, so there are no more.
-    ("grpc.max_concurrent_streams", 4),
+    ("grpc.max_concurrent_streams", 16),
     # An end that vanished without a word is noticed within half a minute.
     ("grpc.keepalive_time_ms", KEEPALIVE_MS),
     ("grpc.keepalive_timeout_ms", KEEPALIVE_MS // 2),

@@ -11,7 +11,7 @@ from flwr.common.logger import log
 from flwr.serverapp import Grid, strategy
 
 from flcore.adapters.flower.npy import BlankRecord, converted, values_of
-from flcore.aggregation.running import Running, require_settings
+from flcore.aggregation.incremental import IncrementalAggregator, require_settings
 from flcore.errors import QuorumError, UpdateError, WeightError
 from flcore.model.spec import ModelSpec
 
@@ -34,7 +34,7 @@ class FlcoreMean(strategy.FedAvg):  # type: ignore[misc]  # it has a type only w
     group: int = 1
     max_abs: float = math.inf
     average_bytes: bool = False
-    _running: Running | None = None
+    _running: IncrementalAggregator | None = None
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         """Refuse settings that no round could have, and an order of bases in which this mean would not be used."""
@@ -61,12 +61,12 @@ class FlcoreMean(strategy.FedAvg):  # type: ignore[misc]  # it has a type only w
             self._running = self._made()
         elif known != sent:
             arrays = converted(arrays, known)
-        self._running.expect(values_of(arrays, "the global model"))
+        self._running.begin_round(values_of(arrays, "the global model"))
         messages: Iterable[Message] = super().configure_train(server_round, arrays, config, grid)
         return messages
 
-    def _made(self) -> Running:
-        return Running(accumulate=self.accumulate, max_abs=self.max_abs, average_bytes=self.average_bytes)
+    def _made(self) -> IncrementalAggregator:
+        return IncrementalAggregator(accumulate=self.accumulate, max_abs=self.max_abs, average_bytes=self.average_bytes)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -114,7 +114,7 @@ class FedAvg(FlcoreMean):
 class _Mean:
     """One round's mean: `answers` is what is left of the replies that count, by node."""
 
-    def __init__(self, running: Running, weighted_by: str) -> None:
+    def __init__(self, running: IncrementalAggregator, weighted_by: str) -> None:
         self._running, self._weighted_by = running, weighted_by
         self.answers: dict[str, RecordDict] = {}
         self.failures = 0
@@ -139,7 +139,7 @@ class _Mean:
         except QuorumError:  # those that were left turned out to be unsound
             return None
         finally:
-            for late in self._running.take_refused():
+            for late in self._running.pop_rejected():
                 self._refuse(late)
         return blank.filled()
 

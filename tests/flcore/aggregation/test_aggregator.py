@@ -26,8 +26,8 @@ from flcore import (
     WeightError,
     aggregate,
 )
-from flcore.aggregation.update import StagedUpdate
-from flcore.model.form import Form
+from flcore.aggregation.staged_update import StagedUpdate
+from flcore.model.wire_format import WireFormat
 from tests.reference import DTYPES, bits_of, nearest, ulp, weighted_mean
 
 SIZE = piece_elements("float32") + 1000
@@ -184,7 +184,7 @@ def test_updates_of_another_shape_are_refused(arrays: dict[str, npt.NDArray[Any]
 def test_writes_that_do_not_fit_are_refused() -> None:
     aggregator = Aggregator(ModelSpec.of({"w": np.zeros(4, np.float32)}))
     staged = aggregator.stage("a", 1.0)
-    aggregator.begin(staged).result()
+    aggregator.allocate(staged).result()
     rows: list[tuple[str, npt.NDArray[Any], int, str]] = [
         ("v", np.ones(4, np.float32), 0, "no tensor of this name"),
         ("w", np.ones(4), 0, r"expected float32 of shape \(4,\), got float64 of shape \(4,\)"),
@@ -205,26 +205,26 @@ def test_flat_elements_are_kept_not_copied_and_their_gaps_are_checked() -> None:
     spec = ModelSpec.of({"a": np.zeros(3, np.float32), "b": np.zeros(3, np.float32)})
     flat = np.zeros(512, np.float32)
     flat[[0, 256]] = 5
-    whole = Form.plain(spec).pieces[0]
+    whole = WireFormat.uncompressed(spec).pieces[0]
 
     def begun() -> StagedUpdate:
         aggregator = Aggregator(spec)
         staged = aggregator.stage("x", 1.0)
-        aggregator.begin(staged).result()
+        aggregator.allocate(staged).result()
         return staged
 
     staged = begun()
     with pytest.raises(TensorMismatch, match="expected piece 0"):
-        staged.adopt(replace(whole, first=256, count=256), flat[256:].data)
-    staged.adopt(whole, flat.data)
+        staged.append(replace(whole, first=256, count=256), flat[256:].data)
+    staged.append(whole, flat.data)
     with pytest.raises(TensorMismatch, match="expected piece 1"):
-        staged.adopt(whole, flat.data)
-    assert np.shares_memory(staged.read(whole), flat)
+        staged.append(whole, flat.data)
+    assert np.shares_memory(staged.read_range(whole), flat)
     for position, tensor in ((3, "a"), (255, "a"), (511, "b")):
         dirty = flat.copy()
         dirty[position] = 1
         with pytest.raises(TensorMismatch, match=f"tensor '{tensor}': the gap behind it is not zero"):
-            begun().adopt(whole, dirty.data)
+            begun().append(whole, dirty.data)
 
 
 def test_a_difference_that_leaves_the_dtype_with_its_base_is_refused_by_name() -> None:

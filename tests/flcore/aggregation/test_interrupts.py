@@ -23,7 +23,7 @@ import itertools, os, queue, random, signal, sys, tempfile, threading, time
 from pathlib import Path
 import numpy as np
 import flcore
-from flcore.aggregation.checkpoints import aggregate_checkpoints
+from flcore.aggregation.checkpoint_aggregation import aggregate_checkpoints
 
 what, presses, seconds = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
 rng, size = random.Random(presses), 600_000

@@ -19,7 +19,7 @@ from flcore_kernels.cuda import CudaBackend
 
 import flcore
 from flcore.model import arrays
-from flcore.model.arrays import Kind
+from flcore.model.arrays import ArrayLibrary
 from tests.kernels.conftest import has_device
 from tests.kernels.exporters import Exporter
 from tests.kernels.shim.compiled import EMULATED
@@ -67,7 +67,7 @@ def player(monkeypatch: pytest.MonkeyPatch) -> Iterator[ShimDevice]:
         return CudaBackend(device, threads, PIECE)
 
     monkeypatch.setattr(devices, "_cuda", cuda)
-    monkeypatch.setitem(arrays.KINDS, __name__.partition(".")[0], Kind(read, no_copy, tell, empty))
+    monkeypatch.setitem(arrays.ARRAY_LIBRARIES, __name__.partition(".")[0], ArrayLibrary(read, no_copy, tell, empty))
     devices._warned.cache_clear()
     yield device
     devices._warned.cache_clear()
@@ -199,7 +199,7 @@ def test_without_a_device_the_cpu_combines_after_one_warning(
         raise BackendUnavailable("there is no CUDA device")
 
     monkeypatch.setattr(devices, "_cuda", none)
-    monkeypatch.setitem(arrays.KINDS, __name__.partition(".")[0], Kind(copied, sent, tell, empty))
+    monkeypatch.setitem(arrays.ARRAY_LIBRARIES, __name__.partition(".")[0], ArrayLibrary(copied, sent, tell, empty))
     given = models(2)
     updates = [(moved(player, model), 1) for model in given]
     with pytest.warns(RuntimeWarning, match="copied to the CPU and combined there: there is no CUDA device"):
@@ -219,7 +219,7 @@ def test_without_memory_there_the_cpu_combines_too_unless_the_device_was_named(
     def full(thing: There) -> Any:
         raise MemoryError("out of memory")
 
-    monkeypatch.setitem(arrays.KINDS, __name__.partition(".")[0], Kind(copied, sent, tell, full))
+    monkeypatch.setitem(arrays.ARRAY_LIBRARIES, __name__.partition(".")[0], ArrayLibrary(copied, sent, tell, full))
     given = models(2)
     updates = [(moved(player, model), 1) for model in given]
     with pytest.raises(OutOfDeviceMemory, match="no room for a result of 8,000 bytes: out of memory"):
@@ -232,7 +232,9 @@ def test_without_memory_there_the_cpu_combines_too_unless_the_device_was_named(
 def test_a_sequence_is_combined_on_the_cpu_where_only_the_tables_do_not_fit(
     player: ShimDevice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(arrays.KINDS, __name__.partition(".")[0], Kind(copied, lambda _: np.asarray, tell, empty))
+    monkeypatch.setitem(
+        arrays.ARRAY_LIBRARIES, __name__.partition(".")[0], ArrayLibrary(copied, lambda _: np.asarray, tell, empty)
+    )
     updates = [({"w": There(player, np.full(300, value, np.float32))}, 1) for value in (1.0, 3.0)]
     room = player.used + 1300
     with pytest.raises(OutOfDeviceMemory):
@@ -259,7 +261,7 @@ class Stranger(Exporter):
 
 @pytest.fixture
 def stranger(player: ShimDevice, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.delitem(arrays.KINDS, __name__.partition(".")[0])
+    monkeypatch.delitem(arrays.ARRAY_LIBRARIES, __name__.partition(".")[0])
     return lambda values, **told: Stranger(player.resident(values), **told)
 
 

@@ -15,8 +15,8 @@ from flcore_kernels.cpu import CpuBackend
 from flcore_transport import piece_elements
 
 from flcore import Aggregator, Arrays, JobError, Model, ModelSpec, QuorumError, UpdateError, WeightError
-from flcore.aggregation.ahead import Background, Later, ahead
 from flcore.aggregation.budget import Budget
+from flcore.aggregation.prefetch import BackgroundCall, BackgroundThread, prefetch
 from flcore.aggregation.staging import Staging
 from flcore.aggregation.storage import Storage
 from flcore.errors import UpdatesLost
@@ -103,7 +103,7 @@ def test_a_budget_bounds_what_is_in_memory() -> None:
     aggregator = Aggregator(spec, budget_bytes=64 << 20)
     held = [aggregator.stage(f"{number}", 1.0) for number in range(CLIENTS)]
     for staged in held:
-        aggregator.begin(staged).result(0)
+        aggregator.allocate(staged).result(0)
     assert sum(staged.is_in_memory for staged in held) == min(CLIENTS, Budget(64 << 20).staging_bytes // spec.nbytes)
     assert all(staged.is_in_memory or staged.is_on_disk for staged in held)
 
@@ -115,7 +115,7 @@ def test_what_is_discarded_takes_no_room_and_leaves_no_trace(plan: str) -> None:
     give(aggregator, 0)
     give(aggregator, 1)
     aggregator.discard()
-    assert staging.room.claim(4 * ModelSpec.of(update(0)).nbytes, may_wait=False).result(0)
+    assert staging.quota.reserve(4 * ModelSpec.of(update(0)).nbytes, may_wait=False).result(0)
     give(aggregator, 2)
     assert aggregator.finish().arrays()["n"] == update(2)["n"]
 
@@ -132,12 +132,12 @@ def test_whoever_commits_does_not_wait_for_the_fold(gate: threading.Event) -> No
 def test_an_update_is_let_go_when_it_is_folded() -> None:
     aggregator = Aggregator(ModelSpec.of(update(0)), plan="streaming")
     staged = aggregator.stage("a", 1.0)
-    aggregator.begin(staged).result()
+    aggregator.allocate(staged).result()
     for name, array in update(0).items():
         staged.write(name, array)
     assert staged.is_in_memory
-    let_go, drop = threading.Event(), staged.drop
-    staged.drop = lambda: (drop(), let_go.set())[0]  # type: ignore[method-assign, func-returns-value]
+    let_go, drop = threading.Event(), staged.discard
+    staged.discard = lambda: (drop(), let_go.set())[0]  # type: ignore[method-assign, func-returns-value]
     aggregator.commit(staged)
     assert let_go.wait(20)
     assert not staged.is_in_memory
@@ -215,7 +215,7 @@ def test_an_update_that_cannot_be_read_back_is_left_out_and_named(
         ModelSpec.of(update(0)), storage=Storage(plan, Staging(0, tmp_path / "staging"), read_chunks=read_chunks)
     )
     folds: list[Any] = []
-    monkeypatch.setattr(Background, "submit", _later(folds, Background.submit))
+    monkeypatch.setattr(BackgroundThread, "submit", _later(folds, BackgroundThread.submit))
     for seed in range(5):
         give(aggregator, seed)
     for number in (2, 5):
@@ -239,7 +239,7 @@ def test_updates_that_are_lost_may_be_committed_once_more(
 ) -> None:
     aggregator = Aggregator(ModelSpec.of(update(0)), storage=Storage(plan, Staging(0, tmp_path / "staging")))
     folds: list[Any] = []
-    monkeypatch.setattr(Background, "submit", _later(folds, Background.submit))
+    monkeypatch.setattr(BackgroundThread, "submit", _later(folds, BackgroundThread.submit))
     for seed in range(4):
         give(aggregator, seed)
     damage(tmp_path / "staging" / "3", "cut")
@@ -263,8 +263,8 @@ def _later(folds: list[Any], submit: Any) -> Any:
     def waiting(thread: Any, work: Any) -> Any:
         if "_fold_waiting" not in work.__code__.co_names:
             return submit(thread, work)
-        later = Later(work)
-        folds.append(later.do)
+        later = BackgroundCall(work)
+        folds.append(later.run)
         return later
 
     return waiting
@@ -290,7 +290,7 @@ def test_nothing_is_read_ahead_any_more_once_a_loop_has_ended() -> None:
         read.append(item)
         return item
 
-    loop = ahead(fetch, iter([0, 1, 2]))
+    loop = prefetch(fetch, iter([0, 1, 2]))
     assert next(loop) == (0, 0) and reading.wait(20)
     del loop  # as the end of a `for` does
     assert read == [0, 1]

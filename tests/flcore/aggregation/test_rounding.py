@@ -5,7 +5,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from flcore.aggregation.given_rules import rounded
+from flcore.aggregation.rule_calls import round_to_dtype
 from tests.reference import DTYPES, FLOATS, INTEGERS, nearest
 
 
@@ -16,7 +16,7 @@ def test_floats_are_rounded_once_ties_to_even(dtype: str) -> None:
     step = np.abs(np.nextafter(near.astype(DTYPES[dtype]), DTYPES[dtype].type(np.inf)).astype(np.float64) - near)
     ties = near + step / 2  # halfway, and a float64 step to either side: where a second rounding goes wrong
     values = np.concatenate([near, ties, np.nextafter(ties, 9), np.nextafter(ties, -9), [0.0, -0.0, 1e-45, -1e-46]])
-    found, fits = rounded(values, dtype)
+    found, fits = round_to_dtype(values, dtype)
     assert fits.all()
     for value, got in zip(values.tolist(), found, strict=True):
         allowed = nearest(Fraction(value), dtype)
@@ -32,13 +32,13 @@ def test_what_is_beyond_a_float_does_not_fit(dtype: str) -> None:
     half = (float(largest) - float(np.nextafter(largest, kind(0)))) / 2
     end = float(largest) + half
     values = np.array([float(largest), end, np.nextafter(end, 0), -2 * end, 1e300, np.nan])
-    assert rounded(values, dtype)[1].tolist() == [True, False, True, False, False, False]
+    assert round_to_dtype(values, dtype)[1].tolist() == [True, False, True, False, False, False]
 
 
 @pytest.mark.parametrize("dtype", [name for name in INTEGERS if name != "bool"])
 def test_integers_are_rounded_half_to_even_and_kept_in_range(dtype: str) -> None:
     info = np.iinfo(DTYPES[dtype])
     low, high = max(info.min, -(2**53)), min(info.max, 2**53)
-    found, fits = rounded(np.array([0.5, 1.5, 2.5, float(low), float(high)]), dtype)
+    found, fits = round_to_dtype(np.array([0.5, 1.5, 2.5, float(low), float(high)]), dtype)
     assert found.tolist() == [0, 2, 2, low, high] and fits.all()
-    assert not rounded(np.array([low * 2.0 - 1, high * 2.0, np.inf]), dtype)[1].any()
+    assert not round_to_dtype(np.array([low * 2.0 - 1, high * 2.0, np.inf]), dtype)[1].any()

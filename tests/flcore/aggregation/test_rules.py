@@ -13,8 +13,8 @@ from flcore_transport import piece_elements
 
 import flcore
 from flcore import Aggregator, Columns, Geometry, JobError, ModelSpec, aggregate
-from flcore.aggregation.checkpoints import aggregate_checkpoints
-from flcore.aggregation.running import Running
+from flcore.aggregation.checkpoint_aggregation import aggregate_checkpoints
+from flcore.aggregation.incremental import IncrementalAggregator
 from flcore.aggregation.staging import Staging
 from flcore.aggregation.storage import Storage
 from flcore.job.rules import load_rule
@@ -107,7 +107,7 @@ def test_aggregate_and_the_adapters_follow_it(name: str, rules: Any) -> None:
     out = {key: np.empty_like(values) for key, values in wanted.items()}
     assert aggregate(updates(), rule=rule, out=out)["w"] is out["w"]
     assert_same(out, wanted)
-    running = Running(rule=rule, group=1)
+    running = IncrementalAggregator(rule=rule, group=1)
     for number, (arrays, weight) in enumerate(updates()):
         running.add(arrays, weight, f"{number}")
     assert_same(running.finish(), wanted)
@@ -247,7 +247,7 @@ def test_a_coefficient_that_no_sum_takes_costs_the_sender_of_the_weight_its_plac
         with pytest.raises(flcore.WeightError, match="client 'b'"):
             aggregator.stage("b", 2.0**20)
         assert aggregator.finish().arrays()["w"].tolist() == [1.0] * 3
-    running = Running(rule=rule)
+    running = IncrementalAggregator(rule=rule)
     running.add({"w": np.ones(3)}, 1.0, "a")
     for bad in (2.0**20, 2.0**-20):
         with pytest.raises(flcore.WeightError, match="client 'b'"):
@@ -256,7 +256,7 @@ def test_a_coefficient_that_no_sum_takes_costs_the_sender_of_the_weight_its_plac
 
 
 def test_the_adapters_take_one_update_of_a_client_where_a_rule_needs_all(rules: Any) -> None:
-    running = Running(rule=rules("median"))
+    running = IncrementalAggregator(rule=rules("median"))
     for client, value in (("a", 1.0), ("b", 2.0), ("c", 90.0)):
         running.add({"w": np.full(3, value)}, 1.0, client)
     with pytest.raises(flcore.UpdateError, match="client 'a': it has an update in this round already"):

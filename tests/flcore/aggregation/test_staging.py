@@ -13,13 +13,13 @@ from flcore_kernels import backend
 from flcore_transport import Buffer, PieceRange, piece_elements
 
 from flcore import Model, ModelSpec, StagingError
+from flcore.aggregation.admission_limits import AggregationSettings
 from flcore.aggregation.combiner import Combiner
-from flcore.aggregation.limits import Settings
-from flcore.aggregation.rules import rule_named
-from flcore.aggregation.staging import OnDisk, Staging
-from flcore.aggregation.update import StagedUpdate
-from flcore.model.form import Form
-from flcore.model.narrow import Narrowed
+from flcore.aggregation.rules import resolve_rule
+from flcore.aggregation.staged_update import StagedUpdate
+from flcore.aggregation.staging import DiskStore, Staging
+from flcore.model.compression import Compressor
+from flcore.model.wire_format import WireFormat
 
 SIZE = 2 * piece_elements("float32") + 1000
 ARRAYS = {
@@ -28,69 +28,71 @@ ARRAYS = {
     "none": np.zeros((4, 0), np.float16),
 }
 SPEC = ModelSpec.of(ARRAYS)
-FORM = Form.plain(SPEC)
+WIRE_FORMAT = WireFormat.uncompressed(SPEC)
 
 
 def update(staging: Staging, client: str = "a") -> StagedUpdate:
-    return StagedUpdate(FORM, Combiner(SPEC, Settings(rule_named("mean"), "exact", backend())), staging, client, 1.0)
+    return StagedUpdate(
+        WIRE_FORMAT, Combiner(SPEC, AggregationSettings(resolve_rule("mean"), "exact", backend())), staging, client, 1.0
+    )
 
 
 def fill(staged: StagedUpdate, pieces: slice = slice(None)) -> None:
     model = Model.of(ARRAYS)
-    for index in range(len(FORM.pieces))[pieces]:
-        piece = FORM.pieces[index]
-        staged.adopt(piece, model.read(piece)[0])
+    for index in range(len(WIRE_FORMAT.pieces))[pieces]:
+        piece = WIRE_FORMAT.pieces[index]
+        staged.append(piece, model.read(piece)[0])
 
 
 def content(staged: StagedUpdate) -> list[bytes]:
-    return [np.asarray(staged.read(piece)).tobytes() for piece in FORM.pieces]
+    return [np.asarray(staged.read_range(piece)).tobytes() for piece in WIRE_FORMAT.pieces]
 
 
-EXPECTED = [bytes(Model.of(ARRAYS).read(piece)[0]) for piece in FORM.pieces]
+EXPECTED = [bytes(Model.of(ARRAYS).read(piece)[0]) for piece in WIRE_FORMAT.pieces]
 
 
-@pytest.mark.parametrize("memory_bytes", [None, FORM.nbytes, FORM.nbytes - 1, 0])
+@pytest.mark.parametrize("memory_bytes", [None, WIRE_FORMAT.nbytes, WIRE_FORMAT.nbytes - 1, 0])
 def test_an_update_comes_back_as_it_went_in_from_memory_and_from_disk(memory_bytes: int | None) -> None:
     staging = Staging(memory_bytes)
     staged = update(staging)
-    staged.begin(may_wait=False).result(0)
-    assert staged.is_on_disk is (memory_bytes not in (None, FORM.nbytes))
+    staged.allocate(may_wait=False).result(0)
+    assert staged.is_on_disk is (memory_bytes not in (None, WIRE_FORMAT.nbytes))
     fill(staged)
-    staged.require_whole()
+    staged.require_complete()
     assert content(staged) == EXPECTED
 
 
 def test_tensors_written_in_slices_end_up_on_disk_alike() -> None:
     staged = update(Staging(0))
-    staged.begin(may_wait=False).result(0)
+    staged.allocate(may_wait=False).result(0)
     for name, array in ARRAYS.items():
         flat = array.reshape(-1)
         for start in range(0, flat.size, 77_777):
             staged.write(name, flat[start : start + 77_777], start)
-    staged.require_whole()
+    staged.require_complete()
     assert content(staged) == EXPECTED
 
 
 @pytest.mark.parametrize("moment", [0, 1, 2, 4])
 def test_an_update_goes_to_disk_with_what_is_here_and_gives_its_room_back(moment: int) -> None:
-    staging = Staging(FORM.nbytes)
+    staging = Staging(WIRE_FORMAT.nbytes)
     staged = update(staging)
-    staged.begin(may_wait=False).result(0)
+    staged.allocate(may_wait=False).result(0)
     fill(staged, slice(0, moment))
     assert staged.is_in_memory
     staged.spill()
     staged.spill()
     assert staged.is_on_disk
-    assert staging.room.claim(FORM.nbytes, may_wait=False).result(0) is True
+    assert staging.quota.reserve(WIRE_FORMAT.nbytes, may_wait=False).result(0) is True
     fill(staged, slice(moment, None))
     assert content(staged) == EXPECTED
 
 
 def test_an_update_that_waits_in_vain_goes_to_disk() -> None:
-    staging = Staging(FORM.nbytes)
-    update(staging).begin(may_wait=True).result(0)
+    staging = Staging(WIRE_FORMAT.nbytes)
+    update(staging).allocate(may_wait=True).result(0)
     waiting = update(staging, "b")
-    begun = waiting.begin(may_wait=True)
+    begun = waiting.allocate(may_wait=True)
     assert not begun.done()
     waiting.spill()
     begun.result(0)
@@ -101,7 +103,7 @@ def test_an_update_that_waits_in_vain_goes_to_disk() -> None:
 def test_a_staged_segment_is_an_arrow_stream_also_when_it_is_torn(tmp_path: Path) -> None:
     directory = tmp_path / "staging"
     staged = update(Staging(0, directory))
-    staged.begin(may_wait=False).result(0)
+    staged.allocate(may_wait=False).result(0)
     fill(staged, slice(0, 2))
     file = directory / "1" / "segment-0.arrows"
     torn = pa.ipc.open_stream(file.read_bytes()).read_all()
@@ -119,40 +121,40 @@ def test_nothing_stays_on_disk(tmp_path: Path) -> None:
     staging = Staging(0, directory)
     first, second = update(staging), update(staging, "b")
     for staged in (first, second):
-        staged.begin(may_wait=False).result(0)
+        staged.allocate(may_wait=False).result(0)
         fill(staged)
     assert sorted(path.name for path in directory.iterdir()) == ["1", "2"]
-    first.drop()
-    first.drop()
+    first.discard()
+    first.discard()
     assert sorted(path.name for path in directory.iterdir()) == ["2"]
     del staging, staged, first, second
     assert not directory.exists()
 
 
-@pytest.mark.parametrize("memory_bytes", [FORM.nbytes, 0])
+@pytest.mark.parametrize("memory_bytes", [WIRE_FORMAT.nbytes, 0])
 def test_what_was_let_go_takes_nothing_more(memory_bytes: int) -> None:
     staging = Staging(memory_bytes)
     staged = update(staging)
-    staged.begin(may_wait=False).result(0)
-    staged.drop()
+    staged.allocate(may_wait=False).result(0)
+    staged.discard()
     with pytest.raises(StagingError, match="client 'a': it was let go"):
         fill(staged)
     staged.spill()
     assert not staged.is_on_disk
-    assert staging.room.claim(memory_bytes, may_wait=False).result(0) is True
+    assert staging.quota.reserve(memory_bytes, may_wait=False).result(0) is True
 
 
 def test_an_update_that_is_let_go_while_it_waits_takes_no_room() -> None:
-    staging = Staging(FORM.nbytes)
+    staging = Staging(WIRE_FORMAT.nbytes)
     first, second = update(staging), update(staging, "b")
-    first.begin(may_wait=True).result(0)
-    begun = second.begin(may_wait=True)
-    second.drop()
+    first.allocate(may_wait=True).result(0)
+    begun = second.allocate(may_wait=True)
+    second.discard()
     begun.result(0)
     with pytest.raises(StagingError, match="let go"):
         fill(second)
-    first.drop()
-    assert staging.room.claim(FORM.nbytes, may_wait=False).result(0) is True
+    first.discard()
+    assert staging.quota.reserve(WIRE_FORMAT.nbytes, may_wait=False).result(0) is True
 
 
 def test_a_disk_that_is_full_refuses_the_update_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,72 +167,76 @@ def test_a_disk_that_is_full_refuses_the_update_and_says_so(monkeypatch: pytest.
     writes: list[tuple[Callable[..., int], str]] = [(full, "No space left"), (short, "the disk is full")]
     for write, message in writes:
         staged = update(Staging(0))
-        staged.begin(may_wait=False).result(0)
+        staged.allocate(may_wait=False).result(0)
         monkeypatch.setattr(os, "pwritev", write)
         with pytest.raises(StagingError, match=f"client 'a': the disk does not keep it: .*{message}"):
             fill(staged)
         monkeypatch.undo()
-        spilled = update(staging := Staging(FORM.nbytes))
-        spilled.begin(may_wait=False).result(0)
+        spilled = update(staging := Staging(WIRE_FORMAT.nbytes))
+        spilled.allocate(may_wait=False).result(0)
         fill(spilled)
         monkeypatch.setattr(os, "pwritev", write)
         with pytest.raises(StagingError, match=message):
             spilled.spill()
         monkeypatch.undo()
         assert content(spilled) == EXPECTED, "what was there is there"
-        spilled.drop()
-        assert staging.room.claim(FORM.nbytes, may_wait=False).result(0) is True, "and its room is free when it goes"
+        spilled.discard()
+        assert staging.quota.reserve(WIRE_FORMAT.nbytes, may_wait=False).result(0) is True, (
+            "and its room is free when it goes"
+        )
 
 
 def test_chunks_come_and_go_while_an_update_goes_to_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    staged = update(staging := Staging(FORM.nbytes))
-    staged.begin(may_wait=False).result(0)
+    staged = update(staging := Staging(WIRE_FORMAT.nbytes))
+    staged.allocate(may_wait=False).result(0)
     fill(staged, slice(2))
     taken: list[bytes] = []
-    adopt = OnDisk.adopt
+    append = DiskStore.append
 
-    def between(kept: OnDisk, piece: PieceRange, body: Buffer) -> None:
-        adopt(kept, piece, body)
+    def between(kept: DiskStore, piece: PieceRange, body: Buffer) -> None:
+        append(kept, piece, body)
         if not taken:  # the first chunk is on its way, the second still in memory
-            taken.append(np.asarray(staged.read(FORM.pieces[1])).tobytes())
+            taken.append(np.asarray(staged.read_range(WIRE_FORMAT.pieces[1])).tobytes())
             fill(staged, slice(2, None))
 
-    monkeypatch.setattr(OnDisk, "adopt", between)
+    monkeypatch.setattr(DiskStore, "append", between)
     staged.spill()
     assert staged.is_on_disk
-    found = [np.asarray(staged.read(piece)).tobytes() for index, piece in enumerate(FORM.pieces) if index != 1]
+    found = [
+        np.asarray(staged.read_range(piece)).tobytes() for index, piece in enumerate(WIRE_FORMAT.pieces) if index != 1
+    ]
     assert [found[0], taken[0], *found[1:]] == EXPECTED
-    assert staging.room.claim(FORM.nbytes, may_wait=False).result(0) is True
+    assert staging.quota.reserve(WIRE_FORMAT.nbytes, may_wait=False).result(0) is True
 
 
 def test_an_update_that_goes_to_disk_in_the_middle_of_a_read_is_read_on_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    form = Form.narrowed(SPEC, "int8[256]")
-    settings = Settings(rule_named("mean"), "exact", backend())
-    staged = StagedUpdate(form, Combiner(SPEC, settings), Staging(), "a", 1.0)
-    staged.begin(may_wait=False).result(0)
-    sent = Narrowed(form, Model.of(ARRAYS))
-    for piece in form.pieces:
-        staged.adopt(piece, b"".join(sent.read(piece)))
-    expected, read = staged.read(form.pieces[0]), StagedUpdate._bytes
+    wire_format = WireFormat.compressed(SPEC, "int8[256]")
+    settings = AggregationSettings(resolve_rule("mean"), "exact", backend())
+    staged = StagedUpdate(wire_format, Combiner(SPEC, settings), Staging(), "a", 1.0)
+    staged.allocate(may_wait=False).result(0)
+    sent = Compressor(wire_format, Model.of(ARRAYS))
+    for piece in wire_format.pieces:
+        staged.append(piece, b"".join(sent.read(piece)))
+    expected, read = staged.read_range(wire_format.pieces[0]), StagedUpdate._read_bytes
 
     def spilling(update: StagedUpdate, *place: Any) -> Buffer:
         found = read(update, *place)
         update.spill()  # codes were in memory, scales are on disk
         return found
 
-    monkeypatch.setattr(StagedUpdate, "_bytes", spilling)
-    found = staged.read(form.pieces[0])
+    monkeypatch.setattr(StagedUpdate, "_read_bytes", spilling)
+    found = staged.read_range(wire_format.pieces[0])
     assert staged.is_on_disk
     assert all(np.array_equal(there, here) for there, here in zip(found, expected, strict=True))
 
 
 def test_who_stops_waiting_for_an_update_to_begin_does_not_stop_the_next() -> None:
-    staging = Staging(FORM.nbytes)
+    staging = Staging(WIRE_FORMAT.nbytes)
     first, second = update(staging), update(staging, "b")
-    first.begin(may_wait=True).result(0)
-    assert not second.begin(may_wait=True).cancel()
-    first.drop()
-    second.begin(may_wait=True).result(0)
+    first.allocate(may_wait=True).result(0)
+    assert not second.allocate(may_wait=True).cancel()
+    first.discard()
+    second.allocate(may_wait=True).result(0)
     fill(second)
     assert content(second) == EXPECTED
 
@@ -238,14 +244,14 @@ def test_who_stops_waiting_for_an_update_to_begin_does_not_stop_the_next() -> No
 def test_a_directory_that_cannot_be_made_refuses_the_update_and_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     staged = update(Staging(0, tmp_path / "file" / "staging"))
-    staged.begin(may_wait=False).result(0)
+    staged.allocate(may_wait=False).result(0)
     with pytest.raises(StagingError, match=r"client 'a': the disk does not keep it: .*Not a directory"):
         fill(staged)
 
 
 def test_a_file_that_was_cut_is_noticed(tmp_path: Path) -> None:
     staged = update(Staging(0, tmp_path / "staging"))
-    staged.begin(may_wait=False).result(0)
+    staged.allocate(may_wait=False).result(0)
     fill(staged)
     os.truncate(tmp_path / "staging" / "1" / "segment-0.arrows", 4_000_000)
     with pytest.raises(StagingError, match="the file was cut"):
@@ -253,37 +259,37 @@ def test_a_file_that_was_cut_is_noticed(tmp_path: Path) -> None:
 
 
 def test_the_next_chunk_is_waited_for_by_a_future_and_by_no_thread() -> None:
-    staging = Staging(FORM.nbytes)
+    staging = Staging(WIRE_FORMAT.nbytes)
     going, coming = update(staging, "going"), update(staging, "coming")
-    going.begin(may_wait=True).result(0)
+    going.allocate(may_wait=True).result(0)
     fill(going)
     going.drain()  # its chunks are let go from now on
-    coming.begin(may_wait=True).result(0)
-    ready = coming.ready()
-    assert not ready.done() and coming.ready() is ready
-    going.release(FORM.pieces[0])
+    coming.allocate(may_wait=True).result(0)
+    ready = coming.acquire_next()
+    assert not ready.done() and coming.acquire_next() is ready
+    going.discard_chunk(WIRE_FORMAT.pieces[0])
     assert ready.result(0) is None
     fill(coming, slice(0, 1))
-    assert not coming.ready().done()
+    assert not coming.acquire_next().done()
     coming.spill()
-    assert coming.ready().done(), "what goes to disk needs no room"
+    assert coming.acquire_next().done(), "what goes to disk needs no room"
     fill(coming, slice(1, None))
     assert content(coming) == EXPECTED
-    going.drop()
-    assert staging.room.enter(FORM.nbytes).result(0), "all room was given back"
+    going.discard()
+    assert staging.quota.acquire(WIRE_FORMAT.nbytes).result(0), "all room was given back"
 
 
 @pytest.mark.parametrize("is_granted", [True, False])
 def test_an_update_that_is_let_go_gives_back_the_room_of_its_next_chunk(is_granted: bool) -> None:
-    staging = Staging(FORM.nbytes)
-    staged, other = update(staging), staging.room.enter(FORM.nbytes)
-    staged.begin(may_wait=True).result(0)
+    staging = Staging(WIRE_FORMAT.nbytes)
+    staged, other = update(staging), staging.quota.acquire(WIRE_FORMAT.nbytes)
+    staged.allocate(may_wait=True).result(0)
     if is_granted:
-        staging.room.leave(FORM.nbytes)
-    ready = staged.ready()
+        staging.quota.release(WIRE_FORMAT.nbytes)
+    ready = staged.acquire_next()
     assert other.done() and ready.done() is is_granted
-    staged.drop()
+    staged.discard()
     assert ready.done()
     if not is_granted:
-        staging.room.leave(FORM.nbytes)
-    assert staging.room.enter(FORM.nbytes).result(0)
+        staging.quota.release(WIRE_FORMAT.nbytes)
+    assert staging.quota.acquire(WIRE_FORMAT.nbytes).result(0)

@@ -31,7 +31,7 @@ from flcore.client.client import Client
 from flcore.client.executor import Executor
 from flcore.job.messages import TaskMessage, WelcomeMessage, tensors_of
 from flcore.job.parsing import parse_contract
-from flcore.model.form import Form
+from flcore.model.wire_format import WireFormat
 from tests.flcore.conftest import Function, Scripted
 
 MODEL = Model.of({"w": np.zeros(1000, np.float32)})
@@ -275,4 +275,4 @@ def test_the_form_of_a_narrow_upload_is_the_contracts(played: Played) -> None:
     played.start(order(1, 1))
     played.server.wait_for_uploads(1)
     played.finish()
-    assert len(played.server.uploads[0][2]) == len(Form.narrowed(MODEL.spec, "int8[64]").pieces)
+    assert len(played.server.uploads[0][2]) == len(WireFormat.compressed(MODEL.spec, "int8[64]").pieces)

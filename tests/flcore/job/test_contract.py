@@ -182,7 +182,7 @@ def test_the_first_model_may_be_a_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(JobError, match=r"there is no file .*start\.safetensors"):
         Job.load(directory).initial_model()
     flcore.save({"w": np.arange(3.0)}, directory / "start.safetensors")
-    assert Storage().place(Job.load(directory).initial_model()).arrays()["w"].tolist() == [0, 1, 2]
+    assert Storage().copy_model(Job.load(directory).initial_model()).arrays()["w"].tolist() == [0, 1, 2]
 
 
 def test_a_job_may_import_its_neighbours(tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ def test_a_job_may_import_its_neighbours(tmp_path: Path) -> None:
     (directory / "neighbour_of_train.py").write_text(
         "import numpy as np\ndef initial_model(seed): return {'w': np.full(2, seed)}"
     )
-    assert Storage().place(Job.load(directory, seed=5).initial_model()).arrays()["w"].tolist() == [5, 5]
+    assert Storage().copy_model(Job.load(directory, seed=5).initial_model()).arrays()["w"].tolist() == [5, 5]
 
 
 def test_the_code_digest_follows_the_code(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 import flcore
 from flcore.model import arrays
-from flcore.model.arrays import as_array, flattened, nested
+from flcore.model.arrays import as_array, flatten, unflatten
 
 Array = npt.NDArray[Any]
 
@@ -39,11 +39,11 @@ class Elsewhere:
 
 def test_names_of_nested_arrays_are_their_paths() -> None:
     values = {"encoder": {"layer": {"weight": 1}, "bias": 2}, "scale": 3, "none": {}}
-    flat = flattened(values)
+    flat = flatten(values)
     assert flat == {"encoder.layer.weight": 1, "encoder.bias": 2, "scale": 3}
-    assert nested(flat, values) == values
+    assert unflatten(flat, values) == values
     plain = {"a.b": 1}
-    assert flattened(plain) is plain
+    assert flatten(plain) is plain
 
 
 def test_what_hides_values_contains_itself_or_can_only_be_copied_is_refused() -> None:
@@ -64,7 +64,7 @@ def test_what_hides_values_contains_itself_or_can_only_be_copied_is_refused() ->
 
 def test_names_that_are_taken_or_no_strings_are_refused() -> None:
     with pytest.raises(flcore.SpecError, match=r"tensor 'a\.b' appears twice"):
-        flattened({"a": {"b": 1}, "a.b": 2})
+        flatten({"a": {"b": 1}, "a.b": 2})
     one = np.ones(2)
     with pytest.raises(flcore.SpecError, match=r"update 0: a tensor's name is a string, not 0 \(in 'a'\)"):
         flcore.aggregate([({"a": {0: one}}, 1)])
@@ -80,7 +80,7 @@ def test_nested_models_come_back_nested(form: Any) -> None:
     found = flcore.aggregate(form([(model(1.0), 1), (model(4.0), 2)]), base=None)
     assert list(found) == ["head", "body"] and found["head"].tolist() == [3.0, 3.0]
     assert found["body"]["w"].tolist() == [[3.0] * 2] * 2 and found["body"]["n"]["k"] == 4
-    flat = flcore.aggregate(form([(flattened(model(1.0)), 1), (model(4.0), 2)]), base=model(10.0))
+    flat = flcore.aggregate(form([(flatten(model(1.0)), 1), (model(4.0), 2)]), base=model(10.0))
     assert list(flat) == ["head", "body.w", "body.n.k"] and flat["body.w"].tolist() == [[13.0] * 2] * 2
     with pytest.raises(flcore.TensorMismatch, match=r"client 'update 1', tensor 'body\.n\.k': it is missing"):
         flcore.aggregate(form([(model(1.0), 1), ({"head": np.ones(2), "body": {"w": model(1)["body"]["w"]}}, 1)]))
@@ -150,8 +150,10 @@ def test_what_has_dlpack_in_memory_is_read_without_a_copy() -> None:
 
 
 def test_arrays_of_a_library_in_the_table_come_back_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
-    kind = arrays.Kind(lambda each: each.values, lambda each: partial(Elsewhere, device=each.device), lambda each: each)
-    monkeypatch.setitem(arrays.KINDS, __name__.partition(".")[0], kind)
+    kind = arrays.ArrayLibrary(
+        lambda each: each.values, lambda each: partial(Elsewhere, device=each.device), lambda each: each
+    )
+    monkeypatch.setitem(arrays.ARRAY_LIBRARIES, __name__.partition(".")[0], kind)
     given = [({"w": Elsewhere(np.full(3, value), f"device {value}")}, 1) for value in (1.0, 3.0)]
     for form in (list, iter):
         found = flcore.aggregate(form(given))["w"]
@@ -202,12 +204,12 @@ class TestTorch:
     def test_what_is_done_with_arrays_on_a_device_is_done_with_any(self) -> None:
         import torch
 
-        kind, half = arrays.KINDS["torch"], torch.arange(6).reshape(2, 3).to(torch.bfloat16)
-        flat = arrays._flat_torch(half.T.requires_grad_())
+        kind, half = arrays.ARRAY_LIBRARIES["torch"], torch.arange(6).reshape(2, 3).to(torch.bfloat16)
+        flat = arrays._contiguous_torch(half.T.requires_grad_())
         assert flat.is_contiguous() and not flat.requires_grad and torch.equal(flat, half.T)
-        assert arrays._flat_torch(half).data_ptr() == half.data_ptr(), "what has no strides is not copied"
-        assert kind.empty is not None
-        room = kind.empty(half)
+        assert arrays._contiguous_torch(half).data_ptr() == half.data_ptr(), "what has no strides is not copied"
+        assert kind.empty_like is not None
+        room = kind.empty_like(half)
         assert (room.shape, room.dtype, room.device, room.requires_grad) == (half.shape, half.dtype, half.device, False)
 
     @pytest.mark.parametrize(

@@ -120,7 +120,7 @@ def test_a_job_starts_from_a_file_an_index_or_a_directory(tmp_path: Path) -> Non
     save(ARRAYS, tmp_path / "one/model.safetensors")
     save(ARRAYS, tmp_path / "many/model.safetensors", shard_bytes=1000)
     for model in ("one", "many", "one/model.safetensors", "many/model.safetensors.index.json", str(tmp_path / "one")):
-        found = Storage().place(job_from(tmp_path, model).initial_model())
+        found = Storage().copy_model(job_from(tmp_path, model).initial_model())
         assert same(found.arrays(), ARRAYS)
 
 

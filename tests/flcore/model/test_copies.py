@@ -16,8 +16,8 @@ import numpy.typing as npt
 import pytest
 
 import flcore
-from flcore.aggregation.gather import Gather
-from flcore.aggregation.running import Running
+from flcore.aggregation.buffers import BufferReader
+from flcore.aggregation.incremental import IncrementalAggregator
 from flcore.client.answer import offered
 from flcore.client.executor import Executor
 from flcore.model.model import NamedArrays
@@ -144,7 +144,7 @@ def saved(model: dict[str, Any], folder: Path) -> None:
 
 
 def running(model: dict[str, Any]) -> None:
-    mean = Running(backend="cpu")
+    mean = IncrementalAggregator(backend="cpu")
     mean.add(model, 1, "a")
     require_values(mean.finish())
 
@@ -153,7 +153,7 @@ def gathered(model: dict[str, Any]) -> None:
     """Read a model that is nested in part: it has as many names as tensors, but others."""
     nested = {"n": model["n"], "w": {"w": model["w"]}, "mask": model["mask"]}
     spec = flcore.ModelSpec.of({"n": VALUES["n"], "w.w": VALUES["w"], "mask": VALUES["mask"]})
-    (n,), (w,), (mask,) = Gather(spec).buffers(nested, "a")
+    (n,), (w,), (mask,) = BufferReader(spec).buffers(nested, "a")
     require_values({"n": n, "w": w, "mask": mask})
 
 
@@ -192,7 +192,7 @@ def test_a_spec_is_read_without_a_copy(kind: type[OnDevice]) -> None:
     model = {name: kind(each) for name, each in values.items()}
     assert flcore.ModelSpec.of(model) == flcore.ModelSpec.of(values)
     with pytest.raises(flcore.TensorMismatch, match="tensor 'w': expected float32"):
-        Gather(SPEC).buffers({**model, "w": kind(np.ones(3))}, "a")
+        BufferReader(SPEC).buffers({**model, "w": kind(np.ones(3))}, "a")
     assert all(array.copies <= 1 for array in model.values())
     with pytest.raises(flcore.SpecError, match="tensor 'w': dtype complex64 is not supported"):
         flcore.ModelSpec.of({"w": kind(np.ones(3, np.complex64))})

@@ -56,8 +56,8 @@ def test_the_gaps_of_a_range_are_what_no_tensor_covers(tensors: tuple[TensorSpec
 
 def test_an_element_is_found_in_its_tensor() -> None:
     spec = ModelSpec((TensorSpec("a", "int8", (300,)), TensorSpec("b", "int8", (4, 4))))
-    assert spec.segments[0].at(299) == (spec.tensors[0], 299)
-    assert spec.segments[0].at(512 + 5) == (spec.tensors[1], 5)
+    assert spec.segments[0].locate(299) == (spec.tensors[0], 299)
+    assert spec.segments[0].locate(512 + 5) == (spec.tensors[1], 5)
 
 
 def test_the_fingerprint_depends_on_names_dtypes_shapes_and_order_alone() -> None:
@@ -105,7 +105,7 @@ def test_bad_tensors_are_refused() -> None:
 
 def test_require_names_the_first_difference() -> None:
     spec = ModelSpec.of({"w": np.zeros((4, 3), np.float32), "b": np.zeros(3, ml_dtypes.bfloat16)})
-    spec.require(ModelSpec((spec.tensors[1], spec.tensors[0])))
+    spec.require_match(ModelSpec((spec.tensors[1], spec.tensors[0])))
     rows: list[tuple[Arrays, str]] = [
         ({"w": np.zeros((4, 3), np.float32)}, "client 'x', tensor 'b': it is missing"),
         ({"w": np.zeros(3, np.float32), "b": np.zeros(3, ml_dtypes.bfloat16)}, r"expected float32 of shape \(4, 3\)"),
@@ -113,10 +113,10 @@ def test_require_names_the_first_difference() -> None:
     ]
     for other, message in rows:
         with pytest.raises(TensorMismatch, match=message):
-            spec.require(ModelSpec.of(other), client="x")
+            spec.require_match(ModelSpec.of(other), client="x")
     extra = {"w": np.zeros((4, 3), np.float32), "b": np.zeros(3, ml_dtypes.bfloat16), "odd": np.zeros(1)}
     with pytest.raises(TensorMismatch, match="tensor 'odd': the model has no tensor"):
-        spec.require(ModelSpec.of(extra))
+        spec.require_match(ModelSpec.of(extra))
 
 
 def test_the_extents_of_an_empty_tensor_are_bounded_too() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from flcore import Aggregator, Arrays, JobFailed, QuorumError, Task, Update
-from flcore.aggregation.room import Room
+from flcore.aggregation.memory_quota import MemoryQuota
 from flcore.model.chunks import GlobalModel
 from flcore.server import asking
 from flcore.server.events import AskingAgain, NoBest, Skipped, Waiting
@@ -239,7 +239,7 @@ def test_an_update_that_the_disk_lost_is_asked_for_again(
     stage.directory.joinpath("play.py").write_text(
         LOSING.format(staging=str(staging), left=2 if is_there else 1, cut=cut)
     )
-    monkeypatch.setattr(Room, "claim", lambda *_, **__: done(False))  # all updates go to disk
+    monkeypatch.setattr(MemoryQuota, "reserve", lambda *_, **__: done(False))  # all updates go to disk
     trained: list[str] = []
 
     def train(model: Arrays, task: Task) -> Update:

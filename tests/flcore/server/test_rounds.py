@@ -27,13 +27,13 @@ from flcore_transport import (
 
 from flcore import Job, Model, StagingError
 from flcore.aggregation.aggregator import Aggregator
+from flcore.aggregation.staged_update import StagedUpdate
 from flcore.aggregation.staging import Staging
-from flcore.aggregation.update import StagedUpdate
 from flcore.client.answer import Nothing
 from flcore.job.messages import JoinMessage, TaskMessage, UpdateMessage
 from flcore.job.parsing import parse_contract
-from flcore.model.form import Form
 from flcore.model.spec import ModelSpec, TensorSpec
+from flcore.model.wire_format import WireFormat
 from flcore.server.events import Answered, Event, unobserved
 from flcore.server.federation import Federation
 from flcore.server.open_round import OpenRound
@@ -75,7 +75,9 @@ def opened(rounds: Rounds, clients: list[str], rules: RoundRules) -> OpenRound:
 
 
 def answered(rounds: Rounds, open_round: OpenRound, client: str, key: str = "key") -> None:
-    upload = rounds.upload_of(open_round, client, key) or Upload(key, MESSAGE, Form.plain(SPEC), client, None)
+    upload = rounds.upload_of(open_round, client, key) or Upload(
+        key, MESSAGE, WireFormat.uncompressed(SPEC), client, None
+    )
     rounds.begin(open_round, upload)
     UploadStream(rounds, open_round, upload).commit()
 
@@ -124,7 +126,7 @@ class Holding:
 class Staged:
     """A staged update of which nothing is looked at."""
 
-    def drop(self) -> None:
+    def discard(self) -> None:
         """Let nothing go."""
 
 
@@ -134,7 +136,7 @@ def test_a_second_stream_of_an_answer_waits_for_the_commit_of_the_first_and_no_l
     rounds, holding = Rounds(unobserved), Holding(error)
     open_round = opened(rounds, ["a", "b", "c"], RoundRules(0.2))
     open_round.aggregator = cast("Aggregator", holding)
-    upload = Upload("key", MESSAGE, Form.plain(SPEC), "a", cast("StagedUpdate", Staged()))
+    upload = Upload("key", MESSAGE, WireFormat.uncompressed(SPEC), "a", cast("StagedUpdate", Staged()))
     rounds.begin(open_round, upload)
     with ThreadPoolExecutor(4) as pool:
         first = pool.submit(rounds.commit, open_round, upload)

@@ -12,9 +12,9 @@ from flcore_transport import ConnectionLost, Fetch, Offer, Order, Outbox, Refuse
 
 from flcore import Arrays, Model, QuorumError, Task, Update
 from flcore.aggregation.budget import Budget
-from flcore.aggregation.room import Room
+from flcore.aggregation.memory_quota import MemoryQuota
+from flcore.aggregation.staged_update import StagedUpdate
 from flcore.aggregation.staging import Staging
-from flcore.aggregation.update import StagedUpdate
 from flcore.job.messages import UpdateMessage
 from flcore.server import asking
 from tests.flcore.conftest import Stage, adding, mean_of
@@ -201,10 +201,10 @@ def test_an_update_that_neither_memory_nor_disk_takes_costs_its_client_its_place
         raise OSError(28, "No space left on device")
 
     def small(model: Arrays, task: Task) -> Update:
-        monkeypatch.setattr(Staging, "folder", full)
+        monkeypatch.setattr(Staging, "create_directory", full)
         return adding(1.0)(model, task)
 
-    monkeypatch.setattr(Room, "claim", lambda *_, **__: done(False))
+    monkeypatch.setattr(MemoryQuota, "reserve", lambda *_, **__: done(False))
     large.open(wait_for=1, clients=1, quorum=1, model="large.py:initial_model")
     large.client("client-1", small)
     with pytest.raises(QuorumError, match=r"client 'client-1': the disk does not keep it: .*No space left on device"):

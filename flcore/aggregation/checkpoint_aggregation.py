@@ -1,0 +1,196 @@
+"""Checkpoints in, one checkpoint out: range by range, from files and into files, in memory that a budget sets."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import reduce
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from flcore_kernels import backend as backend_named
+from flcore_kernels import storage_dtype
+
+from flcore.aggregation.admission_limits import AggregationSettings
+from flcore.aggregation.budget import DEFAULT_BUDGET, Budget
+from flcore.aggregation.combiner import Combiner
+from flcore.aggregation.contributions import ConvertedContribution, StoredContribution, model_ranges
+from flcore.aggregation.rules import Columns, Rule, Sum, resolve_rule
+from flcore.errors import BudgetError, QuorumError, UpdateError, WeightError
+from flcore.model.atomic_replace import AtomicReplace
+from flcore.model.checkpoint import open_model
+from flcore.model.dtype_conversion import DtypeConversion, plan_dtype_conversion
+from flcore.model.dtypes import DTYPES, INTEGERS
+from flcore.model.model_paths import PathLike, split_model_path
+from flcore.model.model_writer import ShardWriter
+from flcore.model.open_file_limit import require_files_fit
+from flcore.model.shard_layout import plan_like
+from flcore.model.spec import ModelSpec
+from flcore.model.stored_model import StoredModel
+
+MAX_RANGE_ELEMENTS, MIN_RANGE_ELEMENTS = 1 << 19, 1 << 12
+"""Of a range: more do not make it faster, and fewer are mostly calls to the system."""
+
+COPIES = 2
+"""Of an element of each checkpoint: the range that is combined, and the next one. A rule that is no sum has as many."""
+
+WORK_BYTES_PER_ELEMENT = 5 * 8
+"""What combining and writing an element takes besides, at most."""
+
+
+@contextmanager
+def _checkpoint_errors() -> Iterator[None]:
+    """Have the errors of updates, which the checks here share, call their senders checkpoints."""
+    try:
+        yield
+    except UpdateError as error:
+        error.sender = "checkpoint"
+        raise
+
+
+@_checkpoint_errors()
+def aggregate_checkpoints(
+    paths: Sequence[PathLike],
+    out: PathLike,
+    *,
+    weights: Sequence[float] | None = None,
+    rule: str | Rule = "mean",
+    accumulate: str = "exact",
+    dtype: str | None = None,
+    base: PathLike | None = None,
+    scale: float = 1.0,
+    budget: Budget = DEFAULT_BUDGET,
+    average_bytes: bool = False,
+    on_progress: Callable[[int, int], None] = lambda *_: None,
+) -> StoredModel:
+    """Combine checkpoints into a new one, `out`, and return it.
+
+    A path is a safetensors file, an index of several, or a directory with either (see `open_model`); `out` is
+    `NAME.safetensors` or a directory (see `save`). All checkpoints have the tensors of the first, in any order; the
+    result is spread over files as the first is, with its metadata. It appears when it is whole.
+
+    `weights` has one for each path (all 1 by default); `rule`, `accumulate` and `average_bytes` are those of
+    `aggregate`. `dtype` is what floats of the result have instead of their own; with it, a tensor's floats may be of
+    several dtypes, and are combined in the narrowest one that holds all of them. With `base`, the result is base +
+    scale · Σ weightᵢ · (checkpointᵢ - base), in float64 and rounded once: task arithmetic (Ilharco et al., 2023,
+    arXiv:2212.04089), where weights and scale are any finite numbers and nothing is divided. `on_progress` is told how
+    many of how many bytes of the result are done. At most `budget` is in memory beside Python and its libraries.
+
+    Raises `SpecError` for files that are no model, `TensorMismatch`, `NonFinite` and `WeightError`, which name the
+    file, `BudgetError` for more checkpoints than the budget or the process's limit of open files has room for, and
+    `AggregationError` where the dtype cannot hold the result.
+    """
+    if not paths:
+        raise QuorumError("there is nothing to aggregate: no checkpoint was given")
+    names = [str(path) for path in paths]
+    given = [1.0] * len(paths) if weights is None else list(weights)
+    if len(given) != len(paths):
+        raise WeightError(f"expected one weight for each of {len(paths)} checkpoints, got {len(given)}")
+    chosen = resolve_rule(rule) if base is None else _task_arithmetic(names, given, scale)
+    require_files_fit(paths, base)
+    if base is not None:
+        paths, names, given = [*paths, base], [*names, str(base)], [*given, 1.0]
+    models = [open_model(path) for path in paths]
+    spec = models[0].spec if dtype is None else _widest_spec([model.spec for model in models])
+    conversion = plan_dtype_conversion(spec, dtype)
+    settings = AggregationSettings(chosen, accumulate, backend_named(), average_bytes or base is not None)
+    combiner = Combiner(spec, settings, dtypes=conversion.dtypes)
+    if base is None:
+        given = [combiner.admit_weight(weight, name) for name, weight in zip(names, given, strict=True)]
+    copies = COPIES if isinstance(chosen, Sum) else 2 * COPIES
+    elements = _range_elements(budget, spec, copies, len(models))
+    contributions = [
+        _contribution(name, weight, model, spec, elements, may_widen=dtype is not None)
+        for name, weight, model in zip(names, given, models, strict=True)
+    ]
+    with ShardWriter(plan_like(conversion.target, models[0].shards), AtomicReplace(*split_model_path(out))) as writer:
+        sink = _ConvertingSink(conversion, writer, elements)
+        for _ in combiner.run(contributions, model_ranges(spec, elements), sink):
+            on_progress(sink.done_bytes, conversion.nbytes)
+        return writer.commit()
+
+
+class _ConvertingSink:
+    """The file that a result is written to, range by range, in its own dtypes."""
+
+    def __init__(self, conversion: DtypeConversion, writer: ShardWriter, elements: int) -> None:
+        self.spec, self._conversion, self._writer = conversion.source, conversion, writer
+        self._values = np.empty(elements, np.uint64)
+        self.done_bytes = 0
+
+    def chunk(self, segment: int, first: int, stop: int) -> npt.NDArray[Any]:
+        """Return an array to fill with elements `first` to `stop` of a segment."""
+        return self._values.view(storage_dtype(self._conversion.dtypes[segment]))[: stop - first]
+
+    def put(self, segment: int, first: int, values: npt.NDArray[Any]) -> None:
+        """Write elements of a segment from `first` on where they belong."""
+        self._conversion.put(self._writer, segment, first, values)
+        self.done_bytes += values.nbytes
+
+
+def _contribution(
+    name: str, weight: float, model: StoredModel, spec: ModelSpec, elements: int, *, may_widen: bool
+) -> StoredContribution | ConvertedContribution:
+    """Return a checkpoint as it is read, or raise `TensorMismatch` unless it has the tensors of `spec`."""
+    dtypes = {tensor.name: tensor.dtype for tensor in spec.tensors}
+    wide = [replace(each, dtype=_common_dtype(each.dtype, dtypes.get(each.name, ""))) for each in model.spec.tensors]
+    if not may_widen or wide == list(model.spec.tensors):
+        return StoredContribution(name, weight, model.reordered(spec, name), elements)
+    spec.require_match(ModelSpec(tuple(wide)), client=name)
+    return ConvertedContribution(name, weight, model, spec)
+
+
+def _widest_spec(specs: Sequence[ModelSpec]) -> ModelSpec:
+    """Return the first spec, each of its floats as wide as all specs need it."""
+    found: dict[str, list[str]] = {}
+    for spec in specs:
+        for tensor in spec.tensors:
+            found.setdefault(tensor.name, []).append(tensor.dtype)
+    return ModelSpec(tuple(replace(each, dtype=reduce(_common_dtype, found[each.name])) for each in specs[0].tensors))
+
+
+def _common_dtype(dtype: str, other: str) -> str:
+    """Return the narrowest dtype that holds the values of two floats; the first one where they are no floats.
+
+    >>> _common_dtype("float16", "bfloat16"), _common_dtype("bfloat16", "bfloat16"), _common_dtype("int8", "float32")
+    ('float32', 'bfloat16', 'int8')
+    """
+    if dtype == other or not {dtype, other} <= DTYPES.keys() - INTEGERS:
+        return dtype
+    return "float64" if "float64" in (dtype, other) else "float32"
+
+
+def _task_arithmetic(names: Sequence[str], weights: Sequence[float], scale: float) -> Columns:
+    """Return the rule that adds up differences from the last model, the base, and adds them to it."""
+    for name, weight in zip(names, weights, strict=True):
+        if not math.isfinite(weight):
+            raise WeightError(f"expected a finite weight, got {weight!r}", client=name)
+    if not math.isfinite(scale):
+        raise WeightError(f"expected a finite scale, got {scale!r}")
+
+    def combine(columns: Sequence[npt.NDArray[Any]], weights: Sequence[float]) -> npt.NDArray[np.float64]:
+        base = columns[-1].astype(np.float64)
+        total, difference = np.zeros_like(base), np.empty_like(base)  # new memory for each would take longer than sums
+        with np.errstate(over="ignore", invalid="ignore"):
+            for weight, column in zip(weights[:-1], columns[:-1], strict=True):
+                np.subtract(column, base, out=difference, dtype=np.float64)
+                difference *= weight
+                total += difference
+            total *= scale
+            total += base
+        return total
+
+    return Columns("task arithmetic", combine)
+
+
+def _range_elements(budget: Budget, spec: ModelSpec, copies: int, models: int) -> int:
+    """Return how many elements of each model are read at once, in so many copies, or raise `BudgetError`."""
+    each = copies * models * max(DTYPES[segment.dtype].itemsize for segment in spec.segments) + WORK_BYTES_PER_ELEMENT
+    elements = min(MAX_RANGE_ELEMENTS, budget.nbytes // each // MIN_RANGE_ELEMENTS * MIN_RANGE_ELEMENTS)
+    if not elements:
+        raise BudgetError(
+            f"{models} checkpoints at once take {each * MIN_RANGE_ELEMENTS >> 20}MiB or more, "
+            f"and the budget is {budget.nbytes >> 20}MiB"
+        )
+    return elements

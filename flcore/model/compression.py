@@ -1,0 +1,126 @@
+"""Payloads in a narrower dtype than the model's: encoded piece by piece as they are sent, decoded as they come.
+
+What rounding leaves out of an update is not lost: a client keeps it and adds it to its next update (error feedback;
+Seide et al., 2014; Karimireddy et al., 2019, arXiv:1901.09847).
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from flcore_kernels import NotFinite, Quantized, storage_dtype
+from flcore_kernels import backend as backend_named
+from flcore_transport import WIRE_DTYPES, Buffer, PieceRange, Sink, Source, join_body, split_body
+
+from flcore.errors import NonFinite, OutOfBounds
+from flcore.model.dtypes import DTYPES
+from flcore.model.wire_format import WireFormat
+
+KernelArray = npt.NDArray[Any] | Quantized
+Float32Array = npt.NDArray[np.float32]
+
+
+def view_body(dtype: str, count: int, body: Buffer) -> KernelArray:
+    """Return a piece's body as the kernels take it, without a copy."""
+    elements, scales = split_body(dtype, count, memoryview(body))
+    values: npt.NDArray[Any] = np.frombuffer(elements, storage_dtype(dtype))
+    return Quantized(values, np.frombuffer(scales, np.float32)) if scales.nbytes else values
+
+
+def to_float32(dtype: str, part: KernelArray) -> Float32Array:
+    """Return the float32 values of a part."""
+    if dtype == "float32" and not isinstance(part, Quantized):
+        return part
+    if dtype == "float64" and not isinstance(part, Quantized):
+        return part.astype(np.float32)
+    out = np.empty((part.codes if isinstance(part, Quantized) else part).size, np.float32)
+    backend_named().decode(part, out, dtype)
+    return out
+
+
+class Compressor:
+    """A payload in a narrower form than its source has it."""
+
+    def __init__(self, wire_format: WireFormat, source: Source, feedback: "ErrorFeedback | None" = None) -> None:
+        self.layout = wire_format.layout
+        self._wire_format, self._source, self._feedback = wire_format, source, feedback
+
+    def read(self, piece: PieceRange) -> Sequence[Buffer]:
+        """Return the bytes of a range. Raises `NonFinite` or `OutOfBounds` for what the narrower dtype cannot hold."""
+        own = self._wire_format.spec.segments[piece.segment].dtype
+        if piece.dtype == own:
+            return self._source.read(piece)
+        part = self._encode(piece, self._values(piece))
+        if isinstance(part, Quantized):
+            return join_body(piece.dtype, piece.count, [part.codes.data], [part.scales.view(np.uint8).data])
+        return [part.view(np.uint8).data]
+
+    def rounding_error(self, piece: PieceRange) -> Float32Array:
+        """Return what rounding leaves out of a range."""
+        values = self._values(piece)
+        return values - to_float32(piece.dtype, self._encode(piece, values))
+
+    def _values(self, piece: PieceRange) -> Float32Array:
+        own = self._wire_format.spec.segments[piece.segment].dtype
+        buffers = self._source.read(replace(piece, dtype=own))
+        body = buffers[0] if len(buffers) == 1 else b"".join(buffers)
+        values = to_float32(own, np.frombuffer(body, storage_dtype(own)))
+        return values if self._feedback is None else values + self._feedback.residual(piece)
+
+    def _encode(self, piece: PieceRange, values: Float32Array) -> KernelArray:
+        device = backend_named()
+        values_out: npt.NDArray[Any] = np.empty(piece.count, storage_dtype(piece.dtype))
+        block = WIRE_DTYPES[piece.dtype].block
+        out = Quantized(values_out, np.empty(piece.count // block, np.float32)) if block else values_out
+        try:
+            device.encode(values, out, piece.dtype)
+        except NotFinite as error:
+            tensor, element = self._wire_format.spec.segments[piece.segment].locate(piece.first + error.element)
+            raise NonFinite(f"element {element} is {error.value}", tensor=tensor.name) from None
+        if piece.dtype == "float16" and (bad := device.inspect(out, piece.dtype).first_bad) >= 0:
+            tensor, element = self._wire_format.spec.segments[piece.segment].locate(piece.first + bad)
+            raise OutOfBounds(
+                f"element {element} is {values[bad]}, which float16 does not hold (bfloat16 does)", tensor=tensor.name
+            )
+        return out
+
+
+class Decompressor:
+    """The sink of a payload in a narrower form: hands its values on in the model's own dtypes."""
+
+    def __init__(self, wire_format: WireFormat, sink: Sink) -> None:
+        self._wire_format, self._sink = wire_format, sink
+
+    def write(self, piece: PieceRange, body: memoryview) -> None:
+        """Take the bytes of a range."""
+        own = self._wire_format.spec.segments[piece.segment].dtype
+        if piece.dtype == own:
+            self._sink.write(piece, body)
+            return
+        values = to_float32(piece.dtype, view_body(piece.dtype, piece.count, body))
+        widened = values if own == "float32" else values.astype(DTYPES[own])
+        self._sink.write(replace(piece, dtype=own), widened.view(np.uint8).data)
+
+
+class ErrorFeedback:
+    """What was left out of a client's updates so far: one float32 per element of the segments that are narrowed."""
+
+    def __init__(self, wire_format: WireFormat) -> None:
+        self.wire_format = wire_format
+        self._residuals: dict[int, Float32Array] = {
+            index: np.zeros(segment.elements, np.float32)
+            for index, (segment, dtype) in enumerate(zip(wire_format.spec.segments, wire_format.dtypes, strict=True))
+            if segment.dtype != dtype
+        }
+
+    def residual(self, piece: PieceRange) -> Float32Array:
+        """Return what is to be added to a range."""
+        return self._residuals[piece.segment][piece.first : piece.first + piece.count]
+
+    def record(self, sent: Compressor) -> None:
+        """Note what an update left out, once the server has it."""
+        for piece in self.wire_format.pieces:
+            if piece.segment in self._residuals:
+                self.residual(piece)[:] = sent.rounding_error(piece)

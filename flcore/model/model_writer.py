@@ -1,0 +1,170 @@
+"""A model that is written to files in ranges of its segments, in any order, and appears when it is whole."""
+
+import os
+import threading
+from bisect import bisect_left, bisect_right
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import numpy as np
+import numpy.typing as npt
+from flcore_kernels import storage_dtype
+
+from flcore.errors import SpecError
+from flcore.model.atomic_replace import AtomicReplace
+from flcore.model.chunks import require_chunk
+from flcore.model.open_file import OpenFile
+from flcore.model.shard_layout import SHARD_BYTES, ShardLayout, plan_shards
+from flcore.model.spec import ModelSpec
+from flcore.model.stored_model import StoredModel
+
+
+class Destination(Protocol):
+    """Where the files of a new model are written, and what becomes of them."""
+
+    def create(self, number: int) -> OpenFile:
+        """Create file `number`."""
+        ...
+
+    def discard(self, count: int) -> None:
+        """Remove what is left of `count` files."""
+        ...
+
+    def commit(self, shards: ShardLayout, files: Sequence[OpenFile]) -> tuple[Path, ...]:
+        """Make the files, which are whole, the model; return their names."""
+        ...
+
+
+class ShardWriter:
+    """Writes a model in ranges of its segments, in any order and from any thread, to the files of a place.
+
+    `plan` says what goes into which file, and has the first bytes of each (see `plan_shards`).
+    """
+
+    def __init__(self, plan: tuple[ShardLayout, list[bytes]], destination: Destination) -> None:
+        self._shards, heads = plan
+        self.spec: ModelSpec = self._shards.spec
+        self._destination = destination
+        self._done = [RangeSet() for _ in self.spec.segments]
+        self._lock = threading.Lock()
+        self._open: tuple[OpenFile, ...] | None = None
+        try:
+            files = tuple(destination.create(number) for number in range(len(heads)))
+            for file, head, header in zip(files, heads, self._shards.headers, strict=True):
+                os.ftruncate(file.descriptor, header.file_bytes)
+                file.write_at([memoryview(head)], 0)
+        except OSError:
+            destination.discard(len(heads))
+            raise
+        self._open = files
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Abort, unless the model was committed."""
+        self.abort()
+
+    def chunk(self, segment: int, first: int, stop: int) -> npt.NDArray[Any]:
+        """Return a new array for elements `first` to `stop` of a segment, in its storage dtype, not initialized."""
+        self.spec.segments[segment].require_range(first, stop)
+        return np.empty(stop - first, storage_dtype(self.spec.segments[segment].dtype))
+
+    def put(self, segment: int, first: int, values: npt.NDArray[Any]) -> None:
+        """Write elements of a segment from `first` on; what is in the gaps between tensors is not.
+
+        Raises `SpecError` for values that are none of the segment (see `ChunkSink.put`).
+        """
+        files, stop = self._files(), require_chunk(self.spec.segments[segment], first, values)
+        for number, offset, buffers in self._shards.byte_ranges(segment, first, values):
+            files[number].write_at(buffers, offset)
+        with self._lock:
+            self._done[segment].add(first, stop)
+
+    def commit(self) -> StoredModel:
+        """Make the model visible, whole, and return it.
+
+        Raises `SpecError`, and nothing is visible, if some elements were never put.
+        """
+        files = self._files()
+        for segment, done in zip(self.spec.segments, self._done, strict=True):
+            missing = done.first_missing(segment.elements)
+            if missing is not None:
+                tensor, _ = segment.locate(missing)
+                raise SpecError(f"tensor {tensor.name!r} is not whole: {segment.dtype} element {missing} was never put")
+        for file, path in zip(files, self._destination.commit(self._shards, files), strict=True):
+            file.path = path
+        self._open = None
+        return StoredModel(self._shards, files)
+
+    def abort(self) -> None:
+        """Remove what was written, unless it was committed."""
+        if self._open is not None:
+            self._open = None
+            self._destination.discard(len(self._shards.headers))
+
+    def _files(self) -> tuple[OpenFile, ...]:
+        files = self._open
+        if files is None:
+            raise ValueError("the writer has committed or aborted")
+        return files
+
+
+class ModelWriter(ShardWriter):
+    """Writes a model beside what it replaces; `commit` makes it visible, whole and on the disk. A `Target`.
+
+    `directory/NAME.safetensors` is written, or, where the values take more than `shard_bytes`, several files and
+    `directory/NAME.safetensors.index.json`. `metadata` goes into the header of each file. One process at a time writes
+    a model of one name.
+
+    >>> spec = ModelSpec.of({"w": np.zeros(3, np.float32)})
+    >>> with ModelWriter(spec, tmp_path) as writer:
+    ...     chunk = writer.chunk(0, 0, 256)
+    ...     chunk[:] = 7
+    ...     writer.put(0, 0, chunk)
+    ...     stored = writer.commit()
+    >>> stored.arrays()["w"].tolist()
+    [7.0, 7.0, 7.0]
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        directory: str | os.PathLike[str],
+        name: str = "model",
+        *,
+        shard_bytes: int = SHARD_BYTES,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(plan_shards(spec, shard_bytes, metadata), AtomicReplace(Path(directory), name))
+
+
+class RangeSet:
+    """Which elements are there: ranges that do not touch, in order.
+
+    >>> ranges = RangeSet()
+    >>> ranges.add(0, 5), ranges.add(8, 9), ranges.first_missing(9)
+    (None, None, 5)
+    >>> ranges.add(4, 8), ranges.first_missing(9)
+    (None, None)
+    """
+
+    def __init__(self) -> None:
+        self._firsts: list[int] = []
+        self._stops: list[int] = []
+
+    def add(self, first: int, stop: int) -> None:
+        """Count elements `first` to `stop` in."""
+        left, right = bisect_left(self._stops, first), bisect_right(self._firsts, stop)
+        if left < right:
+            first, stop = min(first, self._firsts[left]), max(stop, self._stops[right - 1])
+        self._firsts[left:right], self._stops[left:right] = [first], [stop]
+
+    def first_missing(self, elements: int) -> int | None:
+        """Return the first of `elements` elements that is not there, or None."""
+        if not elements:
+            return None
+        if not self._firsts or self._firsts[0] > 0:
+            return 0
+        return self._stops[0] if self._stops[0] < elements else None

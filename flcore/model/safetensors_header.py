@@ -1,0 +1,198 @@
+"""The header of a safetensors file: which tensor is which of the file's bytes.
+
+A file is 8 bytes, little-endian, that count the header's; the header, a JSON object; and the bytes of the tensors, one
+after the other without holes. The header has an entry per tensor, `{"dtype": "F32", "shape": [3], "data_offsets":
+[0, 12]}`, offsets counted from the header's end, and perhaps `__metadata__`, strings by name.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flcore.errors import SpecError
+from flcore.model.dtypes import DTYPES
+from flcore.model.file_types import HEAD_BYTES, identify_content
+from flcore.model.open_file import OpenFile
+from flcore.model.spec import TensorSpec
+from flcore.model.strict_json import is_text, parse_object
+
+MAX_HEADER_BYTES = 100_000_000
+"""As the safetensors library has it."""
+
+METADATA = "__metadata__"
+
+DTYPE_NAMES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U64": "uint64",
+    "U32": "uint32",
+    "U16": "uint16",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
+"""safetensors' names of our dtypes. It has others, such as F8_E4M3, which no model here can hold."""
+
+_CODES = {name: code for code, name in DTYPE_NAMES.items()}
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a header says. `tensors` are in its own order; `first_bytes` count from the file's start."""
+
+    tensors: tuple[TensorSpec, ...]
+    first_bytes: tuple[int, ...]
+    file_bytes: int
+    metadata: Mapping[str, str]
+
+
+def tensor_bytes(tensor: TensorSpec) -> int:
+    """Return the bytes of a tensor's values, without a gap."""
+    return tensor.size * DTYPES[tensor.dtype].itemsize
+
+
+def plan_header(tensors: Sequence[TensorSpec], metadata: Mapping[str, str]) -> tuple[Header, bytes]:
+    """Return the header of a file that is to hold some tensors, and the file's first bytes.
+
+    The header names them in the order given. Their bytes come in decreasing size of their elements, so that all are
+    aligned. Raises `SpecError` for what JSON or a header cannot hold.
+    """
+    _require_metadata(metadata)
+    entries: dict[str, Any] = {METADATA: dict(metadata)} if metadata else {}
+    entries |= dict.fromkeys(tensor.name for tensor in tensors)
+    offsets: dict[str, int] = {}
+    end = 0
+    for tensor in sorted(tensors, key=lambda tensor: -DTYPES[tensor.dtype].itemsize):
+        _require_name(tensor.name)
+        offsets[tensor.name], end = end, end + tensor_bytes(tensor)
+        entries[tensor.name] = {
+            "dtype": _CODES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [offsets[tensor.name], end],
+        }
+    content = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    content += b" " * (-len(content) % 8)
+    if len(content) > MAX_HEADER_BYTES:
+        raise SpecError(
+            f"{len(tensors)} tensors need a header of {len(content)} bytes, and safetensors has at most "
+            f"{MAX_HEADER_BYTES}: a smaller shard_bytes spreads them over more files"
+        )
+    begin = 8 + len(content)
+    first_bytes = tuple(begin + offsets[tensor.name] for tensor in tensors)
+    return Header(tuple(tensors), first_bytes, begin + end, dict(metadata)), len(content).to_bytes(
+        8, "little"
+    ) + content
+
+
+def read_header(file: OpenFile) -> Header:
+    """Read and check the header of an open file.
+
+    Raises `SpecError`, naming the file and the tensor, for anything that is not to the letter of the format.
+    """
+    length_bytes = bytearray(8)
+    if file.size >= 8:
+        file.read_at([memoryview(length_bytes)], 0)
+    length = int.from_bytes(length_bytes, "little")
+    if not 2 <= length <= min(MAX_HEADER_BYTES, file.size - 8):
+        _refuse_foreign(file, length)
+        raise SpecError(
+            f"{file.path} is no safetensors file, or a part of one: of its {file.size} bytes the first 8 say that its "
+            f"header has {length}, which must be at most {MAX_HEADER_BYTES} and within the file"
+        )
+    data = bytearray(length)
+    file.read_at([memoryview(data)], 8)
+    if not data.startswith(b"{"):
+        _refuse_foreign(file, length)
+        raise SpecError(f"{file.path}: a header begins with '{{', not with {bytes(data[:1])!r}")
+    return _parse(parse_object(data, file.path), 8 + length, file.size, file.path)
+
+
+def _refuse_foreign(file: OpenFile, length: int) -> None:
+    """Raise `SpecError` if the first bytes tell what the file is instead."""
+    head = bytearray(min(HEAD_BYTES, file.size))
+    file.read_at([memoryview(head)], 0)
+    if length <= MAX_HEADER_BYTES and head[8:9] == b"{":
+        return  # a model that was cut: some lengths of headers begin as a pickle or a gzip file does
+    known = identify_content(bytes(head))
+    if known is not None:
+        raise SpecError(f"{file.path} is no safetensors file, but {known}")
+
+
+def _parse(entries: dict[str, Any], begin: int, file_bytes: int, path: Path) -> Header:
+    try:
+        metadata = entries.pop(METADATA, {})
+        _require_metadata(metadata)
+    except SpecError as error:
+        raise SpecError(f"{path}: {error}") from error
+    tensors, first_bytes = [], []
+    for name, entry in entries.items():
+        try:
+            tensor, offset = _parse_entry(name, entry, file_bytes - begin)
+        except SpecError as error:
+            raise SpecError(f"{path}: tensor {name!r}: {error}") from error
+        tensors.append(tensor)
+        first_bytes.append(begin + offset)
+    _require_no_holes(tensors, first_bytes, begin, file_bytes, path)
+    return Header(tuple(tensors), tuple(first_bytes), file_bytes, metadata)
+
+
+def _parse_entry(name: str, entry: object, data_bytes: int) -> tuple[TensorSpec, int]:
+    """Return a tensor, and the offset of its bytes among the `data_bytes` after the header."""
+    _require_name(name)
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        raise SpecError(f"expected an object with dtype, shape and data_offsets, got {_short(entry)}")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in DTYPE_NAMES:
+        raise SpecError(f"dtype {_short(dtype)} is not supported; expected one of {', '.join(DTYPE_NAMES)}")
+    if not _are_counts(shape):
+        raise SpecError(f"a shape is a list of whole numbers, not {_short(shape)}")
+    if not _are_counts(offsets) or len(offsets) != 2 or not offsets[0] <= offsets[1] <= data_bytes:
+        raise SpecError(f"data_offsets are the first byte and one past the last of {data_bytes}, not {_short(offsets)}")
+    tensor = TensorSpec(name, DTYPE_NAMES[dtype], tuple(shape))
+    if offsets[1] - offsets[0] != tensor_bytes(tensor):
+        raise SpecError(
+            f"{tensor.dtype} of shape {tensor.shape} takes {tensor_bytes(tensor)} bytes, "
+            f"its data_offsets {offsets} hold {offsets[1] - offsets[0]}"
+        )
+    return tensor, offsets[0]
+
+
+def _require_no_holes(
+    tensors: list[TensorSpec], first_bytes: list[int], begin: int, file_bytes: int, path: Path
+) -> None:
+    """Raise unless each tensor begins where the one before it ends, and the last one ends with the file."""
+    end = begin
+    places = zip(first_bytes, map(tensor_bytes, tensors), (tensor.name for tensor in tensors), strict=True)
+    for first, size, name in sorted(places):
+        if first != end:
+            fault = "overlaps the tensor before it" if first < end else "leaves a hole before it"
+            raise SpecError(f"{path}: tensor {name!r} {fault}: it begins at byte {first} of the file, not at {end}")
+        end += size
+    if end != file_bytes:
+        raise SpecError(f"{path} has {file_bytes} bytes, but its tensors end at {end}")
+
+
+def _require_name(name: str) -> None:
+    if name == METADATA or not is_text(name):
+        raise SpecError(f"a tensor in a safetensors file cannot be called {name!r}")
+
+
+def _require_metadata(metadata: object) -> None:
+    if not isinstance(metadata, Mapping) or not all(map(is_text, [*metadata.keys(), *metadata.values()])):
+        raise SpecError(f"metadata are strings by name, not {_short(metadata)}")
+
+
+def _are_counts(values: object) -> bool:
+    return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,64 @@
+"""Room: claimed in turn, and never more in memory than there is."""
+
+from flcore.aggregation.memory_quota import MemoryQuota
+
+
+def test_room_is_given_in_turn() -> None:
+    quota = MemoryQuota(100)
+    first, second, third = (quota.reserve(nbytes, may_wait=True) for nbytes in (60, 50, 10))
+    assert first.result(0) is True
+    assert not second.done() and not third.done(), "a small one does not overtake"
+    assert quota.reserve(10, may_wait=False).result(0) is False
+    quota.cancel_reservation(60)
+    assert second.result(0) is True and third.result(0) is True
+    assert quota.reserve(101, may_wait=True).result(0) is False, "it will never fit"
+
+
+def test_whoever_stops_waiting_makes_room_for_the_next() -> None:
+    quota = MemoryQuota(100)
+    quota.reserve(60, may_wait=True)
+    second, third = (quota.reserve(nbytes, may_wait=True) for nbytes in (50, 40))
+    assert second.cancel()
+    quota.cancel_reservation(0)
+    assert third.result(0) is True
+    quota.cancel_reservation(100)
+    assert quota.reserve(100, may_wait=False).result(0) is True
+
+
+def test_without_a_bound_there_is_always_room() -> None:
+    quota = MemoryQuota()
+    assert all(quota.reserve(1 << 60, may_wait=False).result(0) for _ in range(5))
+    quota.acquire(1 << 60)
+
+
+def test_chunks_enter_in_turn_as_others_leave_and_nobody_waits_in_a_call() -> None:
+    quota = MemoryQuota(100)
+    assert quota.reserve(80, may_wait=False).result(0)
+    assert quota.acquire(80).result(0)
+    quota.cancel_reservation(80)  # its chunks are let go from now on
+    assert quota.reserve(80, may_wait=False).result(0), "so the next may come"
+    assert quota.acquire(20).result(0)
+    first, second, third = (quota.acquire(nbytes) for nbytes in (30, 5, 5))
+    quota.release(20)
+    assert not first.done() and not second.done(), "80 of 100 are held, and nobody overtakes"
+    assert second.cancel()
+    quota.release(10)
+    assert first.result(0) and not third.done(), "100 of 100"
+    quota.release(70)
+    assert third.result(0)
+    quota.release(35)
+    assert quota.acquire(100).result(0), "the one that was cancelled holds nothing"
+
+
+def test_when_room_was_given_back_is_known() -> None:
+    now = [5.0]
+    quota = MemoryQuota(100, clock=lambda: now[0])
+    assert quota.released_at < 0
+    quota.reserve(10, may_wait=False)
+    quota.acquire(10)
+    now[0] = 6.0
+    quota.release(10)
+    assert quota.released_at == 6.0
+    now[0] = 7.0
+    quota.cancel_reservation(10)
+    assert quota.released_at == 7.0
