@@ -1,7 +1,8 @@
 """flcore: a high-performance aggregation core for federated learning.
 
-Run a job, here or on real machines, with `flcore.run`, `flcore server` and `flcore client`; aggregate models by
-yourself with `flcore.aggregate` and `flcore.Aggregator`. A job's own code returns `flcore.Update` for a `flcore.Task`.
+Run a job with `flcore.run` on this machine, or with `flcore server` and `flcore client` on several. Aggregate models
+directly with `flcore.aggregate` and `flcore.Aggregator`. The code of a job receives a `flcore.Task` and returns a
+`flcore.Update`.
 """
 
 import flcore.posix  # noqa: F401 - before all that needs it

@@ -71,7 +71,7 @@ class StagedUpdate:
         return self._is_open and self._disk is None
 
     @property
-    def is_on_disk(self) -> bool:
+    def is_new_disk_store(self) -> bool:
         """Whether its chunks go into files."""
         return self._disk is not None
 
@@ -193,7 +193,7 @@ class StagedUpdate:
             return
         with self._lock:
             if self.is_in_memory:
-                self._disk = self._on_disk()
+                self._disk = self._new_disk_store()
             request = self._request
         if request is not None:
             request.acquired.cancel()  # the next chunk goes to disk
@@ -261,7 +261,7 @@ class StagedUpdate:
             self._reserved_bytes = self._wire_format.nbytes if in_memory else 0
             try:
                 if not self._is_discarded:
-                    self._disk = None if in_memory else self._on_disk()
+                    self._disk = None if in_memory else self._new_disk_store()
                     self._is_open = True
             except StagingError as error:
                 self._allocation_error = error
@@ -269,7 +269,7 @@ class StagedUpdate:
                 self._unreserve()
         self._allocated.set_result(None)  # also where there is no place: the first chunk is told why
 
-    def _on_disk(self) -> DiskStore:
+    def _new_disk_store(self) -> DiskStore:
         return DiskStore(self._staging, self._wire_format, self.client, self.weight)
 
     def _use_request(self) -> None:
@@ -287,7 +287,7 @@ class StagedUpdate:
         self._quota.acquire(nbytes).result()
         with self._locked():
             self._acquired_bytes += nbytes
-            if self.is_on_disk or self._is_discarded:  # meanwhile
+            if self.is_new_disk_store or self._is_discarded:  # meanwhile
                 self._release(nbytes)
 
     def _discard_chunk(self, piece: PieceRange) -> None:

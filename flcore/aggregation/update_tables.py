@@ -34,7 +34,7 @@ class UpdateTables(Mapping[str, "pa.Table"]):
         self._wire_format = wire_format
 
     def __getitem__(self, name: str) -> "pa.Table":
-        segment, span = self._wire_format.places[name]
+        segment, span = self._wire_format.tensor_spans[name]
         block = WIRE_DTYPES[self._wire_format.dtypes[segment]].block or 1  # a tensor begins with a block
         rows = self.segments[segment].slice(span.start // block, -(-span.tensor.size // block))
         shape = json.dumps(span.tensor.shape)

@@ -42,7 +42,7 @@ SPEC = ModelSpec.of(ARRAYS)
 def staged_update(form: WireFormat, staging: Staging, client: str = "a", weight: float = 1.0) -> StagedUpdate:
     settings = AggregationSettings(resolve_rule("mean"), "exact", backend())
     staged = StagedUpdate(form, Combiner(form.spec, settings), staging, client, weight)
-    staged.begin(may_wait=False).result(0)
+    staged.allocate(may_wait=False).result(0)
     return staged
 
 
@@ -279,7 +279,7 @@ class DiskStore(staging.DiskStore):
         made.append(sorted(path.name for path in self._directory.iterdir()))
 
 import flcore.aggregation.staged_update
-flcore.aggregation.staged_update.OnDisk = DiskStore
+flcore.aggregation.staged_update.DiskStore = DiskStore
 serve.Staging = lambda _, directory: staging.Staging(0, directory)
 flcore.run("small", workers=0, rounds=2, out="run")
 assert made == [["segment-0.arrows", "update.json"]] * 6, made
