@@ -26,7 +26,7 @@ fix: $(VENV)/.dev  ## Mend what can be mended by itself.
 
 docs: $(VENV)/.docs  ## Build the documentation site in site/ (open site/index.html); warnings and dead links are errors.
 	$(BIN)/python -m docs.generate
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	$(BIN)/python -m sphinx --builder html --conf-dir docs --fail-on-warning --keep-going --fresh-env --quiet . site
 
 test: $(VENV)/.dev  ## Run the test suite, on all cores (ARGS="-k upload" for a part of it).
 	$(BIN)/python -m tests.run $(ARGS)

@@ -1,7 +1,8 @@
 """flcore: a high-performance aggregation core for federated learning.
 
-Run a job, here or on real machines, with `flcore.run`, `flcore server` and `flcore client`; aggregate models by
-yourself with `flcore.aggregate` and `flcore.Aggregator`. A job's own code returns `flcore.Update` for a `flcore.Task`.
+Run a job with `flcore.run` on this machine, or with `flcore server` and `flcore client` on several. Aggregate models
+directly with `flcore.aggregate` and `flcore.Aggregator`. The code of a job receives a `flcore.Task` and returns a
+`flcore.Update`.
 """
 
 import flcore.posix  # noqa: F401 - before all that needs it
@@ -9,6 +10,7 @@ from flcore.aggregation.aggregate import aggregate
 from flcore.aggregation.aggregator import Aggregator
 from flcore.aggregation.budget import Budget
 from flcore.aggregation.rules import RULES, Columns, Geometry, Sum
+from flcore.aggregation.update_tables import open_update
 from flcore.client.task import Site, Task, Update
 from flcore.errors import (
     AggregationError,
@@ -16,6 +18,7 @@ from flcore.errors import (
     ContractMismatch,
     CorruptUpdate,
     FlcoreError,
+    HistoryError,
     JobError,
     JobFailed,
     NonFinite,
@@ -39,6 +42,7 @@ from flcore.model.spec import ModelSpec, TensorSpec
 from flcore.model.stored_model import StoredModel
 from flcore.server.controller import Controller, Updates
 from flcore.server.history import Participation, RoundRecord
+from flcore.server.history_table import open_history
 from flcore.server.serve import Outcome
 from flcore.simulation.baselines import Baselines
 from flcore.simulation.run import run
@@ -58,6 +62,7 @@ __all__ = [
     "CorruptUpdate",
     "FlcoreError",
     "Geometry",
+    "HistoryError",
     "Job",
     "JobError",
     "JobFailed",
@@ -89,7 +94,9 @@ __all__ = [
     "__version__",
     "aggregate",
     "load",
+    "open_history",
     "open_model",
+    "open_update",
     "run",
     "save",
 ]

@@ -1,62 +1,67 @@
-"""Everything that flcore raises on purpose.
+"""All exceptions that flcore raises.
 
 FlcoreError
-├── SpecError             arrays that are no model: a bad name, an unknown dtype, no tensors at all
-├── JobError              a contract or its code that cannot be run; names the place in job.toml
-├── ContractMismatch      a client holds another contract than the server
-├── NotInvited            a client's name is not one that may join
-├── UpdateError           one client's update is refused; names the client and, where there is one, the tensor
+├── SpecError             arrays that do not form a valid model: a bad name, an unknown dtype, no tensors
+├── JobError              a contract or code that cannot be run; names the place in job.toml
+├── ContractMismatch      the contracts of client and server differ
+├── NotInvited            the client's name is not in the job's list of clients
+├── UpdateError           one client's update is refused; names the client, and the tensor if there is one
 │   ├── TensorMismatch    a missing, extra, misshaped or mistyped tensor
 │   ├── NonFinite         a NaN or an infinity
 │   ├── OutOfBounds       a value, a weight or metrics beyond the job's bounds
-│   ├── WeightError       a weight that is no positive, finite number
-│   ├── CorruptUpdate     a piece that was corrupted, truncated or not what was announced
-│   ├── StagingError      neither memory nor disk could keep it; the server's trouble, not the client's
-│   └── Untimely          an answer that is late, stale, or was not asked for
-├── BudgetError           a budget of memory, or a limit of open files, that is too small; says which would do
+│   ├── WeightError       a weight that is negative, not finite or out of range
+│   ├── CorruptUpdate     a piece or staged file that is corrupt, truncated or not as announced
+│   ├── StagingError      the server could not store the update; the client is not at fault
+│   └── Untimely          an answer that is late, stale or unrequested
+├── BudgetError           a memory budget or a limit of open files is too small; the message names a sufficient value
 ├── TaskFailed            a client's own code raised
-├── RunExists             a directory that another process owns, or that holds an earlier run
-├── JobFailed             the server says that the job has failed
-├── QuorumError           too few updates make no round
-├── UpdatesLost           committed updates cannot be read back from the disk
-└── AggregationError      the mean cannot be held by the tensor's dtype
+├── HistoryError          a directory without a run's history, or a history that cannot be read
+├── RunExists             the run directory is owned by another process, or holds an earlier run
+├── JobFailed             the server reported that the job has failed
+├── QuorumError           a round has fewer updates than its quorum
+├── UpdatesLost           committed updates cannot be read back from disk
+└── AggregationError      the result does not fit into the tensor's dtype
 
 The kernels and the transport have roots of their own: `flcore_kernels.KernelError`, `flcore_transport.TransportError`.
 """
 
 
 class FlcoreError(Exception):
-    """The root of everything that flcore raises on purpose."""
+    """The root of all exceptions that flcore raises."""
 
 
 class SpecError(FlcoreError):
-    """Arrays that are no model: a bad name, an unknown dtype, no tensors at all."""
+    """Arrays that do not form a valid model: a bad name, an unknown dtype, no tensors."""
 
 
 class JobError(FlcoreError):
-    """A contract or its code that cannot be run."""
+    """A contract or code that cannot be run."""
+
+
+class HistoryError(FlcoreError):
+    """A directory without a run's history, or a history that cannot be read."""
 
 
 class RunExists(FlcoreError):
-    """A run's directory that another process owns, or that holds an earlier run."""
+    """The run directory is owned by another process, or holds an earlier run."""
 
 
 class ContractMismatch(FlcoreError):
-    """A client holds another contract than the server."""
+    """The contracts of client and server differ."""
 
     kind = "contract"
 
 
 class NotInvited(FlcoreError):
-    """A client's name is not one that may join."""
+    """The client's name is not in the job's list of clients."""
 
     kind = "not-invited"
 
 
 class UpdateError(FlcoreError):
-    """One client's update is refused. `client` and `tensor` say whose and where ("" where no single tensor is).
+    """One client's update is refused. `client` and `tensor` name the place; `tensor` is "" if there is no single one.
 
-    `sender` is the word for `client` in the message: "checkpoint" where it is the path of a model in files.
+    `sender` is the word for `client` in the message: "checkpoint" if `client` is the path of a checkpoint.
     """
 
     kind = "update"
@@ -90,31 +95,31 @@ class OutOfBounds(UpdateError):
 
 
 class WeightError(UpdateError):
-    """A weight that is no positive, finite number."""
+    """A weight that is negative, not finite or out of range."""
 
     kind = "weight"
 
 
 class CorruptUpdate(UpdateError):
-    """A piece that was corrupted, truncated or not what was announced."""
+    """A piece or staged file that is corrupt, truncated or not as announced."""
 
     kind = "corrupt"
 
 
 class StagingError(UpdateError):
-    """Neither memory nor disk could keep it; the server's trouble, not the client's."""
+    """The server could not store the update; the client is not at fault."""
 
     kind = "staging"
 
 
 class Untimely(UpdateError):
-    """An answer that is late, stale, or was not asked for."""
+    """An answer that is late, stale or unrequested."""
 
     kind = "untimely"
 
 
 class BudgetError(FlcoreError):
-    """A budget of memory, or a limit of open files, that is too small; says which would do."""
+    """A memory budget or a limit of open files is too small; the message names a sufficient value."""
 
 
 class TaskFailed(FlcoreError):
@@ -122,11 +127,13 @@ class TaskFailed(FlcoreError):
 
 
 class JobFailed(FlcoreError):
-    """The server says that the job has failed, and why."""
+    """The server reported that the job has failed; the message says why."""
 
 
 class QuorumError(FlcoreError):
-    """Too few updates make no round. `summary` says how many; `reasons` are the clients', and for the server alone."""
+    """A round has fewer updates than its quorum.
+
+    `summary` counts them. `reasons` quotes clients, so it is shown at the server only."""
 
     def __init__(self, summary: str, *, reasons: str = "") -> None:
         super().__init__(f"{summary}: {reasons}" if reasons else summary)
@@ -134,7 +141,7 @@ class QuorumError(FlcoreError):
 
 
 class UpdatesLost(FlcoreError):
-    """Committed updates cannot be read back; `lost` says why, by client. The others are still there."""
+    """Committed updates cannot be read back. `lost` maps each client to the reason; the other updates are kept."""
 
     def __init__(self, lost: dict[str, str]) -> None:
         super().__init__("; ".join(lost.values()))
@@ -142,4 +149,4 @@ class UpdatesLost(FlcoreError):
 
 
 class AggregationError(FlcoreError):
-    """The mean cannot be held by the tensor's dtype."""
+    """The result does not fit into the tensor's dtype."""

@@ -43,6 +43,7 @@ CHECKED = {
     "quickstart.md": HERE,
     "real-machines.md": "commands and tables are parsed",
     "rules.md": RUN,
+    "tables.md": "tests/test_tables_doc.py",
     "your-job.md": HERE,
 }
 """How the code of each page is tested. Besides, every `flcore` command of every page is parsed."""
@@ -54,7 +55,7 @@ def block(page: str, language: str, text: str = "") -> str:
 
 
 def test_every_page_with_code_says_how_it_is_tested() -> None:
-    assert {name for name, text in PAGES.items() if "\n```" in text} == set(CHECKED)
+    assert {name for name, text in PAGES.items() if re.search(r"^```\w", text, re.MULTILINE)} == set(CHECKED)
     for page, how in CHECKED.items():
         if how.startswith("tests/"):
             assert page in (ROOT / how).read_text(), how
@@ -217,7 +218,7 @@ def test_every_key_of_the_contract_is_documented_and_no_other() -> None:
 
 
 def test_every_public_name_is_in_the_reference() -> None:
-    named = re.findall(r"^::: flcore\.(\w+)$", PAGES["api.md"], re.MULTILINE)
+    named = re.findall(r"^\.\. [\w:]+:: flcore\.(\w+)$", PAGES["api.md"], re.MULTILINE)
     assert sorted(named) == sorted(set(flcore.__all__) - {"__version__"})
 
 

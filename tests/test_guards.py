@@ -48,7 +48,6 @@ THEIRS = {
     "flcore_transport": {
         "grpc": "grpc_*.py",
         "google": "control*.py",
-        "pyarrow": "framing.py",
         "xxhash": "framing.py",
     },
     "flcore_bench": {
@@ -98,6 +97,15 @@ def test_packages_import_only_whom_they_may(package: str) -> None:
             elif package in THEIRS and root not in sys.stdlib_module_names and root not in PACKAGES:
                 allowed = THEIRS[package].get(root)
                 assert allowed is not None and path.match(allowed), f"{where} imports {module}"
+
+
+def test_pyarrow_is_imported_where_users_open_tables_only() -> None:
+    importers = {
+        path.name
+        for path in sources("flcore")
+        if any(module.partition(".")[0] == "pyarrow" for module, _ in imported(path))
+    }
+    assert importers == {"update_tables.py", "history_table.py"}
 
 
 @pytest.mark.parametrize("package", PACKAGES)

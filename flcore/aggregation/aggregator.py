@@ -121,6 +121,7 @@ class Aggregator:
     def commit(self, staged: StagedUpdate) -> None:
         """Make a staged update count, if it is whole and its client's first."""
         staged.require_complete()
+        staged.seal()
         with self._lock:
             if staged.client in self._clients:
                 raise UpdateError("it has an update in this aggregation already", client=staged.client)

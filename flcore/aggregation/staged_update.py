@@ -60,6 +60,7 @@ class StagedUpdate:
         self._bodies: dict[PieceRange, Buffer] = {}
         self._disk: DiskStore | None = None
         self._allocation_error: StagingError | None = None
+        self._is_sealed = False
         self._appended = 0
         self._request: _ChunkRequest | None = None
         self._written: dict[str, int] = {}
@@ -172,6 +173,13 @@ class StagedUpdate:
             if written != tensor.size:
                 raise self._mismatch(f"only {written} of {tensor.size} elements came", tensor.name)
 
+    def seal(self) -> None:
+        """Take note that every element is in: an update on disk can be opened from now on (`flcore.open_update`)."""
+        with self._lock:
+            self._is_sealed = True
+            if self._disk is not None and not self._bodies:  # otherwise once the last chunk is on disk
+                self._disk.seal()
+
     def _mismatch(self, why: str, tensor: str = "") -> TensorMismatch:
         return TensorMismatch(why, client=self.client, tensor=tensor)
 
@@ -185,7 +193,7 @@ class StagedUpdate:
             return
         with self._lock:
             if self.is_in_memory:
-                self._disk = DiskStore(self._staging, self._wire_format.layout, self.client)
+                self._disk = self._new_disk_store()
             request = self._request
         if request is not None:
             request.acquired.cancel()  # the next chunk goes to disk
@@ -199,6 +207,8 @@ class StagedUpdate:
                 return False
             chunk = next(iter(self._bodies.items()), None)
             if chunk is None:
+                if self._is_sealed:
+                    self._disk.seal()
                 self._release(self._acquired_bytes)
                 self._unreserve()
                 return False
@@ -251,13 +261,16 @@ class StagedUpdate:
             self._reserved_bytes = self._wire_format.nbytes if in_memory else 0
             try:
                 if not self._is_discarded:
-                    self._disk = None if in_memory else DiskStore(self._staging, self._wire_format.layout, self.client)
+                    self._disk = None if in_memory else self._new_disk_store()
                     self._is_open = True
             except StagingError as error:
                 self._allocation_error = error
             if not self._is_open:
                 self._unreserve()
         self._allocated.set_result(None)  # also where there is no place: the first chunk is told why
+
+    def _new_disk_store(self) -> DiskStore:
+        return DiskStore(self._staging, self._wire_format, self.client, self.weight)
 
     def _use_request(self) -> None:
         """Take the room that the next chunk has, or give it back where the chunk goes to disk meanwhile."""

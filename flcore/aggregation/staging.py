@@ -1,22 +1,20 @@
 """Where updates are kept until they are folded: in memory as long as there is room, on disk beyond it."""
 
+import json
 import os
 import shutil
 import tempfile
 import threading
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 
 import numpy as np
 from flcore_transport import (
     Buffer,
-    Layout,
-    PiecePlan,
     PieceRange,
-    body_bytes,
     message_bytes,
     message_metadata,
     piece_elements,
@@ -25,6 +23,24 @@ from flcore_transport import (
 
 from flcore.aggregation.memory_quota import MemoryQuota
 from flcore.errors import StagingError
+from flcore.model.wire_format import WireFormat
+
+DESCRIPTION = "update.json"
+"""Describes an update in its directory, for `flcore.open_update`. It is there once the update is whole."""
+
+DESCRIPTION_FORMAT = 1
+_NOT_WHOLE = ".update.json"
+
+
+def segment_path(directory: Path, segment: int) -> Path:
+    """Return the file of one segment of a staged update."""
+    return directory / f"segment-{segment}.arrows"
+
+
+def chunk_offset(piece: PieceRange) -> int:
+    """Return where in the file of its segment a chunk's message begins: behind the schema and full chunks."""
+    size = piece_elements(piece.dtype)
+    return len(schema_message(piece.dtype)) + piece.first // size * message_bytes(piece.dtype, size)
 
 
 class Staging:
@@ -66,24 +82,31 @@ class DiskStore:
     """The chunks of one update, in the files of a directory, which goes with them.
 
     A chunk is the body of a piece, byte by byte as it stands on the wire. Every segment is an Arrow IPC stream of its
-    own, one record batch a chunk, so that any Arrow implementation reads it. Files are opened for each chunk: clients
-    are many.
+    own, one record batch a chunk, so that any Arrow implementation reads it. `update.json` describes the update; it has
+    another name until `seal`. Files are opened for each chunk: clients are many.
 
     Raises `StagingError`, which names the client, for what the disk does not do.
     """
 
-    def __init__(self, staging: Staging, layout: Layout, client: str) -> None:
+    def __init__(self, staging: Staging, wire_format: WireFormat, client: str, weight: float) -> None:
         self._client = client
-        self._schemas = [schema_message(segment.dtype) for part in layout.parts for segment in part.segments]
-        pieces = {piece.segment: piece for piece in PiecePlan(layout)}  # the last one of each segment
+        last = {piece.segment: piece for piece in wire_format.pieces}  # the last one of each segment
         with self._attribute_errors():
             self._directory = staging.create_directory()
-            for number, schema in enumerate(self._schemas):
-                path = self._directory / f"segment-{number}.arrows"
-                path.write_bytes(schema)
-                if number in pieces:  # zeros up to its end, which take no space: to Arrow, the end of a stream
-                    last = pieces[number]
-                    os.truncate(path, self._offset(last) + body_bytes(last.dtype, last.count))
+            for number, dtype in enumerate(wire_format.dtypes):
+                path = segment_path(self._directory, number)
+                path.write_bytes(schema_message(dtype))
+                if piece := last.get(number):  # zeros up to its end, which take no space: to Arrow, the end of a stream
+                    os.truncate(path, chunk_offset(piece) + message_bytes(piece.dtype, piece.count))
+            own = json.dumps({"format": DESCRIPTION_FORMAT, "client": client, "weight": weight})
+            text = f"{own[:-1]}, {wire_format.description}}}\n"  # all updates share the form's part, which may be long
+            (self._directory / _NOT_WHOLE).write_text(text, encoding="utf-8")
+
+    def seal(self) -> None:
+        """Say that the update is whole: give its description the name under which it is looked for."""
+        # Only readers miss it. An update whose directory has been removed is told of when it is folded.
+        with suppress(OSError):
+            (self._directory / _NOT_WHOLE).replace(self._directory / DESCRIPTION)
 
     def append(self, piece: PieceRange, body: Buffer) -> None:
         """Write a chunk and what stands before it in its stream."""
@@ -134,9 +157,8 @@ class DiskStore:
             raise StagingError(f"the disk does not keep it: {error}", client=self._client) from error
 
     def _path(self, piece: PieceRange) -> Path:
-        return self._directory / f"segment-{piece.segment}.arrows"
+        return segment_path(self._directory, piece.segment)
 
     def _offset(self, piece: PieceRange) -> int:
-        size = piece_elements(piece.dtype)
-        before = piece.first // size * message_bytes(piece.dtype, size)
-        return len(self._schemas[piece.segment]) + before + len(message_metadata(piece.dtype, piece.count))
+        """Return where the body of a chunk begins."""
+        return chunk_offset(piece) + len(message_metadata(piece.dtype, piece.count))

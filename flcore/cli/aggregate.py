@@ -33,29 +33,35 @@ def aggregate(
     out: Annotated[
         str, typer.Option(metavar="PATH", help="NAME.safetensors, or a directory (any other name), for the result.")
     ],
-    weight: Annotated[list[float] | None, typer.Option(help="Once for each checkpoint, in order. (default: 1)")] = None,
+    weight: Annotated[
+        list[float] | None,
+        typer.Option(help="Weight of a checkpoint; repeat once per checkpoint, in order. (default: 1)"),
+    ] = None,
     weights: Annotated[
         Path | None, typer.Option(metavar="CSV", help="A file with a line CHECKPOINT,WEIGHT for each.")
     ] = None,
-    rule: Annotated[
-        str, typer.Option(help="How they are combined: a name of `flcore rules`, or file.py:name.")
-    ] = "mean",
-    accumulate: Annotated[str, typer.Option(help="exact, float64 or float32.")] = "exact",
-    dtype: Annotated[str | None, typer.Option(help="dtype of the result's floats. (default: as they are)")] = None,
+    rule: Annotated[str, typer.Option(help="Aggregation rule: a name from `flcore rules`, or file.py:name.")] = "mean",
+    accumulate: Annotated[str, typer.Option(help="Accumulator of the sums: exact, float64 or float32.")] = "exact",
+    dtype: Annotated[
+        str | None, typer.Option(help="dtype of the result's floating-point tensors. (default: unchanged)")
+    ] = None,
     base: Annotated[
         str | None,
         typer.Option(help="Task arithmetic: the result is this checkpoint plus SCALE times the weighted differences."),
     ] = None,
-    scale: Annotated[float, typer.Option(help="What differences from --base are multiplied by, of any sign.")] = 1.0,
+    scale: Annotated[float, typer.Option(help="Factor for the differences from --base; may be negative.")] = 1.0,
     average_bytes: Annotated[
-        bool, typer.Option("--average-bytes", help="Average unsigned bytes that differ: they are numbers, not codes.")
+        bool,
+        typer.Option(
+            "--average-bytes", help="Average uint8 tensors. Without it they must be equal: they may be packed codes."
+        ),
     ] = False,
     budget: Annotated[
-        str, typer.Option(metavar="SIZE", help="The most memory for data that is being combined, as 512MiB or 2GB.")
+        str, typer.Option(metavar="SIZE", help="Memory limit for the data that is combined, such as 512MiB or 2GB.")
     ] = "1GiB",
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
 ) -> None:
-    """Combine checkpoints of one model into a new checkpoint, range by range; split into files as the first one is."""
+    """Combine checkpoints of one model into a new checkpoint. The result has the first checkpoint's shards."""
     keep_freed_memory()
     if weight and weights:
         raise typer.BadParameter("give --weight for each checkpoint, or --weights, and not both", param_hint="--weight")

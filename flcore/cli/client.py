@@ -21,12 +21,12 @@ def client(
     name: Annotated[str, typer.Option(help="This client's name.")],
     server: Annotated[str, typer.Option(help="The server's address, HOST:PORT.")],
     site: Annotated[
-        Path | None, typer.Option(help="What is particular to this site. (default: the job's site.toml, if any)")
+        Path | None, typer.Option(help="Site file, passed to the job's code. (default: the job's site.toml, if any)")
     ] = None,
     insecure: Annotated[bool, typer.Option(help="Plaintext, to a server on this machine only.")] = False,
     insecure_remote: Annotated[bool, typer.Option(help="Plaintext, to another machine too.")] = False,
 ) -> None:
-    """Take part in a job until its server says that it is over. Waits for a server that is not there yet."""
+    """Take part in a job until the server ends it. Retries until the server is reachable."""
     keep_freed_memory()
     end_when_told()
     require_insecure(insecure, insecure_remote)

@@ -15,7 +15,7 @@ from flcore.server.playbooks import playbook_of
 def check(
     path: Annotated[str, typer.Argument(help="A directory with job.toml, or the name of a bundled job.")],
 ) -> None:
-    """Say whether a job is sound, and what it will do: read its contract, load its code, make its first model."""
+    """Validate a job and print a summary: reads its contract, loads its code, creates its first model."""
     job = Job.load(path)
     playbook_of(job)
     job.rule()
@@ -33,12 +33,12 @@ def check(
     console.print("The job is sound.")
 
 
-def rules(name: Annotated[str | None, typer.Argument(help="One rule.")] = None) -> None:
-    """List the aggregation rules, or say what one does. A rule of your own is named file.py:name."""
+def rules(name: Annotated[str | None, typer.Argument(help="Name of one rule.")] = None) -> None:
+    """List the aggregation rules, or describe one. A custom rule is named file.py:name."""
     for known in RULES if name is None else [resolve_rule(name).name]:
         print(f"{known:<16} {RULES[known].__doc__}")
     if name is None:
-        print("A rule of your own is named file.py:name (docs/rules.md).")
+        print("A custom rule is named file.py:name (docs/rules.md).")
 
 
 def _described(contract: Contract) -> list[str]:

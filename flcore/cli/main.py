@@ -32,7 +32,7 @@ app.command()(rules)
 app.command()(bench)
 app.command()(warm)
 
-job_app = typer.Typer(help="Look at a job.", no_args_is_help=True)
+job_app = typer.Typer(help="Inspect a job.", no_args_is_help=True)
 job_app.command("check")(check)
 app.add_typer(job_app, name="job")
 

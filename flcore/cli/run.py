@@ -28,18 +28,18 @@ DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 
 def run(
     job: Annotated[str, typer.Argument(help="A directory with job.toml, or the name of a bundled job (digits).")],
-    clients: Annotated[int | None, typer.Option(min=1, help="How many clients, instead of the job's.")] = None,
+    clients: Annotated[int | None, typer.Option(min=1, help="Number of clients, instead of the job's.")] = None,
     workers: Annotated[
         int | None,
-        typer.Option(min=0, help="Processes that host the clients; 0 hosts them in this one. (default: one a client)"),
+        typer.Option(
+            min=0, help="Processes that host the clients; 0 hosts them in this one. (default: one per client)"
+        ),
     ] = None,
-    rounds: Annotated[int | None, typer.Option(min=1, help="How many rounds, instead of the job's.")] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Number of rounds, instead of the job's.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="The seed, instead of the job's.")] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="The directory to write to, which is made. (default: runs/NAME)")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Output directory; created if missing. (default: runs/NAME)")] = None,
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Keep an earlier run in that directory as NAME.1, and begin anew.")
+        bool, typer.Option("--fresh", help="Rename an earlier run in that directory to NAME.1, and start a new one.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:

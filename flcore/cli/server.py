@@ -45,34 +45,34 @@ def server(
         int, typer.Option(min=0, max=65535, help="The port to listen on; 0 takes a free one.")
     ] = DEFAULT_PORT,
     wait_for: Annotated[
-        int | None, typer.Option(min=1, help="Begin when so many clients are connected. (default: the job's quorum)")
+        int | None, typer.Option(min=1, help="Start when this many clients are connected. (default: the job's quorum)")
     ] = None,
     budget: Annotated[
         str | None,
         typer.Option(
             metavar="SIZE",
-            help="How much memory payloads take at most, as 512MiB or 2GB; beyond it they are on disk. (default: 1GiB)",
+            help="Memory limit for payloads, such as 512MiB or 2GB; beyond it they are staged on disk. (default: 1GiB)",
         ),
     ] = None,
     plan: Annotated[
         Plan | None,
         typer.Option(
-            help="at-close: models and updates on disk, folded chunk by chunk when the round closes; memory is the "
-            "budget. streaming: models in memory, each update folded as it comes, into a total of 4, 8 or 16 bytes per "
-            "parameter. (default: at-close)"
+            help="When updates are folded. at-close: when the round closes; models are files, memory is the budget. "
+            "streaming: when they are committed; models and a total of 4, 8 or 16 bytes per parameter are in memory. "
+            "(default: at-close)"
         ),
     ] = None,
     site: Annotated[
         Path | None,
-        typer.Option(help="Says budget and plan in its table \\[server]. (default: the job's site.toml, if any)"),
+        typer.Option(
+            help="Site file; its table \\[server] sets budget and plan. (default: the job's site.toml, if any)"
+        ),
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="The directory to write to, which is made. (default: runs/NAME)")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Output directory; created if missing. (default: runs/NAME)")] = None,
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Keep an earlier run in that directory as NAME.1, and begin anew.")
+        bool, typer.Option("--fresh", help="Rename an earlier run in that directory to NAME.1, and start a new one.")
     ] = False,
-    log_format: Annotated[LogFormat, typer.Option(help="How the log is written: a line of text or of JSON.")] = (
+    log_format: Annotated[LogFormat, typer.Option(help="Format of the log: lines of text or of JSON.")] = (
         LogFormat.TEXT
     ),
     insecure: Annotated[bool, typer.Option(help="Plaintext, on this machine only.")] = False,
@@ -126,7 +126,7 @@ def server(
             budget=memory,
         )
         plot_history(loaded.contract, outcome.history, None, directory / "history.png")
-        left = sorted(path.name for path in directory.iterdir() if path.name != "run.lock")
+        left = sorted(path.name for path in directory.iterdir())
         log.say(f"done: {', '.join(left)} in {directory}", "done", directory=str(directory))
 
 

@@ -11,15 +11,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 def warm(
     dtypes: Annotated[
         list[str] | None,
-        typer.Option("--dtype", help="A dtype to compile for, any number of times; 'all' for every one there is."),
+        typer.Option("--dtype", help="dtype to compile for; repeatable. 'all' takes every dtype."),
     ] = None,
-    processes: Annotated[int | None, typer.Option(min=1, help="How many compile at once; default: the cores.")] = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="Number of compiling processes. (default: the cores)")
+    ] = None,
 ) -> None:
-    """Compile the kernels for this processor and keep them on disk, so that the usual calls need not wait.
+    """Compile kernels ahead of use, for this processor, and cache them on disk.
 
     Takes a minute or two.
-    Without --dtype: float32, bfloat16, float16, float64, int64 and int8 in blocks of 256. FLCORE_CACHE_DIR says where
-    they are kept (default: ~/.cache/flcore).
+    Without --dtype: float32, bfloat16, float16, float64, int64 and int8 in blocks of 256. FLCORE_CACHE_DIR sets the
+    cache directory (default: ~/.cache/flcore).
     """
     from flcore_kernels import warm as warm_kernels
 

@@ -1,5 +1,6 @@
 """How a model travels: the same flat segments, each perhaps in a narrower dtype than the model's own."""
 
+import json
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -73,6 +74,11 @@ class WireFormat:
             for index, segment in enumerate(self.spec.segments)
             for span in segment.spans
         }
+
+    @cached_property
+    def description(self) -> str:
+        """The tensors and the segments' dtypes as JSON: members of an object, without its braces."""
+        return f'"segments": {json.dumps(self.dtypes)}, "tensors": {self.spec.to_json()}'
 
     def piece_at(self, segment: int, element: int) -> PieceRange:
         """Return the piece that holds an element of a segment."""

@@ -129,7 +129,7 @@ class Controller:
     def sample(self, fraction: float | None = None) -> list[str]:
         """Return clients for this round, sorted: a share of those connected, drawn from seed and round alone.
 
-        Waits for the quorum to be connected, as often as a round may be request again for as long as it may take; then
+        Waits for the quorum to be connected, as often as a round may be asked again, for as long as each may take; then
         raises `QuorumError`. At least a quorum is drawn.
         """
         server = self.job.contract.server
@@ -141,7 +141,7 @@ class Controller:
     def train(self, model: GlobalModel, clients: Sequence[str], task: str = "train") -> Updates:
         """Send clients a model with a task and return their updates.
 
-        Where they are too few, those that are missing are request again, or the round is skipped, or `QuorumError` is
+        Where they are too few, those that are missing are asked again, or the round is skipped, or `QuorumError` is
         raised, as the contract says (`server.on_quorum_failure`).
         """
         contract = self.job.contract

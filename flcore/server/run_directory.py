@@ -1,6 +1,6 @@
 """The directory of one run: it has one owner at a time, and what an earlier run left in it is never overwritten.
 
-run.lock             held by the process that runs; says which
+run.lock             held by the process that runs, and removed at its end; says which
 run.json             the run's id, job and start
 history.jsonl        one line a round, appended
 model.safetensors    the last model, and best.safetensors the best one (or `.safetensors.index.json` and shards)
@@ -63,7 +63,7 @@ class RunDirectory:
             (path / RUN).write_text(json.dumps(run) + "\n", encoding="utf-8")
             self._history = os.open(path / HISTORY, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
         except BaseException:
-            os.close(self._lock)
+            self._give_up()
             raise
 
     def __enter__(self) -> Self:
@@ -73,7 +73,7 @@ class RunDirectory:
         self.close()
 
     def close(self) -> None:
-        """Give the directory up. Results stay; where there are none, nothing does but the lock's file."""
+        """Give the directory up. Results stay; where there are none, nothing does."""
         try:
             self.release()
             os.close(self._history)
@@ -81,7 +81,12 @@ class RunDirectory:
                 for name in (HISTORY, RUN):
                     (self.path / name).unlink(missing_ok=True)
         finally:
-            os.close(self._lock)  # the file stays: removing it could take it from the next owner
+            self._give_up()
+
+    def _give_up(self) -> None:
+        """Remove the lock's file while the lock is held: a process that has it open sees that it is another one now."""
+        (self.path / LOCK).unlink(missing_ok=True)
+        os.close(self._lock)
 
     def append(self, record: RoundRecord) -> None:
         """Append a round to the history; a line that the disk does not take whole leaves no trace."""
@@ -153,19 +158,34 @@ class RunDirectory:
 def _acquired(path: Path) -> int:
     """Return the descriptor of a directory's lock, which this process holds from now on; make both if need be."""
     path.mkdir(parents=True, exist_ok=True)
-    lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    while True:
+        lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_at(path / LOCK, lock):
+                os.ftruncate(lock, 0)
+                os.pwrite(lock, _owner(), 0)
+                return lock
+        except BlockingIOError:
+            owner = os.pread(lock, 200, 0).decode("utf-8", "replace").strip() or "another process"
+            os.close(lock)
+            raise RunExists(f"{path} is in use by {owner}. Give another directory (--out)") from None
+        except OSError:  # a file system without locks, for one
+            os.close(lock)
+            raise
+        os.close(lock)  # its owner has removed it meanwhile: take the next one
+
+
+def _owner() -> bytes:
+    return f"process {os.getpid()} on {socket.gethostname()}, since {_time_of(time.time())}\n".encode()
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    """Whether the open file is the one at a path."""
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        owner = os.pread(lock, 200, 0).decode("utf-8", "replace").strip() or "another process"
-        os.close(lock)
-        raise RunExists(f"{path} is in use by {owner}. Give another directory (--out)") from None
-    except OSError:  # a file system without locks, for one
-        os.close(lock)
-        raise
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, f"process {os.getpid()} on {socket.gethostname()}, since {_time_of(time.time())}\n".encode(), 0)
-    return lock
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def _has_content(path: Path) -> bool:

@@ -2,12 +2,14 @@
 
 Nothing here knows of models, rules or rounds. A server implements `Service` and is served by a `GrpcServer` or by an
 `InProcessServer`; a client opens a `GrpcConnection` or an `InProcessConnection`. The reading order is `messages` (what
-is said), `framing` (one piece), `pieces` (a payload), `endpoint` (the server's end without a socket), then the two
-transports. gRPC is imported with the first gRPC server or connection.
+is said), `framing` (one piece), `arrow_schema` (what stands before pieces in an Arrow stream), `pieces` (a payload),
+`endpoint` (the server's end without a socket), then the two transports. gRPC is imported with the first gRPC server or
+connection.
 """
 
 from typing import TYPE_CHECKING
 
+from flcore_transport.arrow_schema import schema_message
 from flcore_transport.endpoint import Delivery, Endpoint, Link, Service
 from flcore_transport.errors import (
     AddressUnavailable,
@@ -26,7 +28,6 @@ from flcore_transport.framing import (
     join_body,
     message_bytes,
     message_metadata,
-    schema_message,
     split_body,
 )
 from flcore_transport.grpc_channel import STRANGERS_BYTES, split_address

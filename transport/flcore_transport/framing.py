@@ -10,7 +10,7 @@
 All little-endian. The hash is xxh3 (64 bits) over the header before it and the message. The message's metadata is the
 same bytes for the same count, whatever the plain dtype or the block: `METADATA` and `QUANTIZED_METADATA`, kept here as
 bytes of our own and patched with the counts, so that no release of pyarrow changes the wire, and so that a received
-piece is compared and never parsed. `schema_message` gives what must stand before a segment's messages for
+piece is compared and never parsed. `arrow_schema.schema_message` gives what must stand before a segment's messages for
 `pyarrow.ipc.open_stream` to read them.
 """
 
@@ -155,33 +155,6 @@ def decode(piece: bytes, part: int, segment: int, first: int, dtype: str, count:
     if any(body[row.scale_bytes(count) : row.elements_at(count)]):
         raise PieceError("not zero between its scales and its codes")
     return body
-
-
-def schema_message(dtype: str) -> bytes:
-    """Return the Arrow IPC schema message of a segment; its length is a multiple of 8.
-
-    A plain segment has one non-null column `value`, a quantized one `scale` and `codes`; the last column's metadata has
-    the dtype. Followed by the messages of the segment's pieces it is an Arrow IPC stream, which any Arrow
-    implementation reads.
-    """
-    import pyarrow as pa
-
-    block, named = wire_dtype(dtype).block, {"flcore.dtype": dtype}
-    if block:
-        codes = pa.list_(pa.field("item", pa.int8(), nullable=False), block)
-        scale = pa.field("scale", pa.float32(), nullable=False)
-        fields = [scale, pa.field("codes", codes, nullable=False, metadata=named)]
-    else:
-        storage = {
-            "float64": "double",
-            "float32": "float",
-            "float16": "halffloat",
-            "bfloat16": "uint16",
-            "bool": "uint8",
-        }
-        column = pa.type_for_alias(storage.get(dtype, dtype))
-        fields = [pa.field("value", column, nullable=False, metadata=named)]
-    return bytes(pa.schema(fields).serialize())
 
 
 def _size(buffers: Sequence[Buffer]) -> int:

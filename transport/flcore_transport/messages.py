@@ -23,10 +23,13 @@ class WireDType:
     """How the elements of one dtype lie in a body: scales, if it has any, zeros up to a multiple of 8 bytes, elements.
 
     An element takes `itemsize` bytes. Each `block` of elements shares one float32 scale; with `block` 0 there are none.
+    `kind` is "float", "int" or "uint": the Arrow type of the bits. Arrow has no bfloat16 and packs booleans; both are
+    unsigned integers there.
     """
 
     itemsize: int
     block: int = 0
+    kind: str = "int"
 
     def scale_bytes(self, elements: int) -> int:
         """Return how many bytes the scales of so many elements take, 4 each.
@@ -46,19 +49,19 @@ class WireDType:
 
 
 WIRE_DTYPES: dict[str, WireDType] = {
-    "float64": WireDType(8),
-    "float32": WireDType(4),
-    "float16": WireDType(2),
-    "bfloat16": WireDType(2),
+    "float64": WireDType(8, kind="float"),
+    "float32": WireDType(4, kind="float"),
+    "float16": WireDType(2, kind="float"),
+    "bfloat16": WireDType(2, kind="uint"),
     "int64": WireDType(8),
     "int32": WireDType(4),
     "int16": WireDType(2),
     "int8": WireDType(1),
-    "uint64": WireDType(8),
-    "uint32": WireDType(4),
-    "uint16": WireDType(2),
-    "uint8": WireDType(1),
-    "bool": WireDType(1),
+    "uint64": WireDType(8, kind="uint"),
+    "uint32": WireDType(4, kind="uint"),
+    "uint16": WireDType(2, kind="uint"),
+    "uint8": WireDType(1, kind="uint"),
+    "bool": WireDType(1, kind="uint"),
     "int8[32]": WireDType(1, block=32),
     "int8[64]": WireDType(1, block=64),
     "int8[128]": WireDType(1, block=128),

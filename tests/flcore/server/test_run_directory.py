@@ -1,6 +1,7 @@
 """The directory of a run: one owner, a history that is appended, room for the next model, nothing overwritten."""
 
 import errno
+import fcntl
 import json
 import os
 import subprocess
@@ -59,6 +60,22 @@ def test_the_owner_may_be_another_process_and_its_death_gives_the_directory_up(t
     opened(tmp_path / "run").close()
 
 
+def test_the_lock_of_a_file_that_its_owner_has_removed_is_no_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, flock = opened(tmp_path / "run"), fcntl.flock
+
+    def late(lock: int, how: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", flock)
+        first.close()  # between the second one's open and its lock
+        flock(lock, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with opened(tmp_path / "run"), pytest.raises(RunExists, match="in use by"):
+        opened(tmp_path / "run")
+    assert not list((tmp_path / "run").iterdir())
+
+
 def test_what_a_run_left_is_never_overwritten(tmp_path: Path) -> None:
     run_in(tmp_path / "run")
     with pytest.raises(RunExists, match=r"holds a run already: 2 rounds, model.safetensors of 20.*--out.*--fresh"):
@@ -79,7 +96,7 @@ def test_a_run_that_left_no_result_is_no_run(tmp_path: Path) -> None:
     for _ in range(2):
         with opened(tmp_path / "run") as directory:
             (directory.path / ".models" / "of a server that was killed").mkdir(parents=True)
-        assert sorted(path.name for path in directory.path.iterdir()) == [".models", "run.lock"]
+        assert sorted(path.name for path in directory.path.iterdir()) == [".models"]
 
 
 def test_every_run_has_an_id_of_its_own(tmp_path: Path) -> None:

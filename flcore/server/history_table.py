@@ -1,0 +1,128 @@
+"""A run's history, opened as an Arrow table. `open_history` imports pyarrow when it is called, and not before."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args, get_origin
+
+from flcore.errors import HistoryError
+from flcore.model.model_paths import PathLike
+from flcore.server.history import RoundRecord
+from flcore.server.run_directory import HISTORY
+from flcore.text import printable
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+INT64 = range(-(2**63), 2**63)
+
+
+def open_history(run: PathLike) -> "pa.Table":
+    """Open a run's history as an Arrow table with a row for each round.
+
+    It can be called at any time while the run goes on: the table has the rounds that are over. A last line that is half
+    written is left out. A run without rounds has a table without rows. Columns are never null:
+
+    - `round`: int64, from 1 on.
+    - `sampled`: list of string, the clients that were asked.
+    - `updates`: map from client to struct of `weight` (float64), `metrics` (map from string to float64), `bytes`
+      (int64, of its update on the wire) and `seconds` (float64, from the task to the update).
+    - `failed`: map from task to map from client to string, the reason.
+    - `train`, `validate`: map from metric to float64, averaged over the clients by weight.
+    - `bytes_sent`, `bytes_received`: int64.
+    - `seconds`: map from phase to float64; the phase "round" is the whole round.
+    - `odd_metrics`: map from client to map from metric to string, the reason why it was left out.
+    - `asked_again`: int64, how often a task was asked again for its quorum.
+    - `skipped`: string, why the round left the model as it was; else empty.
+    - `is_best`: bool, whether the round's model was the best one so far.
+
+    Args:
+        run: The directory of a run (`flcore run --out`, `flcore.run(out=...)`), which holds `history.jsonl`.
+
+    Returns:
+        A `pyarrow.Table`. `table.to_pandas()` makes a data frame of it, where pandas is installed.
+
+    Raises:
+        HistoryError: The directory holds no `history.jsonl`, or a line is no round of this version of flcore. The error
+            names the line.
+        OSError: The directory does not exist, or the file cannot be read.
+
+    Example:
+        >>> history = flcore.open_history("runs/digits")  # doctest: +SKIP
+        >>> [dict(each).get("accuracy") for each in history["validate"].to_pylist()]  # doctest: +SKIP
+        [0.61, 0.74, 0.82]
+    """
+    import pyarrow as pa
+
+    path = Path(run) / HISTORY
+    try:
+        content = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        Path(run).stat()  # OSError where nothing is there
+        raise HistoryError(
+            f"expected the directory of a run, which holds {HISTORY}, got {Path(run)}; give the one of --out"
+        ) from None
+    *lines, _ = content.split(b"\n")  # behind the last newline: nothing, or a line that is half written
+    rows = [_row(line, f"line {number} of {path}") for number, line in enumerate(lines, start=1)]
+    schema = pa.schema(list(_arrow_type(RoundRecord)))
+    try:
+        return pa.Table.from_pylist(rows, schema)
+    except UnicodeEncodeError as error:
+        raise HistoryError(f"expected text in {path}, got {error.object!r}: the file was altered") from error
+
+
+def _row(line: bytes, where: str) -> dict[str, Any]:
+    """Return a round as Arrow takes it. A key that an earlier version did not write has its default."""
+    try:
+        record = json.loads(line)
+        if not isinstance(record, dict):
+            raise ValueError(f"expected the keys and values of a round, got a {type(record).__name__}")
+        complete = vars(RoundRecord(0)) | record
+        if "round" not in record:
+            raise ValueError("expected the key 'round', got none")
+        return _dataclass_value(RoundRecord, complete)
+    except (ValueError, RecursionError) as error:
+        raise HistoryError(f"expected a round in {where}; {printable(str(error))}: the file was altered") from error
+
+
+def _members(record: Any) -> dict[str, Any]:
+    """Return the annotations of a dataclass."""
+    return {member.name: member.type for member in fields(record)}
+
+
+def _arrow_type(hint: Any) -> "pa.DataType":
+    """Return the Arrow type of a field of a record, from its annotation: a new field is a new column."""
+    import pyarrow as pa
+
+    if is_dataclass(hint):
+        return pa.struct([pa.field(name, _arrow_type(each), nullable=False) for name, each in _members(hint).items()])
+    arguments = get_args(hint)
+    if get_origin(hint) is dict:
+        return pa.map_(pa.string(), pa.field("value", _arrow_type(arguments[1]), nullable=False))
+    if get_origin(hint) is tuple:
+        return pa.list_(pa.field("item", _arrow_type(arguments[0]), nullable=False))
+    return {int: pa.int64(), float: pa.float64(), str: pa.string(), bool: pa.bool_()}[hint]
+
+
+def _value(hint: Any, value: Any, name: str) -> Any:
+    """Return a value of JSON as Arrow takes it, or raise `ValueError` where it is no value of this annotation."""
+    if is_dataclass(hint) and isinstance(value, dict):
+        return _dataclass_value(hint, value)
+    if get_origin(hint) is dict and isinstance(value, dict):
+        return [(key, _value(get_args(hint)[1], each, f"{name}.{key}")) for key, each in value.items()]
+    if get_origin(hint) is tuple and isinstance(value, list | tuple):
+        return [_value(get_args(hint)[0], each, name) for each in value]
+    if hint is float and type(value) is int and value in INT64:
+        return float(value)
+    if type(value) is hint and (hint is not int or value in INT64):
+        return value
+    raise ValueError(f"{name}: expected {getattr(hint, '__name__', hint)}, got {value!r}")
+
+
+def _dataclass_value(hint: Any, value: Mapping[str, Any]) -> dict[str, Any]:
+    hints = _members(hint)
+    if value.keys() != hints.keys():
+        unknown, missing = value.keys() - hints.keys(), hints.keys() - value.keys()
+        raise ValueError(f"unknown keys {sorted(unknown)}, missing keys {sorted(missing)}")
+    return {name: _value(each, value[name], name) for name, each in hints.items()}
