@@ -53,17 +53,17 @@ STAGING = ("tests/flcore/aggregation", "tests/flcore/server")
 
 MUTANTS = [
     Mutant(
-        "uint32-read-as-int32", "kernels/flcore_kernels/cpu_decode.py", "memory.load_u32)", "memory.load_i32)", KERNELS
+        "uint32-read-as-int32", "kernels/flcore_kernels/cpu/decode.py", "memory.load_u32)", "memory.load_i32)", KERNELS
     ),
     Mutant(  # only the last part's digits tell whether the level of a step that is not whole was right
         "tail-marked-once",
-        "kernels/flcore_kernels/cpu_exact.py",
+        "kernels/flcore_kernels/cpu/exact.py",
         "                mark(seen, whole, now)",
         "            mark(seen, whole, now)",
         KERNELS,
     ),
-    Mutant("merge-keeps-far-digits", "kernels/flcore_kernels/cpu_digits.py", "== level + 1", ">= level + 1", KERNELS),
-    Mutant("scale-unbounded", "kernels/flcore_kernels/cpu_observe.py", "min(scale, LARGEST_SCALE)", "scale", KERNELS),
+    Mutant("merge-keeps-far-digits", "kernels/flcore_kernels/cpu/digits.py", "== level + 1", ">= level + 1", KERNELS),
+    Mutant("scale-unbounded", "kernels/flcore_kernels/cpu/scan.py", "min(scale, LARGEST_SCALE)", "scale", KERNELS),
     Mutant(
         "spill-keeps-its-claim",
         "flcore/aggregation/staged_update.py",

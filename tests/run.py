@@ -17,8 +17,8 @@ from typing import NamedTuple
 from xml.etree import ElementTree as ET
 
 from flcore_kernels import KernelError
-from flcore_kernels.cpu_cache import cache_directory
-from flcore_kernels.cpu_warm import compile_ahead
+from flcore_kernels.cpu.compiler import cache_directory
+from flcore_kernels.cpu.warm import compile_ahead
 from flcore_kernels.threads import available_cores
 
 from tests.kernels.needed import NEEDED

@@ -44,7 +44,7 @@ EXCEPTIONS = {
 DOORS = "flcore.adapters."
 """Public modules that are no part of `flcore` itself, as each needs a package of its own."""
 THEIRS = {
-    "flcore_kernels": {"numpy": "*", "numba": "cpu_*.py", "llvmlite": "cpu_*.py", "cupy": "cuda_device.py"},
+    "flcore_kernels": {"numpy": "*", "numba": "cpu/*.py", "llvmlite": "cpu/*.py", "cupy": "cuda/device.py"},
     "flcore_transport": {
         "grpc": "grpc_*.py",
         "google": "control*.py",

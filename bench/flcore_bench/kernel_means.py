@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import numpy.typing as npt
-from flcore_kernels import Part, Total, backend
+from flcore_kernels import Operand, Total, backend
 
 import flcore
 from flcore_bench.limit import limit_cases, measured_limit
@@ -41,7 +41,9 @@ def narrow_dtype_rows(sizes: Sizes) -> list[Row]:
     return rows
 
 
-def _dtype_rows(sizes: Sizes, dtype: str, models: list[Part], parts: list[Part], weights: list[float]) -> list[Row]:
+def _dtype_rows(
+    sizes: Sizes, dtype: str, models: list[Operand], parts: list[Operand], weights: list[float]
+) -> list[Row]:
     cpu = backend("cpu", threads=sizes.threads)
     result = "float32" if dtype.startswith("int8[") else dtype
     target = prefaulted(sizes.elements, "float32" if result == "float32" else "uint16")

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from flcore_kernels import Part, Quantized
+from flcore_kernels import Operand, Quantized
 
 from flcore_bench.workload import BLOCK, as_numpy
 
@@ -23,11 +23,11 @@ def matrix_product(matrix: Array, shares: Array, out: Array) -> None:
     np.dot(shares, matrix, out=out)
 
 
-def upcast_and_add(parts: Sequence[Part], weights: Sequence[float], dtype: str) -> Array:
+def upcast_and_add(operands: Sequence[Operand], weights: Sequence[float], dtype: str) -> Array:
     """Convert each model to float32, scale it, add it; divide at the end."""
     total: Array | None = None
-    for part, weight in zip(parts, weights, strict=True):
-        values = _float32(part, dtype) * np.float32(weight)
+    for operand, weight in zip(operands, weights, strict=True):
+        values = _float32(operand, dtype) * np.float32(weight)
         if total is None:
             total = values
         else:
@@ -37,8 +37,8 @@ def upcast_and_add(parts: Sequence[Part], weights: Sequence[float], dtype: str) 
     return total
 
 
-def _float32(part: Part, dtype: str) -> Array:
-    if isinstance(part, Quantized):
-        blocks = part.codes.reshape(-1, BLOCK).astype(np.float32) * part.scales[:, None]
+def _float32(operand: Operand, dtype: str) -> Array:
+    if isinstance(operand, Quantized):
+        blocks = operand.codes.reshape(-1, BLOCK).astype(np.float32) * operand.scales[:, None]
         return blocks.reshape(-1)
-    return as_numpy(part, dtype).astype(np.float32)
+    return as_numpy(operand, dtype).astype(np.float32)

@@ -6,7 +6,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
-from flcore_kernels import Part, Quantized, backend, storage_dtype
+from flcore_kernels import Operand, Quantized, backend, storage_dtype
 
 CLIENTS = 10
 NOISE = 1 << 20
@@ -83,12 +83,12 @@ def prefaulted(elements: int, dtype: str = "float32") -> Array:
     return array
 
 
-def encode_models(models: list[Array], dtype: str) -> list[Part]:
+def encode_models(models: list[Array], dtype: str) -> list[Operand]:
     """Return models in another wire dtype, as the kernels take them."""
     if dtype == "float32":
         return list(models)
     cpu = backend("cpu")
-    parts: list[Part] = []
+    parts: list[Operand] = []
     for model in models:
         part: Quantized | Array
         if dtype.startswith("int8["):
@@ -100,11 +100,11 @@ def encode_models(models: list[Array], dtype: str) -> list[Part]:
     return parts
 
 
-def buffers(parts: list[Part]) -> list[Array]:
+def buffers(parts: list[Operand]) -> list[Array]:
     """Return the arrays that parts consist of: codes and scales are two. A limit loop reads these arrays."""
     return [array for part in parts for array in (part if isinstance(part, Quantized) else [np.asarray(part)])]
 
 
-def as_numpy(part: Part, dtype: str) -> Array:
+def as_numpy(part: Operand, dtype: str) -> Array:
     """Return a view of a 16-bit part with the NumPy dtype that a user's array has."""
     return np.asarray(part).view(ml_dtypes.bfloat16 if dtype == "bfloat16" else np.float16)

@@ -88,7 +88,7 @@ def aggregate(
     arrays = _unpack(first, "update 0")[0]
     spec = _spec_of(arrays, "update 0") if base is None else _spec_of(base, "base")
     example = dict(flatten(arrays))
-    device = backend_named(backend, near=next(iter(example.values()), None), budget_bytes=budget_bytes)
+    device = backend_named(backend, like=next(iter(example.values()), None), budget_bytes=budget_bytes)
     is_sum = isinstance(settings.rule, Sum)
 
     def start(place: Backend) -> "_Aggregation":

@@ -111,15 +111,15 @@ def attribute_errors(segment: SegmentSpec, contributions: Sequence[Contribution]
         yield
     except NotFinite as error:
         tensor, element = segment.locate(first + error.element)
-        client = contributions[error.part].client
+        client = contributions[error.operand].client
         raise NonFinite(f"element {element} is {error.value}", client=client, tensor=tensor.name) from None
     except Overflow as error:
         tensor, element = segment.locate(first + error.element)
-        if error.part < 0:
+        if error.operand < 0:
             raise AggregationError(
                 f"tensor {tensor.name!r}: element {element} of the result does not fit into {error.where}"
             ) from None
-        client = contributions[error.part].client
+        client = contributions[error.operand].client
         raise OutOfBounds(f"element {element}: {error}", client=client, tensor=tensor.name) from None
     except WeightRange as error:
         raise WeightError(str(error)) from None

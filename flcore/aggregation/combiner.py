@@ -215,7 +215,7 @@ class Combiner:
     def admit(self, contributions: Sequence[ArrayContribution], segments: Sequence[int] | None = None) -> None:
         """Raise `NonFinite` or `OutOfBounds`, naming client and tensor, unless arrays may be admitted. Reads them."""
         for whole in segment_ranges(self.spec, segments):
-            tops = self.device.largest([each.buffers[whole.segment] for each in contributions], whole.dtype)
+            tops = self.device.max_abs([each.buffers[whole.segment] for each in contributions], whole.dtype)
             needs_look = self.reference_model is not None and (
                 self.reference_model.are_deltas or whole.dtype == "uint8" or self.has_constants(whole)
             )
@@ -273,7 +273,7 @@ class Combiner:
             mask, fixed = self.reference_model.constant_mask(piece), self.reference_model.values(piece)
         else:
             self._require_same_bytes(stored)
-            tops, fixed = self.device.largest(stored.arrays, stored.piece.dtype), columns[0]
+            tops, fixed = self.device.max_abs(stored.arrays, stored.piece.dtype), columns[0]
             mask, odd = np.zeros(piece.count, np.bool_), -1
             if not all(has_no_constants(stored.piece.dtype, top) for top in tops):
                 mask, odd = shared_constants(columns)

@@ -55,7 +55,7 @@ class ReferenceModel:
         dtype = self._spec.segments[piece.segment].dtype
         own = piece if piece.dtype == dtype else replace(piece, dtype=dtype)
         if own not in self._magnitudes:
-            (self._magnitudes[own],) = self._device.largest([self.storage_values(own)], own.dtype)
+            (self._magnitudes[own],) = self._device.max_abs([self.storage_values(own)], own.dtype)
         return self._magnitudes[own]
 
     def has_constants(self, piece: PieceRange) -> bool:
@@ -76,7 +76,7 @@ def constants_reference(spec: ModelSpec, buffers: Buffers, device: Backend) -> R
     for segment, tensors in zip(spec.segments, buffers, strict=True):
         are_bytes, own = segment.dtype == "uint8", DTYPES[segment.dtype]
         if are_bytes or not (
-            has_no_constants(segment.dtype, *device.largest([tensors], segment.dtype)) or not are_on_host(tensors)
+            has_no_constants(segment.dtype, *device.max_abs([tensors], segment.dtype)) or not are_on_host(tensors)
         ):
             flat = [to_host(tensor) for tensor in tensors]
             kept.append([each.copy() if are_bytes or constant_mask(each.view(own)).any() else None for each in flat])

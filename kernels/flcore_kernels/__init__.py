@@ -1,6 +1,6 @@
 """The arithmetic of aggregation: flat typed buffers in, flat typed buffers out.
 
-A `Backend` offers the same verbs on every device: `fold` adds weighted parts to a running `Total`, `finish` turns it
+A `Backend` offers the same verbs on every device: `fold` adds weighted operands to a running `Total`, `finish` turns it
 into a mean in the output's dtype, and `mean` does both in one pass; `merge`, `save` and `restore` move totals about;
 `inspect` looks for values that must not be folded, `encode` and `decode` convert. Nothing here knows of clients or
 rounds. Buffers hold one dtype in its *storage* form: 16-bit floats are the uint16 of their bits (`storage_dtype`).
@@ -8,23 +8,23 @@ rounds. Buffers hold one dtype in its *storage* form: 16-bit floats are the uint
     >>> import numpy as np
     >>> from flcore_kernels import backend
     >>> cpu = backend("cpu")
-    >>> parts = [np.array([1, 2, 3], np.float32), np.array([5, 6, 7], np.float32)]
+    >>> operands = [np.array([1, 2, 3], np.float32), np.array([5, 6, 7], np.float32)]
     >>> out = np.empty(3, np.float32)
-    >>> cpu.mean(parts, [3.0, 1.0], out, "float32")
+    >>> cpu.mean(operands, [3.0, 1.0], out, "float32")
     >>> out.tolist()
     [2.0, 3.0, 4.0]
 
 One after the other, in any order, on any machine, with the same bits:
 
     >>> total = cpu.total(3, "exact")
-    >>> for part, weight in zip(parts, [3.0, 1.0]):
-    ...     cpu.fold(total, [part], [weight], "float32")
+    >>> for operand, weight in zip(operands, [3.0, 1.0]):
+    ...     cpu.fold(total, [operand], [weight], "float32")
     >>> cpu.finish(total, out, "float32")
     >>> out.tolist()
     [2.0, 3.0, 4.0]
 """
 
-from flcore_kernels.backend import Backend, Buffer, Part, Quantized
+from flcore_kernels.backend import Backend, Buffer, Operand, Quantized
 from flcore_kernels.device_arrays import DeviceArray, described, device_of
 from flcore_kernels.devices import backend, fall_back, warm
 from flcore_kernels.dtypes import EXACT_INTEGER_LIMIT, STORAGE, storage_dtype
@@ -61,9 +61,9 @@ __all__ = [
     "Inspection",
     "KernelError",
     "NotFinite",
+    "Operand",
     "OutOfDeviceMemory",
     "Overflow",
-    "Part",
     "Quantized",
     "SpoiledTotal",
     "TooManyTerms",

@@ -1,9 +1,9 @@
 """What a device must offer, and what goes in and out.
 
-A *buffer* is a contiguous array of a dtype's storage (`storage_dtype`), or `Quantized`. A *part* is a buffer, or a list
-of them: the tensors of one client, laid over the total one after another, each at the next multiple of 256
-elements. A part may be read-only, mapped from a file, and at any address; for a device's backend also on the device, an
-array of whatever library.
+A *buffer* is a contiguous array of a dtype's storage (`storage_dtype`), or `Quantized`. An *operand* is a buffer, or a
+list of them: the tensors of one client, laid over the total one after another, each at the next multiple of 256
+elements. An operand may be read-only, mapped from a file, and at any address; for a device's backend also on the
+device, an array of whatever library.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ class Quantized(NamedTuple):
 
 
 Buffer = Array | Quantized
-Part = Buffer | Sequence[Buffer]
+Operand = Buffer | Sequence[Buffer]
 
 
 class Backend(Protocol):
@@ -42,14 +42,14 @@ class Backend(Protocol):
         """Return an empty total."""
         ...
 
-    def fold(self, total: Total, parts: Sequence[Part], weights: Sequence[float], dtype: str) -> None:
+    def fold(self, total: Total, operands: Sequence[Operand], weights: Sequence[float], dtype: str) -> None:
         """Add Σ weightᵢ · partᵢ to `total`, in one pass.
 
-        Parts begin at the total's first element; what they do not reach is as if they were zero there.
-        A float total adds one part after the other in the order given, each product and sum rounded. Raises `NotFinite`
-        and `Overflow` (a term or a sum beyond the accumulator, or an integer beyond 2^53, which float64 does not tell
-        from its neighbours), after which the total is spoiled, as it is when the call is interrupted; and `WeightRange`
-        and `TooManyTerms`, after which it is as before.
+        Operands begin at the total's first element; what they do not reach is as if they were zero there.
+        A float total adds one operand after the other in the order given, each product and sum rounded. Raises
+        `NotFinite` and `Overflow` (a term or a sum beyond the accumulator, or an integer beyond 2^53, which float64
+        does not tell from its neighbours), after which the total is spoiled, as it is when the call is interrupted; and
+        `WeightRange` and `TooManyTerms`, after which it is as before.
         """
         ...
 
@@ -57,7 +57,7 @@ class Backend(Protocol):
         """Add `other` to `total`; for exact totals the result is as if all had been folded into one."""
         ...
 
-    def finish(self, total: Total, out: Part, dtype: str, base: Part | None = None) -> None:
+    def finish(self, total: Total, out: Operand, dtype: str, base: Operand | None = None) -> None:
         """Write the mean, the total divided by its sum of weights, to `out`, rounded once to `dtype`, ties to even.
 
         With `base` (of the same dtype), base plus mean. Raises `Overflow` where `dtype` cannot hold a result, and
@@ -67,33 +67,33 @@ class Backend(Protocol):
 
     def mean(
         self,
-        parts: Sequence[Part],
+        operands: Sequence[Operand],
         weights: Sequence[float],
-        out: Part,
+        out: Operand,
         dtype: str,
         accumulate: str = "exact",
         *,
         result: str | None = None,
-        base: Part | None = None,
+        base: Operand | None = None,
         scale: int | None = None,
     ) -> None:
         """Do `fold` and `finish` in one pass, with a total that never leaves the cache.
 
-        `result` is the dtype of `out` and `base`: by default that of the parts, or float32 for quantized ones. A float
-        sum takes weights divided by 2^`scale`: by default that of the largest. A smaller one lowers the magnitude from
-        which on terms overflow.
+        `result` is the dtype of `out` and `base`: by default that of the operands, or float32 for quantized ones. A
+        float sum takes weights divided by 2^`scale`: by default that of the largest. A smaller one lowers the magnitude
+        from which on terms overflow.
         """
         ...
 
-    def largest(self, parts: Sequence[Part], dtype: str) -> list[float]:
-        """Return the largest magnitude of each part, infinite or NaN where not all of it is finite: one read of each.
+    def max_abs(self, operands: Sequence[Operand], dtype: str) -> list[float]:
+        """Return the largest magnitude of each operand, infinite or NaN where one of its elements is; reads each once.
 
-        Whoever folds into a total that others' parts are in looks first: a fold that fails spoils the total.
+        Whoever folds into a total that others' operands are in looks first: a fold that fails spoils the total.
         """
         ...
 
-    def inspect(self, part: Buffer, dtype: str) -> Inspection:
-        """Return the first element that is not finite and the largest finite magnitude, in one read of a sound part."""
+    def inspect(self, operand: Buffer, dtype: str) -> Inspection:
+        """Return the first element that is not finite and the largest finite magnitude, in one read if it is sound."""
         ...
 
     def encode(self, values: npt.NDArray[np.float32], out: Buffer, dtype: str) -> None:
@@ -105,8 +105,8 @@ class Backend(Protocol):
         """
         ...
 
-    def decode(self, part: Buffer, out: npt.NDArray[np.float32], dtype: str) -> None:
-        """Write the float32 values of a part; exact for float16, bfloat16 and quantized parts."""
+    def decode(self, operand: Buffer, out: npt.NDArray[np.float32], dtype: str) -> None:
+        """Write the float32 values of an operand; exact for float16, bfloat16 and quantized operands."""
         ...
 
     def save(self, total: Total, file: BinaryIO) -> None:

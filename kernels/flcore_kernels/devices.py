@@ -18,11 +18,11 @@ SHARE, LEAST_PIECE = 16, 256 << 10
 
 
 def backend(
-    name: str = "auto", threads: int | None = None, *, near: Any = None, budget_bytes: int | None = None
+    name: str = "auto", threads: int | None = None, *, like: Any = None, budget_bytes: int | None = None
 ) -> Backend:
     """Return the backend called `name`: `"cpu"`, `"cuda"`, `"cuda:1"`, or `"auto"` for the one where the data is.
 
-    `"cuda"` is device 0. The data is where the array `near` is. What is in host memory is served best by the CPU, for a
+    `"cuda"` is device 0. The data is where the array `like` is. What is in host memory is served best by the CPU, for a
     mean from there is bound by the bus to the device; and so is what is on a device that cannot be used here, after one
     warning.
 
@@ -35,7 +35,7 @@ def backend(
     if name == "cpu":
         return _cpu(threads)
     if name == "auto":
-        number = device_of(near)
+        number = device_of(like)
         if number is None:
             return _cpu(threads)
         try:
@@ -51,16 +51,16 @@ def backend(
 
 @cache
 def _cpu(threads: int | None) -> Backend:
-    from flcore_kernels.cpu import CpuBackend
+    from flcore_kernels.cpu.backend import CpuBackend
 
     return CpuBackend(threads)
 
 
 @lru_cache(KEPT)
 def _cuda(number: int, threads: int | None, budget_bytes: int | None) -> Backend:
-    from flcore_kernels.cuda import CudaBackend
-    from flcore_kernels.cuda_device import CupyDevice
-    from flcore_kernels.cuda_ring import PIECE_BYTES
+    from flcore_kernels.cuda.backend import CudaBackend
+    from flcore_kernels.cuda.device import CupyDevice
+    from flcore_kernels.cuda.ring import PIECE_BYTES
 
     piece_bytes = PIECE_BYTES if budget_bytes is None else min(PIECE_BYTES, max(LEAST_PIECE, budget_bytes // SHARE))
     return CudaBackend(CupyDevice(number, budget_bytes), threads, piece_bytes)
@@ -90,6 +90,6 @@ def warm(
     `dtypes`: keys of `STORAGE`, or `["all"]`; by default those in everyday use. Each item is (how many are done, how
     many there are, which one, whether it had to be compiled).
     """
-    from flcore_kernels.cpu_warm import warm as warm_cpu
+    from flcore_kernels.cpu.warm import warm as warm_cpu
 
     return warm_cpu(dtypes, processes)

@@ -17,7 +17,7 @@ EXACT_INTEGER_LIMIT = 2**53
 """The largest magnitude of an integer element: beyond it, float64 no longer holds every integer."""
 
 QUANTIZED_BLOCKS = (32, 64, 128, 256)
-"""Elements that may share one scale in an int8-quantized part."""
+"""Elements that may share one scale in an int8-quantized operand."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ KernelError
 ├── UnknownDType          a dtype that no kernel folds
 ├── BufferMismatch        a buffer of another length, dtype or shape than its neighbours
 ├── WeightRange           a weight that is negative, not finite, or outside what an accumulator takes
-├── NotFinite             a NaN or an infinity in a part
+├── NotFinite             a NaN or an infinity in an operand
 ├── Overflow              a term, a sum or a result that is too large
 ├── TooManyTerms          more terms than an exact total can count
 ├── SpoiledTotal          a total that an earlier error left half changed
@@ -32,19 +32,19 @@ class WeightRange(KernelError):
 
 
 class NotFinite(KernelError):
-    """A part holds a NaN or an infinity: part `part`, at `element` of the total."""
+    """An operand holds a NaN or an infinity: operand `operand`, at `element` of the total."""
 
-    def __init__(self, part: int, element: int, value: float) -> None:
-        super().__init__(f"part {part}: element {element} is {value}")
-        self.part, self.element, self.value = part, element, value
+    def __init__(self, operand: int, element: int, value: float) -> None:
+        super().__init__(f"operand {operand}: element {element} is {value}")
+        self.operand, self.element, self.value = operand, element, value
 
 
 class Overflow(KernelError):
-    """What came out at `element` is too large for `where` it should go; `part` is to blame, or -1 for their sum."""
+    """What came out at `element` is too large for `where` it should go; `operand` is to blame, or -1 for their sum."""
 
-    def __init__(self, message: str, element: int, part: int = -1, where: str = "") -> None:
+    def __init__(self, message: str, element: int, operand: int = -1, where: str = "") -> None:
         super().__init__(message)
-        self.element, self.part, self.where = element, part, where
+        self.element, self.operand, self.where = element, operand, where
 
 
 class TooManyTerms(KernelError):

@@ -1,4 +1,4 @@
-"""The tables that kernels walk: runs of elements, cut into rows, with the address of each in every part."""
+"""The tables that kernels walk: runs of elements, cut into rows, with the address of each in every operand."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from flcore_kernels.backend import Buffer, Part, Quantized
+from flcore_kernels.backend import Buffer, Operand, Quantized
 from flcore_kernels.device_arrays import DeviceArray
 from flcore_kernels.dtypes import Storage
 from flcore_kernels.errors import BufferMismatch
@@ -16,7 +16,7 @@ Addresses = npt.NDArray[np.uint64]
 Numbers = npt.NDArray[np.int64]
 
 ALIGNMENT = 256
-"""Runs and rows begin at multiples of this, so that no block of an exact sum or of a quantized part is cut."""
+"""Runs and rows begin at multiples of this, so that no block of an exact sum or of a quantized operand is cut."""
 
 
 def address_of(array: npt.NDArray[Any] | DeviceArray) -> int:
@@ -24,24 +24,24 @@ def address_of(array: npt.NDArray[Any] | DeviceArray) -> int:
     return array.address if isinstance(array, DeviceArray) else int(array.__array_interface__["data"][0])
 
 
-def buffers_of(part: Part) -> list[Buffer]:
-    """Return a part's buffers; a single one is a list of one."""
-    if isinstance(part, np.ndarray | DeviceArray | Quantized):
-        return [part]
-    return list(part)
+def buffers_of(operand: Operand) -> list[Buffer]:
+    """Return an operand's buffers; a single one is a list of one."""
+    if isinstance(operand, np.ndarray | DeviceArray | Quantized):
+        return [operand]
+    return list(operand)
 
 
-def places_of(sizes: Sequence[int]) -> Numbers:
+def offsets_of(sizes: Sequence[int]) -> Numbers:
     """Return where buffers of these sizes begin in a total: each at the next multiple of 256, the end included."""
     padded = -(-np.array(sizes, np.int64) // ALIGNMENT) * ALIGNMENT
     places: Numbers = np.concatenate([np.zeros(1, np.int64), np.cumsum(padded)])
     return places
 
 
-def sizes_of(part: Part) -> list[int]:
-    """Return the number of elements of each buffer of a part."""
+def sizes_of(operand: Operand) -> list[int]:
+    """Return the number of elements of each buffer of an operand."""
     sizes = []
-    for buffer in buffers_of(part):
+    for buffer in buffers_of(operand):
         array = buffer.codes if isinstance(buffer, Quantized) else buffer
         if not isinstance(array, np.ndarray | DeviceArray):
             raise BufferMismatch(f"expected an array, Quantized, or a list of them, got a {type(array).__name__}")
@@ -50,13 +50,13 @@ def sizes_of(part: Part) -> list[int]:
 
 
 def addresses_of(
-    part: Part, row: Storage, sizes: Sequence[int], what: str, kinds: Any = np.ndarray
+    operand: Operand, row: Storage, sizes: Sequence[int], what: str, kinds: Any = np.ndarray
 ) -> tuple[list[int], list[int]]:
-    """Return the addresses of a part's buffers, and of their scales, or raise `BufferMismatch`.
+    """Return the addresses of an operand's buffers, and of their scales, or raise `BufferMismatch`.
 
     `kinds`: the classes of arrays that are in memory which the backend reads.
     """
-    buffers = buffers_of(part)
+    buffers = buffers_of(operand)
     if len(buffers) != len(sizes):
         raise BufferMismatch(f"{what}: expected {len(sizes)} buffers, got {len(buffers)}")
     if row.block:
@@ -108,7 +108,7 @@ def _mismatch(buffer: Any, dtype: np.dtype[Any], size: int, what: str, index: in
     )
 
 
-def require_writable(out: Part) -> None:
+def require_writable(out: Operand) -> None:
     """Raise `BufferMismatch` where a buffer of a result cannot be written to."""
     for buffer in buffers_of(out):
         for array in buffer if isinstance(buffer, Quantized) else (buffer,):
@@ -136,14 +136,14 @@ class Rows:
         first = np.cumsum(pieces) - pieces
         along = (np.arange(runs.size) - first[runs]) * row_elements
         counts = np.minimum(lengths[runs] - along, row_elements)
-        starts = places_of(sizes)[:-1][runs] + along
+        starts = offsets_of(sizes)[:-1][runs] + along
         # A run's share of the work is never less than that of 256 elements, so that tiny ones count too.
         share = np.cumsum(np.maximum(counts, ALIGNMENT)) // row_elements
         edges = np.flatnonzero(np.diff(share)) + 1
         return cls(runs, along, counts, starts, np.concatenate([[0], edges, [runs.size]]).astype(np.int64))
 
     def table(self, columns: Sequence[Sequence[int]], bytes_per_element: float) -> Addresses:
-        """Return the rows' addresses, one column per part, from the addresses of the parts' runs."""
+        """Return the rows' addresses, one column per operand, from the addresses of the operands' runs."""
         offsets = (self.along * bytes_per_element).astype(np.uint64)
         runs = np.array(columns, np.uint64).reshape(len(columns), -1 if columns else 0).T
         return np.ascontiguousarray(runs[self.runs] + offsets[:, None])
@@ -154,4 +154,13 @@ class Rows:
         return int((-(-counts // block)).sum())
 
 
-__all__ = ["ALIGNMENT", "Rows", "address_of", "addresses_of", "buffers_of", "places_of", "require_writable", "sizes_of"]
+__all__ = [
+    "ALIGNMENT",
+    "Rows",
+    "address_of",
+    "addresses_of",
+    "buffers_of",
+    "offsets_of",
+    "require_writable",
+    "sizes_of",
+]

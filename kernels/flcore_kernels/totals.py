@@ -1,7 +1,7 @@
 """Totals: running weighted sums, their state, and how they are saved.
 
 `float32` and `float64` totals hold one number per element, and depend on the order of what was added. An `exact` total
-holds two int64 digits per element and a level per block of 64 (see `cpu_digits`), 16 1/32 bytes per element; nothing
+holds two int64 digits per element and a level per block of 64 (see `cpu.digits`), 16 1/32 bytes per element; nothing
 that is added to it, in whatever order, gives other bits.
 """
 

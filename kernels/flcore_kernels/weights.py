@@ -79,7 +79,7 @@ def scaled(weights: npt.NDArray[np.float64], exponent: int, accumulate: str) -> 
     """Return weights · 2^-exponent as the accumulator takes them: rounded to its dtype, and still float64.
 
     Raises `WeightRange` where one leaves the accumulator's range. The sum of weights is that of the rounded ones, so
-    that the mean of equal parts is what they are.
+    that the mean of equal operands is what they are.
     """
     with np.errstate(over="ignore", under="ignore"):
         values: npt.NDArray[Any] = np.ldexp(weights, -exponent).astype(accumulate).astype(np.float64)

@@ -11,7 +11,7 @@ from flcore_bench import Row, Sizes
 from flcore_bench.cuda_kernels import FOLDS, device_rows
 from flcore_bench.timing import Work
 from flcore_kernels import devices
-from flcore_kernels.cuda import CudaBackend
+from flcore_kernels.cuda.backend import CudaBackend
 
 from flcore.cli.main import main
 from tests.kernels.shim.compiled import NEEDS_COMPILER

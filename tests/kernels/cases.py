@@ -1,4 +1,4 @@
-"""Parts to fold, of every dtype, and what they hold."""
+"""Operands to fold, of every dtype, and what they hold."""
 
 import io
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ RESULTS = [
     *permutations(FLOATS, 2),
     *(("float64", "int8"), ("float64", "int64"), ("float32", "int8")),
 ]
-"""Dtypes of parts and of an exact mean. How an integer is written does not depend on the dtype that was read."""
+"""Dtypes of operands and of an exact mean. How an integer is written does not depend on the dtype that was read."""
 
 BASES = [
     *((dtype, "exact") for dtype in ("float64", "float32", "bfloat16", "int16", "int32", "int8[32]")),
@@ -46,9 +46,9 @@ BASES = [
 
 
 class Case(NamedTuple):
-    """A part as the kernels take it, and its values."""
+    """An operand as the kernels take it, and its values."""
 
-    part: Any
+    operand: Any
     values: npt.NDArray[np.float64]
 
 
@@ -75,11 +75,11 @@ def draw(rng: np.random.Generator, dtype: str, size: int) -> Case:
 
 
 def folded(
-    device: Backend, parts: Sequence[Any], weights: Sequence[float], dtype: str, accumulate: str, size: int
+    device: Backend, operands: Sequence[Any], weights: Sequence[float], dtype: str, accumulate: str, size: int
 ) -> Total:
-    """Return the total of some parts, folded in one call."""
+    """Return the total of some operands, folded in one call."""
     total = device.total(size, accumulate)
-    device.fold(total, parts, weights, dtype)
+    device.fold(total, operands, weights, dtype)
     return total
 
 
@@ -91,11 +91,17 @@ def finished(device: Backend, total: Total, result: str) -> Array:
 
 
 def mean(
-    device: Backend, parts: Sequence[Any], weights: Sequence[float], dtype: str, accumulate: str, result: str, size: int
+    device: Backend,
+    operands: Sequence[Any],
+    weights: Sequence[float],
+    dtype: str,
+    accumulate: str,
+    result: str,
+    size: int,
 ) -> Array:
     """Return a mean in one pass, as it is stored."""
     out = np.empty(size, storage_dtype(result))
-    device.mean(parts, weights, out, dtype, accumulate, result=result)
+    device.mean(operands, weights, out, dtype, accumulate, result=result)
     return out
 
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from flcore_kernels import Backend, BackendUnavailable, backend, kept
-from flcore_kernels.cuda import CudaBackend
+from flcore_kernels import Backend, BackendUnavailable, backend, code_cache
+from flcore_kernels.cuda.backend import CudaBackend
 
 from tests.kernels.resident import Resident
 from tests.kernels.shim.compiled import EMULATED
@@ -71,6 +71,6 @@ def device(request: pytest.FixtureRequest) -> Iterator[Backend]:
 def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """Keep compiled code in a directory of the test's own; warnings are given once more."""
     monkeypatch.setenv("FLCORE_CACHE_DIR", str(tmp_path / "kept"))
-    kept.warn_once.cache_clear()
+    code_cache.warn_once.cache_clear()
     yield
-    kept.warn_once.cache_clear()
+    code_cache.warn_once.cache_clear()

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flcore_kernels.cuda_kernels import OPTIONS, source
+from flcore_kernels.cuda.kernels import OPTIONS, source
 
 REGISTERS, FRAME = 0x2F, 0x11
 """Attributes of a function in `.nv.info`: its registers, and the bytes of its stack, where spilled registers go too."""

@@ -20,7 +20,7 @@ BROKEN = 17
 def require_state(device: Backend, values: list[Array], weights: list[float], dtype: str = "float64") -> None:
     """Fold one by one, in both orders, and all at once, and compare all of the state with the oracle."""
     size = values[0].size
-    expected = exact_state([part.astype(np.float64) for part in values], weights)
+    expected = exact_state([operand.astype(np.float64) for operand in values], weights)
     for order in (list(range(len(values))), list(range(len(values)))[::-1]):
         total = device.total(size, "exact")
         for k in order:
@@ -62,8 +62,8 @@ def the_sum_of_weights_is_exact(device: Backend) -> None:
     for weights in ([2.0**53, 1.0, 1.0, 1.0], [1.0, 2.0**-53, 2.0**-53, 2.0**-54], [0.1, 0.1, 0.1, 2.0**-60]):
         values = [np.full(3, 1.0)] * 4
         total = device.total(3, "exact")
-        for part, weight in zip(values, weights, strict=True):
-            device.fold(total, [part], [weight], "float64")
+        for operand, weight in zip(values, weights, strict=True):
+            device.fold(total, [operand], [weight], "float64")
         assert finished(device, total, "float64").tolist() == exact_mean(values, weights, "float64").tolist()
         assert total.weight == sum(int(Fraction(weight) * 2**1074) for weight in weights)
 

@@ -1,7 +1,7 @@
 """The CPU kernels that the suite needs: compiled once, ahead of the tests, for all workers (`python -m tests.run`)."""
 
 from flcore_kernels import ACCUMULATORS, STORAGE
-from flcore_kernels.cpu_warm import Key
+from flcore_kernels.cpu.warm import Key
 
 from tests.kernels.cases import BASES, PAIRS, QUANTIZED, RESULTS
 from tests.reference import DTYPES, INTEGERS
@@ -35,7 +35,7 @@ OF_THE_LAW: list[Key] = [
         *((verb, dtype, accumulate, dtype) for verb in ("mean", "mean-base")),
         *((verb, accumulate, dtype) for verb in ("finish", "finish-base")),
         ("fold", dtype, accumulate),
-        ("settle", dtype),
+        ("exact-fallback", dtype),
     ]
 ]
 """What the law of admission may draw: each dtype with each accumulator, with a base and without."""
@@ -51,7 +51,7 @@ NEEDED: list[Key] = list(
             *(("finish-base", accumulate, _result(dtype)) for dtype, accumulate in BASES),
             *OF_ONE_TEST,
             *OF_THE_LAW,
-            *(("largest", dtype) for dtype in STORAGE),
+            *(("max-abs", dtype) for dtype in STORAGE),
             *(("decode", dtype) for dtype in ("float32", "float16", "bfloat16", "int64", *QUANTIZED)),
             *(("encode", dtype) for dtype in ("float16", "bfloat16")),
             *(("quantize", str(STORAGE[dtype].block)) for dtype in QUANTIZED),

@@ -29,9 +29,9 @@ class Resident:
         """See `Backend`."""
         return self._inner.total(elements, accumulate)
 
-    def fold(self, total: Total, parts: Sequence[Any], weights: Sequence[float], dtype: str) -> None:
+    def fold(self, total: Total, operands: Sequence[Any], weights: Sequence[float], dtype: str) -> None:
         """See `Backend`."""
-        self._inner.fold(total, [self._there(part) for part in parts], weights, dtype)
+        self._inner.fold(total, [self._there(operand) for operand in operands], weights, dtype)
 
     def merge(self, total: Total, other: Total) -> None:
         """See `Backend`."""
@@ -45,7 +45,7 @@ class Resident:
 
     def mean(
         self,
-        parts: Sequence[Any],
+        operands: Sequence[Any],
         weights: Sequence[float],
         out: Any,
         dtype: str,
@@ -57,17 +57,17 @@ class Resident:
     ) -> None:
         """See `Backend`."""
         target, based = self._there(out), None if base is None else self._there(base)
-        there = [self._there(part) for part in parts]
+        there = [self._there(operand) for operand in operands]
         self._inner.mean(there, weights, target, dtype, accumulate, result=result, base=based, scale=scale)
         self._back(target, out)
 
-    def largest(self, parts: Sequence[Any], dtype: str) -> list[float]:
+    def max_abs(self, operands: Sequence[Any], dtype: str) -> list[float]:
         """See `Backend`."""
-        return self._inner.largest([self._there(part) for part in parts], dtype)
+        return self._inner.max_abs([self._there(operand) for operand in operands], dtype)
 
-    def inspect(self, part: Any, dtype: str) -> Inspection:
+    def inspect(self, operand: Any, dtype: str) -> Inspection:
         """See `Backend`."""
-        return self._inner.inspect(self._there(part), dtype)
+        return self._inner.inspect(self._there(operand), dtype)
 
     def encode(self, values: Any, out: Any, dtype: str) -> None:
         """See `Backend`."""
@@ -75,10 +75,10 @@ class Resident:
         self._inner.encode(self._there(values), target, dtype)
         self._back(target, out)
 
-    def decode(self, part: Any, out: Any, dtype: str) -> None:
+    def decode(self, operand: Any, out: Any, dtype: str) -> None:
         """See `Backend`."""
         target = self._there(out)
-        self._inner.decode(self._there(part), target, dtype)
+        self._inner.decode(self._there(operand), target, dtype)
         self._back(target, out)
 
     def save(self, total: Total, file: BinaryIO) -> None:
@@ -89,15 +89,15 @@ class Resident:
         """See `Backend`."""
         return self._inner.restore(file)
 
-    def _there(self, part: Any) -> Any:
-        """Return a part that is on the device; one that the kernels must refuse as it is."""
-        if isinstance(part, Quantized):
-            return Quantized(self._there(part.codes), self._there(part.scales))
-        if isinstance(part, list):
-            return [self._there(buffer) for buffer in part]
-        if isinstance(part, np.ndarray) and part.flags.c_contiguous and part.flags.writeable:
-            return self._put(part)
-        return part
+    def _there(self, operand: Any) -> Any:
+        """Return an operand that is on the device; one that the kernels must refuse as it is."""
+        if isinstance(operand, Quantized):
+            return Quantized(self._there(operand.codes), self._there(operand.scales))
+        if isinstance(operand, list):
+            return [self._there(buffer) for buffer in operand]
+        if isinstance(operand, np.ndarray) and operand.flags.c_contiguous and operand.flags.writeable:
+            return self._put(operand)
+        return operand
 
     def _back(self, there: Any, out: Any) -> None:
         if isinstance(out, Quantized):

@@ -1,4 +1,4 @@
-"""A module that stands in for CuPy, as far as `flcore_kernels.cuda_device` uses it; its devices are the processor's."""
+"""A module that stands in for CuPy, as far as `flcore_kernels.cuda.device` uses it; its devices are the processor's."""
 
 import contextlib
 import ctypes
@@ -6,7 +6,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
-from flcore_kernels.cuda_kernels import OPTIONS, source
+from flcore_kernels.cuda.kernels import OPTIONS, source
 
 from tests.kernels.shim.compiled import launch, library
 

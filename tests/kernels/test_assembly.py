@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flcore_kernels import cpu_kernels
-from flcore_kernels import cpu_memory as memory
-from flcore_kernels.cpu_cache import Kernel
-from flcore_kernels.cpu_float import float_sum
-from flcore_kernels.cpu_part import OPTIONS, part_of_kernel
+from flcore_kernels.cpu import kernels as cpu_kernels
+from flcore_kernels.cpu import memory
+from flcore_kernels.cpu.compiler import Kernel
+from flcore_kernels.cpu.device_function import OPTIONS, device_function
+from flcore_kernels.cpu.float import float_sum
 from numba import njit
 
 pytestmark = pytest.mark.skipif(
@@ -33,7 +33,7 @@ def wide(text: str, instruction: str) -> int:
 
 
 def require_packed(text: str, instructions: list[str]) -> None:
-    """Four parts are added at once: four products a vector, and more than that of a loop unrolled."""
+    """Four operands are added at once: four products a vector, and more than that of a loop unrolled."""
     for instruction in instructions:
         assert wide(text, instruction) >= 4, f"{instruction} is not packed"
 
@@ -57,7 +57,7 @@ def test_folds_are_packed_and_never_contracted(dtype: str, accumulate: str) -> N
 def test_a_loop_made_scalar_on_purpose_does_not_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     peek = memory.peek_f32
 
-    @part_of_kernel
+    @device_function
     def running(address: Any, index: Any) -> Any:
         """An element of the total and the one before it, which the loop has just written."""
         return np.float32(peek(address, index) + peek(address, index - 1))

@@ -20,22 +20,24 @@ import llvmlite.binding
 import numba
 import numpy as np
 import pytest
-from flcore_kernels import cpu_cache, kept
-from flcore_kernels.cpu_cache import Kernel, cache_directory
-from flcore_kernels.cpu_warm import compile_ahead
+from flcore_kernels import code_cache
+from flcore_kernels.cpu import compiler as cpu_compiler
+from flcore_kernels.cpu.compiler import Kernel, cache_directory
+from flcore_kernels.cpu.warm import compile_ahead
 from flcore_kernels.errors import KernelError
 from numba import types
 from numba.core import serialize
 
 SCRIPT = """
 import sys, numpy as np
-from flcore_kernels import backend, cpu_observe
-kernel = cpu_observe.largest_kernel("int8")
+from flcore_kernels import backend
+from flcore_kernels.cpu import scan
+kernel = scan.max_abs_kernel("int8")
 if "at once" in sys.argv:
     print("ready", flush=True)
     sys.stdin.readline()
 compiled = kernel.warm()
-assert backend("cpu").largest([np.array([1, -5, 3], np.int8)], "int8") == [5.0]
+assert backend("cpu").max_abs([np.array([1, -5, 3], np.int8)], "int8") == [5.0]
 assert kernel.warm() is False
 print("compiled" if compiled else "fetched")
 """
@@ -112,9 +114,9 @@ def test_a_place_where_no_directory_can_be_made_is_not_used(tmp_path: Path) -> N
 def digest_with(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, value: Any) -> str:
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, value)
-        cpu_cache._processor.cache_clear()
-        digest = cpu_cache._digest()
-    cpu_cache._processor.cache_clear()
+        cpu_compiler._processor.cache_clear()
+        digest = cpu_compiler._digest()
+    cpu_compiler._processor.cache_clear()
     return digest
 
 
@@ -123,8 +125,8 @@ def test_whatever_changes_changes_the_name(monkeypatch: pytest.MonkeyPatch, tmp_
         def flatten(self) -> str:
             return "+nothing"
 
-    first = cpu_cache._digest()
-    assert cpu_cache._digest() == first
+    first = cpu_compiler._digest()
+    assert cpu_compiler._digest() == first
     found = {
         first,
         digest_with(monkeypatch, sys, "version", "4.0"),
@@ -133,7 +135,7 @@ def test_whatever_changes_changes_the_name(monkeypatch: pytest.MonkeyPatch, tmp_
         digest_with(monkeypatch, llvmlite, "__version__", "9"),
         digest_with(monkeypatch, llvmlite.binding, "get_host_cpu_name", lambda: "i386"),
         digest_with(monkeypatch, llvmlite.binding, "get_host_cpu_features", Features),
-        digest_with(monkeypatch, cpu_cache, "_SOURCES", "other loops"),
+        digest_with(monkeypatch, cpu_compiler, "_SOURCES", "other loops"),
     }
     assert len(found) == 8
 
@@ -166,30 +168,32 @@ SETTINGS = {
 
 def test_each_setting_of_numba_that_changes_the_code_changes_the_name(monkeypatch: pytest.MonkeyPatch) -> None:
     found = {digest_with(monkeypatch, numba.config, name, value) for name, value in SETTINGS.items()}
-    assert len(found | {cpu_cache._digest()}) == len(SETTINGS) + 1
+    assert len(found | {cpu_compiler._digest()}) == len(SETTINGS) + 1
 
 
 def test_a_setting_of_the_environment_counts_from_when_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    first = cpu_cache._digest()
+    first = cpu_compiler._digest()
     monkeypatch.setenv("NUMBA_LOOP_VECTORIZE", "0")
-    assert cpu_cache._digest() != first
+    assert cpu_compiler._digest() != first
 
 
 @pytest.mark.parametrize("name", ["NUMBA_NUM_THREADS", "CACHE_DIR", "THREADING_LAYER", "CUDA_LOG_SIZE"])
 def test_a_setting_that_does_not_change_the_code_does_not_cost_time(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert digest_with(monkeypatch, numba.config, name, 3) == cpu_cache._digest()
+    assert digest_with(monkeypatch, numba.config, name, 3) == cpu_compiler._digest()
 
 
 def test_sources_are_known_by_what_they_say(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     found = set()
-    for name, text in (("cpu_a.py", "a = 1"), ("cpu_a.py", "a = 2"), ("other.py", "b = 1")):
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cuda").mkdir()
+    for name, text in (("cpu/a.py", "a = 1"), ("cpu/a.py", "a = 2"), ("other.py", "b = 1")):
         (tmp_path / name).write_text(text)
-        found.add(cpu_cache._digest_of_sources(tmp_path))
+        found.add(cpu_compiler._digest_of_sources(tmp_path))
     assert len(found) == 3
-    (tmp_path / "cuda_a.py").write_text("c = 1")
-    assert cpu_cache._digest_of_sources(tmp_path) in found
-    assert cpu_cache._digest_of_sources(tmp_path / "archive.zip") == ""
-    monkeypatch.setattr(cpu_cache, "_SOURCES", "")
+    (tmp_path / "cuda/a.py").write_text("c = 1")
+    assert cpu_compiler._digest_of_sources(tmp_path) in found
+    assert cpu_compiler._digest_of_sources(tmp_path / "archive.zip") == ""
+    monkeypatch.setattr(cpu_compiler, "_SOURCES", "")
     with pytest.warns(RuntimeWarning, match="sources that name them cannot be read"):
         assert cache_directory() is None
 
@@ -228,7 +232,7 @@ def damaged(change: Callable[[Path], object]) -> Path:
     kernel = doubling()
     assert kernel.warm(notice=False) is True
     assert kernel(21.0) == 42.0
-    assert kept.read(path) is not None  # whole again; its length varies with what Numba counted so far
+    assert code_cache.read(path) is not None  # whole again; its length varies with what Numba counted so far
     assert doubling().warm() is False
     return path
 
@@ -256,7 +260,7 @@ def test_a_file_of_numbas_own_is_never_unpickled(tmp_path: Path) -> None:
 
 def test_code_that_cannot_be_loaded_is_compiled_anew() -> None:
     with pytest.warns(RuntimeWarning, match="compiled anew, as it cannot be loaded: .*ModuleNotFoundError"):
-        damaged(lambda path: kept.write(path, b"cnowhere\nnothing\n."))
+        damaged(lambda path: code_cache.write(path, b"cnowhere\nnothing\n."))
 
 
 def test_a_kernel_that_cannot_be_kept_runs() -> None:
@@ -354,7 +358,7 @@ def test_a_kernel_is_compiled_where_no_thread_can_be_started(monkeypatch: pytest
 
 
 def test_a_notice_is_for_a_person_at_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    cpu_cache._tell_once.cache_clear()
+    cpu_compiler._tell_once.cache_clear()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         doubling("noticed").warm()

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flcore_kernels import Backend, BufferMismatch, DeviceFailed, OutOfDeviceMemory, backend, devices, kept
-from flcore_kernels.cuda import CudaBackend
-from flcore_kernels.cuda_cubins import Cubins
-from flcore_kernels.cuda_device import CupyDevice
+from flcore_kernels import Backend, BufferMismatch, DeviceFailed, OutOfDeviceMemory, backend, code_cache, devices
+from flcore_kernels.cuda.backend import CudaBackend
+from flcore_kernels.cuda.compiler import CubinCache
+from flcore_kernels.cuda.device import CupyDevice
 from flcore_kernels.device_arrays import LEGACY_STREAM
 
 from tests.kernels.cases import draw, finished, folded, mean, state_of
@@ -53,22 +53,22 @@ def test_the_stand_in_and_cupy_have_what_is_used_of_cupy(cupy: Any, monkeypatch:
 @pytest.mark.parametrize("accumulate", ["exact", "float32"])
 def test_every_verb_goes_through_cupy(cupy: Any, accumulate: str) -> None:
     cuda: Backend = CudaBackend(CupyDevice(1, None), 1, 1 << 16)
-    parts = [draw(np.random.default_rng(seed), "float32", SIZE).part for seed in range(3)]
+    operands = [draw(np.random.default_rng(seed), "float32", SIZE).operand for seed in range(3)]
     weights = [1.0, 2.0, 0.5]
-    assert mean(cuda, parts, weights, "float32", accumulate, "float32", SIZE).tobytes() == (
-        mean(CPU, parts, weights, "float32", accumulate, "float32", SIZE).tobytes()
+    assert mean(cuda, operands, weights, "float32", accumulate, "float32", SIZE).tobytes() == (
+        mean(CPU, operands, weights, "float32", accumulate, "float32", SIZE).tobytes()
     )
-    ours, theirs = (folded(each, parts, weights, "float32", accumulate, SIZE) for each in (cuda, CPU))
+    ours, theirs = (folded(each, operands, weights, "float32", accumulate, SIZE) for each in (cuda, CPU))
     assert state_of(cuda, ours) == state_of(CPU, theirs)
-    other = folded(cuda, parts[:1], [1.0], "float32", accumulate, SIZE)
+    other = folded(cuda, operands[:1], [1.0], "float32", accumulate, SIZE)
     cuda.merge(ours, other)
-    CPU.merge(theirs, folded(CPU, parts[:1], [1.0], "float32", accumulate, SIZE))
+    CPU.merge(theirs, folded(CPU, operands[:1], [1.0], "float32", accumulate, SIZE))
     assert finished(cuda, ours, "float32").tobytes() == finished(CPU, theirs, "float32").tobytes()
-    assert cuda.largest(parts, "float32") == CPU.largest(parts, "float32")
-    assert cuda.inspect(parts[0], "float32") == CPU.inspect(parts[0], "float32")
-    named: Any = Interfaced(ShimDevice().resident(parts[0]), version=2)
+    assert cuda.max_abs(operands, "float32") == CPU.max_abs(operands, "float32")
+    assert cuda.inspect(operands[0], "float32") == CPU.inspect(operands[0], "float32")
+    named: Any = Interfaced(ShimDevice().resident(operands[0]), version=2)
     with pytest.raises(
-        BufferMismatch, match=r"part 0 is on device 0, .* works on device 1: ask for backend\('cuda:0'\)"
+        BufferMismatch, match=r"operand 0 is on device 0, .* works on device 1: ask for backend\('cuda:0'\)"
     ):
         cuda.fold(cuda.total(SIZE, accumulate), [named], [1.0], "float32")
     cupy.device_of_pointers = 1
@@ -86,9 +86,9 @@ def test_a_budget_bounds_the_devices_memory_and_the_error_says_what_there_is(cup
     )
     with pytest.raises(OutOfDeviceMemory, match=words):
         cuda.total(1 << 20, "exact")
-    part = np.ones(1 << 19, np.float32)
-    out = np.empty_like(part)
-    cuda.mean([part] * 3, [1.0, 2.0, 3.0], out, "float32")
+    operand = np.ones(1 << 19, np.float32)
+    out = np.empty_like(operand)
+    cuda.mean([operand] * 3, [1.0, 2.0, 3.0], out, "float32")
     assert (out == 1).all(), "pieces are smaller where the budget is"
     devices._cuda.cache_clear()
 
@@ -112,11 +112,11 @@ def test_a_damaged_file_is_compiled_anew(
     cupy: Any, harm: Callable[[bytes], bytes], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     calls = compiled_by(cupy, monkeypatch)
-    name = Cubins(cupy).load("fill")
+    name = CubinCache(cupy).load("fill")
     (path,) = (tmp_path / "cache").rglob("*.cubin")
     path.write_bytes(harm(path.read_bytes()))
     for _ in range(2):
-        assert Cubins(cupy).load("fill") == name
+        assert CubinCache(cupy).load("fill") == name
     assert calls == ["fill"] * 2
 
 
@@ -124,24 +124,24 @@ def test_where_no_file_can_be_kept_kernels_are_compiled_all_the_same(
     cupy: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     calls = compiled_by(cupy, monkeypatch)
-    kept.warn_once.cache_clear()
-    name = Cubins(cupy).load("fill")
+    code_cache.warn_once.cache_clear()
+    name = CubinCache(cupy).load("fill")
     (path,) = (tmp_path / "cache").rglob("*.cubin")
     path.unlink()
     path.mkdir()
     with pytest.warns(RuntimeWarning, match="not kept in .*: Is a directory"):
-        assert Cubins(cupy).load("fill") == name
+        assert CubinCache(cupy).load("fill") == name
     monkeypatch.setenv("FLCORE_CACHE_DIR", str(tmp_path / "file"))
     (tmp_path / "file").write_text("")
     with pytest.warns(RuntimeWarning, match="not kept: .*file"):
-        assert Cubins(cupy).load("fill") == name
+        assert CubinCache(cupy).load("fill") == name
     assert calls == ["fill"] * 3
 
 
 def test_a_kept_kernel_that_the_driver_refuses_is_compiled_anew(cupy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = compiled_by(cupy, monkeypatch)
-    kept.warn_once.cache_clear()
-    name = Cubins(cupy).load("fill")
+    code_cache.warn_once.cache_clear()
+    name = CubinCache(cupy).load("fill")
     load = cupy.cuda.function.Module.load
     refused: list[bytes] = []
 
@@ -153,14 +153,14 @@ def test_a_kept_kernel_that_the_driver_refuses_is_compiled_anew(cupy: Any, monke
 
     monkeypatch.setattr(cupy.cuda.function.Module, "load", refuse_once)
     with pytest.warns(RuntimeWarning, match="compiled anew, as it cannot be loaded: CUDA_ERROR_INVALID_IMAGE"):
-        assert Cubins(cupy).load("fill") == name
+        assert CubinCache(cupy).load("fill") == name
     assert calls == ["fill"] * 2
 
 
 @pytest.mark.device
 @NEEDS_COMPILER
 def test_compiled_kernels_are_kept_and_what_the_device_complains_of_is_told(cupy: Any, tmp_path: Path) -> None:
-    part, calls = np.ones(100, np.float32), []
+    operand, calls = np.ones(100, np.float32), []
     compiler = cupy.cuda.compiler.compile_using_nvrtc
 
     def counted(*given: Any, **more: Any) -> Any:
@@ -169,7 +169,7 @@ def test_compiled_kernels_are_kept_and_what_the_device_complains_of_is_told(cupy
 
     cupy.cuda.compiler.compile_using_nvrtc = counted
     for _ in range(2):
-        CudaBackend(CupyDevice(), 1).largest([part], "float32")
+        CudaBackend(CupyDevice(), 1).max_abs([operand], "float32")
     assert calls == [("fill",), ("largest<float32>",)]
     assert len(list((tmp_path / "cache").rglob("*.cubin"))) == 2
 
@@ -180,4 +180,4 @@ def test_compiled_kernels_are_kept_and_what_the_device_complains_of_is_told(cupy
     cuda = CudaBackend(device, 1)
     cupy.cuda.runtime.memcpyAsync = broken
     with pytest.raises(DeviceFailed, match=r"a stand-in \(device 0\): cudaErrorIllegalAddress"):
-        cuda.largest([part], "float32")
+        cuda.max_abs([operand], "float32")

@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flcore_kernels import cuda_kernels as names
-from flcore_kernels.cuda_pieces import _ROWS
+from flcore_kernels.cuda import kernels as names
+from flcore_kernels.cuda.launch import _ROWS
 
 from tests.kernels.shim.compiled import EMULATED, launch, library
 
@@ -29,11 +29,11 @@ def run(kernel: str, *arguments: Any, first_block: int = 0) -> None:
     launch(library(kernel), 1, names.THREADS, given, [], first_block)
 
 
-def rows(part: Any, start: int, weight: float = 1.0) -> Any:
-    """Return `Rows` of one row of one part, and what keeps its tables."""
+def rows(operand: Any, start: int, weight: float = 1.0) -> Any:
+    """Return `Rows` of one row of one operand, and what keeps its tables."""
     tables = [
-        np.array([address(part)]),
-        np.array([part.size]),
+        np.array([address(operand)]),
+        np.array([operand.size]),
         np.array([start]),
         np.ones(1, np.uint8),
         np.array([weight]),
@@ -53,24 +53,24 @@ class Kept(np.ndarray[Any, Any]):
 @pytest.mark.parametrize("start", FAR)
 @pytest.mark.parametrize(("accumulate", "dtype"), [("float32", np.float32), ("float64", np.float64)])
 def test_a_float_fold_far_out_lands_where_it_belongs(start: int, accumulate: str, dtype: Any) -> None:
-    part, total, bad = np.arange(SIZE, dtype=np.float32), np.ones(SIZE, dtype), np.full(2, NONE)
-    part[77] = np.inf
+    operand, total, bad = np.arange(SIZE, dtype=np.float32), np.ones(SIZE, dtype), np.full(2, NONE)
+    operand[77] = np.inf
     run(
-        *(names.fold_kernel("float32", accumulate), rows(part, start, 2.0)),
+        *(names.fold_kernel("float32", accumulate), rows(operand, start, 2.0)),
         *(address(total, start * total.itemsize), np.uint64(0), bad),
     )
-    assert total.tolist() == (1 + 2 * part.astype(dtype)).tolist()
+    assert total.tolist() == (1 + 2 * operand.astype(dtype)).tolist()
     assert bad[0] == start + 77
 
 
 @pytest.mark.parametrize("start", FAR)
 def test_an_exact_fold_finish_and_merge_far_out_land_where_they_belong(start: int) -> None:
-    part, blocks = np.arange(SIZE, dtype=np.float32), -(-SIZE // 64)
+    operand, blocks = np.arange(SIZE, dtype=np.float32), -(-SIZE // 64)
     totals = [(np.zeros(128 * blocks, np.int64), np.full(blocks, -32768, np.int16)) for _ in range(2)]
     bad = np.full(2, NONE)
     for digits, levels in totals:
         run(
-            *(names.fold_kernel("float32", "exact"), rows(part, start)),
+            *(names.fold_kernel("float32", "exact"), rows(operand, start)),
             *(address(digits, start * 16), address(levels, start // 64 * 2), bad),
         )
     # Merging begins at block 0, so that the launch's blocks of threads have to be far out.
@@ -84,10 +84,10 @@ def test_an_exact_fold_finish_and_merge_far_out_land_where_they_belong(start: in
     divisor[0] = (2.0, 0.0, (1, 0, 0, 0), 1)
     out = np.zeros(SIZE, np.float32)
     run(
-        *(names.finish_kernel("exact", "float32", False), rows(part, start), *places[0]),
+        *(names.finish_kernel("exact", "float32", False), rows(operand, start), *places[0]),
         *(np.array([address(out)]), np.array([address(out)]), divisor, bad),
     )
-    assert out.tolist() == part.tolist()
+    assert out.tolist() == operand.tolist()
     assert bad[0] == NONE
 
 
@@ -95,14 +95,14 @@ def test_an_exact_fold_finish_and_merge_far_out_land_where_they_belong(start: in
 @pytest.mark.parametrize("dtype", ["float32", "int8[32]"])
 def test_a_bad_element_far_out_is_found_where_it_is(start: int, dtype: str) -> None:
     block = 32 if "[" in dtype else 0
-    part = np.full(5000, -3, np.int8 if block else np.float32)
-    scales = np.ones(-(-part.size // 32), np.float32)
-    (scales if block else part)[[130, 140] if block else [4200, 4300]] = np.nan
-    told = rows(part, start)
+    operand = np.full(5000, -3, np.int8 if block else np.float32)
+    scales = np.ones(-(-operand.size // 32), np.float32)
+    (scales if block else operand)[[130, 140] if block else [4200, 4300]] = np.nan
+    told = rows(operand, start)
     told.tables.append(np.array([address(scales)]))
     told["scales"] = address(told.tables[-1])
     tops, bad = np.zeros(1, np.uint64), np.full(1, NONE)
-    run(names.largest_kernel(dtype), told, tops, bad)
+    run(names.max_abs_kernel(dtype), told, tops, bad)
     assert tops.view(np.float64) == [3.0] and bad == [start + (4160 if block else 4200)]
 
 

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 
 import pytest
-from flcore_kernels import cuda_kernels
-from flcore_kernels.cuda import CudaBackend
+from flcore_kernels.cuda import kernels as cuda_kernels
+from flcore_kernels.cuda.backend import CudaBackend
 
 from tests.kernels import law
 from tests.kernels.shim import compiled

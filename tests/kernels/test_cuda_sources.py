@@ -5,14 +5,14 @@ from functools import cache
 
 import pytest
 from flcore_kernels import ACCUMULATORS
-from flcore_kernels.cuda_kernels import (
+from flcore_kernels.cuda.kernels import (
     FILL_KERNEL,
     THREADS,
     decode_kernel,
     encode_kernel,
     finish_kernel,
     fold_kernel,
-    largest_kernel,
+    max_abs_kernel,
     mean_kernel,
     merge_kernel,
     quantize_kernel,
@@ -42,7 +42,7 @@ KERNELS = [
     finish_kernel("exact", "float64", True),
     *(finish_kernel("exact", dtype, False) for dtype in ("float64", "float16", "int64", "bool")),
     *(merge_kernel(accumulate) for accumulate in ("exact", "float64", "float32")),
-    *(kernel(dtype) for kernel in (largest_kernel, decode_kernel) for dtype in ("float16", "int8[32]")),
+    *(kernel(dtype) for kernel in (max_abs_kernel, decode_kernel) for dtype in ("float16", "int8[32]")),
     *(encode_kernel(dtype) for dtype in ("float16", "bfloat16")),
     *(quantize_kernel(block) for block in (32, 256)),
     FILL_KERNEL,
@@ -99,7 +99,7 @@ def test_folds_read_vectors_and_contract_nothing() -> None:
     found = {name: body for name, body in entries(FOLDS).items() if "fold" in name}
     assert len(found) == len(FOLDS)
     for name, body in found.items():
-        # Sixteen bytes a lane where a lane has as many of a part; of exact sums of narrow dtypes it has four elements.
+        # Sixteen bytes a lane where a lane has as many of an operand; of narrow exact sums it has four.
         vectors = re.findall(r"ld\.global\.cs\.(v[24]\.[ub]32|[ub]32)", body)
         assert vectors, f"{name} reads no vectors"
         assert not re.search(r"\bfma\.|\.ftz", body), f"{name} contracts products and sums, or flushes denormals"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from flcore_kernels import Backend, Quantized, backend
-from flcore_kernels.cuda import CudaBackend
+from flcore_kernels.cuda.backend import CudaBackend
 
 from tests.kernels.cases import again, draw, finished, folded, mean, state_of
 from tests.kernels.shim.compiled import NEEDS_COMPILER
@@ -17,22 +17,22 @@ from tests.kernels.shim.device import ShimDevice
 
 SIZE = 20_001
 WEIGHTS = [1.0, 0.1, 3.0, 2.5, 0.7]
-PARTS: list[Any] = [draw(np.random.default_rng(seed), "float32", SIZE).part for seed in range(5)]
+OPERANDS: list[Any] = [draw(np.random.default_rng(seed), "float32", SIZE).operand for seed in range(5)]
 
 
 def total(device: Backend) -> Any:
-    return folded(device, PARTS, WEIGHTS, "float32", "exact", SIZE)
+    return folded(device, OPERANDS, WEIGHTS, "float32", "exact", SIZE)
 
 
 def merged(device: Backend) -> bytes:
     both = total(device)
-    device.merge(both, folded(device, PARTS[:2], [4.0, 0.3], "float32", "exact", SIZE))
+    device.merge(both, folded(device, OPERANDS[:2], [4.0, 0.3], "float32", "exact", SIZE))
     return state_of(device, both)
 
 
 def encoded(device: Backend) -> Quantized:
     out = Quantized(np.empty(SIZE, np.int8), np.empty(-(-SIZE // 256), np.float32))
-    device.encode(PARTS[0], out, "int8[256]")
+    device.encode(OPERANDS[0], out, "int8[256]")
     return out
 
 
@@ -47,9 +47,9 @@ VERBS: dict[str, Callable[[Backend], Any]] = {
     "fold": lambda device: state_of(device, total(device)),
     "merge": merged,
     "finish": lambda device: finished(device, total(device), "float32").tobytes(),
-    "mean": lambda device: mean(device, PARTS, WEIGHTS, "float32", "exact", "float32", SIZE).tobytes(),
-    "largest": lambda device: device.largest(PARTS, "float32"),
-    "inspect": lambda device: device.inspect(PARTS[0], "float32"),
+    "mean": lambda device: mean(device, OPERANDS, WEIGHTS, "float32", "exact", "float32", SIZE).tobytes(),
+    "max_abs": lambda device: device.max_abs(OPERANDS, "float32"),
+    "inspect": lambda device: device.inspect(OPERANDS[0], "float32"),
     "encode": lambda device: [array.tobytes() for array in encoded(device)],
     "decode": decoded,
     "save": lambda device: state_of(device, total(device)),

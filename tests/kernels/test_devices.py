@@ -39,7 +39,7 @@ def test_a_name_that_is_none_is_refused_with_those_that_are(name: str) -> None:
 
 
 def test_a_backend_is_made_once() -> None:
-    assert backend("cpu") is backend("auto") is backend("auto", near=np.zeros(3)) is backend("cpu", budget_bytes=5)
+    assert backend("cpu") is backend("auto") is backend("auto", like=np.zeros(3)) is backend("cpu", budget_bytes=5)
     assert backend("cpu", threads=2) is not backend("cpu")
 
 
@@ -73,27 +73,27 @@ def test_a_device_that_is_too_old_or_cannot_be_compiled_for_says_so(monkeypatch:
     with pytest.raises(BackendUnavailable, match=r"does not compile kernels here: libnvrtc.so was not found. It takes"):
         backend("cuda")
     with pytest.warns(RuntimeWarning, match="copied to the CPU and combined there: CuPy does not compile"):
-        assert backend("auto", near=there()) is backend("cpu")
+        assert backend("auto", like=there()) is backend("cpu")
 
 
 def test_auto_goes_where_the_data_is(monkeypatch: pytest.MonkeyPatch) -> None:
     cupy: ModuleType = stand_in_for_cupy(devices=2)
     monkeypatch.setitem(sys.modules, "cupy", cupy)
-    assert backend("auto", near=there()).name == "cuda"
-    assert backend("auto", near=there()) is backend("cuda:0") is backend("cuda") is not backend("cuda:1")
-    assert backend("auto", near=np.zeros(3)).name == "cpu"
+    assert backend("auto", like=there()).name == "cuda"
+    assert backend("auto", like=there()) is backend("cuda:0") is backend("cuda") is not backend("cuda:1")
+    assert backend("auto", like=np.zeros(3)).name == "cpu"
 
 
 def test_auto_falls_back_with_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cupy", None)
     with pytest.warns(RuntimeWarning, match="copied to the CPU and combined there: backend 'cuda' needs CuPy"):
-        assert backend("auto", near=there()) is backend("cpu")
+        assert backend("auto", like=there()) is backend("cpu")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert backend("auto", near=there()) is backend("cpu")
+        assert backend("auto", like=there()) is backend("cpu")
 
 
 def test_the_cuda_backend_pulls_in_neither_cupy_nor_numba_before_there_is_a_device() -> None:
-    program = "import sys, flcore_kernels.cuda; print(*{'cupy', 'numba', 'llvmlite'} & set(sys.modules))"
+    program = "import sys, flcore_kernels.cuda.backend; print(*{'cupy', 'numba', 'llvmlite'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, check=True)
     assert done.stdout.split() == []

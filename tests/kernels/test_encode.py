@@ -6,18 +6,10 @@ import numba
 import numpy as np
 import numpy.typing as npt
 import pytest
-from flcore_kernels import (
-    STORAGE,
-    Backend,
-    BufferMismatch,
-    NotFinite,
-    Quantized,
-    backend,
-    cpu_decode,
-    cpu_encode,
-    storage_dtype,
-)
-from flcore_kernels import cpu_memory as memory
+from flcore_kernels import STORAGE, Backend, BufferMismatch, NotFinite, Quantized, backend, storage_dtype
+from flcore_kernels.cpu import decode as cpu_decode
+from flcore_kernels.cpu import encode as cpu_encode
+from flcore_kernels.cpu import memory
 
 from tests.kernels.cases import EDGES, PAIRS, QUANTIZED, at_odd_address, draw, finished, folded
 from tests.reference import DTYPES, dequantized
@@ -33,9 +25,9 @@ def encoded(device: Backend, values: npt.NDArray[np.float32], dtype: str) -> Any
     return out
 
 
-def decoded(device: Backend, part: Any, dtype: str, size: int) -> npt.NDArray[np.float32]:
+def decoded(device: Backend, operand: Any, dtype: str, size: int) -> npt.NDArray[np.float32]:
     out = np.empty(size, np.float32)
-    device.decode(part, out, dtype)
+    device.decode(operand, out, dtype)
     return out
 
 
@@ -104,9 +96,9 @@ def test_a_value_comes_back_within_the_bound_that_is_promised(device: Backend, d
     rng = np.random.default_rng(9)
     for scale in (1e-30, 1.0, 1e30):
         values = (rng.standard_normal(block * 50 + 7) * scale).astype(np.float32)
-        part = encoded(device, values, dtype)
-        back = decoded(device, part, dtype, values.size)
-        each = np.repeat(part.scales, block)[: values.size].astype(np.float64)
+        operand = encoded(device, values, dtype)
+        back = decoded(device, operand, dtype, values.size)
+        each = np.repeat(operand.scales, block)[: values.size].astype(np.float64)
         off = np.abs(values.astype(np.float64) - back.astype(np.float64))
         assert (off <= (0.5 + 2.0**-16) * each).all()
         # The promise is not idle: some value is off by nearly half a scale.
@@ -118,11 +110,11 @@ def test_a_code_is_worth_the_same_when_decoded_and_when_folded(device: Backend, 
     block = STORAGE[dtype].block
     rng = np.random.default_rng(10)
     codes = np.resize(np.arange(-128, 128).astype(np.int8), 256 * 4 + 33)
-    part = Quantized(codes, rng.standard_normal(-(-codes.size // block)).astype(np.float32))
-    back = decoded(device, part, dtype, codes.size)
-    assert np.array_equal(back, dequantized(*part, block))
+    operand = Quantized(codes, rng.standard_normal(-(-codes.size // block)).astype(np.float32))
+    back = decoded(device, operand, dtype, codes.size)
+    assert np.array_equal(back, dequantized(*operand, block))
     for accumulate in [accumulate for each, accumulate in PAIRS if each == dtype]:
-        total = folded(device, [part], [1.0], dtype, accumulate, codes.size)
+        total = folded(device, [operand], [1.0], dtype, accumulate, codes.size)
         assert np.array_equal(finished(device, total, "float32"), back)
 
 
@@ -152,7 +144,7 @@ def test_what_is_not_finite_is_not_quantized(device: Backend, bad: float) -> Non
 
 @pytest.mark.parametrize("dtype", [*HALVES, *QUANTIZED])
 def test_long_and_misaligned_values_give_the_same_bits_on_any_number_of_threads(device: Backend, dtype: str) -> None:
-    values = draw(np.random.default_rng(3), "float32", 600_001).part
+    values = draw(np.random.default_rng(3), "float32", 600_001).operand
     first, second = encoded(device, values, dtype), encoded(device, at_odd_address(values), dtype)
     third: Any = np.empty_like(first) if dtype in HALVES else Quantized(*map(np.empty_like, first))
     backend("cpu", threads=3).encode(values, third, dtype)

@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pytest
-from flcore_kernels import Backend, NotFinite, Overflow, Quantized, TooManyTerms, backend, cpu, cpu_settle
+from flcore_kernels import Backend, NotFinite, Overflow, Quantized, TooManyTerms, backend
+from flcore_kernels.cpu import backend as cpu_backend
+from flcore_kernels.cpu import exact_fallback as cpu_exact_fallback
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -24,14 +26,14 @@ RANGES = {"float64": (-300, 280), "float32": (-38, 38), "float16": (-7, 4), "bfl
 
 
 class Clients(NamedTuple):
-    """Some parts of one dtype, and their weights."""
+    """Some operands of one dtype, and their weights."""
 
     dtype: str
     cases: list[Case]
     weights: list[float]
 
-    def parts(self, order: list[int] | None = None) -> list[Any]:
-        return [self.cases[k].part for k in (range(len(self.cases)) if order is None else order)]
+    def operands(self, order: list[int] | None = None) -> list[Any]:
+        return [self.cases[k].operand for k in (range(len(self.cases)) if order is None else order)]
 
 
 @st.composite
@@ -78,7 +80,7 @@ def tree(device: Backend, rng: np.random.Generator, found: Clients, order: list[
     """Fold some groups of clients into totals of their own, and merge these in any order, saved now and then."""
     cuts = sorted({0, len(order), *rng.integers(0, len(order) + 1, 3).tolist()})
     totals = [
-        folded(device, found.parts(order[a:b]), [found.weights[k] for k in order[a:b]], found.dtype, "exact", SIZE)
+        folded(device, found.operands(order[a:b]), [found.weights[k] for k in order[a:b]], found.dtype, "exact", SIZE)
         for a, b in pairwise(cuts)
     ]
     totals.append(device.total(SIZE, "exact"))
@@ -96,11 +98,11 @@ def test_any_order_any_calls_any_merges_saved_and_restored_in_between_give_the_s
     device: Backend, found: Clients, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
-    whole = state_of(device, folded(device, found.parts(), found.weights, found.dtype, "exact", SIZE))
+    whole = state_of(device, folded(device, found.operands(), found.weights, found.dtype, "exact", SIZE))
     order = rng.permutation(len(found.cases)).tolist()
     total = device.total(SIZE, "exact")
     for k in order:
-        device.fold(total, found.parts([k]), [found.weights[k]], found.dtype)
+        device.fold(total, found.operands([k]), [found.weights[k]], found.dtype)
         total = again(device, total) if rng.random() < 0.3 else total
     assert state_of(device, total) == whole
     assert state_of(device, tree(device, rng, found, order)) == whole
@@ -114,19 +116,19 @@ def test_one_shot_two_steps_and_the_oracle_agree_to_the_bit(
     result = result if result and found.dtype in FLOATS else result_of(found)
     values = [c.values[:128] for c in found.cases]
     expected = exact_mean(values, found.weights, result)
-    parts: list[Any] = found.parts()
+    operands: list[Any] = found.operands()
     fits = np.isfinite(expected) & (np.abs(expected) <= float(largest_of(result)))
     if not fits.all():
         with pytest.raises(Overflow):
-            mean(device, parts, found.weights, found.dtype, "exact", result, SIZE)
+            mean(device, operands, found.weights, found.dtype, "exact", result, SIZE)
         return
-    total = folded(device, parts, found.weights, found.dtype, "exact", SIZE)
+    total = folded(device, operands, found.weights, found.dtype, "exact", SIZE)
     try:
         two = finished(device, total, result)
     except Overflow:  # beyond the first 128 elements
         return
     assert opened(two, result)[:128].tobytes() == expected.tobytes()
-    one = mean(device, parts, found.weights, found.dtype, "exact", result, SIZE)
+    one = mean(device, operands, found.weights, found.dtype, "exact", result, SIZE)
     assert one.tobytes() == two.tobytes()
 
 
@@ -145,7 +147,7 @@ def test_the_error_is_within_the_bound_that_the_design_states(device: Backend, f
     weights = [Fraction(weight) for weight in found.weights]
     total = sum(weights, Fraction(0))
     rho = len(weights) * max(weights) / total
-    out = opened(mean(device, found.parts(), found.weights, found.dtype, "exact", result, SIZE), result)
+    out = opened(mean(device, found.operands(), found.weights, found.dtype, "exact", result, SIZE), result)
     for start in (0, 512, 576):
         block = [c.values[start : start + 64] for c in found.cases]
         largest = Fraction(max(float(np.abs(values).max()) for values in block))
@@ -164,19 +166,19 @@ def test_chunks_and_threads_change_nothing(device: Backend, dtype: str) -> None:
     cases = [draw(rng, dtype, size) for _ in range(6)]
     weights = [0.1, 3.0, 2.0**-50, 7.0, 0.3, 1e6]
     result = "float32" if dtype in QUANTIZED else dtype
-    parts: list[Any] = [c.part for c in cases]
-    whole = folded(device, parts, weights, dtype, "exact", size)
+    operands: list[Any] = [c.operand for c in cases]
+    whole = folded(device, operands, weights, dtype, "exact", size)
     expected = finished(device, whole, result)
     for threads in (1, 2, 3):
         other = backend("cpu", threads=threads)
-        assert state_of(other, folded(other, parts, weights, dtype, "exact", size)) == state_of(device, whole)
-        assert mean(other, parts, weights, dtype, "exact", result, size).tobytes() == expected.tobytes()
+        assert state_of(other, folded(other, operands, weights, dtype, "exact", size)) == state_of(device, whole)
+        assert mean(other, operands, weights, dtype, "exact", result, size).tobytes() == expected.tobytes()
         there = other.restore(io.BytesIO(state_of(device, whole)))
         assert finished(other, there, result).tobytes() == expected.tobytes()
     if dtype in QUANTIZED:
         return
     cuts = [0, 256, 512, 20_480, 65_536, 99_840, size]
-    pieces = [[part[a:b] for a, b in pairwise(cuts)] for part in parts]
+    pieces = [[operand[a:b] for a, b in pairwise(cuts)] for operand in operands]
     assert state_of(device, folded(device, pieces, weights, dtype, "exact", size)) == state_of(device, whole)
     for index, (a, b) in enumerate(pairwise(cuts)):
         chunk = folded(device, [piece[index] for piece in pieces], weights, dtype, "exact", b - a)
@@ -247,13 +249,13 @@ class Spy:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.blocks = 0
-        settle = cpu_settle.settle
+        write_unresolved = cpu_exact_fallback.write_unresolved
 
         def counted(total: Any, blocks: Any, *rest: Any) -> int:
             self.blocks += len(blocks)
-            return settle(total, blocks, *rest)
+            return write_unresolved(total, blocks, *rest)
 
-        monkeypatch.setattr(cpu, "settle", counted)
+        monkeypatch.setattr(cpu_backend, "write_unresolved", counted)
 
 
 def ties(dtype: str, count: int, size: int) -> list[Case]:
@@ -276,9 +278,9 @@ def test_ties_go_to_even(device: Backend, dtype: str, count: int) -> None:
     for weight in (1.0, 3.0, 0.1, 2.0**-64):
         weights = [weight] * count
         expected = exact_mean([c.values for c in cases], weights, dtype)
-        found = mean(device, [c.part for c in cases], weights, dtype, "exact", dtype, 192)
+        found = mean(device, [c.operand for c in cases], weights, dtype, "exact", dtype, 192)
         assert opened(found, dtype).tobytes() == expected.tobytes()
-        total = folded(device, [c.part for c in cases], weights, dtype, "exact", 192)
+        total = folded(device, [c.operand for c in cases], weights, dtype, "exact", 192)
         assert finished(device, total, dtype).tobytes() == found.tobytes()
 
 
@@ -292,10 +294,10 @@ def test_sums_of_weights_beyond_53_bits_divide_correctly(device: Backend, weight
     rng = np.random.default_rng(13)
     for dtype in ("float64", "float32"):
         cases = [case((rng.uniform(-9, 9, 320) * 2.0 ** rng.integers(-3, 3, 320)).astype(dtype)) for _ in weights]
-        cases[0].part[64:128] = cases[1].part[64:128] = cases[2].part[64:128] = rng.integers(-90, 90, 64) / 2
-        cases = [case(c.part) for c in cases]
+        cases[0].operand[64:128] = cases[1].operand[64:128] = cases[2].operand[64:128] = rng.integers(-90, 90, 64) / 2
+        cases = [case(c.operand) for c in cases]
         expected = exact_mean([c.values for c in cases], weights, result)
-        found = mean(device, [c.part for c in cases], weights, dtype, "exact", result, 320)
+        found = mean(device, [c.operand for c in cases], weights, dtype, "exact", result, 320)
         assert opened(found, result).tobytes() == expected.tobytes()
 
 
@@ -325,8 +327,8 @@ def test_a_tie_with_a_sum_of_weights_beyond_53_bits_goes_to_long_division(monkey
     # The middle of two bfloat16 neighbours, whose last bits are even below one and odd below the other.
     for middle, expected in ((257.0, 256.0), (259.0, 260.0), (-257.0, -256.0)):
         before = spy.blocks
-        parts = [np.full(64, middle, np.float32)] * 4
-        found = mean(CPU, parts, weights, "float32", "exact", "bfloat16", 64)
+        operands = [np.full(64, middle, np.float32)] * 4
+        found = mean(CPU, operands, weights, "float32", "exact", "bfloat16", 64)
         assert opened(found, "bfloat16").tolist() == [expected] * 64
         assert spy.blocks == before + 1
 
@@ -338,8 +340,8 @@ def test_a_quotient_just_above_the_middle_of_two_neighbours_is_looked_at_closely
 
 
 def test_long_division_reads_the_scales_of_its_block(device: Backend) -> None:
-    parts: list[Any] = [Quantized(np.full(256, k, np.int8), np.array([2.0**-130], np.float32)) for k in range(1, 11)]
-    found = mean(device, parts, [0.1] * 10, "int8[256]", "exact", "float32", 256)
+    operands: list[Any] = [Quantized(np.full(256, k, np.int8), np.array([2.0**-130], np.float32)) for k in range(1, 11)]
+    found = mean(device, operands, [0.1] * 10, "int8[256]", "exact", "float32", 256)
     assert set(found.tolist()) == {5.5 * 2.0**-130}
 
 
@@ -348,7 +350,7 @@ def test_most_results_show_without_long_division(monkeypatch: pytest.MonkeyPatch
     rng = np.random.default_rng(15)
     for dtype in ("float64", "float32", "bfloat16"):
         cases = [*ties(dtype, 4, 6400), draw(rng, dtype, 6400)]
-        mean(CPU, [c.part for c in cases], [1.0, 1.0, 1.0, 1.0, 0.1], dtype, "exact", dtype, 6400)
+        mean(CPU, [c.operand for c in cases], [1.0, 1.0, 1.0, 1.0, 0.1], dtype, "exact", dtype, 6400)
     assert spy.blocks == 0
 
 

@@ -1,4 +1,4 @@
-"""`fold` and `finish`: every dtype and accumulator against the oracle, however the parts lie in memory."""
+"""`fold` and `finish`: every dtype and accumulator against the oracle, however the operands lie in memory."""
 
 import mmap
 import tempfile
@@ -31,7 +31,7 @@ def require_close(
 ) -> None:
     """Hold a float accumulator to its bound.
 
-    Of K parts, each term has three roundings (weight, value, product) and takes part in at most K sums; the division
+    Of K operands, each term has three roundings (weight, value, product) and takes part in at most K sums; the division
     adds two. So with u half an ulp of 1: (K + 5) · u of the mean magnitude, (K + 1) steps at the lower end of the
     accumulator's range, and half an ulp of the result.
     """
@@ -54,8 +54,8 @@ def test_every_dtype_and_accumulator_agrees_with_the_oracle_around_every_edge(
     for size in EDGES:
         rng = np.random.default_rng(size)
         cases = [draw(rng, dtype, size) for _ in WEIGHTS]
-        total = folded(device, [c.part for c in cases[:2]], WEIGHTS[:2], dtype, accumulate, size)
-        device.fold(total, [c.part for c in cases[2:]], WEIGHTS[2:], dtype)
+        total = folded(device, [c.operand for c in cases[:2]], WEIGHTS[:2], dtype, accumulate, size)
+        device.fold(total, [c.operand for c in cases[2:]], WEIGHTS[2:], dtype)
         found = opened(finished(device, total, result), result)
         start = max(0, size - 65) // 64 * 64
         values = [c.values[start:] for c in cases]
@@ -69,7 +69,9 @@ def test_more_than_a_row_agrees_with_the_oracle_at_its_seams(device: Backend) ->
     size = 2**18 + 1
     rng = np.random.default_rng(3)
     cases = [draw(rng, "float32", size) for _ in range(3)]
-    found = finished(device, folded(device, [c.part for c in cases], WEIGHTS[:3], "float32", "exact", size), "float32")
+    found = finished(
+        device, folded(device, [c.operand for c in cases], WEIGHTS[:3], "float32", "exact", size), "float32"
+    )
     for start in (0, 2**14 - 64, 2**14, 2**17, 2**18 - 64, 2**18):
         values = [c.values[start : start + 64] for c in cases]
         expected = exact_mean(values, WEIGHTS[:3], "float32")
@@ -79,12 +81,12 @@ def test_more_than_a_row_agrees_with_the_oracle_at_its_seams(device: Backend) ->
 @pytest.mark.parametrize(("dtype", "accumulate"), PAIRS)
 def test_parts_may_be_read_only_and_at_odd_addresses(device: Backend, dtype: str, accumulate: str) -> None:
     cases = [draw(np.random.default_rng(seed), dtype, 8193) for seed in range(5)]
-    parts = [c.part for c in cases]
+    operands = [c.operand for c in cases]
     moved = [
         Quantized(at_odd_address(p.codes), at_odd_address(p.scales)) if dtype in QUANTIZED else at_odd_address(p)
-        for p in parts
+        for p in operands
     ]
-    expected = state_of(device, folded(device, parts, WEIGHTS, dtype, accumulate, 8193))
+    expected = state_of(device, folded(device, operands, WEIGHTS, dtype, accumulate, 8193))
     assert state_of(device, folded(device, moved, WEIGHTS, dtype, accumulate, 8193)) == expected
 
 
@@ -107,13 +109,13 @@ def test_tensors_of_a_part_lie_at_multiples_of_256(device: Backend, dtype: str, 
     rng = np.random.default_rng(5)
     clients = [[draw(rng, dtype, size) for size in sizes] for _ in range(5)]
     total = folded(
-        device, [[c.part for c in client] for client in clients], WEIGHTS, dtype, accumulate, int(places[-1])
+        device, [[c.operand for c in client] for client in clients], WEIGHTS, dtype, accumulate, int(places[-1])
     )
     whole = finished(device, total, "float32")
     outs = [np.full(size, np.nan, np.float32) for size in sizes]
     device.finish(total, outs, "float32")
     for index, (size, place) in enumerate(zip(sizes, places.tolist(), strict=False)):
-        alone = folded(device, [client[index].part for client in clients], WEIGHTS, dtype, accumulate, size)
+        alone = folded(device, [client[index].operand for client in clients], WEIGHTS, dtype, accumulate, size)
         expected = finished(device, alone, "float32")
         assert expected.tobytes() == whole[place : place + size].tobytes() == outs[index].tobytes()
         assert not whole[place + size : places[index + 1]].any()
@@ -135,13 +137,13 @@ def test_an_exact_total_of_nothing_but_minus_zero_is_plus_zero(device: Backend) 
 
 @pytest.mark.parametrize("accumulate", ACCUMULATORS)
 def test_the_weights_of_zero_count_for_nothing_but_must_be_finite(device: Backend, accumulate: str) -> None:
-    parts: list[Any] = [np.full(5, 1e30, np.float32), np.full(5, 2.0, np.float32)]
-    found = finished(device, folded(device, parts, [0.0, 3.0], "float32", accumulate, 5), "float32")
+    operands: list[Any] = [np.full(5, 1e30, np.float32), np.full(5, 2.0, np.float32)]
+    found = finished(device, folded(device, operands, [0.0, 3.0], "float32", accumulate, 5), "float32")
     assert found.tolist() == [2.0] * 5
-    total = folded(device, parts, [0.0, 0.0], "float32", accumulate, 5)
+    total = folded(device, operands, [0.0, 0.0], "float32", accumulate, 5)
     with pytest.raises(WeightRange, match="sum of the weights is 0"):
         device.finish(total, np.empty(5, np.float32), "float32")
-    device.fold(total, parts, [2.0**-60, 2.0**-60], "float32")
+    device.fold(total, operands, [2.0**-60, 2.0**-60], "float32")
     assert finished(device, total, "float32").tolist() == [np.float32(5e29)] * 5
 
 
@@ -160,11 +162,11 @@ def test_buffers_that_do_not_fit_are_refused_and_the_total_stays(device: Backend
     good = np.ones(4, np.float32)
     total = folded(device, [good], [1.0], "float32", accumulate, 4)
     before = state_of(device, total)
-    for parts, weights, words in (
-        ([good, np.ones(3, np.float32)], [1.0, 1.0], "part 1: expected a contiguous buffer of 4 float32"),
+    for operands, weights, words in (
+        ([good, np.ones(3, np.float32)], [1.0, 1.0], "operand 1: expected a contiguous buffer of 4 float32"),
         ([np.ones(8, np.float32)[::2]], [1.0], "got strided float32"),
         ([np.ones(4)], [1.0], "got contiguous float64"),
-        ([good], [], "one weight a part"),
+        ([good], [], "one weight an operand"),
         ([np.ones(5, np.float32)], [1.0], "reach to element 5, the total has 4"),
         ([[good, good]], [1.0], "reach to element 260"),
         ([good, [good, good]], [1.0, 1.0], "expected 1 buffers, got 2"),
@@ -172,7 +174,7 @@ def test_buffers_that_do_not_fit_are_refused_and_the_total_stays(device: Backend
         ([[1.0, 2.0, 3.0, 4.0]], [1.0], "expected an array, Quantized, or a list of them, got a float"),
     ):
         with pytest.raises(BufferMismatch, match=words):
-            device.fold(total, parts, weights, "float32")  # type: ignore[arg-type]
+            device.fold(total, operands, weights, "float32")  # type: ignore[arg-type]
     quantized = Quantized(np.ones(4, np.int8), np.ones(2, np.float32))
     with pytest.raises(BufferMismatch, match="expected a contiguous buffer of 1 float32"):
         device.fold(total, [quantized], [1.0], "int8[32]")
@@ -205,9 +207,11 @@ def test_a_base_is_added_before_the_only_rounding(device: Backend, dtype: str, a
     rng = np.random.default_rng(8)
     base, delta = draw(rng, dtype, 200), draw(rng, dtype, 200)
     if dtype in ("int16", "int32"):
-        base, delta = (c._replace(part=c.part // 4, values=(c.part // 4).astype(np.float64)) for c in (base, delta))
+        base, delta = (
+            c._replace(operand=c.operand // 4, values=(c.operand // 4).astype(np.float64)) for c in (base, delta)
+        )
     out = np.empty(200, storage_dtype(dtype))
-    device.finish(folded(device, [delta.part], [2.0], dtype, accumulate, 200), out, dtype, base.part)
+    device.finish(folded(device, [delta.operand], [2.0], dtype, accumulate, 200), out, dtype, base.operand)
     for value, start, change in zip(opened(out, dtype), base.values, delta.values, strict=True):
         truth = Fraction(float(start)) + Fraction(float(change))
         slack = 4 * Fraction(float(np.finfo("float32" if accumulate == "float32" else "float64").eps))

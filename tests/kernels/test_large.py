@@ -11,11 +11,11 @@ STEP = 10**8
 @pytest.mark.large
 @pytest.mark.parametrize("accumulate", ["exact", "float32"])
 def test_every_element_of_a_tensor_of_5_gb_is_reached_once(accumulate: str) -> None:
-    part, out = np.empty(ELEMENTS, np.float32), np.empty(ELEMENTS, np.float32)
+    operand, out = np.empty(ELEMENTS, np.float32), np.empty(ELEMENTS, np.float32)
     for start in range(0, ELEMENTS, STEP):
         numbers = np.arange(start, min(start + STEP, ELEMENTS)) % 8191 - 4000
-        part[start : start + STEP] = numbers
+        operand[start : start + STEP] = numbers
     out.fill(np.nan)
-    backend("cpu").mean([part, part, part], [1.0, 2.0, 1.0], out, "float32", accumulate)
+    backend("cpu").mean([operand, operand, operand], [1.0, 2.0, 1.0], out, "float32", accumulate)
     for start in range(0, ELEMENTS, STEP):
-        assert np.array_equal(out[start : start + STEP], part[start : start + STEP])
+        assert np.array_equal(out[start : start + STEP], operand[start : start + STEP])

@@ -33,13 +33,13 @@ class Mutation(NamedTuple):
     check: str
     file: str
     changes: list[tuple[str, str]]
-    appended: tuple[str, str] = ("cpu_memory.py", "")
+    appended: tuple[str, str] = ("cpu/memory.py", "")
 
 
 MUTATIONS = {
     "a carry": Mutation(
         "digits_stay_where_they_are",
-        "cpu_digits.py",
+        "cpu/digits.py",
         [
             (
                 r" +for i in range\(2 \* BLOCK\):\n +memory.store_i64\(digits, i, memory.load_i64\(total, i\)\)\n",
@@ -56,16 +56,16 @@ MUTATIONS = {
     ),
     "a fused multiply-add": Mutation(
         "terms_are_rounded_products",
-        "cpu_exact.py",
+        "cpu/exact.py",
         [
             (r" +v = t \+ \(both - u\)\n", "            v = memory.fused(w, np.float64(x), both - u)\n"),
             (r" +u = t \+ high\n", "            x = value(a, f, first + i)\n            u = t + high\n"),
         ],
-        ("cpu_memory.py", FUSED),
+        ("cpu/memory.py", FUSED),
     ),
     "levels by the floor of log2": Mutation(
         "levels_change_at_half_a_bin",
-        "cpu_digits.py",
+        "cpu/digits.py",
         [(r"ceiling = exponent \+ .*", "ceiling = exponent")],
     ),
     "a rounded sum of weights": Mutation(
@@ -86,7 +86,7 @@ MUTATIONS = {
     ),
     "a bfloat16 rounded to float32 before": Mutation(
         "results_are_rounded_once",
-        "cpu_encode.py",
+        "cpu/encode.py",
         [
             (
                 r"def round_once\(value: Any\) -> Any:\n",
@@ -96,7 +96,7 @@ MUTATIONS = {
     ),
     "a float32 rounded to float64 before": Mutation(
         "results_are_rounded_once",
-        "cpu_quotient.py",
+        "cpu/quotient.py",
         [(r"round_once\(odd_neighbour\(quotient, remainder\) \* unit\)", "round_once(quotient * unit)")],
     ),
 }

@@ -184,10 +184,10 @@ import os, sys
 import numpy as np
 from flcore_kernels import backend
 cpu = backend("cpu", threads=2)
-parts = [np.full(300_000, value, np.float32) for value in (1.0, 2.0, 6.0)]
+operands = [np.full(300_000, value, np.float32) for value in (1.0, 2.0, 6.0)]
 def mean():
     out = np.empty(300_000, np.float32)
-    cpu.mean(parts, [1.0] * 3, out, "float32")
+    cpu.mean(operands, [1.0] * 3, out, "float32")
     return bool((out == 3.0).all())
 assert mean()
 children = []
@@ -212,11 +212,11 @@ def verbs() -> dict[str, Callable[[], bytes]]:
     """Every verb, as a call that returns all bits of what it makes."""
     cpu, size = backend("cpu", threads=3), 150_001
     rng = np.random.default_rng(16)
-    parts = [draw(rng, "float32", size).part for _ in range(5)]
-    halves = [draw(rng, "bfloat16", size).part for _ in range(5)]
-    quantized = draw(rng, "int8[256]", size).part
+    operands = [draw(rng, "float32", size).operand for _ in range(5)]
+    halves = [draw(rng, "bfloat16", size).operand for _ in range(5)]
+    quantized = draw(rng, "int8[256]", size).operand
     weights = [1.0, 0.1, 3.0, 7.0, 0.3]
-    saved = folded(cpu, parts, weights, "float32", "exact", size)
+    saved = folded(cpu, operands, weights, "float32", "exact", size)
 
     def merged() -> bytes:
         total = folded(cpu, halves, weights, "bfloat16", "exact", size)
@@ -225,9 +225,9 @@ def verbs() -> dict[str, Callable[[], bytes]]:
 
     def coded() -> bytes:
         out = Quantized(np.empty(size, np.int8), np.empty(-(-size // 256), np.float32))
-        cpu.encode(parts[0], out, "int8[256]")
+        cpu.encode(operands[0], out, "int8[256]")
         half = np.empty(size, np.uint16)
-        cpu.encode(parts[1], half, "bfloat16")
+        cpu.encode(operands[1], half, "bfloat16")
         return out.codes.tobytes() + out.scales.tobytes() + half.tobytes()
 
     def decoded() -> bytes:
@@ -236,11 +236,11 @@ def verbs() -> dict[str, Callable[[], bytes]]:
         return out.tobytes()
 
     return {
-        "fold": lambda: state_of(cpu, folded(cpu, parts, weights, "float32", "float32", size)),
+        "fold": lambda: state_of(cpu, folded(cpu, operands, weights, "float32", "float32", size)),
         "merge": merged,
         "finish": lambda: finished(cpu, saved, "bfloat16").tobytes(),
         "mean": lambda: mean(cpu, halves, weights, "bfloat16", "exact", "float32", size).tobytes(),
-        "inspect": lambda: repr(cpu.inspect(parts[2], "float32")).encode(),
+        "inspect": lambda: repr(cpu.inspect(operands[2], "float32")).encode(),
         "encode": coded,
         "decode": decoded,
     }

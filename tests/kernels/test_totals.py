@@ -23,7 +23,7 @@ from flcore_kernels.threads import Pool
 
 from tests.kernels.cases import again, finished, folded, state_of
 
-PARTS = [np.array([1.5, -2.0, 1e20], np.float32), np.array([0.25, 2.0**-40, -1e20], np.float32)]
+OPERANDS = [np.array([1.5, -2.0, 1e20], np.float32), np.array([0.25, 2.0**-40, -1e20], np.float32)]
 GOLDEN = zlib.decompress(
     bytes.fromhex(
         "78da4bcb49ce2f4a5528c92f49cc5130e46288676460a8564a4c4e2ecd2dcd492c4955b252504aad484c2e51d2013272527353f3"
@@ -31,11 +31,11 @@ GOLDEN = zlib.decompress(
         "8061148c08c00ca5fffdff8f887787d17019298091e1ddcbb99357e78a6f2d5dfaf88d65e5345600820168e0"
     )
 )
-"""What version 1 of the format writes of `PARTS` with weights 1 and 3 (deflated here): it is read for ever."""
+"""What version 1 of the format writes of `OPERANDS` with weights 1 and 3 (deflated here): it is read for ever."""
 
 
 def small(device: Backend, accumulate: str = "exact") -> Total:
-    return folded(device, PARTS, [1.0, 3.0], "float32", accumulate, 3)
+    return folded(device, OPERANDS, [1.0, 3.0], "float32", accumulate, 3)
 
 
 def test_a_total_is_saved_as_it_always_was(device: Backend) -> None:
@@ -54,7 +54,7 @@ def test_a_restored_total_goes_on_where_it_was(device: Backend, accumulate: str)
     restored = again(device, total)
     assert state_of(device, restored) == state_of(device, total)
     for each in (total, restored):
-        device.fold(each, PARTS, [2.0, 0.5], "float32")
+        device.fold(each, OPERANDS, [2.0, 0.5], "float32")
     assert state_of(device, restored) == state_of(device, total)
 
 
@@ -123,12 +123,12 @@ def test_a_header_that_makes_no_sense_is_bad(device: Backend, header: Any) -> No
 
 @pytest.mark.parametrize("accumulate", ["float64", "float32"])
 def test_merged_float_totals_are_the_sum_of_both(device: Backend, accumulate: str) -> None:
-    parts = [np.array([1.0, 2.0, 3.0], np.float32), np.array([5.0, 6.0, 9.0], np.float32)]
+    operands = [np.array([1.0, 2.0, 3.0], np.float32), np.array([5.0, 6.0, 9.0], np.float32)]
     for first, second in ((1.0, 3.0), (1e-20, 3e-20), (0.0, 1.0), (1.0, 0.0)):
-        one = folded(device, parts[:1], [first], "float32", accumulate, 3)
-        two = folded(device, parts[1:], [second], "float32", accumulate, 3)
+        one = folded(device, operands[:1], [first], "float32", accumulate, 3)
+        two = folded(device, operands[1:], [second], "float32", accumulate, 3)
         device.merge(one, two)
-        mean = (first * parts[0].astype(np.float64) + second * parts[1].astype(np.float64)) / (first + second)
+        mean = (first * operands[0].astype(np.float64) + second * operands[1].astype(np.float64)) / (first + second)
         assert np.allclose(finished(device, one, "float64"), mean, rtol=1e-6)
         assert one.terms == 2
 
@@ -183,7 +183,7 @@ def test_an_interrupted_fold_spoils_the_total(
 
     monkeypatch.setattr(Pool, "run", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        device.fold(total, PARTS, [1.0, 3.0], "float32")
+        device.fold(total, OPERANDS, [1.0, 3.0], "float32")
     monkeypatch.undo()
     with pytest.raises(SpoiledTotal):
         finished(device, total, "float32")
@@ -196,12 +196,12 @@ def test_a_total_that_was_cleared_is_as_good_as_new(device: Backend, accumulate:
     total, expected, found = device.total(size, accumulate), np.empty(size, np.float32), np.empty(size, np.float32)
     where = address_of(total.values)
     for scale in (1e30, 1e-30, 1.0):
-        part = (rng.standard_normal(size) * scale).astype(np.float32)
-        part[64:256] = 0  # blocks that stay empty, whose digits are those of the round before
+        operand = (rng.standard_normal(size) * scale).astype(np.float32)
+        operand[64:256] = 0  # blocks that stay empty, whose digits are those of the round before
         fresh = device.total(size, accumulate)
         for each, out in ((fresh, expected), (total, found)):
-            device.fold(each, [part], [2.0], "float32")
-            device.fold(each, [part], [1.0], "float32")
+            device.fold(each, [operand], [2.0], "float32")
+            device.fold(each, [operand], [1.0], "float32")
             device.finish(each, out, "float32")
         assert found.tobytes() == expected.tobytes()
         merged = device.total(size, accumulate)

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from flcore_kernels import BackendUnavailable, DeviceArray, OutOfDeviceMemory, described, devices
-from flcore_kernels.cuda import CudaBackend
+from flcore_kernels.cuda.backend import CudaBackend
 
 import flcore
 from flcore.model import arrays

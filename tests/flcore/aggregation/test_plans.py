@@ -11,7 +11,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from flcore_kernels.cpu import CpuBackend
+from flcore_kernels.cpu.backend import CpuBackend
 from flcore_transport import piece_elements
 
 from flcore import Aggregator, Arrays, JobError, Model, ModelSpec, QuorumError, UpdateError, WeightError

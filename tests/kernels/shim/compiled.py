@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 from flcore_kernels import ACCUMULATORS, STORAGE
-from flcore_kernels.cuda_kernels import (
+from flcore_kernels.cuda.kernels import (
     THREADS,
     decode_kernel,
     finish_kernel,
     fold_kernel,
-    largest_kernel,
+    max_abs_kernel,
     mean_kernel,
     source,
 )
@@ -50,7 +50,7 @@ FAMILIES = (
         [
             *(fold_kernel(dtype, accumulate) for accumulate in ACCUMULATORS),
             *(mean_kernel(dtype, accumulate, "float32" if row.block else dtype, False) for accumulate in ACCUMULATORS),
-            *(largest_kernel(dtype), decode_kernel(dtype)),
+            *(max_abs_kernel(dtype), decode_kernel(dtype)),
         ]
         for dtype, row in STORAGE.items()
     ),

@@ -1,4 +1,4 @@
-"""`flcore_kernels.cuda_device.Device`, played by the processor.
+"""`flcore_kernels.cuda.device.Device`, played by the processor.
 
 Streams do nothing until somebody waits, so that what must be waited for and is not shows: a piece filled anew too early
 is copied as it is then, a kernel that does not wait for a copy reads what was there before.
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from flcore_kernels import OutOfDeviceMemory
-from flcore_kernels.cuda_device import Event
+from flcore_kernels.cuda.device import Event
 from flcore_kernels.device_arrays import DeviceArray, Flags
 
 from tests.kernels.shim.compiled import launch, library

@@ -1,0 +1,1 @@
+"""The CPU backend: `backend` drives loops that Numba compiles."""

@@ -1,0 +1,203 @@
+"""From a total to a result: divide, round once, cast and write, in one pass, 64 elements at a time.
+
+With a base, the mean (to within a few units of float64's last place, and for integers the rounded mean) is added to the
+base's elements before the result is rounded. A large result goes past the cache, for it is not read again soon.
+
+Each loop here is made of a function that gives element i's rounded value; the loop stores values and notes whether one
+does not fit, in which case another walk finds the first.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from flcore_kernels.cpu import memory
+from flcore_kernels.cpu.decode import Decoder
+from flcore_kernels.cpu.device_function import device_function
+from flcore_kernels.cpu.digits import BLOCK, EMPTY, WIDTH, fetch_block
+from flcore_kernels.cpu.encode import Encoder
+from flcore_kernels.cpu.long_division import nearest
+from flcore_kernels.cpu.quotient import careful_mean, carried, quick_mean, scale
+from flcore_kernels.dtypes import STORAGE, Storage
+
+FITS, MISFIT = np.int64(0), np.int64(1)
+
+
+@device_function
+def emit(target: Any, source: Any, size: Any, past_cache: Any) -> None:
+    """Copy `size` bytes; past the cache if that is asked for and the target is aligned for it."""
+    done = 0
+    if past_cache and target & np.uint64(15) == np.uint64(0):
+        for i in range(0, size - 15, 16):
+            memory.stream_16(target + np.uint64(i), source + np.uint64(i))
+        done = size - size % 16
+    for i in range(done, size):
+        memory.store_u8(target, i, memory.peek_u8(source, i))
+
+
+@device_function
+def no_base(address: Any, factor: Any, index: Any) -> Any:
+    """What stands in for a base's elements where there is none."""
+    return 0.0
+
+
+def _value_of(base_of: Decoder | None) -> Callable[..., Any]:
+    return no_base if base_of is None else base_of.value
+
+
+@cache
+def float_finish(real: Any, row: Storage, encode: Encoder, base_of: Decoder | None) -> Callable[..., Any]:
+    """Return the loop that finishes a tile of a float32 or float64 total; `base_of` reads a base, if there is one.
+
+    `finish(total, count, divisor, target, base, past_cache, line)`: `total`, `target` and `base` are
+    addresses, `line` that of 512 bytes to work in. Returns the first element that does not fit, or -1.
+    """
+    peek = memory.peek_f32 if real is np.float32 else memory.peek_f64
+    round_once, base_value, store, low, high = encode.round, _value_of(base_of), encode.store, encode.low, encode.high
+    size = encode.bytes
+    has_base = base_of is not None
+    is_single, is_integer = real is np.float32, not row.is_float
+    # The mean of a float32 total is a float32, and is rounded from there, in vectors twice as long.
+    is_short = is_single and not has_base and encode.store_single is not None
+    store_single, high_single = encode.store_single or store, np.float32(min(high, STORAGE["float32"].range[1]))
+
+    @device_function
+    def mean(total: Any, index: Any, divisor: Any, inverse: Any) -> Any:
+        if is_single:
+            return np.float64(peek(total, index)) * inverse
+        return np.float64(peek(total, index)) / divisor
+
+    @device_function
+    def result(total: Any, index: Any, divisor: Any, inverse: Any, base: Any) -> Any:
+        value = mean(total, index, divisor, inverse)
+        if has_base:
+            if is_integer:
+                value = round_once(value)
+            value += np.float64(base_value(base, np.float32(1.0), index))
+        return round_once(value) + 0.0
+
+    @device_function
+    def block(total: Any, start: Any, count: Any, divisor: Any, inverse: Any, base: Any, line: Any) -> Any:
+        misfits = FITS
+        for i in range(count):
+            if is_short:
+                single = np.float32(mean(total, start + i, divisor, inverse)) + np.float32(0.0)
+                misfits |= FITS if np.abs(single) <= high_single else MISFIT
+                store_single(line, i, single)
+            else:
+                value = result(total, start + i, divisor, inverse, base)
+                misfits |= FITS if low <= value <= high else MISFIT
+                store(line, i, value)
+        return misfits
+
+    @device_function
+    def finish(total: Any, count: Any, divisor: Any, target: Any, base: Any, past_cache: Any, line: Any) -> Any:
+        inverse = 1.0 / divisor
+        for start in range(0, count, BLOCK):
+            n = min(BLOCK, count - start)
+            if block(total, start, n, divisor, inverse, base, line) != FITS:
+                for i in range(start, start + n):
+                    if not low <= result(total, i, divisor, inverse, base) <= high:
+                        return i
+            emit(target + np.uint64(start * size), line, n * size, past_cache)
+        return -1
+
+    return finish  # type: ignore[no-any-return]
+
+
+@cache
+def exact_finish(row: Storage, encode: Encoder, base_of: Decoder | None) -> Callable[..., Any]:
+    """Return the loop that finishes a tile of an exact total; `base_of` reads a base, if there is one.
+
+    `finish(digits, levels, first, count, divisor, rest, target, base, past_cache, line, unresolved)`: `first` is the
+    tile's first element in the total, `rest` what the float64 `divisor` leaves of the sum of weights. Blocks that long
+    division must settle, among them those where a value does not fit, are appended to `unresolved` (their number is
+    `unresolved[0]`) and not written.
+    """
+    quick, careful = quick_mean(row, encode), careful_mean(row, encode)
+    round_once, base_value, store, low, high = encode.round, _value_of(base_of), encode.store, encode.low, encode.high
+    size = encode.bytes
+    has_base = base_of is not None
+    is_integer, is_float64 = not row.is_float, row.precision == 53
+
+    @device_function
+    def shifted(digits: Any, index: Any, arguments: Any) -> Any:
+        factor, base, start = arguments
+        if is_integer:
+            value, uncertain = quick(digits, index, (factor,))
+        else:
+            upper, lower = carried(digits, index)
+            value, uncertain = (np.float64(upper) * 2.0**WIDTH + np.float64(lower)) * factor, FITS
+        return round_once(value + np.float64(base_value(base, np.float32(1.0), start + index))) + 0.0, uncertain
+
+    def each(of: Callable[..., Any]) -> Callable[..., Any]:
+        @device_function
+        def write(digits: Any, count: Any, arguments: Any, line: Any) -> Any:
+            any_uncertain = FITS
+            for i in range(count):
+                value, uncertain = of(digits, i, arguments)
+                any_uncertain |= uncertain
+                any_uncertain |= FITS if low <= value <= high else MISFIT
+                store(line, i, value)
+            return any_uncertain
+
+        return write  # type: ignore[no-any-return]
+
+    write_quick, write_careful, write_shifted = each(quick), each(careful), each(shifted)
+
+    @device_function
+    def finish(  # type: ignore[no-untyped-def]
+        digits, levels, first, count, divisor, rest, target, base, past_cache, line, unresolved
+    ):
+        for start in range(0, count, BLOCK):
+            n = min(BLOCK, count - start)
+            level = memory.peek_i64(levels, start // BLOCK)
+            here = digits + np.uint64(16 * start)
+            fetch_block(here)
+            if level == EMPTY:
+                level = np.int64(0)
+            unit = scale(1.0, WIDTH * (level - 1))
+            uncertain = MISFIT
+            if -15 <= level <= 15:
+                if has_base:
+                    uncertain = write_shifted(here, n, (unit / divisor, base, start), line)
+                else:
+                    if not is_float64:
+                        uncertain = write_quick(here, n, (unit / divisor,), line)
+                    if uncertain != FITS:
+                        uncertain = write_careful(here, n, (unit, divisor, rest), line)
+            if uncertain == FITS:
+                emit(target + np.uint64(start * size), line, n * size, past_cache)
+            else:
+                unresolved[0] += 1
+                unresolved[unresolved[0]] = first + start
+
+    return finish  # type: ignore[no-any-return]
+
+
+@cache
+def exact_fallback(row: Storage, encode: Encoder, base_of: Decoder) -> Callable[..., Any]:
+    """Return the loop that finishes a block of an exact total by long division, whatever its level."""
+    round_once, base_value, store, low, high = encode.round, base_of.value, encode.store, encode.low, encode.high
+    is_integer, precision, lowest = not row.is_float, row.precision, row.lowest
+
+    @device_function
+    def divide_elements(digits, level, count, limbs, exponent, target, base, work):  # type: ignore[no-untyped-def]
+        # A float's base is added to the quotient in float64, and their sum is rounded.
+        has_float_base = base != np.uint64(0) and not is_integer
+        bits, step = (53, -1074) if has_float_base else (precision, lowest)
+        for i in range(count):
+            upper, lower = carried(digits, i)
+            value = nearest(upper, lower, level, limbs, exponent, bits, step, work)
+            if base != np.uint64(0):
+                value += np.float64(base_value(base, np.float32(1.0), i))
+            if has_float_base:
+                value = round_once(value)
+            if not low <= value <= high:
+                return i
+            store(target, i, value + 0.0)
+        return -1
+
+    return divide_elements  # type: ignore[no-any-return]

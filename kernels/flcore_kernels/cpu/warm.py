@@ -1,0 +1,107 @@
+"""Compiling kernels ahead of their first use: for images, and for machines where the first call must not wait."""
+
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+
+from flcore_kernels import code_cache
+from flcore_kernels.cpu import kernels, scan
+from flcore_kernels.cpu.compiler import Kernel, cache_directory
+from flcore_kernels.dtypes import STORAGE, lookup
+from flcore_kernels.errors import KernelError
+from flcore_kernels.threads import thread_count
+from flcore_kernels.totals import ACCUMULATORS
+
+USUAL_DTYPES = ("float32", "bfloat16", "float16", "float64", "int64", "int8[256]")
+
+_NOT_KEPT = "compiled kernels cannot be kept here: see the warning above"
+
+Key = tuple[str, ...]
+"""What a kernel does, and for which dtypes and accumulator: `("mean", "bfloat16", "exact", "float32")`."""
+
+_KERNELS: dict[str, Callable[..., Kernel]] = {
+    "fold": kernels.fold_kernel,
+    "mean": lambda dtype, accumulate, result: kernels.mean_kernel(dtype, accumulate, result, False),
+    "mean-base": lambda dtype, accumulate, result: kernels.mean_kernel(dtype, accumulate, result, True),
+    "finish": lambda accumulate, result: kernels.finish_kernel(accumulate, result, False),
+    "finish-base": lambda accumulate, result: kernels.finish_kernel(accumulate, result, True),
+    "exact-fallback": kernels.exact_fallback_kernel,
+    "merge": kernels.merge_kernel,
+    "max-abs": scan.max_abs_kernel,
+    "decode": scan.decode_kernel,
+    "encode": scan.encode_kernel,
+    "quantize": lambda block: scan.quantize_kernel(int(block)),
+}
+
+
+def keys_of(dtypes: Sequence[str]) -> list[Key]:
+    """Return the kernels that work on some dtypes."""
+    keys: list[Key] = []
+    for dtype in dtypes:
+        row = lookup(dtype)
+        result = "float32" if row.block else dtype
+        for accumulate in ACCUMULATORS:
+            keys += [("mean", dtype, accumulate, result), ("fold", dtype, accumulate), ("finish", accumulate, result)]
+        keys += [("mean-base", dtype, "exact", result), ("exact-fallback", result)]
+        keys += [("max-abs", dtype), ("decode", dtype)]
+        keys += [("quantize", str(row.block))] if row.block else []
+        keys += [("encode", dtype)] if dtype in ("bfloat16", "float16") else []
+    return list(dict.fromkeys([*keys, ("merge",)]))
+
+
+def kernel_of(key: Key) -> Kernel:
+    """Return the kernel that a key names."""
+    return _KERNELS[key[0]](*key[1:])
+
+
+def warm(dtypes: Sequence[str] | None = None, processes: int | None = None) -> Iterator[tuple[int, int, Key, bool]]:
+    """Compile the kernels for some dtypes (all usual ones by default) and keep them on disk; see `compile_ahead`."""
+    keys = keys_of(list(STORAGE) if dtypes is not None and "all" in dtypes else dtypes or USUAL_DTYPES)
+    return compile_ahead(keys, processes)
+
+
+def compile_ahead(keys: Sequence[Key], processes: int | None = None) -> Iterator[tuple[int, int, Key, bool]]:
+    """Compile some kernels in several processes and keep them on disk.
+
+    Yields (how many are done, how many there are, which one, whether it had to be compiled) after each. Raises
+    `KernelError` where compiled code cannot be kept.
+    """
+    if cache_directory() is None:
+        raise KernelError(_NOT_KEPT)
+    groups = _groups(keys)
+    done = 0
+    with ProcessPoolExecutor(thread_count(processes), mp_context=multiprocessing.get_context("spawn")) as pool:
+        waiting = {pool.submit(_compile, group): group for group in groups}
+        for future in as_completed(waiting):
+            for key, was_needed in zip(waiting[future], future.result(), strict=True):
+                path = kernel_of(key).path()
+                if was_needed and not (path and code_cache.read(path)):
+                    raise KernelError(_NOT_KEPT)
+                done += 1
+                yield done, len(keys), key, was_needed
+
+
+def _compile(group: list[Key]) -> list[bool]:
+    return [kernel_of(key).warm(notice=False) for key in group]
+
+
+def _groups(keys: Sequence[Key]) -> list[list[Key]]:
+    """Return the keys, largest group first, so that kernels made of the same device functions are compiled by one
+    process.
+
+    Such a function is compiled once in a process, and then costs the next kernel nothing: two thirds of the time of a
+    `fold` after the `mean` of its dtype and accumulator.
+    """
+    groups: dict[tuple[str, str], list[Key]] = {}
+    for key in keys:
+        match key:
+            case ("mean" | "mean-base" | "fold", dtype, accumulate, *_):
+                group = (dtype, accumulate)
+            case ("finish" | "finish-base", accumulate, result):
+                group = (result, accumulate)
+            case ("exact-fallback", _):
+                group = ("exact-fallback", "")
+            case _:
+                group = ("scan", key[-1])
+        groups.setdefault(group, []).append(key)
+    return sorted(groups.values(), key=len, reverse=True)

@@ -1,0 +1,1 @@
+"""The CUDA backend: the twin of `cpu`, over C++ templates in `source`."""
