@@ -56,7 +56,7 @@ test-torch: $(VENV)/.torch  ## Run the tests that need PyTorch.
 	$(BIN)/pytest -m torch
 
 stress: $(VENV)/.dev  ## A hundred thousand histories of a round and of transfers; large servers held to their memory bounds (an hour, 10 GB of disk).
-	FLCORE_HISTORIES=100000 $(BIN)/pytest tests/flcore/server/test_task_round.py tests/transport/test_windows.py
+	FLCORE_HISTORIES=100000 $(BIN)/pytest tests/flcore/server/test_task_round.py tests/transport/test_flow_control.py
 	$(BIN)/pytest -m stress
 
 bench: $(VENV)/.dev  ## Measure kernels, transport, rounds and memory on this machine (minutes, 16 GB).

@@ -13,7 +13,7 @@ from flcore.errors import FlcoreError
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 """Names of `mallopt`'s parameters, in glibc's malloc.h."""
 
-LARGEST = 32 << 20
+MMAP_THRESHOLD_BYTES = 32 << 20
 """Bytes: what is larger is mapped by itself, and given back when it is freed; glibc allows no higher bound."""
 
 
@@ -28,17 +28,17 @@ def keep_freed_memory() -> None:
     except (OSError, AttributeError, TypeError):
         return
     mallopt(_ARENA_MAX, 1)
-    mallopt(_MMAP_THRESHOLD, LARGEST)
+    mallopt(_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES)
     mallopt(_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def open_as_many_files_as_allowed() -> None:
+def raise_open_file_limit() -> None:
     """Raise the process's limit of open files as far as it may itself: each connection of a server takes one."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def end_when_told() -> None:
+def exit_on_sigterm() -> None:
     """Have SIGTERM end this process as Ctrl-C does: clients are told, and files that are of no more use removed.
 
     Another SIGTERM while it ends changes nothing. Either signal may come in the middle of a finalizer, where Python
@@ -63,7 +63,7 @@ def end_when_told() -> None:
     signal.signal(signal.SIGTERM, end)
 
 
-NATIVE = {
+PATCHING_LIBRARIES = {
     "gevent": ("gevent.monkey", "is_module_patched", ("threading", "queue", "subprocess", "select", "os")),
     "eventlet": ("eventlet.patcher", "is_monkey_patched", ("thread", "subprocess", "select", "os")),
 }
@@ -72,7 +72,7 @@ NATIVE = {
 
 def require_native_threads(what: str) -> None:
     """Raise `FlcoreError` where a library has replaced the system's threads, in which some calls would never end."""
-    for library, (module, is_patched, needed) in NATIVE.items():
+    for library, (module, is_patched, needed) in PATCHING_LIBRARIES.items():
         if module not in sys.modules:
             continue
         patched = [name for name in needed if getattr(sys.modules[module], is_patched)(name)]

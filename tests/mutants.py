@@ -82,7 +82,11 @@ MUTANTS = [
         STAGING,
     ),
     Mutant(
-        "window-too-cheap", "transport/flcore_transport/windows.py", "transfer.window + 1", "transfer.window", TRANSPORT
+        "window-too-cheap",
+        "transport/flcore_transport/flow_control.py",
+        "transfer.window + 1",
+        "transfer.window",
+        TRANSPORT,
     ),
     Mutant(
         "metadata-compared-in-part",

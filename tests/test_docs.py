@@ -196,7 +196,7 @@ def test_the_tables_of_the_memory_page_are_sound(tmp_path: Path) -> None:
 
 def test_the_workflow_in_the_docs_is_the_bundled_one() -> None:
     body = block("job.md", "python").partition("\n")[2]
-    assert body.strip() in (ROOT / "flcore/server/playbooks.py").read_text()
+    assert body.strip() in (ROOT / "flcore/workflows/fed_avg.py").read_text()
 
 
 @pytest.mark.parametrize("page", generate.PAGES)

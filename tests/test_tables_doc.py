@@ -19,7 +19,7 @@ def test_the_snippets_as_printed(tmp_path: Path) -> None:
     run.mkdir(parents=True)
     (run / "history.jsonl").write_text(RoundRecord(1, seconds={"round": 0.5}).to_json() + "\n")
     arrays = {"w": np.arange(6, dtype=np.float32).reshape(2, 3)}
-    storage = Storage("at-close", Staging(0, run / ".staging"))
+    storage = Storage("batch", Staging(0, run / ".staging"))
     aggregator = Aggregator(ModelSpec.of(arrays), storage=storage)
     with aggregator.update(client="hospital", weight=2) as update:
         update.write_all(arrays)

@@ -56,7 +56,7 @@ class Case:
     clients: Pair = (4, 4)
     rounds: Pair = (3, 6)
     accumulate: str = "exact"
-    plan: str = "at-close"
+    plan: str = "batch"
     budgets: Pair = (64 << 20, 1 << 30)
     on_disk: bool = False
     is_rated: bool = False

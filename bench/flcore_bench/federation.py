@@ -63,7 +63,7 @@ class FederationSpec:
     def memory_bound(self) -> int:
         """The peak memory in bytes that flcore states for this plan and budget. It does not depend on the clients."""
         budget = Budget(int(self.options.get("budget_bytes", DEFAULT_BUDGET.nbytes)))
-        return budget.peak_bytes(str(self.options.get("plan", "at-close")), self.spec, self.accumulate)
+        return budget.peak_bytes(str(self.options.get("plan", "batch")), self.spec, self.accumulate)
 
     @property
     def overrides(self) -> dict[str, Any]:

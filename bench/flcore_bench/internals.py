@@ -14,26 +14,26 @@ from flcore.job.messages import (
     TaskMessage,
     UpdateMessage,
     WelcomeMessage,
+    decode_spec,
     parse_message,
-    spec_of,
 )
 from flcore.model.wire_format import WireFormat
 from flcore.process import keep_freed_memory
-from flcore.server.events import Asked, Event
+from flcore.server.events import Event, TaskSent
 from flcore.server.federation import Federation
 from flcore.server.serve import serve
-from flcore.server.task_round import RoundRules
+from flcore.server.task_round import RoundPolicy
 
 __all__ = [
     "DEFAULT_BUDGET",
-    "Asked",
+    "TaskSent",
     "Budget",
     "Client",
     "Event",
     "Executor",
     "Federation",
     "JoinMessage",
-    "RoundRules",
+    "RoundPolicy",
     "Site",
     "Staging",
     "TaskMessage",
@@ -43,6 +43,6 @@ __all__ = [
     "keep_freed_memory",
     "parse_message",
     "serve",
-    "spec_of",
+    "decode_spec",
     "WireFormat",
 ]

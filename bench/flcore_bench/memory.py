@@ -14,7 +14,7 @@ SHAPES = {"one tensor": "flat", "ten thousand tensors": "many"}
 PLANS = {
     "streaming, float32": ("streaming", "float32"),
     "streaming, exact": ("streaming", "exact"),
-    "at close": ("at-close", "exact"),
+    "at close": ("batch", "exact"),
 }
 
 MEMORY_CASES = [
@@ -26,7 +26,7 @@ MEMORY_CASES = [
         rounds=(2, 2),
         plan=PLANS[plan][0],
         accumulate=PLANS[plan][1],
-        on_disk=PLANS[plan][0] == "at-close",
+        on_disk=PLANS[plan][0] == "batch",
         goals=[within_memory_bound()],
     )
     for clients, shape, plan in product(CLIENTS, SHAPES, PLANS)

@@ -20,17 +20,17 @@ from functools import lru_cache
 
 from flcore_transport import (
     ConnectionLost,
-    Fetch,
+    DownloadRequest,
     Goodbye,
     GrpcConnection,
     Inbox,
     Join,
     Layout,
-    Offer,
-    Order,
     Outbox,
     PieceRange,
     Refused,
+    TaskAssignment,
+    UploadRequest,
     Welcome,
 )
 
@@ -41,8 +41,8 @@ from flcore_bench.internals import (
     UpdateMessage,
     WelcomeMessage,
     WireFormat,
+    decode_spec,
     parse_message,
-    spec_of,
 )
 from flcore_bench.process import receive_setup, send_to_parent
 from flcore_bench.synthetic_payload import DiscardingSink, SyntheticPayload
@@ -74,7 +74,7 @@ class SyntheticClient:
                 match message:
                     case Welcome():
                         welcome = message
-                    case Order():
+                    case TaskAssignment():
                         self._perform(welcome, message)
                     case Goodbye():
                         return
@@ -83,31 +83,33 @@ class SyntheticClient:
             if not welcome.session:
                 raise
 
-    def _perform(self, welcome: Welcome, order: Order) -> None:
+    def _perform(self, welcome: Welcome, assignment: TaskAssignment) -> None:
         read_at = time.monotonic()
-        given = parse_message(TaskMessage, order.content).hyperparameters
+        given = parse_message(TaskMessage, assignment.content).hyperparameters
         stalls = bool(given.get("stalls")) and self._name != self._job.contract.client_names[0]
         pause_s = given.get("pause_s", 0.0)
         if isinstance(pause_s, float) and not stalls:
             time.sleep(pause_s)
         try:
-            self._download(welcome, order)
-            self._upload(welcome, order, read_at, stalls=stalls)
+            self._download(welcome, assignment)
+            self._upload(welcome, assignment, read_at, stalls=stalls)
         except Refused as error:
             self._refused[error.kind] += 1
 
-    def _download(self, welcome: Welcome, order: Order) -> None:
-        if order.payload_id == self._payload_id:
+    def _download(self, welcome: Welcome, assignment: TaskAssignment) -> None:
+        if assignment.payload_id == self._payload_id:
             return
-        inbox = Inbox(order.payload, DiscardingSink())
-        for piece in self._connection.download(Fetch(welcome.session, order.number), order.payload):
+        inbox = Inbox(assignment.payload, DiscardingSink())
+        for piece in self._connection.download(
+            DownloadRequest(welcome.session, assignment.assignment_id), assignment.payload
+        ):
             inbox.accept(piece)
         inbox.finish()
-        self._payload_id = order.payload_id
+        self._payload_id = assignment.payload_id
 
-    def _upload(self, welcome: Welcome, order: Order, read_at: float, *, stalls: bool) -> None:
+    def _upload(self, welcome: Welcome, assignment: TaskAssignment, read_at: float, *, stalls: bool) -> None:
         spec = spec_from(welcome.content)
-        returns = self._job.contract.tasks[parse_message(TaskMessage, order.content).task].returns
+        returns = self._job.contract.tasks[parse_message(TaskMessage, assignment.content).task].returns
         source = (
             _EmptySource()
             if returns == "metrics"
@@ -122,7 +124,9 @@ class SyntheticClient:
         )
         outbox = StallingOutbox(source) if stalls else Outbox(source)
         try:
-            self._connection.upload(Offer(welcome.session, order.number, message.to_bytes(), source.layout), outbox)
+            self._connection.upload(
+                UploadRequest(welcome.session, assignment.assignment_id, message.to_bytes(), source.layout), outbox
+            )
         except ConnectionLost:
             if not stalls:
                 raise
@@ -155,7 +159,7 @@ def spec_from(welcome: bytes) -> flcore.ModelSpec:
 
 @lru_cache(maxsize=1)
 def _parsed(welcome: bytes) -> flcore.ModelSpec:
-    return spec_of(parse_message(WelcomeMessage, welcome).tensors)
+    return decode_spec(parse_message(WelcomeMessage, welcome).tensors)
 
 
 def _end(arguments: threading.ExceptHookArgs) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from flcore_transport import GrpcServer, Service
 
 import flcore
-from flcore_bench.internals import DEFAULT_BUDGET, Asked, Budget, Event, serve
+from flcore_bench.internals import DEFAULT_BUDGET, Budget, Event, TaskSent, serve
 from flcore_bench.process import receive_setup, send_to_parent
 from flcore_bench.resources import DiskWatch, peak_bytes
 from flcore_bench.synthetic_clients import READ_AT
@@ -26,7 +26,7 @@ class ServerObserver:
 
     def observe(self, event: Event) -> None:
         """Record an event. The server calls this as `observe`."""
-        if isinstance(event, Asked):
+        if isinstance(event, TaskSent):
             with self._lock:
                 self.idle_bytes = self.idle_bytes or peak_bytes()
                 self.asked_at.append(time.monotonic())
@@ -40,7 +40,7 @@ def main() -> None:
     observer = ServerObserver()
 
     def listen(service: Service) -> GrpcServer:
-        server = GrpcServer(service, windows_bytes=options["budget"].windows_bytes)
+        server = GrpcServer(service, in_flight_bytes=options["budget"].in_flight_bytes)
         send_to_parent({"address": server.address})
         return server
 

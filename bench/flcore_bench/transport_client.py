@@ -11,7 +11,16 @@ from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from typing import Any
 
-from flcore_transport import Fetch, GrpcConnection, Inbox, Join, Offer, Order, Outbox, Welcome
+from flcore_transport import (
+    DownloadRequest,
+    GrpcConnection,
+    Inbox,
+    Join,
+    Outbox,
+    TaskAssignment,
+    UploadRequest,
+    Welcome,
+)
 
 import flcore
 from flcore_bench.bare_grpc import BareClient
@@ -39,26 +48,26 @@ class JoinedClient:
         assert isinstance(welcome, Welcome)  # noqa: S101 - the endpoint sends it first
         self._secret = welcome.session
 
-    def upload(self, order: int) -> None:
+    def upload(self, assignment_id: int) -> None:
         """Send the model as the answer to an order."""
         message = UpdateMessage(
             returns="weights", attempt=secrets.token_hex(8), weight=100.0, fingerprint=self._spec.fingerprint
         )
-        offer = Offer(self._secret, order, message.to_bytes(), self._model.layout)
-        self._connection.upload(offer, Outbox(self._model))
+        request = UploadRequest(self._secret, assignment_id, message.to_bytes(), self._model.layout)
+        self._connection.upload(request, Outbox(self._model))
 
     def download(self) -> None:
         """Download the model, check its pieces and discard them."""
         inbox = Inbox(self._model.layout, DiscardingSink())
-        for piece in self._connection.download(Fetch(self._secret, 1)):
+        for piece in self._connection.download(DownloadRequest(self._secret, 1)):
             inbox.accept(piece)
         inbox.finish()
 
-    def next_order(self) -> int:
+    def next_assignment_id(self) -> int:
         """Wait for the next order."""
-        order = next(self._session)
-        assert isinstance(order, Order)  # noqa: S101 - the server says nothing else before its goodbye
-        return order.number
+        assignment = next(self._session)
+        assert isinstance(assignment, TaskAssignment)  # noqa: S101 - the server says nothing else before its goodbye
+        return assignment.assignment_id
 
     def close(self) -> None:
         """Close the connection."""
@@ -117,7 +126,7 @@ def folded_sample(size: int, accumulate: str, tuning: Tuning, threads: int) -> I
         lines = [stack.enter_context(closing(JoinedClient(address, name, spec, held.to_bytes()))) for name in names]
 
         def sample() -> float:
-            uploads = [partial(line.upload, line.next_order()) for line in lines]
+            uploads = [partial(line.upload, line.next_assignment_id()) for line in lines]
             turns = [uploads[first::UPDATES] for first in range(UPDATES)]
             taken = sum(_concurrently(turn) for turn in turns)
             return (taken + float(server.receive()["folding_s"])) / UPDATES

@@ -5,12 +5,12 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
-from flcore_transport import GrpcServer, Inbox, Layout, Link, Outbox, Receipt
+from flcore_transport import ClientLink, GrpcServer, Inbox, Layout, Outbox, Receipt
 
 import flcore
 from flcore_bench.bare_grpc import serve_bare
 from flcore_bench.federation import SYNTHETIC_JOB
-from flcore_bench.internals import Federation, RoundRules, Staging, TaskMessage, WireFormat
+from flcore_bench.internals import Federation, RoundPolicy, Staging, TaskMessage, WireFormat
 from flcore_bench.process import receive_setup, send_to_parent
 from flcore_bench.shapes import spec_named
 from flcore_bench.synthetic_payload import DiscardingSink, SyntheticPayload
@@ -33,30 +33,30 @@ class CheckingService:
         """Admit a client."""
         return b""
 
-    def arrive(self, client: str, link: Link) -> None:
+    def client_connected(self, client: str, link: ClientLink) -> None:
         """Assign no task."""
 
-    def depart(self, client: str) -> None:
+    def client_disconnected(self, client: str) -> None:
         """Ignore that a client left."""
 
-    def payload(self, client: str, order: int) -> Outbox:  # noqa: ARG002 - as a `Service` has it
+    def begin_download(self, client: str, assignment_id: int) -> Outbox:  # noqa: ARG002 - as a `Service` has it
         """Return the same model for every order."""
         return Outbox(self._model)
 
-    def answer(self, client: str, order: int, content: bytes, layout: Layout) -> "CheckedUpload":  # noqa: ARG002 - as a `Service` has it
+    def begin_upload(self, client: str, assignment_id: int, content: bytes, layout: Layout) -> "CheckedUpload":  # noqa: ARG002 - as a `Service` has it
         """Begin an upload."""
-        return CheckedUpload(order, layout)
+        return CheckedUpload(assignment_id, layout)
 
-    def failed(self, client: str, order: int, message: str) -> None:
+    def task_failed(self, client: str, assignment_id: int, message: str) -> None:
         """Ignore a failed task."""
 
 
 class CheckedUpload(Inbox):
     """An upload of which only the count of pieces is kept."""
 
-    def __init__(self, order: int, layout: Layout) -> None:
+    def __init__(self, assignment_id: int, layout: Layout) -> None:
         super().__init__(layout, DiscardingSink())
-        self._order = order
+        self._assignment_id = assignment_id
 
     @property
     def expected(self) -> int:
@@ -72,7 +72,7 @@ class CheckedUpload(Inbox):
     def commit(self) -> Receipt:
         """Acknowledge the complete upload."""
         self.finish()
-        return Receipt(self._order)
+        return Receipt(self._assignment_id)
 
     def end(self) -> None:
         """Release nothing: nothing is held."""
@@ -93,12 +93,12 @@ def serve_folding(setup: dict[str, Any]) -> None:
     federation = Federation(job, model.spec)
     server = GrpcServer(federation)
     send_to_parent({"address": server.address})
-    clients = federation.rounds.wait_for(setup["clients"], None)
+    clients = federation.rounds.wait_for_clients(setup["clients"], None)
     message = TaskMessage(task="train", round=1, rounds=1, seed=0, hyperparameters={})
     while True:
         aggregator = flcore.Aggregator(model.spec, accumulate=setup["accumulate"], plan="streaming")
-        asked = federation.ask(dict.fromkeys(clients, message), model, RoundRules(FOREVER_S), aggregator)
-        federation.rounds.close(asked, Staging())
+        asked = federation.start_round(dict.fromkeys(clients, message), model, RoundPolicy(FOREVER_S), aggregator)
+        federation.rounds.wait_until_closed(asked, Staging())
         if asked.state.failed:
             raise RuntimeError(f"clients have failed: {asked.state.failed}")
         folding_s = wait_until_idle()

@@ -7,7 +7,7 @@ from flcore_transport import MAX_PIECE_BYTES, PIECE_BODY_BYTES, WINDOW_PIECES
 
 TUNED_CONSTANTS = {
     "piece": ("flcore_transport.pieces", "PIECE_BODY_BYTES"),
-    "window": ("flcore_transport.windows", "WINDOW_PIECES"),
+    "window": ("flcore_transport.flow_control", "WINDOW_PIECES"),
 }
 """The module and constant that each parameter sets."""
 

@@ -26,7 +26,7 @@ from flcore.errors import AggregationError, JobError, QuorumError, TensorMismatc
 
 logger = logging.getLogger(__name__)
 
-LARGEST = 1e300
+MAX_MAGNITUDE = 1e300
 """What steps and metrics stay below: beyond it, products overflow."""
 
 
@@ -68,20 +68,20 @@ class FlcoreAggregator(ModelAggregator):  # type: ignore[misc]  # it has a type 
         self.exclude_vars, self.aggregation_weights = exclude_vars, aggregation_weights
         self.average_bytes = average_bytes
         self._lock = threading.Lock()
-        self._round = _Round()
-        self._all: IncrementalAggregator | None = None
-        self._each: dict[str, IncrementalAggregator] = {}
-        self._is_torn = False
+        self._round = _RoundResults()
+        self._aggregator: IncrementalAggregator | None = None
+        self._tensor_aggregators: dict[str, IncrementalAggregator] = {}
+        self._is_partially_folded = False
 
     def accept_model(self, model: FLModel) -> None:
         """Count a result in, or raise `UpdateError` and leave everything as it was."""
         client = str((model.meta or {}).get("client_name", "?"))
         with self._lock:
-            self._require_whole()
+            self._require_consistent()
             try:
                 params, weight = self._params(model, client), self._weight(model, client)
                 is_lazy = any(callable(getattr(each, "materialize", None)) for each in params.values())
-                self._round.require_alike(model, is_lazy, client)
+                self._round.require_same_kind(model, is_lazy, client)
                 (self._add_lazy if is_lazy else self._add)(params, weight, client)
             except UpdateError as error:
                 self._refuse(error)
@@ -95,22 +95,22 @@ class FlcoreAggregator(ModelAggregator):  # type: ignore[misc]  # it has a type 
         where a dtype cannot hold the mean.
         """
         with self._lock:
-            self._require_whole()
+            self._require_consistent()
             try:
                 params = self._finished()
             except QuorumError as error:
                 first = f"; the first that was refused: {self._round.refusals[0]}" if self._round.refusals else ""
                 raise QuorumError(f"{error}{first}") from None
             metrics, kind = self._round.metrics(), self._round.kind
-            self._round = _Round()
+            self._round = _RoundResults()
             return FLModel(params=params, params_type=kind, metrics=metrics)
 
     def reset_stats(self) -> None:
         """Let everything of the round go; what the model is stays."""
         with self._lock:
-            self._round, self._is_torn = _Round(), False
-            for mean in self._means():
-                mean.clear()
+            self._round, self._is_partially_folded = _RoundResults(), False
+            for aggregator in self._aggregators():
+                aggregator.clear()
 
     def accept(self, shareable: Shareable, fl_ctx: FLContext) -> bool:
         """Count a result in (classic workflows); False, with a line in the log, for one that is refused."""
@@ -138,7 +138,7 @@ class FlcoreAggregator(ModelAggregator):  # type: ignore[misc]  # it has a type 
         if event_type == EventType.START_RUN:
             self.log_info(fl_ctx, f"the mean is flcore's: {self.rule}, {self.accumulate}, {self.group} at once")
 
-    def _made(self, group: int) -> IncrementalAggregator:
+    def _create_aggregator(self, group: int) -> IncrementalAggregator:
         return IncrementalAggregator(
             rule=self.rule,
             accumulate=self.accumulate,
@@ -148,49 +148,50 @@ class FlcoreAggregator(ModelAggregator):  # type: ignore[misc]  # it has a type 
             average_bytes=self.average_bytes,
         )
 
-    def _means(self) -> list[IncrementalAggregator]:
-        return [*([] if self._all is None else [self._all]), *self._each.values()]
+    def _aggregators(self) -> list[IncrementalAggregator]:
+        return [*([] if self._aggregator is None else [self._aggregator]), *self._tensor_aggregators.values()]
 
     def _add(self, params: Mapping[str, Any], weight: float, client: str) -> None:
         """Count in tensors that are in memory."""
-        mean = self._all or self._made(self.group)
+        aggregator = self._aggregator or self._create_aggregator(self.group)
         if self.group > 1 and not self._round.has_results:
-            mean.check(params, weight, client)  # whoever says whether these are weights or differences has to be sound
+            # It may be the one that says whether these are weights or differences: it has to be sound.
+            aggregator.check(params, weight, client)
         try:
-            mean.add(params, weight, client)
-            self._all = mean
+            aggregator.add(params, weight, client)
+            self._aggregator = aggregator
         finally:
-            self._leave_out()
+            self._drop_rejected()
 
     def _add_lazy(self, params: Mapping[str, Any], weight: float, client: str) -> None:
         """Look at all tensors, and then fold them; one is in memory at a time."""
-        if odd := sorted(set(self._each) ^ set(params)) if self._each else []:
+        if odd := sorted(set(self._tensor_aggregators) ^ set(params)) if self._tensor_aggregators else []:
             raise TensorMismatch("it is not a tensor of both this result and the first", client=client, tensor=odd[0])
-        means = self._each or {name: self._made(1) for name in params}
+        aggregators = self._tensor_aggregators or {name: self._create_aggregator(1) for name in params}
         for name, each in params.items():
-            means[name].check({name: _materialized(each)}, weight, client)
-        self._is_torn = True  # unless all of them get in
+            aggregators[name].check({name: _materialized(each)}, weight, client)
+        self._is_partially_folded = True  # unless all of them get in
         for name, each in params.items():
-            means[name].add({name: _materialized(each)}, weight, client)
-        self._each, self._is_torn = means, False
+            aggregators[name].add({name: _materialized(each)}, weight, client)
+        self._tensor_aggregators, self._is_partially_folded = aggregators, False
 
     def _finished(self) -> dict[str, Any]:
         if self._round.is_lazy:
-            return {name: mean.finish()[name] for name, mean in self._each.items()}
+            return {name: aggregator.finish()[name] for name, aggregator in self._tensor_aggregators.items()}
         try:
-            return (self._all or self._made(self.group)).finish()
+            return (self._aggregator or self._create_aggregator(self.group)).finish()
         finally:
-            self._leave_out()
+            self._drop_rejected()
 
-    def _require_whole(self) -> None:
+    def _require_consistent(self) -> None:
         """Raise `AggregationError` if tensors of a result are folded and others are not."""
-        if self._is_torn:
+        if self._is_partially_folded:
             raise AggregationError("a result could be read once, and not again to be folded: this round has no mean")
 
-    def _leave_out(self) -> None:
+    def _drop_rejected(self) -> None:
         """Forget results that were accepted and whose values turned out to be unsound, and say so."""
-        for mean in self._means():
-            for error in mean.pop_rejected():
+        for aggregator in self._aggregators():
+            for error in aggregator.pop_rejected():
                 self._round.discount(error.client)
                 self._refuse(error)
 
@@ -226,7 +227,7 @@ class _Result(NamedTuple):
     weight: float
 
 
-class _Round:
+class _RoundResults:
     """What a round knows beside its tensors: whether they are weights or differences, and the clients' metrics."""
 
     def __init__(self) -> None:
@@ -248,7 +249,7 @@ class _Round:
         """Whether the results are references to what is on disk."""
         return bool(self._results) and self._results[0].is_lazy
 
-    def require_alike(self, model: FLModel, is_lazy: bool, client: str) -> None:
+    def require_same_kind(self, model: FLModel, is_lazy: bool, client: str) -> None:
         """Raise `UpdateError` where differences meet full weights, or references to tensors meet tensors."""
         if self._results and model.params_type != self.kind:
             raise UpdateError(f"its parameters are {model.params_type}, others' {self.kind}", client=client)
@@ -281,7 +282,7 @@ class _Round:
 
 def _is_number(value: Any) -> bool:
     is_real = isinstance(value, numbers.Real)
-    return is_real and bool(abs(value) < LARGEST)
+    return is_real and bool(abs(value) < MAX_MAGNITUDE)
 
 
 def _materialized(each: Any) -> Any:

@@ -37,7 +37,7 @@ class Aggregator:
     `reference` is the model that clients began with, where updates are whole models: elements that are not averaged
     must be those of it (see `flcore.aggregate`), and a model with unsigned bytes needs it, a base, or `average_bytes`.
     What is admitted never makes `finish` fail (see `flcore.aggregation.admission_limits`). `plan` says when updates are
-    folded: "at-close" holds them all, and folds them in the order of their clients' names; "streaming" folds each when
+    folded: "batch" holds them all, and folds them in the order of their clients' names; "streaming" folds each when
     it is committed, in the background, and holds a total of 4, 8 or 16 bytes per parameter. Exact sums are the same
     bits in both. `budget_bytes` bounds the memory of staged updates, which go to temporary files beyond it; `max_abs`
     the magnitude of every element. A server gives the `wire_format` in which updates travel, and the `storage` that its
@@ -62,7 +62,7 @@ class Aggregator:
         base: GlobalModel | None = None,
         reference: GlobalModel | None = None,
         backend: str = "auto",
-        plan: str = "at-close",
+        plan: str = "batch",
         budget_bytes: int | None = None,
         max_abs: float = math.inf,
         average_bytes: bool = False,

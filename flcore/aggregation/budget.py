@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flcore_kernels import bytes_per_element
-from flcore_transport import STRANGERS_BYTES
+from flcore_transport import UNAUTHENTICATED_BYTES
 
 from flcore.aggregation.admission_limits import accumulator_for
 from flcore.errors import BudgetError
 from flcore.model.spec import ModelSpec
 
-OVERHEAD_BYTES = (288 << 20) + STRANGERS_BYTES
+OVERHEAD_BYTES = (288 << 20) + UNAUTHENTICATED_BYTES
 """What a server takes beside all payloads, 320 MiB: Python, its libraries, compiled kernels, connections, and what
 strangers send before they are known."""
 
@@ -24,7 +24,7 @@ CGROUPS = Path("/sys/fs/cgroup")
 _UNITS = {"B": 1} | {
     f"{prefix}{kind}": base**power
     for power, prefix in enumerate("KMGT", 1)
-    for kind, base in (("B", 1000), ("iB", 1024))
+    for kind, base in (("B", 1000), ("iB", 1024), ("", 1024))
 }
 
 
@@ -32,7 +32,7 @@ _UNITS = {"B": 1} | {
 class Budget:
     """How many bytes of payloads a server holds at most, beside the models and totals of the streaming plan.
 
-    A quarter, and at most 128 MiB, is for pieces on their way (`windows_bytes`); another quarter, and at most 64 MiB,
+    A quarter, and at most 128 MiB, is for pieces on their way (`in_flight_bytes`); another quarter, and at most 64 MiB,
     for chunks being read and combined (`working_bytes`); three quarters of the rest for updates staged in memory
     (`staging_bytes`), and the last for the holes between them that an allocator leaves.
     """
@@ -45,18 +45,18 @@ class Budget:
 
     @classmethod
     def parse(cls, text: str) -> "Budget":
-        """Return the budget that a person writes: a number and a unit.
+        """Return the budget that a person writes: a number and a unit; `1G` is `1GiB`.
 
-        >>> Budget.parse("1.5GiB").nbytes
-        1610612736
+        >>> Budget.parse("1.5GiB").nbytes, Budget.parse("1G").nbytes
+        (1610612736, 1073741824)
         """
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?i?B)", text.strip())
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?(?:i?B)?)", text.strip())
         if match is None or match[2] not in _UNITS:
             raise BudgetError(f"a budget is a number and a unit, such as 512MiB or 2GB, not {text!r}")
         return cls(int(float(match[1]) * _UNITS[match[2]]))
 
     @property
-    def windows_bytes(self) -> int:
+    def in_flight_bytes(self) -> int:
         """For pieces that are being received or sent."""
         return min(128 << 20, self.nbytes // 4)
 
@@ -68,7 +68,7 @@ class Budget:
     @property
     def staging_bytes(self) -> int:
         """For updates that wait in memory until they are folded."""
-        return (self.nbytes - self.windows_bytes - self.working_bytes) * 3 // 4
+        return (self.nbytes - self.in_flight_bytes - self.working_bytes) * 3 // 4
 
     def peak_bytes(self, plan: str, spec: ModelSpec, accumulate: str) -> int:
         """Return the most memory that a server process takes, whatever the number of its clients.
@@ -76,10 +76,10 @@ class Budget:
         At close: the budget and 320 MiB. Streaming: besides, two models, and a total of 4 (float32), 8 (float64) or
         16 1/32 (exact) bytes per parameter.
         """
-        if plan == "at-close":
+        if plan == "batch":
             return self.nbytes + OVERHEAD_BYTES
         if plan != "streaming":
-            raise BudgetError(f"plan {plan!r} does not exist; expected at-close or streaming")
+            raise BudgetError(f"plan {plan!r} does not exist; expected batch or streaming")
         total = sum(
             segment.elements * bytes_per_element(accumulator_for(segment.dtype, accumulate))
             for segment in spec.segments
@@ -94,9 +94,9 @@ class Budget:
             return
         fitting = available - (needed - self.nbytes)
         remedies = [f"a budget of {_format_size(fitting)}"] if fitting >= MIN_BUDGET_BYTES else []
-        at_close = Budget(min(self.nbytes, max(MIN_BUDGET_BYTES, available - OVERHEAD_BYTES)))
-        if plan != "at-close" and at_close.peak_bytes("at-close", spec, accumulate) <= available:
-            remedies.append(f"the plan at-close with a budget of {_format_size(at_close.nbytes)}")
+        batch = Budget(min(self.nbytes, max(MIN_BUDGET_BYTES, available - OVERHEAD_BYTES)))
+        if plan != "batch" and batch.peak_bytes("batch", spec, accumulate) <= available:
+            remedies.append(f"the plan batch with a budget of {_format_size(batch.nbytes)}")
         does = f"; {' would do, or '.join(remedies)} would do" if remedies else ""
         raise BudgetError(
             f"a server with the plan {plan}, a budget of {_format_size(self.nbytes)} "

@@ -1,9 +1,9 @@
 """When updates are folded: one plan per row of `PLANS`. Exact sums give both the same bits.
 
-`AtClose` keeps all updates until the end; then every chunk of all of them is combined, in the order of the clients'
-names. `Streaming` folds an update when it is committed, on a thread of its own, into a total of 4, 8 or 16 bytes per
-parameter, and lets it go: when the last update is in, only its own fold remains. Either reads what is on disk chunk by
-chunk, and the next one ahead.
+`BatchPlan` keeps all updates until the end; then every chunk of all of them is combined, in the order of the clients'
+names. `StreamingPlan` folds an update when it is committed, on a thread of its own, into a total of 4, 8 or 16 bytes
+per parameter, and lets it go: when the last update is in, only its own fold remains. Either reads what is on disk chunk
+by chunk, and the next one ahead.
 """
 
 import threading
@@ -33,7 +33,7 @@ MIN_RANGE_ELEMENTS = 256
 """Of a range: tensors and blocks of codes begin at multiples of it."""
 
 
-class AtClose:
+class BatchPlan:
     """Folds everything at the end, chunk by chunk, straight into the result."""
 
     frees_memory = False
@@ -109,7 +109,7 @@ class _StreamingRound:
     lost: dict[str, str] = field(default_factory=dict)
 
 
-class Streaming:
+class StreamingPlan:
     """Folds updates as they are committed, in the order in which they come, on a thread of its own."""
 
     frees_memory = True
@@ -199,7 +199,7 @@ def require_plan(rule: Rule, plan: str) -> None:
     if plan not in PLANS:
         raise JobError(f"plan {plan!r} does not exist; expected one of {', '.join(PLANS)}")
     if plan == "streaming" and not isinstance(rule, Sum):
-        raise JobError(f"rule {rule.name!r} needs all updates at once: choose the plan at-close")
+        raise JobError(f"rule {rule.name!r} needs all updates at once: choose the plan batch")
 
 
 def _nothing_to_aggregate(lost: dict[str, str]) -> QuorumError:
@@ -209,5 +209,5 @@ def _nothing_to_aggregate(lost: dict[str, str]) -> QuorumError:
     return QuorumError("there is nothing to aggregate: no committed update can be read back", reasons=reasons)
 
 
-PLANS: dict[str, type[AtClose] | type[Streaming]] = {"at-close": AtClose, "streaming": Streaming}
+PLANS: dict[str, type[BatchPlan] | type[StreamingPlan]] = {"batch": BatchPlan, "streaming": StreamingPlan}
 """Every plan, by the name that the command line gives it."""

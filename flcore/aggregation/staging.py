@@ -15,10 +15,10 @@ import numpy as np
 from flcore_transport import (
     Buffer,
     PieceRange,
-    message_bytes,
-    message_metadata,
+    arrow_message_bytes,
+    arrow_metadata,
+    arrow_schema_message,
     piece_elements,
-    schema_message,
 )
 
 from flcore.aggregation.memory_quota import MemoryQuota
@@ -40,7 +40,7 @@ def segment_path(directory: Path, segment: int) -> Path:
 def chunk_offset(piece: PieceRange) -> int:
     """Return where in the file of its segment a chunk's message begins: behind the schema and full chunks."""
     size = piece_elements(piece.dtype)
-    return len(schema_message(piece.dtype)) + piece.first // size * message_bytes(piece.dtype, size)
+    return len(arrow_schema_message(piece.dtype)) + piece.first // size * arrow_message_bytes(piece.dtype, size)
 
 
 class Staging:
@@ -95,9 +95,9 @@ class DiskStore:
             self._directory = staging.create_directory()
             for number, dtype in enumerate(wire_format.dtypes):
                 path = segment_path(self._directory, number)
-                path.write_bytes(schema_message(dtype))
+                path.write_bytes(arrow_schema_message(dtype))
                 if piece := last.get(number):  # zeros up to its end, which take no space: to Arrow, the end of a stream
-                    os.truncate(path, chunk_offset(piece) + message_bytes(piece.dtype, piece.count))
+                    os.truncate(path, chunk_offset(piece) + arrow_message_bytes(piece.dtype, piece.count))
             own = json.dumps({"format": DESCRIPTION_FORMAT, "client": client, "weight": weight})
             text = f"{own[:-1]}, {wire_format.description}}}\n"  # all updates share the form's part, which may be long
             (self._directory / _NOT_WHOLE).write_text(text, encoding="utf-8")
@@ -110,13 +110,13 @@ class DiskStore:
 
     def append(self, piece: PieceRange, body: Buffer) -> None:
         """Write a chunk and what stands before it in its stream."""
-        metadata = message_metadata(piece.dtype, piece.count)
+        metadata = arrow_metadata(piece.dtype, piece.count)
         self._write(piece, -len(metadata), [metadata, body])
 
     def write_bytes(self, piece: PieceRange, offset: int, data: Buffer) -> None:
         """Write bytes into a chunk, from byte `offset` of it on; what is never written is zero."""
         if offset == 0:
-            self._write(piece, -len(metadata := message_metadata(piece.dtype, piece.count)), [metadata])
+            self._write(piece, -len(metadata := arrow_metadata(piece.dtype, piece.count)), [metadata])
         self._write(piece, offset, [data])
 
     def read_bytes(self, piece: PieceRange, begin: int, end: int) -> Buffer:
@@ -161,4 +161,4 @@ class DiskStore:
 
     def _offset(self, piece: PieceRange) -> int:
         """Return where the body of a chunk begins."""
-        return chunk_offset(piece) + len(message_metadata(piece.dtype, piece.count))
+        return chunk_offset(piece) + len(arrow_metadata(piece.dtype, piece.count))

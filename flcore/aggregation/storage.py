@@ -21,7 +21,7 @@ class Storage:
     `read_chunks` is how many chunks may be read from disk at once, while as many are being combined.
     """
 
-    plan: str = "at-close"
+    plan: str = "batch"
     staging: Staging = field(default_factory=Staging)
     create_model: Callable[[ModelSpec], ModelSink] = Model
     read_chunks: int = MAX_READ_CHUNKS

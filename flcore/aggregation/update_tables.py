@@ -7,7 +7,7 @@ from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flcore_transport import WIRE_DTYPES, message_bytes, message_metadata, piece_elements, schema_message
+from flcore_transport import WIRE_DTYPES, arrow_message_bytes, arrow_metadata, arrow_schema_message, piece_elements
 
 from flcore.aggregation.staging import DESCRIPTION, DESCRIPTION_FORMAT, chunk_offset, segment_path
 from flcore.errors import CorruptUpdate, SpecError, UpdateError
@@ -147,11 +147,11 @@ def _segment(directory: Path, wire_format: WireFormat, number: int, client: str)
         wire_format.dtypes[number],
         wire_format.spec.segments[number].elements,
     )
-    schema = schema_message(dtype)
+    schema = arrow_schema_message(dtype)
     expected = len(schema)
     if elements:
         last = wire_format.piece_at(number, elements - 1)
-        expected = chunk_offset(last) + message_bytes(dtype, last.count)
+        expected = chunk_offset(last) + arrow_message_bytes(dtype, last.count)
     try:
         if (size := path.stat().st_size) != expected:
             raise CorruptUpdate(f"expected {expected} bytes, got {size} in {path}: truncated or altered", client=client)
@@ -163,7 +163,7 @@ def _segment(directory: Path, wire_format: WireFormat, number: int, client: str)
         raise CorruptUpdate(f"expected the schema of {dtype} in {path}, got another one", client=client)
     for first in range(0, elements, piece_elements(dtype)):
         piece = wire_format.piece_at(number, first)
-        offset, metadata = chunk_offset(piece), message_metadata(dtype, piece.count)
+        offset, metadata = chunk_offset(piece), arrow_metadata(dtype, piece.count)
         if view[offset : offset + len(metadata)] != metadata:
             tensor, _ = wire_format.spec.segments[number].locate(first)
             found = "altered bytes" if any(view[offset : offset + len(metadata)]) else "zeros: it was never written"

@@ -7,27 +7,27 @@ import socket
 LOOPBACK = ("127.0.0.1", "localhost")
 
 
-def ways_to_join(job: str, host: str, port: int) -> list[str]:
+def join_commands(job: str, host: str, port: int) -> list[str]:
     """Return what a client types to join a server that listens on `host`, a line for each place where it may be.
 
     A server on all addresses is joined from this machine, and from others by this machine's address.
 
-    >>> ways_to_join("digits", "::1", 8470)
+    >>> join_commands("digits", "::1", 8470)
     ['flcore client digits --name NAME --server [::1]:8470 --insecure']
     """
-    if _is_any(host):
-        here = _line(job, "localhost", port, "--insecure")
-        return [here, _line(job, _address_of_this_machine(), port, "--insecure-remote")]
+    if _is_unspecified(host):
+        here = _join_command(job, "localhost", port, "--insecure")
+        return [here, _join_command(job, _outgoing_address(), port, "--insecure-remote")]
     shown = "localhost" if host in LOOPBACK else host
-    return [_line(job, shown, port, "--insecure" if _is_loopback(host) else "--insecure-remote")]
+    return [_join_command(job, shown, port, "--insecure" if _is_loopback(host) else "--insecure-remote")]
 
 
-def _line(job: str, host: str, port: int, plaintext: str) -> str:
+def _join_command(job: str, host: str, port: int, plaintext: str) -> str:
     shown = f"[{host}]" if ":" in host else host
     return f"flcore client {shlex.quote(job)} --name NAME --server {shown}:{port} {plaintext}"
 
 
-def _is_any(host: str) -> bool:
+def _is_unspecified(host: str) -> bool:
     """Whether a server listens on all of this machine's addresses."""
     try:
         return ipaddress.ip_address(host).is_unspecified
@@ -42,7 +42,7 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _address_of_this_machine() -> str:
+def _outgoing_address() -> str:
     """Return the address from which this machine reaches others, or its name; nothing is sent to find out."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:

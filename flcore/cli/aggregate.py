@@ -69,13 +69,13 @@ def aggregate(
         raise typer.BadParameter("it scales differences from a --base, and there is none", param_hint="--scale")
     if base is not None and (rule, accumulate) != ("mean", "exact"):
         raise typer.BadParameter("--base takes neither: leave them out", param_hint="--rule, --accumulate")
-    with _files():
-        given = weights_in(weights, checkpoints) if weights else weight or None
+    with _file_errors():
+        given = read_weights(weights, checkpoints) if weights else weight or None
     if given is not None and len(given) != len(checkpoints):
         raise typer.BadParameter(f"{len(given)} for {len(checkpoints)} checkpoints", param_hint="--weight")
     started = time.perf_counter()
     raise_file_limit(checkpoints, base)
-    with _progress(Console(stderr=True)) as on_progress, _files():
+    with _progress(Console(stderr=True)) as on_progress, _file_errors():
         stored = aggregate_checkpoints(
             checkpoints,
             out,
@@ -109,7 +109,7 @@ def aggregate(
     )
 
 
-def weights_in(path: Path, checkpoints: list[str]) -> list[float]:
+def read_weights(path: Path, checkpoints: list[str]) -> list[float]:
     """Return the checkpoints' weights from a CSV file, or raise `WeightError`, naming the line.
 
     A line has a checkpoint as the command line does, and its weight; a first line `checkpoint,weight` may say so.
@@ -141,7 +141,7 @@ def _rows(path: Path) -> Iterator[list[str]]:
 
 
 @contextmanager
-def _files() -> Iterator[None]:
+def _file_errors() -> Iterator[None]:
     """Files that are not there, or a disk that is full, are said in a line."""
     try:
         yield

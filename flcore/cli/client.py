@@ -13,7 +13,7 @@ from flcore.client.executor import Executor
 from flcore.client.task import Site
 from flcore.job.job import Job
 from flcore.job.site import read_site
-from flcore.process import end_when_told, keep_freed_memory
+from flcore.process import exit_on_sigterm, keep_freed_memory
 
 
 def client(
@@ -28,7 +28,7 @@ def client(
 ) -> None:
     """Take part in a job until the server ends it. Retries until the server is reachable."""
     keep_freed_memory()
-    end_when_told()
+    exit_on_sigterm()
     require_insecure(insecure, insecure_remote)
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     try:
@@ -41,5 +41,5 @@ def client(
     executor = Executor(loaded, Site(name, contract.client_names, contract.seed, config))
     connection = GrpcConnection(server, allow_remote=insecure_remote)
     console.print(f"{name}: joining {server}, as soon as it is there; Ctrl-C leaves")
-    reason = Client(loaded, executor, connection, tell=console.print).start().result()
+    reason = Client(loaded, executor, connection, notify=console.print).start().result()
     console.print(f"{name}: {reason}")

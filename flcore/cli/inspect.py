@@ -9,7 +9,7 @@ from flcore.aggregation.rules import RULES, resolve_rule
 from flcore.client.executor import require_tasks
 from flcore.job.contract import Contract
 from flcore.job.job import Job
-from flcore.server.playbooks import playbook_of
+from flcore.workflows.bundled import load_workflow
 
 
 def check(
@@ -17,14 +17,14 @@ def check(
 ) -> None:
     """Validate a job and print a summary: reads its contract, loads its code, creates its first model."""
     job = Job.load(path)
-    playbook_of(job)
+    load_workflow(job)
     job.rule()
     require_tasks(job)
     if job.contract.baselines is not None:
         job.reference("baselines", job.contract.baselines)
     spec = job.initial_model().spec
     console = Console(highlight=False, markup=False, soft_wrap=True)
-    for line in _described(job.contract):
+    for line in _describe(job.contract):
         console.print(line)
     size = f"{len(spec.tensors)} tensors, {spec.parameters:,} parameters, {spec.nbytes / 1e6:,.1f} MB"
     console.print(f"model        {size}")
@@ -41,7 +41,7 @@ def rules(name: Annotated[str | None, typer.Argument(help="Name of one rule.")] 
         print("A custom rule is named file.py:name (docs/rules.md).")
 
 
-def _described(contract: Contract) -> list[str]:
+def _describe(contract: Contract) -> list[str]:
     server = contract.server
     names = contract.client_names
     who = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
@@ -50,7 +50,7 @@ def _described(contract: Contract) -> list[str]:
     return [
         f"job          {contract.name}, seed {contract.seed}",
         f"clients      {who}",
-        f"server       {server.controller}, {server.rounds} rounds, rule {server.rule}, fraction {server.fraction:g}",
+        f"server       {server.workflow}, {server.rounds} rounds, rule {server.rule}, fraction {server.fraction:g}",
         f"a round      closes after {server.deadline_s:g} s {closing}; it counts with {server.quorum} updates",
         *tasks,
     ]

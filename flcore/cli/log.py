@@ -17,31 +17,31 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Self
 
-from flcore.cli.rounds import MOST_NAMED, round_line, trouble_line
+from flcore.cli.event_lines import MAX_NAMES_SHOWN, round_line, warning_line
 from flcore.job.contract import Contract
 from flcore.server.events import (
-    AskingAgain,
-    Departed,
+    ClientFailed,
+    ClientJoined,
+    ClientLeft,
     Event,
-    Failed,
-    Joined,
-    NoBest,
-    OddMetrics,
-    RoundDone,
-    Skipped,
-    TurnedAway,
-    Waiting,
+    InvalidMetrics,
+    JoinRefused,
+    NoBestModel,
+    RoundFinished,
+    RoundSkipped,
+    TaskRetried,
+    WaitingForClients,
 )
 from flcore.text import printable
 
-MOST_WAITING = 10_000
+MAX_QUEUED_LINES = 10_000
 """Lines that wait for a log that is not read."""
 
-MAX_LINE = 2_000
+MAX_LINE_CHARACTERS = 2_000
 """Characters of what others said, in one line."""
 
 
-def _to_stderr(data: bytes) -> None:
+def _write_to_stderr(data: bytes) -> None:
     """Write to standard error without Python's buffer, whose lock the end of the process would wait for."""
     try:
         file = sys.stderr.fileno()
@@ -58,36 +58,36 @@ def _to_stderr(data: bytes) -> None:
 class Log:
     """Writes lines; any thread may call. As a context, it waits a second at its end for what is left to be written.
 
-    `form` is "text", with the time at the end of each line, "json", or "plain", without a time.
+    `line_format` is "text", with the time at the end of each line, "json", or "plain", without a time.
     """
 
-    def __init__(self, form: str = "text", write: "Callable[[bytes], object]" = _to_stderr) -> None:
-        self._form, self._write = form, write
+    def __init__(self, line_format: str = "text", write: "Callable[[bytes], object]" = _write_to_stderr) -> None:
+        self._line_format, self._write = line_format, write
         self._lines: deque[str] = deque()
         self._changed = threading.Condition()
-        self._dropped, self._is_writing, self._is_gone = 0, False, False
+        self._dropped, self._is_writing, self._is_broken = 0, False, False
         start_new_thread(self._write_all, ())
 
-    def say(self, text: str, event: str = "message", **fields: object) -> None:
+    def write_line(self, text: str, event: str = "message", **fields: object) -> None:
         """Write one line: `text`, or in JSON `event` and its fields."""
         at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        if self._form == "json":
-            self._add(json.dumps({"time": at, "event": event, "message": text, **fields}, default=str))
+        if self._line_format == "json":
+            self._enqueue(json.dumps({"time": at, "event": event, "message": text, **fields}, default=str))
         else:
-            self._add(f"{text} [{at}]" if self._form == "text" else text)
+            self._enqueue(f"{text} [{at}]" if self._line_format == "text" else text)
 
-    def show(self, text: str, event: str, **fields: object) -> None:
+    def write_block(self, text: str, event: str, **fields: object) -> None:
         """Write lines that a person may copy, which have no time; in JSON, an event like any other."""
-        if self._form == "json":
-            self.say(text, event, **fields)
+        if self._line_format == "json":
+            self.write_line(text, event, **fields)
         else:
-            self._add(text)
+            self._enqueue(text)
 
-    def _add(self, line: str) -> None:
+    def _enqueue(self, line: str) -> None:
         with self._changed:
-            if self._is_gone:
+            if self._is_broken:
                 return
-            if len(self._lines) < MOST_WAITING:
+            if len(self._lines) < MAX_QUEUED_LINES:
                 self._lines.append(line)
             else:
                 self._dropped += 1
@@ -120,13 +120,13 @@ class Log:
                 self._write((line + "\n").encode("utf-8", "backslashreplace"))
             except OSError:  # the log is gone; the job goes on without
                 with self._changed:
-                    self._is_gone = True
+                    self._is_broken = True
                     self._lines.clear()
                     self._is_writing = False
                 return
 
 
-class Logged(logging.Handler):
+class LogHandler(logging.Handler):
     """Writes what libraries log to a server's log."""
 
     def __init__(self, log: Log) -> None:
@@ -135,48 +135,51 @@ class Logged(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record, a traceback included, in one line."""
-        self._log.say(printable(self.format(record), MAX_LINE), "log", level=record.levelname, logger=record.name)
+        self._log.write_line(
+            printable(self.format(record), MAX_LINE_CHARACTERS), "log", level=record.levelname, logger=record.name
+        )
 
 
 def log_events(log: Log, contract: Contract) -> Callable[[Event], None]:
     """Return an observer that writes what a person may care about."""
 
     def observe(event: Event) -> None:
-        text = _said(event, contract)
+        text = _event_text(event, contract)
         if text is not None:
-            fields = {"record": asdict(event.record)} if isinstance(event, RoundDone) else asdict(event)
-            log.say(text, _name_of(event), **fields)
+            fields = {"record": asdict(event.record)} if isinstance(event, RoundFinished) else asdict(event)
+            log.write_line(text, _event_name(event), **fields)
 
     return observe
 
 
-def _name_of(event: Event) -> str:
+def _event_name(event: Event) -> str:
     """Return an event's name in JSON.
 
-    >>> _name_of(Joined("a", 1))
-    'joined'
+    >>> _event_name(ClientJoined("a", 1))
+    'client_joined'
     """
     name = type(event).__name__
     return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name).lstrip("_")
 
 
-def _said(event: Event, contract: Contract) -> str | None:
+def _event_text(event: Event, contract: Contract) -> str | None:
     match event:
-        case Joined():
+        case ClientJoined():
             return f"{event.client} joined ({event.connected} connected)"
-        case Departed():
+        case ClientLeft():
             return f"{event.client} left ({event.connected} connected)"
-        case TurnedAway():
+        case JoinRefused():
             reason = "; ".join(line.strip() for line in event.reason.splitlines())
-            return f"turned away: {printable(reason, MAX_LINE)}"
-        case Failed():
-            return f"{event.client} failed in {event.task}: {printable(event.reason, MAX_LINE)}"
-        case OddMetrics():
-            odd = "; ".join(f"{name}: {why}" for name, why in list(event.metrics.items())[:MOST_NAMED])
-            return f"{event.client}: {event.task} counts; these metrics were ignored: {printable(odd, MAX_LINE)}"
-        case RoundDone():
+            return f"turned away: {printable(reason, MAX_LINE_CHARACTERS)}"
+        case ClientFailed():
+            return f"{event.client} failed in {event.task}: {printable(event.reason, MAX_LINE_CHARACTERS)}"
+        case InvalidMetrics():
+            odd = "; ".join(f"{name}: {why}" for name, why in list(event.metrics.items())[:MAX_NAMES_SHOWN])
+            ignored = printable(odd, MAX_LINE_CHARACTERS)
+            return f"{event.client}: {event.task} counts; these metrics were ignored: {ignored}"
+        case RoundFinished():
             return round_line(event.record, contract)
-        case Waiting() | AskingAgain() | Skipped() | NoBest():
-            return trouble_line(event)
+        case WaitingForClients() | TaskRetried() | RoundSkipped() | NoBestModel():
+            return warning_line(event)
         case _:
             return None

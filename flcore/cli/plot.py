@@ -16,12 +16,12 @@ def plot_history(
 
     Returns its path, or None where there is nothing to draw or matplotlib is missing.
     """
-    if why_not_drawn(contract, history):
+    if no_plot_reason(contract, history):
         return None
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    metric, points = _validated(contract, history)
+    metric, points = _metric_by_round(contract, history)
     figure = Figure(figsize=(7.5, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -39,9 +39,9 @@ def plot_history(
     return path
 
 
-def why_not_drawn(contract: Contract, history: list[RoundRecord]) -> str:
+def no_plot_reason(contract: Contract, history: list[RoundRecord]) -> str:
     """Return why there is no plot, or "" where there can be one."""
-    metric, points = _validated(contract, history)
+    metric, points = _metric_by_round(contract, history)
     if not points:
         return (
             "not drawn: the job has no task that validates" if metric is None else f"not drawn: no round has {metric}"
@@ -51,7 +51,7 @@ def why_not_drawn(contract: Contract, history: list[RoundRecord]) -> str:
     return ""
 
 
-def _validated(contract: Contract, history: list[RoundRecord]) -> tuple[str | None, list[tuple[int, float]]]:
+def _metric_by_round(contract: Contract, history: list[RoundRecord]) -> tuple[str | None, list[tuple[int, float]]]:
     """Return the metric that is drawn, and its value by round."""
     metric = metric_name(contract, history)
     return metric, [(record.round, record.validate[metric]) for record in history if metric in record.validate]

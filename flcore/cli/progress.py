@@ -6,32 +6,32 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from flcore.cli.event_lines import round_line, warning_line
 from flcore.cli.log import Log
-from flcore.cli.rounds import round_line, trouble_line
 from flcore.job.contract import Contract
 from flcore.server.events import (
-    Answered,
-    Asked,
-    AskingAgain,
+    BytesTransferred,
+    ClientJoined,
     Event,
-    Joined,
-    Moved,
-    NoBest,
+    NoBestModel,
     Observer,
-    RoundDone,
-    Skipped,
+    RoundFinished,
+    RoundSkipped,
+    TaskAnswered,
+    TaskRetried,
+    TaskSent,
 )
 
 
 @contextmanager
-def watching(contract: Contract, console: Console) -> Iterator[Observer]:
+def show_progress(contract: Contract, console: Console) -> Iterator[Observer]:
     """Show a run's progress while the block lasts: rounds, clients done, bytes, MB/s, time left; or a line a round.
 
     The latter is for what is no terminal.
     """
     if not console.is_terminal:
         with Log("plain") as log:
-            yield _lines(log, contract)
+            yield _line_observer(log, contract)
         return
     columns = (
         TextColumn("{task.description}"),
@@ -44,13 +44,13 @@ def watching(contract: Contract, console: Console) -> Iterator[Observer]:
         yield _LiveLine(progress, contract)
 
 
-def _lines(log: Log, contract: Contract) -> Observer:
+def _line_observer(log: Log, contract: Contract) -> Observer:
     def observe(event: Event) -> None:
         match event:
-            case RoundDone():
-                log.say(round_line(event.record, contract))
-            case AskingAgain() | Skipped() | NoBest():
-                log.say(trouble_line(event))
+            case RoundFinished():
+                log.write_line(round_line(event.record, contract))
+            case TaskRetried() | RoundSkipped() | NoBestModel():
+                log.write_line(warning_line(event))
 
     return observe
 
@@ -67,22 +67,22 @@ class _LiveLine:
 
     def __call__(self, event: Event) -> None:
         match event:
-            case Joined():
+            case ClientJoined():
                 self._update(clients=f"{event.connected} clients connected")
-            case Asked():
+            case TaskSent():
                 self._asked, self._answered = event.clients, 0
                 self._show_clients(event.task)
-            case Answered():
+            case TaskAnswered():
                 self._answered += 1
                 self._show_clients(event.task)
-            case Moved():
+            case BytesTransferred():
                 self._bytes += event.sent + event.received
                 elapsed_s = self._progress.tasks[0].elapsed or 1.0
                 self._update(traffic=f"{self._bytes / 1e6:,.1f} MB  {self._bytes / 1e6 / elapsed_s:,.1f} MB/s")
-            case RoundDone():
+            case RoundFinished():
                 self._update(advance=1)
-            case AskingAgain() | Skipped() | NoBest():
-                self._progress.console.print(trouble_line(event), markup=False, highlight=False, soft_wrap=True)
+            case TaskRetried() | RoundSkipped() | NoBestModel():
+                self._progress.console.print(warning_line(event), markup=False, highlight=False, soft_wrap=True)
 
     def _show_clients(self, task: str) -> None:
         self._update(clients=f"{task} {self._answered}/{self._asked} clients")

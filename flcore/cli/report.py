@@ -14,7 +14,7 @@ def metric_name(contract: Contract, history: list[RoundRecord]) -> str | None:
     return next(iter(history[-1].validate), None)
 
 
-def comparison(contract: Contract, history: list[RoundRecord], baselines: Baselines | None) -> Table:
+def comparison_table(contract: Contract, history: list[RoundRecord], baselines: Baselines | None) -> Table:
     """Return the table: each client alone, the federated model, and the centralised one, where there are baselines."""
     metric = metric_name(contract, history)
     table = Table(title=f"{contract.name}: {len(history)} rounds, {len(contract.client_names)} clients")
@@ -36,7 +36,7 @@ def comparison(contract: Contract, history: list[RoundRecord], baselines: Baseli
     return table
 
 
-def failures(history: list[RoundRecord]) -> list[str]:
+def failure_lines(history: list[RoundRecord]) -> list[str]:
     """Return one line for each client that failed or was refused: in how many rounds, and why the last time."""
     rounds: dict[str, int] = {}
     reasons: dict[str, str] = {}

@@ -11,16 +11,16 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from flcore.cli.plot import plot_history, why_not_drawn
-from flcore.cli.progress import watching
-from flcore.cli.report import comparison, failures
+from flcore.cli.plot import no_plot_reason, plot_history
+from flcore.cli.progress import show_progress
+from flcore.cli.report import comparison_table, failure_lines
 from flcore.job.job import Job
 from flcore.model.checkpoint_reader import resolve_checkpoint
 from flcore.model.model_paths import require_directory
-from flcore.server.events import unobserved
-from flcore.server.run_directory import HISTORY
+from flcore.server.events import ignore_events
+from flcore.server.run_directory import HISTORY_FILE
 from flcore.server.serve import Outcome
-from flcore.simulation.baselines import Baselines, baselines_of
+from flcore.simulation.baselines import Baselines, compute_baselines
 from flcore.simulation.run import run as run_job
 
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
@@ -52,17 +52,17 @@ def run(
     console = Console(stderr=True)
     # For a program that reads the result, and nobody who watches, there is nothing to say.
     is_seen = console.is_terminal or not as_json
-    with watching(loaded.contract, console) if is_seen else nullcontext(unobserved) as observe:
-        with _writing_to(directory), _telling_what_is_left(directory, console):
+    with show_progress(loaded.contract, console) if is_seen else nullcontext(ignore_events) as observe:
+        with _name_directory_in_errors(directory), _report_interrupt(directory, console):
             outcome = run_job(loaded, workers=workers, out=directory, fresh=fresh, observe=observe)
-        baselines = baselines_of(loaded)
+        baselines = compute_baselines(loaded)
     plot = plot_history(loaded.contract, outcome.history, baselines, directory / "history.png")
     if as_json:
         print(json.dumps(_as_json(loaded, outcome, baselines, directory)))
         return
     console = Console()
-    console.print(comparison(loaded.contract, outcome.history, baselines))
-    for line in failures(outcome.history):
+    console.print(comparison_table(loaded.contract, outcome.history, baselines))
+    for line in failure_lines(outcome.history):
         console.print(line, highlight=False, soft_wrap=True, markup=False)
     for name, path in (("model", "model.safetensors"), ("best", "best.safetensors"), ("history", "history.jsonl")):
         if any(record.is_best for record in outcome.history) or name != "best":
@@ -70,7 +70,7 @@ def run(
                 f"{name:<8} {resolve_checkpoint(directory / path)}", highlight=False, soft_wrap=True, markup=False
             )
     console.print(
-        f"plot     {plot or why_not_drawn(loaded.contract, outcome.history)}",
+        f"plot     {plot or no_plot_reason(loaded.contract, outcome.history)}",
         highlight=False,
         soft_wrap=True,
         markup=False,
@@ -78,7 +78,7 @@ def run(
 
 
 @contextmanager
-def _writing_to(directory: Path) -> Iterator[None]:
+def _name_directory_in_errors(directory: Path) -> Iterator[None]:
     """Have an error of a disk say where, which it does not by itself if a file was open already."""
     try:
         yield
@@ -89,13 +89,13 @@ def _writing_to(directory: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _telling_what_is_left(directory: Path, console: Console) -> Iterator[None]:
+def _report_interrupt(directory: Path, console: Console) -> Iterator[None]:
     """Say after Ctrl-C how many rounds are done, and where they are."""
     try:
         yield
     except KeyboardInterrupt:
         with suppress(OSError):
-            count = (directory / HISTORY).read_bytes().count(b"\n")
+            count = (directory / HISTORY_FILE).read_bytes().count(b"\n")
             left = f"interrupted after {count} rounds; the last model and the history are in {directory}"
             console.print(
                 left if count else "interrupted in the first round", highlight=False, soft_wrap=True, markup=False

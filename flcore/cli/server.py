@@ -9,14 +9,14 @@ import typer
 from flcore_transport import GrpcServer, Service, split_address
 
 from flcore.aggregation.budget import Budget
-from flcore.cli.addresses import ways_to_join
-from flcore.cli.log import Log, Logged, log_events
+from flcore.cli.addresses import join_commands
+from flcore.cli.log import Log, LogHandler, log_events
 from flcore.cli.plot import plot_history
 from flcore.errors import FlcoreError
 from flcore.job.job import Job
 from flcore.job.site import read_site, server_site
 from flcore.model.model_paths import require_directory
-from flcore.process import end_when_told, keep_freed_memory, open_as_many_files_as_allowed
+from flcore.process import exit_on_sigterm, keep_freed_memory, raise_open_file_limit
 from flcore.server.federation import Federation
 from flcore.server.serve import Server, serve
 
@@ -27,7 +27,7 @@ DEFAULT_BUDGET = "1GiB"
 class Plan(StrEnum):
     """When updates are folded."""
 
-    AT_CLOSE = "at-close"
+    BATCH = "batch"
     STREAMING = "streaming"
 
 
@@ -57,9 +57,9 @@ def server(
     plan: Annotated[
         Plan | None,
         typer.Option(
-            help="When updates are folded. at-close: when the round closes; models are files, memory is the budget. "
+            help="When updates are folded. batch: when the round closes; models are files, memory is the budget. "
             "streaming: when they are committed; models and a total of 4, 8 or 16 bytes per parameter are in memory. "
-            "(default: at-close)"
+            "(default: batch)"
         ),
     ] = None,
     site: Annotated[
@@ -80,39 +80,45 @@ def server(
 ) -> None:
     """Serve a job to clients that join with `flcore client`."""
     keep_freed_memory()
-    open_as_many_files_as_allowed()
-    end_when_told()
+    raise_open_file_limit()
+    exit_on_sigterm()
     require_insecure(insecure, insecure_remote)
     if host.startswith("["):
         raise typer.BadParameter(f"expected an address without brackets, got {host!r}", param_hint="--host")
     loaded = Job.load(job)
-    chosen = server_site(read_site(site, loaded.directory))
-    memory = Budget.parse(next(given for given in (budget, chosen.budget, DEFAULT_BUDGET) if given is not None))
-    folding = plan.value if plan else chosen.plan or Plan.AT_CLOSE.value
+    site_settings = server_site(read_site(site, loaded.directory))
+    memory = Budget.parse(next(given for given in (budget, site_settings.budget, DEFAULT_BUDGET) if given is not None))
+    plan_name = plan.value if plan else site_settings.plan or Plan.BATCH.value
     directory = require_directory(out) if out else Path("runs") / loaded.contract.name
 
     def listen(service: Service) -> Server:
         return GrpcServer(
-            service, host=host, port=port, allow_remote=insecure_remote, windows_bytes=memory.windows_bytes
+            service, host=host, port=port, allow_remote=insecure_remote, in_flight_bytes=memory.in_flight_bytes
         )
 
     with Log(log_format.value) as log:
-        logging.getLogger().handlers = [Logged(log)]
+        logging.getLogger().handlers = [LogHandler(log)]
 
         def started(running: Server, federation: Federation) -> None:
-            peak = memory.peak_bytes(folding, federation.spec, loaded.contract.server.accumulate)
-            log.show(
-                f"plan {folding}, a budget of {memory.nbytes >> 20}MiB: {peak >> 20}MiB of memory at most",
+            peak = memory.peak_bytes(plan_name, federation.spec, loaded.contract.server.accumulate)
+            log.write_block(
+                f"plan {plan_name}, a budget of {memory.nbytes >> 20}MiB: {peak >> 20}MiB of memory at most",
                 "memory",
-                plan=folding,
+                plan=plan_name,
                 budget_bytes=memory.nbytes,
                 peak_bytes=peak,
             )
             shown = running.address.replace("127.0.0.1", "localhost")
-            ways = ways_to_join(job, *split_address(running.address))
+            commands = join_commands(job, *split_address(running.address))
             needed = wait_for or loaded.contract.server.quorum
             lines = [f"listening on {shown}; the first round begins with {needed} clients, which join with"]
-            log.show("\n  ".join([*lines, *ways]), "listening", address=running.address, clients=needed, commands=ways)
+            log.write_block(
+                "\n  ".join([*lines, *commands]),
+                "listening",
+                address=running.address,
+                clients=needed,
+                commands=commands,
+            )
 
         outcome = serve(
             loaded,
@@ -122,12 +128,12 @@ def server(
             directory=directory,
             fresh=fresh,
             observe=log_events(log, loaded.contract),
-            plan=folding,
+            plan=plan_name,
             budget=memory,
         )
         plot_history(loaded.contract, outcome.history, None, directory / "history.png")
         left = sorted(path.name for path in directory.iterdir())
-        log.say(f"done: {', '.join(left)} in {directory}", "done", directory=str(directory))
+        log.write_line(f"done: {', '.join(left)} in {directory}", "done", directory=str(directory))
 
 
 def require_insecure(insecure: bool, insecure_remote: bool) -> None:

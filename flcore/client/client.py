@@ -13,29 +13,29 @@ from typing import Protocol, TypeVar
 
 from flcore_transport import (
     ConnectionLost,
+    DownloadRequest,
     Failure,
-    Fetch,
     FromServer,
     Goodbye,
     Inbox,
     Join,
     Layout,
-    Offer,
-    Order,
     Outbox,
     Receipt,
     Refused,
+    TaskAssignment,
     TransportError,
+    UploadRequest,
     Welcome,
 )
 
-from flcore.client.answer import Answer, offered
+from flcore.client.assignment_queue import AssignmentQueue
+from flcore.client.cached_answer import CachedAnswer, prepare_answer
 from flcore.client.executor import Executor
-from flcore.client.mailbox import Mailbox
 from flcore.client.task import Task
 from flcore.errors import JobFailed, SpecError, TaskFailed, UpdateError
 from flcore.job.job import Job
-from flcore.job.messages import JoinMessage, MalformedMessage, TaskMessage, WelcomeMessage, parse_message, spec_of
+from flcore.job.messages import JoinMessage, MalformedMessage, TaskMessage, WelcomeMessage, decode_spec, parse_message
 from flcore.model.compression import Compressor, Decompressor, ErrorFeedback
 from flcore.model.model import Model, payload_layout
 from flcore.model.spec import ModelSpec
@@ -60,11 +60,11 @@ class Connection(Protocol):
         """Join, and yield what the server says."""
         ...
 
-    def download(self, fetch: Fetch, layout: Layout | None = None) -> Iterator[bytes]:
+    def download(self, request: DownloadRequest, layout: Layout | None = None) -> Iterator[bytes]:
         """Yield the pieces of an order's payload."""
         ...
 
-    def upload(self, offer: Offer, outbox: Outbox) -> Receipt:
+    def upload(self, request: UploadRequest, outbox: Outbox) -> Receipt:
         """Send an answer."""
         ...
 
@@ -78,20 +78,20 @@ class Connection(Protocol):
 
 
 class Client:
-    """A client of `job` at the executor's site; `tell` is given a line for what a person may care about."""
+    """A client of `job` at the executor's site; `notify` is given a line for what a person may care about."""
 
     def __init__(
-        self, job: Job, executor: Executor, connection: Connection, tell: Callable[[str], None] = lambda _: None
+        self, job: Job, executor: Executor, connection: Connection, notify: Callable[[str], None] = lambda _: None
     ) -> None:
-        self._job, self._executor, self._connection, self._tell = job, executor, connection, tell
+        self._job, self._executor, self._connection, self._notify = job, executor, connection, notify
         self._name = executor.site.name
-        self._mailbox = Mailbox()
+        self._queue = AssignmentQueue()
         self._stopping = threading.Event()
         # One buffer for all downloads; it holds the payload of this id.
         self._model: Model | None = None
         self._payload_id = ""
         self._feedback: dict[str, ErrorFeedback] = {}
-        self._answer: Answer | None = None
+        self._answer: CachedAnswer | None = None
 
     def run(self) -> str:
         """Take part until the server says goodbye, and return its reason.
@@ -101,11 +101,11 @@ class Client:
         listener = threading.Thread(target=self._listen, name=f"{self._name}-session", daemon=True)
         listener.start()
         try:
-            while not isinstance(mail := self._mailbox.take(), Goodbye):
-                self._perform(*mail)
-            if mail.failed:
-                raise JobFailed(mail.reason)
-            return mail.reason
+            while not isinstance(received := self._queue.next_assignment(), Goodbye):
+                self._run_assignment(*received)
+            if received.failed:
+                raise JobFailed(received.reason)
+            return received.reason
         finally:
             self.stop()
             listener.join()
@@ -137,134 +137,134 @@ class Client:
             contract=self._job.contract.to_json(), code_digest=self._job.code_digest, version=__version__
         )
         join = Join(self._name, secrets.token_hex(8), message.to_bytes())
-        delay_s, told = RETRY_S, ""
+        delay_s, reported = RETRY_S, ""
         while True:
             has_joined = False
             try:
-                for said in self._connection.session(join):
-                    self._mailbox.put(said)
-                    if isinstance(said, Welcome):
+                for incoming in self._connection.session(join):
+                    self._queue.put(incoming)
+                    if isinstance(incoming, Welcome):
                         has_joined, delay_s = True, RETRY_S
-                        self._tell(f"{self._name}: joined {self._connection.address}")
+                        self._notify(f"{self._name}: joined {self._connection.address}")
                 end: TransportError = ConnectionLost(f"{self._connection.address} ended the session")
             except Refused as error:
-                self._mailbox.put(error)
+                self._queue.put(error)
                 break
             except TransportError as error:
                 end = error
             except Exception as error:  # noqa: BLE001 - the working thread waits, and is told whatever it is
-                self._mailbox.put(TransportError(f"the session broke: {type(error).__name__}: {error}"))
+                self._queue.put(TransportError(f"the session broke: {type(error).__name__}: {error}"))
                 break
             why = "the connection is lost; joining again as soon as the server is there" if has_joined else str(end)
-            if why != told and not (self._mailbox.is_over or self._stopping.is_set()):
-                self._tell(f"{self._name}: {why}" if has_joined else f"{self._name}: {why}; trying again")
-            told = "" if has_joined else why
-            if self._mailbox.is_over or self._stopping.wait(delay_s):
-                self._mailbox.put(end)
+            if why != reported and not (self._queue.has_ended or self._stopping.is_set()):
+                self._notify(f"{self._name}: {why}" if has_joined else f"{self._name}: {why}; trying again")
+            reported = "" if has_joined else why
+            if self._queue.has_ended or self._stopping.wait(delay_s):
+                self._queue.put(end)
                 break
             delay_s = min(2 * delay_s, MAX_RETRY_S)
         # A call that still waits for the server would wait for ever.
         self._connection.close()
 
-    def _perform(self, welcome: Welcome, order: Order) -> None:
+    def _run_assignment(self, welcome: Welcome, assignment: TaskAssignment) -> None:
         """Do an order: send the answer, or say why there is none. The next order may go better."""
         try:
             try:
-                answer = self._held(order) or self._made(welcome, order)
-                if self._mailbox.is_wanted:
-                    self._send(welcome, order, answer)
+                answer = self._cached_answer(assignment) or self._compute_answer(welcome, assignment)
+                if self._queue.is_current_wanted:
+                    self._send(welcome, assignment, answer)
             except (TaskFailed, MalformedMessage, SpecError, UpdateError) as error:
                 self._answer = None
-                self._tell(f"{self._name}: {error}")
-                failure = Failure(welcome.session, order.number, str(error)[:MAX_FAILURE_CHARACTERS])
-                if self._mailbox.is_wanted:
-                    self._insist(lambda: self._connection.report(failure))
+                self._notify(f"{self._name}: {error}")
+                failure = Failure(welcome.session, assignment.assignment_id, str(error)[:MAX_FAILURE_CHARACTERS])
+                if self._queue.is_current_wanted:
+                    self._retry(lambda: self._connection.report(failure))
         except TransportError as error:
-            if self._mailbox.is_wanted:
+            if self._queue.is_current_wanted:
                 refused = "the server refused: " if isinstance(error, Refused) else ""
-                self._tell(f"{self._name}: {refused}{error}")
-        if not (self._mailbox.is_wanted or self._mailbox.is_over):
-            self._tell(f"{self._name}: order {order.number} is over without this client's answer")
+                self._notify(f"{self._name}: {refused}{error}")
+        if not (self._queue.is_current_wanted or self._queue.has_ended):
+            self._notify(f"{self._name}: order {assignment.assignment_id} is over without this client's answer")
 
-    def _held(self, order: Order) -> Answer | None:
+    def _cached_answer(self, assignment: TaskAssignment) -> CachedAnswer | None:
         """Return the answer at hand if it answers an order, and let go of it if it does not."""
-        if self._answer is not None and not self._answer.is_to(order):
-            self._answer.let_go()
+        if self._answer is not None and not self._answer.answers(assignment):
+            self._answer.release()
             self._answer = None
         return self._answer
 
-    def _made(self, welcome: Welcome, order: Order) -> Answer:
+    def _compute_answer(self, welcome: Welcome, assignment: TaskAssignment) -> CachedAnswer:
         """Do what an order asks, and return the answer."""
-        message = parse_message(TaskMessage, order.content)
-        spec = spec_of(parse_message(WelcomeMessage, welcome.content).tensors)
+        message = parse_message(TaskMessage, assignment.content)
+        spec = decode_spec(parse_message(WelcomeMessage, welcome.content).tensors)
         contract = self._job.contract
         if message.task not in contract.tasks:
             raise TaskFailed(f"the contract has no task {message.task!r}")
-        model = self._download(welcome, order, spec)
+        model = self._download(welcome, assignment, spec)
         task = Task(
             message.task, message.round, message.rounds, message.seed, message.hyperparameters, self._executor.site
         )
         update = self._executor.run(model.arrays(), task)
         wire_format, feedback = WireFormat.compressed(spec, contract.wire.upload), None
         try:
-            said, source = offered(update, contract.tasks[message.task].returns, spec)
+            update_message, source = prepare_answer(update, contract.tasks[message.task].returns, spec)
         except (ValueError, OverflowError, TypeError) as error:
             raise TaskFailed(f"task {message.task!r} returned what cannot be sent: {error}") from error
         if source.layout == payload_layout(spec) != wire_format.layout:
-            feedback = self._feedback_of(message.task, wire_format)
+            feedback = self._error_feedback(message.task, wire_format)
             source = Compressor(wire_format, source, feedback)
-        self._answer = Answer(order, said.to_bytes(), source, feedback)
+        self._answer = CachedAnswer(assignment, update_message.to_bytes(), source, feedback)
         return self._answer
 
-    def _send(self, welcome: Welcome, order: Order, answer: Answer) -> None:
+    def _send(self, welcome: Welcome, assignment: TaskAssignment, answer: CachedAnswer) -> None:
         """Upload an answer until there is a receipt."""
-        offer = Offer(welcome.session, order.number, answer.content, answer.source.layout)
-        self._insist(lambda: self._connection.upload(offer, Outbox(answer.source)))
-        answer.is_in = True
-        message = parse_message(TaskMessage, order.content)
-        self._tell(f"{self._name}: round {message.round} of {message.rounds}: {message.task} is in")
+        request = UploadRequest(welcome.session, assignment.assignment_id, answer.content, answer.source.layout)
+        self._retry(lambda: self._connection.upload(request, Outbox(answer.source)))
+        answer.is_received = True
+        message = parse_message(TaskMessage, assignment.content)
+        self._notify(f"{self._name}: round {message.round} of {message.rounds}: {message.task} is in")
 
-    def _download(self, welcome: Welcome, order: Order, spec: ModelSpec) -> Model:
+    def _download(self, welcome: Welcome, assignment: TaskAssignment, spec: ModelSpec) -> Model:
         """Return the order's model: the one at hand, or read into the same buffer."""
-        if self._model is not None and order.payload_id == self._payload_id:
+        if self._model is not None and assignment.payload_id == self._payload_id:
             return self._model
         wire_format = WireFormat.compressed(spec, self._job.contract.wire.download)
-        if order.payload != wire_format.layout:
+        if assignment.payload != wire_format.layout:
             raise TaskFailed("the payload announced is not the model that the server described")
         self._payload_id = ""
         if self._model is None or self._model.spec != spec:
             self._model = Model(spec)
-        inbox = Inbox(order.payload, Decompressor(wire_format, self._model))
+        inbox = Inbox(assignment.payload, Decompressor(wire_format, self._model))
 
         def download() -> None:
-            fetch = Fetch(welcome.session, order.number, inbox.received)
-            for piece in self._connection.download(fetch, order.payload):
+            request = DownloadRequest(welcome.session, assignment.assignment_id, inbox.received)
+            for piece in self._connection.download(request, assignment.payload):
                 inbox.accept(piece)
             inbox.finish()
 
         try:
-            self._insist(download)
+            self._retry(download)
         except (Refused, ConnectionLost):
             raise
         except TransportError as error:
             raise TaskFailed(f"the model could not be read: {error}") from error
-        self._payload_id = order.payload_id
+        self._payload_id = assignment.payload_id
         return self._model
 
-    def _feedback_of(self, task: str, wire_format: WireFormat) -> ErrorFeedback:
+    def _error_feedback(self, task: str, wire_format: WireFormat) -> ErrorFeedback:
         """Return what a task's earlier updates have left out."""
-        held = self._feedback.get(task)
-        if held is None or held.wire_format != wire_format:
-            held = self._feedback[task] = ErrorFeedback(wire_format)
-        return held
+        feedback = self._feedback.get(task)
+        if feedback is None or feedback.wire_format != wire_format:
+            feedback = self._feedback[task] = ErrorFeedback(wire_format)
+        return feedback
 
-    def _insist(self, call: Callable[[], T]) -> T:
+    def _retry(self, call: Callable[[], T]) -> T:
         """Make a call again each time the connection is lost, for as long as the order at work is wanted."""
         delay_s = RETRY_S
         while True:
             try:
                 return call()
             except ConnectionLost:
-                if not self._mailbox.is_wanted or self._stopping.wait(delay_s):
+                if not self._queue.is_current_wanted or self._stopping.wait(delay_s):
                     raise
                 delay_s = min(2 * delay_s, MAX_RETRY_S)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from flcore.client.notices import Notices, Tell, traceback_of
+from flcore.client.notices import NoticeLogger, Notify, traceback_notice
 from flcore.client.task import Site, Task, Update
 from flcore.errors import JobError, SpecError, TaskFailed
 from flcore.job.job import Job
@@ -26,14 +26,15 @@ TaskFunction = Callable[[Arrays, Task], Update]
 class Executor:
     """The task functions of a job at one site. Only the contract's task names are ever looked up.
 
-    `tell` is given what concerns the owner of the code alone: tracebacks, and metrics that cannot be sent. (If None, it
-    is logged.)
+    `notify` is given what concerns the owner of the code alone: tracebacks, and metrics that cannot be sent. (If None,
+    it is logged.)
     """
 
-    def __init__(self, job: Job, site: Site, tell: Tell | None = None) -> None:
-        self.site, self._tell, self._job = site, tell or Notices(), job  # the code's modules live as long as its job
+    def __init__(self, job: Job, site: Site, notify: Notify | None = None) -> None:
+        # The job is kept: the code's modules live as long as it does.
+        self.site, self._notify, self._job = site, notify or NoticeLogger(), job
         code = job.reference("client.executor", job.contract.client.executor)
-        self._functions = _functions(job, self._made(code) if inspect.isclass(code) else code)
+        self._functions = _functions(job, self._create(code) if inspect.isclass(code) else code)
 
     def run(self, model: Arrays, task: Task) -> Update:
         """Run a task's function, and return its update, whose metrics are finite numbers; others are left out.
@@ -45,23 +46,23 @@ class Executor:
         try:
             update = self._functions[task.name](model, task)
         except (Exception, SystemExit) as error:
-            self._tell(*traceback_of(error, f"{self.site.name}: round {task.round}, task {task.name!r} failed"))
+            self._notify(*traceback_notice(error, f"{self.site.name}: round {task.round}, task {task.name!r} failed"))
             raise TaskFailed(f"task {task.name!r} raised {_summary(error)}") from error
-        _check(update, task.name)
-        return replace(update, metrics=self._sendable(update.metrics, task))
+        _check_update(update, task.name)
+        return replace(update, metrics=self._finite_metrics(update.metrics, task))
 
-    def _made(self, make: Callable[[Site], Any]) -> Any:
+    def _create(self, make: Callable[[Site], Any]) -> Any:
         try:
             return make(self.site)
         except Exception as error:
-            self._tell(*traceback_of(error, f"{self.site.name}: client.executor failed"))
+            self._notify(*traceback_notice(error, f"{self.site.name}: client.executor failed"))
             raise JobError(f"client.executor: client {self.site.name!r}: {_summary(error)}") from error
 
-    def _sendable(self, metrics: Mapping[Any, Any], task: Task) -> dict[str, float]:
+    def _finite_metrics(self, metrics: Mapping[Any, Any], task: Task) -> dict[str, float]:
         """Return the metrics that are finite numbers with a name; tell of each other one, but not its value."""
-        sendable: dict[str, float] = {}
+        finite: dict[str, float] = {}
         for name, value in metrics.items():
-            number = _real(value)
+            number = _to_float(value)
             if not isinstance(name, str) or not 0 < len(name) <= MAX_METRIC_NAME:
                 wrong = f"its name is a {type(name).__name__}, expected a str of 1 to {MAX_METRIC_NAME} characters"
             elif number is None:
@@ -69,13 +70,13 @@ class Executor:
             elif not math.isfinite(number):
                 wrong = f"it is {number} ({type(value).__name__}), expected a finite number"
             else:
-                sendable[name] = number
+                finite[name] = number
                 continue
             shown = printable(repr(name), MAX_METRIC_NAME)
             where = f"{self.site.name}: round {task.round}, task {task.name!r}"
             text = f"{where}: metric {shown} is left out, the update counts: {wrong}"
-            self._tell(f"{self.site.name} {task.name} {shown} {wrong}", text)
-        return sendable
+            self._notify(f"{self.site.name} {task.name} {shown} {wrong}", text)
+        return finite
 
 
 def require_tasks(job: Job) -> None:
@@ -92,7 +93,7 @@ def _summary(error: BaseException) -> str:
     return printable(f"{type(error).__name__}: {message}")
 
 
-def _real(value: Any) -> float | None:
+def _to_float(value: Any) -> float | None:
     """Return a real number, or an array without dimensions that holds one, as a float; None for all else."""
     try:
         if not isinstance(value, numbers.Real) and getattr(value, "shape", None) == ():
@@ -115,7 +116,7 @@ def _functions(job: Job, code: Any) -> dict[str, TaskFunction]:
     return functions
 
 
-def _check(update: Any, task: str) -> None:
+def _check_update(update: Any, task: str) -> None:
     """Raise `TaskFailed` for what cannot even be sent. Whether an update is acceptable is the server's to say."""
     if not isinstance(update, Update):
         raise TaskFailed(f"task {task!r} returned {printable(type(update).__name__)}, expected flcore.Update")

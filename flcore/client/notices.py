@@ -9,27 +9,27 @@ logger = logging.getLogger(__name__)
 
 MAX_TRACEBACK_CHARACTERS = 20_000
 
-Tell = Callable[[str, str], None]
+Notify = Callable[[str, str], None]
 """Takes a notice: its kind, by which it is known again, and its text."""
 
 
-class Notices:
+class NoticeLogger:
     """Logs notices, each kind once: a client that fails in the same line in each round is told so in the first."""
 
     def __init__(self) -> None:
-        self._told: set[str] = set()
+        self._logged_kinds: set[str] = set()
         self._lock = threading.Lock()
 
     def __call__(self, kind: str, text: str) -> None:
         """Log a notice, unless one of its kind was logged. May be called from any thread."""
         with self._lock:
-            is_known = kind in self._told
-            self._told.add(kind)
+            is_known = kind in self._logged_kinds
+            self._logged_kinds.add(kind)
         if not is_known:
             logger.error("%s", text)
 
 
-def traceback_of(error: BaseException, what: str) -> tuple[str, str]:
+def traceback_notice(error: BaseException, what: str) -> tuple[str, str]:
     """Return the notice of an exception that a client's code raised: where it was raised is its kind.
 
     The traceback begins at the client's code, below the frame that called it.

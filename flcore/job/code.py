@@ -23,13 +23,13 @@ from typing import Any
 
 from flcore.errors import JobError
 
-OURS = {"flcore", "flcore_kernels", "flcore_transport"}
+OWN_PACKAGES = {"flcore", "flcore_kernels", "flcore_transport"}
 """What a job shares with us is never loaded a second time, even where a job stands in our own sources."""
-ENVIRONMENT_MARKS = ("pyvenv.cfg", "conda-meta")
+ENVIRONMENT_MARKERS = ("pyvenv.cfg", "conda-meta")
 """A directory with one of these is an environment with packages, not code of the job."""
 
 _numbers = itertools.count(1)
-_owners: "dict[str, JobCode]" = {}
+_code_by_package: "dict[str, JobCode]" = {}
 """Who loads the modules of a package."""
 
 
@@ -41,8 +41,8 @@ class JobCode:
         self._packages: dict[Path, str] = {}
         self._directories: dict[str, Path] = {}
         self._files: dict[str, Path] = {}
-        self._holds: dict[tuple[Path, str], bool] = {}
-        self._lock = threading.RLock()  # `forget` may be called by a garbage collection in the middle of `_package`
+        self._module_exists: dict[tuple[Path, str], bool] = {}
+        self._lock = threading.RLock()  # `unload` may be called by a garbage collection in the middle of `_package`
 
     def load(self, reference: str, key: str) -> Any:
         """Return what `file.py`, `file.py:name` or `package.module:name` refers to.
@@ -65,12 +65,12 @@ class JobCode:
             raise JobError(f"{key}: {source} has no {name!r}")
         return getattr(module, name)
 
-    def forget(self) -> None:
+    def unload(self) -> None:
         """Take the modules out of `sys.modules`, so that they end with the last one who holds something of them."""
         with self._lock:
             packages = set(self._packages.values())
             for name in packages:
-                _owners.pop(name, None)
+                _code_by_package.pop(name, None)
             for name in list(sys.modules):
                 if name.partition(".")[0] in packages:
                     sys.modules.pop(name, None)
@@ -87,7 +87,7 @@ class JobCode:
         is_plain_directory = found is not None and found.loader is None
         return None if is_plain_directory and _is_environment(Path(directory, name.rpartition(".")[2])) else found
 
-    def importer(self, package: str) -> Callable[..., Any]:
+    def make_import(self, package: str) -> Callable[..., Any]:
         """Return the `__import__` of the files of a package: in the job first, beside the file before elsewhere."""
         directory = self._directories[package]
 
@@ -99,7 +99,7 @@ class JobCode:
             level: int = 0,
         ) -> Any:
             top = name.partition(".")[0]
-            root = None if level else self._root_of(top, directory)
+            root = None if level else self._package_of(top, directory)
             if root is None:
                 return builtins.__import__(name, globals, locals, fromlist or (), level)
             importlib.import_module(f"{root}.{name}")
@@ -120,20 +120,20 @@ class JobCode:
         return importlib.import_module(name)
 
     def _module(self, name: str) -> ModuleType:
-        root = self._root_of(name.partition(".")[0], self._directory)
+        root = self._package_of(name.partition(".")[0], self._directory)
         return importlib.import_module(name if root is None else f"{root}.{name}")
 
-    def _root_of(self, top: str, directory: Path) -> str | None:
+    def _package_of(self, top: str, directory: Path) -> str | None:
         """Return the package that has a module: that of a directory, or the job's; None if it is not the job's."""
         for place in dict.fromkeys((directory, self._directory)):
-            if (place, top) not in self._holds:
-                self._holds[place, top] = self._has(place, top)
-            if self._holds[place, top]:
+            if (place, top) not in self._module_exists:
+                self._module_exists[place, top] = self._has_module(place, top)
+            if self._module_exists[place, top]:
                 return self._package(place)
         return None
 
-    def _has(self, directory: Path, top: str) -> bool:
-        if top in OURS:
+    def _has_module(self, directory: Path, top: str) -> bool:
+        if top in OWN_PACKAGES:
             return False
         found = self.find(f"flcore_job.{top}", str(directory))
         # A directory counts if there is code in it: one of data, called like a library, takes nobody's place.
@@ -143,11 +143,11 @@ class JobCode:
         """Return the name of a directory's package, which is there from now on."""
         with self._lock:
             name = self._packages.get(directory) or f"flcore_job_{next(_numbers)}"
-            if name not in _owners:
-                _find_modules_of_jobs()
+            if name not in _code_by_package:
+                _install_finder()
                 spec = ModuleSpec(name, None, is_package=True)
                 spec.submodule_search_locations = [str(directory)]
-                self._packages[directory], self._directories[name], _owners[name] = name, directory, self
+                self._packages[directory], self._directories[name], _code_by_package[name] = name, directory, self
                 sys.modules[name] = importlib.util.module_from_spec(spec)
         return name
 
@@ -162,7 +162,7 @@ class _SourceLoader(SourceFileLoader):
     def exec_module(self, module: ModuleType) -> None:
         # An import statement calls the `__import__` of its globals' builtins, in functions too.
         package = module.__name__.partition(".")[0]
-        vars(module)["__builtins__"] = {**vars(builtins), "__import__": _owners[package].importer(package)}
+        vars(module)["__builtins__"] = {**vars(builtins), "__import__": _code_by_package[package].make_import(package)}
         super().exec_module(module)
 
 
@@ -171,11 +171,11 @@ class _Finder:
 
     @staticmethod
     def find_spec(name: str, path: Sequence[str] | None = None, target: object = None) -> ModuleSpec | None:  # noqa: ARG004
-        owner = _owners.get(name.partition(".")[0])
+        owner = _code_by_package.get(name.partition(".")[0])
         return None if owner is None or not path else owner.find(name, path[0])
 
 
-def _find_modules_of_jobs() -> None:
+def _install_finder() -> None:
     if _Finder not in sys.meta_path:
         sys.meta_path.insert(0, _Finder)
 
@@ -186,27 +186,29 @@ def code_files(directory: Path) -> Iterator[Path]:
     These are sources and extension modules in directories whose names are identifiers: neither hidden directories nor
     environments.
     """
-    seen: set[tuple[int, int]] = set()
+    visited: set[tuple[int, int]] = set()
     for place, folders, files in os.walk(directory, followlinks=True):
-        folders[:] = sorted(name for name in folders if name.isidentifier() and _is_new(Path(place, name), seen))
+        folders[:] = sorted(
+            name for name in folders if name.isidentifier() and _is_unvisited(Path(place, name), visited)
+        )
         if place == str(directory):
-            folders[:] = [name for name in folders if name not in OURS]
+            folders[:] = [name for name in folders if name not in OWN_PACKAGES]
         for file in files:
             stem, _, suffix = file.partition(".")
             if stem.isidentifier() and f".{suffix}" in (".py", *EXTENSION_SUFFIXES) and Path(place, file).is_file():
                 yield Path(place, file)
 
 
-def _is_new(folder: Path, seen: set[tuple[int, int]]) -> bool:
+def _is_unvisited(folder: Path, visited: set[tuple[int, int]]) -> bool:
     """Whether a directory is no environment, and is not seen yet: links may lead in a circle."""
     status = folder.stat()
-    is_new = (status.st_dev, status.st_ino) not in seen
-    seen.add((status.st_dev, status.st_ino))
+    is_new = (status.st_dev, status.st_ino) not in visited
+    visited.add((status.st_dev, status.st_ino))
     return is_new and not _is_environment(folder)
 
 
 def _is_environment(folder: Path) -> bool:
-    return any((folder / mark).exists() for mark in ENVIRONMENT_MARKS)
+    return any((folder / mark).exists() for mark in ENVIRONMENT_MARKERS)
 
 
 def code_digest(directory: Path, named: Iterable[str] = ()) -> str:

@@ -21,19 +21,19 @@ Reference = Annotated[str, StringConstraints(pattern=r"^[^:]+\.py(:[A-Za-z_]\w*)
 Hyperparameters = dict[str, JsonValue]
 
 
-class _Table(BaseModel):
+class _ContractTable(BaseModel):
     # The fields' descriptions are the text of docs/job.md (`python -m docs.generate`).
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
-class Step(_Table):
+class ScheduleStep(_ContractTable):
     """Hyperparameters that hold from a round on."""
 
     from_round: int = Field(ge=1, description="The first round in which these hyperparameters hold, counted from 1.")
     hyperparameters: Hyperparameters = Field(description="The hyperparameters that replace earlier ones.")
 
 
-class TaskContract(_Table):
+class TaskContract(_ContractTable):
     """A named task: what an answer to it carries, and its hyperparameters.
 
     `returns`: "weights" (a whole model), "delta" (the difference from the model that was sent) or "metrics" alone.
@@ -46,14 +46,14 @@ class TaskContract(_Table):
     hyperparameters: Hyperparameters = Field(
         default={}, description="The task's hyperparameters. They replace those of `client.hyperparameters`."
     )
-    schedule: tuple[Step, ...] = Field(
+    schedule: tuple[ScheduleStep, ...] = Field(
         default=(),
         description="Changes over time: a list of `{ from_round = N, hyperparameters = {...} }`. From round N on, "
         "these hyperparameters replace earlier ones.",
     )
 
 
-class ServerContract(_Table):
+class ServerContract(_ContractTable):
     """What runs on the server.
 
     A round counts if at least `quorum` updates are in when it closes; it closes when every sampled client has answered
@@ -67,7 +67,7 @@ class ServerContract(_Table):
         description="The first global model: a function of the seed that returns named arrays (`file.py:name`), or a "
         "checkpoint: `NAME.safetensors`, `NAME.safetensors.index.json`, or a directory that contains one."
     )
-    controller: str = Field(
+    workflow: str = Field(
         default="fed_avg", description="The workflow: `fed_avg`, or a function of a `Controller` (`file.py:name`)."
     )
     rule: str = Field(
@@ -145,7 +145,7 @@ class ServerContract(_Table):
         return self
 
 
-class ClientContract(_Table):
+class ClientContract(_ContractTable):
     """What runs on the clients; hyperparameters here hold for all tasks."""
 
     executor: Reference = Field(
@@ -155,7 +155,7 @@ class ClientContract(_Table):
     hyperparameters: Hyperparameters = Field(default={}, description="Hyperparameters of all tasks.")
 
 
-class WireContract(_Table):
+class WireContract(_ContractTable):
     """What travels, and in which dtypes.
 
     `download` and `upload` narrow floats that are wider on their way to the clients and back; int8 in blocks is for
@@ -178,7 +178,7 @@ class WireContract(_Table):
     )
 
 
-class Bounds(_Table):
+class Bounds(_ContractTable):
     """What an update may contain; beyond it, the update is refused."""
 
     max_weight: float = Field(default=1e9, gt=0, allow_inf_nan=False, description="The largest weight of an update.")
@@ -186,7 +186,7 @@ class Bounds(_Table):
     max_metrics: int = Field(default=256, ge=0, description="The largest number of metrics of an update.")
 
 
-class Contract(_Table):
+class Contract(_ContractTable):
     """A whole job.toml.
 
     `clients` is the list of those who may join, or how many a run on one machine has (then any name may join).
@@ -216,7 +216,7 @@ class Contract(_Table):
     wire: WireContract = Field(default=WireContract(), description="What travels, and in which dtypes.")
 
     @model_validator(mode="after")
-    def _is_sound(self) -> "Contract":
+    def _check_consistency(self) -> "Contract":
         names = self.client_names
         if not names or len(set(names)) != len(names):
             raise ValueError("clients: expected at least one name, and each once")
@@ -263,7 +263,7 @@ class Contract(_Table):
     def code_files(self) -> list[str]:
         """The files of code that the contract names, relative to the job's directory."""
         server = self.server
-        named = (server.model, server.controller, server.rule, self.client.executor, self.baselines or "")
+        named = (server.model, server.workflow, server.rule, self.client.executor, self.baselines or "")
         return sorted({name.partition(":")[0] for name in named if name.partition(":")[0].endswith(".py")})
 
     def to_json(self) -> str:
@@ -281,13 +281,13 @@ def differences(server: JsonValue, client: JsonValue) -> list[str]:
     ours, theirs = dict(_leaves(server)), dict(_leaves(client))
     absent = "nothing"
     return [
-        f"{key}: the server has {_cut(ours.get(key, absent))}, the client has {_cut(theirs.get(key, absent))}"
+        f"{key}: the server has {_truncate(ours.get(key, absent))}, the client has {_truncate(theirs.get(key, absent))}"
         for key in sorted(ours.keys() | theirs.keys())
         if ours.get(key) != theirs.get(key)
     ]
 
 
-def _cut(value: str) -> str:
+def _truncate(value: str) -> str:
     return value if len(value) <= 120 else value[:117] + "..."
 
 

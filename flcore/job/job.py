@@ -14,7 +14,7 @@ from flcore.errors import JobError, SpecError
 from flcore.job.code import JobCode, code_digest
 from flcore.job.contract import Contract
 from flcore.job.parsing import parse_contract
-from flcore.job.rules import chosen_rule
+from flcore.job.rules import rule_by_reference
 from flcore.model.checkpoint import open_model
 from flcore.model.chunks import ChunkSource
 from flcore.model.model import NamedArrays
@@ -22,7 +22,7 @@ from flcore.model.model_paths import INDEX_SUFFIX, MODEL_SUFFIX
 from flcore.model.spec import ModelSpec
 from flcore.text import decode_text
 
-BUNDLED = Path(__file__).parent.parent / "jobs"
+BUNDLED_JOBS = Path(__file__).parent.parent / "jobs"
 
 
 @dataclass(frozen=True)
@@ -44,15 +44,15 @@ class Job:
         `overrides` replace keys of the contract (`seed`, `clients`, `rounds`). Raises `JobError`, naming the place.
         """
         if isinstance(path, Job):
-            return path.replaced(**overrides)
-        file = _find(Path(path))
+            return path.with_overrides(**overrides)
+        file = _find_job_file(Path(path))
         try:
             content = tomllib.loads(decode_text(file.read_bytes()))
         except ValueError as error:
             raise JobError(f"{file}: no TOML: {error}") from error
-        return cls(parse_contract(content, str(file)), file.parent.resolve()).replaced(**overrides)
+        return cls(parse_contract(content, str(file)), file.parent.resolve()).with_overrides(**overrides)
 
-    def replaced(self, **overrides: Any) -> "Job":
+    def with_overrides(self, **overrides: Any) -> "Job":
         """Return the job with some keys of its contract replaced; None leaves a key as it is."""
         content = self.contract.model_dump(mode="json")
         given = {key: value for key, value in overrides.items() if value is not None}
@@ -69,7 +69,7 @@ class Job:
     def code(self) -> JobCode:
         """The job's code, read when it is first asked for; a job that is loaded again reads it again."""
         code = JobCode(self.directory)
-        weakref.finalize(self, code.forget).atexit = False
+        weakref.finalize(self, code.unload).atexit = False
         return code
 
     def reference(self, key: str, reference: str) -> Any:
@@ -78,7 +78,7 @@ class Job:
 
     def rule(self) -> Rule:
         """Return the rule by which updates are combined."""
-        return chosen_rule(
+        return rule_by_reference(
             self.contract.server.rule,
             lambda reference: self.reference("server.rule", reference),
             f"{self.directory / 'job.toml'}: server.rule",
@@ -92,32 +92,32 @@ class Job:
         """
         source = self.contract.server.model
         if source.endswith((MODEL_SUFFIX, INDEX_SUFFIX)) or not (":" in source or source.endswith(".py")):
-            return self._chosen_of_stored(self.directory / source)
+            return self._open_checkpoint(self.directory / source)
         arrays = self.reference("server.model", source)(self.contract.seed)
         if not isinstance(arrays, Mapping):
             raise JobError(
                 f"server.model: {source} returned {type(arrays).__name__}, expected a mapping from names to arrays"
             )
-        chosen = {name: arrays[name] for name in self._chosen(arrays)}
+        selected = {name: arrays[name] for name in self._select_tensors(arrays)}
         try:
-            return NamedArrays(ModelSpec.of(chosen), chosen)
+            return NamedArrays(ModelSpec.of(selected), selected)
         except SpecError as error:
             raise JobError(f"server.model: {source} returned no model: {error}") from error
 
-    def _chosen_of_stored(self, path: Path) -> ChunkSource:
+    def _open_checkpoint(self, path: Path) -> ChunkSource:
         try:
             stored = open_model(path)
-            names = self._chosen([tensor.name for tensor in stored.spec.tensors])
+            names = self._select_tensors([tensor.name for tensor in stored.spec.tensors])
             if len(names) == len(stored.spec.tensors):
                 return stored
-            chosen = {name: stored.tensor(name) for name in names}
-            return NamedArrays(ModelSpec.of(chosen), chosen)
+            selected = {name: stored.tensor(name) for name in names}
+            return NamedArrays(ModelSpec.of(selected), selected)
         except FileNotFoundError as error:
             raise JobError(f"server.model: there is no file {path}") from error
         except SpecError as error:
             raise JobError(f"server.model: {error}") from error
 
-    def _chosen(self, names: Collection[str]) -> list[str]:
+    def _select_tensors(self, names: Collection[str]) -> list[str]:
         """Return the names of the tensors that travel; each pattern must fit one."""
         patterns = self.contract.wire.tensors
         for pattern in patterns:
@@ -127,10 +127,10 @@ class Job:
         return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
 
 
-def _find(path: Path) -> Path:
-    candidates = [path, path / "job.toml", BUNDLED / path / "job.toml"]
+def _find_job_file(path: Path) -> Path:
+    candidates = [path, path / "job.toml", BUNDLED_JOBS / path / "job.toml"]
     for candidate in candidates:
         if candidate.is_file():
             return candidate
-    bundled = ", ".join(sorted(entry.parent.name for entry in BUNDLED.glob("*/job.toml")))
+    bundled = ", ".join(sorted(entry.parent.name for entry in BUNDLED_JOBS.glob("*/job.toml")))
     raise JobError(f"there is no job at {path}: expected a directory with job.toml, or a bundled job ({bundled})")

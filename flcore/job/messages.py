@@ -91,11 +91,11 @@ def parse_message(kind: type[M], content: bytes) -> M:
         raise MalformedMessage(f"{kind.__name__}: {place}: {problem['msg']}") from error
 
 
-def tensors_of(spec: ModelSpec) -> Tensors:
+def encode_tensors(spec: ModelSpec) -> Tensors:
     """Return a spec as it travels."""
     return [(tensor.name, tensor.dtype, list(tensor.shape)) for tensor in spec.tensors]
 
 
-def spec_of(tensors: Tensors) -> ModelSpec:
+def decode_spec(tensors: Tensors) -> ModelSpec:
     """Return the spec that travelled, or raise `SpecError`."""
     return ModelSpec(tuple(TensorSpec(name, dtype, tuple(shape)) for name, dtype, shape in tensors))

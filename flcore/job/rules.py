@@ -10,11 +10,11 @@ from flcore.job.code import JobCode
 
 
 def load_rule(rule: str, directory: Path, key: str) -> Rule:
-    """Return the rule of a name, or what `file.py:name` refers to in a directory: see `chosen_rule`."""
-    return chosen_rule(rule, lambda reference: JobCode(directory).load(reference, key), key)
+    """Return the rule of a name, or what `file.py:name` refers to in a directory: see `rule_by_reference`."""
+    return rule_by_reference(rule, lambda reference: JobCode(directory).load(reference, key), key)
 
 
-def chosen_rule(rule: str, load: Callable[[str], Any], key: str) -> Rule:
+def rule_by_reference(rule: str, load: Callable[[str], Any], key: str) -> Rule:
     """Return the rule of a name, or what `load` finds for `file.py:name`: a rule, or a function that makes one.
 
     `key` is what errors call the place where it was named. Raises `JobError`.

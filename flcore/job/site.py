@@ -16,7 +16,7 @@ class ServerSite(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     budget: str | None = None
-    plan: Literal["at-close", "streaming"] | None = None
+    plan: Literal["batch", "streaming"] | None = None
 
 
 def read_site(path: Path | None, directory: Path) -> dict[str, Any]:

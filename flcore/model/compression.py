@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from flcore_kernels import NotFinite, Quantized, storage_dtype
 from flcore_kernels import backend as backend_named
-from flcore_transport import WIRE_DTYPES, Buffer, PieceRange, Sink, Source, join_body, split_body
+from flcore_transport import WIRE_DTYPES, Buffer, PayloadSink, PayloadSource, PieceRange, join_body, split_body
 
 from flcore.errors import NonFinite, OutOfBounds
 from flcore.model.dtypes import DTYPES
@@ -43,7 +43,7 @@ def to_float32(dtype: str, part: KernelArray) -> Float32Array:
 class Compressor:
     """A payload in a narrower form than its source has it."""
 
-    def __init__(self, wire_format: WireFormat, source: Source, feedback: "ErrorFeedback | None" = None) -> None:
+    def __init__(self, wire_format: WireFormat, source: PayloadSource, feedback: "ErrorFeedback | None" = None) -> None:
         self.layout = wire_format.layout
         self._wire_format, self._source, self._feedback = wire_format, source, feedback
 
@@ -90,7 +90,7 @@ class Compressor:
 class Decompressor:
     """The sink of a payload in a narrower form: hands its values on in the model's own dtypes."""
 
-    def __init__(self, wire_format: WireFormat, sink: Sink) -> None:
+    def __init__(self, wire_format: WireFormat, sink: PayloadSink) -> None:
         self._wire_format, self._sink = wire_format, sink
 
     def write(self, piece: PieceRange, body: memoryview) -> None:

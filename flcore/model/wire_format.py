@@ -4,7 +4,16 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 
-from flcore_transport import WIRE_DTYPES, Layout, Part, PiecePlan, PieceRange, Segment, body_bytes, piece_elements
+from flcore_transport import (
+    WIRE_DTYPES,
+    Layout,
+    PayloadPart,
+    PiecePlan,
+    PieceRange,
+    Segment,
+    body_bytes,
+    piece_elements,
+)
 
 from flcore.model.dtypes import DTYPES, INTEGERS
 from flcore.model.spec import ModelSpec, TensorSpan
@@ -54,7 +63,7 @@ class WireFormat:
     def layout(self) -> Layout:
         """What a payload that holds one model consists of."""
         pairs = zip(self.dtypes, self.spec.segments, strict=True)
-        return Layout((Part(MODEL_PART, tuple(Segment(dtype, segment.elements) for dtype, segment in pairs)),))
+        return Layout((PayloadPart(MODEL_PART, tuple(Segment(dtype, segment.elements) for dtype, segment in pairs)),))
 
     @cached_property
     def pieces(self) -> PiecePlan:

@@ -11,7 +11,7 @@ from flcore.job.job import Job
 from flcore.job.messages import JoinMessage, parse_message
 from flcore.text import printable
 
-MOST_DIFFERENCES = 20
+MAX_DIFFERENCES = 20
 """How many keys a client is told of; reading a contract is bounded by the size of a message."""
 
 
@@ -27,20 +27,20 @@ class Admission:
             raise NotInvited(f"client {printable(client, 64)!r} is not among the job's clients")
         message = parse_message(JoinMessage, content)
         if message.contract != self._json:
-            raise ContractMismatch(f"client {client!r} holds another contract:\n  {self._explained(message.contract)}")
+            raise ContractMismatch(f"client {client!r} holds another contract:\n  {self._explain(message.contract)}")
         if self._contract.same_code and message.code_digest != self._job.code_digest:
             raise ContractMismatch(
                 f"client {client!r} holds other code: its digest is {printable(message.code_digest, 16)}, the server's "
                 f"{self._job.code_digest[:16]}, and the contract says same_code = true"
             )
 
-    def _explained(self, theirs: str) -> str:
+    def _explain(self, client_contract: str) -> str:
         """Return the keys that differ, of a contract that may be anything."""
         try:
-            lines = differences(json.loads(self._json), json.loads(theirs))
+            lines = differences(json.loads(self._json), json.loads(client_contract))
         except (ValueError, RecursionError) as error:
             return f"it cannot be read: {printable(str(error), 200)}"
-        shown = [printable(line, 300) for line in lines[:MOST_DIFFERENCES]]
+        shown = [printable(line, 300) for line in lines[:MAX_DIFFERENCES]]
         if len(lines) > len(shown):
             shown.append(f"and {len(lines) - len(shown)} more keys")
         return "\n  ".join(shown)

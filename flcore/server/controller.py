@@ -1,4 +1,4 @@
-"""The controller: what a playbook can do. A playbook is a function of a `Controller`; see `playbooks`."""
+"""The controller: what a workflow can do. A workflow is a function of a `Controller`; see `workflows`."""
 
 import hashlib
 import time
@@ -18,11 +18,11 @@ from flcore.model.chunks import GlobalModel
 from flcore.model.model import Arrays, NamedArrays
 from flcore.model.spec import ModelSpec
 from flcore.model.wire_format import WireFormat
-from flcore.server.asking import Asking, TaskRequest
-from flcore.server.events import Observer, RoundDone
+from flcore.server.events import Observer, RoundFinished
 from flcore.server.history import RoundRecord
 from flcore.server.open_round import average_metrics
 from flcore.server.results import Results
+from flcore.server.task_runner import TaskRequest, TaskRunner
 
 
 class Updates:
@@ -33,10 +33,15 @@ class Updates:
     """
 
     def __init__(
-        self, asking: Asking, model: GlobalModel, request: TaskRequest, aggregator: Aggregator, record: RoundRecord
+        self,
+        task_runner: TaskRunner,
+        model: GlobalModel,
+        request: TaskRequest,
+        aggregator: Aggregator,
+        record: RoundRecord,
     ) -> None:
-        self.is_skipped = bool(request.skipped)
-        self._asking, self._request, self._aggregator, self._record = asking, request, aggregator, record
+        self.is_skipped = bool(request.skip_reason)
+        self._task_runner, self._request, self._aggregator, self._record = task_runner, request, aggregator, record
         self._model: GlobalModel | None = model
         # Letting them go, aggregated or not, lets go of the room that they take.
         weakref.finalize(self, aggregator.discard).atexit = False
@@ -64,29 +69,29 @@ class Updates:
             self._aggregator.discard()
             return model
         with _timed(self._record, "aggregate"):
-            result = self._combined(model)
-        self._aggregator.close()  # a playbook that keeps these updates keeps no model alive
+            result = self._combine(model)
+        self._aggregator.close()  # a workflow that keeps these updates keeps no model alive
         return result
 
-    def _combined(self, model: GlobalModel) -> GlobalModel:
+    def _combine(self, model: GlobalModel) -> GlobalModel:
         """Combine the updates; those that are found to be lost are asked for again, each client's once."""
-        asked_again: set[str] = set()
+        rerun_clients: set[str] = set()
         while True:
             try:
                 result = self._aggregator.finish(leave_out=False)
             except UpdatesLost as error:
-                self._asking.ask_for_lost(self._request, model, error.lost, besides=asked_again)
-                asked_again |= error.lost.keys()
+                self._task_runner.rerun_lost(self._request, model, error.lost, excluding=rerun_clients)
+                rerun_clients |= error.lost.keys()
             else:
-                if asked_again:
-                    self._asking.require_quorum(self._request)
+                if rerun_clients:
+                    self._task_runner.require_quorum(self._request)
                 return result
 
 
 class Controller:
-    """The server's side of a running job, as a playbook sees it: `sample`, `train`, `validate`, `keep`.
+    """The server's side of a running job, as a workflow sees it: `sample`, `train`, `validate`, `keep`.
 
-    A playbook loops over `rounds()`; each round leaves one record in the history. `model_of` turns a playbook's own
+    A workflow loops over `rounds()`; each round leaves one record in the history. `model_of` turns a workflow's own
     arrays into a model.
     """
 
@@ -94,7 +99,7 @@ class Controller:
         self,
         job: Job,
         model: GlobalModel,
-        asking: Asking,
+        task_runner: TaskRunner,
         results: Results,
         observe: Observer,
         storage: Storage,
@@ -103,18 +108,18 @@ class Controller:
         require_plan(self._rule, storage.plan)
         self._spec = model.spec
         self._initial: GlobalModel | None = model
-        self._initial_again = weakref.ref(model)
-        self._asking, self._results, self._observe = asking, results, observe
+        self._initial_ref = weakref.ref(model)
+        self._task_runner, self._results, self._observe = task_runner, results, observe
         self._record = RoundRecord(0)
 
     @property
     def initial_model(self) -> GlobalModel:
         """The first global model. It is not kept: once nobody holds it any more, it is made anew."""
-        model = self._initial or self._initial_again()
+        model = self._initial or self._initial_ref()
         self._initial = None
         if model is None:
             model = self._storage.copy_model(self.job.initial_model())
-            self._initial_again = weakref.ref(model)
+            self._initial_ref = weakref.ref(model)
         return model
 
     def rounds(self) -> Iterator[int]:
@@ -124,7 +129,7 @@ class Controller:
             with _timed(self._record, "round"):
                 yield index
             self._results.add(self._record)
-            self._observe(RoundDone(self._record))
+            self._observe(RoundFinished(self._record))
 
     def sample(self, fraction: float | None = None) -> list[str]:
         """Return clients for this round, sorted: a share of those connected, drawn from seed and round alone.
@@ -133,9 +138,9 @@ class Controller:
         raises `QuorumError`. At least a quorum is drawn.
         """
         server = self.job.contract.server
-        connected = self._asking.await_quorum(server.quorum)
+        connected = self._task_runner.await_quorum(server.quorum)
         count = max(server.quorum, round((server.fraction if fraction is None else fraction) * len(connected)))
-        draw = np.random.default_rng(seed_of(self.job.contract.seed, self._record.round, "sample"))
+        draw = np.random.default_rng(derive_seed(self.job.contract.seed, self._record.round, "sample"))
         return sorted(draw.choice(connected, min(count, len(connected)), replace=False).tolist())
 
     def train(self, model: GlobalModel, clients: Sequence[str], task: str = "train") -> Updates:
@@ -162,9 +167,9 @@ class Controller:
         self._record.sampled = tuple(clients)
         request = TaskRequest(task, self._messages(task, clients), aggregator, self._record)
         with _timed(self._record, task):
-            self._asking.ask_for_quorum(request, model)
+            self._task_runner.run_until_quorum(request, model)
         self._record.train = average_metrics(request.answers)
-        return Updates(self._asking, model, request, aggregator, self._record)
+        return Updates(self._task_runner, model, request, aggregator, self._record)
 
     def validate(self, model: GlobalModel, clients: Sequence[str], task: str = "validate") -> dict[str, float]:
         """Have the clients evaluate a model; return their metrics, averaged by weight ({} where none answered).
@@ -175,7 +180,7 @@ class Controller:
             return {}
         request = TaskRequest(task, self._messages(task, clients), None, self._record)
         with _timed(self._record, task):
-            self._asking.ask_once(request, model)
+            self._task_runner.run_task(request, model)
         self._record.validate = average_metrics(request.answers)
         return self._record.validate
 
@@ -185,7 +190,7 @@ class Controller:
             self._record.is_best = self._results.keep(model, metrics)
 
     def model_of(self, arrays: Arrays) -> GlobalModel:
-        """Return a playbook's own arrays as a global model; they must have the tensors of the initial model."""
+        """Return a workflow's own arrays as a global model; they must have the tensors of the initial model."""
         spec = ModelSpec.of(arrays)
         self._spec.require_match(spec)
         if spec != self._spec:
@@ -204,7 +209,7 @@ class Controller:
             hyperparameters=contract.hyperparameters(task, self._record.round),
         )
         return {
-            client: message.model_copy(update={"seed": seed_of(contract.seed, self._record.round, client)})
+            client: message.model_copy(update={"seed": derive_seed(contract.seed, self._record.round, client)})
             for client in clients
         }
 
@@ -214,7 +219,7 @@ class Controller:
         return self.job.contract.tasks[task].returns
 
 
-def seed_of(seed: int, round_index: int, client: str) -> int:
+def derive_seed(seed: int, round_index: int, client: str) -> int:
     """Return the seed of one client in one round: 32 bits of a SHA-256, a function of its arguments alone."""
     digest = hashlib.sha256(f"{seed}/{round_index}/{client}".encode()).digest()
     return int.from_bytes(digest[:4], "little")

@@ -7,7 +7,7 @@ from flcore.server.history import RoundRecord
 
 
 @dataclass(frozen=True, slots=True)
-class Joined:
+class ClientJoined:
     """A client is connected; `connected` counts them all."""
 
     client: str
@@ -15,7 +15,7 @@ class Joined:
 
 
 @dataclass(frozen=True, slots=True)
-class Departed:
+class ClientLeft:
     """A client's connection is gone."""
 
     client: str
@@ -23,7 +23,7 @@ class Departed:
 
 
 @dataclass(frozen=True, slots=True)
-class TurnedAway:
+class JoinRefused:
     """A client was not let in."""
 
     client: str
@@ -31,7 +31,7 @@ class TurnedAway:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class TaskSent:
     """A task was sent to so many clients."""
 
     task: str
@@ -40,7 +40,7 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
+class TaskAnswered:
     """A client's answer is in, whole."""
 
     task: str
@@ -48,7 +48,7 @@ class Answered:
 
 
 @dataclass(frozen=True, slots=True)
-class Failed:
+class ClientFailed:
     """A client failed in a task."""
 
     task: str
@@ -57,7 +57,7 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True)
-class OddMetrics:
+class InvalidMetrics:
     """Metrics of a client's answer that are left out, and why; its weights count."""
 
     task: str
@@ -66,7 +66,7 @@ class OddMetrics:
 
 
 @dataclass(frozen=True, slots=True)
-class Waiting:
+class WaitingForClients:
     """Too few clients are connected: the server waits until `needed` of them are, up to `timeout_s` seconds.
 
     `timeout_s` None is for ever. `missing` are those whose names are known.
@@ -79,8 +79,8 @@ class Waiting:
 
 
 @dataclass(frozen=True, slots=True)
-class AskingAgain:
-    """A task is below its quorum: after `pause_s` seconds the `missing` clients are asked once more."""
+class TaskRetried:
+    """A task is below its quorum: after `delay_s` seconds the `missing` clients are asked once more."""
 
     task: str
     round: int
@@ -89,11 +89,11 @@ class AskingAgain:
     missing: tuple[str, ...]
     attempt: int
     attempts: int
-    pause_s: float
+    delay_s: float
 
 
 @dataclass(frozen=True, slots=True)
-class Skipped:
+class RoundSkipped:
     """A round leaves the model as it is."""
 
     task: str
@@ -102,7 +102,7 @@ class Skipped:
 
 
 @dataclass(frozen=True, slots=True)
-class NoBest:
+class NoBestModel:
     """No best model in this round: the metric of `server.best` is not among those that clients reported."""
 
     metric: str
@@ -110,7 +110,7 @@ class NoBest:
 
 
 @dataclass(frozen=True, slots=True)
-class Moved:
+class BytesTransferred:
     """Bytes of pieces went out to a client, or came in."""
 
     sent: int
@@ -118,30 +118,30 @@ class Moved:
 
 
 @dataclass(frozen=True, slots=True)
-class RoundDone:
+class RoundFinished:
     """A round is over."""
 
     record: RoundRecord
 
 
 Event = (
-    Joined
-    | Departed
-    | TurnedAway
-    | Asked
-    | Answered
-    | Failed
-    | OddMetrics
-    | Waiting
-    | AskingAgain
-    | Skipped
-    | NoBest
-    | Moved
-    | RoundDone
+    ClientJoined
+    | ClientLeft
+    | JoinRefused
+    | TaskSent
+    | TaskAnswered
+    | ClientFailed
+    | InvalidMetrics
+    | WaitingForClients
+    | TaskRetried
+    | RoundSkipped
+    | NoBestModel
+    | BytesTransferred
+    | RoundFinished
 )
 Observer = Callable[[Event], None]
 """Called from any thread; must return at once and not raise."""
 
 
-def unobserved(_: Event) -> None:
+def ignore_events(_: Event) -> None:
     """Watch nothing."""

@@ -6,7 +6,7 @@ import time
 import weakref
 from collections.abc import Callable, Mapping
 
-from flcore_transport import MAX_PIECE_BYTES, Layout, Link, Order, Outbox
+from flcore_transport import MAX_PIECE_BYTES, ClientLink, Layout, Outbox, TaskAssignment
 
 from flcore.aggregation.aggregator import Aggregator
 from flcore.errors import ContractMismatch, JobError, NotInvited, SpecError, UpdateError
@@ -16,19 +16,19 @@ from flcore.job.messages import (
     TaskMessage,
     UpdateMessage,
     WelcomeMessage,
+    encode_tensors,
     parse_message,
-    tensors_of,
 )
 from flcore.model.chunks import GlobalModel
 from flcore.model.spec import ModelSpec
 from flcore.model.wire_format import WireFormat
 from flcore.server.admission import Admission
-from flcore.server.downloads import Download
-from flcore.server.events import Asked, Observer, TurnedAway, unobserved
+from flcore.server.downloads import ModelDownload
+from flcore.server.events import JoinRefused, Observer, TaskSent, ignore_events
 from flcore.server.open_round import OpenRound
-from flcore.server.rounds import Rounds
-from flcore.server.task_round import RoundRules, TaskRound, Verdict
-from flcore.server.uploads import Upload, UploadStream, check_message, check_tensors, refused
+from flcore.server.round_registry import RoundRegistry
+from flcore.server.task_round import RoundPolicy, TaskRound, Verdict
+from flcore.server.uploads import PendingUpload, UploadCall, check_message, check_tensors, refusal_for
 from flcore.version import __version__
 
 MAX_WELCOME_BYTES = MAX_PIECE_BYTES - 4096
@@ -43,49 +43,51 @@ class Federation:
         job: Job,
         spec: ModelSpec,
         *,
-        observe: Observer = unobserved,
+        observe: Observer = ignore_events,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.spec = spec
         self.client_names = job.contract.client_names
         self._contract, self._observe, self._clock = job.contract, observe, clock
-        self._download = WireFormat.compressed(spec, job.contract.wire.download)
-        self._upload = WireFormat.compressed(spec, job.contract.wire.upload)
+        self._download_format = WireFormat.compressed(spec, job.contract.wire.download)
+        self._upload_format = WireFormat.compressed(spec, job.contract.wire.upload)
         self._admission = Admission(job)
         # One copy for all: of a model of ten thousand tensors it is half a megabyte.
         self._welcome = WelcomeMessage(
-            tensors=tensors_of(spec), code_digest=job.code_digest, version=__version__
+            tensors=encode_tensors(spec), code_digest=job.code_digest, version=__version__
         ).to_bytes()
         if len(self._welcome) > MAX_WELCOME_BYTES:
             raise JobError(
                 f"server.model: the names and shapes of {len(spec.tensors)} tensors take {len(self._welcome):,} bytes, "
                 f"and a client is told at most {MAX_WELCOME_BYTES:,}"
             )
-        self.rounds = Rounds(observe, clock)
+        self.rounds = RoundRegistry(observe, clock)
         # Clients keep the last model they read; the prefix sets it apart from those of another server process.
-        self._prefix = secrets.token_hex(4)
+        self._payload_prefix = secrets.token_hex(4)
         self._last_model: tuple[weakref.ref[GlobalModel] | None, str] = (None, "")
 
     # What the controller does.
 
-    def ask(
+    def start_round(
         self,
         messages: Mapping[str, TaskMessage],
         model: GlobalModel,
-        rules: RoundRules,
+        policy: RoundPolicy,
         aggregator: Aggregator | None = None,
     ) -> OpenRound:
         """Send each client its task and the model. `rounds.close` waits for the end of the round that this opens."""
         first = next(iter(messages.values()))
         number = self.rounds.next_number()
-        orders = {
-            client: Order(number, message.to_bytes(), self._download.layout, self._payload_id(model, number))
+        assignments = {
+            client: TaskAssignment(
+                number, message.to_bytes(), self._download_format.layout, self._payload_id(model, number)
+            )
             for client, message in messages.items()
         }
         returns = self._contract.tasks[first.task].returns
-        state = TaskRound(number, list(messages), rules, self._clock())
-        open_round = OpenRound(first.task, returns, state, orders, model, aggregator)
-        self._observe(Asked(first.task, first.round, len(messages)))
+        state = TaskRound(number, list(messages), policy, self._clock())
+        open_round = OpenRound(first.task, returns, state, assignments, model, aggregator)
+        self._observe(TaskSent(first.task, first.round, len(messages)))
         self.rounds.open(open_round)
         return open_round
 
@@ -93,7 +95,7 @@ class Federation:
         """Return the name by which clients know a model: that of its first round."""
         last, name = self._last_model
         if last is None or last() is not model:
-            name = f"{self._prefix}-{number}"
+            name = f"{self._payload_prefix}-{number}"
             self._last_model = weakref.ref(model), name
         return name
 
@@ -104,44 +106,48 @@ class Federation:
         try:
             self._admission.require(client, content)
         except (MalformedMessage, ContractMismatch, NotInvited) as error:
-            self._observe(TurnedAway(client, str(error)))
-            raise refused(error) from error
+            self._observe(JoinRefused(client, str(error)))
+            raise refusal_for(error) from error
         return self._welcome
 
-    def arrive(self, client: str, link: Link) -> None:
+    def client_connected(self, client: str, link: ClientLink) -> None:
         """The client can be reached; if it owes an answer, it is asked again."""
-        self.rounds.arrive(client, link)
+        self.rounds.client_connected(client, link)
 
-    def depart(self, client: str) -> None:
+    def client_disconnected(self, client: str) -> None:
         """The client cannot be reached any more."""
-        self.rounds.depart(client)
+        self.rounds.client_disconnected(client)
 
-    def payload(self, client: str, order: int) -> Outbox:
+    def begin_download(self, client: str, assignment_id: int) -> Outbox:
         """Return the model of an order that the client still works on."""
-        return Download(self.rounds, self.rounds.find(client, order), client, self._download)
+        return ModelDownload(
+            self.rounds, self.rounds.require_round(client, assignment_id), client, self._download_format
+        )
 
-    def answer(self, client: str, order: int, content: bytes, layout: Layout) -> UploadStream:
+    def begin_upload(self, client: str, assignment_id: int, content: bytes, layout: Layout) -> UploadCall:
         """Begin, or go on with, a client's answer. What is wrong with it costs its client its place in the round."""
-        open_round = self.rounds.find(client, order, Verdict.DUPLICATE)
+        open_round = self.rounds.require_round(client, assignment_id, Verdict.DUPLICATE)
         key = hashlib.sha256(content).hexdigest()
-        upload = self.rounds.upload_of(open_round, client, key)
+        upload = self.rounds.find_upload(open_round, client, key)
         if upload is None:
             try:
-                upload = self._announced(open_round, client, key, content, layout)
+                upload = self._create_upload(open_round, client, key, content, layout)
             except (UpdateError, MalformedMessage, SpecError) as error:
                 self.rounds.fail(open_round, client, str(error))
-                raise refused(error) from error
-        return UploadStream(self.rounds, open_round, self.rounds.begin(open_round, upload))
+                raise refusal_for(error) from error
+        return UploadCall(self.rounds, open_round, self.rounds.begin_upload(open_round, upload))
 
-    def failed(self, client: str, order: int, message: str) -> None:
+    def task_failed(self, client: str, assignment_id: int, message: str) -> None:
         """The client could not do its order. Its words are the server's to see, and no other client's."""
-        self.rounds.fail(self.rounds.find(client, order, Verdict.FAILED), client, message)
+        self.rounds.fail(self.rounds.require_round(client, assignment_id, Verdict.FAILED), client, message)
 
-    def _announced(self, open_round: OpenRound, client: str, key: str, content: bytes, layout: Layout) -> Upload:
+    def _create_upload(
+        self, open_round: OpenRound, client: str, key: str, content: bytes, layout: Layout
+    ) -> PendingUpload:
         message = parse_message(UpdateMessage, content)
         check_message(message, client, open_round.returns, self._contract.bounds)
         staged = None
         if open_round.aggregator is not None:
-            check_tensors(message, layout, client, self._upload)
+            check_tensors(message, layout, client, self._upload_format)
             staged = open_round.aggregator.stage(client, message.weight)
-        return Upload(key, message, self._upload, client, staged)
+        return PendingUpload(key, message, self._upload_format, client, staged)

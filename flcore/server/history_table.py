@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_origin
 from flcore.errors import HistoryError
 from flcore.model.model_paths import PathLike
 from flcore.server.history import RoundRecord
-from flcore.server.run_directory import HISTORY
+from flcore.server.run_directory import HISTORY_FILE
 from flcore.text import printable
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def open_history(run: PathLike) -> "pa.Table":
     - `train`, `validate`: map from metric to float64, averaged over the clients by weight.
     - `bytes_sent`, `bytes_received`: int64.
     - `seconds`: map from phase to float64; the phase "round" is the whole round.
-    - `odd_metrics`: map from client to map from metric to string, the reason why it was left out.
+    - `invalid_metrics`: map from client to map from metric to string, the reason why it was left out.
     - `asked_again`: int64, how often a task was asked again for its quorum.
     - `skipped`: string, why the round left the model as it was; else empty.
     - `is_best`: bool, whether the round's model was the best one so far.
@@ -55,13 +55,13 @@ def open_history(run: PathLike) -> "pa.Table":
     """
     import pyarrow as pa
 
-    path = Path(run) / HISTORY
+    path = Path(run) / HISTORY_FILE
     try:
         content = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         Path(run).stat()  # OSError where nothing is there
         raise HistoryError(
-            f"expected the directory of a run, which holds {HISTORY}, got {Path(run)}; give the one of --out"
+            f"expected the directory of a run, which holds {HISTORY_FILE}, got {Path(run)}; give the one of --out"
         ) from None
     *lines, _ = content.split(b"\n")  # behind the last newline: nothing, or a line that is half written
     rows = [_row(line, f"line {number} of {path}") for number, line in enumerate(lines, start=1)]

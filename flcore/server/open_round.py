@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from flcore_transport import Link, Order, SharedPieces
+from flcore_transport import ClientLink, PieceCache, TaskAssignment
 
 from flcore.aggregation.aggregator import Aggregator
 from flcore.errors import QuorumError
@@ -12,7 +12,7 @@ from flcore.model.chunks import GlobalModel
 from flcore.server.history import Participation, weighted_average
 from flcore.server.task_round import TaskRound
 
-MOST_NAMED = 10
+MAX_CLIENTS_NAMED = 10
 """How many clients an error names; the others are counted by their reason."""
 
 
@@ -27,11 +27,11 @@ class OpenRound:
     task: str
     returns: str
     state: TaskRound
-    orders: Mapping[str, Order]
+    assignments: Mapping[str, TaskAssignment]
     model: GlobalModel | None
     aggregator: Aggregator | None
-    links: dict[str, Link] = field(default_factory=dict)
-    shared: SharedPieces = field(default_factory=SharedPieces)
+    links: dict[str, ClientLink] = field(default_factory=dict)
+    piece_cache: PieceCache = field(default_factory=PieceCache)
     wakes_at: float = 0.0
 
     @property
@@ -39,10 +39,10 @@ class OpenRound:
         """The answers that count, by client."""
         return {client: answer.participation for client, answer in self.state.answers.items()}
 
-    def let_go(self) -> None:
+    def release_model(self) -> None:
         """Let go of the model: what still reads it is refused."""
         self.model = None
-        self.shared.clear()
+        self.piece_cache.clear()
 
 
 def average_metrics(answers: Mapping[str, Participation]) -> dict[str, float]:
@@ -52,10 +52,10 @@ def average_metrics(answers: Mapping[str, Participation]) -> dict[str, float]:
 
 def quorum_error(task: str, quorum: int, clients: Sequence[str], failed: Mapping[str, str]) -> QuorumError:
     """Return the error of a task that too few of `clients` answered; `failed` has the reason for each of the others."""
-    named = sorted(failed)[:MOST_NAMED]
+    named = sorted(failed)[:MAX_CLIENTS_NAMED]
     reasons = [f"{client}: {failed[client]}" for client in named]
     others = Counter(failed[client] for client in failed if client not in named)
-    reasons += [f"{count} more: {reason}" for reason, count in others.most_common(MOST_NAMED)]
+    reasons += [f"{count} more: {reason}" for reason, count in others.most_common(MAX_CLIENTS_NAMED)]
     return QuorumError(
         f"task {task!r}: {len(clients) - len(failed)} of {len(clients)} answers are in, quorum {quorum}",
         reasons="; ".join(reasons),

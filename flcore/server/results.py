@@ -7,11 +7,11 @@ from flcore.model.publish import publish
 from flcore.model.shard_layout import total_bytes
 from flcore.model.spec import ModelSpec
 from flcore.model.stored_model import StoredModel
-from flcore.server.events import NoBest, Observer, unobserved
+from flcore.server.events import NoBestModel, Observer, ignore_events
 from flcore.server.history import RoundRecord
 from flcore.server.run_directory import RunDirectory
 
-HEADER_BYTES = 1 << 20
+MODEL_HEADER_BYTES = 1 << 20
 """What a model's files take beside its elements, at most, but for models of many thousand tensors."""
 
 
@@ -21,7 +21,7 @@ class Results:
     `best` is the contract's ("accuracy:max"); the best model is kept on disk only.
     """
 
-    def __init__(self, directory: RunDirectory | None, best: str | None, observe: Observer = unobserved) -> None:
+    def __init__(self, directory: RunDirectory | None, best: str | None, observe: Observer = ignore_events) -> None:
         self.history: list[RoundRecord] = []
         self.model: GlobalModel | None = None
         self._directory, self._best, self._observe = directory, best, observe
@@ -36,7 +36,7 @@ class Results:
     def reserve(self, spec: ModelSpec) -> None:
         """See that the next model will find room on the disk, before updates take it. Raises `OSError`."""
         if self._directory is not None:
-            self._directory.reserve(total_bytes(spec) + HEADER_BYTES)
+            self._directory.reserve(total_bytes(spec) + MODEL_HEADER_BYTES)
 
     def release(self) -> None:
         """The next model is written now, to the room that was reserved for it."""
@@ -72,7 +72,7 @@ class Results:
             return False
         name, _, direction = self._best.partition(":")
         if name not in metrics:  # nobody reported it: this round has no best
-            self._observe(NoBest(name, tuple(sorted(metrics))))
+            self._observe(NoBestModel(name, tuple(sorted(metrics))))
             return False
         value = metrics[name] if direction == "max" else -metrics[name]
         if self._best_value is not None and value <= self._best_value:

@@ -23,10 +23,10 @@ from typing import Self
 from flcore.errors import JobError, RunExists
 from flcore.server.history import RoundRecord
 
-LOCK, RUN, HISTORY, RESERVE = "run.lock", "run.json", "history.jsonl", ".reserve"
-RESULTS = (HISTORY, "model.safetensors", "model.safetensors.index.json", "best.safetensors")
-TEMPORARY = (".staging", ".models", RESERVE)
-OURS = re.compile(r"run\.json|history\.(jsonl|png)|(model|best)(-[\w-]+)?\.safetensors(\.index\.json)?")
+LOCK_FILE, RUN_FILE, HISTORY_FILE, RESERVED_FILE = "run.lock", "run.json", "history.jsonl", ".reserve"
+RESULT_FILES = (HISTORY_FILE, "model.safetensors", "model.safetensors.index.json", "best.safetensors")
+TEMPORARY_FILES = (".staging", ".models", RESERVED_FILE)
+RUN_FILE_PATTERN = re.compile(r"run\.json|history\.(jsonl|png)|(model|best)(-[\w-]+)?\.safetensors(\.index\.json)?")
 
 
 class RunDirectory:
@@ -39,29 +39,29 @@ class RunDirectory:
     def __init__(self, path: Path, *, job: str, fingerprint: str, fresh: bool = False) -> None:
         self.path = path
         try:
-            self._begin(job, fingerprint, fresh=fresh)
+            self._open(job, fingerprint, fresh=fresh)
         except OSError as error:
             raise JobError(
                 f"expected a directory that can be written to, got {path}: {error.strerror}; choose another one (--out)"
             ) from error
 
-    def _begin(self, job: str, fingerprint: str, *, fresh: bool) -> None:
+    def _open(self, job: str, fingerprint: str, *, fresh: bool) -> None:
         path = self.path
-        self._lock = _acquired(path)
+        self._lock = _acquire_lock(path)
         try:
-            if left := self._left():
+            if results := self._describe_results():
                 if not fresh:
                     raise RunExists(
-                        f"{path} holds a run already: {left}. Give another directory (--out), or keep that run beside "
-                        f"this one and begin anew (--fresh)"
+                        f"{path} holds a run already: {results}. Give another directory (--out), or keep that "
+                        f"run beside this one and begin anew (--fresh)"
                     )
-                self._move_aside()
-            for name in TEMPORARY:
+                self._archive()
+            for name in TEMPORARY_FILES:
                 _remove(path / name)
             self.id = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(4)}"
-            run = {"id": self.id, "job": job, "fingerprint": fingerprint, "started": _time_of(time.time())}
-            (path / RUN).write_text(json.dumps(run) + "\n", encoding="utf-8")
-            self._history = os.open(path / HISTORY, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+            run = {"id": self.id, "job": job, "fingerprint": fingerprint, "started": _format_time(time.time())}
+            (path / RUN_FILE).write_text(json.dumps(run) + "\n", encoding="utf-8")
+            self._history = os.open(path / HISTORY_FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
         except BaseException:
             self._give_up()
             raise
@@ -77,15 +77,15 @@ class RunDirectory:
         try:
             self.release()
             os.close(self._history)
-            if not self._left():
-                for name in (HISTORY, RUN):
+            if not self._describe_results():
+                for name in (HISTORY_FILE, RUN_FILE):
                     (self.path / name).unlink(missing_ok=True)
         finally:
             self._give_up()
 
     def _give_up(self) -> None:
         """Remove the lock's file while the lock is held: a process that has it open sees that it is another one now."""
-        (self.path / LOCK).unlink(missing_ok=True)
+        (self.path / LOCK_FILE).unlink(missing_ok=True)
         os.close(self._lock)
 
     def append(self, record: RoundRecord) -> None:
@@ -95,7 +95,7 @@ class RunDirectory:
         try:
             written = os.write(self._history, line)
             if written != len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path / HISTORY))
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path / HISTORY_FILE))
         except OSError:
             with suppress(OSError):
                 os.ftruncate(self._history, size)
@@ -105,7 +105,7 @@ class RunDirectory:
         """Keep so many bytes of the disk free for the next model; raises `OSError` where there are not so many."""
         if not hasattr(os, "posix_fallocate"):  # macOS
             return
-        file = os.open(self.path / RESERVE, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        file = os.open(self.path / RESERVED_FILE, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             os.posix_fallocate(file, 0, max(1, nbytes))
         except OSError as error:
@@ -117,52 +117,54 @@ class RunDirectory:
 
     def release(self) -> None:
         """Free what was reserved, so that the next model can be written."""
-        (self.path / RESERVE).unlink(missing_ok=True)
+        (self.path / RESERVED_FILE).unlink(missing_ok=True)
 
-    def _left(self) -> str:
+    def _describe_results(self) -> str:
         """Describe what an earlier run left; empty where that is nothing."""
-        found = [name for name in RESULTS if _has_content(self.path / name)]
+        found = [name for name in RESULT_FILES if _has_content(self.path / name)]
         if not found:
             return ""
-        history = self.path / HISTORY
+        history = self.path / HISTORY_FILE
         rounds = history.read_bytes().count(b"\n") if history.exists() else 0
-        models = [f"{name} of {_time_of((self.path / name).stat().st_mtime)}" for name in found if name != HISTORY]
+        models = [
+            f"{name} of {_format_time((self.path / name).stat().st_mtime)}" for name in found if name != HISTORY_FILE
+        ]
         return f"{rounds} rounds, {', '.join(models) or 'no model'}"
 
-    def _move_aside(self) -> None:
+    def _archive(self) -> None:
         """Move what the earlier run left into a directory beside this one, or within it where that cannot be.
 
         Other files stay where they are.
         """
         path = self.path.resolve()
         try:
-            self._move_to(path.parent)
+            self._archive_in(path.parent)
         except OSError:  # a mount point, or a directory above that is not ours
-            self._move_to(path)
+            self._archive_in(path)
 
-    def _move_to(self, parent: Path) -> None:
+    def _archive_in(self, parent: Path) -> None:
         path, number = self.path.resolve(), 1
-        while (aside := parent / f"{path.name}.{number}").exists():
+        while (archive := parent / f"{path.name}.{number}").exists():
             number += 1
-        aside.mkdir()
+        archive.mkdir()
         try:
             for entry in sorted(path.iterdir()):
-                if OURS.fullmatch(entry.name):
-                    entry.rename(aside / entry.name)
+                if RUN_FILE_PATTERN.fullmatch(entry.name):
+                    entry.rename(archive / entry.name)
         except OSError:
             with suppress(OSError):
-                aside.rmdir()  # if nothing was moved
+                archive.rmdir()  # if nothing was moved
             raise
 
 
-def _acquired(path: Path) -> int:
+def _acquire_lock(path: Path) -> int:
     """Return the descriptor of a directory's lock, which this process holds from now on; make both if need be."""
     path.mkdir(parents=True, exist_ok=True)
     while True:
-        lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        lock = os.open(path / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is_at(path / LOCK, lock):
+            if _is_at(path / LOCK_FILE, lock):
                 os.ftruncate(lock, 0)
                 os.pwrite(lock, _owner(), 0)
                 return lock
@@ -177,7 +179,7 @@ def _acquired(path: Path) -> int:
 
 
 def _owner() -> bytes:
-    return f"process {os.getpid()} on {socket.gethostname()}, since {_time_of(time.time())}\n".encode()
+    return f"process {os.getpid()} on {socket.gethostname()}, since {_format_time(time.time())}\n".encode()
 
 
 def _is_at(path: Path, descriptor: int) -> bool:
@@ -199,5 +201,5 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _time_of(seconds: float) -> str:
+def _format_time(seconds: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))

@@ -16,14 +16,14 @@ from flcore.job.job import Job
 from flcore.model.chunks import GlobalModel
 from flcore.model.model_pool import ModelPool
 from flcore.model.temporary_models import TemporaryModels
-from flcore.server.asking import Asking
 from flcore.server.controller import Controller
-from flcore.server.events import Observer, unobserved
+from flcore.server.events import Observer, ignore_events
 from flcore.server.federation import Federation
 from flcore.server.history import RoundRecord
-from flcore.server.playbooks import playbook_of
 from flcore.server.results import Results
 from flcore.server.run_directory import RunDirectory
+from flcore.server.task_runner import TaskRunner
+from flcore.workflows.bundled import load_workflow
 
 logger = logging.getLogger(__name__)
 
@@ -53,40 +53,40 @@ def serve(
     wait_for: int | None = None,
     directory: Path | None = None,
     fresh: bool = False,
-    observe: Observer = unobserved,
-    plan: str = "at-close",
+    observe: Observer = ignore_events,
+    plan: str = "batch",
     budget: Budget = DEFAULT_BUDGET,
 ) -> Outcome:
-    """Run a job's server until its playbook ends; `listen` opens the transport, `started` is called when it is open.
+    """Run a job's server until its workflow ends; `listen` opens the transport, `started` is called when it is open.
 
     The first round begins when `wait_for` clients are connected (the quorum, if None). `directory` takes what the run
     leaves; `fresh` keeps an earlier run in it beside it (see `RunDirectory`). `plan` says when updates are folded (see
     `Aggregator`), and `budget` how much memory they take until then. Clients are told how it ended.
     """
-    playbook = playbook_of(job)
+    workflow = load_workflow(job)
     with ExitStack() as stack:
         run = None
         if directory is not None:
             run = stack.enter_context(
                 RunDirectory(directory, job=job.contract.name, fingerprint=job.contract.fingerprint, fresh=fresh)
             )
-        storage = stack.enter_context(_storage(plan, budget, run))
+        storage = stack.enter_context(_open_storage(plan, budget, run))
         source = job.initial_model()
         if directory is not None:
             budget.require(plan, source.spec, job.contract.server.accumulate)
         model = storage.copy_model(source)
         federation = Federation(job, model.spec, observe=observe)
         results = Results(run, job.contract.server.best, observe)
-        asking = Asking(federation, job.contract.server, storage.staging, observe)
-        control = Controller(job, model, asking, results, observe, storage)
+        task_runner = TaskRunner(federation, job.contract.server, storage.staging, observe)
+        control = Controller(job, model, task_runner, results, observe, storage)
         del source, model  # they are let go after the round in which they are sent
         server = listen(federation)
         reason, failed = "the server was stopped", True
         try:
             started(server, federation)
-            asking.await_first(wait_for or job.contract.server.quorum)
-            playbook(control)
-            if results.model is None:  # a playbook that keeps nothing ends with what it began with
+            task_runner.await_start(wait_for or job.contract.server.quorum)
+            workflow(control)
+            if results.model is None:  # a workflow that keeps nothing ends with what it began with
                 results.keep(control.initial_model, {})
             reason, failed = "the job is done", False
         except QuorumError as error:
@@ -101,7 +101,7 @@ def serve(
 
 
 @contextmanager
-def _storage(plan: str, budget: Budget, run: RunDirectory | None) -> Iterator[Storage]:
+def _open_storage(plan: str, budget: Budget, run: RunDirectory | None) -> Iterator[Storage]:
     """Say where payloads are: staged within the budget, models on disk if the plan keeps them there."""
     chunks = read_chunks_within(budget.working_bytes)
     if run is None:
@@ -110,7 +110,7 @@ def _storage(plan: str, budget: Budget, run: RunDirectory | None) -> Iterator[St
     staging = Staging(budget.staging_bytes, run.path / ".staging")
     models = TemporaryModels(run.path / ".models", run.release)
     try:
-        yield Storage(plan, staging, models if plan == "at-close" else ModelPool(), chunks)
+        yield Storage(plan, staging, models if plan == "batch" else ModelPool(), chunks)
     finally:
         staging.close()
         models.close()

@@ -4,7 +4,7 @@ It closes when every client has answered or failed, at its deadline, or as soon 
 that is lost has failed once it has been gone for `grace_s`, unless it comes back. A
 client whose model or update does not move on has failed after `stall_timeout_s`.
 
-What an event asks for is put into a list of actions, which the caller takes (`take_actions`) and performs once it has
+What an event asks for is put into a list of actions, which the caller takes (`pop_actions`) and performs once it has
 released its lock. Nothing here waits, looks at a clock, or calls what it was given.
 """
 
@@ -13,7 +13,7 @@ from enum import Enum
 from typing import Any
 
 from flcore.server.timers import NEVER, Timers
-from flcore.server.uploading import Phase, Uploading
+from flcore.server.upload_progress import UploadPhase, UploadProgress
 
 
 class Verdict(Enum):
@@ -29,7 +29,7 @@ class Verdict(Enum):
 
 
 @dataclass(frozen=True)
-class RoundRules:
+class RoundPolicy:
     """When a round closes. Seconds; `close_at` None waits for all.
 
     An update that nothing comes of for `spill_after_s` gives its memory back and goes to disk.
@@ -69,12 +69,12 @@ Action = Spill | Discard | Release
 
 
 @dataclass(slots=True)
-class _Client:
+class _ClientState:
     """What a client that has neither answered nor failed is at."""
 
     lost_at: float | None = None
-    reading_since: float | None = None
-    uploading: Uploading | None = None
+    download_idle_since: float | None = None
+    progress: UploadProgress | None = None
 
 
 class TaskRound:
@@ -84,7 +84,7 @@ class TaskRound:
     `at_fault` are those that failed by what they said or sent, or did not send in all their time, and not by the
     network or the server.
 
-    >>> round_ = TaskRound(7, ["a", "b"], RoundRules(deadline_s=60.0), now=0.0)
+    >>> round_ = TaskRound(7, ["a", "b"], RoundPolicy(deadline_s=60.0), now=0.0)
     >>> upload = object()
     >>> round_.begin_upload("a", "key", upload, now=1.0)
     <Verdict.ACCEPTED: 'it counts'>
@@ -92,21 +92,21 @@ class TaskRound:
     <Verdict.ACCEPTED: 'it counts'>
     >>> round_.committed("a")
     >>> round_.fail("b", "out of memory")
-    >>> round_.is_closed, list(round_.answers), round_.take_actions()
+    >>> round_.is_closed, list(round_.answers), round_.pop_actions()
     (True, ['a'], [Release(client='b')])
     """
 
-    def __init__(self, number: int, clients: list[str], rules: RoundRules, now: float) -> None:
-        self.number, self.clients, self.rules = number, tuple(clients), rules
+    def __init__(self, number: int, clients: list[str], policy: RoundPolicy, now: float) -> None:
+        self.number, self.clients, self.policy = number, tuple(clients), policy
         self.answers: dict[str, Any] = {}
         self.failed: dict[str, str] = {}
         self.at_fault: set[str] = set()
         self.opened_at, self.is_closed = now, False
         self.bytes_sent = self.bytes_received = 0
-        self._pending = {client: _Client() for client in clients}
+        self._pending = {client: _ClientState() for client in clients}
         self._committing: set[str] = set()
-        self._deadline = now + rules.deadline_s
-        self._room_released_at = -NEVER
+        self._deadline = now + policy.deadline_s
+        self._memory_freed_at = -NEVER
         self._timers = Timers()
         self._actions: list[Action] = []
         self._close_if_done()
@@ -123,7 +123,7 @@ class TaskRound:
         """When `tick` has something to do next, if nothing else happens."""
         return NEVER if self.is_closed else min(self._deadline, self._timers.next)
 
-    def judge(self, client: str) -> Verdict:
+    def verdict_for(self, client: str) -> Verdict:
         """Say what an answer of `client` would be now."""
         if client in self._pending:
             return Verdict.COMMITTING if client in self._committing else Verdict.ACCEPTED
@@ -133,17 +133,17 @@ class TaskRound:
             return Verdict.NOT_ASKED
         return Verdict.LATE if self.is_closed else Verdict.FAILED
 
-    def upload_of(self, client: str, key: str) -> Any:
+    def find_upload(self, client: str, key: str) -> Any:
         """Return the upload of an answer that has begun and may go on, or None."""
-        asked = self._pending.get(client)
-        held = asked.uploading if asked is not None else None
-        return held.upload if held is not None and held.key == key else None
+        state = self._pending.get(client)
+        progress = state.progress if state is not None else None
+        return progress.upload if progress is not None and progress.key == key else None
 
-    def is_open_for(self, client: str, upload: Any) -> bool:
+    def is_current(self, client: str, upload: Any) -> bool:
         """Whether an upload may go on: it has not been let go, and no other one has taken its place."""
-        return self._held(client, upload) is not None
+        return self._progress_of(client, upload) is not None
 
-    def take_actions(self) -> list[Action]:
+    def pop_actions(self) -> list[Action]:
         """Return what is to be done, in this order, and forget it."""
         actions, self._actions = self._actions, []
         return actions
@@ -157,79 +157,79 @@ class TaskRound:
 
     def disconnected(self, client: str, now: float) -> None:
         """The client cannot be reached."""
-        asked = self._pending.get(client)
-        if asked is not None and asked.lost_at is None:
-            asked.lost_at = now
-            self._arm(client, asked)
+        state = self._pending.get(client)
+        if state is not None and state.lost_at is None:
+            state.lost_at = now
+            self._arm_timer(client, state)
 
     def piece_sent(self, client: str, nbytes: int, now: float, *, is_last: bool) -> None:
         """A piece of the model went to the client."""
         self.bytes_sent += nbytes
-        asked = self._pending.get(client)
-        if asked is not None:
-            asked.reading_since = None if is_last else now
-            self._arm(client, asked)
+        state = self._pending.get(client)
+        if state is not None:
+            state.download_idle_since = None if is_last else now
+            self._arm_timer(client, state)
 
     def download_queued(self, client: str) -> None:
         """The client's reading waits for its turn: that it gets nothing meanwhile is not its fault."""
-        asked = self._pending.get(client)
-        if asked is not None:
-            asked.reading_since = None
+        state = self._pending.get(client)
+        if state is not None:
+            state.download_idle_since = None
 
     def begin_upload(self, client: str, key: str, upload: Any, now: float, *, is_staged: bool = True) -> Verdict:
         """A stream of an answer begins: of a new one, which takes the place of an earlier one, or once more.
 
         `key` tells answers of a client apart. `is_staged` is False for an answer of metrics alone.
         """
-        verdict = self.judge(client)
+        verdict = self.verdict_for(client)
         if verdict is Verdict.ACCEPTED:
-            asked = self._pending[client]
-            held = asked.uploading
-            if held is None or held.upload is not upload:
-                self._discard(client, asked)
-                asked.uploading = held = Uploading(key, upload, is_staged, now)
-            held.enter_queue(now)
-            self._arm(client, asked)
+            state = self._pending[client]
+            progress = state.progress
+            if progress is None or progress.upload is not upload:
+                self._discard(client, state)
+                state.progress = progress = UploadProgress(key, upload, is_staged, now)
+            progress.enqueue(now)
+            self._arm_timer(client, state)
         return verdict
 
-    def room_wanted(self, client: str, upload: Any, now: float) -> None:
+    def memory_requested(self, client: str, upload: Any, now: float) -> None:
         """Pieces could come, and wait for room in memory."""
-        if held := self._held(client, upload):
-            held.want_room(now)
-            self._arm(client, self._pending[client])
+        if progress := self._progress_of(client, upload):
+            progress.await_memory(now)
+            self._arm_timer(client, self._pending[client])
 
-    def room_found(self, client: str, upload: Any, now: float) -> None:
+    def memory_granted(self, client: str, upload: Any, now: float) -> None:
         """There is room, and the next piece may come."""
-        if held := self._held(client, upload):
-            held.move(now)
-            self._arm(client, self._pending[client])
+        if progress := self._progress_of(client, upload):
+            progress.resume(now)
+            self._arm_timer(client, self._pending[client])
 
-    def stream_ended(self, client: str, upload: Any, now: float) -> None:
+    def upload_call_ended(self, client: str, upload: Any, now: float) -> None:
         """The call that carried an answer has ended; from now on its client's silence counts."""
-        self.room_found(client, upload, now)
+        self.memory_granted(client, upload, now)
 
-    def piece_taken(self, client: str, upload: Any, nbytes: int, now: float, *, is_last: bool) -> None:
+    def piece_received(self, client: str, upload: Any, nbytes: int, now: float, *, is_last: bool) -> None:
         """A piece of an answer is in."""
         self.bytes_received += nbytes
-        if held := self._held(client, upload):
-            held.take_piece(now, is_last=is_last)
-            self._arm(client, self._pending[client])
+        if progress := self._progress_of(client, upload):
+            progress.record_piece(now, is_last=is_last)
+            self._arm_timer(client, self._pending[client])
 
     def begin_commit(self, client: str, upload: Any) -> Verdict:
         """The answer is whole: until `committed` or `commit_failed`, the round does not close without it."""
-        held, verdict = self._held(client, upload), self.judge(client)
+        progress, verdict = self._progress_of(client, upload), self.verdict_for(client)
         if verdict is Verdict.ACCEPTED:
-            if held is None:
+            if progress is None:
                 return Verdict.FAILED  # another answer of the same client took its place
-            held.phase = Phase.COMMITTING
+            progress.phase = UploadPhase.COMMITTING
             self._committing.add(client)
         return verdict
 
     def committed(self, client: str) -> None:
         """The answer counts: its upload is in `answers`."""
         self._committing.remove(client)
-        asked = self._pending.pop(client)
-        self.answers[client] = asked.uploading and asked.uploading.upload
+        state = self._pending.pop(client)
+        self.answers[client] = state.progress and state.progress.upload
         self._close_if_done()
 
     def commit_failed(self, client: str, reason: str) -> None:
@@ -254,84 +254,88 @@ class TaskRound:
 
     # What time does.
 
-    def tick(self, now: float, room_released_at: float = -NEVER) -> None:
-        """Let time pass. `room_released_at` is when staged updates gave room in memory back the last time."""
-        self._room_released_at = room_released_at
+    def tick(self, now: float, memory_freed_at: float = -NEVER) -> None:
+        """Let time pass. `memory_freed_at` is when staged updates gave room in memory back the last time."""
+        self._memory_freed_at = memory_freed_at
         for client in self._timers.due(now):
             if client in self._pending:
-                self._attend(client, self._pending[client], now)
+                self._check_timeouts(client, self._pending[client], now)
         if now >= self._deadline:
             self._deadline = NEVER  # answers that are being committed are waited for
             for client in [client for client in self._pending if client not in self._committing]:
-                if self._could_go_on(self._pending[client]):
+                if self._awaits_client(self._pending[client]):
                     self.at_fault.add(client)
-                self._fail(client, f"it did not answer within the deadline of {self.rules.deadline_s:g} s")
+                self._fail(client, f"it did not answer within the deadline of {self.policy.deadline_s:g} s")
         self._close_if_done()
 
     def pause(self, seconds: float) -> None:
         """The server itself stood still for so long: nobody's silence counts meanwhile, and nobody's time runs."""
         self._deadline += seconds
-        for client, asked in self._pending.items():
-            if asked.lost_at is not None:
-                asked.lost_at += seconds
-            if asked.reading_since is not None:
-                asked.reading_since += seconds
-            if asked.uploading is not None:
-                asked.uploading.pause(seconds)
-            self._arm(client, asked)
+        for client, state in self._pending.items():
+            if state.lost_at is not None:
+                state.lost_at += seconds
+            if state.download_idle_since is not None:
+                state.download_idle_since += seconds
+            if state.progress is not None:
+                state.progress.pause(seconds)
+            self._arm_timer(client, state)
 
-    def _attend(self, client: str, asked: _Client, now: float) -> None:
+    def _check_timeouts(self, client: str, state: _ClientState, now: float) -> None:
         """See to a client that something may be due for."""
-        rules = self.rules
+        policy = self.policy
         if client in self._committing:
             return
-        if asked.lost_at is not None and now >= asked.lost_at + rules.grace_s:
-            self._fail(client, f"its connection was lost and not back within {rules.grace_s:g} s")
-        elif now >= self._stalls_at(asked):
-            self._fail(client, f"no bytes for {rules.stall_timeout_s:g} s (server.stall_timeout_s)")
+        if state.lost_at is not None and now >= state.lost_at + policy.grace_s:
+            self._fail(client, f"its connection was lost and not back within {policy.grace_s:g} s")
+        elif now >= self._stalls_at(state):
+            self._fail(client, f"no bytes for {policy.stall_timeout_s:g} s (server.stall_timeout_s)")
         else:
-            if asked.uploading is not None and now >= self._spills_at(asked.uploading):
-                asked.uploading.is_spilled = True
-                self._actions.append(Spill(client, asked.uploading.upload))
-            self._arm(client, asked)
+            if state.progress is not None and now >= self._spills_at(state.progress):
+                state.progress.is_spilled = True
+                self._actions.append(Spill(client, state.progress.upload))
+            self._arm_timer(client, state)
 
-    def _arm(self, client: str, asked: _Client) -> None:
-        spills_at = NEVER if asked.uploading is None else self._spills_at(asked.uploading)
-        lost = NEVER if asked.lost_at is None else asked.lost_at + self.rules.grace_s
-        self._timers.arm(client, min(spills_at, lost, self._stalls_at(asked)))
+    def _arm_timer(self, client: str, state: _ClientState) -> None:
+        spills_at = NEVER if state.progress is None else self._spills_at(state.progress)
+        lost = NEVER if state.lost_at is None else state.lost_at + self.policy.grace_s
+        self._timers.arm(client, min(spills_at, lost, self._stalls_at(state)))
 
-    def _spills_at(self, held: Uploading) -> float:
-        return held.spills_at(self.rules.spill_after_s, self._room_released_at)
+    def _spills_at(self, progress: UploadProgress) -> float:
+        return progress.spills_at(self.policy.spill_after_s, self._memory_freed_at)
 
-    def _stalls_at(self, asked: _Client) -> float:
-        timeout_s = self.rules.stall_timeout_s
-        reading = NEVER if asked.reading_since is None else asked.reading_since + timeout_s
-        return reading if asked.uploading is None else min(reading, asked.uploading.fails_at(timeout_s))
+    def _stalls_at(self, state: _ClientState) -> float:
+        timeout_s = self.policy.stall_timeout_s
+        download_stalls_at = NEVER if state.download_idle_since is None else state.download_idle_since + timeout_s
+        return (
+            download_stalls_at
+            if state.progress is None
+            else min(download_stalls_at, state.progress.fails_at(timeout_s))
+        )
 
     @staticmethod
-    def _could_go_on(asked: _Client) -> bool:
+    def _awaits_client(state: _ClientState) -> bool:
         """Whether nothing but a client itself keeps it from answering."""
-        waits = asked.uploading is not None and asked.uploading.phase in (Phase.QUEUED, Phase.WAITING)
-        return asked.lost_at is None and not waits
+        waits = state.progress is not None and state.progress.phase in (UploadPhase.QUEUED, UploadPhase.AWAITING_MEMORY)
+        return state.lost_at is None and not waits
 
-    def _held(self, client: str, upload: Any) -> Uploading | None:
-        asked = self._pending.get(client)
-        held = None if asked is None else asked.uploading
-        return held if held is not None and held.upload is upload else None
+    def _progress_of(self, client: str, upload: Any) -> UploadProgress | None:
+        state = self._pending.get(client)
+        progress = None if state is None else state.progress
+        return progress if progress is not None and progress.upload is upload else None
 
     def _fail(self, client: str, reason: str) -> None:
         self._discard(client, self._pending.pop(client))
         self.failed[client] = reason
         self._actions.append(Release(client))
 
-    def _discard(self, client: str, asked: _Client) -> None:
-        if asked.uploading is not None:
-            self._actions.append(Discard(client, asked.uploading.upload))
-            asked.uploading = None
+    def _discard(self, client: str, state: _ClientState) -> None:
+        if state.progress is not None:
+            self._actions.append(Discard(client, state.progress.upload))
+            state.progress = None
 
     def _close_if_done(self) -> None:
-        enough = self.rules.close_at is not None and len(self.answers) >= self.rules.close_at
-        if self.is_closed or self._committing or (self._pending and not enough):
+        has_enough = self.policy.close_at is not None and len(self.answers) >= self.policy.close_at
+        if self.is_closed or self._committing or (self._pending and not has_enough):
             return
         for client in list(self._pending):
             self._fail(client, f"the round closed with {len(self.answers)} answers before it had answered")

@@ -1,8 +1,8 @@
 """One client's answer on its way in: what it may say beside its pieces, and where its pieces go.
 
-A piece takes five steps from the call to the store: the transport's call hands it to `UploadStream.accept`, which
-checks that the answer is still wanted; `Upload.accept` names the tensor if something is wrong; `Inbox.accept` checks
-its place and its hash; `StagedUpdate.append` checks its elements and puts them into memory or a file.
+A piece takes five steps from the call to the store: the transport's call hands it to `UploadCall.accept`, which
+checks that the answer is still wanted; `PendingUpload.accept` names the tensor if something is wrong; `Inbox.accept`
+checks its place and its hash; `StagedUpdate.append` checks its elements and puts them into memory or a file.
 """
 
 import math
@@ -24,7 +24,7 @@ from flcore.errors import (
     WeightError,
 )
 from flcore.job.contract import Bounds
-from flcore.job.messages import MAX_METRIC_NAME, UpdateMessage, spec_of
+from flcore.job.messages import MAX_METRIC_NAME, UpdateMessage, decode_spec
 from flcore.model.wire_format import WireFormat
 from flcore.server.history import Participation
 from flcore.server.open_round import OpenRound
@@ -32,9 +32,9 @@ from flcore.server.task_round import Verdict
 from flcore.text import printable
 
 if TYPE_CHECKING:
-    from flcore.server.rounds import Rounds
+    from flcore.server.round_registry import RoundRegistry
 
-MAX_METRIC = 1e30
+MAX_METRIC_MAGNITUDE = 1e30
 
 
 def check_message(message: UpdateMessage, client: str, returns: str, bounds: Bounds) -> None:
@@ -57,7 +57,7 @@ def check_tensors(message: UpdateMessage, layout: Layout, client: str, wire_form
     """Raise a `TensorMismatch` unless an answer announces exactly the model's tensors, in the form asked for."""
     spec = wire_format.spec
     if message.tensors is not None:
-        spec.require_match(spec_of(message.tensors), client=client)
+        spec.require_match(decode_spec(message.tensors), client=client)
     if message.fingerprint != spec.fingerprint:
         raise TensorMismatch(
             f"its model has fingerprint {printable(message.fingerprint, 16) or 'none'}, "
@@ -68,26 +68,26 @@ def check_tensors(message: UpdateMessage, layout: Layout, client: str, wire_form
         raise TensorMismatch("its pieces are not laid out as its fingerprint and the contract say", client=client)
 
 
-def sound_metrics(message: UpdateMessage) -> tuple[dict[str, float], dict[str, str]]:
+def validate_metrics(message: UpdateMessage) -> tuple[dict[str, float], dict[str, str]]:
     """Return an answer's metrics that are numbers, and of the others what is wrong with each.
 
     An invalid metric is dropped; the weights that came with it count.
     """
-    sound: dict[str, float] = {}
-    odd: dict[str, str] = {}
+    valid: dict[str, float] = {}
+    invalid: dict[str, str] = {}
     for name, value in message.metrics.items():
         if not 0 < len(name) <= MAX_METRIC_NAME or not name.isprintable():
-            odd[printable(name, 32)] = f"a metric's name has 1 to {MAX_METRIC_NAME} characters that can be printed"
+            invalid[printable(name, 32)] = f"a metric's name has 1 to {MAX_METRIC_NAME} characters that can be printed"
         elif isinstance(value, bool) or not isinstance(value, int | float):
-            odd[name] = f"it is a {type(value).__name__}, expected a number"
-        elif not abs(value) <= MAX_METRIC:
-            odd[name] = f"it is {printable(repr(value), 40)}, expected a number of at most {MAX_METRIC:g}"
+            invalid[name] = f"it is a {type(value).__name__}, expected a number"
+        elif not abs(value) <= MAX_METRIC_MAGNITUDE:
+            invalid[name] = f"it is {printable(repr(value), 40)}, expected a number of at most {MAX_METRIC_MAGNITUDE:g}"
         else:
-            sound[name] = float(value)
-    return sound, odd
+            valid[name] = float(value)
+    return valid, invalid
 
 
-class _Staging:
+class _StagingSink:
     """The sink that hands the elements of a piece to a staged update, as they came."""
 
     def __init__(self, staged: StagedUpdate | None) -> None:
@@ -98,7 +98,7 @@ class _Staging:
             self._staged.append(piece, body)
 
 
-class Upload:
+class PendingUpload:
     """An answer that has been announced. It outlives the streams that carry it: a new one goes on where one broke off.
 
     `key` tells it apart from other answers of its client. `staged` is None for an answer of metrics alone. `lock` is
@@ -110,10 +110,10 @@ class Upload:
         self, key: str, message: UpdateMessage, wire_format: WireFormat, client: str, staged: StagedUpdate | None
     ) -> None:
         self.key, self.message, self.client, self.staged = key, message, client, staged
-        self.metrics, self.odd_metrics = sound_metrics(message)
+        self.metrics, self.invalid_metrics = validate_metrics(message)
         self.lock = threading.Lock()
-        self.inbox = Inbox(Layout() if staged is None else wire_format.layout, _Staging(staged))
-        self.stream = object()
+        self.inbox = Inbox(Layout() if staged is None else wire_format.layout, _StagingSink(staged))
+        self.call = object()
         self.bytes = 0
         self.participation: Participation | None = None
         self._spec = wire_format.spec
@@ -134,14 +134,14 @@ class Upload:
             self.staged.discard()
 
 
-class UploadStream:
+class UploadCall:
     """One call that carries an answer: the transport's `Delivery`. The newest stream of an answer owns it."""
 
-    def __init__(self, rounds: "Rounds", open_round: OpenRound, upload: Upload) -> None:
+    def __init__(self, rounds: "RoundRegistry", open_round: OpenRound, upload: PendingUpload) -> None:
         self._rounds, self._round, self._upload = rounds, open_round, upload
-        self._stream = object()
+        self._call = object()
         with upload.lock:
-            upload.stream = self._stream
+            upload.call = self._call
 
     @property
     def received(self) -> int:
@@ -159,14 +159,14 @@ class UploadStream:
         if aggregator is None or staged is None:
             first.set_result(None)
             return first
-        self._rounds.room_wanted(self._round, self._upload)
+        self._rounds.memory_requested(self._round, self._upload)
 
-        def found(_: object) -> None:
-            self._rounds.room_found(self._round, self._upload)
+        def on_granted(_: object) -> None:
+            self._rounds.memory_granted(self._round, self._upload)
             first.set_result(None)
 
         first.set_running_or_notify_cancel()  # a call that ends meanwhile takes nothing from the next one
-        aggregator.allocate(staged).add_done_callback(lambda _: staged.acquire_next().add_done_callback(found))
+        aggregator.allocate(staged).add_done_callback(lambda _: staged.acquire_next().add_done_callback(on_granted))
         return first
 
     def accept(self, piece: bytes) -> "Future[None] | None":
@@ -176,18 +176,18 @@ class UploadStream:
         """
         upload = self._upload
         with upload.lock:
-            if upload.stream is not self._stream:
+            if upload.call is not self._call:
                 raise Refused(Untimely.kind, f"client {upload.client!r}: a newer stream carries this update now")
-            verdict = self._rounds.is_wanted(self._round, upload)
+            verdict = self._rounds.verdict_for(self._round, upload)
             if verdict is not Verdict.ACCEPTED:
-                raise untimely(upload.client, verdict)
+                raise untimely_refusal(upload.client, verdict)
             try:
                 upload.accept(piece)
             except FlcoreError as error:
                 is_at_fault = not isinstance(error, StagingError)
                 self._rounds.fail(self._round, upload.client, str(error), upload=upload, is_at_fault=is_at_fault)
-                raise refused(error) from error
-        self._rounds.piece_taken(self._round, upload, len(piece))
+                raise refusal_for(error) from error
+        self._rounds.piece_received(self._round, upload, len(piece))
         ready = None if upload.staged is None or upload.inbox.is_complete else upload.staged.acquire_next()
         return None if ready is None or ready.done() else ready
 
@@ -198,16 +198,16 @@ class UploadStream:
 
     def end(self) -> None:
         """The call has ended; from now on its client's silence counts."""
-        if self._upload.stream is self._stream:
-            self._rounds.stream_ended(self._round, self._upload)
+        if self._upload.call is self._call:
+            self._rounds.upload_call_ended(self._round, self._upload)
 
 
-def untimely(client: str, verdict: Verdict) -> Refused:
+def untimely_refusal(client: str, verdict: Verdict) -> Refused:
     """Return the refusal of what cannot count any more."""
-    return refused(Untimely(f"not taken: {verdict.value}", client=client))
+    return refusal_for(Untimely(f"not taken: {verdict.value}", client=client))
 
 
-def refused(error: FlcoreError) -> Refused:
+def refusal_for(error: FlcoreError) -> Refused:
     """Return an error as its client is told it."""
     if isinstance(error, StagingError):  # it names files of the server's
         return Refused(error.kind, f"client {error.client!r}: the server could not store its update")

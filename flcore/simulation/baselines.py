@@ -19,7 +19,7 @@ class Baselines:
     centralised: float
 
 
-def baselines_of(job: Job) -> Baselines | None:
+def compute_baselines(job: Job) -> Baselines | None:
     """Compute a job's baselines, or return None for a job without."""
     reference = job.contract.baselines
     if reference is None:

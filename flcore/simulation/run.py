@@ -11,15 +11,15 @@ from flcore_transport import InProcessConnection, InProcessServer, Service
 
 from flcore.client.client import Client
 from flcore.client.executor import Executor, require_tasks
-from flcore.client.notices import Notices, Tell
+from flcore.client.notices import NoticeLogger, Notify
 from flcore.client.task import Site
 from flcore.job.job import Job
 from flcore.model.model_paths import require_directory
 from flcore.process import require_native_threads, require_own_grpc
-from flcore.server.events import Observer, unobserved
+from flcore.server.events import Observer, ignore_events
 from flcore.server.federation import Federation
 from flcore.server.serve import Outcome, Server, serve
-from flcore.simulation.workers import Workers
+from flcore.simulation.worker_processes import WorkerProcesses
 
 MAX_WORKERS = 8
 
@@ -33,7 +33,7 @@ def run(
     seed: int | None = None,
     out: str | os.PathLike[str] | None = None,
     fresh: bool = False,
-    observe: Observer = unobserved,
+    observe: Observer = ignore_events,
 ) -> Outcome:
     """Run a job with all its clients on this machine, and return its history and its last model.
 
@@ -59,7 +59,7 @@ def run(
     require_native_threads("flcore.run")
     if count:
         require_own_grpc("flcore.run")
-    tell = Notices()
+    notify = NoticeLogger()
     with ExitStack() as stack:
 
         def listen(service: Service) -> Server:
@@ -68,9 +68,11 @@ def run(
 
         def started(server: Server, federation: Federation) -> None:
             if isinstance(server, InProcessServer):
-                stack.enter_context(_threads(loaded, names, server, federation.rounds.give_up, tell))
+                stack.enter_context(_client_threads(loaded, names, server, federation.rounds.give_up, notify))
             else:
-                stack.enter_context(Workers(loaded, names, count, server.address, federation.rounds.give_up, tell))
+                stack.enter_context(
+                    WorkerProcesses(loaded, names, count, server.address, federation.rounds.give_up, notify)
+                )
 
         return serve(
             loaded, listen, started=started, wait_for=len(names), directory=directory, fresh=fresh, observe=observe
@@ -78,11 +80,11 @@ def run(
 
 
 @contextmanager
-def _threads(
-    job: Job, names: tuple[str, ...], server: InProcessServer, give_up: Callable[[str], None], tell: Tell
+def _client_threads(
+    job: Job, names: tuple[str, ...], server: InProcessServer, give_up: Callable[[str], None], notify: Notify
 ) -> Iterator[None]:
     """Host every client in a thread of its own, until the server has said goodbye to all."""
-    executors = [Executor(job, Site(name, names, job.contract.seed), tell) for name in names]
+    executors = [Executor(job, Site(name, names, job.contract.seed), notify) for name in names]
     clients = [Client(job, executor, InProcessConnection(server)) for executor in executors]
 
     def ended(future: "Future[str]") -> None:

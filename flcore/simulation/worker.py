@@ -14,7 +14,7 @@ from flcore_transport import GrpcConnection, TransportError
 
 from flcore.client.client import Client
 from flcore.client.executor import Executor
-from flcore.client.notices import Tell
+from flcore.client.notices import Notify
 from flcore.client.task import Site
 from flcore.errors import FlcoreError
 from flcore.job.job import Job
@@ -25,13 +25,13 @@ from flcore.process import keep_freed_memory
 def main() -> int:
     """Host the clients until the server says goodbye to all of them; a client that cannot go on ends the worker."""
     keep_freed_memory()
-    tell = _to_the_run()
+    notify = _notices_to_parent()
     setup = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
     contract = contract_from_json(setup["contract"], "the run's contract")
     job = Job(contract, Path(setup["directory"]))
     try:
-        executors = [Executor(job, Site(name, contract.client_names, contract.seed), tell) for name in setup["names"]]
+        executors = [Executor(job, Site(name, contract.client_names, contract.seed), notify) for name in setup["names"]]
         clients = [Client(job, executor, GrpcConnection(setup["address"])) for executor in executors]
         ended, _ = wait([client.start() for client in clients], return_when=FIRST_EXCEPTION)
         for future in ended:
@@ -44,19 +44,19 @@ def main() -> int:
     return 0
 
 
-def _to_the_run() -> Tell:
+def _notices_to_parent() -> Notify:
     """Take standard output for notices; what the job's code and its libraries print there goes to standard error."""
     descriptor = os.dup(sys.stdout.fileno())
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     lock = threading.Lock()
 
-    def tell(kind: str, text: str) -> None:
+    def notify(kind: str, text: str) -> None:
         line = memoryview(json.dumps([kind, text]).encode() + b"\n")
         with lock:
             while line:
                 line = line[os.write(descriptor, line) :]
 
-    return tell
+    return notify
 
 
 def _end_with_parent() -> None:

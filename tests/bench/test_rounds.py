@@ -47,7 +47,7 @@ def test_a_streaming_round_is_measured() -> None:
 
 @pytest.mark.serial
 def test_a_round_on_disk_in_a_confined_process_says_what_it_held_there() -> None:
-    options = {"plan": "at-close", "budget_bytes": 64 << 20}
+    options = {"plan": "batch", "budget_bytes": 64 << 20}
     figures = run_federation(
         FederationSpec("many", 4 * MB, clients=2, rounds=2, options=options, on_disk=True, memory_limit_bytes=600 * MB),
         2,
@@ -100,7 +100,7 @@ def test_deleted_files_count_while_they_are_open(tmp_path: Path) -> None:
 def test_the_formula_is_the_issue_s() -> None:
     gib = 1 << 30
     streaming = {"plan": "streaming", "budget_bytes": gib}
-    at_close = {"plan": "at-close", "budget_bytes": gib}
+    at_close = {"plan": "batch", "budget_bytes": gib}
     assert FederationSpec("flat", 512 * MB, accumulate="float32", options=streaming).memory_bound < 3.0e9
     assert 4.4e9 < FederationSpec("flat", 512 * MB, options=streaming).memory_bound < 4.5e9
     assert FederationSpec("flat", 512 * MB, options=at_close).memory_bound < 1.45e9
@@ -123,7 +123,7 @@ def figures(**changes: Any) -> Figures:
 
 
 def test_goals_are_computed_from_figures() -> None:
-    run = FederationSpec("flat", 100 * MB, options={"plan": "at-close", "budget_bytes": 100 << 20})
+    run = FederationSpec("flat", 100 * MB, options={"plan": "batch", "budget_bytes": 100 << 20})
     found = CaseResult(run, figures(), check_rate=4e9, rates=Rates(up=1e9, down=2e9, write=1e9, read=4e9))
     results = {"other": CaseResult(run, figures(seconds=[3.0]), 1.0)}
     # Moved up 0.4 s and down 0.2 s, written 0.4 s, read 0.1 s, the result 0.1 s.

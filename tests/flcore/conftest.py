@@ -18,7 +18,7 @@ from flcore import Arrays, Job, Outcome, Site, Task, Update
 from flcore.aggregation.budget import DEFAULT_BUDGET, Budget
 from flcore.client.client import Client
 from flcore.client.executor import Executor
-from flcore.client.notices import Notices
+from flcore.client.notices import NoticeLogger
 from flcore.job.messages import JoinMessage
 from flcore.job.parsing import parse_contract
 from flcore.server.events import Event
@@ -54,7 +54,7 @@ class Scripted(Executor):
     """An executor whose functions are the test's."""
 
     def __init__(self, site: Site, functions: Mapping[str, Function]) -> None:
-        self.site, self._tell = site, Notices()
+        self.site, self._notify = site, NoticeLogger()
         self._functions = dict(functions)
 
 
@@ -90,7 +90,7 @@ class Stage:
         tasks: Mapping[str, str] | None = None,
         clients: Any = 3,
         out: Path | None = None,
-        plan: str = "at-close",
+        plan: str = "batch",
         budget: Budget = DEFAULT_BUDGET,
         **server: Any,
     ) -> None:
@@ -101,7 +101,7 @@ class Stage:
         def listen(service: Service) -> Server:
             if self.transport == "in-process":
                 return InProcessServer(service)
-            return GrpcServer(service, windows_bytes=budget.windows_bytes)
+            return GrpcServer(service, in_flight_bytes=budget.in_flight_bytes)
 
         def started(server: Server, federation: Federation) -> None:
             self.federation = federation

@@ -5,7 +5,7 @@ import shlex
 import pytest
 from flcore_transport import GrpcServer, Service, split_address
 
-from flcore.cli.addresses import ways_to_join
+from flcore.cli.addresses import join_commands
 from flcore.errors import FlcoreError
 
 
@@ -23,12 +23,12 @@ from flcore.errors import FlcoreError
 )
 def test_how_a_server_is_joined(host: str, expected: list[str]) -> None:
     prefix = "flcore client digits --name NAME --server "
-    assert ways_to_join("digits", host, 8470) == [prefix + way for way in expected]
+    assert join_commands("digits", host, 8470) == [prefix + way for way in expected]
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::"])
 def test_a_server_on_all_addresses_is_joined_from_here_and_from_elsewhere(host: str) -> None:
-    here, elsewhere = (shlex.split(way) for way in ways_to_join("my jobs/a", host, 8470))
+    here, elsewhere = (shlex.split(way) for way in join_commands("my jobs/a", host, 8470))
     assert here[2] == "my jobs/a" and here[-2:] == ["localhost:8470", "--insecure"]
     assert elsewhere[-1] == "--insecure-remote"
     name, port = split_address(elsewhere[-2])
@@ -67,7 +67,7 @@ class Nobody:
     def admit(self, client: str, content: bytes) -> bytes:
         raise FlcoreError(client)
 
-    arrive = depart = payload = answer = failed = admit
+    client_connected = client_disconnected = begin_download = begin_upload = task_failed = admit
 
 
 def test_a_server_on_ipv6_tells_its_address_as_it_is_typed() -> None:

@@ -7,21 +7,21 @@ import time
 
 import pytest
 
-from flcore.cli.log import MOST_WAITING, Log, log_events
+from flcore.cli.log import MAX_QUEUED_LINES, Log, log_events
 from flcore.job.parsing import parse_contract
 from flcore.server.events import (
-    AskingAgain,
-    Departed,
+    BytesTransferred,
+    ClientFailed,
+    ClientJoined,
+    ClientLeft,
     Event,
-    Failed,
-    Joined,
-    Moved,
-    NoBest,
-    OddMetrics,
-    RoundDone,
-    Skipped,
-    TurnedAway,
-    Waiting,
+    InvalidMetrics,
+    JoinRefused,
+    NoBestModel,
+    RoundFinished,
+    RoundSkipped,
+    TaskRetried,
+    WaitingForClients,
 )
 from flcore.server.history import RoundRecord
 
@@ -37,22 +37,22 @@ CONTRACT = parse_contract(
 )
 FORGED = "bad\nround 9/9: 3 of 3 clients\x1b[2J\x1b]0;owned\x07"
 EVENTS: list[Event] = [
-    Joined("a", 1),
-    Departed("a", 0),
-    TurnedAway("b", FORGED),
-    Failed("train", "c", FORGED),
-    OddMetrics("train", "c", {"loss": "it is nan"}),
-    Waiting(1, 2, tuple(f"c{number}" for number in range(30)), 60.0),
-    AskingAgain("train", 3, 1, 2, ("b",), 1, 10, 2.0),
-    Skipped("train", 3, "1 of 2 answers are in"),
-    NoBest("accuracy", ("loss",)),
-    RoundDone(RoundRecord(3, seconds={"round": 1.0}, train={f"m{n}": 1.0 for n in range(200)})),
+    ClientJoined("a", 1),
+    ClientLeft("a", 0),
+    JoinRefused("b", FORGED),
+    ClientFailed("train", "c", FORGED),
+    InvalidMetrics("train", "c", {"loss": "it is nan"}),
+    WaitingForClients(1, 2, tuple(f"c{number}" for number in range(30)), 60.0),
+    TaskRetried("train", 3, 1, 2, ("b",), 1, 10, 2.0),
+    RoundSkipped("train", 3, "1 of 2 answers are in"),
+    NoBestModel("accuracy", ("loss",)),
+    RoundFinished(RoundRecord(3, seconds={"round": 1.0}, train={f"m{n}": 1.0 for n in range(200)})),
 ]
 
 
-def written(form: str, events: list[Event]) -> list[str]:
+def written(line_format: str, events: list[Event]) -> list[str]:
     data: list[bytes] = []
-    log = Log(form, data.append)
+    log = Log(line_format, data.append)
     observe = log_events(log, CONTRACT)
     for event in events:
         observe(event)
@@ -61,7 +61,7 @@ def written(form: str, events: list[Event]) -> list[str]:
 
 
 def test_each_event_is_one_line_with_its_time_whatever_clients_said() -> None:
-    lines = written("text", [*EVENTS, Moved(1, 1)])
+    lines = written("text", [*EVENTS, BytesTransferred(1, 1)])
     assert len(lines) == len(EVENTS)
     for line in lines:
         assert line.isprintable() and len(line) < 4_000
@@ -77,16 +77,16 @@ def test_each_event_is_one_line_with_its_time_whatever_clients_said() -> None:
 def test_json_has_the_same_events_with_all_their_fields() -> None:
     told = [json.loads(line) for line in written("json", EVENTS)]
     assert [each["event"] for each in told] == [
-        "joined",
-        "departed",
-        "turned_away",
-        "failed",
-        "odd_metrics",
-        "waiting",
-        "asking_again",
-        "skipped",
-        "no_best",
-        "round_done",
+        "client_joined",
+        "client_left",
+        "join_refused",
+        "client_failed",
+        "invalid_metrics",
+        "waiting_for_clients",
+        "task_retried",
+        "round_skipped",
+        "no_best_model",
+        "round_finished",
     ]
     assert told[3]["reason"] == FORGED and told[9]["record"]["round"] == 3 and told[0]["time"].endswith("Z")
 
@@ -100,8 +100,8 @@ def test_a_log_that_nobody_reads_stops_nobody_and_says_what_it_left_out() -> Non
 
     log = Log("text", blocked)
     began = time.monotonic()
-    for number in range(MOST_WAITING + 500):
-        log.say(f"line {number}")
+    for number in range(MAX_QUEUED_LINES + 500):
+        log.write_line(f"line {number}")
     log.close(0.1)
     assert time.monotonic() - began < 5
     may_read.set()
@@ -115,19 +115,19 @@ def test_a_log_that_is_closed_stops_nobody() -> None:
         raise BrokenPipeError
 
     log = Log("text", broken)
-    log.say("one")
+    log.write_line("one")
     log.close(1.0)
-    log.say("two")
+    log.write_line("two")
 
 
-@pytest.mark.parametrize("form", ["text", "json"])
-def test_lines_of_many_threads_do_not_mix(form: str) -> None:
+@pytest.mark.parametrize("line_format", ["text", "json"])
+def test_lines_of_many_threads_do_not_mix(line_format: str) -> None:
     data: list[bytes] = []
-    log = Log(form, data.append)
+    log = Log(line_format, data.append)
 
     def talk() -> None:
         for _ in range(100):
-            log.say("x" * 100)
+            log.write_line("x" * 100)
 
     threads = [threading.Thread(target=talk) for _ in range(8)]
     for thread in threads:

@@ -14,14 +14,14 @@ from pathlib import Path
 import pytest
 
 from flcore import Arrays, Task, Update, load
-from flcore.server.events import Moved
+from flcore.server.events import BytesTransferred
 from tests.flcore.conftest import Function, Stage, adding, mean_of
 from tests.flcore.processes import alive_in_group, free_port, read_until, started, write_small_job
 
 STALLING = """
 import sys, threading
 import numpy as np
-from flcore_transport import GrpcConnection, Join, Offer, Order, Outbox
+from flcore_transport import GrpcConnection, Join, UploadRequest, TaskAssignment, Outbox
 from flcore import Model
 from flcore.job.messages import JoinMessage, UpdateMessage
 
@@ -29,7 +29,7 @@ address, contract = sys.argv[1], sys.argv[2]
 connection = GrpcConnection(address)
 stream = connection.session(Join("victim", "1", JoinMessage(contract=contract, code_digest="", version="").to_bytes()))
 welcome = next(stream)
-order = next(stream)
+assignment = next(stream)
 model = Model.of({"w": np.full((2, 3), 99, np.float32), "b": np.full(1_500_000, 99, np.float32)})
 
 class Stalling(Outbox):
@@ -40,7 +40,8 @@ class Stalling(Outbox):
         return super().piece(index)
 
 message = UpdateMessage(returns="weights", weight=500.0, fingerprint=model.spec.fingerprint)
-connection.upload(Offer(welcome.session, order.number, message.to_bytes(), model.layout), Stalling(model))
+request = UploadRequest(welcome.session, assignment.assignment_id, message.to_bytes(), model.layout)
+connection.upload(request, Stalling(model))
 """
 
 BIG = (
@@ -69,7 +70,7 @@ def test_a_client_killed_in_mid_upload_leaves_no_trace(stage: Stage) -> None:
         read_until(victim, "in the middle of the upload")
         # It may print that before the server has read what it sent.
         give_up_at = time.monotonic() + 20
-        while not any(isinstance(event, Moved) and event.received for event in stage.events):
+        while not any(isinstance(event, BytesTransferred) and event.received for event in stage.events):
             assert time.monotonic() < give_up_at
             time.sleep(0.01)
         arrived.set()
@@ -176,7 +177,7 @@ def test_a_client_says_that_it_has_lost_its_server(folder: Path) -> None:
     port = address.partition(":")[2]
     command = ("-m", "flcore", "client", "small", "--server", address, "--insecure", "--name", "one")
     with started("-m", "flcore", "server", "small", "--insecure", "--port", port, cwd=folder) as server:
-        assert "plan at-close, a budget of 1024MiB: 1344MiB of memory at most" in read_until(server, "--insecure")
+        assert "plan batch, a budget of 1024MiB: 1344MiB of memory at most" in read_until(server, "--insecure")
         with started(*command, cwd=folder) as client:
             read_until(client, "joined")
             os.kill(server.pid, signal.SIGKILL)
@@ -278,8 +279,8 @@ def test_closed_standard_streams_are_nobodys_files(folder: Path) -> None:
 
 DROPPED = """
 import signal, sys, threading, time, weakref
-from flcore.process import end_when_told
-end_when_told()
+from flcore.process import exit_on_sigterm
+exit_on_sigterm()
 
 class Thing: pass
 

@@ -10,7 +10,7 @@ from threadpoolctl import threadpool_limits
 import flcore
 from flcore import Job, JobError, Model
 from flcore.jobs.digits.digits import digits_file
-from flcore.simulation.baselines import baselines_of
+from flcore.simulation.baselines import compute_baselines
 from tests.reference import bits_of
 
 
@@ -27,7 +27,7 @@ def test_the_same_job_gives_the_same_bits_however_its_clients_are_hosted() -> No
 def test_the_federated_model_beats_every_lone_client_and_nears_the_centralised_one(seed: int) -> None:
     job = Job.load("digits", seed=seed)
     history, model = flcore.run(job, workers=0)
-    baselines = baselines_of(job)
+    baselines = compute_baselines(job)
     assert baselines is not None
     assert isinstance(model, Model)
     federated = history[-1].validate["accuracy"]

@@ -11,7 +11,8 @@ from flcore_transport import (
     PIECE_BODY_BYTES,
     WIRE_DTYPES,
     Buffer,
-    Fetch,
+    ClientLink,
+    DownloadRequest,
     FromServer,
     GrpcConnection,
     GrpcServer,
@@ -20,23 +21,22 @@ from flcore_transport import (
     InProcessServer,
     Join,
     Layout,
-    Link,
     Outbox,
-    Part,
+    PayloadPart,
+    PayloadSource,
     PieceRange,
     Receipt,
     Refused,
     Segment,
-    Source,
     Welcome,
+    flow_control,
     join_body,
-    windows,
 )
 
-MODEL = Layout((Part("model", (Segment("float32", 2_000_128),)),))
+MODEL = Layout((PayloadPart("model", (Segment("float32", 2_000_128),)),))
 """Four pieces, the last of them short."""
 
-MIXED = Layout((Part("model", (Segment("float32", 600_064), Segment("int8[64]", 2_097_664))),))
+MIXED = Layout((PayloadPart("model", (Segment("float32", 600_064), Segment("int8[64]", 2_097_664))),))
 """Two pieces of float32, then two of codes with their scales; the last of each short."""
 
 Connection = GrpcConnection | InProcessConnection
@@ -112,39 +112,39 @@ class RecordingService:
 
     def __init__(self) -> None:
         self.changed = threading.Condition()
-        self.connected: dict[str, Link] = {}
+        self.connected: dict[str, ClientLink] = {}
         self.failures: list[tuple[str, int, str]] = []
         self.deliveries: dict[str, Collected] = {}
         self.contents: list[bytes] = []
-        self.source: Source = Pattern()
+        self.source: PayloadSource = Pattern()
 
     def admit(self, client: str, content: bytes) -> bytes:
         if client == "stranger":
             raise Refused("not-invited", "who are you?")
         return b"welcome, " + client.encode() + content
 
-    def arrive(self, client: str, link: Link) -> None:
+    def client_connected(self, client: str, link: ClientLink) -> None:
         with self.changed:
             self.connected[client] = link
             self.changed.notify_all()
 
-    def depart(self, client: str) -> None:
+    def client_disconnected(self, client: str) -> None:
         with self.changed:
             del self.connected[client]
             self.changed.notify_all()
 
-    def payload(self, client: str, order: int) -> Outbox:
-        if order != 1:
-            raise Refused("untimely", f"{client} has no order {order}")
+    def begin_download(self, client: str, assignment_id: int) -> Outbox:
+        if assignment_id != 1:
+            raise Refused("untimely", f"{client} has no order {assignment_id}")
         return Outbox(self.source)
 
-    def answer(self, client: str, order: int, content: bytes, layout: Layout) -> Collected:
+    def begin_upload(self, client: str, assignment_id: int, content: bytes, layout: Layout) -> Collected:
         self.contents.append(content)
         self.tell()
         return self.deliveries.setdefault(client, Collected(layout, self.tell))
 
-    def failed(self, client: str, order: int, message: str) -> None:
-        self.failures.append((client, order, message))
+    def task_failed(self, client: str, assignment_id: int, message: str) -> None:
+        self.failures.append((client, assignment_id, message))
 
     def tell(self) -> None:
         with self.changed:
@@ -185,8 +185,8 @@ class Rig:
         assert isinstance(welcome, Welcome)
         return welcome.session
 
-    def fetch(self, session: str, first_piece: int = 0, order: int = 1) -> list[bytes]:
-        return list(self.connect().download(Fetch(session, order, first_piece)))
+    def fetch(self, session: str, first_piece: int = 0, assignment_id: int = 1) -> list[bytes]:
+        return list(self.connect().download(DownloadRequest(session, assignment_id, first_piece)))
 
 
 @pytest.fixture(params=["grpc", "in-process"])
@@ -205,14 +205,14 @@ def rig(transport: str) -> Iterator[Rig]:
 @pytest.fixture
 def narrow(transport: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
     """A server with four pieces to share out, whose patience is short."""
-    monkeypatch.setattr(windows, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(flow_control, "YIELD_AFTER_S", 0.2)
     yield from with_four_pieces(transport)
 
 
 @pytest.fixture
 def patient(transport: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
     """A server with four pieces to share out, whose patience is longer than any test."""
-    monkeypatch.setattr(windows, "PATIENCE_S", 600.0)
+    monkeypatch.setattr(flow_control, "YIELD_AFTER_S", 600.0)
     yield from with_four_pieces(transport)
 
 
@@ -220,9 +220,9 @@ def with_four_pieces(transport: str) -> Iterator[Rig]:
     service = RecordingService()
     yield from opened(
         service,
-        GrpcServer(service, windows_bytes=16 * PIECE_BODY_BYTES)
+        GrpcServer(service, in_flight_bytes=16 * PIECE_BODY_BYTES)
         if transport == "grpc"
-        else InProcessServer(service, windows_bytes=4 * PIECE_BODY_BYTES),
+        else InProcessServer(service, in_flight_bytes=4 * PIECE_BODY_BYTES),
     )
 
 

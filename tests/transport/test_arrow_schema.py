@@ -5,7 +5,7 @@ import struct
 import numpy as np
 import pyarrow as pa
 import pytest
-from flcore_transport import WIRE_DTYPES, PieceError, schema_message
+from flcore_transport import WIRE_DTYPES, PieceError, arrow_schema_message
 
 STORAGE = {"bfloat16": "uint16", "bool": "uint8"}
 
@@ -22,7 +22,7 @@ def expected(dtype: str) -> pa.Schema:
 
 @pytest.mark.parametrize("dtype", WIRE_DTYPES)
 def test_arrow_reads_the_schema_that_it_would_have_written(dtype: str) -> None:
-    ours = pa.ipc.read_schema(pa.BufferReader(schema_message(dtype)))
+    ours = pa.ipc.read_schema(pa.BufferReader(arrow_schema_message(dtype)))
     theirs = pa.ipc.read_schema(pa.BufferReader(expected(dtype).serialize()))
     assert ours.equals(theirs, check_metadata=True)
     assert ours.equals(expected(dtype), check_metadata=True)
@@ -34,7 +34,7 @@ def test_arrow_reads_the_schema_that_it_would_have_written(dtype: str) -> None:
 
 @pytest.mark.parametrize("dtype", WIRE_DTYPES)
 def test_a_schema_message_is_a_whole_number_of_8_bytes_and_says_its_length(dtype: str) -> None:
-    message = schema_message(dtype)
+    message = arrow_schema_message(dtype)
     assert len(message) % 8 == 0
     assert struct.unpack_from("<Ii", message) == (-1 % 2**32, len(message) - 8)
     read = pa.ipc.read_message(message)
@@ -43,4 +43,4 @@ def test_a_schema_message_is_a_whole_number_of_8_bytes_and_says_its_length(dtype
 
 def test_an_unknown_dtype_has_no_schema() -> None:
     with pytest.raises(PieceError, match="a segment has a known dtype"):
-        schema_message("int4")
+        arrow_schema_message("int4")

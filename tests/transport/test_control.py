@@ -6,39 +6,46 @@ from pathlib import Path
 
 import pytest
 from flcore_transport import (
+    Credit,
+    DownloadRequest,
     Failure,
-    Fetch,
     FromServer,
     Goodbye,
-    Grant,
     Join,
     Layout,
-    Offer,
-    Order,
-    Part,
+    PayloadPart,
     Receipt,
     Refused,
     Segment,
+    TaskAssignment,
+    UploadRequest,
     Welcome,
     Withdrawal,
 )
 from flcore_transport import control_pb2 as pb
-from flcore_transport.control import decode, decode_from_server, decode_reply, encode, encode_from_server, encode_reply
+from flcore_transport.control import (
+    decode_from_server,
+    decode_message,
+    decode_reply,
+    encode_from_server,
+    encode_message,
+    encode_reply,
+)
 from flcore_transport.messages import PROTOCOL, Refusal
 
-LAYOUT = Layout((Part("model", (Segment("float32", 512), Segment("int8", 0))), Part("mask", ())))
+LAYOUT = Layout((PayloadPart("model", (Segment("float32", 512), Segment("int8", 0))), PayloadPart("mask", ())))
 MESSAGES = [
     Join("hospital-a", "0a1b", b"\x00\xff", 7),
-    Fetch("secret", 2**40, 3),
-    Offer("secret", 5, b"{}", LAYOUT),
+    DownloadRequest("secret", 2**40, 3),
+    UploadRequest("secret", 5, b"{}", LAYOUT),
     Failure("secret", 5, "out of memory"),
     Receipt(9),
     Refusal("late", "the round has closed"),
 ]
 FROM_SERVER = [
     Welcome("secret", b"{}"),
-    Order(3, b"{}", LAYOUT, "id-1"),
-    Order(4, b""),
+    TaskAssignment(3, b"{}", LAYOUT, "id-1"),
+    TaskAssignment(4, b""),
     Withdrawal(2**40),
     Goodbye("done"),
     Goodbye("no quorum", failed=True),
@@ -48,7 +55,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.parametrize("message", MESSAGES)
 def test_messages_survive_the_journey(message: object) -> None:
-    assert decode(type(message), encode(message)) == message
+    assert decode_message(type(message), encode_message(message)) == message
 
 
 @pytest.mark.parametrize("message", FROM_SERVER)
@@ -56,15 +63,15 @@ def test_what_a_session_carries_survives_the_journey(message: FromServer) -> Non
     assert decode_from_server(encode_from_server(message)) == message
 
 
-@pytest.mark.parametrize("reply", [Grant(0, 4), Receipt(3)])
-def test_replies_to_an_upload_survive_the_journey(reply: Grant | Receipt) -> None:
+@pytest.mark.parametrize("reply", [Credit(0, 4), Receipt(3)])
+def test_replies_to_an_upload_survive_the_journey(reply: Credit | Receipt) -> None:
     assert decode_reply(encode_reply(reply)) == reply
 
 
 @pytest.mark.parametrize("data", [b"\xff", b"\x08", b"\x12\x7f"])
 def test_bytes_that_do_not_parse_are_refused(data: bytes) -> None:
     with pytest.raises(Refused, match="do not parse") as caught:
-        decode(Join, data)
+        decode_message(Join, data)
     assert caught.value.kind == "malformed"
 
 
@@ -76,7 +83,7 @@ def test_a_message_of_an_unknown_kind_is_refused() -> None:
 
 def test_the_first_message_has_golden_bytes() -> None:
     golden = b"\x08\x02\x12\nhospital-a\x1a\x040a1b\x22\x02{}"
-    assert encode(Join("hospital-a", "0a1b", b"{}")) == golden
+    assert encode_message(Join("hospital-a", "0a1b", b"{}")) == golden
     assert PROTOCOL == 2
 
 
@@ -91,12 +98,12 @@ def test_the_generated_code_is_fresh() -> None:
 
 
 def test_a_message_is_measured_before_it_is_parsed() -> None:
-    data = pb.Offer(content=bytes(1 << 20)).SerializeToString()
+    data = pb.UploadRequest(content=bytes(1 << 20)).SerializeToString()
     with pytest.raises(Refused, match="at most 1048576 bytes beside its pieces, not 1048580"):
-        decode(Offer, data)
+        decode_message(UploadRequest, data)
 
 
 def test_a_layout_of_a_million_parts_is_refused_before_it_is_built() -> None:
-    data = pb.Offer(layout=pb.Layout(parts=[pb.Part()] * 100_000)).SerializeToString()
+    data = pb.UploadRequest(layout=pb.Layout(parts=[pb.PayloadPart()] * 100_000)).SerializeToString()
     with pytest.raises(Refused, match="at most 64 parts"):
-        decode(Offer, data)
+        decode_message(UploadRequest, data)

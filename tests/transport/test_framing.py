@@ -16,15 +16,15 @@ from flcore_transport import (
     PieceError,
     ProtocolMismatch,
     TransportError,
+    arrow_message_bytes,
+    arrow_metadata,
+    arrow_schema_message,
     body_bytes,
     join_body,
-    message_bytes,
-    message_metadata,
     piece_elements,
-    schema_message,
     split_body,
 )
-from flcore_transport.framing import HASH, HEADER, HEADER_BYTES, MAX_PIECE_BYTES, decode, encode
+from flcore_transport.framing import HASH, HEADER, HEADER_BYTES, MAX_PIECE_BYTES, decode_piece, encode_piece
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -36,7 +36,7 @@ END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 
 
 def piece() -> bytes:
-    return encode(0, 1, 512, "float32", 256, [BODY[:100].data, BODY[100:].data])
+    return encode_piece(0, 1, 512, "float32", 256, [BODY[:100].data, BODY[100:].data])
 
 
 def codes_and_scales(dtype: str, count: int) -> tuple[bytes, bytes]:
@@ -47,7 +47,7 @@ def codes_and_scales(dtype: str, count: int) -> tuple[bytes, bytes]:
 
 def quantized_piece(dtype: str, first: int = 512, count: int = 256) -> bytes:
     codes, scales = codes_and_scales(dtype, count)
-    return encode(0, 1, first, dtype, count, join_body(dtype, count, [codes], [scales]))
+    return encode_piece(0, 1, first, dtype, count, join_body(dtype, count, [codes], [scales]))
 
 
 def arrow_batch(dtype: str, codes: bytes, scales: bytes) -> pa.RecordBatch:
@@ -70,7 +70,7 @@ def changed_and_hashed(original: bytes, position: int) -> bytes:
 
 
 def read(data: bytes) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
-    return np.frombuffer(decode(data, 0, 1, 512, "float32", 256), np.float32)
+    return np.frombuffer(decode_piece(data, 0, 1, 512, "float32", 256), np.float32)
 
 
 def test_the_wire_form_is_the_golden_file() -> None:
@@ -93,8 +93,8 @@ def test_a_piece_comes_back_as_a_view_of_its_bytes() -> None:
 @pytest.mark.parametrize("dtype", PLAIN)
 def test_arrow_reads_a_segment_as_a_stream(dtype: str) -> None:
     body = bytes(range(256)) * WIRE_DTYPES[dtype].itemsize
-    pieces = [encode(0, 0, first, dtype, 256, [body]) for first in (0, 256)]
-    stream = schema_message(dtype) + b"".join(data[HEADER_BYTES:] for data in pieces)
+    pieces = [encode_piece(0, 0, first, dtype, 256, [body]) for first in (0, 256)]
+    stream = arrow_schema_message(dtype) + b"".join(data[HEADER_BYTES:] for data in pieces)
     with pa.ipc.open_stream(stream + END_OF_STREAM) as reader:
         column = reader.read_all()["value"]
     assert column.null_count == 0
@@ -107,7 +107,7 @@ def test_arrow_reads_quantized_pieces_as_a_stream_with_an_end_or_torn_after_one(
     counts = (512, 512, 256)
     parts = [codes_and_scales(dtype, count) for count in counts]
     messages = [quantized_piece(dtype, 0, count)[HEADER_BYTES:] for count in counts]
-    with pa.ipc.open_stream(schema_message(dtype) + b"".join(messages) + ending) as reader:
+    with pa.ipc.open_stream(arrow_schema_message(dtype) + b"".join(messages) + ending) as reader:
         table = reader.read_all()
     table.validate(full=True)
     assert table.schema.equals(arrow_batch(dtype, *parts[0]).schema)
@@ -121,8 +121,8 @@ def test_arrow_reads_quantized_pieces_as_a_stream_with_an_end_or_torn_after_one(
 
 @pytest.mark.parametrize("dtype", ["float32", *QUANTIZED])
 def test_arrow_reads_a_stream_torn_within_a_piece_up_to_the_last_whole_one(dtype: str) -> None:
-    message = message_metadata(dtype, 256) + bytes(body_bytes(dtype, 256))
-    with pa.ipc.open_stream(schema_message(dtype) + message + message[:-1]) as reader:
+    message = arrow_metadata(dtype, 256) + bytes(body_bytes(dtype, 256))
+    with pa.ipc.open_stream(arrow_schema_message(dtype) + message + message[:-1]) as reader:
         assert reader.read_next_batch().num_rows == 256 // (WIRE_DTYPES[dtype].block or 1)
         with pytest.raises((pa.ArrowInvalid, OSError)):
             reader.read_next_batch()
@@ -132,7 +132,7 @@ def test_arrow_reads_a_stream_torn_within_a_piece_up_to_the_last_whole_one(dtype
 def test_our_metadata_is_what_arrow_writes(dtype: str, count: int) -> None:
     field = pa.field("value", pa.from_numpy_dtype(np.dtype(dtype)), nullable=False)
     batch = pa.record_batch([pa.array(np.zeros(count, dtype))], pa.schema([field]))
-    assert batch.serialize().to_pybytes().startswith(message_metadata(dtype, count))
+    assert batch.serialize().to_pybytes().startswith(arrow_metadata(dtype, count))
 
 
 @pytest.mark.parametrize("count", [256, 512, 768, 2_097_152])
@@ -144,13 +144,13 @@ def test_our_quantized_message_is_what_arrow_writes(dtype: str, count: int) -> N
 
 @pytest.mark.parametrize("dtype", WIRE_DTYPES)
 def test_where_a_message_begins_in_its_segments_stream_can_be_computed(dtype: str) -> None:
-    schema = schema_message(dtype)
+    schema = arrow_schema_message(dtype)
     assert len(schema) % 8 == 0
     for count in (256, 512, 768, piece_elements(dtype)):
-        assert message_bytes(dtype, count) == len(message_metadata(dtype, count)) + body_bytes(dtype, count)
-        assert message_bytes(dtype, count) % 8 == len(message_metadata(dtype, count)) % 8 == 0
-    message = message_metadata(dtype, 256) + bytes(body_bytes(dtype, 256))
-    second = len(schema) + message_bytes(dtype, 256)
+        assert arrow_message_bytes(dtype, count) == len(arrow_metadata(dtype, count)) + body_bytes(dtype, count)
+        assert arrow_message_bytes(dtype, count) % 8 == len(arrow_metadata(dtype, count)) % 8 == 0
+    message = arrow_metadata(dtype, 256) + bytes(body_bytes(dtype, 256))
+    second = len(schema) + arrow_message_bytes(dtype, 256)
     assert pa.ipc.read_message((schema + message + message)[second:]).serialize().to_pybytes() == message
 
 
@@ -158,7 +158,7 @@ def test_where_a_message_begins_in_its_segments_stream_can_be_computed(dtype: st
 def test_a_full_piece_fits_the_limit_of_a_message(dtype: str) -> None:
     count = piece_elements(dtype)
     assert count * WIRE_DTYPES[dtype].itemsize == PIECE_BODY_BYTES
-    assert HEADER_BYTES + message_bytes(dtype, count) <= MAX_PIECE_BYTES
+    assert HEADER_BYTES + arrow_message_bytes(dtype, count) <= MAX_PIECE_BYTES
 
 
 @st.composite
@@ -175,16 +175,16 @@ def test_elements_and_scales_of_any_bits_survive_the_journey(
     row, random_bytes = WIRE_DTYPES[dtype], random.Random(seed).randbytes
     elements, scales = random_bytes(count * row.itemsize), random_bytes(row.scale_bytes(count))
     body = join_body(dtype, count, data.draw(cut(elements)), data.draw(cut(scales)))
-    sent = encode(3, 1, 1024, dtype, count, body)
-    assert len(sent) == HEADER_BYTES + message_bytes(dtype, count)
-    received = decode(sent, 3, 1, 1024, dtype, count)
+    sent = encode_piece(3, 1, 1024, dtype, count, body)
+    assert len(sent) == HEADER_BYTES + arrow_message_bytes(dtype, count)
+    received = decode_piece(sent, 3, 1, 1024, dtype, count)
     assert [bytes(view) for view in split_body(dtype, count, received)] == [elements, scales]
-    assert encode(3, 1, 1024, dtype, count, [received]) == sent
+    assert encode_piece(3, 1, 1024, dtype, count, [received]) == sent
 
 
 def test_a_body_is_split_into_views() -> None:
     data = quantized_piece("int8[256]")
-    codes, scales = split_body("int8[256]", 256, decode(data, 0, 1, 512, "int8[256]", 256))
+    codes, scales = split_body("int8[256]", 256, decode_piece(data, 0, 1, 512, "int8[256]", 256))
     assert codes.obj is data and scales.obj is data
     assert (codes.nbytes, scales.nbytes) == (256, 4)
 
@@ -205,14 +205,14 @@ def test_a_plain_dtype_has_no_scales() -> None:
 
 def test_a_body_of_another_length_is_neither_sent_nor_split() -> None:
     with pytest.raises(PieceError, match=r"the body of 256 of .*: 260 bytes came, expected 264"):
-        encode(0, 0, 0, "int8[256]", 256, [bytes(4), bytes(256)])
+        encode_piece(0, 0, 0, "int8[256]", 256, [bytes(4), bytes(256)])
     with pytest.raises(PieceError, match=r"the body of 256 of .*: 260 bytes came, expected 264"):
         split_body("int8[256]", 256, memoryview(bytes(260)))
 
 
 @pytest.mark.parametrize(("dtype", "count"), [("int8[64]", 64), ("int8[64]", -256), ("int8[16]", 256), ("int4", 256)])
 def test_what_no_segment_has_has_no_message(dtype: str, count: int) -> None:
-    for of in (body_bytes, message_bytes, message_metadata):
+    for of in (body_bytes, arrow_message_bytes, arrow_metadata):
         with pytest.raises(PieceError, match="known dtype and a multiple of 256"):
             of(dtype, count)
 
@@ -241,7 +241,7 @@ def test_every_changed_bit_of_a_quantized_piece_is_noticed(dtype: str) -> None:
             changed = bytearray(original)
             changed[position] ^= 1 << bit
             with pytest.raises(TransportError):
-                decode(bytes(changed), 0, 1, 512, dtype, 256)
+                decode_piece(bytes(changed), 0, 1, 512, dtype, 256)
 
 
 @pytest.mark.parametrize("dtype", QUANTIZED)
@@ -249,9 +249,9 @@ def test_every_length_but_its_own_is_refused_of_a_quantized_piece(dtype: str) ->
     original = quantized_piece(dtype)
     for length in range(len(original)):
         with pytest.raises(PieceError, match="truncated"):
-            decode(original[:length], 0, 1, 512, dtype, 256)
+            decode_piece(original[:length], 0, 1, 512, dtype, 256)
     with pytest.raises(PieceError, match="padded"):
-        decode(original + bytes(8), 0, 1, 512, dtype, 256)
+        decode_piece(original + bytes(8), 0, 1, 512, dtype, 256)
 
 
 def test_every_length_but_its_own_is_refused() -> None:
@@ -269,15 +269,15 @@ def test_every_length_but_its_own_is_refused() -> None:
 )
 def test_a_piece_out_of_order_is_refused(part: int, segment: int, first: int, message: str) -> None:
     with pytest.raises(PieceError, match=message):
-        decode(piece(), part, segment, first, "float32", 256)
+        decode_piece(piece(), part, segment, first, "float32", 256)
 
 
 def test_a_piece_of_another_dtype_is_refused() -> None:
     with pytest.raises(PieceError, match="expected"):
-        decode(piece(), 0, 1, 512, "float64", 256)
+        decode_piece(piece(), 0, 1, 512, "float64", 256)
     # As many bytes, but other counts in the metadata.
     with pytest.raises(PieceError, match="out of order"):
-        decode(encode(0, 1, 512, "float32", 512, [bytes(2048)]), 0, 1, 512, "float64", 256)
+        decode_piece(encode_piece(0, 1, 512, "float32", 512, [bytes(2048)]), 0, 1, 512, "float64", 256)
 
 
 @pytest.mark.parametrize("sent", QUANTIZED)
@@ -286,27 +286,27 @@ def test_a_piece_of_another_block_size_is_refused(sent: str) -> None:
         if other != sent:
             # A block of 256 with its padding is as long as two of 128: there the metadata tells.
             with pytest.raises(PieceError, match=r"expected|canonical"):
-                decode(quantized_piece(sent), 0, 1, 512, other, 256)
+                decode_piece(quantized_piece(sent), 0, 1, 512, other, 256)
 
 
 @pytest.mark.parametrize("dtype", QUANTIZED)
 def test_metadata_that_a_stranger_made_up_is_refused_though_its_hash_is_right(dtype: str) -> None:
     pieces = {"float32": piece(), dtype: quantized_piece(dtype)}
     for made, original in pieces.items():
-        for position in range(HEADER_BYTES, HEADER_BYTES + len(message_metadata(made, 256))):
+        for position in range(HEADER_BYTES, HEADER_BYTES + len(arrow_metadata(made, 256))):
             with pytest.raises(PieceError, match="canonical"):
-                decode(changed_and_hashed(original, position), 0, 1, 512, made, 256)
+                decode_piece(changed_and_hashed(original, position), 0, 1, 512, made, 256)
 
 
 def test_padding_that_is_not_zero_is_refused_though_its_hash_is_right() -> None:
     codes, scales = codes_and_scales("int8[256]", 768)
-    original = encode(0, 0, 0, "int8[256]", 768, join_body("int8[256]", 768, [codes], [scales]))
+    original = encode_piece(0, 0, 0, "int8[256]", 768, join_body("int8[256]", 768, [codes], [scales]))
     scales_end = len(original) - 768 - 4
     for position in range(scales_end, scales_end + 4):
         with pytest.raises(PieceError, match="not zero between its scales and its codes"):
-            decode(changed_and_hashed(original, position), 0, 0, 0, "int8[256]", 768)
+            decode_piece(changed_and_hashed(original, position), 0, 0, 0, "int8[256]", 768)
     for position in (scales_end - 1, scales_end + 4):
-        decode(changed_and_hashed(original, position), 0, 0, 0, "int8[256]", 768)
+        decode_piece(changed_and_hashed(original, position), 0, 0, 0, "int8[256]", 768)
 
 
 @pytest.mark.parametrize("position", [10, *range(12, 16), *range(40, 56)])

@@ -18,20 +18,26 @@ from flcore_transport import (
     GrpcServer,
     Join,
     Layout,
-    Offer,
     Outbox,
     Receipt,
     Refused,
     TransportError,
+    UploadRequest,
     Welcome,
+    flow_control,
     grpc_client,
     grpc_joins,
     grpc_server,
-    windows,
 )
-from flcore_transport.control import MAX_BYTES, decode_from_server, decode_reply, encode
-from flcore_transport.grpc_channel import CROWDED, MOST_JOINS, SERVICE, SESSION_METADATA, STRANGERS_BYTES
-from flcore_transport.messages import Grant
+from flcore_transport.control import MAX_MESSAGE_BYTES, decode_from_server, decode_reply, encode_message
+from flcore_transport.grpc_channel import (
+    MAX_PENDING_JOINS,
+    SERVICE,
+    SESSION_METADATA,
+    TOO_MANY_JOINS,
+    UNAUTHENTICATED_BYTES,
+)
+from flcore_transport.messages import Credit
 
 from tests.transport.conftest import MODEL, Collected, Pattern, RecordingService, Rig
 
@@ -99,9 +105,11 @@ def test_a_call_without_a_session_ends_before_its_first_message(
 def test_only_so_many_strangers_are_read_at_a_time_and_the_newest_is(channel: grpc.Channel, rig: Rig) -> None:
     others = [grpc.insecure_channel(rig.server.address, [("grpc.use_local_subchannel_pool", 1)]) for _ in range(6)]
     calls = [calling(each, "Session", endless()) for each in others for _ in range(4)]
-    assert codes_of_ended(calls, 24 - MOST_JOINS) == [grpc.StatusCode.RESOURCE_EXHAUSTED] * (24 - MOST_JOINS)
+    assert codes_of_ended(calls, 24 - MAX_PENDING_JOINS) == [grpc.StatusCode.RESOURCE_EXHAUSTED] * (
+        24 - MAX_PENDING_JOINS
+    )
     assert rig.secret_of("a")
-    assert STRANGERS_BYTES == MOST_JOINS * MAX_PIECE_BYTES
+    assert UNAUTHENTICATED_BYTES == MAX_PENDING_JOINS * MAX_PIECE_BYTES
     for each in others:
         each.close()
 
@@ -116,11 +124,13 @@ def test_a_join_keeps_its_slot_until_it_has_been_admitted(
         return b"welcome"
 
     monkeypatch.setattr(service, "admit", admit)
-    calls = [calling(channel, "Session", endless(encode(Join(f"{n}", "1")))) for n in range(MOST_JOINS + 4)]
+    calls = [
+        calling(channel, "Session", endless(encode_message(Join(f"{n}", "1")))) for n in range(MAX_PENDING_JOINS + 4)
+    ]
     assert codes_of_ended(calls, 4) == [grpc.StatusCode.RESOURCE_EXHAUSTED] * 4
     held = [call for call in calls if not call.done()]
     held[0].cancel()  # its join waits for the thread all the same
-    late = calling(channel, "Session", endless(encode(Join("late", "1"))))
+    late = calling(channel, "Session", endless(encode_message(Join("late", "1"))))
     assert codes_of_ended([late], 1) == [grpc.StatusCode.RESOURCE_EXHAUSTED]
     may_answer.set()
     for call in held[1:]:
@@ -139,9 +149,9 @@ def test_a_join_that_is_too_large_is_refused_before_it_waits(
         return b"welcome"
 
     monkeypatch.setattr(service, "admit", admit)
-    slow = calling(channel, "Session", endless(encode(Join("slow", "1"))))
+    slow = calling(channel, "Session", endless(encode_message(Join("slow", "1"))))
     assert asked.wait(20)
-    large = calling(channel, "Session", endless(encode(Join("large", "1", content=bytes(MAX_BYTES)))))
+    large = calling(channel, "Session", endless(encode_message(Join("large", "1", content=bytes(MAX_MESSAGE_BYTES)))))
     assert codes_of_ended([large], 1) == [grpc.StatusCode.FAILED_PRECONDITION]
     may_answer.set()
     assert isinstance(decode_from_server(next(slow)), Welcome)
@@ -149,7 +159,7 @@ def test_a_join_that_is_too_large_is_refused_before_it_waits(
 
 
 def test_a_join_that_does_not_come_in_time_ends(channel: grpc.Channel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grpc_joins, "READING_S", 0.1)
+    monkeypatch.setattr(grpc_joins, "JOIN_TIMEOUT_S", 0.1)
     call = calling(channel, "Session", endless())
     with pytest.raises(grpc.RpcError):
         next(call)
@@ -158,15 +168,15 @@ def test_a_join_that_does_not_come_in_time_ends(channel: grpc.Channel, monkeypat
 
 def test_a_client_that_came_in_a_crowd_joins_again(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     came: list[object] = []
-    joined = grpc_joins.Joins.joined
+    accept = grpc_joins.JoinQueue.accept
 
-    async def crowded(self: grpc_joins.Joins, context: Any, stream_for: Any) -> Any:
+    async def crowded(self: grpc_joins.JoinQueue, context: Any, make_stream: Any) -> Any:
         came.append(context)
         if len(came) == 1:
-            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, CROWDED)
-        return await joined(self, context, stream_for)
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, TOO_MANY_JOINS)
+        return await accept(self, context, make_stream)
 
-    monkeypatch.setattr(grpc_joins.Joins, "joined", crowded)
+    monkeypatch.setattr(grpc_joins.JoinQueue, "accept", crowded)
     assert rig.secret_of("a")
     assert len(came) == 2
 
@@ -175,9 +185,9 @@ def test_connections_leave_descriptors_for_the_process() -> None:
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (1024, before[1]))
-        assert grpc_server.most_connections() == 768
+        assert grpc_server.connection_limit() == 768
         resource.setrlimit(resource.RLIMIT_NOFILE, (256, before[1]))
-        assert grpc_server.most_connections() == 128
+        assert grpc_server.connection_limit() == 128
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
@@ -185,7 +195,7 @@ def test_connections_leave_descriptors_for_the_process() -> None:
 def test_connections_that_say_nothing_are_bounded_and_closed(
     service: RecordingService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(grpc_server, "most_connections", lambda: 8)
+    monkeypatch.setattr(grpc_server, "connection_limit", lambda: 8)
     options = {**dict(grpc_server.SERVER_OPTIONS), "grpc.server_handshake_timeout_ms": 300}
     monkeypatch.setattr(grpc_server, "SERVER_OPTIONS", list(options.items()))
     server = GrpcServer(service)
@@ -212,36 +222,36 @@ def test_a_grant_is_to_the_piece(rig: Rig, channel: grpc.Channel) -> None:
     sent: list[int] = []
 
     def requests() -> Iterator[bytes]:
-        yield encode(Offer(secret, 1, b"", MODEL))
+        yield encode_message(UploadRequest(secret, 1, b"", MODEL))
         for index in range(4):
             sent.append(index)
             yield outbox.piece(index)
 
     call = calling(channel, "Upload", requests(), (SESSION_METADATA, secret.encode()))
     replies = [decode_reply(data) for data in call]
-    assert replies == [*(Grant(received, received + 4) for received in range(5)), Receipt(1)]
+    assert replies == [*(Credit(received, received + 4) for received in range(5)), Receipt(1)]
 
 
 def test_an_upload_that_is_cancelled_while_it_begins_is_ended(
     rig: Rig, channel: grpc.Channel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked, may_answer, call_ended = threading.Event(), threading.Event(), threading.Event()
-    answer, end = rig.service.answer, windows.Windows.end
+    answer, end = rig.service.begin_upload, flow_control.FlowControl.end
 
-    def slow(client: str, order: int, content: bytes, layout: Layout) -> Collected:
+    def slow(client: str, assignment_id: int, content: bytes, layout: Layout) -> Collected:
         asked.set()
         assert may_answer.wait(20)
-        return answer(client, order, content, layout)
+        return answer(client, assignment_id, content, layout)
 
-    def end_and_tell(self: windows.Windows, transfer: windows.Transfer, *, is_done: bool = False) -> Any:
+    def end_and_tell(self: flow_control.FlowControl, transfer: flow_control.Transfer, *, is_done: bool = False) -> Any:
         call_ended.set()
         return end(self, transfer, is_done=is_done)
 
-    monkeypatch.setattr(rig.service, "answer", slow)
-    monkeypatch.setattr(windows.Windows, "end", end_and_tell)
+    monkeypatch.setattr(rig.service, "begin_upload", slow)
+    monkeypatch.setattr(flow_control.FlowControl, "end", end_and_tell)
     secret = rig.secret_of("a")
-    offer = encode(Offer(secret, 1, b"", MODEL))
-    call = calling(channel, "Upload", endless(offer), (SESSION_METADATA, secret.encode()))
+    request = encode_message(UploadRequest(secret, 1, b"", MODEL))
+    call = calling(channel, "Upload", endless(request), (SESSION_METADATA, secret.encode()))
     assert asked.wait(20)
     call.cancel()
     assert call_ended.wait(20)
@@ -326,7 +336,7 @@ def test_a_name_that_is_not_known_is_named(monkeypatch: pytest.MonkeyPatch) -> N
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
-    assert grpc_client.why_unreachable("nohost.invalid:8470") == (
+    assert grpc_client.unreachable_reason("nohost.invalid:8470") == (
         "the name 'nohost.invalid' is not known (Name or service not known)"
     )
 
@@ -339,6 +349,6 @@ def test_a_name_service_that_does_not_answer_is_not_waited_for(monkeypatch: pyte
         raise socket.gaierror(socket.EAI_AGAIN, "try again")
 
     monkeypatch.setattr(socket, "getaddrinfo", slow)
-    monkeypatch.setattr(grpc_client, "REACH_S", 0.1)
-    assert grpc_client.why_unreachable("nohost.invalid:8470") == "no answer within 0.1 s"
+    monkeypatch.setattr(grpc_client, "PROBE_TIMEOUT_S", 0.1)
+    assert grpc_client.unreachable_reason("nohost.invalid:8470") == "no answer within 0.1 s"
     may_end.set()

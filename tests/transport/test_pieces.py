@@ -8,8 +8,8 @@ from flcore_transport import (
     Inbox,
     Layout,
     Outbox,
-    Part,
     PayloadIncomplete,
+    PayloadPart,
     PieceError,
     PiecePlan,
     PieceRange,
@@ -52,7 +52,7 @@ class Memory:
 
 
 def layout(*parts: list[tuple[str, int]]) -> Layout:
-    return Layout(tuple(Part(f"part-{i}", tuple(Segment(*s) for s in part)) for i, part in enumerate(parts)))
+    return Layout(tuple(PayloadPart(f"part-{i}", tuple(Segment(*s) for s in part)) for i, part in enumerate(parts)))
 
 
 def filled(of: Layout) -> Memory:

@@ -5,20 +5,20 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from flcore_transport import (
+    ClientLink,
     ConnectionLost,
+    DownloadRequest,
     Failure,
-    Fetch,
     FromServer,
     Goodbye,
     Inbox,
     Join,
     Layout,
-    Link,
-    Offer,
-    Order,
     Outbox,
     Receipt,
     Refused,
+    TaskAssignment,
+    UploadRequest,
     Welcome,
     Withdrawal,
     split_body,
@@ -38,9 +38,9 @@ def join(rig: Rig, client: str = "a", instance: str = "1", content: bytes = b"!"
 def test_orders_are_pushed_in_order_until_goodbye(rig: Rig) -> None:
     _, session = join(rig)
     for number in range(1, 100):
-        rig.service.connected["a"].send(Order(number, b"do it", MODEL, "id"))
+        rig.service.connected["a"].send(TaskAssignment(number, b"do it", MODEL, "id"))
     rig.server.close("all done")
-    assert list(session) == [*(Order(n, b"do it", MODEL, "id") for n in range(1, 100)), Goodbye("all done")]
+    assert list(session) == [*(TaskAssignment(n, b"do it", MODEL, "id") for n in range(1, 100)), Goodbye("all done")]
     rig.service.wait_until(lambda: not rig.service.connected)
 
 
@@ -59,7 +59,7 @@ def test_what_the_service_refuses_reaches_the_client(rig: Rig) -> None:
 def test_a_long_refusal_is_cut_and_still_arrives(rig: Rig) -> None:
     secret, _ = join(rig, "a" * 6000)
     with pytest.raises(Refused, match="aaa"):
-        rig.fetch(secret, order=2)
+        rig.fetch(secret, assignment_id=2)
 
 
 def test_a_name_is_taken_while_its_client_is_connected(rig: Rig) -> None:
@@ -82,8 +82,8 @@ def test_a_client_that_comes_back_keeps_its_session_and_the_old_stream_ends_noth
     with pytest.raises(Refused, match="a newer call of this session took its place"):
         list(first)
     rig.opened[0].close()
-    rig.service.connected["a"].send(Order(1, b""))
-    assert next(second) == Order(1, b"")
+    rig.service.connected["a"].send(TaskAssignment(1, b""))
+    assert next(second) == TaskAssignment(1, b"")
     assert "a" in rig.service.connected
 
 
@@ -102,8 +102,8 @@ def test_a_payload_is_read_whole_or_from_a_piece_on(rig: Rig) -> None:
 
 def test_calls_need_a_session(rig: Rig) -> None:
     calls: list[Callable[[Connection], object]] = [
-        lambda connection: list(connection.download(Fetch("guess", 1))),
-        lambda connection: connection.upload(Offer("guess", 1, b"", MODEL), Outbox(Pattern())),
+        lambda connection: list(connection.download(DownloadRequest("guess", 1))),
+        lambda connection: connection.upload(UploadRequest("guess", 1, b"", MODEL), Outbox(Pattern())),
         lambda connection: connection.report(Failure("gu\u00e9ss", 1, "")),
     ]
     for call in calls:
@@ -113,7 +113,7 @@ def test_calls_need_a_session(rig: Rig) -> None:
 
 
 def upload(rig: Rig, secret: str) -> Receipt:
-    return rig.connect().upload(Offer(secret, 1, b"mine", MODEL), Outbox(Pattern()))
+    return rig.connect().upload(UploadRequest(secret, 1, b"mine", MODEL), Outbox(Pattern()))
 
 
 def test_an_upload_arrives_whole_and_is_receipted(rig: Rig) -> None:
@@ -131,7 +131,7 @@ def test_float_and_quantized_segments_travel_together_both_ways(rig: Rig) -> Non
     fetched = Collected(MIXED)
     for piece in rig.fetch(secret):
         fetched.accept(piece)
-    assert rig.connect().upload(Offer(secret, 1, b"", MIXED), Outbox(source)) == Receipt(1)
+    assert rig.connect().upload(UploadRequest(secret, 1, b"", MIXED), Outbox(source)) == Receipt(1)
     for bodies in (fetched.bodies, rig.service.deliveries["a"].bodies):
         for body, of in zip(bodies, Outbox(source).plan, strict=True):
             elements, scales = split_body(of.dtype, of.count, memoryview(body))
@@ -153,7 +153,7 @@ def test_an_answer_without_pieces_is_an_upload_too(rig: Rig) -> None:
         def read(self, piece: object) -> list[bytes]:
             raise AssertionError
 
-    assert rig.connect().upload(Offer(secret, 1, b"metrics"), Outbox(Nothing())) == Receipt(1)
+    assert rig.connect().upload(UploadRequest(secret, 1, b"metrics"), Outbox(Nothing())) == Receipt(1)
     assert rig.service.deliveries["a"].is_committed
 
 
@@ -175,12 +175,12 @@ def test_an_interrupted_upload_goes_on_where_it_broke_off(rig: Rig) -> None:
             return super().piece(index)
 
     with pytest.raises(ConnectionLost):
-        connection.upload(Offer(secret, 1, b"mine", MODEL), Breaking(Pattern()))
+        connection.upload(UploadRequest(secret, 1, b"mine", MODEL), Breaking(Pattern()))
     delivery = rig.service.deliveries["a"]
     assert not delivery.is_committed
     first = delivery.received
     assert first >= 2
-    assert rig.connect().upload(Offer(secret, 1, b"mine", MODEL), Counting(Pattern())) == Receipt(1)
+    assert rig.connect().upload(UploadRequest(secret, 1, b"mine", MODEL), Counting(Pattern())) == Receipt(1)
     assert made == list(range(first, 4))
     assert delivery.bodies == [Pattern().read(piece)[0] for piece in Outbox(Pattern()).plan]
 
@@ -194,7 +194,7 @@ def test_a_corrupt_piece_ends_the_upload_with_a_refusal(rig: Rig) -> None:
             return whole[:-1] + b"\xaa" if index == 1 else whole
 
     with pytest.raises(Refused, match="piece 1 of 4: corrupt") as caught:
-        rig.connect().upload(Offer(secret, 1, b"", MODEL), Corrupt(Pattern()))
+        rig.connect().upload(UploadRequest(secret, 1, b"", MODEL), Corrupt(Pattern()))
     assert caught.value.kind == "bad-piece"
     assert not rig.service.deliveries["a"].is_committed
 
@@ -248,30 +248,30 @@ def test_a_join_that_is_cut_off_leaves_nobody_behind(rig: Rig) -> None:
 
 
 def test_an_order_that_is_sent_on_arrival_comes_after_the_welcome(rig: Rig) -> None:
-    arrive = rig.service.arrive
+    client_connected = rig.service.client_connected
 
-    def ask_at_once(client: str, link: Link) -> None:
-        arrive(client, link)
-        link.send(Order(1, b""))
+    def ask_at_once(client: str, link: ClientLink) -> None:
+        client_connected(client, link)
+        link.send(TaskAssignment(1, b""))
         link.send(Withdrawal(1))
 
-    rig.service.arrive = ask_at_once  # type: ignore[method-assign]
+    rig.service.client_connected = ask_at_once  # type: ignore[method-assign]
     _, session = join(rig)
-    assert [next(session), next(session)] == [Order(1, b""), Withdrawal(1)]
+    assert [next(session), next(session)] == [TaskAssignment(1, b""), Withdrawal(1)]
 
 
 def test_a_service_that_is_told_who_came_holds_up_nobody_who_is_there(rig: Rig) -> None:
     secret, _ = join(rig)
     asked, may_go_on, told = threading.Event(), threading.Event(), list[str]()
-    arrive = rig.service.arrive
+    client_connected = rig.service.client_connected
 
-    def slow(client: str, link: Link) -> None:
+    def slow(client: str, link: ClientLink) -> None:
         told.append(client)
         asked.set()
         assert may_go_on.wait(20)
-        arrive(client, link)
+        client_connected(client, link)
 
-    rig.service.arrive = slow  # type: ignore[method-assign]
+    rig.service.client_connected = slow  # type: ignore[method-assign]
     joining = [threading.Thread(target=join, args=(rig, name)) for name in ("b", "c")]
     joining[0].start()
     assert asked.wait(20)

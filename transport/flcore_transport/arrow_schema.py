@@ -28,7 +28,7 @@ class _Block:
 
 
 @cache
-def schema_message(dtype: str) -> bytes:
+def arrow_schema_message(dtype: str) -> bytes:
     """Return the Arrow IPC schema message of a segment; its length is a multiple of 8.
 
     A plain segment has one non-null column `value`, a quantized one `scale` and `codes`; the last column's metadata has

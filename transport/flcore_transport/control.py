@@ -5,6 +5,7 @@ serves them all. What comes from the other end ends up in frozen values; bytes t
 else in the package knows protobuf.
 """
 
+import re
 from dataclasses import fields
 from typing import Any, TypeVar
 
@@ -19,23 +20,23 @@ M = TypeVar("M")
 
 MAX_REPEATED = 64
 
-MAX_BYTES = 1 << 20
+MAX_MESSAGE_BYTES = 1 << 20
 """Of what a client says beside its pieces: parsed, it may take thirty times as much."""
 
-_CLASSES: dict[str, type[Any]] = {
-    kind.__name__: kind
-    for kind in (
+_MESSAGE_CLASSES: dict[str, type[Any]] = {
+    message_type.__name__: message_type
+    for message_type in (
         messages.Segment,
-        messages.Part,
+        messages.PayloadPart,
         messages.Layout,
         messages.Join,
         messages.Welcome,
-        messages.Order,
+        messages.TaskAssignment,
         messages.Withdrawal,
         messages.Goodbye,
-        messages.Fetch,
-        messages.Offer,
-        messages.Grant,
+        messages.DownloadRequest,
+        messages.UploadRequest,
+        messages.Credit,
         messages.Receipt,
         messages.Failure,
         messages.Refusal,
@@ -43,28 +44,28 @@ _CLASSES: dict[str, type[Any]] = {
 }
 
 
-def encode(message: object) -> bytes:
+def encode_message(message: object) -> bytes:
     """Return the protobuf bytes of one message."""
     return bytes(_to_pb(message).SerializeToString())
 
 
-def decode(kind: type[M], data: bytes) -> M:
-    """Return the message of `kind` that `data` encodes, or raise `Refused`."""
+def decode_message(message_type: type[M], data: bytes) -> M:
+    """Return the message of `message_type` that `data` encodes, or raise `Refused`."""
     require_size(len(data))
-    decoded = _from_pb(_parse(getattr(pb, kind.__name__)(), data))
-    assert isinstance(decoded, kind)  # noqa: S101 - for the type checker
+    decoded = _from_pb(_parse(getattr(pb, message_type.__name__)(), data))
+    assert isinstance(decoded, message_type)  # noqa: S101 - for the type checker
     return decoded
 
 
 def require_size(size: int) -> None:
     """Raise `Refused` if what a client says beside its pieces has more bytes than are parsed."""
-    if size > MAX_BYTES:
-        raise Refused("malformed", f"a message has at most {MAX_BYTES} bytes beside its pieces, not {size}")
+    if size > MAX_MESSAGE_BYTES:
+        raise Refused("malformed", f"a message has at most {MAX_MESSAGE_BYTES} bytes beside its pieces, not {size}")
 
 
 def encode_from_server(message: FromServer) -> bytes:
     """Return the bytes of what a session's stream carries."""
-    return pb.FromServer(**{type(message).__name__.lower(): _to_pb(message)}).SerializeToString()
+    return pb.FromServer(**{_field_name(message): _to_pb(message)}).SerializeToString()
 
 
 def decode_from_server(data: bytes) -> FromServer:
@@ -74,7 +75,7 @@ def decode_from_server(data: bytes) -> FromServer:
 
 def encode_reply(reply: UploadReply) -> bytes:
     """Return the bytes of what the stream back to an uploading client carries."""
-    return pb.UploadReply(**{type(reply).__name__.lower(): _to_pb(reply)}).SerializeToString()
+    return pb.UploadReply(**{_field_name(reply): _to_pb(reply)}).SerializeToString()
 
 
 def decode_reply(data: bytes) -> UploadReply:
@@ -82,17 +83,22 @@ def decode_reply(data: bytes) -> UploadReply:
     return _only_field(pb.UploadReply(), data)  # type: ignore[no-any-return]
 
 
+def _field_name(message: object) -> str:
+    """Return the name of the field that carries a message: its class's name in snake case."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", type(message).__name__).lower()
+
+
 def _to_pb(value: Any) -> Any:
-    if type(value).__name__ in _CLASSES:
-        kind = getattr(pb, type(value).__name__)
-        return kind(**{field.name: _to_pb(getattr(value, field.name)) for field in fields(value)})
+    if type(value).__name__ in _MESSAGE_CLASSES:
+        message_type = getattr(pb, type(value).__name__)
+        return message_type(**{field.name: _to_pb(getattr(value, field.name)) for field in fields(value)})
     return [_to_pb(item) for item in value] if isinstance(value, tuple) else value
 
 
 def _from_pb(value: Any) -> Any:
     if isinstance(value, Message):
-        kind = _CLASSES[value.DESCRIPTOR.name]
-        return kind(**{field.name: _from_pb(getattr(value, field.name)) for field in fields(kind)})
+        message_type = _MESSAGE_CLASSES[value.DESCRIPTOR.name]
+        return message_type(**{field.name: _from_pb(getattr(value, field.name)) for field in fields(message_type)})
     if isinstance(value, (int, str, bytes)):
         return value
     if len(value) > MAX_REPEATED:

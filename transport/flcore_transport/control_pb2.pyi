@@ -14,7 +14,7 @@ class Segment(_message.Message):
     elements: int
     def __init__(self, dtype: _Optional[str] = ..., elements: _Optional[int] = ...) -> None: ...
 
-class Part(_message.Message):
+class PayloadPart(_message.Message):
     __slots__ = ("name", "segments")
     NAME_FIELD_NUMBER: _ClassVar[int]
     SEGMENTS_FIELD_NUMBER: _ClassVar[int]
@@ -25,8 +25,8 @@ class Part(_message.Message):
 class Layout(_message.Message):
     __slots__ = ("parts",)
     PARTS_FIELD_NUMBER: _ClassVar[int]
-    parts: _containers.RepeatedCompositeFieldContainer[Part]
-    def __init__(self, parts: _Optional[_Iterable[_Union[Part, _Mapping[str, object]]]] = ...) -> None: ...
+    parts: _containers.RepeatedCompositeFieldContainer[PayloadPart]
+    def __init__(self, parts: _Optional[_Iterable[_Union[PayloadPart, _Mapping[str, object]]]] = ...) -> None: ...
 
 class Join(_message.Message):
     __slots__ = ("protocol", "client", "instance", "content")
@@ -48,23 +48,23 @@ class Welcome(_message.Message):
     content: bytes
     def __init__(self, session: _Optional[str] = ..., content: _Optional[bytes] = ...) -> None: ...
 
-class Order(_message.Message):
-    __slots__ = ("number", "content", "payload", "payload_id")
-    NUMBER_FIELD_NUMBER: _ClassVar[int]
+class TaskAssignment(_message.Message):
+    __slots__ = ("assignment_id", "content", "payload", "payload_id")
+    ASSIGNMENT_ID_FIELD_NUMBER: _ClassVar[int]
     CONTENT_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_ID_FIELD_NUMBER: _ClassVar[int]
-    number: int
+    assignment_id: int
     content: bytes
     payload: Layout
     payload_id: str
-    def __init__(self, number: _Optional[int] = ..., content: _Optional[bytes] = ..., payload: _Optional[_Union[Layout, _Mapping[str, object]]] = ..., payload_id: _Optional[str] = ...) -> None: ...
+    def __init__(self, assignment_id: _Optional[int] = ..., content: _Optional[bytes] = ..., payload: _Optional[_Union[Layout, _Mapping[str, object]]] = ..., payload_id: _Optional[str] = ...) -> None: ...
 
 class Withdrawal(_message.Message):
-    __slots__ = ("order",)
-    ORDER_FIELD_NUMBER: _ClassVar[int]
-    order: int
-    def __init__(self, order: _Optional[int] = ...) -> None: ...
+    __slots__ = ("assignment_id",)
+    ASSIGNMENT_ID_FIELD_NUMBER: _ClassVar[int]
+    assignment_id: int
+    def __init__(self, assignment_id: _Optional[int] = ...) -> None: ...
 
 class Goodbye(_message.Message):
     __slots__ = ("reason", "failed")
@@ -75,40 +75,40 @@ class Goodbye(_message.Message):
     def __init__(self, reason: _Optional[str] = ..., failed: _Optional[bool] = ...) -> None: ...
 
 class FromServer(_message.Message):
-    __slots__ = ("welcome", "order", "goodbye", "withdrawal")
+    __slots__ = ("welcome", "task_assignment", "goodbye", "withdrawal")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
-    ORDER_FIELD_NUMBER: _ClassVar[int]
+    TASK_ASSIGNMENT_FIELD_NUMBER: _ClassVar[int]
     GOODBYE_FIELD_NUMBER: _ClassVar[int]
     WITHDRAWAL_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
-    order: Order
+    task_assignment: TaskAssignment
     goodbye: Goodbye
     withdrawal: Withdrawal
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping[str, object]]] = ..., order: _Optional[_Union[Order, _Mapping[str, object]]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping[str, object]]] = ..., withdrawal: _Optional[_Union[Withdrawal, _Mapping[str, object]]] = ...) -> None: ...
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping[str, object]]] = ..., task_assignment: _Optional[_Union[TaskAssignment, _Mapping[str, object]]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping[str, object]]] = ..., withdrawal: _Optional[_Union[Withdrawal, _Mapping[str, object]]] = ...) -> None: ...
 
-class Fetch(_message.Message):
-    __slots__ = ("session", "order", "first_piece")
+class DownloadRequest(_message.Message):
+    __slots__ = ("session", "assignment_id", "first_piece")
     SESSION_FIELD_NUMBER: _ClassVar[int]
-    ORDER_FIELD_NUMBER: _ClassVar[int]
+    ASSIGNMENT_ID_FIELD_NUMBER: _ClassVar[int]
     FIRST_PIECE_FIELD_NUMBER: _ClassVar[int]
     session: str
-    order: int
+    assignment_id: int
     first_piece: int
-    def __init__(self, session: _Optional[str] = ..., order: _Optional[int] = ..., first_piece: _Optional[int] = ...) -> None: ...
+    def __init__(self, session: _Optional[str] = ..., assignment_id: _Optional[int] = ..., first_piece: _Optional[int] = ...) -> None: ...
 
-class Offer(_message.Message):
-    __slots__ = ("session", "order", "content", "layout")
+class UploadRequest(_message.Message):
+    __slots__ = ("session", "assignment_id", "content", "layout")
     SESSION_FIELD_NUMBER: _ClassVar[int]
-    ORDER_FIELD_NUMBER: _ClassVar[int]
+    ASSIGNMENT_ID_FIELD_NUMBER: _ClassVar[int]
     CONTENT_FIELD_NUMBER: _ClassVar[int]
     LAYOUT_FIELD_NUMBER: _ClassVar[int]
     session: str
-    order: int
+    assignment_id: int
     content: bytes
     layout: Layout
-    def __init__(self, session: _Optional[str] = ..., order: _Optional[int] = ..., content: _Optional[bytes] = ..., layout: _Optional[_Union[Layout, _Mapping[str, object]]] = ...) -> None: ...
+    def __init__(self, session: _Optional[str] = ..., assignment_id: _Optional[int] = ..., content: _Optional[bytes] = ..., layout: _Optional[_Union[Layout, _Mapping[str, object]]] = ...) -> None: ...
 
-class Grant(_message.Message):
+class Credit(_message.Message):
     __slots__ = ("received", "allowed")
     RECEIVED_FIELD_NUMBER: _ClassVar[int]
     ALLOWED_FIELD_NUMBER: _ClassVar[int]
@@ -117,28 +117,28 @@ class Grant(_message.Message):
     def __init__(self, received: _Optional[int] = ..., allowed: _Optional[int] = ...) -> None: ...
 
 class Receipt(_message.Message):
-    __slots__ = ("order",)
-    ORDER_FIELD_NUMBER: _ClassVar[int]
-    order: int
-    def __init__(self, order: _Optional[int] = ...) -> None: ...
+    __slots__ = ("assignment_id",)
+    ASSIGNMENT_ID_FIELD_NUMBER: _ClassVar[int]
+    assignment_id: int
+    def __init__(self, assignment_id: _Optional[int] = ...) -> None: ...
 
 class UploadReply(_message.Message):
-    __slots__ = ("grant", "receipt")
-    GRANT_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("credit", "receipt")
+    CREDIT_FIELD_NUMBER: _ClassVar[int]
     RECEIPT_FIELD_NUMBER: _ClassVar[int]
-    grant: Grant
+    credit: Credit
     receipt: Receipt
-    def __init__(self, grant: _Optional[_Union[Grant, _Mapping[str, object]]] = ..., receipt: _Optional[_Union[Receipt, _Mapping[str, object]]] = ...) -> None: ...
+    def __init__(self, credit: _Optional[_Union[Credit, _Mapping[str, object]]] = ..., receipt: _Optional[_Union[Receipt, _Mapping[str, object]]] = ...) -> None: ...
 
 class Failure(_message.Message):
-    __slots__ = ("session", "order", "message")
+    __slots__ = ("session", "assignment_id", "message")
     SESSION_FIELD_NUMBER: _ClassVar[int]
-    ORDER_FIELD_NUMBER: _ClassVar[int]
+    ASSIGNMENT_ID_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     session: str
-    order: int
+    assignment_id: int
     message: str
-    def __init__(self, session: _Optional[str] = ..., order: _Optional[int] = ..., message: _Optional[str] = ...) -> None: ...
+    def __init__(self, session: _Optional[str] = ..., assignment_id: _Optional[int] = ..., message: _Optional[str] = ...) -> None: ...
 
 class Refusal(_message.Message):
     __slots__ = ("kind", "message")

@@ -16,15 +16,15 @@ from typing import Protocol
 from flcore_transport.errors import Refused, TransportError
 from flcore_transport.messages import (
     PROTOCOL,
+    DownloadRequest,
     Failure,
-    Fetch,
     FromServer,
     Goodbye,
     Join,
     Layout,
-    Offer,
     Receipt,
     Refusal,
+    UploadRequest,
     Welcome,
 )
 from flcore_transport.pieces import Outbox
@@ -33,14 +33,14 @@ MAX_INSTANCE_CHARACTERS = 64
 MAX_REASON_BYTES = 3_000
 
 
-class Link(Protocol):
+class ClientLink(Protocol):
     """One stream to one client. Both methods return at once and may be called from any thread, at any time."""
 
     def send(self, message: FromServer) -> None:
         """Put a message on the session's stream. It is dropped where the stream has ended."""
         ...
 
-    def cut(self, order: int) -> None:
+    def cancel_transfers(self, assignment_id: int) -> None:
         """End the client's transfers of an order, whichever way they go and whether or not they move.
 
         It holds for those that are under way: the service refuses the calls that come after. The client may have
@@ -49,15 +49,15 @@ class Link(Protocol):
         ...
 
 
-class Stream(Link, Protocol):
+class SessionStream(ClientLink, Protocol):
     """A link as a transport has it."""
 
-    def give_up(self) -> None:
+    def supersede(self) -> None:
         """End the stream: its client has a newer one. Returns at once."""
         ...
 
 
-class Delivery(Protocol):
+class IncomingUpload(Protocol):
     """One answer on its way in. A newer delivery of the same answer ends the older one."""
 
     @property
@@ -93,34 +93,35 @@ class Delivery(Protocol):
 class Service(Protocol):
     """What stands above the transport on the server. Any thread may call; `Refused` says no to the client.
 
-    `arrive` and `depart` are called one at a time, in the order in which streams began and ended, without a lock of the
-    transport; they must return soon, as others wait for them.
+    `client_connected` and `client_disconnected` are called one at a time, in the order in which streams began and
+    ended, without a lock of the transport; they must return soon, as others wait for them.
     """
 
     def admit(self, client: str, content: bytes) -> bytes:
         """Let a client in, and return the content of its welcome; or raise `Refused`."""
         ...
 
-    def arrive(self, client: str, link: Link) -> None:
+    def client_connected(self, client: str, link: ClientLink) -> None:
         """The client can be reached through `link` from now on; its welcome has been sent.
 
-        It comes for each stream, so twice without a `depart` where a client joins again before its old stream is gone.
+        It comes for each stream, so twice without a `client_disconnected` where a client joins again before its old
+        stream is gone.
         """
         ...
 
-    def depart(self, client: str) -> None:
+    def client_disconnected(self, client: str) -> None:
         """The client's stream is gone; it may come back."""
         ...
 
-    def payload(self, client: str, order: int) -> Outbox:
+    def begin_download(self, client: str, assignment_id: int) -> Outbox:
         """Return the payload of a client's order."""
         ...
 
-    def answer(self, client: str, order: int, content: bytes, layout: Layout) -> Delivery:
+    def begin_upload(self, client: str, assignment_id: int, content: bytes, layout: Layout) -> IncomingUpload:
         """Begin, or go on with, a client's answer to its order."""
         ...
 
-    def failed(self, client: str, order: int, message: str) -> None:
+    def task_failed(self, client: str, assignment_id: int, message: str) -> None:
         """The client could not do its order."""
         ...
 
@@ -132,7 +133,7 @@ class Session:
     client: str
     instance: str
     secret: str = field(default_factory=lambda: secrets.token_urlsafe(24))
-    link: Stream | None = None
+    link: SessionStream | None = None
 
 
 class Endpoint:
@@ -144,10 +145,10 @@ class Endpoint:
         self._by_client: dict[str, Session] = {}
         self._by_secret: dict[str, Session] = {}
         self._goodbye: Goodbye | None = None
-        self._news: deque[Callable[[], None]] = deque()
-        self._is_telling = False
+        self._notifications: deque[Callable[[], None]] = deque()
+        self._is_notifying = False
 
-    def join(self, join: Join, link: Stream) -> Session:
+    def join(self, join: Join, link: SessionStream) -> Session:
         """Open a session, or take up the one that the same process had; its welcome is the first thing sent."""
         if join.protocol != PROTOCOL:
             raise Refused(
@@ -163,25 +164,25 @@ class Endpoint:
             if session is None or session.instance != join.instance:
                 if session is not None and session.link is not None:
                     raise Refused("name-taken", f"a client named {join.client!r} is connected already")
-                session = self._replace(session, Session(join.client, join.instance))
+                session = self._register(session, Session(join.client, join.instance))
             if session.link is not None:
-                session.link.give_up()
+                session.link.supersede()
             session.link = link
             link.send(Welcome(session.secret, content))
-            self._news.append(partial(self._service.arrive, join.client, link))
-        self.tell()
+            self._notifications.append(partial(self._service.client_connected, join.client, link))
+        self.notify_service()
         return session
 
-    def leave(self, session: Session, link: Stream) -> None:
+    def leave(self, session: Session, link: SessionStream) -> None:
         """The stream behind `link` has ended. Nothing happens if the session has another one by now.
 
-        Returns at once: the caller has the service told (`tell`), on a thread that may take its time.
+        Returns at once: the caller has the service told (`notify_service`), on a thread that may take its time.
         """
         with self._lock:
             if session.link is not link:
                 return
             session.link = None
-            self._news.append(partial(self._service.depart, session.client))
+            self._notifications.append(partial(self._service.client_disconnected, session.client))
 
     def session(self, secret: str) -> Session:
         """Return the session that a secret belongs to, or raise `Refused`."""
@@ -191,53 +192,55 @@ class Endpoint:
             raise Refused("unknown-session", "the server does not know this session: join again")
         return session
 
-    def fetch(self, fetch: Fetch) -> Outbox:
+    def begin_download(self, request: DownloadRequest) -> Outbox:
         """Return the payload that a client asks for."""
-        return self._service.payload(self.session(fetch.session).client, fetch.order)
+        return self._service.begin_download(self.session(request.session).client, request.assignment_id)
 
-    def offer(self, offer: Offer) -> Delivery:
+    def begin_upload(self, request: UploadRequest) -> IncomingUpload:
         """Begin, or go on with, an upload."""
-        return self._service.answer(self.session(offer.session).client, offer.order, offer.content, offer.layout)
+        return self._service.begin_upload(
+            self.session(request.session).client, request.assignment_id, request.content, request.layout
+        )
 
     def report(self, failure: Failure) -> Receipt:
         """Take note that a client could not do its order."""
-        self._service.failed(self.session(failure.session).client, failure.order, failure.message)
-        return Receipt(failure.order)
+        self._service.task_failed(self.session(failure.session).client, failure.assignment_id, failure.message)
+        return Receipt(failure.assignment_id)
 
     def close(self, reason: str, *, failed: bool = False) -> None:
         """Say goodbye to every client, and let nobody in any more."""
         with self._lock:
-            self._goodbye = Goodbye(_cut(reason), failed)
+            self._goodbye = Goodbye(_truncate(reason), failed)
             for session in self._by_client.values():
                 if session.link is not None:
                     session.link.send(self._goodbye)
 
-    def tell(self) -> None:
+    def notify_service(self) -> None:
         """Tell the service who came and went: in order, and without the lock, so one thread does it for all."""
         while True:
             with self._lock:
-                if self._is_telling or not self._news:
+                if self._is_notifying or not self._notifications:
                     return
-                news, self._is_telling = self._news.popleft(), True
+                notification, self._is_notifying = self._notifications.popleft(), True
             try:
-                news()
+                notification()
             finally:
                 with self._lock:
-                    self._is_telling = False
+                    self._is_notifying = False
 
-    def _replace(self, old: Session | None, new: Session) -> Session:
+    def _register(self, old: Session | None, new: Session) -> Session:
         if old is not None:
             del self._by_secret[old.secret]
         self._by_client[new.client] = self._by_secret[new.secret] = new
         return new
 
 
-def refusal(error: TransportError) -> Refusal:
+def refusal_for(error: TransportError) -> Refusal:
     """Return what is said to a client whose call raised `error`."""
     kind = error.kind if isinstance(error, Refused) else "bad-piece"
-    return Refusal(kind, _cut(str(error)))
+    return Refusal(kind, _truncate(str(error)))
 
 
-def _cut(reason: str) -> str:
+def _truncate(reason: str) -> str:
     """Return as much of a reason as fits into a call's metadata."""
     return reason.encode("utf-8", "replace")[:MAX_REASON_BYTES].decode("utf-8", "ignore")

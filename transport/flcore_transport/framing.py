@@ -8,10 +8,10 @@
                         and count int8 codes
 
 All little-endian. The hash is xxh3 (64 bits) over the header before it and the message. The message's metadata is the
-same bytes for the same count, whatever the plain dtype or the block: `METADATA` and `QUANTIZED_METADATA`, kept here as
-bytes of our own and patched with the counts, so that no release of pyarrow changes the wire, and so that a received
-piece is compared and never parsed. `arrow_schema.schema_message` gives what must stand before a segment's messages for
-`pyarrow.ipc.open_stream` to read them.
+same bytes for the same count, whatever the plain dtype or the block: `ARROW_METADATA` and `QUANTIZED_ARROW_METADATA`,
+kept here as bytes of our own and patched with the counts, so that no release of pyarrow changes the wire, and so that a
+received piece is compared and never parsed. `arrow_schema_message` gives the schema that must stand before a segment's
+messages for `pyarrow.ipc.open_stream` to read them.
 """
 
 import struct
@@ -30,7 +30,7 @@ HASH = struct.Struct("<Q")
 HEADER_BYTES = HEADER.size + HASH.size
 MAX_PIECE_BYTES = 4 << 20
 
-METADATA = bytes.fromhex(
+ARROW_METADATA = bytes.fromhex(
     "ffffffff8800000014000000000000000c0016000600050008000c000c0000000003040018000000"
     "ffffffffffffffff00000a0018000c00040008000a0000003c00000010000000ffffffffffffffff"
     "0000000002000000000000000000000000000000000000000000000000000000ffffffffffffffff"
@@ -38,7 +38,7 @@ METADATA = bytes.fromhex(
 )
 """Flatbuffer of a record batch with one non-null column; each run of eight `ff` is a count to patch."""
 
-QUANTIZED_METADATA = bytes.fromhex(
+QUANTIZED_ARROW_METADATA = bytes.fromhex(
     "ffffffffd800000014000000000000000c0016000600050008000c000c0000000003040018000000"
     "ffffffffffffffff00000a0018000c00040008000a0000006c00000010000000ffffffffffffffff"
     "0000000005000000000000000000000000000000000000000000000000000000ffffffffffffffff"
@@ -48,7 +48,7 @@ QUANTIZED_METADATA = bytes.fromhex(
 )
 """The same of a record batch with non-null columns `scale: float32` and `codes: fixed_size_list<int8>[block]`."""
 
-_TO_PATCH = b"\xff" * 8
+_PLACEHOLDER = b"\xff" * 8
 
 
 def body_bytes(dtype: str, count: int) -> int:
@@ -61,25 +61,25 @@ def body_bytes(dtype: str, count: int) -> int:
     return row.elements_at(count) + count * row.itemsize
 
 
-def message_bytes(dtype: str, count: int) -> int:
+def arrow_message_bytes(dtype: str, count: int) -> int:
     """Return how many bytes a message of `count` elements has, metadata and body; always a multiple of 8.
 
     In a segment's stream, message *i* begins after the schema message and *i* messages of full pieces.
     """
-    return len(message_metadata(dtype, count)) + body_bytes(dtype, count)
+    return len(arrow_metadata(dtype, count)) + body_bytes(dtype, count)
 
 
-def message_metadata(dtype: str, count: int) -> bytes:
+def arrow_metadata(dtype: str, count: int) -> bytes:
     """Return the canonical metadata of a message of `count` elements; its body follows."""
     row, body = wire_dtype(dtype, count), body_bytes(dtype, count)
-    template = METADATA
+    template = ARROW_METADATA
     counts: tuple[int, ...] = (body, count, body, count)
     if row.block:
         # Body, rows; buffers: the scales, then of codes no validity, of items no validity, items; lengths of all three.
         rows, scales, at = count // row.block, row.scale_bytes(count), row.elements_at(count)
-        template = QUANTIZED_METADATA
+        template = QUANTIZED_ARROW_METADATA
         counts = (body, rows, scales, at, at, at, count, rows, rows, count)
-    message, *rest = template.split(_TO_PATCH)
+    message, *rest = template.split(_PLACEHOLDER)
     for number, fixed in zip(counts, rest, strict=True):
         message += struct.pack("<Q", number) + fixed
     return message
@@ -92,27 +92,27 @@ def join_body(dtype: str, count: int, elements: Sequence[Buffer], scales: Sequen
     `count` elements have.
     """
     row = wire_dtype(dtype, count)
-    _require("the elements", dtype, count, _size(elements), count * row.itemsize)
-    _require("the scales", dtype, count, _size(scales), row.scale_bytes(count))
+    _require_size("the elements", dtype, count, _size(elements), count * row.itemsize)
+    _require_size("the scales", dtype, count, _size(scales), row.scale_bytes(count))
     return [*scales, bytes(row.elements_at(count) - row.scale_bytes(count)), *elements]
 
 
 def split_body(dtype: str, count: int, body: memoryview) -> tuple[memoryview, memoryview]:
     """Return views of a body's elements and of its scales (float32, none for a plain dtype), both as bytes."""
     row = wire_dtype(dtype, count)
-    _require("the body", dtype, count, body.nbytes, body_bytes(dtype, count))
+    _require_size("the body", dtype, count, body.nbytes, body_bytes(dtype, count))
     view = body.cast("B")
     return view[row.elements_at(count) :], view[: row.scale_bytes(count)]
 
 
-def encode(part: int, segment: int, first: int, dtype: str, count: int, body: Sequence[Buffer]) -> bytes:
+def encode_piece(part: int, segment: int, first: int, dtype: str, count: int, body: Sequence[Buffer]) -> bytes:
     """Return the piece that carries `body`, whose buffers are joined in order: the one copy that there is.
 
     Raises `PieceError` where the buffers have another length than the body of `count` elements. `join_body` puts codes
     and scales in order.
     """
-    message, length = message_metadata(dtype, count), _size(body)
-    _require("the body", dtype, count, length, body_bytes(dtype, count))
+    message, length = arrow_metadata(dtype, count), _size(body)
+    _require_size("the body", dtype, count, length, body_bytes(dtype, count))
     header = HEADER.pack(MAGIC, PROTOCOL, part, segment, 0, 0, first, count, len(message) + length, 0, 0)
     digest = xxhash.xxh3_64(header)
     digest.update(message)
@@ -121,12 +121,12 @@ def encode(part: int, segment: int, first: int, dtype: str, count: int, body: Se
     return b"".join((header, HASH.pack(digest.intdigest()), message, *body))
 
 
-def decode(piece: bytes, part: int, segment: int, first: int, dtype: str, count: int) -> memoryview:
+def decode_piece(piece: bytes, part: int, segment: int, first: int, dtype: str, count: int) -> memoryview:
     """Return the body of a piece as a view of its bytes, after checking that it is exactly the piece expected.
 
     Raises `ProtocolMismatch` for another protocol version and `PieceError` for anything else that is not to the letter.
     """
-    row, message = wire_dtype(dtype, count), message_metadata(dtype, count)
+    row, message = wire_dtype(dtype, count), arrow_metadata(dtype, count)
     body_at = HEADER_BYTES + len(message)
     expected_bytes = body_at + body_bytes(dtype, count)
     if len(piece) < HEADER_BYTES:
@@ -161,6 +161,6 @@ def _size(buffers: Sequence[Buffer]) -> int:
     return sum(memoryview(buffer).nbytes for buffer in buffers)
 
 
-def _require(what: str, dtype: str, count: int, came: int, expected: int) -> None:
+def _require_size(what: str, dtype: str, count: int, came: int, expected: int) -> None:
     if came != expected:
         raise PieceError(f"{what} of {count} of {dtype!r}: {came} bytes came, expected {expected}")

@@ -3,22 +3,22 @@
 import ipaddress
 
 from flcore_transport.errors import InsecureAddress
+from flcore_transport.flow_control import WINDOW_PIECES
 from flcore_transport.framing import MAX_PIECE_BYTES
 from flcore_transport.pieces import PIECE_BODY_BYTES
-from flcore_transport.windows import WINDOW_PIECES
 
 SERVICE = "flcore.transport.v1.Transport"
 REFUSAL_METADATA = "flcore-refusal-bin"
 SESSION_METADATA = "flcore-session-bin"
 """The session's secret, with each call but the first: a call without one ends before anything else of it is read."""
 
-MOST_JOINS = 8
+MAX_PENDING_JOINS = 8
 """How many calls of strangers a server reads at a time."""
 
-STRANGERS_BYTES = MOST_JOINS * MAX_PIECE_BYTES
+UNAUTHENTICATED_BYTES = MAX_PENDING_JOINS * MAX_PIECE_BYTES
 """What strangers' calls hold of a server's memory at most: each a message of the largest size, not yet whole."""
 
-CROWDED = "too many join at once: come back"
+TOO_MANY_JOINS = "too many join at once: come back"
 
 KEEPALIVE_MS = 20_000
 

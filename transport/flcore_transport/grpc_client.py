@@ -15,18 +15,28 @@ from typing import Any
 
 import grpc
 
-from flcore_transport.control import decode, decode_from_server, decode_reply, encode
+from flcore_transport.control import decode_from_server, decode_message, decode_reply, encode_message
 from flcore_transport.errors import ConnectionLost, Refused, TransportError
 from flcore_transport.grpc_channel import (
-    CROWDED,
     OPTIONS,
     REFUSAL_METADATA,
     SERVICE,
     SESSION_METADATA,
+    TOO_MANY_JOINS,
     require_loopback,
     split_address,
 )
-from flcore_transport.messages import Failure, Fetch, FromServer, Grant, Join, Layout, Offer, Receipt, Refusal
+from flcore_transport.messages import (
+    Credit,
+    DownloadRequest,
+    Failure,
+    FromServer,
+    Join,
+    Layout,
+    Receipt,
+    Refusal,
+    UploadRequest,
+)
 from flcore_transport.pieces import Outbox
 
 CHANNEL_OPTIONS = [
@@ -38,16 +48,16 @@ CHANNEL_OPTIONS = [
     ("grpc.max_reconnect_backoff_ms", 1_000),
 ]
 
-COME_BACK_S = 0.1
+REJOIN_AFTER_S = 0.1
 """After how many seconds a client joins again that came while too many joined; up to twice as many."""
 
-REACH_S = 3.0
+PROBE_TIMEOUT_S = 3.0
 """For how many seconds an address is tried, to learn why the server cannot be reached."""
 
-SMALL_ELEMENTS = 32 << 10
+SHARED_CHANNEL_ELEMENTS = 32 << 10
 """A payload up to this, of 256 KiB at most, goes through the session's socket."""
 
-_LOST = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.INTERNAL)
+_DISCONNECTED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.INTERNAL)
 """`INTERNAL` is what gRPC says of bytes that are no HTTP/2: the network has changed them."""
 
 
@@ -76,44 +86,46 @@ class GrpcConnection:
         has_begun = False
         while True:
             try:
-                with self._calling(lambda: self._session_call(encode(join))) as messages:
+                with self._open_call(lambda: self._session_call(encode_message(join))) as messages:
                     for message in messages:
                         has_begun = True
                         yield decode_from_server(message)
                     return
-            except _Crowded:
-                self._closed.wait(COME_BACK_S * (1 + random.random()))  # noqa: S311 - so that not all come at once
+            except _TooManyJoins:
+                self._closed.wait(REJOIN_AFTER_S * (1 + random.random()))  # noqa: S311 - so that not all come at once
             except ConnectionLost as error:
                 if has_begun or self._closed.is_set():
                     raise
-                why = why_unreachable(self.address)
-                if not why:  # without gRPC's words, which are others at each attempt
+                reason = unreachable_reason(self.address)
+                if not reason:  # without gRPC's words, which are others at each attempt
                     raise ConnectionLost(
                         f"{self.address} can be reached, but no flcore server answers there"
                     ) from error
-                raise ConnectionLost(f"{self.address} cannot be reached: {why}") from error
+                raise ConnectionLost(f"{self.address} cannot be reached: {reason}") from error
 
-    def download(self, fetch: Fetch, layout: Layout | None = None) -> Iterator[bytes]:
-        """Yield the pieces of an order's payload, which has `layout`, from `fetch.first_piece` on."""
+    def download(self, request: DownloadRequest, layout: Layout | None = None) -> Iterator[bytes]:
+        """Yield the pieces of an order's payload, which has `layout`, from `request.first_piece` on."""
         call: grpc.UnaryStreamMultiCallable[bytes, bytes] = self._channel_for(layout).unary_stream(
             f"/{SERVICE}/Download"
         )
-        with self._calling(lambda: call(encode(fetch), wait_for_ready=True, metadata=_proof(fetch.session))) as pieces:
+        with self._open_call(
+            lambda: call(encode_message(request), wait_for_ready=True, metadata=_session_metadata(request.session))
+        ) as pieces:
             yield from pieces
 
-    def upload(self, offer: Offer, outbox: Outbox) -> Receipt:
+    def upload(self, request: UploadRequest, outbox: Outbox) -> Receipt:
         """Send an answer, never more pieces than the server has granted, and return its receipt.
 
         What the outbox raises when it is asked for a piece ends the upload, and is raised here.
         """
-        call: grpc.StreamStreamMultiCallable[bytes, bytes] = self._channel_for(offer.layout).stream_stream(
+        call: grpc.StreamStreamMultiCallable[bytes, bytes] = self._channel_for(request.layout).stream_stream(
             f"/{SERVICE}/Upload"
         )
-        credit, failures = _Credit(), list[Exception]()
+        send_credit, failures = _SendCredit(), list[Exception]()
 
         def requests() -> Iterator[bytes]:
-            yield encode(offer)
-            for index in credit.granted():
+            yield encode_message(request)
+            for index in send_credit.sendable_pieces():
                 try:
                     piece = outbox.piece(index)
                 except Exception as error:  # noqa: BLE001 - it is raised where the upload was called
@@ -122,27 +134,27 @@ class GrpcConnection:
                 yield piece
 
         try:
-            proof = _proof(offer.session)
-            with self._calling(lambda: call(requests(), wait_for_ready=True, metadata=proof)) as replies:
+            metadata = _session_metadata(request.session)
+            with self._open_call(lambda: call(requests(), wait_for_ready=True, metadata=metadata)) as replies:
                 for data in replies:
                     reply = decode_reply(data)
                     if isinstance(reply, Receipt):
                         return reply
-                    credit.extend(reply, len(outbox.plan))
+                    send_credit.extend(reply, len(outbox.plan))
         except TransportError:
             if not failures:
                 raise
         finally:
-            credit.close()
+            send_credit.close()
         if failures:
             raise failures[0]
         raise ConnectionLost(f"the server at {self.address} ended the upload without a receipt")
 
     def report(self, failure: Failure) -> Receipt:
         """Tell the server that an order could not be done."""
-        data, proof = encode(failure), _proof(failure.session)
-        with self._calling(lambda: self._report_call.future(data, wait_for_ready=True, metadata=proof)) as reply:
-            return decode(Receipt, reply.result())
+        data, metadata = encode_message(failure), _session_metadata(failure.session)
+        with self._open_call(lambda: self._report_call.future(data, wait_for_ready=True, metadata=metadata)) as reply:
+            return decode_message(Receipt, reply.result())
 
     def close(self) -> None:
         """End every call of this connection. May be called from any thread, and twice.
@@ -164,7 +176,7 @@ class GrpcConnection:
         if layout is None:
             return self._channel()
         elements = sum(segment.elements for part in layout.parts for segment in part.segments)
-        return self._control if elements <= SMALL_ELEMENTS else self._channel()
+        return self._control if elements <= SHARED_CHANNEL_ELEMENTS else self._channel()
 
     def _channel(self) -> grpc.Channel:
         """Return a new channel, with a socket of its own."""
@@ -174,7 +186,7 @@ class GrpcConnection:
         return grpc.secure_channel(self.address, self._credentials, options=options)
 
     @contextmanager
-    def _calling(self, start: Callable[[], Any]) -> Iterator[Any]:
+    def _open_call(self, start: Callable[[], Any]) -> Iterator[Any]:
         """A call that `close` can end; gRPC's errors become ours."""
         with self._lock:
             if self._closed.is_set():
@@ -184,31 +196,31 @@ class GrpcConnection:
         try:
             yield call
         except (grpc.RpcError, grpc.FutureCancelledError) as error:
-            raise self._mapped_error(call) from error
+            raise self._to_transport_error(call) from error
         finally:
             call.cancel()
             with self._lock:
                 self._calls.discard(call)
 
-    def _mapped_error(self, call: Any) -> Exception:
+    def _to_transport_error(self, call: Any) -> Exception:
         for key, value in call.trailing_metadata() or ():
             if key == REFUSAL_METADATA:
-                refused = decode(Refusal, value)
+                refused = decode_message(Refusal, value)
                 return Refused(refused.kind, refused.message)
-        if call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and call.details() == CROWDED:
-            return _Crowded()
-        if call.code() in _LOST:
+        if call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and call.details() == TOO_MANY_JOINS:
+            return _TooManyJoins()
+        if call.code() in _DISCONNECTED:
             return ConnectionLost(f"the connection to {self.address} is gone: {call.details()}")
         if call.code() is grpc.StatusCode.UNIMPLEMENTED:
             return TransportError(f"expected a flcore server at {self.address}, found another gRPC server")
         return TransportError(f"the server at {self.address} answered with {call.code().name}: {call.details()}")
 
 
-class _Crowded(Exception):
+class _TooManyJoins(Exception):
     """Too many clients join at once."""
 
 
-class _Credit:
+class _SendCredit:
     """How many pieces may be sent: extended by the replies' thread, waited for by the requests' thread."""
 
     def __init__(self) -> None:
@@ -217,14 +229,14 @@ class _Credit:
         self._allowed = 0
         self._is_closed = False
 
-    def extend(self, grant: Grant, total: int) -> None:
+    def extend(self, credit: Credit, total: int) -> None:
         with self._changed:
             if self._first is None:
-                self._first = grant.received
-            self._allowed = min(grant.allowed, total)
+                self._first = credit.received
+            self._allowed = min(credit.allowed, total)
             self._changed.notify()
 
-    def granted(self) -> Iterator[int]:
+    def sendable_pieces(self) -> Iterator[int]:
         """Yield the index of each piece to send, as soon as it may be sent; the first grant says where to begin."""
         with self._changed:
             self._changed.wait_for(lambda: self._is_closed or self._first is not None)
@@ -242,27 +254,27 @@ class _Credit:
             self._changed.notify()
 
 
-def _proof(session: str) -> tuple[tuple[str, bytes]]:
+def _session_metadata(session: str) -> tuple[tuple[str, bytes]]:
     return ((SESSION_METADATA, session.encode()),)
 
 
-def why_unreachable(address: str) -> str:
+def unreachable_reason(address: str) -> str:
     """Return why nothing can be reached at `address` (`"host:port"`), or "" if something can now; within seconds."""
     host, port = split_address(address)
-    reasons = [f"no answer within {REACH_S:g} s"]
+    reasons = [f"no answer within {PROBE_TIMEOUT_S:g} s"]
 
-    def reach() -> None:
+    def probe() -> None:
         try:
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
             _, _, _, _, (name, number, *_) = found[0]
-            socket.create_connection((str(name), int(number)), timeout=REACH_S).close()
+            socket.create_connection((str(name), int(number)), timeout=PROBE_TIMEOUT_S).close()
             reasons[0] = ""
         except (socket.gaierror, UnicodeError) as error:
             reasons[0] = f"the name {host!r} is not known ({getattr(error, 'strerror', error)})"
         except OSError as error:
             reasons[0] = f"{error.strerror or error}".lower()
 
-    reaching = threading.Thread(target=reach, daemon=True)
-    reaching.start()
-    reaching.join(REACH_S)
+    probing = threading.Thread(target=probe, daemon=True)
+    probing.start()
+    probing.join(PROBE_TIMEOUT_S)
     return reasons[0]

@@ -12,95 +12,102 @@ from typing import Any, TypeVar
 
 import grpc
 
-from flcore_transport.control import MAX_BYTES, decode, require_size
-from flcore_transport.endpoint import Endpoint, Session, Stream
-from flcore_transport.grpc_channel import CROWDED, MOST_JOINS
-from flcore_transport.grpc_work import Context, Ends, Work, owned, read, seen
+from flcore_transport.control import MAX_MESSAGE_BYTES, decode_message, require_size
+from flcore_transport.endpoint import Endpoint, Session, SessionStream
+from flcore_transport.grpc_channel import MAX_PENDING_JOINS, TOO_MANY_JOINS
+from flcore_transport.grpc_workers import (
+    CallAborter,
+    Context,
+    WorkerPool,
+    ignore_outcome,
+    read_message,
+    run_with_cleanup,
+)
 from flcore_transport.messages import Join
 
-READING_S = 10.0
+JOIN_TIMEOUT_S = 10.0
 """Within how many seconds a join has to be read."""
 
-S = TypeVar("S", bound=Stream)
+S = TypeVar("S", bound=SessionStream)
 
 
-class Joins:
+class JoinQueue:
     """The joins of one server. All methods but `close` run on its event loop."""
 
-    def __init__(self, endpoint: Endpoint, ends: Ends) -> None:
-        self._endpoint, self._ends = endpoint, ends
+    def __init__(self, endpoint: Endpoint, aborter: CallAborter) -> None:
+        self._endpoint, self._aborter = endpoint, aborter
         # One thread: a contract takes long to compare, and pieces must not wait for that.
-        self._work = Work(ends, 1, "flcore-joins")
+        self._workers = WorkerPool(aborter, 1, "flcore-joins")
         self._unread: dict[asyncio.Future[None], None] = {}
-        self._in_work = 0
+        self._admitting = 0
 
-    async def joined(self, context: Context, stream_for: Callable[[str], S]) -> tuple[Session, S]:
-        """Return the session that a call's join opens, and the stream that `stream_for` made for its client's name.
+    async def accept(self, context: Context, make_stream: Callable[[str], S]) -> tuple[Session, S]:
+        """Return the session that a call's join opens, and the stream that `make_stream` made for its client's name.
 
         Ends the call if its join is refused, does not come in time, or gives way. If the call is cancelled meanwhile,
         its session ends as soon as it has begun.
         """
 
-        async def joined() -> tuple[Session, S]:
-            data = await self._read(context)
-            self._in_work += 1
-            return await owned(self._admitted(data, stream_for), lambda opened: self.leave(*opened))
+        async def read_and_admit() -> tuple[Session, S]:
+            data = await self._read_join(context)
+            self._admitting += 1
+            return await run_with_cleanup(self._admit(data, make_stream), lambda opened: self.leave(*opened))
 
-        return await self._work.refusing(context, joined())
+        return await self._workers.refuse_on_error(context, read_and_admit())
 
-    async def _admitted(self, data: bytes, stream_for: Callable[[str], S]) -> tuple[Session, S]:
+    async def _admit(self, data: bytes, make_stream: Callable[[str], S]) -> tuple[Session, S]:
         """Open the session of a join that has been read, and free its slot: not before, even if its call has ended."""
 
         def join() -> tuple[Session, S]:
-            decoded = decode(Join, data)
-            stream = stream_for(decoded.client)
+            decoded = decode_message(Join, data)
+            stream = make_stream(decoded.client)
             return self._endpoint.join(decoded, stream), stream
 
         try:
-            return await self._work.done(join)
+            return await self._workers.run(join)
         finally:
-            self._in_work -= 1
+            self._admitting -= 1
 
-    async def _read(self, context: Context) -> bytes:
-        """Return the message that a call begins with, of at most `MAX_BYTES`, or end the call."""
-        await self._make_room(context)
-        gives_way: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._unread[gives_way] = None
-        reading = asyncio.ensure_future(read(context))
-        reading.add_done_callback(seen)
-        either: set[asyncio.Future[Any]] = {reading, gives_way}
+    async def _read_join(self, context: Context) -> bytes:
+        """Return the message that a call begins with, of at most `MAX_MESSAGE_BYTES`, or end the call."""
+        await self._free_slot(context)
+        evicted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._unread[evicted] = None
+        reading = asyncio.ensure_future(read_message(context))
+        reading.add_done_callback(ignore_outcome)
+        either: set[asyncio.Future[Any]] = {reading, evicted}
         try:
-            await asyncio.wait(either, timeout=READING_S, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(either, timeout=JOIN_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            self._unread.pop(gives_way, None)
-        if gives_way.done():  # even if it has been read meanwhile: the slot is another's
-            await self._crowded(context)
+            self._unread.pop(evicted, None)
+        if evicted.done():  # even if it has been read meanwhile: the slot is another's
+            await self._refuse_crowded(context)
         if not reading.done():
-            await self._ends.abort(
-                context, grpc.StatusCode.UNAVAILABLE, f"no join of at most {MAX_BYTES} bytes came in time"
+            await self._aborter.abort(
+                context, grpc.StatusCode.UNAVAILABLE, f"no join of at most {MAX_MESSAGE_BYTES} bytes came in time"
             )
         data = reading.result() or b""
         require_size(len(data))  # before it waits for the thread
         return data
 
-    async def _make_room(self, context: Context) -> None:
+    async def _free_slot(self, context: Context) -> None:
         """Have the oldest call that is not read yet give way if all slots are taken; end this one if all are read."""
-        if len(self._unread) + self._in_work < MOST_JOINS:
+        if len(self._unread) + self._admitting < MAX_PENDING_JOINS:
             return
         if not self._unread:
-            await self._crowded(context)
+            await self._refuse_crowded(context)
         oldest = next(iter(self._unread))
         del self._unread[oldest]
         oldest.set_result(None)
 
-    async def _crowded(self, context: Context) -> None:
-        await self._ends.abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, CROWDED)
+    async def _refuse_crowded(self, context: Context) -> None:
+        await self._aborter.abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, TOO_MANY_JOINS)
 
-    def leave(self, session: Session, stream: Stream) -> None:
+    def leave(self, session: Session, stream: SessionStream) -> None:
         """A session's stream has ended. Returns at once: what the service does then must not hold up the loop."""
         self._endpoint.leave(session, stream)
-        self._work.begin(self._endpoint.tell)
+        self._workers.submit(self._endpoint.notify_service)
 
     def close(self) -> None:
         """Take no more joins."""
-        self._work.close()
+        self._workers.close()

@@ -1,6 +1,6 @@
 """The gRPC server: one port, four calls, no thread per client.
 
-The calls run on an asyncio loop (`grpc_loop`), so that a thousand idle clients cost a thousand coroutines.
+The calls run on an asyncio loop (`grpc_event_loop`), so that a thousand idle clients cost a thousand coroutines.
 Whatever may take longer than a moment (checking a piece, committing an answer) runs on a few worker threads, one piece
 at a time for each call, so that a slow client occupies nothing while it is slow.
 
@@ -19,9 +19,10 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from flcore_transport.control import decode, encode, encode_from_server
-from flcore_transport.endpoint import Endpoint, Service, refusal
+from flcore_transport.control import decode_message, encode_from_server, encode_message
+from flcore_transport.endpoint import Endpoint, Service, refusal_for
 from flcore_transport.errors import AddressUnavailable, TransportError
+from flcore_transport.flow_control import DEFAULT_IN_FLIGHT_BYTES, Ending, FlowControl
 from flcore_transport.grpc_channel import (
     KEEPALIVE_MS,
     OPTIONS,
@@ -30,24 +31,23 @@ from flcore_transport.grpc_channel import (
     join_address,
     require_loopback,
 )
-from flcore_transport.grpc_joins import Joins
-from flcore_transport.grpc_loop import server_loop
-from flcore_transport.grpc_transfers import Transfers
-from flcore_transport.grpc_turns import Turns
-from flcore_transport.grpc_work import Context, Ends, Work, read
+from flcore_transport.grpc_event_loop import server_event_loop
+from flcore_transport.grpc_flow_control import TransferScheduler
+from flcore_transport.grpc_joins import JoinQueue
+from flcore_transport.grpc_transfers import TransferHandlers
+from flcore_transport.grpc_workers import CallAborter, Context, WorkerPool, read_message
 from flcore_transport.messages import Failure, FromServer, Goodbye
 from flcore_transport.pieces import PIECE_BODY_BYTES
-from flcore_transport.windows import DEFAULT_WINDOWS_BYTES, Ending, Windows
 
-GRACE_S = 1.0
+STOP_TIMEOUT_S = 1.0
 
-HANDSHAKE_S = 10
+HANDSHAKE_TIMEOUT_S = 10
 """For how many seconds a connection may say nothing that HTTP/2 begins with."""
 
-IDLE_S = 30
+IDLE_TIMEOUT_S = 30
 """For how many seconds a connection may have no call."""
 
-OWN_DESCRIPTORS = 256
+RESERVED_DESCRIPTORS = 256
 """How many of the process's descriptors are for other things than connections, at most half of them."""
 
 SERVER_OPTIONS = [
@@ -56,25 +56,25 @@ SERVER_OPTIONS = [
     ("grpc.so_reuseport", 0),
     ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_MS // 2),
     ("grpc.http2.max_ping_strikes", 0),
-    ("grpc.server_handshake_timeout_ms", HANDSHAKE_S * 1000),
-    ("grpc.max_connection_idle_ms", IDLE_S * 1000),
+    ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIMEOUT_S * 1000),
+    ("grpc.max_connection_idle_ms", IDLE_TIMEOUT_S * 1000),
 ]
 
-MOST_CONNECTIONS = 10_000
+MAX_CONNECTIONS = 10_000
 """An idle one takes some 12 KB."""
 
 
-def most_connections() -> int:
+def connection_limit() -> int:
     """Return how many connections a server takes: what the limit of descriptors leaves when the process has its own."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return (
-        MOST_CONNECTIONS
+        MAX_CONNECTIONS
         if soft == resource.RLIM_INFINITY
-        else min(MOST_CONNECTIONS, max(soft - OWN_DESCRIPTORS, soft // 2))
+        else min(MAX_CONNECTIONS, max(soft - RESERVED_DESCRIPTORS, soft // 2))
     )
 
 
-def why_unavailable(host: str, port: int) -> str:
+def bind_error(host: str, port: int) -> str:
     """Return the system's reason why no socket can listen at an address, or "" where one can now."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -93,7 +93,7 @@ def why_unavailable(host: str, port: int) -> str:
 class GrpcServer:
     """Serves a `Service` until closed. `credentials=None` is plaintext, on loopback unless `allow_remote`.
 
-    All transfers together have up to `windows_bytes` of pieces under way, gRPC's own copies of them included.
+    All transfers together have up to `in_flight_bytes` of pieces under way, gRPC's own copies of them included.
     """
 
     def __init__(
@@ -104,17 +104,19 @@ class GrpcServer:
         port: int = 0,
         credentials: grpc.ServerCredentials | None = None,
         allow_remote: bool = False,
-        windows_bytes: int = DEFAULT_WINDOWS_BYTES,
+        in_flight_bytes: int = DEFAULT_IN_FLIGHT_BYTES,
     ) -> None:
         if credentials is None and not allow_remote:
             require_loopback(host)
         self._endpoint = Endpoint(service)
-        self._ends = Ends()
-        self._work = Work(self._ends)
-        self._turns = Turns(Windows(windows_bytes // (2 * PIECE_BODY_BYTES)), self._ends)  # one copy is gRPC's
-        self._transfers = Transfers(self._endpoint, self._work, self._turns)
-        self._joins = Joins(self._endpoint, self._ends)
-        self._loop = server_loop()
+        self._aborter = CallAborter()
+        self._workers = WorkerPool(self._aborter)
+        self._scheduler = TransferScheduler(
+            FlowControl(in_flight_bytes // (2 * PIECE_BODY_BYTES)), self._aborter
+        )  # one copy is gRPC's
+        self._transfers = TransferHandlers(self._endpoint, self._workers, self._scheduler)
+        self._joins = JoinQueue(self._endpoint, self._aborter)
+        self._loop = server_event_loop()
         self._is_closed = False
         bound = asyncio.run_coroutine_threadsafe(self._start(host, port, credentials), self._loop).result()
         self.address = join_address(host, bound)
@@ -129,18 +131,18 @@ class GrpcServer:
         self._is_closed = True
         self._endpoint.close(reason, failed=failed)
         asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result()
-        self._work.close()
+        self._workers.close()
         self._joins.close()
 
     async def _start(self, host: str, port: int, credentials: grpc.ServerCredentials | None) -> int:
-        options = [*SERVER_OPTIONS, ("grpc.max_allowed_incoming_connections", most_connections())]
+        options = [*SERVER_OPTIONS, ("grpc.max_allowed_incoming_connections", connection_limit())]
         self._server = grpc.aio.server(options=options)
         # All take a stream of requests, so that they may end before the first is read.
         handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
             "Session": grpc.stream_stream_rpc_method_handler(self._session),
-            "Download": grpc.stream_stream_rpc_method_handler(self._proved(self._transfers.download)),
-            "Upload": grpc.stream_stream_rpc_method_handler(self._proved(self._transfers.upload)),
-            "Report": grpc.stream_stream_rpc_method_handler(self._proved(self._report)),
+            "Download": grpc.stream_stream_rpc_method_handler(self._authenticated(self._transfers.download)),
+            "Upload": grpc.stream_stream_rpc_method_handler(self._authenticated(self._transfers.upload)),
+            "Report": grpc.stream_stream_rpc_method_handler(self._authenticated(self._report)),
         }
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
         address = join_address(host, port)
@@ -150,7 +152,7 @@ class GrpcServer:
             else:
                 bound = self._server.add_secure_port(address, credentials)
         except RuntimeError as error:
-            raise AddressUnavailable(f"cannot listen on {address}: {why_unavailable(host, port) or error}") from error
+            raise AddressUnavailable(f"cannot listen on {address}: {bind_error(host, port) or error}") from error
         await self._server.start()
         return bound
 
@@ -158,15 +160,17 @@ class GrpcServer:
         """Let sessions end by themselves after their goodbye, and cut off what is still being transferred."""
 
         async def stop() -> None:
-            await self._server.stop(GRACE_S)
-            self._ends.is_stopping = True
+            await self._server.stop(STOP_TIMEOUT_S)
+            self._aborter.is_stopping = True
 
         stopping = asyncio.ensure_future(stop())
-        await asyncio.wait({stopping}, timeout=GRACE_S / 2)
-        self._ends.is_stopping = True  # well before gRPC ends the calls that are left
+        await asyncio.wait({stopping}, timeout=STOP_TIMEOUT_S / 2)
+        self._aborter.is_stopping = True  # well before gRPC ends the calls that are left
         await stopping
 
-    def _proved(self, handler: Callable[[Context], Awaitable[None]]) -> Callable[[Any, Context], Awaitable[None]]:
+    def _authenticated(
+        self, handler: Callable[[Context], Awaitable[None]]
+    ) -> Callable[[Any, Context], Awaitable[None]]:
         """Return a handler of calls that carry a session's secret; others end at once."""
 
         @wraps(handler)
@@ -175,19 +179,19 @@ class GrpcServer:
             try:
                 self._endpoint.session(sent if isinstance(sent, str) else sent.decode("utf-8", "replace"))
             except TransportError as error:
-                await self._ends.refuse(context, refusal(error))
+                await self._aborter.refuse(context, refusal_for(error))
             await handler(context)
 
         return call
 
     async def _session(self, _: Any, context: Context) -> None:
         """Push what the service says. No generator: one that gRPC cancels ends at a garbage collection, not at once."""
-        session, stream = await self._joins.joined(context, partial(_Stream, self._loop, self._turns))
+        session, stream = await self._joins.accept(context, partial(_SessionStream, self._loop, self._scheduler))
         try:
             while True:
                 message = await stream.outgoing.get()
                 if message is None:
-                    await self._ends.refuse(context, refusal(Ending.SUPERSEDED.error()))
+                    await self._aborter.refuse(context, refusal_for(Ending.SUPERSEDED.error()))
                     return
                 await context.write(encode_from_server(message))
                 if isinstance(message, Goodbye):
@@ -196,25 +200,27 @@ class GrpcServer:
             self._joins.leave(session, stream)
 
     async def _report(self, context: Context) -> None:
-        failure = await self._work.answered(context, decode, Failure, await read(context) or b"")
-        await context.write(encode(await self._work.answered(context, self._endpoint.report, failure)))
+        failure = await self._workers.run_or_refuse(
+            context, decode_message, Failure, await read_message(context) or b""
+        )
+        await context.write(encode_message(await self._workers.run_or_refuse(context, self._endpoint.report, failure)))
 
 
-class _Stream:
+class _SessionStream:
     """One client's session stream: the `Link` that the service has to it."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, turns: Turns, client: str) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, scheduler: TransferScheduler, client: str) -> None:
         self.outgoing: asyncio.Queue[FromServer | None] = asyncio.Queue()
-        self._client, self._loop, self._turns = client, loop, turns
+        self._client, self._loop, self._scheduler = client, loop, scheduler
 
     def send(self, message: FromServer) -> None:
         """Put a message on the stream."""
         self._loop.call_soon_threadsafe(self.outgoing.put_nowait, message)
 
-    def cut(self, order: int) -> None:
+    def cancel_transfers(self, assignment_id: int) -> None:
         """End the client's transfers of an order."""
-        self._loop.call_soon_threadsafe(self._turns.cut, self._client, order)
+        self._loop.call_soon_threadsafe(self._scheduler.cancel, self._client, assignment_id)
 
-    def give_up(self) -> None:
+    def supersede(self) -> None:
         """End the stream: its client has a newer one."""
         self._loop.call_soon_threadsafe(self.outgoing.put_nowait, None)

@@ -1,96 +1,102 @@
-"""The two calls of the gRPC server that move pieces. Each holds a window while it moves (`windows`, `grpc_turns`)."""
+"""The two calls of the gRPC server that move pieces. Each holds a window while it moves (`grpc_flow_control`)."""
 
 import asyncio
 from typing import Any
 
-from flcore_transport.control import decode, encode_reply
-from flcore_transport.endpoint import Delivery, Endpoint
-from flcore_transport.grpc_turns import Mover, Turns
-from flcore_transport.grpc_work import Context, Work, owned, read, seen
-from flcore_transport.messages import Fetch, Grant, Offer
+from flcore_transport.control import decode_message, encode_reply
+from flcore_transport.endpoint import Endpoint, IncomingUpload
+from flcore_transport.grpc_flow_control import TransferCall, TransferScheduler
+from flcore_transport.grpc_workers import Context, WorkerPool, ignore_outcome, read_message, run_with_cleanup
+from flcore_transport.messages import Credit, DownloadRequest, UploadRequest
 from flcore_transport.pieces import Outbox
 
 
-class Transfers:
+class TransferHandlers:
     """Serves downloads and uploads of an `Endpoint`'s clients."""
 
-    def __init__(self, endpoint: Endpoint, work: Work, turns: Turns) -> None:
-        self._endpoint, self._work, self._turns = endpoint, work, turns
+    def __init__(self, endpoint: Endpoint, workers: WorkerPool, scheduler: TransferScheduler) -> None:
+        self._endpoint, self._workers, self._scheduler = endpoint, workers, scheduler
 
     async def upload(self, context: Context) -> None:
         """Take an answer piece by piece, never granting more than the window holds; end with its receipt."""
-        offer = await self._work.answered(context, decode, Offer, await read(context) or b"")
-        session = await self._work.answered(context, self._endpoint.session, offer.session)
-        async with self._turns.transfer(session.client, "upload", offer.order, context) as mover:
-            offering = owned(self._work.done(self._endpoint.offer, offer), lambda begun: begun.end())
-            delivery = await self._work.refusing(context, offering)
+        request = await self._workers.run_or_refuse(
+            context, decode_message, UploadRequest, await read_message(context) or b""
+        )
+        session = await self._workers.run_or_refuse(context, self._endpoint.session, request.session)
+        async with self._scheduler.transfer(session.client, "upload", request.assignment_id, context) as call:
+            opening = run_with_cleanup(
+                self._workers.run(self._endpoint.begin_upload, request), lambda opened: opened.end()
+            )
+            upload = await self._workers.refuse_on_error(context, opening)
             try:
-                if delivery.received < delivery.expected:
-                    await self._take(context, mover, delivery)
-                if delivery.received == delivery.expected:
-                    receipt = await self._work.answered(context, delivery.commit)
-                    mover.is_done = True
+                if upload.received < upload.expected:
+                    await self._receive_pieces(context, call, upload)
+                if upload.received == upload.expected:
+                    receipt = await self._workers.run_or_refuse(context, upload.commit)
+                    call.is_done = True
                     await context.write(encode_reply(receipt))
             finally:
-                delivery.end()
+                upload.end()
 
-    async def _take(self, context: Context, mover: Mover, delivery: Delivery) -> None:
+    async def _receive_pieces(self, context: Context, call: TransferCall, upload: IncomingUpload) -> None:
         """Take the pieces that are missing, one on its way while one is worked on; fewer if the client stops before."""
-        await mover.turn()
-        await mover.wait(asyncio.wrap_future(await self._work.answered(context, delivery.begin)))
-        await context.write(encode_reply(_grant(delivery, mover)))
-        coming = _reading(context)
-        for left in range(delivery.expected - delivery.received - 1, -1, -1):
-            await mover.stand(coming)
-            piece = coming.result()
+        await call.acquire_window()
+        await call.wait_for_server(asyncio.wrap_future(await self._workers.run_or_refuse(context, upload.begin)))
+        await context.write(encode_reply(_credit_for(upload, call)))
+        next_piece = _start_read(context)
+        for left in range(upload.expected - upload.received - 1, -1, -1):
+            await call.wait_for_client(next_piece)
+            piece = next_piece.result()
             if piece is None:
                 return
             if left:
-                coming = _reading(context)
-            ready = await self._work.answered(context, delivery.accept, piece)
+                next_piece = _start_read(context)
+            ready = await self._workers.run_or_refuse(context, upload.accept, piece)
             del piece
             if ready is not None:
-                await mover.wait(asyncio.wrap_future(ready))
-            await context.write(encode_reply(_grant(delivery, mover)))
+                await call.wait_for_server(asyncio.wrap_future(ready))
+            await context.write(encode_reply(_credit_for(upload, call)))
 
     async def download(self, context: Context) -> None:
         """Send an order's payload; the next piece is made while one is on its way, if the window holds both."""
-        fetch = await self._work.answered(context, decode, Fetch, await read(context) or b"")
-        session = await self._work.answered(context, self._endpoint.session, fetch.session)
-        async with self._turns.transfer(session.client, "download", fetch.order, context) as mover:
-            outbox = await self._work.answered(context, self._endpoint.fetch, fetch)
-            await self._send(context, mover, outbox, fetch.first_piece)
-            mover.is_done = True
+        request = await self._workers.run_or_refuse(
+            context, decode_message, DownloadRequest, await read_message(context) or b""
+        )
+        session = await self._workers.run_or_refuse(context, self._endpoint.session, request.session)
+        async with self._scheduler.transfer(session.client, "download", request.assignment_id, context) as call:
+            outbox = await self._workers.run_or_refuse(context, self._endpoint.begin_download, request)
+            await self._send_pieces(context, call, outbox, request.first_piece)
+            call.is_done = True
 
-    async def _send(self, context: Context, mover: Mover, outbox: Outbox, first_piece: int) -> None:
+    async def _send_pieces(self, context: Context, call: TransferCall, outbox: Outbox, first_piece: int) -> None:
         sending: asyncio.Future[Any] | None = None
         for index in range(first_piece, len(outbox.plan)):
-            if sending is not None and mover.window == 1:
-                await mover.stand(sending)
-            if not mover.window:  # at the beginning, and after it has given way
-                outbox.queued()
-                await mover.turn()
-            piece = outbox.at_hand(index) or await self._work.answered(context, outbox.piece, index)
+            if sending is not None and call.window == 1:
+                await call.wait_for_client(sending)
+            if not call.window:  # at the beginning, and after it has given way
+                outbox.on_queued()
+                await call.acquire_window()
+            piece = outbox.cached_piece(index) or await self._workers.run_or_refuse(context, outbox.piece, index)
             if sending is not None:
-                await mover.stand(sending)
+                await call.wait_for_client(sending)
                 sending.result()
-                if not mover.window:
-                    outbox.queued()
-                    await mover.turn()
+                if not call.window:
+                    outbox.on_queued()
+                    await call.acquire_window()
             sending = asyncio.ensure_future(context.write(piece))
-            sending.add_done_callback(seen)
+            sending.add_done_callback(ignore_outcome)
             del piece  # it is gRPC's now
         if sending is not None:
-            await mover.stand(sending)
+            await call.wait_for_client(sending)
             sending.result()
 
 
-def _reading(context: Context) -> "asyncio.Future[bytes | None]":
+def _start_read(context: Context) -> "asyncio.Future[bytes | None]":
     """Begin to read a message. gRPC writes into it whatever becomes of its call, so it is never cancelled."""
-    reading = asyncio.ensure_future(read(context))
-    reading.add_done_callback(seen)
-    return reading
+    read_task = asyncio.ensure_future(read_message(context))
+    read_task.add_done_callback(ignore_outcome)
+    return read_task
 
 
-def _grant(delivery: Delivery, mover: Mover) -> Grant:
-    return Grant(delivery.received, delivery.received + mover.window)
+def _credit_for(upload: IncomingUpload, call: TransferCall) -> Credit:
+    return Credit(upload.received, upload.received + call.window)

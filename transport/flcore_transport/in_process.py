@@ -1,7 +1,7 @@
 """The in-process twin: the same service behind the same calls, with queues and function calls instead of sockets.
 
 It passes the same tests as gRPC, and lets one process host hundreds of simulated clients. The pieces are real: they are
-encoded, hashed and checked as on the wire, and moved in turn, as `windows` says.
+encoded, hashed and checked as on the wire, and moved in turn, as `flow_control` says.
 """
 
 import threading
@@ -9,25 +9,34 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from queue import SimpleQueue
 
-from flcore_transport.endpoint import Endpoint, Service, refusal
+from flcore_transport.endpoint import Endpoint, Service, refusal_for
 from flcore_transport.errors import ConnectionLost, Refused, TransportError
-from flcore_transport.in_process_turns import Mover, Turns
-from flcore_transport.messages import Failure, Fetch, FromServer, Goodbye, Join, Layout, Offer, Receipt
+from flcore_transport.flow_control import DEFAULT_IN_FLIGHT_BYTES, Ending, FlowControl
+from flcore_transport.in_process_flow_control import TransferCall, TransferScheduler
+from flcore_transport.messages import (
+    DownloadRequest,
+    Failure,
+    FromServer,
+    Goodbye,
+    Join,
+    Layout,
+    Receipt,
+    UploadRequest,
+)
 from flcore_transport.pieces import PIECE_BODY_BYTES, Outbox
-from flcore_transport.windows import DEFAULT_WINDOWS_BYTES, Ending, Windows
 
 
 class InProcessServer:
     """Serves a `Service` to the connections of this process until closed.
 
-    All transfers together have up to `windows_bytes` of pieces under way.
+    All transfers together have up to `in_flight_bytes` of pieces under way.
     """
 
     address = "in-process"
 
-    def __init__(self, service: Service, *, windows_bytes: int = DEFAULT_WINDOWS_BYTES) -> None:
+    def __init__(self, service: Service, *, in_flight_bytes: int = DEFAULT_IN_FLIGHT_BYTES) -> None:
         self.endpoint = Endpoint(service)
-        self.turns = Turns(Windows(windows_bytes // PIECE_BODY_BYTES))
+        self.scheduler = TransferScheduler(FlowControl(in_flight_bytes // PIECE_BODY_BYTES))
 
     def close(self, reason: str = "the server has stopped", *, failed: bool = False) -> None:
         """Say goodbye to all clients. May be called twice."""
@@ -39,18 +48,18 @@ class InProcessConnection:
 
     def __init__(self, server: InProcessServer) -> None:
         self.address = server.address
-        self._endpoint, self._turns = server.endpoint, server.turns
+        self._endpoint, self._scheduler = server.endpoint, server.scheduler
         self._lock = threading.Lock()
-        self._stream: _Stream | None = None
-        self._movers: set[Mover] = set()
+        self._stream: _SessionStream | None = None
+        self._calls: set[TransferCall] = set()
         self._is_closed = False
 
     def session(self, join: Join) -> Iterator[FromServer]:
         """Join, and yield what the server says until its goodbye."""
-        stream = _Stream(join.client, self._turns)
+        stream = _SessionStream(join.client, self._scheduler)
         with self._lock:
             self._stream = stream
-        with self._calling():
+        with self._server_step():
             session = self._endpoint.join(join, stream)
         try:
             while not isinstance(message := stream.inbound.get(), TransportError):
@@ -59,51 +68,51 @@ class InProcessConnection:
                     return
         finally:
             self._endpoint.leave(session, stream)
-            self._endpoint.tell()
+            self._endpoint.notify_service()
         raise message
 
-    def upload(self, offer: Offer, outbox: Outbox) -> Receipt:
+    def upload(self, request: UploadRequest, outbox: Outbox) -> Receipt:
         """Send an answer and return its receipt."""
-        with self._moving("upload", offer.session, offer.order) as mover:
-            with self._calling():
-                delivery = self._endpoint.offer(offer)
+        with self._transfer_call("upload", request.session, request.assignment_id) as call:
+            with self._server_step():
+                upload = self._endpoint.begin_upload(request)
             try:
-                if delivery.received < delivery.expected:
-                    with self._calling():
-                        mover.turn()
-                        mover.wait(delivery.begin())
-                while delivery.received < delivery.expected:
-                    with mover.standing():
-                        piece = outbox.piece(delivery.received)
-                    with self._calling():
-                        mover.go_on()
-                        ready = delivery.accept(piece)
+                if upload.received < upload.expected:
+                    with self._server_step():
+                        call.acquire_window()
+                        call.wait_for_server(upload.begin())
+                while upload.received < upload.expected:
+                    with call.waiting_for_client():
+                        piece = outbox.piece(upload.received)
+                    with self._server_step():
+                        call.raise_if_ended()
+                        ready = upload.accept(piece)
                         if ready is not None:
-                            mover.wait(ready)
-                mover.is_done = True
-                with self._calling():
-                    return delivery.commit()
+                            call.wait_for_server(ready)
+                call.is_done = True
+                with self._server_step():
+                    return upload.commit()
             finally:
-                delivery.end()
+                upload.end()
 
-    def download(self, fetch: Fetch, layout: Layout | None = None) -> Iterator[bytes]:  # noqa: ARG002 - as over gRPC
-        """Yield the pieces of an order's payload from `fetch.first_piece` on."""
-        with self._moving("download", fetch.session, fetch.order) as mover:
-            with self._calling():
-                outbox = self._endpoint.fetch(fetch)
-            for index in range(fetch.first_piece, len(outbox.plan)):
-                with self._calling():
-                    if not mover.has_turn:
-                        outbox.queued()
-                    mover.turn()
+    def download(self, request: DownloadRequest, layout: Layout | None = None) -> Iterator[bytes]:  # noqa: ARG002 - as over gRPC
+        """Yield the pieces of an order's payload from `request.first_piece` on."""
+        with self._transfer_call("download", request.session, request.assignment_id) as call:
+            with self._server_step():
+                outbox = self._endpoint.begin_download(request)
+            for index in range(request.first_piece, len(outbox.plan)):
+                with self._server_step():
+                    if not call.has_window:
+                        outbox.on_queued()
+                    call.acquire_window()
                     piece = outbox.piece(index)
-                with mover.standing():
+                with call.waiting_for_client():
                     yield piece
-            mover.is_done = True
+            call.is_done = True
 
     def report(self, failure: Failure) -> Receipt:
         """Tell the server that an order could not be done."""
-        with self._calling():
+        with self._server_step():
             return self._endpoint.report(failure)
 
     def close(self) -> None:
@@ -112,26 +121,26 @@ class InProcessConnection:
         with self._lock:
             if self._stream is not None:
                 self._stream.end(ConnectionLost("the connection is closed"))
-            movers = list(self._movers)
-        for mover in movers:
-            mover.lose()
+            calls = list(self._calls)
+        for call in calls:
+            call.disconnect()
 
     @contextmanager
-    def _moving(self, kind: str, session: str, order: int) -> Iterator[Mover]:
+    def _transfer_call(self, direction: str, session: str, assignment_id: int) -> Iterator[TransferCall]:
         """One call that moves pieces; `close` ends it."""
-        with self._calling():
+        with self._server_step():
             client = self._endpoint.session(session).client
-        with self._turns.transfer(client, kind, order) as mover:
+        with self._scheduler.transfer(client, direction, assignment_id) as call:
             with self._lock:
-                self._movers.add(mover)
+                self._calls.add(call)
             try:
-                yield mover
+                yield call
             finally:
                 with self._lock:
-                    self._movers.discard(mover)
+                    self._calls.discard(call)
 
     @contextmanager
-    def _calling(self) -> Iterator[None]:
+    def _server_step(self) -> Iterator[None]:
         """A step of the server's: refused by a closed connection; what it refuses arrives as it would over a wire."""
         if self._is_closed:
             raise ConnectionLost("the connection is closed")
@@ -140,26 +149,26 @@ class InProcessConnection:
         except ConnectionLost:
             raise
         except TransportError as error:
-            refused = refusal(error)
+            refused = refusal_for(error)
             raise Refused(refused.kind, refused.message) from error
 
 
-class _Stream:
+class _SessionStream:
     """One client's session stream: the `Link` that the service has to it."""
 
-    def __init__(self, client: str, turns: Turns) -> None:
+    def __init__(self, client: str, scheduler: TransferScheduler) -> None:
         self.inbound: SimpleQueue[FromServer | TransportError] = SimpleQueue()
-        self._client, self._turns = client, turns
+        self._client, self._scheduler = client, scheduler
 
     def send(self, message: FromServer) -> None:
         """Put a message on the stream."""
         self.inbound.put(message)
 
-    def cut(self, order: int) -> None:
+    def cancel_transfers(self, assignment_id: int) -> None:
         """End the client's transfers of an order."""
-        self._turns.cut(self._client, order)
+        self._scheduler.cancel(self._client, assignment_id)
 
-    def give_up(self) -> None:
+    def supersede(self) -> None:
         """End the stream: its client has a newer one."""
         self.end(Ending.SUPERSEDED.error())
 

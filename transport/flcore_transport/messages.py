@@ -1,10 +1,10 @@
 """The vocabulary of the two ends: what is said beside the pieces.
 
 `content` is opaque bytes of the layer above. Both transports pass these values; gRPC as protobuf (`control`), the
-in-process twin as they are. An *order* is what the server asks of one client, known by its number. Several may be open
-at once, and a client does them in the order in which they came. An order is open until its answer has a receipt, or its
-client has reported a failure, or the server has withdrawn it. A welcome begins the list of open orders anew: after it
-the server sends all of them again.
+in-process twin as they are. An *assignment* is what the server asks of one client, known by its number. Several may be
+open at once, and a client does them in the order in which they came. An order is open until its answer has a receipt,
+or its client has reported a failure, or the server has withdrawn it. A welcome begins the list of open orders anew:
+after it the server sends all of them again.
 """
 
 from dataclasses import dataclass
@@ -89,7 +89,7 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class PayloadPart:
     """A named part of a payload, segment after segment."""
 
     name: str
@@ -100,7 +100,7 @@ class Part:
 class Layout:
     """What a payload consists of, part after part; an empty one has no pieces."""
 
-    parts: tuple[Part, ...] = ()
+    parts: tuple[PayloadPart, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,10 +122,10 @@ class Welcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class TaskAssignment:
     """Server to client: do this. `payload` can be fetched; `payload_id` tells whether the client has it already."""
 
-    number: int
+    assignment_id: int
     content: bytes
     payload: Layout = Layout()
     payload_id: str = ""
@@ -135,7 +135,7 @@ class Order:
 class Withdrawal:
     """Server to client: this order is over. It is not begun any more, and an answer to it is not taken."""
 
-    order: int
+    assignment_id: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,26 +147,26 @@ class Goodbye:
 
 
 @dataclass(frozen=True, slots=True)
-class Fetch:
+class DownloadRequest:
     """Client to server: send me the payload of this order, from this piece on."""
 
     session: str
-    order: int
+    assignment_id: int
     first_piece: int = 0
 
 
 @dataclass(frozen=True, slots=True)
-class Offer:
+class UploadRequest:
     """Client to server: here comes the answer to this order; the pieces of `layout` follow."""
 
     session: str
-    order: int
+    assignment_id: int
     content: bytes
     layout: Layout = Layout()
 
 
 @dataclass(frozen=True, slots=True)
-class Grant:
+class Credit:
     """Server to client: I hold the first `received` pieces; you may send up to the first `allowed`."""
 
     received: int
@@ -177,7 +177,7 @@ class Grant:
 class Receipt:
     """Server to client: the answer to this order is in, whole. It can be asked for again by offering again."""
 
-    order: int
+    assignment_id: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +185,7 @@ class Failure:
     """Client to server: I could not do this order, and why."""
 
     session: str
-    order: int
+    assignment_id: int
     message: str
 
 
@@ -197,8 +197,8 @@ class Refusal:
     message: str
 
 
-FromServer = Welcome | Order | Withdrawal | Goodbye
+FromServer = Welcome | TaskAssignment | Withdrawal | Goodbye
 """What a session's stream carries."""
 
-UploadReply = Grant | Receipt
+UploadReply = Credit | Receipt
 """What the stream back to an uploading client carries."""

@@ -13,7 +13,7 @@ from itertools import accumulate
 from typing import Protocol
 
 from flcore_transport.errors import PayloadIncomplete, PieceError, ProtocolMismatch
-from flcore_transport.framing import Buffer, decode, encode
+from flcore_transport.framing import Buffer, decode_piece, encode_piece
 from flcore_transport.messages import Layout, wire_dtype
 
 PIECE_BODY_BYTES = 2 << 20
@@ -43,8 +43,8 @@ class PieceRange:
 class PiecePlan(Sequence[PieceRange]):
     """The ranges of all pieces of a layout. Every piece of a segment but the last is full.
 
-    >>> from flcore_transport import Part, Segment
-    >>> plan = PiecePlan(Layout((Part("model", (Segment("float64", 262_400),)),)))
+    >>> from flcore_transport import PayloadPart, Segment
+    >>> plan = PiecePlan(Layout((PayloadPart("model", (Segment("float64", 262_400),)),)))
     >>> [(piece.first, piece.count) for piece in plan]
     [(0, 262144), (262144, 256)]
     """
@@ -73,7 +73,7 @@ class PiecePlan(Sequence[PieceRange]):
         return PieceRange(part, number, segment.dtype, first, min(size, segment.elements - first))
 
 
-class Source(Protocol):
+class PayloadSource(Protocol):
     """Where an outgoing payload's elements come from."""
 
     @property
@@ -89,7 +89,7 @@ class Source(Protocol):
         ...
 
 
-class Sink(Protocol):
+class PayloadSink(Protocol):
     """Where an incoming payload's elements go."""
 
     def write(self, piece: PieceRange, body: memoryview) -> None:
@@ -100,7 +100,7 @@ class Sink(Protocol):
         ...
 
 
-class SharedPieces:
+class PieceCache:
     """The last few pieces that were made of one payload: those who read it side by side get the same bytes."""
 
     def __init__(self, count: int = 8) -> None:
@@ -126,36 +126,36 @@ class SharedPieces:
 
 
 class Outbox:
-    """The sending side of one payload; `shared` is that of all outboxes of the same payload."""
+    """The sending side of one payload; `cache` is that of all outboxes of the same payload."""
 
-    def __init__(self, source: Source, shared: SharedPieces | None = None) -> None:
+    def __init__(self, source: PayloadSource, cache: PieceCache | None = None) -> None:
         self.plan = PiecePlan(source.layout)
         self._source = source
-        self._shared = shared
+        self._cache = cache
 
-    def queued(self) -> None:
+    def on_queued(self) -> None:
         """The call that reads waits for its turn: it gets nothing, and not because its client is slow."""
 
-    def at_hand(self, index: int) -> bytes | None:
+    def cached_piece(self, index: int) -> bytes | None:
         """Return piece `index` if that takes no work."""
-        return None if self._shared is None else self._shared.get(index)
+        return None if self._cache is None else self._cache.get(index)
 
     def piece(self, index: int) -> bytes:
         """Return piece `index`, ready for the wire."""
-        made = None if self._shared is None else self._shared.get(index)
-        if made is None:
+        encoded = None if self._cache is None else self._cache.get(index)
+        if encoded is None:
             piece = self.plan[index]
             body = self._source.read(piece)
-            made = encode(piece.part, piece.segment, piece.first, piece.dtype, piece.count, body)
-            if self._shared is not None:
-                self._shared.put(index, made)
-        return made
+            encoded = encode_piece(piece.part, piece.segment, piece.first, piece.dtype, piece.count, body)
+            if self._cache is not None:
+                self._cache.put(index, encoded)
+        return encoded
 
 
 class Inbox:
     """The receiving side of one payload: checks each piece against the plan and hands its elements on."""
 
-    def __init__(self, layout: Layout, sink: Sink) -> None:
+    def __init__(self, layout: Layout, sink: PayloadSink) -> None:
         self.plan = PiecePlan(layout)
         self.received = 0
         self._sink = sink
@@ -171,7 +171,7 @@ class Inbox:
             raise PieceError(f"piece {self.received} came, but the payload has only {len(self.plan)}")
         expected = self.plan[self.received]
         try:
-            body = decode(piece, expected.part, expected.segment, expected.first, expected.dtype, expected.count)
+            body = decode_piece(piece, expected.part, expected.segment, expected.first, expected.dtype, expected.count)
         except (PieceError, ProtocolMismatch) as error:
             raise type(error)(f"piece {self.received} of {len(self.plan)}: {error}") from error
         self._sink.write(expected, body)

@@ -7,7 +7,7 @@ from typing import Any
 from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
-SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.01, 0.25
+MIN_POLL_S, MAX_POLL_S = 0.01, 0.25
 """Between two rounds of asking: Flower's grids can only be asked."""
 
 
@@ -70,7 +70,7 @@ class StreamingGrid(Grid):  # type: ignore[misc]  # it has a type only where Flo
         return replies if trains else list(replies)
 
     def _replies(self, pending: list[str], until: float | None) -> Iterator[Message]:
-        pause, is_first = SHORTEST_PAUSE_S, True
+        pause, is_first = MIN_POLL_S, True
         while pending:
             began, answered = time.monotonic(), set[str]()
             for start in range(0, len(pending), self._at_once):
@@ -81,6 +81,6 @@ class StreamingGrid(Grid):  # type: ignore[misc]  # it has a type only where Flo
                     yield reply
                     del reply
             pending, is_first = [each for each in pending if each not in answered], False
-            pause = SHORTEST_PAUSE_S if answered else min(2 * pause, LONGEST_PAUSE_S)
+            pause = MIN_POLL_S if answered else min(2 * pause, MAX_POLL_S)
             if pending and not answered:
                 time.sleep(max(pause, time.monotonic() - began))  # whoever asks for many rests as long as it asked

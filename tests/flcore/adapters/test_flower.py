@@ -20,7 +20,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRec
 from flwr.serverapp import Grid, strategy  # noqa: E402
 
 from flcore.adapters.flower import FedAvg, FlcoreMean, StreamingGrid  # noqa: E402
-from flcore.adapters.flower.npy import BlankRecord, values_of  # noqa: E402
+from flcore.adapters.flower.npy_format import RecordBuilder, array_views  # noqa: E402
 from flcore.model.dtypes import DTYPES  # noqa: E402
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -122,18 +122,18 @@ class Nodes(Grid):  # type: ignore[misc]
 def test_arrays_are_read_where_they_are_and_written_as_flower_reads_them(dtype: str, shape: tuple[int, ...]) -> None:
     values = np.arange(int(np.prod(shape))).reshape(shape).astype(DTYPES[dtype])
     array = Array(values)
-    view = values_of(ArrayRecord({"a": array}), "x")["a"]
+    view = array_views(ArrayRecord({"a": array}), "x")["a"]
     assert np.array_equal(view, values) and view.dtype == values.dtype
     assert values.size == 0 or np.shares_memory(view, np.frombuffer(array.data, np.uint8))
-    blank = BlankRecord(flcore.ModelSpec.of({"a": values}))
+    blank = RecordBuilder(flcore.ModelSpec.of({"a": values}))
     blank.arrays["a"][...] = values
-    (made,) = blank.filled().values()
+    (made,) = blank.build().values()
     assert (made.dtype, made.shape, made.stype, made.data) == (array.dtype, array.shape, array.stype, array.data)
 
 
 def test_arrays_in_fortrans_order_and_unusual_headers_are_read() -> None:
     values = np.asfortranarray(np.arange(6, dtype=np.float32).reshape(2, 3))
-    assert np.array_equal(values_of(ArrayRecord({"a": Array(values)}), "x")["a"], values)
+    assert np.array_equal(array_views(ArrayRecord({"a": Array(values)}), "x")["a"], values)
 
 
 def npy(header: str) -> Any:
@@ -162,7 +162,7 @@ def npy(header: str) -> Any:
 )
 def test_what_is_no_array_is_refused_by_name(array: Any, words: str) -> None:
     with pytest.raises(flcore.TensorMismatch, match=f"client 'node 1', tensor 'a': .*{words}"):
-        values_of(ArrayRecord({"a": array}), "node 1")
+        array_views(ArrayRecord({"a": array}), "node 1")
 
 
 @pytest.mark.parametrize("form", [list, iter])
@@ -408,4 +408,4 @@ def test_the_grid_gives_up_after_its_timeout_and_lists_what_is_small() -> None:
 def test_bfloat16_goes_through() -> None:
     given = [reply({"h": np.full(3, value, ml_dtypes.bfloat16)}, 1, node) for node, value in enumerate((1.0, 2.0))]
     found, _ = mean_of(FedAvg(), given)
-    assert values_of(found, "x")["h"].tolist() == [1.5] * 3 and found["h"].dtype == "bfloat16"
+    assert array_views(found, "x")["h"].tolist() == [1.5] * 3 and found["h"].dtype == "bfloat16"

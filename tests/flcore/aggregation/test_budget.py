@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from flcore_transport import STRANGERS_BYTES
+from flcore_transport import UNAUTHENTICATED_BYTES
 
 from flcore import BudgetError, ModelSpec
 from flcore.aggregation.budget import OVERHEAD_BYTES, Budget, memory_bytes
@@ -35,7 +35,7 @@ def test_a_budget_too_small_for_any_job_says_which_would_do() -> None:
 def test_the_shares_are_within_the_whole() -> None:
     for nbytes in (64 * MIB, 1_000_000_007, 1 << 40):
         budget = Budget(nbytes)
-        shares = budget.windows_bytes + budget.working_bytes + budget.staging_bytes
+        shares = budget.in_flight_bytes + budget.working_bytes + budget.staging_bytes
         assert 0.7 * nbytes <= shares < nbytes
 
 
@@ -43,7 +43,7 @@ def test_the_shares_are_within_the_whole() -> None:
 def test_the_formula_of_the_docs(accumulate: str, of_total: float) -> None:
     spec = ModelSpec.of({"w": np.zeros(1 << 20, np.float32)})
     budget = Budget.parse("64MiB")
-    assert budget.peak_bytes("at-close", spec, accumulate) == (64 + 320) * MIB
+    assert budget.peak_bytes("batch", spec, accumulate) == (64 + 320) * MIB
     assert budget.peak_bytes("streaming", spec, accumulate) == int((2 * 4 + of_total) * MIB) + (64 + 320) * MIB
 
 
@@ -55,16 +55,16 @@ def test_a_server_that_would_not_fit_says_what_would_do() -> None:
         BudgetError, match="takes up to 876MiB of memory, and there are 700MiB; a budget of 80MiB would"
     ) as e:
         budget.require("streaming", spec, "float32", 700 * MIB)
-    assert str(e.value).endswith("would do, or the plan at-close with a budget of 256MiB would do")
-    with pytest.raises(BudgetError, match="there are 400MiB; the plan at-close with a budget of 80MiB would do"):
+    assert str(e.value).endswith("would do, or the plan batch with a budget of 256MiB would do")
+    with pytest.raises(BudgetError, match="there are 400MiB; the plan batch with a budget of 80MiB would do"):
         budget.require("streaming", spec, "exact", 400 * MIB)
     with pytest.raises(BudgetError, match=r"there are 340MiB$"):
-        budget.require("at-close", spec, "exact", 340 * MIB)
-    Budget.parse("80MiB").require("at-close", spec, "exact", 400 * MIB)
+        budget.require("batch", spec, "exact", 340 * MIB)
+    Budget.parse("80MiB").require("batch", spec, "exact", 400 * MIB)
 
 
 def test_a_plan_that_does_not_exist_has_no_formula() -> None:
-    with pytest.raises(BudgetError, match="plan 'at_close' does not exist; expected at-close or streaming"):
+    with pytest.raises(BudgetError, match="plan 'at_close' does not exist; expected batch or streaming"):
         Budget.parse("64MiB").peak_bytes("at_close", ModelSpec.of({"w": np.zeros(3)}), "exact")
 
 
@@ -85,5 +85,5 @@ def test_memory_is_what_the_control_groups_allow(tmp_path: Path) -> None:
 
 
 def test_what_strangers_hold_is_in_the_formula() -> None:
-    assert STRANGERS_BYTES == 32 * MIB
+    assert UNAUTHENTICATED_BYTES == 32 * MIB
     assert OVERHEAD_BYTES == 320 * MIB

@@ -67,7 +67,7 @@ def test_what_all_have_alike_comes_through_bit_for_bit(accumulate: str, tmp_path
     assert_wanted(stored.arrays())
 
 
-@pytest.mark.parametrize("plan", ["at-close", "streaming"])
+@pytest.mark.parametrize("plan", ["batch", "streaming"])
 @pytest.mark.parametrize("memory_bytes", [None, 0])
 def test_it_comes_through_an_aggregator_that_knows_what_was_sent(plan: str, memory_bytes: int | None) -> None:
     storage = Storage(plan, Staging(memory_bytes), read_chunks=2)

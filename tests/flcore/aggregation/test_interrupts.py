@@ -55,7 +55,7 @@ calls = {
         lambda: flcore.aggregate(iter(updates))["w"],
         lambda: flcore.aggregate(updates, out=out)["w"],
     ],
-    "aggregator": [lambda: staged("at-close"), lambda: staged("streaming")],
+    "aggregator": [lambda: staged("batch"), lambda: staged("streaming")],
     "files": [files],
 }[what]
 expected = flcore.aggregate(updates)["w"].tobytes()

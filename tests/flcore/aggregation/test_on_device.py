@@ -148,7 +148,7 @@ def test_arrays_with_strides_are_made_flat_there(player: ShimDevice) -> None:
     assert found["w"].values().tolist() == values.reshape(3, 2).T.tolist()
 
 
-@pytest.mark.parametrize("plan", ["at-close", "streaming"])
+@pytest.mark.parametrize("plan", ["batch", "streaming"])
 def test_an_aggregator_may_be_told_to_work_there(player: ShimDevice, plan: str) -> None:
     given, results = models(), []
     for backend in ("cuda", "cpu"):

@@ -69,20 +69,20 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
 @pytest.mark.parametrize("has_base", [False, True])
 def test_exact_sums_give_the_same_bits_in_both_plans(has_base: bool) -> None:
     base = Model.of(update(99)) if has_base else None
-    expected = combined("at-close", list(range(CLIENTS)), base=base)
+    expected = combined("batch", list(range(CLIENTS)), base=base)
     for seed in range(3):
         order = np.random.default_rng(seed).permutation(CLIENTS).tolist()
         found = combined("streaming", order, base=base)
         assert all(found[name].tobytes() == expected[name].tobytes() for name in expected)
 
 
-@pytest.mark.parametrize("plan", ["at-close", "streaming"])
+@pytest.mark.parametrize("plan", ["batch", "streaming"])
 @pytest.mark.parametrize("accumulate", ["exact", "float64", "float32"])
 @pytest.mark.parametrize("read_chunks", [1, 3, 16])
 def test_updates_on_disk_give_the_same_bits(plan: str, accumulate: str, read_chunks: int) -> None:
     base = Model.of(update(99))
     order = list(range(CLIENTS))
-    expected = combined("at-close", order, base=base, accumulate=accumulate)
+    expected = combined("batch", order, base=base, accumulate=accumulate)
     nbytes = ModelSpec.of(update(0)).nbytes
     for memory_bytes in (0, 4 * nbytes):  # all on disk, and only those that find no room
         storage = Storage(plan, Staging(memory_bytes), read_chunks=read_chunks)
@@ -93,7 +93,7 @@ def test_updates_on_disk_give_the_same_bits(plan: str, accumulate: str, read_chu
 
 def same(found: Any, expected: Any, accumulate: str, plan: str) -> bool:
     """The bits never differ, but of float sums in the order of arrival: the group decides what they are scaled by."""
-    if accumulate == "exact" or plan == "at-close" or found.dtype.kind in "iu":
+    if accumulate == "exact" or plan == "batch" or found.dtype.kind in "iu":
         return bool(found.tobytes() == expected.tobytes())
     return np.allclose(found.astype(np.float64), expected.astype(np.float64), rtol=2e-2, atol=1e-2)
 
@@ -108,7 +108,7 @@ def test_a_budget_bounds_what_is_in_memory() -> None:
     assert all(staged.is_in_memory or staged.is_on_disk for staged in held)
 
 
-@pytest.mark.parametrize("plan", ["at-close", "streaming"])
+@pytest.mark.parametrize("plan", ["batch", "streaming"])
 def test_what_is_discarded_takes_no_room_and_leaves_no_trace(plan: str) -> None:
     staging = Staging(4 * ModelSpec.of(update(0)).nbytes)
     aggregator = Aggregator(ModelSpec.of(update(0)), storage=Storage(plan, staging))
@@ -125,7 +125,7 @@ def test_whoever_commits_does_not_wait_for_the_fold(gate: threading.Event) -> No
     for seed in range(CLIENTS):
         give(aggregator, seed)
     gate.set()
-    expected = combined("at-close", list(range(CLIENTS)))
+    expected = combined("batch", list(range(CLIENTS)))
     assert aggregator.finish().arrays()["w"].tobytes() == expected["w"].tobytes()
 
 
@@ -170,7 +170,7 @@ def test_nothing_and_nothing_but_zeros_are_told_apart() -> None:
 
 
 def test_an_unknown_plan_is_refused() -> None:
-    with pytest.raises(JobError, match="plan 'later' does not exist; expected one of at-close, streaming"):
+    with pytest.raises(JobError, match="plan 'later' does not exist; expected one of batch, streaming"):
         Aggregator(ModelSpec.of(update(0)), plan="later")
 
 
@@ -205,7 +205,7 @@ def damage(folder: Path, how: str, segment: int = 0) -> None:
         file.unlink()
 
 
-@pytest.mark.parametrize("plan", ["at-close", "streaming"])
+@pytest.mark.parametrize("plan", ["batch", "streaming"])
 @pytest.mark.parametrize("how", ["cut", "removed"])
 @pytest.mark.parametrize("read_chunks", [2, 16])
 def test_an_update_that_cannot_be_read_back_is_left_out_and_named(
@@ -224,7 +224,7 @@ def test_an_update_that_cannot_be_read_back_is_left_out_and_named(
     for fold in folds:
         fold()
     found = aggregator.finish().arrays()
-    expected = combined("at-close", [0, 2, 3])
+    expected = combined("batch", [0, 2, 3])
     assert all(found[name].tobytes() == expected[name].tobytes() for name in expected)
     assert sorted(aggregator.lost) == ["client-01", "client-04"]
     assert "client 'client-01': the disk does not keep it" in aggregator.lost["client-01"]
@@ -233,7 +233,7 @@ def test_an_update_that_cannot_be_read_back_is_left_out_and_named(
     assert not aggregator.lost and not list((tmp_path / "staging").iterdir())
 
 
-@pytest.mark.parametrize("plan", ["at-close", "streaming"])
+@pytest.mark.parametrize("plan", ["batch", "streaming"])
 def test_updates_that_are_lost_may_be_committed_once_more(
     plan: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -252,7 +252,7 @@ def test_updates_that_are_lost_may_be_committed_once_more(
     with pytest.raises(UpdateError, match="it has an update in this aggregation already"):
         give(aggregator, 1)
     give(aggregator, 2)
-    found, expected = aggregator.finish().arrays(), combined("at-close", [0, 1, 2, 3])
+    found, expected = aggregator.finish().arrays(), combined("batch", [0, 1, 2, 3])
     assert all(found[name].tobytes() == expected[name].tobytes() for name in expected)
     assert not aggregator.lost and not list((tmp_path / "staging").iterdir())
 
@@ -271,7 +271,7 @@ def _later(folds: list[Any], submit: Any) -> Any:
 
 
 def test_a_round_of_which_nothing_can_be_read_back_has_no_result(tmp_path: Path) -> None:
-    aggregator = Aggregator(ModelSpec.of(update(0)), storage=Storage("at-close", Staging(0, tmp_path / "staging")))
+    aggregator = Aggregator(ModelSpec.of(update(0)), storage=Storage("batch", Staging(0, tmp_path / "staging")))
     give(aggregator, 0)
     damage(tmp_path / "staging" / "1", "removed")
     with pytest.raises(QuorumError, match="no committed update can be read back: client 'client-00'"):

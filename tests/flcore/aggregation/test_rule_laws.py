@@ -116,7 +116,7 @@ def admitted(given: Round) -> list[int]:
     """Return which updates an aggregator takes that knows of no others."""
     found = []
     for number, (arrays, weight) in enumerate(given.updates):
-        with refusing("alone"), given.aggregator("at-close").update(client="alone", weight=weight) as update:
+        with refusing("alone"), given.aggregator("batch").update(client="alone", weight=weight) as update:
             update.write_all(arrays)
             found.append(number)
     return found
@@ -152,8 +152,8 @@ def added(given: Round, group: int | None, *, may_double: bool) -> bytes:
 def results(given: Round, folder: Path) -> Iterator[tuple[str, bytes]]:
     """Yield the bits of every entry point's result for a round of admitted updates, by its name."""
     spec, nbytes = given.spec, given.spec.nbytes
-    yield "at close", staged(given, "at-close")
-    yield "at close, on disk in groups", staged(given, "at-close", Storage("at-close", Staging(nbytes), read_chunks=2))
+    yield "at close", staged(given, "batch")
+    yield "at close, on disk in groups", staged(given, "batch", Storage("batch", Staging(nbytes), read_chunks=2))
     yield "streaming", staged(given, "streaming")
     yield "streaming from disk", staged(given, "streaming", Storage("streaming", Staging(0), read_chunks=1))
     if given.base is None:
@@ -189,7 +189,7 @@ def test_what_is_admitted_never_makes_a_round_fail_and_what_is_refused_costs_onl
         if drawn.accumulate == "exact" or drawn.dtype in INTEGERS:
             assert bits == expected, name
     # With the others there, nothing changes: names sort as numbers do, so even float sums are in the same order.
-    assert staged(drawn, "at-close") == expected
+    assert staged(drawn, "batch") == expected
     if drawn.accumulate == "exact" or drawn.dtype in INTEGERS:
         assert staged(drawn, "streaming") == expected
         if drawn.base is None:

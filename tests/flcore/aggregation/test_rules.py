@@ -120,7 +120,7 @@ def test_an_aggregator_at_close_follows_it_with_more_updates_on_disk_than_chunks
     name: str, memory_updates: int, read_chunks: int, rules: Any
 ) -> None:
     spec = ModelSpec.of(updates()[0][0])
-    storage = Storage("at-close", Staging(memory_updates * spec.nbytes), read_chunks=read_chunks)
+    storage = Storage("batch", Staging(memory_updates * spec.nbytes), read_chunks=read_chunks)
     aggregator = Aggregator(spec, rule=rules(name), storage=storage)
     for number, (arrays, weight) in enumerate(updates()):
         with aggregator.update(client=f"{number}", weight=weight) as update:
@@ -136,7 +136,7 @@ def test_a_base_is_added_to_what_it_returns(rules: Any) -> None:
 
 
 def test_it_needs_the_plan_at_close(rules: Any) -> None:
-    with pytest.raises(JobError, match="rule 'median' needs all updates at once: choose the plan at-close"):
+    with pytest.raises(JobError, match="rule 'median' needs all updates at once: choose the plan batch"):
         Aggregator(ModelSpec.of(updates()[0][0]), rule=rules("median"), plan="streaming")
 
 
@@ -230,7 +230,7 @@ def test_a_clipped_mean_is_shorter_than_its_updates(accumulate: str, read_chunks
     given = [({"w": np.array([3.0, 4.0], np.float32)}, 1.0), ({"w": np.array([30.0, -40.0], np.float32)}, 3.0)]
     rule, wanted = Geometry("clip", norms, clipped), [(3.0 + 3 * 3.0) / 4, (4.0 - 3 * 4.0) / 4]
     assert np.allclose(aggregate(given, rule=rule, accumulate=accumulate)["w"], wanted, rtol=1e-6)
-    storage = Storage("at-close", Staging(0), read_chunks=read_chunks)
+    storage = Storage("batch", Staging(0), read_chunks=read_chunks)
     aggregator = Aggregator(ModelSpec.of(given[0][0]), rule=rule, accumulate=accumulate, storage=storage)
     for number, (arrays, weight) in enumerate(given):
         with aggregator.update(client=f"{number}", weight=weight) as update:
@@ -240,7 +240,7 @@ def test_a_clipped_mean_is_shorter_than_its_updates(accumulate: str, read_chunks
 
 def test_a_coefficient_that_no_sum_takes_costs_the_sender_of_the_weight_its_place() -> None:
     rule, spec = flcore.Sum("fourth power", lambda weight: weight**4), ModelSpec.of({"w": np.zeros(3)})
-    for plan in ("at-close", "streaming"):
+    for plan in ("batch", "streaming"):
         aggregator = Aggregator(spec, rule=rule, plan=plan)
         with aggregator.update(client="a", weight=1.0) as update:
             update.write("w", np.ones(3))

@@ -12,7 +12,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from flcore_kernels import backend
-from flcore_transport import WIRE_DTYPES, PieceRange, message_bytes, message_metadata, piece_elements, schema_message
+from flcore_transport import (
+    WIRE_DTYPES,
+    PieceRange,
+    arrow_message_bytes,
+    arrow_metadata,
+    arrow_schema_message,
+    piece_elements,
+)
 
 from flcore import Aggregator, CorruptUpdate, Model, ModelSpec, UpdateError, open_update
 from flcore.aggregation.admission_limits import AggregationSettings
@@ -127,7 +134,7 @@ def test_every_dtype_of_the_wire_can_be_opened(dtype: str, tmp_path: Path) -> No
 
 
 def test_an_update_can_be_opened_once_it_is_committed(tmp_path: Path) -> None:
-    aggregator = Aggregator(SPEC, storage=Storage("at-close", Staging(0, tmp_path / "staging")))
+    aggregator = Aggregator(SPEC, storage=Storage("batch", Staging(0, tmp_path / "staging")))
     with aggregator.update(client="a", weight=1.0) as staged:
         for number in range(2):
             with pytest.raises(UpdateError, match="only a part has come; open it once its client has answered"):
@@ -204,9 +211,9 @@ def test_a_missing_or_truncated_file_is_told(committed: Path) -> None:
 def test_a_chunk_that_is_missing_or_altered_names_its_tensor(committed: Path, bytes_: bytes, found: str) -> None:
     count = piece_elements("float32")
     offset = chunk_offset(PieceRange(0, 0, "float32", count, count))
-    assert offset == len(schema_message("float32")) + message_bytes("float32", count)
+    assert offset == len(arrow_schema_message("float32")) + arrow_message_bytes("float32", count)
     with (committed / "segment-0.arrows").open("r+b") as file:
-        for begin in range(0, len(message_metadata("float32", count)), 8):
+        for begin in range(0, len(arrow_metadata("float32", count)), 8):
             file.seek(offset + begin)
             file.write(bytes_)
     with pytest.raises(CorruptUpdate, match=f"tensor 'w': expected a chunk at byte {offset} of .*, got {found}"):

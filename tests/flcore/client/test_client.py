@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 from flcore_transport import (
     ConnectionLost,
+    DownloadRequest,
     Failure,
-    Fetch,
     FromServer,
     Goodbye,
     Join,
     Layout,
-    Offer,
-    Order,
     Outbox,
     Receipt,
     Refused,
+    TaskAssignment,
     TransportError,
+    UploadRequest,
     Welcome,
     Withdrawal,
 )
@@ -29,18 +29,18 @@ from flcore_transport import (
 from flcore import Arrays, Job, JobFailed, Model, Site, Task, Update
 from flcore.client.client import Client
 from flcore.client.executor import Executor
-from flcore.job.messages import TaskMessage, WelcomeMessage, tensors_of
+from flcore.job.messages import TaskMessage, WelcomeMessage, encode_tensors
 from flcore.job.parsing import parse_contract
 from flcore.model.wire_format import WireFormat
 from tests.flcore.conftest import Function, Scripted
 
 MODEL = Model.of({"w": np.zeros(1000, np.float32)})
-WELCOME = Welcome("secret", WelcomeMessage(tensors=tensors_of(MODEL.spec), code_digest="", version="").to_bytes())
+WELCOME = Welcome("secret", WelcomeMessage(tensors=encode_tensors(MODEL.spec), code_digest="", version="").to_bytes())
 
 
-def order(number: int, round_: int, payload_id: str = "") -> Order:
+def assignment(number: int, round_: int, payload_id: str = "") -> TaskAssignment:
     message = TaskMessage(task="train", round=round_, rounds=9, seed=1, hyperparameters={})
-    return Order(number, message.to_bytes(), MODEL.layout, payload_id or f"model-{round_}")
+    return TaskAssignment(number, message.to_bytes(), MODEL.layout, payload_id or f"model-{round_}")
 
 
 class Server:
@@ -66,23 +66,23 @@ class Server:
             if isinstance(message, Goodbye):
                 return
 
-    def download(self, fetch: Fetch, layout: Layout | None = None) -> Iterator[bytes]:
+    def download(self, request: DownloadRequest, layout: Layout | None = None) -> Iterator[bytes]:
         self.downloads += 1
         outbox = Outbox(MODEL)
-        return iter([outbox.piece(index) for index in range(fetch.first_piece, len(outbox.plan))])
+        return iter([outbox.piece(index) for index in range(request.first_piece, len(outbox.plan))])
 
-    def upload(self, offer: Offer, outbox: Outbox) -> Receipt:
+    def upload(self, request: UploadRequest, outbox: Outbox) -> Receipt:
         pieces = [outbox.piece(index) for index in range(len(outbox.plan))]
         with self.changed:
-            self.uploads.append((offer.order, offer.content, pieces))
+            self.uploads.append((request.assignment_id, request.content, pieces))
             self.changed.notify_all()
             if self.losing:
                 raise self.losing.pop()
-        return Receipt(offer.order)
+        return Receipt(request.assignment_id)
 
     def report(self, failure: Failure) -> Receipt:
         self.reports.append(failure)
-        return Receipt(failure.order)
+        return Receipt(failure.assignment_id)
 
     def close(self) -> None:
         self.says.put(ConnectionLost("closed"))
@@ -137,7 +137,7 @@ def played(tmp_path: Path) -> Played:
 
 
 def test_orders_are_done_in_the_order_in_which_they_came(played: Played) -> None:
-    played.start(order(1, 1), order(2, 2))
+    played.start(assignment(1, 1), assignment(2, 2))
     played.server.wait_for_uploads(2)
     played.finish()
     assert [number for number, _, _ in played.server.uploads] == [1, 2]
@@ -148,13 +148,13 @@ def test_orders_are_done_in_the_order_in_which_they_came(played: Played) -> None
 def test_an_order_that_comes_again_is_answered_with_the_same_bytes_and_no_training(played: Played, upload: str) -> None:
     if upload != "float32":
         played.wire = {"upload": upload}
-    played.start(order(1, 1))
+    played.start(assignment(1, 1))
     played.server.wait_for_uploads(1)
-    played.say(order(1, 1))  # the same order: its receipt was lost on the server's side
+    played.say(assignment(1, 1))  # the same order: its receipt was lost on the server's side
     played.server.wait_for_uploads(2)
-    played.say(order(2, 1))  # another order that asks the same
+    played.say(assignment(2, 1))  # another order that asks the same
     played.server.wait_for_uploads(3)
-    played.say(order(3, 2))
+    played.say(assignment(3, 2))
     played.server.wait_for_uploads(4)
     played.finish()
     first, second, third, other = played.server.uploads
@@ -168,9 +168,9 @@ def test_an_order_that_comes_again_is_answered_with_the_same_bytes_and_no_traini
 def test_what_rounding_left_out_of_an_answer_that_never_arrived_is_not_kept(played: Played) -> None:
     played.wire = {"upload": "int8[64]"}
     played.server.losing = [Refused("untimely", "the round has closed without it")]
-    played.start(order(1, 1))
+    played.start(assignment(1, 1))
     played.server.wait_for_uploads(1)
-    played.say(order(2, 2))
+    played.say(assignment(2, 2))
     played.server.wait_for_uploads(2)
     played.finish()
     first, second = played.server.uploads
@@ -179,9 +179,9 @@ def test_what_rounding_left_out_of_an_answer_that_never_arrived_is_not_kept(play
 
 
 def test_another_model_is_another_order(played: Played) -> None:
-    played.start(order(1, 1))
+    played.start(assignment(1, 1))
     played.server.wait_for_uploads(1)
-    played.say(order(2, 1, payload_id="another model"))
+    played.say(assignment(2, 1, payload_id="another model"))
     played.server.wait_for_uploads(2)
     played.finish()
     assert played.trained == [1, 1]
@@ -198,9 +198,9 @@ def test_an_order_withdrawn_while_it_is_done_is_finished_and_its_answer_not_sent
         return played.uneven(model, task)
 
     played.train = train
-    played.start(order(1, 1), order(2, 2), order(3, 3))
+    played.start(assignment(1, 1), assignment(2, 2), assignment(3, 3))
     assert begun.wait(20)
-    played.say(Withdrawal(1), Withdrawal(2), order(4, 1))
+    played.say(Withdrawal(1), Withdrawal(2), assignment(4, 1))
     while not played.server.says.empty():
         threading.Event().wait(0.01)
     may_go_on.set()
@@ -214,9 +214,9 @@ def test_an_order_withdrawn_while_it_is_done_is_finished_and_its_answer_not_sent
 
 def test_an_upload_is_not_made_again_for_an_order_that_was_withdrawn(played: Played) -> None:
     played.server.losing = [ConnectionLost("gone"), ConnectionLost("gone")]
-    played.start(order(1, 1))
+    played.start(assignment(1, 1))
     played.server.wait_for_uploads(1)
-    played.say(Withdrawal(1), order(2, 2))
+    played.say(Withdrawal(1), assignment(2, 2))
     played.server.wait_for_uploads(3)
     played.finish()
     assert [number for number, _, _ in played.server.uploads if number == 2]
@@ -272,7 +272,7 @@ def test_waits_grow_up_to_two_seconds_and_begin_anew_after_a_good_session(played
 
 def test_the_form_of_a_narrow_upload_is_the_contracts(played: Played) -> None:
     played.wire = {"upload": "int8[64]"}
-    played.start(order(1, 1))
+    played.start(assignment(1, 1))
     played.server.wait_for_uploads(1)
     played.finish()
     assert len(played.server.uploads[0][2]) == len(WireFormat.compressed(MODEL.spec, "int8[64]").pieces)

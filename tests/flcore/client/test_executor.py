@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from flcore import Job, JobError, Site, Task, TaskFailed, Update
-from flcore.client.executor import Executor, _real
-from flcore.client.notices import MAX_TRACEBACK_CHARACTERS, Notices
+from flcore.client.executor import Executor, _to_float
+from flcore.client.notices import MAX_TRACEBACK_CHARACTERS, NoticeLogger
 from flcore.job.parsing import parse_contract
 
 CONTRACT = {
@@ -96,7 +96,7 @@ class Scalar:
     ],
 )
 def test_a_metric_is_a_real_number(value: Any) -> None:
-    assert _real(value) == 0.25 and type(_real(value)) is float
+    assert _to_float(value) == 0.25 and type(_to_float(value)) is float
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_a_weight_that_is_an_array_is_not_shown(run: Any) -> None:
 
 
 def test_a_notice_is_logged_once_for_each_kind(caplog: pytest.LogCaptureFixture) -> None:
-    notices = Notices()
+    notices = NoticeLogger()
     for kind, text in (("one", "first"), ("one", "again"), ("two", "other")):
         notices(kind, text)
     assert [record.getMessage() for record in caplog.records] == ["first", "other"]

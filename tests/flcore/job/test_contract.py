@@ -14,7 +14,7 @@ from flcore.aggregation.storage import Storage
 from flcore.job.contract import Contract, differences
 from flcore.job.messages import JoinMessage, MalformedMessage, UpdateMessage, parse_message
 from flcore.job.parsing import parse_contract
-from flcore.server.playbooks import playbook_of
+from flcore.workflows.bundled import load_workflow
 
 SOUND: dict[str, Any] = {
     "name": "sound",
@@ -60,7 +60,8 @@ def test_a_contract_is_frozen_and_its_fingerprint_is_of_what_it_says() -> None:
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [
-        ("server.round", 3, "here: server.round: there is no such key"),
+        ("server.round", 3, "here: server.round: there is no such key$"),
+        ("server.controller", "fed_avg", "no such key; it is called server.workflow now$"),
         ("server.rounds", "ten", "here: server.rounds: input should be a valid integer, not 'ten'"),
         ("server.rounds", 0, "server.rounds: .* greater than or equal to 1, not 0"),
         ("server.rounds", None, "server.rounds: field required"),
@@ -203,17 +204,17 @@ def test_the_code_digest_follows_the_code(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("controller", "message"),
+    ("workflow", "message"),
     [
         ("fed_prox", "'fed_prox' is not bundled"),
         ("train.py:play", "has no 'play'"),
         ("train.py:number", "not a function"),
     ],
 )
-def test_a_playbook_that_does_not_exist_is_refused(tmp_path: Path, controller: str, message: str) -> None:
-    toml = TOML.replace("rounds = 1", f'rounds = 1\ncontroller = "{controller}"')
+def test_a_workflow_that_does_not_exist_is_refused(tmp_path: Path, workflow: str, message: str) -> None:
+    toml = TOML.replace("rounds = 1", f'rounds = 1\nworkflow = "{workflow}"')
     with pytest.raises(JobError, match=message):
-        playbook_of(Job.load(write(tmp_path / "job", toml, "number = 3")))
+        load_workflow(Job.load(write(tmp_path / "job", toml, "number = 3")))
 
 
 @pytest.mark.parametrize(

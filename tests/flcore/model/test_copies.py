@@ -18,7 +18,7 @@ import pytest
 import flcore
 from flcore.aggregation.buffers import BufferReader
 from flcore.aggregation.incremental import IncrementalAggregator
-from flcore.client.answer import offered
+from flcore.client.cached_answer import prepare_answer
 from flcore.client.executor import Executor
 from flcore.model.model import NamedArrays
 
@@ -133,7 +133,7 @@ def sent(model: dict[str, Any]) -> None:
     job: Any = SimpleNamespace(contract=contract, reference=lambda *_: code)
     task: Any = SimpleNamespace(name="train")
     update = Executor(job, flcore.Site("a")).run({}, task)
-    _, source = offered(update, "weights", SPEC)
+    _, source = prepare_answer(update, "weights", SPEC)
     assert isinstance(source, NamedArrays)
     require_values({name: source.chunk(*place).reshape(VALUES[name].shape) for name, place in PLACES.items()})
 

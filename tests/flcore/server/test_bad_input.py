@@ -10,12 +10,21 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flcore_transport import Layout, Offer, Order, Outbox, Part, Refused, Segment, TransportError
+from flcore_transport import (
+    Layout,
+    Outbox,
+    PayloadPart,
+    Refused,
+    Segment,
+    TaskAssignment,
+    TransportError,
+    UploadRequest,
+)
 
 from flcore import Arrays, Model, Outcome, QuorumError, Task, Update
 from flcore.job.messages import TaskMessage, UpdateMessage, parse_message
 from flcore.model.model import NamedArrays
-from flcore.server.events import OddMetrics
+from flcore.server.events import InvalidMetrics
 from tests.flcore.conftest import Function, Stage, adding, mean_of
 
 Change = Callable[[dict[str, Any]], dict[str, Any]]
@@ -122,16 +131,16 @@ def test_a_metric_that_is_none_costs_the_metric_and_not_the_weights(
     by_hand: "ByHand", name: str, value: str, why: str
 ) -> None:
     content = by_hand.message.to_bytes().replace(b'"metrics":{}', f'"metrics":{{"{name}":{value},"sound":2}}'.encode())
-    number = by_hand.next_order().number
+    number = by_hand.next_assignment().assignment_id
     by_hand.stage.connect().upload(
-        Offer(by_hand.secret, number, content, by_hand.source.layout), Outbox(by_hand.source)
+        UploadRequest(by_hand.secret, number, content, by_hand.source.layout), Outbox(by_hand.source)
     )
     record = by_hand.stage.result().history[0]
     assert sorted(record.updates) == ["bad", "good-1", "good-2"] and record.updates["bad"].metrics == {"sound": 2}
     assert record.train == {"added": 2.0, "sound": 2.0}
-    (said,) = record.odd_metrics["bad"].values()
+    (said,) = record.invalid_metrics["bad"].values()
     assert re.search(why, said)
-    assert [event.client for event in by_hand.stage.events if isinstance(event, OddMetrics)] == ["bad"]
+    assert [event.client for event in by_hand.stage.events if isinstance(event, InvalidMetrics)] == ["bad"]
 
 
 @pytest.mark.parametrize("metrics", [{"loss": np.nan}, {"loss": "low"}, {1: 2.0}, {"m" * 200: 1.0}, {"m": [1.0]}])
@@ -165,15 +174,17 @@ class ByHand:
         self.source = NamedArrays(self.model.spec, arrays)
         self.message = UpdateMessage(returns="weights", weight=1.0, fingerprint=self.model.spec.fingerprint)
 
-    def next_order(self) -> Order:
-        order = next(self._stream)
-        assert isinstance(order, Order)
-        return order
+    def next_assignment(self) -> TaskAssignment:
+        assignment = next(self._stream)
+        assert isinstance(assignment, TaskAssignment)
+        return assignment
 
-    def send(self, order: int, outbox: Outbox | None = None, layout: Layout | None = None, **changes: Any) -> None:
+    def send(
+        self, assignment_id: int, outbox: Outbox | None = None, layout: Layout | None = None, **changes: Any
+    ) -> None:
         content = self.message.model_copy(update=changes).to_bytes()
-        offer = Offer(self.secret, order, content, layout or self.source.layout)
-        self.stage.connect().upload(offer, outbox or Outbox(self.source))
+        request = UploadRequest(self.secret, assignment_id, content, layout or self.source.layout)
+        self.stage.connect().upload(request, outbox or Outbox(self.source))
 
 
 @pytest.fixture
@@ -210,7 +221,7 @@ class Spoiled(Outbox):
 )
 def test_a_corrupted_piece(by_hand: ByHand, spoil: Callable[[bytes], bytes], expected: str) -> None:
     with pytest.raises(Refused, match=expected) as caught:
-        by_hand.send(by_hand.next_order().number, Spoiled(by_hand.source, spoil))
+        by_hand.send(by_hand.next_assignment().assignment_id, Spoiled(by_hand.source, spoil))
     assert caught.value.kind == "corrupt"
     said = reason(by_hand.stage.result())
     assert "client 'bad', tensor 'w': piece 0 of 1" in said and expected in said
@@ -219,13 +230,13 @@ def test_a_corrupted_piece(by_hand: ByHand, spoil: Callable[[bytes], bytes], exp
 def test_an_element_in_a_gap(by_hand: ByHand) -> None:
     by_hand.model.segments[0][6] = 1.0
     with pytest.raises(Refused, match="the gap behind it is not zero"):
-        by_hand.send(by_hand.next_order().number, Outbox(by_hand.model))
+        by_hand.send(by_hand.next_assignment().assignment_id, Outbox(by_hand.model))
     assert "client 'bad', tensor 'w'" in reason(by_hand.stage.result())
 
 
 def test_a_wrong_fingerprint(by_hand: ByHand) -> None:
     with pytest.raises(Refused, match="fingerprint 0123, expected"):
-        by_hand.send(by_hand.next_order().number, fingerprint="0123")
+        by_hand.send(by_hand.next_assignment().assignment_id, fingerprint="0123")
     assert "client 'bad': its model has fingerprint 0123" in reason(by_hand.stage.result())
 
 
@@ -233,33 +244,35 @@ def test_a_wrong_fingerprint(by_hand: ByHand) -> None:
     "layout",
     [
         Layout(),
-        Layout((Part("model", (Segment("float32", 2**45),)),)),
-        Layout((Part("model", (Segment("float16", 768),)),)),
-        Layout((Part("model", (Segment("float32", 768),)), Part("more", ()))),
+        Layout((PayloadPart("model", (Segment("float32", 2**45),)),)),
+        Layout((PayloadPart("model", (Segment("float16", 768),)),)),
+        Layout((PayloadPart("model", (Segment("float32", 768),)), PayloadPart("more", ()))),
     ],
 )
 def test_pieces_announced_in_another_layout(by_hand: ByHand, layout: Layout) -> None:
     with pytest.raises(Refused, match="not laid out"):
-        by_hand.send(by_hand.next_order().number, layout=layout)
+        by_hand.send(by_hand.next_assignment().assignment_id, layout=layout)
     assert "not laid out" in reason(by_hand.stage.result())
 
 
 def test_an_answer_of_another_kind(by_hand: ByHand) -> None:
     with pytest.raises(Refused, match="the task returns weights, it sent delta"):
-        by_hand.send(by_hand.next_order().number, returns="delta")
+        by_hand.send(by_hand.next_assignment().assignment_id, returns="delta")
     assert "it sent delta" in reason(by_hand.stage.result())
 
 
 def test_a_message_that_is_none(by_hand: ByHand) -> None:
-    order = by_hand.next_order()
+    assignment = by_hand.next_assignment()
     with pytest.raises(Refused) as caught:
-        by_hand.stage.connect().upload(Offer(by_hand.secret, order.number, b"{]"), Outbox(by_hand.source))
+        by_hand.stage.connect().upload(
+            UploadRequest(by_hand.secret, assignment.assignment_id, b"{]"), Outbox(by_hand.source)
+        )
     assert caught.value.kind == "malformed"
     assert "UpdateMessage" in reason(by_hand.stage.result())
 
 
 def test_a_refused_client_cannot_try_again_in_the_same_round(by_hand: ByHand) -> None:
-    number = by_hand.next_order().number
+    number = by_hand.next_assignment().assignment_id
     with pytest.raises(Refused):
         by_hand.send(number, weight=-1.0)
     with pytest.raises(Refused, match=r"has failed in this round|closed without it"):
@@ -268,7 +281,7 @@ def test_a_refused_client_cannot_try_again_in_the_same_round(by_hand: ByHand) ->
 
 
 def test_orders_that_nobody_gave_are_refused_and_change_nothing(by_hand: ByHand) -> None:
-    number = by_hand.next_order().number
+    number = by_hand.next_assignment().assignment_id
     for other in (number + 1, 2**60):
         with pytest.raises(Refused, match="was not asked"):
             by_hand.send(other)
@@ -282,7 +295,7 @@ def test_the_same_answer_twice_counts_once(stage: Stage) -> None:
     twice = ByHand(stage, "twice")
 
     def good(model: Arrays, task: Task) -> Update:
-        number = twice.next_order().number
+        number = twice.next_assignment().assignment_id
         twice.send(number)
         twice.send(number)
         with pytest.raises(Refused, match="answer is in already"):
@@ -307,9 +320,9 @@ def test_late_and_stale_answers_are_told_apart(stage: Stage) -> None:
     stage.open(wait_for=2, quorum=1, clients=["slow", "good"], rounds=2, deadline_s=1.0)
     slow = ByHand(stage, "slow")
     stage.client("good", good)
-    order = slow.next_order()
-    first = order.number
-    message = parse_message(TaskMessage, order.content)
+    assignment = slow.next_assignment()
+    first = assignment.assignment_id
+    message = parse_message(TaskMessage, assignment.content)
     assert (message.task, message.round) == ("train", 1)
     outcome = stage.result()
     assert said == ["client 'slow': not taken: it answers an earlier round"]
@@ -318,7 +331,7 @@ def test_late_and_stale_answers_are_told_apart(stage: Stage) -> None:
 
 
 def test_an_upload_is_resumed_by_the_answer_that_began_it_and_by_no_other(by_hand: ByHand) -> None:
-    number = by_hand.next_order().number
+    number = by_hand.next_assignment().assignment_id
 
     class Cut(Outbox):
         def piece(self, index: int) -> bytes:
@@ -337,7 +350,7 @@ def test_an_upload_is_resumed_by_the_answer_that_began_it_and_by_no_other(by_han
 )
 def test_shapes_that_would_take_for_ever(by_hand: ByHand, tensors: Any, expected: str) -> None:
     with pytest.raises(Refused, match=expected):
-        by_hand.send(by_hand.next_order().number, tensors=tensors)
+        by_hand.send(by_hand.next_assignment().assignment_id, tensors=tensors)
     assert expected in reason(by_hand.stage.result())
 
 

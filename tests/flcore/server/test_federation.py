@@ -1,4 +1,4 @@
-"""A federation at work: rounds, metrics, deltas, samples, playbooks; the same over gRPC and in-process."""
+"""A federation at work: rounds, metrics, deltas, samples, workflows; the same over gRPC and in-process."""
 
 import gc
 import json
@@ -192,7 +192,7 @@ def test_a_client_that_joins_late_takes_part_from_the_next_round_on(stage: Stage
     def early(model: Arrays, task: Task) -> Update:
         if task.round == 1:
             stage.client("client-2", adding(3.0))
-            stage.federation.rounds.wait_for(2, 20)
+            stage.federation.rounds.wait_for_clients(2, 20)
             joined.set()
         return adding(1.0)(model, task)
 
@@ -241,7 +241,7 @@ def test_an_empty_round_is_no_round(stage: Stage) -> None:
         stage.result()
 
 
-def test_a_playbook_of_the_job_works_the_same_way(stage: Stage) -> None:
+def test_a_workflow_of_the_job_works_the_same_way(stage: Stage) -> None:
     stage.directory.joinpath("play.py").write_text(
         "def twice(control):\n"
         "    model = control.initial_model\n"
@@ -254,14 +254,14 @@ def test_a_playbook_of_the_job_works_the_same_way(stage: Stage) -> None:
         "        model = control.model_of(doubled)\n"
         "        control.keep(model, {})\n"
     )
-    stage.open(clients=1, controller="play.py:twice", rounds=2)
+    stage.open(clients=1, workflow="play.py:twice", rounds=2)
     stage.client("client-1", adding(1.0))
     assert mean_of(stage.result()) == {12.0}
 
 
 def test_a_client_with_another_contract_is_refused_and_told_the_difference(stage: Stage) -> None:
     stage.open(rounds=2)
-    other = stage.job.replaced(rounds=3, seed=5)
+    other = stage.job.with_overrides(rounds=3, seed=5)
     with pytest.raises(Refused) as caught:
         stage.client("client-1", adding(1.0), job=other).result(20)
     assert "seed: the server has 0, the client has 5" in str(caught.value)
@@ -287,7 +287,7 @@ def test_other_code_is_refused_only_where_the_contract_says_so(stage: Stage, tmp
 def test_only_those_who_are_listed_may_join(stage: Stage) -> None:
     stage.open(clients=["hospital-a", "hospital-b"])
     with pytest.raises(Refused, match="client 'hospital-c' is not among the job's clients") as caught:
-        stage.client("hospital-c", adding(1.0), job=stage.job.replaced(seed=7)).result(20)
+        stage.client("hospital-c", adding(1.0), job=stage.job.with_overrides(seed=7)).result(20)
     assert "hospital-a" not in str(caught.value) and "seed" not in str(caught.value), "a stranger learns nothing"
 
 
@@ -297,13 +297,13 @@ def test_any_task_of_the_contract_can_be_asked(stage: Stage) -> None:
         "    for _ in control.rounds():\n"
         "        control.validate(control.initial_model, control.sample(), task='count_rows')\n"
     )
-    stage.open(clients=1, controller="ask.py:survey", tasks={"count_rows": "metrics"})
+    stage.open(clients=1, workflow="ask.py:survey", tasks={"count_rows": "metrics"})
     stage.client("client-1", count_rows=lambda _model, _task: Update(weight=5, metrics={"rows": 5}))
     assert stage.result().history[0].validate == {"rows": 5.0}
 
 
-@pytest.mark.parametrize("plan", ["at-close", "streaming"])
-def test_a_playbook_may_train_twice_before_it_aggregates(stage: Stage, tmp_path: Path, plan: str) -> None:
+@pytest.mark.parametrize("plan", ["batch", "streaming"])
+def test_a_workflow_may_train_twice_before_it_aggregates(stage: Stage, tmp_path: Path, plan: str) -> None:
     stage.directory.joinpath("twice.py").write_text(
         "from flcore import QuorumError\n"
         "def twice(control):\n"
@@ -321,7 +321,7 @@ def test_a_playbook_may_train_twice_before_it_aggregates(stage: Stage, tmp_path:
     def failing(model: Arrays, task: Task) -> Update:
         raise ValueError("no data")
 
-    stage.open(wait_for=3, rounds=2, controller="twice.py:twice", plan=plan, out=tmp_path / "out")
+    stage.open(wait_for=3, rounds=2, workflow="twice.py:twice", plan=plan, out=tmp_path / "out")
     stage.client("client-1", adding(1.0))
     stage.client("client-2", adding(2.0))
     stage.client("client-3", failing)
@@ -352,7 +352,7 @@ def test_sixty_four_clients_at_once(stage: Stage) -> None:
     assert mean_of(outcome) == {2.0} and len(outcome.history[1].updates) == 64
 
 
-@pytest.mark.parametrize("plan", ["at-close", "streaming"])
+@pytest.mark.parametrize("plan", ["batch", "streaming"])
 @pytest.mark.parametrize("returns", ["weights", "delta"])
 def test_a_server_with_a_directory_gives_the_same_bits(stage: Stage, tmp_path: Path, plan: str, returns: str) -> None:
     found = []
@@ -361,7 +361,7 @@ def test_a_server_with_a_directory_gives_the_same_bits(stage: Stage, tmp_path: P
         for i, value, weight in ((1, 1.1, 1), (2, 4.2, 2), (3, -4.3, 7)):
             stage.client(f"client-{i}", adding(value, weight))
         model = stage.result().model
-        assert type(model) is (StoredModel if plan == "at-close" and out else Model)
+        assert type(model) is (StoredModel if plan == "batch" and out else Model)
         found.append(bits_of(model))
         stage.close()
     found.append(bits_of(Model.of(load(tmp_path / "out" / "model.safetensors"))))

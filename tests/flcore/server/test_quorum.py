@@ -12,15 +12,15 @@ import pytest
 from flcore import Aggregator, Arrays, JobFailed, QuorumError, Task, Update
 from flcore.aggregation.memory_quota import MemoryQuota
 from flcore.model.chunks import GlobalModel
-from flcore.server import asking
-from flcore.server.events import AskingAgain, NoBest, Skipped, Waiting
+from flcore.server import task_runner
+from flcore.server.events import NoBestModel, RoundSkipped, TaskRetried, WaitingForClients
 from flcore.server.open_round import quorum_error
 from tests.flcore.conftest import Stage, adding, mean_of
 
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(asking, "MOST_PAUSE_S", 0.05)
+    monkeypatch.setattr(task_runner, "MAX_RETRY_DELAY_S", 0.05)
 
 
 def events(stage: Stage, kind: type[Any]) -> list[Any]:
@@ -33,7 +33,7 @@ def test_a_client_that_is_there_and_silent_is_not_waited_for_for_ever(stage: Sta
     stage.client("client-2", adding(1.0))
     with pytest.raises(QuorumError, match=r"client-1: it did not answer within the deadline of 1 s"):
         stage.result()
-    assert [event.attempt for event in events(stage, AskingAgain)] == [1, 2]
+    assert [event.attempt for event in events(stage, TaskRetried)] == [1, 2]
     assert next(held), "its session lasts as long as it is referred to"
 
 
@@ -53,8 +53,8 @@ def test_those_who_are_missing_are_asked_again_with_the_same_seed_and_the_others
     assert mean_of(outcome) == {2.0}
     assert len(seeds["client-1"]) == 3 and len(set(seeds["client-1"])) == 1 and len(seeds["client-2"]) == 1
     record = outcome.history[0]
-    assert record.asked_again == 2 and record.failed == {} and sorted(record.updates) == ["client-1", "client-2"]
-    assert [(event.missing, event.answers, event.attempt) for event in events(stage, AskingAgain)] == [
+    assert record.retries == 2 and record.failed == {} and sorted(record.updates) == ["client-1", "client-2"]
+    assert [(event.missing, event.answers, event.attempt) for event in events(stage, TaskRetried)] == [
         (("client-1",), 1, 1),
         (("client-1",), 1, 2),
     ]
@@ -89,8 +89,8 @@ def test_a_client_that_comes_back_is_waited_for(stage: Stage) -> None:
 
     threading.Timer(1.0, late).start()
     outcome = stage.result()
-    assert mean_of(outcome) == {2.0} and outcome.history[0].asked_again >= 1
-    assert all(event.needed >= 1 and "client-1" in event.missing for event in events(stage, Waiting))
+    assert mean_of(outcome) == {2.0} and outcome.history[0].retries >= 1
+    assert all(event.needed >= 1 and "client-1" in event.missing for event in events(stage, WaitingForClients))
 
 
 def test_a_round_below_its_quorum_may_be_skipped(stage: Stage) -> None:
@@ -109,7 +109,7 @@ def test_a_round_below_its_quorum_may_be_skipped(stage: Stage) -> None:
         "task 'train': 1 of 2 answers are in, quorum 2",
         "",
     ]
-    assert [event.round for event in events(stage, Skipped)] == [2]
+    assert [event.round for event in events(stage, RoundSkipped)] == [2]
 
 
 def test_attempts_come_to_an_end(stage: Stage) -> None:
@@ -132,14 +132,14 @@ def test_a_server_without_enough_clients_says_for_whom_it_waits_and_for_how_long
         "        control.keep(control.train(control.initial_model, control.sample()).aggregate(), {})\n"
     )
     stage.open(
-        wait_for=1, quorum=2, clients=["a", "b"], controller="play.py:play", deadline_s=5, on_quorum_failure="retry"
+        wait_for=1, quorum=2, clients=["a", "b"], workflow="play.py:play", deadline_s=5, on_quorum_failure="retry"
     )
     stage.client("a", adding(1.0))
     threading.Timer(0.3, lambda: stage.client("b", adding(3.0))).start()
     assert mean_of(stage.result()) == {2.0}
-    start, *later = events(stage, Waiting)
+    start, *later = events(stage, WaitingForClients)
     assert (start.connected, start.needed, start.missing, start.timeout_s) == (0, 1, ("a", "b"), None)
-    assert Waiting(1, 2, ("b",), 11 * 5.0) in later
+    assert WaitingForClients(1, 2, ("b",), 11 * 5.0) in later
 
 
 def test_what_a_client_says_never_reaches_another(stage: Stage) -> None:
@@ -156,9 +156,9 @@ def test_what_a_client_says_never_reaches_another(stage: Stage) -> None:
     assert "4711" not in str(caught.value) and "client-1" not in str(caught.value)
 
 
-def test_a_playbook_that_fails_tells_clients_nothing_but_that(stage: Stage) -> None:
+def test_a_workflow_that_fails_tells_clients_nothing_but_that(stage: Stage) -> None:
     stage.directory.joinpath("play.py").write_text("def play(control):\n    raise ValueError('patient 4711')\n")
-    stage.open(wait_for=1, clients=1, controller="play.py:play")
+    stage.open(wait_for=1, clients=1, workflow="play.py:play")
     goodbye = stage.client("client-1", adding(1.0))
     with pytest.raises(ValueError, match="4711"):
         stage.result()
@@ -203,7 +203,7 @@ def test_a_round_whose_best_metric_nobody_reports_has_no_best(stage: Stage, tmp_
     stage.open(wait_for=1, clients=1, rounds=2, tasks=tasks, best="accuracy:max", out=tmp_path / "out")
     stage.client("client-1", adding(1.0), validate=validate)
     assert [record.is_best for record in stage.result().history] == [False, True]
-    assert events(stage, NoBest) == [NoBest("accuracy", ("akkuracy",))]
+    assert events(stage, NoBestModel) == [NoBestModel("accuracy", ("akkuracy",))]
 
 
 LOSING = """
@@ -256,7 +256,7 @@ def test_an_update_that_the_disk_lost_is_asked_for_again(
             return finish(aggregator, **how)
 
         monkeypatch.setattr(Aggregator, "finish", after_all_have_left)
-    stage.open(wait_for=2, clients=2, controller="play.py:play", out=tmp_path / "out", deadline_s=3)
+    stage.open(wait_for=2, clients=2, workflow="play.py:play", out=tmp_path / "out", deadline_s=3)
     for name in ("client-1", "client-2"):
         stage.client(name, train)
     outcome, record = stage.result(), stage.result().history[0]

@@ -14,7 +14,7 @@ import pytest
 import flcore
 from flcore import JobError, RunExists
 from flcore.server.history import RoundRecord
-from flcore.server.run_directory import HISTORY, RESERVE, RunDirectory
+from flcore.server.run_directory import HISTORY_FILE, RESERVED_FILE, RunDirectory
 
 
 def opened(path: Path, *, fresh: bool = False) -> RunDirectory:
@@ -29,7 +29,7 @@ def run_in(path: Path, rounds: int = 2) -> None:
 
 
 def lines(path: Path) -> list[int]:
-    return [json.loads(line)["round"] for line in (path / HISTORY).read_text().splitlines()]
+    return [json.loads(line)["round"] for line in (path / HISTORY_FILE).read_text().splitlines()]
 
 
 def test_a_second_owner_is_refused_before_it_touches_anything(tmp_path: Path) -> None:
@@ -148,10 +148,10 @@ def test_room_for_the_next_model_is_taken_before_updates_can_take_it(
 ) -> None:
     with opened(tmp_path / "run") as directory:
         directory.reserve(3_000_000)
-        reserved = (directory.path / RESERVE).stat()
+        reserved = (directory.path / RESERVED_FILE).stat()
         assert reserved.st_size == 3_000_000 and reserved.st_blocks * 512 >= 3_000_000
         directory.release()
-        assert not (directory.path / RESERVE).exists()
+        assert not (directory.path / RESERVED_FILE).exists()
 
         def full(*_: object) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
@@ -159,7 +159,7 @@ def test_room_for_the_next_model_is_taken_before_updates_can_take_it(
         monkeypatch.setattr(os, "posix_fallocate", full)
         with pytest.raises(OSError, match="No space left"):
             directory.reserve(1)
-        assert not (directory.path / RESERVE).exists()
+        assert not (directory.path / RESERVED_FILE).exists()
 
 
 def test_a_place_that_is_no_directory_is_refused(tmp_path: Path) -> None:

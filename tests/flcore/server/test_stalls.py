@@ -8,7 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from flcore_transport import ConnectionLost, Fetch, Offer, Order, Outbox, Refused, Welcome, Withdrawal, windows
+from flcore_transport import (
+    ConnectionLost,
+    DownloadRequest,
+    Outbox,
+    Refused,
+    TaskAssignment,
+    UploadRequest,
+    Welcome,
+    Withdrawal,
+    flow_control,
+)
 
 from flcore import Arrays, Model, QuorumError, Task, Update
 from flcore.aggregation.budget import Budget
@@ -16,7 +26,7 @@ from flcore.aggregation.memory_quota import MemoryQuota
 from flcore.aggregation.staged_update import StagedUpdate
 from flcore.aggregation.staging import Staging
 from flcore.job.messages import UpdateMessage
-from flcore.server import asking
+from flcore.server import task_runner
 from tests.flcore.conftest import Stage, adding, mean_of
 
 CODE = """
@@ -52,21 +62,21 @@ class Stalling(Outbox):
 @pytest.fixture
 def large(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> Stage:
     """A stage whose model has three pieces."""
-    monkeypatch.setattr(asking, "SPILL_AFTER_S", 0.1)
+    monkeypatch.setattr(task_runner, "SPILL_AFTER_S", 0.1)
     (stage.directory / "large.py").write_text(CODE)
     return stage
 
 
-def next_order(stream: Iterator[object]) -> Order:
+def next_assignment(stream: Iterator[object]) -> TaskAssignment:
     for message in stream:
-        if isinstance(message, Order):
+        if isinstance(message, TaskAssignment):
             return message
         assert isinstance(message, Welcome | Withdrawal)
     raise AssertionError("no order came")
 
 
 def upload(
-    stage: Stage, secret: str, order: Order, value: float, *, stalling: bool
+    stage: Stage, secret: str, assignment: TaskAssignment, value: float, *, stalling: bool
 ) -> "tuple[Stalling, Future[object]]":
     """Send an update by hand, on a thread of its own."""
     model = Model.of({"w": np.full(1_500_000, value, np.float32)})
@@ -74,8 +84,8 @@ def upload(
     if not stalling:
         outbox.may_go_on.set()
     message = UpdateMessage(returns="weights", weight=1.0, fingerprint=model.spec.fingerprint)
-    offer = Offer(secret, order.number, message.to_bytes(), model.layout)
-    return outbox, stage.pool.submit(lambda: stage.connect().upload(offer, outbox))
+    request = UploadRequest(secret, assignment.assignment_id, message.to_bytes(), model.layout)
+    return outbox, stage.pool.submit(lambda: stage.connect().upload(request, outbox))
 
 
 @pytest.fixture
@@ -91,12 +101,12 @@ def spilled(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     return done
 
 
-@pytest.mark.parametrize("plan", ["at-close", "streaming"])
+@pytest.mark.parametrize("plan", ["batch", "streaming"])
 def test_a_stalled_update_goes_to_disk_and_still_counts(large: Stage, spilled: threading.Event, plan: str) -> None:
     large.open(wait_for=2, clients=2, model="large.py:initial_model", plan=plan)
     secret, stream = large.join("client-1")
     large.client("client-2", adding(1.0))
-    outbox, receipt = upload(large, secret, next_order(stream), 4.0, stalling=True)
+    outbox, receipt = upload(large, secret, next_assignment(stream), 4.0, stalling=True)
     assert spilled.wait(20)
     assert not receipt.done()
     outbox.may_go_on.set()
@@ -108,7 +118,7 @@ def test_an_upload_without_bytes_for_the_stall_timeout_has_failed(large: Stage) 
     large.open(wait_for=2, clients=2, model="large.py:initial_model", stall_timeout_s=STALL_S)
     secret, stream = large.join("client-1")
     large.client("client-2", adding(1.0))
-    outbox, receipt = upload(large, secret, next_order(stream), 4.0, stalling=True)
+    outbox, receipt = upload(large, secret, next_assignment(stream), 4.0, stalling=True)
     outcome = large.result()
     assert mean_of(outcome) == {1.0}
     assert outcome.history[0].failed["train"]["client-1"] == f"no bytes for {STALL_S} s (server.stall_timeout_s)"
@@ -135,14 +145,14 @@ def test_coming_back_without_bytes_is_no_progress(large: Stage) -> None:
         return adding(1.0)(model, task)
 
     large.client("client-2", train)
-    order, model = next_order(stream), Model.of({"w": np.full(1_500_000, 4.0, np.float32)})
+    assignment, model = next_assignment(stream), Model.of({"w": np.full(1_500_000, 4.0, np.float32)})
     message = UpdateMessage(returns="weights", weight=1.0, fingerprint=model.spec.fingerprint)
-    offer = Offer(secret, order.number, message.to_bytes(), model.layout)
+    request = UploadRequest(secret, assignment.assignment_id, message.to_bytes(), model.layout)
 
     def insist() -> None:
         while True:
             with suppress(BrokenPipeError):
-                large.connect().upload(offer, Breaking(model))
+                large.connect().upload(request, Breaking(model))
 
     with pytest.raises(Refused, match=r"not taken|has ended the transfers of this order"):
         insist()
@@ -161,7 +171,7 @@ def test_a_download_that_stands_still_has_failed_and_one_that_is_done_has_all_th
         return adding(1.0)(model, task)
 
     large.client("client-2", train)
-    pieces = large.connect().download(Fetch(secret, next_order(stream).number))
+    pieces = large.connect().download(DownloadRequest(secret, next_assignment(stream).assignment_id))
     next(pieces)
     threading.Timer(2 * STALL_S, training.set).start()
     outcome = large.result()
@@ -179,16 +189,16 @@ def test_a_round_that_closes_ends_its_stragglers_reading(large: Stage) -> None:
         return adding(1.0)(model, task)
 
     large.client("client-2", train)
-    first = next_order(stream)
-    reading = large.connect().download(Fetch(secret, first.number))
+    first = next_assignment(stream)
+    reading = large.connect().download(DownloadRequest(secret, first.assignment_id))
     next(reading)
     turns[0].set()
-    second = next_order(stream)
+    second = next_assignment(stream)
     with pytest.raises((Refused, ConnectionLost)):
         list(reading)
     with pytest.raises(Refused, match=r"closed without it|it answers an earlier round"):
-        list(large.connect().download(Fetch(secret, first.number)))
-    found = list(large.connect().download(Fetch(secret, second.number)))
+        list(large.connect().download(DownloadRequest(secret, first.assignment_id)))
+    found = list(large.connect().download(DownloadRequest(secret, second.assignment_id)))
     assert len(found) == 20, "the next round's model may be read"
     turns[1].set()
     assert mean_of(large.result()) == {2.0}
@@ -218,7 +228,7 @@ def done(result: bool) -> "Future[bool]":
 
 
 def test_a_hundred_stalled_updates_stop_nobody(large: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(windows, "PATIENCE_S", 0.1)  # they hold all windows, and two give way at a time
+    monkeypatch.setattr(flow_control, "YIELD_AFTER_S", 0.1)  # they hold all windows, and two give way at a time
     names = [f"stalled-{number}" for number in range(100)]
     large.open(
         clients=[*names, "lively"],
@@ -235,7 +245,7 @@ def test_a_hundred_stalled_updates_stop_nobody(large: Stage, monkeypatch: pytest
         return adding(1.0)(model, task)
 
     large.client("lively", last)
-    stalled = [upload(large, secret, next_order(stream), 4.0, stalling=True) for secret, stream in joined]
+    stalled = [upload(large, secret, next_assignment(stream), 4.0, stalling=True) for secret, stream in joined]
     assert stalled[0][0].is_stalled.wait(20)
     may_answer.set()
     assert mean_of(large.result()) == {1.0}

@@ -8,12 +8,12 @@ import hypothesis.strategies as st
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from flcore.server.task_round import Action, Discard, Release, RoundRules, Spill, TaskRound, Verdict
+from flcore.server.task_round import Action, Discard, Release, RoundPolicy, Spill, TaskRound, Verdict
 
-RULES = RoundRules(deadline_s=60.0, grace_s=5.0, stall_timeout_s=20.0)
+RULES = RoundPolicy(deadline_s=60.0, grace_s=5.0, stall_timeout_s=20.0)
 
 
-def opened(clients: str = "abc", rules: RoundRules = RULES) -> TaskRound:
+def opened(clients: str = "abc", rules: RoundPolicy = RULES) -> TaskRound:
     return TaskRound(7, list(clients), rules, now=100.0)
 
 
@@ -46,11 +46,11 @@ def test_it_closes_at_its_deadline_and_says_who_is_missing() -> None:
     round_.tick(160)
     assert round_.is_closed and not round_.answers.keys() - {"a"} and round_.at_fault == {"b", "c"}
     assert set(round_.failed) == {"b", "c"} and "deadline of 60 s" in round_.failed["b"]
-    assert round_.take_actions() == [Release("b"), Release("c")] and round_.take_actions() == []
+    assert round_.pop_actions() == [Release("b"), Release("c")] and round_.pop_actions() == []
 
 
 def test_it_closes_early_when_enough_are_in() -> None:
-    round_ = opened(rules=RoundRules(60.0, close_at=2))
+    round_ = opened(rules=RoundPolicy(60.0, close_at=2))
     answer(round_, "c", 101)
     answer(round_, "b", 102)
     assert round_.is_closed and list(round_.answers) == ["c", "b"]
@@ -97,39 +97,39 @@ def test_an_upload_that_stops_goes_to_disk_and_then_its_client_has_failed() -> N
     round_.begin_upload("a", "key", upload, 100)
     round_.tick(150)
     assert round_.pending == ["a", "b", "c"], "it waits for its turn, as long as that takes"
-    round_.room_wanted("a", upload, 150)
-    round_.room_found("a", upload, 151)
-    round_.piece_taken("a", upload, 10, 152, is_last=False)
+    round_.memory_requested("a", upload, 150)
+    round_.memory_granted("a", upload, 151)
+    round_.piece_received("a", upload, 10, 152, is_last=False)
     round_.tick(153.9)
-    assert round_.take_actions() == []
+    assert round_.pop_actions() == []
     round_.tick(154)
-    assert round_.take_actions() == [Spill("a", upload)]
+    assert round_.pop_actions() == [Spill("a", upload)]
     round_ = opened()
     round_.begin_upload("a", "key", upload, 100)
-    round_.room_found("a", upload, 101)
+    round_.memory_granted("a", upload, 101)
     round_.tick(121)
     assert "no bytes for 20 s" in round_.failed["a"]
-    assert round_.take_actions() == [Discard("a", upload), Release("a")]
+    assert round_.pop_actions() == [Discard("a", upload), Release("a")]
 
 
 def test_an_upload_waits_for_room_as_long_as_others_give_some_back() -> None:
     round_, upload = opened(), object()
     round_.begin_upload("a", "key", upload, 100)
-    round_.room_wanted("a", upload, 100)
-    round_.tick(102, room_released_at=101)
-    assert round_.take_actions() == []
-    round_.tick(103, room_released_at=101)
-    assert round_.take_actions() == [Spill("a", upload)]
-    round_.tick(140, room_released_at=101)
-    assert round_.take_actions() == [], "once"
+    round_.memory_requested("a", upload, 100)
+    round_.tick(102, memory_freed_at=101)
+    assert round_.pop_actions() == []
+    round_.tick(103, memory_freed_at=101)
+    assert round_.pop_actions() == [Spill("a", upload)]
+    round_.tick(140, memory_freed_at=101)
+    assert round_.pop_actions() == [], "once"
 
 
 def test_another_answer_of_the_same_client_takes_the_place_of_the_first() -> None:
     round_, first, second = opened(), object(), object()
     round_.begin_upload("a", "first", first, 100)
-    assert round_.upload_of("a", "first") is first and round_.upload_of("a", "second") is None
+    assert round_.find_upload("a", "first") is first and round_.find_upload("a", "second") is None
     round_.begin_upload("a", "second", second, 101)
-    assert round_.take_actions() == [Discard("a", first)]
+    assert round_.pop_actions() == [Discard("a", first)]
     assert round_.begin_commit("a", first) is Verdict.FAILED
     assert round_.begin_commit("a", second) is Verdict.ACCEPTED
 
@@ -138,7 +138,7 @@ def test_a_round_waits_for_a_commit_that_has_begun() -> None:
     round_, upload = opened("ab"), object()
     round_.begin_upload("a", "key", upload, 100)
     assert round_.begin_commit("a", upload) is Verdict.ACCEPTED
-    assert round_.judge("a") is Verdict.COMMITTING
+    assert round_.verdict_for("a") is Verdict.COMMITTING
     round_.disconnected("a", 101)
     round_.fail("a", "its client says so")
     round_.tick(160)
@@ -153,13 +153,13 @@ def test_a_commit_that_fails_costs_its_client_its_place() -> None:
     round_.begin_commit("a", upload)
     round_.commit_failed("a", "the disk is full")
     assert round_.failed == {"a": "the disk is full"} and not round_.at_fault
-    assert round_.take_actions() == [Discard("a", upload), Release("a")]
+    assert round_.pop_actions() == [Discard("a", upload), Release("a")]
 
 
 def test_time_in_which_the_server_stood_still_counts_for_nobody() -> None:
     round_, upload = opened(), object()
     round_.begin_upload("a", "key", upload, 100)
-    round_.room_found("a", upload, 100)
+    round_.memory_granted("a", upload, 100)
     round_.disconnected("b", 100)
     round_.piece_sent("c", 10, 100, is_last=False)
     round_.pause(30)
@@ -180,12 +180,12 @@ def test_a_round_without_clients_is_closed_and_counts_for_nothing() -> None:
 def test_an_event_looks_at_no_other_client() -> None:
     """With ten thousand clients, the timers come up for the one client that something is due for."""
     clients = [f"c{number}" for number in range(10_000)]
-    round_ = TaskRound(1, clients, RoundRules(60.0), 0.0)
+    round_ = TaskRound(1, clients, RoundPolicy(60.0), 0.0)
     for number, client in enumerate(clients):
         round_.disconnected(client, number / 1000)
     attended: list[str] = []
-    attend = round_._attend
-    round_._attend = lambda client, asked, now: (attended.append(client), attend(client, asked, now))  # type: ignore[method-assign,assignment,func-returns-value]
+    check_timeouts = round_._check_timeouts
+    round_._check_timeouts = lambda client, state, now: (attended.append(client), check_timeouts(client, state, now))  # type: ignore[method-assign,assignment,func-returns-value]
     for number in range(100):
         round_.tick(5.0 + number / 1000)
     assert attended == clients[:100] and list(round_.failed) == clients[:100]
@@ -213,10 +213,10 @@ class Plain:
             self.quiet += now - self.since  # what it waited for the server does not count
         self.phase, self.since = phase, now
 
-    def spills_at(self, room_released_at: float) -> float:
+    def spills_at(self, memory_freed_at: float) -> float:
         if self.is_spilled or self.phase not in ("waiting", "moving"):
             return math.inf
-        return (max(self.since, room_released_at) if self.phase == "waiting" else self.quiet) + 2.0
+        return (max(self.since, memory_freed_at) if self.phase == "waiting" else self.quiet) + 2.0
 
     @property
     def is_overdue_at(self) -> float:
@@ -243,9 +243,9 @@ class Histories(RuleBasedStateMachine):
 
     @initialize(close_at=st.none() | st.integers(1, 5), clients=st.lists(NAMES, unique=True, max_size=4))
     def open(self, close_at: int | None, clients: list[str]) -> None:
-        self.limits = RoundRules(50.0, close_at, grace_s=3.0, stall_timeout_s=8.0, spill_after_s=2.0)
+        self.limits = RoundPolicy(50.0, close_at, grace_s=3.0, stall_timeout_s=8.0, spill_after_s=2.0)
         self.round = TaskRound(5, clients, self.limits, 0.0)
-        self.now, self.deadline, self.room_released_at = 0.0, 50.0, -math.inf
+        self.now, self.deadline, self.memory_freed_at = 0.0, 50.0, -math.inf
         self.pending = {client: Plain() for client in clients}
         self.answers: list[str] = []
         self.failed: set[str] = set()
@@ -261,8 +261,8 @@ class Histories(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([0.0, 0.5, 1.0, 2.0, 3.0, 5.0, 60.0]), releases=st.booleans())
     def time_passes(self, seconds: float, releases: bool) -> None:
         self.now += seconds
-        self.room_released_at = self.now - 0.5 if releases else self.room_released_at
-        self.round.tick(self.now, self.room_released_at)
+        self.memory_freed_at = self.now - 0.5 if releases else self.memory_freed_at
+        self.round.tick(self.now, self.memory_freed_at)
         assert self.round.due_at > self.now, "what is due was seen to"
         if self.is_closed:
             return
@@ -271,7 +271,7 @@ class Histories(RuleBasedStateMachine):
                 continue
             if self.now >= plain.is_overdue_at:
                 self.fail(client)
-            elif self.now >= plain.spills_at(self.room_released_at):
+            elif self.now >= plain.spills_at(self.memory_freed_at):
                 plain.is_spilled = True
                 self.expected[Spill(client, plain.upload)] += 1
         if self.now >= self.deadline:
@@ -327,27 +327,27 @@ class Histories(RuleBasedStateMachine):
             plain.upload, plain.quiet, plain.is_spilled = upload, self.now, False
             plain.phase = "moving" if is_staged else "whole"
         plain.enter("queued", self.now)
-        assert self.round.upload_of(client, str(id(upload))) is upload
+        assert self.round.find_upload(client, str(id(upload))) is upload
 
-    @rule(client=NAMES, event=st.sampled_from(["room_wanted", "room_found", "stream_ended"]))
+    @rule(client=NAMES, event=st.sampled_from(["memory_requested", "memory_granted", "upload_call_ended"]))
     def go_on(self, client: str, event: str) -> None:
         if (plain := self.sendable(client)) is not None:
             getattr(self.round, event)(client, plain.upload, self.now)
-            plain.enter("waiting" if event == "room_wanted" else "moving", self.now)
+            plain.enter("waiting" if event == "memory_requested" else "moving", self.now)
 
     @rule(client=NAMES, is_last=st.booleans())
     def send(self, client: str, is_last: bool) -> None:
         plain = self.sendable(client)
         if plain is not None and plain.phase == "moving":
-            self.round.piece_taken(client, plain.upload, 1, self.now, is_last=is_last)
+            self.round.piece_received(client, plain.upload, 1, self.now, is_last=is_last)
             plain.quiet, plain.phase = self.now, "whole" if is_last else "moving"
 
     @rule(client=NAMES)
     def send_by_an_upload_that_was_let_go(self, client: str) -> None:
         stranger = object()
-        self.round.piece_taken(client, stranger, 1, self.now, is_last=True)
-        self.round.room_found(client, stranger, self.now)
-        assert not self.round.is_open_for(client, stranger)
+        self.round.piece_received(client, stranger, 1, self.now, is_last=True)
+        self.round.memory_granted(client, stranger, self.now)
+        assert not self.round.is_current(client, stranger)
         assert self.round.begin_commit(client, stranger) is not Verdict.ACCEPTED
 
     @rule(client=NAMES)
@@ -413,8 +413,8 @@ class Histories(RuleBasedStateMachine):
         assert set(self.round.pending) == set(self.pending)
         assert self.round.is_closed == self.is_closed
         for client in "abcd":
-            assert self.round.judge(client) is self.verdict(client)
-        assert Counter(self.round.take_actions()) == self.expected
+            assert self.round.verdict_for(client) is self.verdict(client)
+        assert Counter(self.round.pop_actions()) == self.expected
         self.expected.clear()
 
     def teardown(self) -> None:
@@ -422,7 +422,7 @@ class Histories(RuleBasedStateMachine):
             for client in [client for client in self.pending if self.verdict(client) is Verdict.ACCEPTED]:
                 self.fail(client)
             self.round.abandon()
-            assert self.round.is_closed and Counter(self.round.take_actions()) == self.expected
+            assert self.round.is_closed and Counter(self.round.pop_actions()) == self.expected
 
 
 Histories.TestCase.settings = settings(max_examples=HISTORIES, stateful_step_count=25, deadline=None, print_blob=True)

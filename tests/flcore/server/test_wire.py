@@ -18,7 +18,7 @@ def third(model: Arrays, task: Task) -> Update:
 
 
 @pytest.mark.parametrize("upload", UPLOADS)
-@pytest.mark.parametrize("plan", ["at-close", "streaming"])
+@pytest.mark.parametrize("plan", ["batch", "streaming"])
 def test_narrow_differences_add_up_over_the_rounds(stage: Stage, upload: str, plan: str) -> None:
     stage.open(wait_for=2, clients=2, rounds=6, tasks={"train": "delta"}, wire={"upload": upload}, plan=plan)
     for name in stage.job.contract.client_names:

@@ -3,41 +3,41 @@
 import secrets
 from dataclasses import dataclass
 
-from flcore_transport import Layout, Order, PieceRange, Source
+from flcore_transport import Layout, PayloadSource, PieceRange, TaskAssignment
 
 from flcore.client.task import Update
 from flcore.errors import TensorMismatch
-from flcore.job.messages import UpdateMessage, tensors_of
+from flcore.job.messages import UpdateMessage, encode_tensors
 from flcore.model.compression import Compressor, ErrorFeedback
 from flcore.model.model import NamedArrays
 from flcore.model.spec import ModelSpec
 
 
 @dataclass(eq=False)
-class Answer:
+class CachedAnswer:
     """What a client answered last. It is held until the client begins an order that it does not answer.
 
-    Only then what rounding has left out is kept (`let_go`), so that pieces made once more have the same bytes. `is_in`
-    says that there was a receipt.
+    Only then what rounding has left out is kept (`release`), so that pieces made once more have the same bytes.
+    `is_received` says that there was a receipt.
     """
 
-    order: Order
+    assignment: TaskAssignment
     content: bytes
-    source: Source
+    source: PayloadSource
     feedback: ErrorFeedback | None
-    is_in: bool = False
+    is_received: bool = False
 
-    def is_to(self, order: Order) -> bool:
+    def answers(self, assignment: TaskAssignment) -> bool:
         """Whether this answers an order: the same one once more, or one that asks the same under another number."""
-        return (order.content, order.payload_id) == (self.order.content, self.order.payload_id)
+        return (assignment.content, assignment.payload_id) == (self.assignment.content, self.assignment.payload_id)
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """Another order begins: if the server has this answer, keep what rounding left out of it for the next one."""
-        if self.is_in and self.feedback is not None and isinstance(self.source, Compressor):
+        if self.is_received and self.feedback is not None and isinstance(self.source, Compressor):
             self.feedback.record(self.source)
 
 
-class Nothing:
+class EmptyPayload:
     """The payload of an answer of metrics alone."""
 
     layout = Layout()
@@ -47,17 +47,17 @@ class Nothing:
         raise IndexError(f"there is no piece to read at {piece}")
 
 
-def offered(update: Update, returns: str, spec: ModelSpec) -> tuple[UpdateMessage, Source]:
+def prepare_answer(update: Update, returns: str, spec: ModelSpec) -> tuple[UpdateMessage, PayloadSource]:
     """Return an update as it is announced and as it is sent. Tensors that do not fit are the server's to refuse."""
     fields = {"returns": returns, "attempt": secrets.token_hex(8), "weight": float(update.weight)}
     metrics = {name: float(value) for name, value in update.metrics.items()}
     if returns == "metrics":
-        return UpdateMessage.model_validate({**fields, "metrics": metrics}), Nothing()
+        return UpdateMessage.model_validate({**fields, "metrics": metrics}), EmptyPayload()
     theirs = ModelSpec.of(update.arrays)
     try:
         spec.require_match(theirs)
     except TensorMismatch:
-        message = {**fields, "metrics": metrics, "fingerprint": theirs.fingerprint, "tensors": tensors_of(theirs)}
+        message = {**fields, "metrics": metrics, "fingerprint": theirs.fingerprint, "tensors": encode_tensors(theirs)}
         return UpdateMessage.model_validate(message), NamedArrays(theirs, update.arrays)
     message = {**fields, "metrics": metrics, "fingerprint": spec.fingerprint}
     return UpdateMessage.model_validate(message), NamedArrays(spec, update.arrays)

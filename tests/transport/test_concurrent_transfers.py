@@ -8,15 +8,15 @@ from weakref import WeakSet
 import pytest
 from flcore_transport import (
     ConnectionLost,
-    Fetch,
+    DownloadRequest,
     Layout,
-    Offer,
     Outbox,
-    Part,
+    PayloadPart,
     Receipt,
     Refused,
     Segment,
     TransportError,
+    UploadRequest,
 )
 
 from tests.transport.conftest import MODEL, Collected, Pattern, Rig
@@ -49,14 +49,14 @@ class Stalling(Outbox):
 class Long(Pattern):
     """More pieces than gRPC's buffers take."""
 
-    layout = Layout((Part("model", (Segment("float32", 20_000_000 // 256 * 256),)),))
+    layout = Layout((PayloadPart("model", (Segment("float32", 20_000_000 // 256 * 256),)),))
 
 
 LONG_PIECES = len(Outbox(Long()).plan)
 
 
-def upload(rig: Rig, secret: str, outbox: Outbox | None = None, order: int = 1) -> Receipt:
-    return rig.connect().upload(Offer(secret, order, b"", MODEL), outbox or Outbox(Pattern()))
+def upload(rig: Rig, secret: str, outbox: Outbox | None = None, assignment_id: int = 1) -> Receipt:
+    return rig.connect().upload(UploadRequest(secret, assignment_id, b"", MODEL), outbox or Outbox(Pattern()))
 
 
 def in_threads(calls: Sequence[Callable[[], object]], errors: list[TransportError], rig: Rig) -> list[threading.Thread]:
@@ -107,14 +107,14 @@ def reading_on(rig: Rig, secret: str, pieces: Iterator[bytes]) -> int:
             for _ in pieces:
                 count += 1
         except ConnectionLost:
-            pieces = rig.connect().download(Fetch(secret, 1, count))
+            pieces = rig.connect().download(DownloadRequest(secret, 1, count))
     return count
 
 
 def test_downloads_that_nobody_reads_give_way_and_go_on(narrow: Rig) -> None:
     narrow.service.source = Long()
     secrets = [narrow.secret_of(f"unread-{number}") for number in range(4)]
-    unread = [narrow.connect().download(Fetch(secret, 1)) for secret in secrets]
+    unread = [narrow.connect().download(DownloadRequest(secret, 1)) for secret in secrets]
     threads = in_threads([partial(next, pieces) for pieces in unread], [], narrow)
     assert len(narrow.fetch(narrow.secret_of("lively"))) == LONG_PIECES
     assert ended(threads)
@@ -149,12 +149,12 @@ def test_a_cut_ends_an_orders_transfers_and_gives_their_windows_to_others(patien
     patient.service.source = Long()
     uploading, errors = Stalling(), list[TransportError]()
     threads = in_threads([partial(upload, patient, patient.secret_of("sends"), uploading)], errors, patient)
-    pieces = patient.connect().download(Fetch(patient.secret_of("reads"), 1))
+    pieces = patient.connect().download(DownloadRequest(patient.secret_of("reads"), 1))
     next(pieces)  # and nothing more is read: both hold a window now, and there are no more
     patient.service.wait_until(lambda: "sends" in patient.service.deliveries)
     for client in ("sends", "reads"):
-        patient.service.connected[client].cut(2)
-        patient.service.connected[client].cut(1)
+        patient.service.connected[client].cancel_transfers(2)
+        patient.service.connected[client].cancel_transfers(1)
     for client in ("lively", "livelier"):
         others = [partial(upload, patient, patient.secret_of(client), Stalling())]
         threads += in_threads(others, [], patient)
@@ -185,7 +185,7 @@ def one_that_waits_in_line(patient: Rig) -> tuple[list[Stalling], list[Transport
 
 def test_a_cut_ends_a_call_that_waits_in_line(patient: Rig) -> None:
     holding, errors, threads = one_that_waits_in_line(patient)
-    patient.service.connected["waits"].cut(1)
+    patient.service.connected["waits"].cancel_transfers(1)
     patient.service.wait_until(lambda: bool(errors))
     assert isinstance(errors[0], Refused) and errors[0].kind == "cut"
     for outbox in holding:
@@ -206,14 +206,14 @@ def test_a_connection_that_closes_ends_a_call_that_waits_in_line(patient: Rig) -
 def test_a_call_that_is_cut_while_it_takes_a_piece_ends_before_it_asks_for_the_next(patient: Rig) -> None:
     """In-process, it would keep its window for as long as its client's code takes."""
     secret, outbox, errors = patient.secret_of("a"), Stalling(), list[TransportError]()
-    delivered = patient.service.answer
+    delivered = patient.service.begin_upload
 
-    def answer(client: str, order: int, content: bytes, layout: Layout) -> Collected:
-        delivery = delivered(client, order, content, layout)
-        delivery.tell = lambda: patient.service.connected["a"].cut(1)
+    def answer(client: str, assignment_id: int, content: bytes, layout: Layout) -> Collected:
+        delivery = delivered(client, assignment_id, content, layout)
+        delivery.tell = lambda: patient.service.connected["a"].cancel_transfers(1)
         return delivery
 
-    patient.service.answer = answer  # type: ignore[method-assign]
+    patient.service.begin_upload = answer  # type: ignore[method-assign]
     assert ended(in_threads([partial(upload, patient, secret, outbox)], errors, patient))
     assert isinstance(errors[0], Refused) and errors[0].kind == "cut"
     assert not outbox.may_go_on.is_set()

@@ -28,16 +28,16 @@ BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 Values = npt.NDArray[Any]
 
 
-def values_of(record: ArrayRecord, client: str) -> dict[str, Values]:
+def array_views(record: ArrayRecord, client: str) -> dict[str, Values]:
     """Return views of a record's arrays, by name, or raise `TensorMismatch` for what is no array."""
     return {name: _values(array, name, client) for name, array in record.items()}
 
 
-def converted(record: ArrayRecord, spec: ModelSpec) -> ArrayRecord:
+def convert(record: ArrayRecord, spec: ModelSpec) -> ArrayRecord:
     """Return a record in the dtypes of a spec that has its names; `AggregationError` where one cannot hold it."""
     dtypes = {tensor.name: tensor.dtype for tensor in spec.tensors}
     arrays = {}
-    for name, values in values_of(record, "the global model").items():
+    for name, values in array_views(record, "the global model").items():
         rounded = np.rint(values) if dtypes[name] in INTEGERS else values
         with np.errstate(over="ignore", invalid="ignore"):
             arrays[name] = rounded.astype(DTYPES[dtypes[name]])
@@ -80,14 +80,14 @@ def _header(data: bytes) -> tuple[int, tuple[int, ...], bool, np.dtype[Any]]:
     return start, shape, order == "True", np.dtype(descr)
 
 
-class BlankRecord:
-    """A record in the making: `arrays` are to be written to, then `filled` returns it, without a copy."""
+class RecordBuilder:
+    """A record in the making: `arrays` are to be written to, then `build` returns it, without a copy."""
 
     def __init__(self, spec: ModelSpec) -> None:
-        self._files = {tensor.name: (tensor, _blank(tensor)) for tensor in spec.tensors}
+        self._files = {tensor.name: (tensor, _empty_file(tensor)) for tensor in spec.tensors}
         self.arrays = {name: _view(tensor, *file) for name, (tensor, file) in self._files.items()}
 
-    def filled(self) -> ArrayRecord:
+    def build(self) -> ArrayRecord:
         """Return the record; `arrays` is empty from then on."""
         self.arrays.clear()  # what has a view cannot be taken as bytes without a copy
         files, self._files = self._files, {}
@@ -99,7 +99,7 @@ class BlankRecord:
         )
 
 
-def _blank(tensor: TensorSpec) -> tuple[BytesIO, int]:
+def _empty_file(tensor: TensorSpec) -> tuple[BytesIO, int]:
     """Return a file of a tensor of zeros, and where its values begin."""
     file, dtype = BytesIO(), DTYPES[tensor.dtype]
     npy.write_array_header_1_0(file, {"descr": dtype.str, "fortran_order": False, "shape": tensor.shape})

@@ -1,4 +1,4 @@
-"""`Windows` on the event loop: a call waits here for its turn and for its client, and learns that it has to end.
+"""`FlowControl` on the event loop: a call waits here for its turn and for its client, and learns that it has to end.
 
 A call whose client reads nothing cannot be ended by gRPC: the status waits behind the piece that is on its way. After a
 second its connection is shut down instead. If that fails a few times, the call is left to gRPC and its window is free.
@@ -19,58 +19,60 @@ from urllib.parse import unquote
 import grpc
 import grpc.aio
 
-from flcore_transport.endpoint import refusal
+from flcore_transport.endpoint import refusal_for
 from flcore_transport.errors import Refused
-from flcore_transport.grpc_work import Context, Ends, seen
-from flcore_transport.windows import Action, Ended, Ending, Transfer, Windows
+from flcore_transport.flow_control import Action, Ending, FlowControl, Transfer, TransferEnded
+from flcore_transport.grpc_workers import CallAborter, Context, ignore_outcome
 
 logger = logging.getLogger(__name__)
 
-HANG_UP_S = 1.0
+SHUT_DOWN_AFTER_S = 1.0
 """For how many seconds a client may leave the end of its call unread."""
 
-HANG_UPS = 5
-"""How often a connection is shut down at most, `HANG_UP_S` apart, until its call ends."""
+MAX_SHUT_DOWNS = 5
+"""How often a connection is shut down at most, `SHUT_DOWN_AFTER_S` apart, until its call ends."""
 
-OPEN_FILES = "/dev/fd"
+DESCRIPTOR_DIRECTORY = "/dev/fd"
 
 
-class Turns:
+class TransferScheduler:
     """The transfers of one server. All methods run on its event loop."""
 
-    def __init__(self, windows: Windows, ends: Ends) -> None:
-        self._windows, self._ends = windows, ends
-        self._movers: dict[Transfer, Mover] = {}
+    def __init__(self, flow_control: FlowControl, aborter: CallAborter) -> None:
+        self._flow_control, self._aborter = flow_control, aborter
+        self._calls: dict[Transfer, TransferCall] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     @asynccontextmanager
-    async def transfer(self, client: str, kind: str, order: int, context: Context) -> "AsyncIterator[Mover]":
+    async def transfer(
+        self, client: str, direction: str, assignment_id: int, context: Context
+    ) -> "AsyncIterator[TransferCall]":
         """Be a transfer while the block lasts; where the transfer has to end, end its call."""
-        transfer, actions = self._windows.begin(client, kind, order)
-        mover = self._movers[transfer] = Mover(self, self._windows, transfer)
-        self.do(actions)
+        transfer, actions = self._flow_control.begin(client, direction, assignment_id)
+        call = self._calls[transfer] = TransferCall(self, self._flow_control, transfer)
+        self.apply(actions)
         try:
-            yield mover
-        except Ended as ended:
+            yield call
+        except TransferEnded as ended:
             await self._end_call(context, ended.ending)
         finally:
-            del self._movers[transfer]
-            self.do(self._windows.end(transfer, is_done=mover.is_done))
+            del self._calls[transfer]
+            self.apply(self._flow_control.end(transfer, is_done=call.is_done))
 
-    def cut(self, client: str, order: int) -> None:
+    def cancel(self, client: str, assignment_id: int) -> None:
         """End a client's transfers of an order."""
-        self.do(self._windows.cut(client, order))
+        self.apply(self._flow_control.cancel(client, assignment_id))
 
-    def do(self, actions: list[Action]) -> None:
+    def apply(self, actions: list[Action]) -> None:
         """Wake the transfers for which something has changed, and set the clock for the next change."""
         for transfer, _ in actions:
-            if transfer in self._movers:
-                self._movers[transfer].wake()
-        self.keep_time()
+            if transfer in self._calls:
+                self._calls[transfer].wake()
+        self.arm_timer()
 
-    def keep_time(self) -> None:
-        """Have `Windows` told the time when something is due."""
-        due_at = self._windows.due_at
+    def arm_timer(self) -> None:
+        """Have `FlowControl` told the time when something is due."""
+        due_at = self._flow_control.due_at
         if self._timer is not None and self._timer.when() > due_at:
             self._timer.cancel()
             self._timer = None
@@ -81,21 +83,21 @@ class Turns:
         """Tell the client why its call ends; hang up if it does not listen."""
         error = ending.error()
         aborting = asyncio.ensure_future(
-            self._ends.refuse(context, refusal(error))
+            self._aborter.refuse(context, refusal_for(error))
             if isinstance(error, Refused)
-            else self._ends.abort(context, grpc.StatusCode.UNAVAILABLE, str(error))
+            else self._aborter.abort(context, grpc.StatusCode.UNAVAILABLE, str(error))
         )
-        aborting.add_done_callback(seen)
-        await asyncio.wait({aborting}, timeout=HANG_UP_S)
-        for _ in range(HANG_UPS):
+        aborting.add_done_callback(ignore_outcome)
+        await asyncio.wait({aborting}, timeout=SHUT_DOWN_AFTER_S)
+        for _ in range(MAX_SHUT_DOWNS):
             if aborting.done():
                 break
             logger.info("%s does not read: its connection is shut down", context.peer())
             # Not on the event loop: it looks at every descriptor of the process.
-            hanging_up = asyncio.ensure_future(asyncio.to_thread(hang_up, context.peer()))
-            hanging_up.add_done_callback(seen)
-            await asyncio.wait({hanging_up})
-            await asyncio.wait({aborting}, timeout=HANG_UP_S)
+            shutting_down = asyncio.ensure_future(asyncio.to_thread(shut_down_connection, context.peer()))
+            shutting_down.add_done_callback(ignore_outcome)
+            await asyncio.wait({shutting_down})
+            await asyncio.wait({aborting}, timeout=SHUT_DOWN_AFTER_S)
         if not aborting.done():
             logger.warning("%s does not read, and its connection cannot be shut down", context.peer())
             raise asyncio.CancelledError  # as if gRPC had ended the call: nothing more is said in it
@@ -103,15 +105,15 @@ class Turns:
 
     def _tick(self) -> None:
         self._timer = None
-        self.do(self._windows.tick(asyncio.get_running_loop().time()))
+        self.apply(self._flow_control.tick(asyncio.get_running_loop().time()))
 
 
-class Mover:
-    """One call that moves pieces. Its methods wait, and raise `Ended` as soon as it has to end."""
+class TransferCall:
+    """One call that moves pieces. Its methods wait, and raise `TransferEnded` as soon as it has to end."""
 
-    def __init__(self, turns: Turns, windows: Windows, transfer: Transfer) -> None:
+    def __init__(self, scheduler: TransferScheduler, flow_control: FlowControl, transfer: Transfer) -> None:
         self.is_done = False
-        self._turns, self._windows, self._transfer = turns, windows, transfer
+        self._scheduler, self._flow_control, self._transfer = scheduler, flow_control, transfer
         self._loop = asyncio.get_running_loop()
         self._woken: asyncio.Future[None] = self._loop.create_future()
 
@@ -125,58 +127,58 @@ class Mover:
         if not self._woken.done():
             self._woken.set_result(None)
 
-    async def turn(self) -> None:
+    async def acquire_window(self) -> None:
         """Wait in line for a window, unless it has one."""
         if not self._transfer.window:
-            self._turns.do(self._windows.ask(self._transfer))
+            self._scheduler.apply(self._flow_control.request_window(self._transfer))
         while not self._transfer.window:
-            await self._change()
-        self._go_on()
+            await self._wait_for_change()
+        self._raise_if_ended()
 
-    async def wait(self, future: "asyncio.Future[Any]") -> None:
+    async def wait_for_server(self, future: "asyncio.Future[Any]") -> None:
         """Wait for something of the server's own, which goes on even if this call ends."""
-        self._go_on()
+        self._raise_if_ended()
         while not future.done():
-            await self._change(future)
+            await self._wait_for_change(future)
 
-    async def stand(self, future: "asyncio.Future[Any]") -> None:
+    async def wait_for_client(self, future: "asyncio.Future[Any]") -> None:
         """Wait for the client: for its next piece, or until it takes one."""
         if not future.done():
-            self._windows.stand(self._transfer, self._loop.time())
-            self._turns.keep_time()
-        await self.wait(future)
-        self._windows.move(self._transfer)
+            self._flow_control.begin_client_wait(self._transfer, self._loop.time())
+            self._scheduler.arm_timer()
+        await self.wait_for_server(future)
+        self._flow_control.end_client_wait(self._transfer)
 
-    async def _change(self, *future: "asyncio.Future[Any]") -> None:
-        """Wait until a future is done or `Windows` has said something. What gRPC has begun is never cancelled."""
+    async def _wait_for_change(self, *future: "asyncio.Future[Any]") -> None:
+        """Wait until a future is done or `FlowControl` has said something. What gRPC has begun is never cancelled."""
         await asyncio.wait({self._woken, *future}, return_when=asyncio.FIRST_COMPLETED)
         if self._woken.done():
             self._woken = self._loop.create_future()
-        self._go_on()
+        self._raise_if_ended()
 
-    def _go_on(self) -> None:
+    def _raise_if_ended(self) -> None:
         if self._transfer.ending is not None:
-            raise Ended(self._transfer.ending)
+            raise TransferEnded(self._transfer.ending)
 
 
-def hang_up(peer: str) -> None:
+def shut_down_connection(peer: str) -> None:
     """Shut down this process's connection from `peer`, as gRPC names it (`ipv4:127.0.0.1:8470`).
 
     gRPC offers no way to end one. It sees the end of the connection, and ends all calls on it.
     """
     host, _, port = unquote(peer).partition(":")[2].rpartition(":")
-    for file in Path(OPEN_FILES).iterdir():
-        with _socket_of(int(file.name)) as found:
+    for file in Path(DESCRIPTOR_DIRECTORY).iterdir():
+        with _duplicate_socket(int(file.name)) as found:
             if found is None or found.family not in (socket.AF_INET, socket.AF_INET6):
                 continue
             with suppress(OSError):  # one that listens, or is closed by now
-                theirs = found.getpeername()
-                if (theirs[0].removeprefix("::ffff:"), theirs[1]) == (host.strip("[]"), int(port)):
+                peer_address = found.getpeername()
+                if (peer_address[0].removeprefix("::ffff:"), peer_address[1]) == (host.strip("[]"), int(port)):
                     found.shutdown(socket.SHUT_RDWR)
 
 
 @contextmanager
-def _socket_of(descriptor: int) -> "Iterator[socket.socket | None]":
+def _duplicate_socket(descriptor: int) -> "Iterator[socket.socket | None]":
     """The socket that a descriptor stands for while the block lasts, or None. The descriptor itself stays as it is."""
     copy = -1
     try:

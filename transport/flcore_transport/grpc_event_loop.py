@@ -10,7 +10,7 @@ from functools import cache
 
 
 @cache
-def server_loop() -> asyncio.AbstractEventLoop:
+def server_event_loop() -> asyncio.AbstractEventLoop:
     """Return the loop; the first call starts it, in a daemon thread."""
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="flcore-grpc", daemon=True).start()

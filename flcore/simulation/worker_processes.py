@@ -11,7 +11,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import IO, Self
 
-from flcore.client.notices import Tell
+from flcore.client.notices import Notify
 from flcore.job.job import Job
 
 STOP_TIMEOUT_S = 10.0
@@ -22,22 +22,22 @@ LOG_TAIL_BYTES = 2_000
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 # The arguments are this process's `sys.path`; what a worker finds by itself comes after it.
-START = (
+WORKER_PROGRAM = (
     "import sys; sys.path[:] = dict.fromkeys(sys.argv[1:] + sys.path); "
     "from flcore.simulation.worker import main; sys.exit(main())"
 )
 
 
-class Workers:
+class WorkerProcesses:
     """Processes that each host some of the clients, as a context: they have ended when it ends.
 
     A worker that ends with an error while clients are awaited is told to `give_up`, with the end of what it printed;
-    what its clients' code did wrong goes to `tell`. A worker lives no longer than this process: its standard input
+    what its clients' code did wrong goes to `notify`. A worker lives no longer than this process: its standard input
     closes, and it ends.
     """
 
     def __init__(
-        self, job: Job, names: tuple[str, ...], count: int, address: str, give_up: Callable[[str], None], tell: Tell
+        self, job: Job, names: tuple[str, ...], count: int, address: str, give_up: Callable[[str], None], notify: Notify
     ) -> None:
         self._setups = [
             json.dumps(
@@ -50,7 +50,7 @@ class Workers:
             )
             for worker in range(count)
         ]
-        self._give_up, self._tell = give_up, tell
+        self._give_up, self._notify = give_up, notify
         self._running: list[tuple[subprocess.Popen[str], threading.Thread]] = []
 
     def __enter__(self) -> Self:
@@ -65,7 +65,7 @@ class Workers:
     def _start(self, setup: str) -> None:
         process = subprocess.Popen(  # noqa: S603 - it is this Python
             # -P: not the working directory, whose files may be called like modules.
-            [sys.executable, "-P", "-c", START, *importable_directories()],
+            [sys.executable, "-P", "-c", WORKER_PROGRAM, *importable_directories()],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -98,10 +98,10 @@ class Workers:
 
     def _watch(self, process: "subprocess.Popen[str]") -> None:
         assert process.stdout is not None and process.stderr is not None  # noqa: S101, PT018 - they are pipes
-        tail = _Tail(process.stderr)
+        tail = _OutputTail(process.stderr)
         readers = [
             threading.Thread(target=self._read_notices, args=(process.stdout,), daemon=True),
-            threading.Thread(target=tail.read, daemon=True),
+            threading.Thread(target=tail.collect, daemon=True),
         ]
         for reader in readers:
             reader.start()
@@ -117,16 +117,16 @@ class Workers:
             for line in pipe:
                 with suppress(ValueError):  # what Python's start-up files print
                     kind, text = json.loads(line)
-                    self._tell(kind, text)
+                    self._notify(kind, text)
 
 
-class _Tail:
+class _OutputTail:
     """The end of what a process printed."""
 
     def __init__(self, pipe: IO[str]) -> None:
         self._pipe, self._end = pipe, b""
 
-    def read(self) -> None:
+    def collect(self) -> None:
         """Read until the process has closed the pipe."""
         with self._pipe:
             while printed := os.read(self._pipe.fileno(), 1 << 16):

@@ -13,16 +13,16 @@ import pytest
 from flcore_transport import (
     PIECE_BODY_BYTES,
     ConnectionLost,
-    Fetch,
+    DownloadRequest,
     GrpcServer,
     PieceRange,
+    flow_control,
     grpc_client,
-    grpc_turns,
-    windows,
+    grpc_flow_control,
 )
 
 from tests.transport.conftest import RecordingService, Rig, opened
-from tests.transport.test_turns import Long
+from tests.transport.test_concurrent_transfers import Long
 
 
 @pytest.fixture
@@ -47,15 +47,15 @@ def narrow(service: RecordingService, monkeypatch: pytest.MonkeyPatch) -> Iterat
     """A server with room for three transfers, and clients whose sockets take little of a piece that is not read."""
     options = {**dict(grpc_client.CHANNEL_OPTIONS), "grpc.http2.lookahead_bytes": 64 << 10}
     monkeypatch.setattr(grpc_client, "CHANNEL_OPTIONS", list(options.items()))
-    monkeypatch.setattr(windows, "PATIENCE_S", 600.0)
-    monkeypatch.setattr(grpc_turns, "HANG_UP_S", 0.1)
-    yield from opened(service, GrpcServer(service, windows_bytes=16 * PIECE_BODY_BYTES))
+    monkeypatch.setattr(flow_control, "YIELD_AFTER_S", 600.0)
+    monkeypatch.setattr(grpc_flow_control, "SHUT_DOWN_AFTER_S", 0.1)
+    yield from opened(service, GrpcServer(service, in_flight_bytes=16 * PIECE_BODY_BYTES))
 
 
 def standing(rig: Rig, client: str) -> Iterator[bytes]:
     """Begin a download of which one piece is read and the second is on its way."""
     rig.service.source = source = Unread()
-    pieces = rig.connect().download(Fetch(rig.secret_of(client), 1))
+    pieces = rig.connect().download(DownloadRequest(rig.secret_of(client), 1))
     next(pieces)
     assert source.stands.wait(20)
     return pieces
@@ -65,16 +65,16 @@ def test_a_reader_that_reads_nothing_is_hung_up_on(
     narrow: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "flcore_transport")
-    hung_up, threads, hang_up = threading.Event(), list[str](), grpc_turns.hang_up
+    hung_up, threads, hang_up = threading.Event(), list[str](), grpc_flow_control.shut_down_connection
 
     def hang_up_and_tell(peer: str) -> None:
         threads.append(threading.current_thread().name)
         hang_up(peer)
         hung_up.set()
 
-    monkeypatch.setattr(grpc_turns, "hang_up", hang_up_and_tell)
+    monkeypatch.setattr(grpc_flow_control, "shut_down_connection", hang_up_and_tell)
     pieces = standing(narrow, "reads")
-    narrow.service.connected["reads"].cut(1)
+    narrow.service.connected["reads"].cancel_transfers(1)
     assert hung_up.wait(20)
     with pytest.raises(ConnectionLost):
         list(pieces)
@@ -85,13 +85,13 @@ def test_a_reader_that_reads_nothing_is_hung_up_on(
 
 def test_a_hang_up_that_fails_gives_the_window_back(narrow: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[str] = []
-    monkeypatch.setattr(grpc_turns, "hang_up", tried.append)
+    monkeypatch.setattr(grpc_flow_control, "shut_down_connection", tried.append)
     unread = standing(narrow, "reads")
-    narrow.service.connected["reads"].cut(1)
+    narrow.service.connected["reads"].cancel_transfers(1)
     narrow.service.source = Long()
-    others = [narrow.connect().download(Fetch(narrow.secret_of(f"other-{number}"), 1)) for number in range(3)]
+    others = [narrow.connect().download(DownloadRequest(narrow.secret_of(f"other-{number}"), 1)) for number in range(3)]
     assert all(next(pieces) for pieces in others), "there is room for two beside it"
-    assert len(tried) == grpc_turns.HANG_UPS
+    assert len(tried) == grpc_flow_control.MAX_SHUT_DOWNS
     del unread
 
 
@@ -114,7 +114,7 @@ def test_hanging_up_leaves_no_descriptor_and_other_connections_alone(tmp_path: P
         accepted = [listening.accept()[0] for _ in range(2)]
         host, port = gone.getsockname()
         for _ in range(3):
-            grpc_turns.hang_up(f"ipv4:{host}:{port}")
+            grpc_flow_control.shut_down_connection(f"ipv4:{host}:{port}")
         assert [descriptors_of(each) for each in (no_socket.fileno(), *(one.fileno() for one in accepted))] == [1, 1, 1]
         assert gone.recv(1) == b""
         accepted[0].sendall(b"on")

@@ -9,22 +9,22 @@ from flcore.errors import QuorumError
 from flcore.job.contract import ServerContract
 from flcore.job.messages import TaskMessage
 from flcore.model.chunks import GlobalModel
-from flcore.server.events import AskingAgain, Observer, Skipped, Waiting
+from flcore.server.events import Observer, RoundSkipped, TaskRetried, WaitingForClients
 from flcore.server.federation import Federation
 from flcore.server.history import Participation, RoundRecord
 from flcore.server.open_round import OpenRound, quorum_error
-from flcore.server.task_round import RoundRules
+from flcore.server.task_round import RoundPolicy
 
 SPILL_AFTER_S = 2.0
 """How long an update keeps its memory while nothing comes, or waits for some while nobody lets go."""
 
-MOST_ALIKE = 3
+MAX_REPEATED_FAILURES = 3
 """After so many failures in a row for one reason of its own, a client is not asked again for the same task."""
 
-SETTLE_S = 0.2
+SETTLE_TIME_S = 0.2
 """How long the first clients must have been connected before the first round."""
 
-MOST_PAUSE_S = 30.0
+MAX_RETRY_DELAY_S = 30.0
 """Pauses before a task is asked again double from a second up to this."""
 
 
@@ -41,41 +41,41 @@ class TaskRequest:
     record: RoundRecord
     answers: dict[str, Participation] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
-    alike: dict[str, int] = field(default_factory=dict)
-    skipped: str = ""
+    repeated_failures: dict[str, int] = field(default_factory=dict)
+    skip_reason: str = ""
 
     @property
     def missing(self) -> list[str]:
         """The clients that have not answered, and may still: not those that fail for the same reason every time."""
-        hopeless = {client for client, times in self.alike.items() if times >= MOST_ALIKE}
+        hopeless = {client for client, times in self.repeated_failures.items() if times >= MAX_REPEATED_FAILURES}
         return [client for client in self.messages if client not in self.answers and client not in hopeless]
 
-    def take(self, closed: OpenRound) -> None:
+    def record_attempt(self, closed: OpenRound) -> None:
         """Take what came of one attempt."""
         state, record = closed.state, self.record
         self.answers |= closed.answers
         for client, why in state.failed.items():
-            is_alike = client in state.at_fault and self.failed.get(client) == why
-            self.alike[client] = self.alike.get(client, 1) + 1 if is_alike else 1
+            is_repeated = client in state.at_fault and self.failed.get(client) == why
+            self.repeated_failures[client] = self.repeated_failures.get(client, 1) + 1 if is_repeated else 1
         self.failed = {
             client: why for client, why in (self.failed | state.failed).items() if client not in self.answers
         }
         record.bytes_sent += state.bytes_sent
         record.bytes_received += state.bytes_received
         for client, answer in state.answers.items():
-            if answer.odd_metrics:
-                record.odd_metrics[client] = answer.odd_metrics
-        self._note()
+            if answer.invalid_metrics:
+                record.invalid_metrics[client] = answer.invalid_metrics
+        self._update_record()
 
-    def leave_out(self, lost: Mapping[str, str]) -> None:
+    def mark_lost(self, lost: Mapping[str, str]) -> None:
         """Record updates as lost that were committed and cannot be read back."""
         self.failed |= lost
         for client in lost:
             self.answers.pop(client, None)
             self.record.updates.pop(client, None)
-        self._note()
+        self._update_record()
 
-    def _note(self) -> None:
+    def _update_record(self) -> None:
         if self.aggregator is not None:
             self.record.updates |= self.answers
         self.record.failed.pop(self.task, None)
@@ -83,58 +83,58 @@ class TaskRequest:
             self.record.failed[self.task] = dict(self.failed)
 
 
-class Asking:
+class TaskRunner:
     """Asks by the contract's rules, and sees that what is too little is asked for again."""
 
     def __init__(self, federation: Federation, server: ServerContract, staging: Staging, observe: Observer) -> None:
         self._federation, self._rounds = federation, federation.rounds
         self._server, self._staging, self._observe = server, staging, observe
 
-    def ask_once(self, request: TaskRequest, model: GlobalModel, clients: Sequence[str] | None = None) -> None:
+    def run_task(self, request: TaskRequest, model: GlobalModel, clients: Sequence[str] | None = None) -> None:
         """Ask those that are missing, or these of them, and return when the round has closed."""
-        server, held = self._server, len(request.answers)
-        rules = RoundRules(
+        server, answer_count = self._server, len(request.answers)
+        policy = RoundPolicy(
             server.deadline_s,
-            None if server.close_at is None else max(1, server.close_at - held),
+            None if server.close_at is None else max(1, server.close_at - answer_count),
             stall_timeout_s=server.stall_timeout_s,
             spill_after_s=SPILL_AFTER_S,
         )
         messages = {client: request.messages[client] for client in clients or request.missing}
-        open_round = self._federation.ask(messages, model, rules, request.aggregator)
-        self._rounds.close(open_round, self._staging)
-        request.take(open_round)
+        open_round = self._federation.start_round(messages, model, policy, request.aggregator)
+        self._rounds.wait_until_closed(open_round, self._staging)
+        request.record_attempt(open_round)
 
-    def ask_for_quorum(self, request: TaskRequest, model: GlobalModel) -> None:
+    def run_until_quorum(self, request: TaskRequest, model: GlobalModel) -> None:
         """Ask until the quorum is reached; otherwise skip the round or raise `QuorumError`, as the contract says."""
         server = self._server
         attempts = server.quorum_retries if server.on_quorum_failure == "retry" else 0
-        self.ask_once(request, model)
+        self.run_task(request, model)
         for attempt in range(1, attempts + 1):
-            if self._is_enough(request) or len(request.answers) + len(request.missing) < server.quorum:
+            if self._has_quorum(request) or len(request.answers) + len(request.missing) < server.quorum:
                 break
-            self._pause(request, attempt, attempts)
-            if self._await(server.quorum - len(request.answers), request.missing):
-                self.ask_once(request, model)
+            self._wait_before_retry(request, attempt, attempts)
+            if self._try_await(server.quorum - len(request.answers), request.missing):
+                self.run_task(request, model)
         try:
             self.require_quorum(request)
         except QuorumError as error:
             if server.on_quorum_failure != "skip":
                 raise
-            request.skipped = request.record.skipped = error.summary
-            self._observe(Skipped(request.task, request.record.round, error.summary))
+            request.skip_reason = request.record.skipped = error.summary
+            self._observe(RoundSkipped(request.task, request.record.round, error.summary))
 
-    def ask_for_lost(
-        self, request: TaskRequest, model: GlobalModel, lost: Mapping[str, str], besides: Collection[str]
+    def rerun_lost(
+        self, request: TaskRequest, model: GlobalModel, lost: Mapping[str, str], excluding: Collection[str]
     ) -> None:
         """Ask those whose updates the disk has lost once more, but for some; who holds its answer sends it again."""
-        request.leave_out(lost)
-        clients = [client for client in lost if client not in besides]
+        request.mark_lost(lost)
+        clients = [client for client in lost if client not in excluding]
         if clients:
-            self.ask_once(request, model, clients)
+            self.run_task(request, model, clients)
 
     def require_quorum(self, request: TaskRequest) -> None:
         """Raise `QuorumError` unless enough updates are left."""
-        if not self._is_enough(request):
+        if not self._has_quorum(request):
             raise quorum_error(request.task, self._server.quorum, list(request.messages), request.failed)
 
     def await_quorum(self, quorum: int) -> list[str]:
@@ -146,11 +146,11 @@ class Asking:
         attempts = 0 if server.on_quorum_failure == "fail" else server.quorum_retries
         return self.await_clients(quorum, (attempts + 1) * server.deadline_s)
 
-    def await_first(self, count: int) -> None:
+    def await_start(self, count: int) -> None:
         """Wait until so many clients are connected, and stay: clients that come and go at once begin no job."""
         while True:
             present = self.await_clients(count, timeout_s=None)
-            self._rounds.pause(SETTLE_S)
+            self._rounds.sleep(SETTLE_TIME_S)
             if len(self._rounds.connected(present)) >= count:
                 return
 
@@ -160,17 +160,17 @@ class Asking:
         present = self._rounds.connected(among)
         if len(present) < count:
             missing = tuple(client for client in names if client not in present)
-            self._observe(Waiting(len(present), count, missing, timeout_s))
-        return self._rounds.wait_for(count, timeout_s, among)
+            self._observe(WaitingForClients(len(present), count, missing, timeout_s))
+        return self._rounds.wait_for_clients(count, timeout_s, among)
 
-    def _is_enough(self, request: TaskRequest) -> bool:
+    def _has_quorum(self, request: TaskRequest) -> bool:
         return len(request.answers) >= self._server.quorum
 
-    def _pause(self, request: TaskRequest, attempt: int, attempts: int) -> None:
-        pause_s = min(MOST_PAUSE_S, 2.0 ** (attempt - 1))
-        request.record.asked_again += 1
+    def _wait_before_retry(self, request: TaskRequest, attempt: int, attempts: int) -> None:
+        delay_s = min(MAX_RETRY_DELAY_S, 2.0 ** (attempt - 1))
+        request.record.retries += 1
         self._observe(
-            AskingAgain(
+            TaskRetried(
                 request.task,
                 request.record.round,
                 len(request.answers),
@@ -178,12 +178,12 @@ class Asking:
                 tuple(request.missing),
                 attempt,
                 attempts,
-                pause_s,
+                delay_s,
             )
         )
-        self._rounds.pause(pause_s)
+        self._rounds.sleep(delay_s)
 
-    def _await(self, count: int, among: Sequence[str]) -> bool:
+    def _try_await(self, count: int, among: Sequence[str]) -> bool:
         """Wait until so many of some clients are connected, as long as a round may take; say whether they are."""
         try:
             self.await_clients(count, self._server.deadline_s, among)

@@ -17,10 +17,10 @@ from flcore_transport import (
     InProcessConnection,
     InProcessServer,
     Join,
-    Offer,
-    Order,
     Outbox,
     Refused,
+    TaskAssignment,
+    UploadRequest,
     Welcome,
     Withdrawal,
 )
@@ -29,17 +29,17 @@ from flcore import Job, Model, StagingError
 from flcore.aggregation.aggregator import Aggregator
 from flcore.aggregation.staged_update import StagedUpdate
 from flcore.aggregation.staging import Staging
-from flcore.client.answer import Nothing
+from flcore.client.cached_answer import EmptyPayload
 from flcore.job.messages import JoinMessage, TaskMessage, UpdateMessage
 from flcore.job.parsing import parse_contract
 from flcore.model.spec import ModelSpec, TensorSpec
 from flcore.model.wire_format import WireFormat
-from flcore.server.events import Answered, Event, unobserved
+from flcore.server.events import Event, TaskAnswered, ignore_events
 from flcore.server.federation import Federation
 from flcore.server.open_round import OpenRound
-from flcore.server.rounds import HEARTBEAT_S, Rounds
-from flcore.server.task_round import RoundRules, TaskRound
-from flcore.server.uploads import Upload, UploadStream
+from flcore.server.round_registry import MAX_SLEEP_S, RoundRegistry
+from flcore.server.task_round import RoundPolicy, TaskRound
+from flcore.server.uploads import PendingUpload, UploadCall
 
 SPEC = ModelSpec((TensorSpec("w", "float32", (4,)),))
 CONTRACT = {
@@ -61,50 +61,50 @@ class Line:
     def send(self, message: FromServer) -> None:
         self.said.append(message)
 
-    def cut(self, order: int) -> None:
-        self.cuts.append(order)
+    def cancel_transfers(self, assignment_id: int) -> None:
+        self.cuts.append(assignment_id)
 
 
-def opened(rounds: Rounds, clients: list[str], rules: RoundRules) -> OpenRound:
+def opened(rounds: RoundRegistry, clients: list[str], rules: RoundPolicy) -> OpenRound:
     number = rounds.next_number()
-    orders = {client: Order(number, b"", payload_id="") for client in clients}
+    assignments = {client: TaskAssignment(number, b"", payload_id="") for client in clients}
     state = TaskRound(number, clients, rules, rounds._clock())
-    open_round = OpenRound("train", "metrics", state, orders, None, None)
+    open_round = OpenRound("train", "metrics", state, assignments, None, None)
     rounds.open(open_round)
     return open_round
 
 
-def answered(rounds: Rounds, open_round: OpenRound, client: str, key: str = "key") -> None:
-    upload = rounds.upload_of(open_round, client, key) or Upload(
+def answered(rounds: RoundRegistry, open_round: OpenRound, client: str, key: str = "key") -> None:
+    upload = rounds.find_upload(open_round, client, key) or PendingUpload(
         key, MESSAGE, WireFormat.uncompressed(SPEC), client, None
     )
-    rounds.begin(open_round, upload)
-    UploadStream(rounds, open_round, upload).commit()
+    rounds.begin_upload(open_round, upload)
+    UploadCall(rounds, open_round, upload).commit()
 
 
 def test_two_rounds_may_be_open_at_once_and_each_client_owes_both() -> None:
-    rounds = Rounds(unobserved)
-    first, second = (opened(rounds, ["a", "b"], RoundRules(20.0)) for _ in range(2))
+    rounds = RoundRegistry(ignore_events)
+    first, second = (opened(rounds, ["a", "b"], RoundPolicy(20.0)) for _ in range(2))
     line = Line()
-    rounds.arrive("a", line)
-    assert line.said == [first.orders["a"], second.orders["a"]]
+    rounds.client_connected("a", line)
+    assert line.said == [first.assignments["a"], second.assignments["a"]]
     for client in "ab":
         answered(rounds, second, client)
-    rounds.close(second, Staging())
+    rounds.wait_until_closed(second, Staging())
     assert not first.state.is_closed
     rounds.fail(first, "b", "no data")
     answered(rounds, first, "a")
-    rounds.close(first, Staging())
+    rounds.wait_until_closed(first, Staging())
     assert list(first.state.answers) == ["a"] and sorted(second.state.answers) == ["a", "b"]
 
 
 def test_a_client_whose_round_ends_without_it_is_told_and_its_transfers_are_cut() -> None:
-    rounds, line = Rounds(unobserved), Line()
-    rounds.arrive("b", line)
-    open_round = opened(rounds, ["a", "b"], RoundRules(20.0, close_at=1))
+    rounds, line = RoundRegistry(ignore_events), Line()
+    rounds.client_connected("b", line)
+    open_round = opened(rounds, ["a", "b"], RoundPolicy(20.0, close_at=1))
     answered(rounds, open_round, "a")
-    rounds.close(open_round, Staging())
-    assert line.said == [open_round.orders["b"], Withdrawal(open_round.state.number)]
+    rounds.wait_until_closed(open_round, Staging())
+    assert line.said == [open_round.assignments["b"], Withdrawal(open_round.state.number)]
     assert line.cuts == [open_round.state.number]
 
 
@@ -133,16 +133,16 @@ class Staged:
 @pytest.mark.parametrize("error", [None, StagingError("the disk is full", client="a")], ids=["success", "failure"])
 def test_a_second_stream_of_an_answer_waits_for_the_commit_of_the_first_and_no_longer(error: Exception | None) -> None:
     """Also the round waits for it, beyond its deadline; and other clients' events are not held up meanwhile."""
-    rounds, holding = Rounds(unobserved), Holding(error)
-    open_round = opened(rounds, ["a", "b", "c"], RoundRules(0.2))
+    rounds, holding = RoundRegistry(ignore_events), Holding(error)
+    open_round = opened(rounds, ["a", "b", "c"], RoundPolicy(0.2))
     open_round.aggregator = cast("Aggregator", holding)
-    upload = Upload("key", MESSAGE, WireFormat.uncompressed(SPEC), "a", cast("StagedUpdate", Staged()))
-    rounds.begin(open_round, upload)
+    upload = PendingUpload("key", MESSAGE, WireFormat.uncompressed(SPEC), "a", cast("StagedUpdate", Staged()))
+    rounds.begin_upload(open_round, upload)
     with ThreadPoolExecutor(4) as pool:
         first = pool.submit(rounds.commit, open_round, upload)
         assert holding.is_committing.wait(20)
         second = pool.submit(rounds.commit, open_round, upload)
-        closed = pool.submit(rounds.close, open_round, Staging())
+        closed = pool.submit(rounds.wait_until_closed, open_round, Staging())
         rounds.fail(open_round, "b", "no data")
         while "c" not in open_round.state.failed:
             time.sleep(0.01)
@@ -159,31 +159,31 @@ def test_a_second_stream_of_an_answer_waits_for_the_commit_of_the_first_and_no_l
 
 def test_nobody_learns_that_an_order_is_over_before_the_order() -> None:
     """A link that is slow to take the order, while another thread closes the round."""
-    rounds, line, order_comes = Rounds(unobserved), Line(), threading.Event()
+    rounds, line, order_comes = RoundRegistry(ignore_events), Line(), threading.Event()
 
     class Slow(Line):
         def send(self, message: FromServer) -> None:
-            if isinstance(message, Order):
+            if isinstance(message, TaskAssignment):
                 order_comes.set()
                 time.sleep(0.2)
             line.send(message)
 
-    rounds.arrive("a", Slow())
+    rounds.client_connected("a", Slow())
     with ThreadPoolExecutor(2) as pool:
-        opening = pool.submit(opened, rounds, ["a", "b"], RoundRules(20.0, close_at=1))
+        opening = pool.submit(opened, rounds, ["a", "b"], RoundPolicy(20.0, close_at=1))
         assert order_comes.wait(20)
         (open_round,) = rounds._rounds.values()
         answered(rounds, open_round, "b")
         opening.result(20)
-    rounds.close(open_round, Staging())
-    assert line.said == [open_round.orders["a"], Withdrawal(open_round.state.number)]
+    rounds.wait_until_closed(open_round, Staging())
+    assert line.said == [open_round.assignments["a"], Withdrawal(open_round.state.number)]
 
 
 def test_a_server_that_stood_still_gives_everybody_their_time_again() -> None:
     now = [0.0]
-    rounds = Rounds(unobserved, clock=lambda: now[0])
-    open_round = opened(rounds, ["a"], RoundRules(1000.0, grace_s=5.0))
-    waits = iter([HEARTBEAT_S, HEARTBEAT_S + 60.0, HEARTBEAT_S])
+    rounds = RoundRegistry(ignore_events, clock=lambda: now[0])
+    open_round = opened(rounds, ["a"], RoundPolicy(1000.0, grace_s=5.0))
+    waits = iter([MAX_SLEEP_S, MAX_SLEEP_S + 60.0, MAX_SLEEP_S])
 
     def wait(timeout: float | None = None) -> bool:
         now[0] += next(waits)
@@ -191,7 +191,7 @@ def test_a_server_that_stood_still_gives_everybody_their_time_again() -> None:
 
     rounds._changed.wait = wait  # type: ignore[method-assign]
     with pytest.raises(StopIteration):
-        rounds.close(open_round, Staging())
+        rounds.wait_until_closed(open_round, Staging())
     assert "abandoned" in open_round.state.failed["a"], "and not lost: 63 s are 3 s to its client"
 
 
@@ -203,7 +203,7 @@ def hasty_switches() -> Iterator[None]:
     sys.setswitchinterval(interval)
 
 
-def act_at_random(rounds: Rounds, open_round: OpenRound, client: str, chance: random.Random) -> None:
+def act_at_random(rounds: RoundRegistry, open_round: OpenRound, client: str, chance: random.Random) -> None:
     match chance.randrange(6):
         case 0 | 1:
             answered(rounds, open_round, client, key=str(chance.randrange(2)))
@@ -212,9 +212,9 @@ def act_at_random(rounds: Rounds, open_round: OpenRound, client: str, chance: ra
         case 3:
             rounds.fail(open_round, client, "fault")
         case 4:
-            rounds.arrive(client, Line())
+            rounds.client_connected(client, Line())
         case _:
-            rounds.depart(client)
+            rounds.client_disconnected(client)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -222,29 +222,29 @@ def act_at_random(rounds: Rounds, open_round: OpenRound, client: str, chance: ra
 def test_threads_that_switch_at_any_moment_lose_and_double_nothing(seed: int) -> None:
     """Six threads answer, fail, read, come and go, in rounds that close under them."""
     seen: list[Event] = []
-    rounds, stop = Rounds(seen.append), threading.Event()
+    rounds, stop = RoundRegistry(seen.append), threading.Event()
     clients = [f"c{number}" for number in range(30)]
-    current = [opened(rounds, clients, RoundRules(20.0))]
+    current = [opened(rounds, clients, RoundPolicy(20.0))]
 
     def act(number: int) -> None:
         chance = random.Random(seed * 100 + number)
         while not stop.is_set():
             client = chance.choice(clients)
             with suppress(Refused):
-                act_at_random(rounds, rounds.find(client, current[-1].state.number), client, chance)
+                act_at_random(rounds, rounds.require_round(client, current[-1].state.number), client, chance)
 
     with ThreadPoolExecutor(6) as pool:
         acting = [pool.submit(act, number) for number in range(6)]
         for _ in range(25):
-            rounds.close(current[-1], Staging())
+            rounds.wait_until_closed(current[-1], Staging())
             state = current[-1].state
             assert not set(state.answers) & set(state.failed)
             assert set(state.answers) | set(state.failed) == set(clients)
-            current.append(opened(rounds, clients, RoundRules(20.0)))
+            current.append(opened(rounds, clients, RoundPolicy(20.0)))
         stop.set()
         for each in acting:
             each.result(20)
-    told = [event for event in seen if isinstance(event, Answered)]
+    told = [event for event in seen if isinstance(event, TaskAnswered)]
     assert len(told) == sum(len(each.state.answers) for each in current)
 
 
@@ -263,12 +263,12 @@ def events_per_second(count: int) -> float:
         sessions.append((connection, stream, welcome.session))
     message = TaskMessage(task="survey", round=1, rounds=1, seed=0, hyperparameters={})
     model = Model.of({"w": np.zeros(4, np.float32)})
-    open_round = federation.ask(dict.fromkeys(names, message), model, RoundRules(1000.0))
-    waiter = threading.Thread(target=lambda: federation.rounds.close(open_round, Staging()))
+    open_round = federation.start_round(dict.fromkeys(names, message), model, RoundPolicy(1000.0))
+    waiter = threading.Thread(target=lambda: federation.rounds.wait_until_closed(open_round, Staging()))
     waiter.start()
     for connection, stream, secret in sessions:
-        order = cast("Order", next(stream))
-        connection.upload(Offer(secret, order.number, MESSAGE.to_bytes()), Outbox(Nothing()))
+        assignment = cast("TaskAssignment", next(stream))
+        connection.upload(UploadRequest(secret, assignment.assignment_id, MESSAGE.to_bytes()), Outbox(EmptyPayload()))
         cast("Generator[object]", stream).close()
     waiter.join(100)
     assert len(open_round.state.answers) == count

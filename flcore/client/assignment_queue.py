@@ -5,27 +5,27 @@ Orders are first in, first out. The order that was picked up last is the one *at
 
 import threading
 
-from flcore_transport import FromServer, Goodbye, Order, TransportError, Welcome, Withdrawal
+from flcore_transport import FromServer, Goodbye, TaskAssignment, TransportError, Welcome, Withdrawal
 
 
-class Mailbox:
+class AssignmentQueue:
     """Holds the newest welcome and the open orders. A goodbye or an error ends it, and comes before any order."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._welcome: Welcome | None = None
-        self._orders: dict[int, Order] = {}
-        self._at_work: int | None = None
+        self._assignments: dict[int, TaskAssignment] = {}
+        self._current_id: int | None = None
         self._is_withdrawn = False
         self._end: Goodbye | TransportError | None = None
 
     @property
-    def is_over(self) -> bool:
+    def has_ended(self) -> bool:
         """Whether the server has said goodbye or no."""
         return self._end is not None
 
     @property
-    def is_wanted(self) -> bool:
+    def is_current_wanted(self) -> bool:
         """Whether the answer to the order at work is still wanted."""
         return self._end is None and not self._is_withdrawn
 
@@ -42,27 +42,28 @@ class Mailbox:
                     if self._welcome is not None and self._welcome.session != message.session:
                         self._is_withdrawn = True  # what is at work, if anything is
                     self._welcome = message
-                    self._orders.clear()
-                case Order():
-                    if self._is_withdrawn or message.number != self._at_work:
-                        self._orders.setdefault(message.number, message)
+                    self._assignments.clear()
+                case TaskAssignment():
+                    if self._is_withdrawn or message.assignment_id != self._current_id:
+                        self._assignments.setdefault(message.assignment_id, message)
                 case Withdrawal():
-                    self._orders.pop(message.order, None)
-                    self._is_withdrawn = self._is_withdrawn or message.order == self._at_work
+                    self._assignments.pop(message.assignment_id, None)
+                    self._is_withdrawn = self._is_withdrawn or message.assignment_id == self._current_id
                 case _:
                     self._end = self._end or message
             self._changed.notify_all()
 
-    def take(self) -> tuple[Welcome, Order] | Goodbye:
+    def next_assignment(self) -> tuple[Welcome, TaskAssignment] | Goodbye:
         """Wait for the next order, or for the end: return the goodbye, or raise the error."""
         with self._changed:
-            self._at_work = None
-            self._changed.wait_for(lambda: self._end is not None or self._orders)
+            self._current_id = None
+            self._changed.wait_for(lambda: self._end is not None or self._assignments)
             if isinstance(self._end, TransportError):
                 raise self._end
             if self._end is not None:
                 return self._end
             assert self._welcome is not None  # noqa: S101 - a welcome comes first
-            order = self._orders.pop(next(iter(self._orders)))
-            self._at_work, self._is_withdrawn = order.number, False  # whatever came while nothing was at work
-            return self._welcome, order
+            assignment = self._assignments.pop(next(iter(self._assignments)))
+            # Forget whatever came while nothing was at work.
+            self._current_id, self._is_withdrawn = assignment.assignment_id, False
+            return self._welcome, assignment

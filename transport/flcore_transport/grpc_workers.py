@@ -11,8 +11,8 @@ from typing import Any, ParamSpec, TypeVar
 import grpc
 import grpc.aio
 
-from flcore_transport.control import encode
-from flcore_transport.endpoint import refusal
+from flcore_transport.control import encode_message
+from flcore_transport.endpoint import refusal_for
 from flcore_transport.errors import TransportError
 from flcore_transport.grpc_channel import REFUSAL_METADATA
 from flcore_transport.messages import Refusal
@@ -24,7 +24,7 @@ T = TypeVar("T")
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
-class Ends:
+class CallAborter:
     """How the calls of one server end with an error: not at all once it is being stopped, because gRPC crashes then."""
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class Ends:
     async def refuse(self, context: Context, refused: Refusal) -> None:
         """End a call with a refusal."""
         logger.info("refused a call of %s: %s", context.peer(), refused.message)
-        metadata = ((REFUSAL_METADATA, encode(refused)),)
+        metadata = ((REFUSAL_METADATA, encode_message(refused)),)
         await self.abort(context, grpc.StatusCode.FAILED_PRECONDITION, "refused", metadata)
 
     async def abort(
@@ -45,42 +45,46 @@ class Ends:
         await context.abort(code, details, trailing_metadata=metadata)
 
 
-class Work:
-    """Worker threads of one server, `threads` of them."""
+class WorkerPool:
+    """Worker threads of one server, `thread_count` of them."""
 
-    def __init__(self, ends: Ends, threads: int = (os.cpu_count() or 1) + 1, name: str = "flcore-pieces") -> None:
-        self._ends = ends
-        self._workers = ThreadPoolExecutor(threads, thread_name_prefix=name)
+    def __init__(
+        self, aborter: CallAborter, thread_count: int = (os.cpu_count() or 1) + 1, name: str = "flcore-pieces"
+    ) -> None:
+        self._aborter = aborter
+        self._executor = ThreadPoolExecutor(thread_count, thread_name_prefix=name)
 
-    async def done(self, work: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
+    async def run(self, work: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
         """Do `work` on a worker thread and return its result."""
-        return await asyncio.get_running_loop().run_in_executor(self._workers, partial(work, *arguments, **named))
+        return await asyncio.get_running_loop().run_in_executor(self._executor, partial(work, *arguments, **named))
 
-    async def answered(self, context: Context, work: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
+    async def run_or_refuse(self, context: Context, work: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
         """Do `work` on a worker thread and return its result; a `TransportError` of it ends the call."""
-        return await self.refusing(context, self.done(work, *arguments, **named))
+        return await self.refuse_on_error(context, self.run(work, *arguments, **named))
 
-    async def refusing(self, context: Context, working: Awaitable[T]) -> T:
-        """Return the result of `working`; a `TransportError` of it ends the call."""
+    async def refuse_on_error(self, context: Context, coroutine: Awaitable[T]) -> T:
+        """Return the result of `coroutine`; a `TransportError` of it ends the call."""
         try:
-            return await working
+            return await coroutine
         except TransportError as error:
-            await self._ends.refuse(context, refusal(error.with_traceback(None)))  # whose frames hold what was refused
+            await self._aborter.refuse(
+                context, refusal_for(error.with_traceback(None))
+            )  # whose frames hold what was refused
             raise  # not reached: abort has raised
 
-    def begin(self, work: Callable[P, None], *arguments: P.args, **named: P.kwargs) -> None:
+    def submit(self, work: Callable[P, None], *arguments: P.args, **named: P.kwargs) -> None:
         """Do `work` on a worker thread, or here if there is none any more."""
         try:
-            self._workers.submit(work, *arguments, **named)
+            self._executor.submit(work, *arguments, **named)
         except RuntimeError:
             work(*arguments, **named)
 
     def close(self) -> None:
         """Take no more work."""
-        self._workers.shutdown(wait=False)
+        self._executor.shutdown(wait=False)
 
 
-async def read(context: Context) -> bytes | None:
+async def read_message(context: Context) -> bytes | None:
     """Return the next message of a call, or None when its client sends no more.
 
     It is read from the context: the iterator that gRPC hands out keeps the last message until a garbage collection.
@@ -89,25 +93,25 @@ async def read(context: Context) -> bytes | None:
     return None if message is grpc.aio.EOF else message
 
 
-def seen(future: "asyncio.Future[Any]") -> None:
+def ignore_outcome(future: "asyncio.Future[Any]") -> None:
     """Look at how a future ended that nobody waits for: its call was ended meanwhile, and nothing else is wrong."""
     if not future.cancelled():
         future.exception()
 
 
-async def owned(working: Coroutine[Any, Any, T], undo: Callable[[T], object]) -> T:
-    """Return the result of `working`; if the call is cancelled meanwhile, `undo` gets the result.
+async def run_with_cleanup(coroutine: Coroutine[Any, Any, T], cleanup: Callable[[T], object]) -> T:
+    """Return the result of `coroutine`; if the call is cancelled meanwhile, `cleanup` gets the result.
 
     A thread goes on when the call that it works for is cancelled, so what it opens then has to be closed.
     """
-    task = asyncio.ensure_future(working)
+    task = asyncio.ensure_future(coroutine)
 
-    def undone(done: "asyncio.Future[T]") -> None:
+    def clean_up(done: "asyncio.Future[T]") -> None:
         if not done.cancelled() and done.exception() is None:
-            undo(done.result())
+            cleanup(done.result())
 
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
-        task.add_done_callback(undone)
+        task.add_done_callback(clean_up)
         raise

@@ -1,0 +1,1 @@
+"""What a server does, round by round: one workflow in each file."""
