@@ -22,12 +22,15 @@ FlcoreError
 ├── UpdatesLost           committed updates cannot be read back from disk
 └── AggregationError      the result does not fit into the tensor's dtype
 
-The kernels and the transport have roots of their own: `flcore_kernels.KernelError`, `flcore_transport.TransportError`.
+The packages below raise their own children of `FlcoreError`; see `flcore_kernels.errors` and `flcore_transport.errors`.
+
+FlcoreError
+├── KernelError           a buffer, a weight or a device that a kernel cannot use
+├── TransportError        a connection, a message or a piece that is not as expected
+└── UnknownDtypeName      a name that is no dtype's
 """
 
-
-class FlcoreError(Exception):
-    """The root of all exceptions that flcore raises."""
+from flcore_layout import FlcoreError as FlcoreError
 
 
 class SpecError(FlcoreError):

@@ -22,15 +22,17 @@ PEER_MODULES = (
 )
 PACKAGES = {
     "flcore": ROOT / "flcore",
+    "flcore_layout": ROOT / "kernels/flcore_layout",
     "flcore_kernels": ROOT / "kernels/flcore_kernels",
     "flcore_transport": ROOT / "transport/flcore_transport",
     "flcore_bench": ROOT / "bench/flcore_bench",
     "flcore_bench_peers": ROOT / "bench/flcore_bench_peers",
 }
 OURS = {
-    "flcore_kernels": {"flcore_kernels"},
-    "flcore_transport": {"flcore_transport"},
-    "flcore": {"flcore", "flcore_kernels", "flcore_transport"},
+    "flcore_layout": {"flcore_layout"},
+    "flcore_kernels": {"flcore_kernels", "flcore_layout"},
+    "flcore_transport": {"flcore_transport", "flcore_layout"},
+    "flcore": {"flcore", "flcore_layout", "flcore_kernels", "flcore_transport"},
     "flcore_bench": set(PACKAGES) - {"flcore_bench_peers"},
     "flcore_bench_peers": set(PACKAGES),
 }
@@ -43,7 +45,8 @@ EXCEPTIONS = {
 }
 DOORS = "flcore.adapters."
 """Public modules that are no part of `flcore` itself, as each needs a package of its own."""
-THEIRS = {
+THEIRS: dict[str, dict[str, str]] = {
+    "flcore_layout": {},
     "flcore_kernels": {"numpy": "*", "numba": "cpu/*.py", "llvmlite": "cpu/*.py", "cupy": "cuda/device.py"},
     "flcore_transport": {
         "grpc": "grpc_*.py",
@@ -153,6 +156,7 @@ def test_modules_import_in_no_circle(package: str) -> None:
     ("package", "absent"),
     [
         ("flcore", {"grpc", "cupy", "numba", "pyarrow", "google.protobuf", "matplotlib", "sklearn", "torch", "rich"}),
+        ("flcore_layout", {"numpy", "flcore", "flcore_kernels", "flcore_transport"}),
         ("flcore_kernels", {"grpc", "cupy", "numba", "pyarrow", "pydantic"}),
         ("flcore_transport", {"grpc", "google.protobuf", "numpy", "pyarrow"}),
     ],

@@ -4,23 +4,12 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+from flcore_layout import DTYPES as LAYOUT_DTYPES
 
 from flcore.errors import SpecError
 
 DTYPES: dict[str, np.dtype[Any]] = {
-    "float64": np.dtype(np.float64),
-    "float32": np.dtype(np.float32),
-    "float16": np.dtype(np.float16),
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-    "int64": np.dtype(np.int64),
-    "int32": np.dtype(np.int32),
-    "int16": np.dtype(np.int16),
-    "int8": np.dtype(np.int8),
-    "uint64": np.dtype(np.uint64),
-    "uint32": np.dtype(np.uint32),
-    "uint16": np.dtype(np.uint16),
-    "uint8": np.dtype(np.uint8),
-    "bool": np.dtype(np.bool_),
+    name: np.dtype(getattr(ml_dtypes, name, name)) for name, row in LAYOUT_DTYPES.items() if not row.is_quantized
 }
 """By name. A bfloat16 array has the dtype `ml_dtypes.bfloat16`; a uint16 array holds integers."""
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flcore_layout import DTYPES as LAYOUT_DTYPES
+
 from flcore.errors import SpecError
 from flcore.model.dtypes import DTYPES
 from flcore.model.file_types import HEAD_BYTES, identify_content
@@ -23,21 +25,7 @@ MAX_HEADER_BYTES = 100_000_000
 
 METADATA = "__metadata__"
 
-DTYPE_NAMES = {
-    "F64": "float64",
-    "F32": "float32",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "I64": "int64",
-    "I32": "int32",
-    "I16": "int16",
-    "I8": "int8",
-    "U64": "uint64",
-    "U32": "uint32",
-    "U16": "uint16",
-    "U8": "uint8",
-    "BOOL": "bool",
-}
+DTYPE_NAMES = {row.safetensors: name for name, row in LAYOUT_DTYPES.items() if row.safetensors}
 """safetensors' names of our dtypes. It has others, such as F8_E4M3, which no model here can hold."""
 
 _CODES = {name: code for code, name in DTYPE_NAMES.items()}

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from flcore_transport import ALIGNMENT
+from flcore_layout import ALIGNMENT
 
 from flcore.errors import SpecError, TensorMismatch
 from flcore.model.arrays import AnyArrays, dtype_and_shape, flatten

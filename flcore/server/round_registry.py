@@ -30,7 +30,7 @@ from flcore.server.events import (
 from flcore.server.history import Participation
 from flcore.server.open_round import OpenRound
 from flcore.server.task_round import Discard, Release, Spill, Verdict
-from flcore.server.uploads import PendingUpload, refusal_for, untimely_refusal
+from flcore.server.uploads import LOWER_LEVEL_ERRORS, PendingUpload, refusal_for, untimely_refusal
 from flcore.text import printable
 
 MAX_SLEEP_S = 1.0
@@ -281,7 +281,7 @@ class RoundRegistry:
             with self._handle_event(open_round):
                 state.commit_failed(client, printable(str(error), MAX_REASON_CHARACTERS))
                 self._changed.notify_all()
-            if isinstance(error, FlcoreError):
+            if isinstance(error, FlcoreError) and not isinstance(error, LOWER_LEVEL_ERRORS):
                 raise refusal_for(error) from error
             raise
         with self._handle_event(open_round) as now:

@@ -10,7 +10,17 @@ import threading
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
-from flcore_transport import Inbox, Layout, PieceError, PieceRange, ProtocolMismatch, Receipt, Refused
+from flcore_kernels import KernelError
+from flcore_transport import (
+    Inbox,
+    Layout,
+    PieceError,
+    PieceRange,
+    ProtocolMismatch,
+    Receipt,
+    Refused,
+    TransportError,
+)
 
 from flcore.aggregation.staged_update import StagedUpdate
 from flcore.errors import (
@@ -35,6 +45,9 @@ if TYPE_CHECKING:
     from flcore.server.round_registry import RoundRegistry
 
 MAX_METRIC_MAGNITUDE = 1e30
+
+LOWER_LEVEL_ERRORS = (KernelError, TransportError)
+"""Errors of the packages below. They are `FlcoreError`s, but say nothing about one client's update."""
 
 
 def check_message(message: UpdateMessage, client: str, returns: str, bounds: Bounds) -> None:
@@ -183,6 +196,8 @@ class UploadCall:
                 raise untimely_refusal(upload.client, verdict)
             try:
                 upload.accept(piece)
+            except LOWER_LEVEL_ERRORS:  # a fault of the server's, not of the update
+                raise
             except FlcoreError as error:
                 is_at_fault = not isinstance(error, StagingError)
                 self._rounds.fail(self._round, upload.client, str(error), upload=upload, is_at_fault=is_at_fault)

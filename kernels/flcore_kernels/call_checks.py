@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from flcore_layout import DTYPES
 
 from flcore_kernels import weights
 from flcore_kernels.backend import Operand
@@ -66,5 +67,6 @@ def divisor_of(total: Total) -> tuple[float, float]:
 
 def require_encodable(dtype: str) -> None:
     """Raise `BufferMismatch` for a dtype that float32 values are not encoded as."""
-    if not lookup(dtype).block and dtype not in ("bfloat16", "float16"):
+    lookup(dtype)
+    if not DTYPES[dtype].compresses_float32:
         raise BufferMismatch(f"values are encoded as bfloat16, float16 or quantized int8, not as {dtype}")

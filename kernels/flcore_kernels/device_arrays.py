@@ -12,6 +12,7 @@ from math import prod
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+from flcore_layout import DTYPES
 
 from flcore_kernels.errors import BufferMismatch
 
@@ -32,9 +33,7 @@ of them is asked for all that are read at once."""
 
 _CODES = {0: "int", 1: "uint", 2: "float", 4: "bfloat", 6: "bool"}
 STORED: dict[str, np.dtype[Any]] = {
-    "bfloat16": np.dtype(np.uint16),
-    "float16": np.dtype(np.uint16),
-    "bool": np.dtype(np.uint8),
+    name: np.dtype(row.storage) for name, row in DTYPES.items() if row.storage != name and not row.is_quantized
 }
 """What dtypes are stored as that the kernels see as other numbers; the rest as what they are."""
 

@@ -1,22 +1,24 @@
 """The dtypes that can be folded, and how their bits are stored.
 
-A row is all that the rest of the kernels needs to know of a dtype. `storage` is the NumPy dtype of the buffers. For
-floats, `magnitude_mask` cuts the sign off the bits and `infinity` is the smallest bit pattern that is not finite, so
-that one integer maximum over the masked bits finds both the largest magnitude and whether anything is not finite.
-`precision` (significant bits) and `lowest` (exponent of the smallest step) say how a result is rounded.
+A row of `STORAGE` is derived from `flcore_layout.DTYPES`, and is all that the kernels need to know of a dtype.
+`storage` is the NumPy dtype of the buffers. For floats, `magnitude_mask` cuts the sign off the bits and `infinity` is
+the smallest bit pattern that is not finite, so that one integer maximum over the masked bits finds both the largest
+magnitude and whether anything is not finite. `precision` (significant bits) and `lowest` (exponent of the smallest
+step) say how a result is rounded.
 """
 
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from flcore_layout import DTYPES, Dtype
 
 from flcore_kernels.errors import UnknownDType
 
 EXACT_INTEGER_LIMIT = 2**53
 """The largest magnitude of an integer element: beyond it, float64 no longer holds every integer."""
 
-QUANTIZED_BLOCKS = (32, 64, 128, 256)
+QUANTIZED_BLOCKS = tuple(row.block for row in DTYPES.values() if row.is_quantized)
 """Elements that may share one scale in an int8-quantized operand."""
 
 
@@ -57,10 +59,15 @@ class Storage:
         return max(float(info.min), -(2.0**53)), min(float(info.max), 2.0**53)
 
 
-def _float(storage: str, bits: str, exponent: int, mantissa: int) -> Storage:
+def _storage(row: Dtype) -> Storage:
+    storage = np.dtype(row.storage)
+    bits = np.dtype(f"uint{8 * row.itemsize}")
+    if not row.is_float:
+        return Storage(storage, bits, block=row.block, is_boolean=row.is_boolean)
+    exponent, mantissa = row.exponent_bits, row.mantissa_bits
     return Storage(
-        np.dtype(storage),
-        np.dtype(bits),
+        storage,
+        bits,
         magnitude_mask=(1 << (exponent + mantissa)) - 1,
         infinity=((1 << exponent) - 1) << mantissa,
         precision=mantissa + 1,
@@ -68,19 +75,7 @@ def _float(storage: str, bits: str, exponent: int, mantissa: int) -> Storage:
     )
 
 
-def _integer(name: str) -> Storage:
-    return Storage(np.dtype(name), np.dtype(name.lstrip("u").replace("int", "uint")))
-
-
-STORAGE: dict[str, Storage] = {
-    "float64": _float("float64", "uint64", 11, 52),
-    "float32": _float("float32", "uint32", 8, 23),
-    "float16": _float("uint16", "uint16", 5, 10),
-    "bfloat16": _float("uint16", "uint16", 8, 7),
-    **{name: _integer(name) for name in ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")},
-    "bool": Storage(np.dtype(np.uint8), np.dtype(np.uint8), is_boolean=True),
-    **{f"int8[{block}]": Storage(np.dtype(np.int8), np.dtype(np.uint8), block=block) for block in QUANTIZED_BLOCKS},
-}
+STORAGE: dict[str, Storage] = {name: _storage(row) for name, row in DTYPES.items()}
 """Every dtype that the kernels fold, by its name. `int8[256]`: int8 codes, one float32 scale for each 256 of them.
 A bool is the number 0 or 1."""
 

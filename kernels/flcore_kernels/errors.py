@@ -14,8 +14,10 @@ KernelError
 └── BackendUnavailable    a device that this machine or this installation does not have
 """
 
+from flcore_layout import FlcoreError
 
-class KernelError(Exception):
+
+class KernelError(FlcoreError):
     """The root of everything that the kernels raise on purpose."""
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from flcore_layout import ALIGNMENT
 
 from flcore_kernels.backend import Buffer, Operand, Quantized
 from flcore_kernels.device_arrays import DeviceArray
@@ -14,9 +15,6 @@ from flcore_kernels.errors import BufferMismatch
 
 Addresses = npt.NDArray[np.uint64]
 Numbers = npt.NDArray[np.int64]
-
-ALIGNMENT = 256
-"""Runs and rows begin at multiples of this, so that no block of an exact sum or of a quantized operand is cut."""
 
 
 def address_of(array: npt.NDArray[Any] | DeviceArray) -> int:
@@ -155,7 +153,6 @@ class Rows:
 
 
 __all__ = [
-    "ALIGNMENT",
     "Rows",
     "address_of",
     "addresses_of",

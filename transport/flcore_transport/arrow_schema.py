@@ -16,6 +16,7 @@ from flcore_transport.messages import WireDType, wire_dtype
 SCHEMA_HEADER = 1  # MessageHeader.Schema
 METADATA_V5 = 4  # MetadataVersion.V5
 INT, FLOATING_POINT, FIXED_SIZE_LIST = 2, 3, 16  # members of the union Type
+FLOATS = {"halffloat", "float", "double"}
 PRECISIONS = {2: 0, 4: 1, 8: 2}  # of FloatingPoint: HALF, SINGLE, DOUBLE; by bytes
 
 
@@ -40,7 +41,7 @@ def arrow_schema_message(dtype: str) -> bytes:
         item = _field("item", *_number(row))
         listed = _table(row.block)
         columns = [
-            _field("scale", *_number(WireDType(4, kind="float"))),
+            _field("scale", *_number(wire_dtype("float32"))),
             _field("codes", FIXED_SIZE_LIST, listed, children=[item], dtype=dtype),
         ]
     else:
@@ -54,9 +55,9 @@ def arrow_schema_message(dtype: str) -> bytes:
 
 def _number(row: WireDType) -> tuple[int, _Block]:
     """Return the type of a column of numbers: its member of the union, and its table."""
-    if row.kind == "float":
+    if row.arrow in FLOATS:
         return FLOATING_POINT, _table(PRECISIONS[row.itemsize])
-    return INT, _table(8 * row.itemsize, int(row.kind == "int"))  # bits, is signed
+    return INT, _table(8 * row.itemsize, int(not row.arrow.startswith("uint")))  # bits, is signed
 
 
 def _field(name: str, member: int, of: _Block, *, children: list[_Block] | None = None, dtype: str = "") -> _Block:

@@ -10,8 +10,10 @@ TransportError
 └── Refused               the other end said no, and why: `kind` is a word for programs, the message is for people
 """
 
+from flcore_layout import FlcoreError
 
-class TransportError(Exception):
+
+class TransportError(FlcoreError):
     """The root of everything that the transport raises on purpose."""
 
 

@@ -9,65 +9,19 @@ after it the server sends all of them again.
 
 from dataclasses import dataclass
 
+from flcore_layout import ALIGNMENT as ALIGNMENT
+from flcore_layout import DTYPES, Dtype
+from flcore_layout import Layout as Layout
+from flcore_layout import PayloadPart as PayloadPart
+from flcore_layout import Segment as Segment
+
 from flcore_transport.errors import PieceError
 
 PROTOCOL = 2
 """The version of the protocol: of the messages, the pieces and their sequence. Both ends must have the same."""
 
-ALIGNMENT = 256
-"""Segments and pieces are whole multiples of so many elements."""
-
-
-@dataclass(frozen=True, slots=True)
-class WireDType:
-    """How the elements of one dtype lie in a body: scales, if it has any, zeros up to a multiple of 8 bytes, elements.
-
-    An element takes `itemsize` bytes. Each `block` of elements shares one float32 scale; with `block` 0 there are none.
-    `kind` is "float", "int" or "uint": the Arrow type of the bits. Arrow has no bfloat16 and packs booleans; both are
-    unsigned integers there.
-    """
-
-    itemsize: int
-    block: int = 0
-    kind: str = "int"
-
-    def scale_bytes(self, elements: int) -> int:
-        """Return how many bytes the scales of so many elements take, 4 each.
-
-        >>> WireDType(itemsize=1, block=64).scale_bytes(256)
-        16
-        """
-        return elements // self.block * 4 if self.block else 0
-
-    def elements_at(self, elements: int) -> int:
-        """Return where in a body the elements begin.
-
-        >>> WireDType(itemsize=1, block=256).elements_at(256)
-        8
-        """
-        return -(-self.scale_bytes(elements) // 8) * 8
-
-
-WIRE_DTYPES: dict[str, WireDType] = {
-    "float64": WireDType(8, kind="float"),
-    "float32": WireDType(4, kind="float"),
-    "float16": WireDType(2, kind="float"),
-    "bfloat16": WireDType(2, kind="uint"),
-    "int64": WireDType(8),
-    "int32": WireDType(4),
-    "int16": WireDType(2),
-    "int8": WireDType(1),
-    "uint64": WireDType(8, kind="uint"),
-    "uint32": WireDType(4, kind="uint"),
-    "uint16": WireDType(2, kind="uint"),
-    "uint8": WireDType(1, kind="uint"),
-    "bool": WireDType(1, kind="uint"),
-    "int8[32]": WireDType(1, block=32),
-    "int8[64]": WireDType(1, block=64),
-    "int8[128]": WireDType(1, block=128),
-    "int8[256]": WireDType(1, block=256),
-}
-"""Every dtype on the wire, by its name. `int8[64]`: int8 codes, one float32 scale for each 64 of them."""
+WireDType = Dtype
+WIRE_DTYPES = DTYPES
 
 
 def wire_dtype(dtype: str, elements: int = 0) -> WireDType:
@@ -78,29 +32,6 @@ def wire_dtype(dtype: str, elements: int = 0) -> WireDType:
             f"a segment has a known dtype and a multiple of {ALIGNMENT} elements, not {elements} of {dtype!r}"
         )
     return row
-
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """A flat run of `elements` elements of one dtype; `elements` is a multiple of `ALIGNMENT`."""
-
-    dtype: str
-    elements: int
-
-
-@dataclass(frozen=True, slots=True)
-class PayloadPart:
-    """A named part of a payload, segment after segment."""
-
-    name: str
-    segments: tuple[Segment, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """What a payload consists of, part after part; an empty one has no pieces."""
-
-    parts: tuple[PayloadPart, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

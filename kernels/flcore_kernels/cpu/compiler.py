@@ -18,6 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
+import flcore_layout
 import llvmlite
 import llvmlite.binding
 import numba
@@ -68,18 +69,22 @@ def _settings() -> str:
     return repr(sorted((n, v) for n, v in vars(config).items() if n.isupper() and not n.startswith(_INDIFFERENT)))
 
 
-def _digest_of_sources(folder: Path) -> str:
+def _digest_of_sources(*folders: Path) -> str:
     """Return a digest of the sources of all kernels, or nothing where there are none, as in an archive."""
-    sources = sorted([*folder.glob("*.py"), *folder.glob("cpu/*.py")])
-    sources = [source for source in sources if not source.name.startswith("device")]
+    sources = [
+        (source.relative_to(folder).as_posix(), source)
+        for folder in folders
+        for source in sorted([*folder.glob("*.py"), *folder.glob("cpu/*.py")])
+        if not source.name.startswith("device")
+    ]
     try:
-        texts = [source.relative_to(folder).as_posix().encode() + b"\0" + source.read_bytes() for source in sources]
+        texts = [name.encode() + b"\0" + source.read_bytes() for name, source in sources]
     except OSError:
         return ""
     return hashlib.sha256(b"".join(texts)).hexdigest() if texts else ""
 
 
-_SOURCES = _digest_of_sources(Path(__file__).parents[1])
+_SOURCES = _digest_of_sources(Path(__file__).parents[1], Path(flcore_layout.__file__).parent)
 """Taken when they are imported: a program that runs on while flcore is upgraded compiles what it imported."""
 
 

@@ -4,6 +4,8 @@ import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 
+from flcore_layout import DTYPES
+
 from flcore_kernels import code_cache
 from flcore_kernels.cpu import kernels, scan
 from flcore_kernels.cpu.compiler import Kernel, cache_directory
@@ -45,7 +47,7 @@ def keys_of(dtypes: Sequence[str]) -> list[Key]:
         keys += [("mean-base", dtype, "exact", result), ("exact-fallback", result)]
         keys += [("max-abs", dtype), ("decode", dtype)]
         keys += [("quantize", str(row.block))] if row.block else []
-        keys += [("encode", dtype)] if dtype in ("bfloat16", "float16") else []
+        keys += [("encode", dtype)] if DTYPES[dtype].compresses_float32 and not row.block else []
     return list(dict.fromkeys([*keys, ("merge",)]))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from flcore_layout import ALIGNMENT
 
 from flcore_kernels.backend import Operand, Quantized
 from flcore_kernels.cuda.device import Stream
@@ -15,7 +16,7 @@ from flcore_kernels.cuda.ring import Addresses, Numbers, Piece, Ring, padded
 from flcore_kernels.device_arrays import STORED, DeviceArray, elsewhere
 from flcore_kernels.dtypes import lookup
 from flcore_kernels.errors import BufferMismatch
-from flcore_kernels.rows import ALIGNMENT, Rows, addresses_of, buffers_of
+from flcore_kernels.rows import Rows, addresses_of, buffers_of
 
 LEAST_ROW = 4096
 ROWS_EACH = 16

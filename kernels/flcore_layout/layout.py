@@ -1,0 +1,41 @@
+"""How a payload's elements are laid out: flat segments of one dtype each, cut at multiples of `ALIGNMENT` elements."""
+
+from dataclasses import dataclass
+
+ALIGNMENT = 256
+"""Tensors, segments, pieces and rows of kernels begin at multiples of this many elements.
+
+256 elements are whole blocks of every quantized dtype and of an exact sum, so no cut splits a scale or a level.
+"""
+
+
+def aligned(elements: int) -> int:
+    """Return the smallest multiple of `ALIGNMENT` that is not less than `elements`.
+
+    >>> aligned(0), aligned(1), aligned(256)
+    (0, 256, 256)
+    """
+    return -(-elements // ALIGNMENT) * ALIGNMENT
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A flat run of `elements` elements of one dtype; `elements` is a multiple of `ALIGNMENT`."""
+
+    dtype: str
+    elements: int
+
+
+@dataclass(frozen=True, slots=True)
+class PayloadPart:
+    """A named part of a payload, segment after segment."""
+
+    name: str
+    segments: tuple[Segment, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What a payload consists of, part after part; an empty one has no pieces."""
+
+    parts: tuple[PayloadPart, ...] = ()
