@@ -118,10 +118,10 @@ __all__ = [
     "Withdrawal",
     "arrow_message_bytes",
     "arrow_metadata",
+    "arrow_schema_message",
     "body_bytes",
     "join_body",
     "piece_elements",
-    "arrow_schema_message",
     "split_address",
     "split_body",
 ]
