@@ -19,8 +19,8 @@ class Participation:
 class RoundRecord:
     """One round. `train` and `validate` are the clients' metrics, averaged by weight; seconds are per phase.
 
-    `failed` gives the reason for each sampled client without an update, by task; `invalid_metrics` what was wrong with
-    metrics that were left out, by client. `retries` is how often a task was, for its quorum; `skipped` why the
+    `failed` gives the reason for each sampled client without an update, by task; `odd_metrics` what was wrong with
+    metrics that were left out, by client. `asked_again` is how often a task was, for its quorum; `skipped` why the
     round left the model as it was.
     """
 
@@ -33,8 +33,8 @@ class RoundRecord:
     bytes_sent: int = 0
     bytes_received: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
-    invalid_metrics: dict[str, dict[str, str]] = field(default_factory=dict)
-    retries: int = 0
+    odd_metrics: dict[str, dict[str, str]] = field(default_factory=dict)
+    asked_again: int = 0
     skipped: str = ""
     is_best: bool = False
 

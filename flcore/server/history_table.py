@@ -32,7 +32,7 @@ def open_history(run: PathLike) -> "pa.Table":
     - `train`, `validate`: map from metric to float64, averaged over the clients by weight.
     - `bytes_sent`, `bytes_received`: int64.
     - `seconds`: map from phase to float64; the phase "round" is the whole round.
-    - `invalid_metrics`: map from client to map from metric to string, the reason why it was left out.
+    - `odd_metrics`: map from client to map from metric to string, the reason why it was left out.
     - `asked_again`: int64, how often a task was asked again for its quorum.
     - `skipped`: string, why the round left the model as it was; else empty.
     - `is_best`: bool, whether the round's model was the best one so far.

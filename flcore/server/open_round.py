@@ -18,7 +18,7 @@ MAX_CLIENTS_NAMED = 10
 
 @dataclass(eq=False)
 class OpenRound:
-    """A round of one task. `state` changes under the lock of the `Rounds` that it belongs to, and nowhere else.
+    """A round of one task. `state` changes under the lock of the `RoundRegistry` that it belongs to, and nowhere else.
 
     `aggregator` is None where answers are metrics alone. `model` is what the clients read, all of them the same copy,
     and None once the round has closed. `links` has each client's last stream.

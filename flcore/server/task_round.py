@@ -306,11 +306,9 @@ class TaskRound:
     def _stalls_at(self, state: _ClientState) -> float:
         timeout_s = self.policy.stall_timeout_s
         download_stalls_at = NEVER if state.download_idle_since is None else state.download_idle_since + timeout_s
-        return (
-            download_stalls_at
-            if state.progress is None
-            else min(download_stalls_at, state.progress.fails_at(timeout_s))
-        )
+        if state.progress is None:
+            return download_stalls_at
+        return min(download_stalls_at, state.progress.fails_at(timeout_s))
 
     @staticmethod
     def _awaits_client(state: _ClientState) -> bool:

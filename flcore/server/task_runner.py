@@ -64,7 +64,7 @@ class TaskRequest:
         record.bytes_received += state.bytes_received
         for client, answer in state.answers.items():
             if answer.invalid_metrics:
-                record.invalid_metrics[client] = answer.invalid_metrics
+                record.odd_metrics[client] = answer.invalid_metrics
         self._update_record()
 
     def mark_lost(self, lost: Mapping[str, str]) -> None:
@@ -168,7 +168,7 @@ class TaskRunner:
 
     def _wait_before_retry(self, request: TaskRequest, attempt: int, attempts: int) -> None:
         delay_s = min(MAX_RETRY_DELAY_S, 2.0 ** (attempt - 1))
-        request.record.retries += 1
+        request.record.asked_again += 1
         self._observe(
             TaskRetried(
                 request.task,

@@ -148,7 +148,7 @@ class PendingUpload:
 
 
 class UploadCall:
-    """One call that carries an answer: the transport's `Delivery`. The newest stream of an answer owns it."""
+    """One call that carries an answer: the transport's `IncomingUpload`. The newest stream of an answer owns it."""
 
     def __init__(self, rounds: "RoundRegistry", open_round: OpenRound, upload: PendingUpload) -> None:
         self._rounds, self._round, self._upload = rounds, open_round, upload

@@ -111,9 +111,8 @@ class GrpcServer:
         self._endpoint = Endpoint(service)
         self._aborter = CallAborter()
         self._workers = WorkerPool(self._aborter)
-        self._scheduler = TransferScheduler(
-            FlowControl(in_flight_bytes // (2 * PIECE_BODY_BYTES)), self._aborter
-        )  # one copy is gRPC's
+        # gRPC holds a second copy of each piece in flight.
+        self._scheduler = TransferScheduler(FlowControl(in_flight_bytes // (2 * PIECE_BODY_BYTES)), self._aborter)
         self._transfers = TransferHandlers(self._endpoint, self._workers, self._scheduler)
         self._joins = JoinQueue(self._endpoint, self._aborter)
         self._loop = server_event_loop()

@@ -67,9 +67,8 @@ class WorkerPool:
         try:
             return await coroutine
         except TransportError as error:
-            await self._aborter.refuse(
-                context, refusal_for(error.with_traceback(None))
-            )  # whose frames hold what was refused
+            # Without the traceback, whose frames hold the refused payload.
+            await self._aborter.refuse(context, refusal_for(error.with_traceback(None)))
             raise  # not reached: abort has raised
 
     def submit(self, work: Callable[P, None], *arguments: P.args, **named: P.kwargs) -> None:

@@ -52,9 +52,8 @@ class TransferScheduler:
             call = self.calls.get(transfer)
             if call is not None:
                 call.changed.notify()
-                if (
-                    instruction is Instruction.END and call.is_waiting_for_client
-                ):  # in code of its client's, with no piece under way
+                # While it waits for its client, its thread runs the client's code, and no piece is in flight.
+                if instruction is Instruction.END and call.is_waiting_for_client:
                     pending.extend(self.flow_control.end(transfer))
         self.arm_timer()
 

@@ -138,7 +138,7 @@ def test_a_metric_that_is_none_costs_the_metric_and_not_the_weights(
     record = by_hand.stage.result().history[0]
     assert sorted(record.updates) == ["bad", "good-1", "good-2"] and record.updates["bad"].metrics == {"sound": 2}
     assert record.train == {"added": 2.0, "sound": 2.0}
-    (said,) = record.invalid_metrics["bad"].values()
+    (said,) = record.odd_metrics["bad"].values()
     assert re.search(why, said)
     assert [event.client for event in by_hand.stage.events if isinstance(event, InvalidMetrics)] == ["bad"]
 

@@ -81,7 +81,7 @@ def test_a_round_comes_back_with_all_that_was_recorded(tmp_path: Path) -> None:
     first, second = open_history(str(tmp_path)).to_pylist()
     assert plain(first) == json.loads(FULL.to_json())
     assert second["round"] == 2
-    assert second["sampled"] == second["updates"] == second["invalid_metrics"] == []
+    assert second["sampled"] == second["updates"] == second["odd_metrics"] == []
 
 
 @pytest.mark.parametrize("torn", ["{", FULL.to_json()[:-1], FULL.to_json(), "\xff"])

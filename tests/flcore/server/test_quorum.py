@@ -53,7 +53,7 @@ def test_those_who_are_missing_are_asked_again_with_the_same_seed_and_the_others
     assert mean_of(outcome) == {2.0}
     assert len(seeds["client-1"]) == 3 and len(set(seeds["client-1"])) == 1 and len(seeds["client-2"]) == 1
     record = outcome.history[0]
-    assert record.retries == 2 and record.failed == {} and sorted(record.updates) == ["client-1", "client-2"]
+    assert record.asked_again == 2 and record.failed == {} and sorted(record.updates) == ["client-1", "client-2"]
     assert [(event.missing, event.answers, event.attempt) for event in events(stage, TaskRetried)] == [
         (("client-1",), 1, 1),
         (("client-1",), 1, 2),
@@ -89,7 +89,7 @@ def test_a_client_that_comes_back_is_waited_for(stage: Stage) -> None:
 
     threading.Timer(1.0, late).start()
     outcome = stage.result()
-    assert mean_of(outcome) == {2.0} and outcome.history[0].retries >= 1
+    assert mean_of(outcome) == {2.0} and outcome.history[0].asked_again >= 1
     assert all(event.needed >= 1 and "client-1" in event.missing for event in events(stage, WaitingForClients))
 
 
