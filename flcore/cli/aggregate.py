@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from flcore_layout import canonical_name
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
@@ -82,7 +83,7 @@ def aggregate(
             weights=given,
             rule=load_rule(rule, Path(), "--rule"),
             accumulate=accumulate,
-            dtype=dtype,
+            dtype=None if dtype is None else canonical_name(dtype),
             base=base,
             scale=scale,
             budget=Budget.parse(budget),

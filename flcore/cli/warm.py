@@ -4,6 +4,7 @@ import time
 from typing import Annotated
 
 import typer
+from flcore_layout import canonical_name
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -25,13 +26,14 @@ def warm(
     """
     from flcore_kernels import warm as warm_kernels
 
+    names = dtypes and [each if each == "all" else canonical_name(each) for each in dtypes]
     console = Console(stderr=True)
     started = time.monotonic()
     compiled = total = 0
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         bar = progress.add_task("compiling", total=None)
-        for done, total, key, was_needed in warm_kernels(dtypes, processes):
+        for done, total, key, was_needed in warm_kernels(names, processes):
             compiled += was_needed
             progress.update(bar, completed=done, total=total, description=" ".join(key))
     typer.echo(f"{total} kernels ready, {compiled} of them compiled now, in {time.monotonic() - started:.0f} s")

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
+from flcore_layout import ALIASES
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, field_validator, model_validator
 
 from flcore.aggregation.rules import RULES
@@ -176,6 +177,11 @@ class WireContract(_ContractTable):
         description="Patterns of tensor names (`*` and `?`). The job is about the tensors that match one of them, and "
         'about no others: `["adapter.*"]`.',
     )
+
+    @field_validator("download", "upload", mode="before")
+    @classmethod
+    def _canonical(cls, dtype: object) -> object:
+        return ALIASES.get(dtype, dtype) if isinstance(dtype, str) else dtype
 
 
 class Bounds(_ContractTable):

@@ -9,6 +9,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from flcore.errors import JobError
 from flcore.text import decode_text
 
+RENAMED_VALUES = {"at-close": "batch"}
+"""Values of site.toml that have another name now."""
+
 
 class ServerSite(BaseModel):
     """The table `[server]` of a server's site.toml: how much memory payloads take, and when updates are folded."""
@@ -39,5 +42,7 @@ def server_site(content: dict[str, Any]) -> ServerSite:
         place = ".".join(["server", *(str(part) for part in problem["loc"])])
         said = f"there is no such key; expected one of {', '.join(ServerSite.model_fields)}"
         if problem["type"] != "extra_forbidden":
-            said = f"{problem['msg']}, got {problem['input']!r}"
+            renamed = RENAMED_VALUES.get(str(problem["input"]))
+            now = f"; it is called {renamed!r} now" if renamed else ""
+            said = f"{problem['msg']}, got {problem['input']!r}{now}"
         raise JobError(f"site.toml: {place}: {said}") from error

@@ -7,11 +7,12 @@ The lowest package: pure Python that imports nothing but the standard library.
     (2, 'BF16')
 """
 
-from flcore_layout.dtypes import DTYPES, Dtype, UnknownDtypeName, canonical_name
+from flcore_layout.dtypes import ALIASES, DTYPES, Dtype, UnknownDtypeName, canonical_name
 from flcore_layout.errors import FlcoreError
 from flcore_layout.layout import ALIGNMENT, Layout, PayloadPart, Segment, aligned
 
 __all__ = [
+    "ALIASES",
     "ALIGNMENT",
     "DTYPES",
     "Dtype",

@@ -114,7 +114,8 @@ _ROWS: Iterable[Dtype] = (
 DTYPES: dict[str, Dtype] = {row.name: row for row in _ROWS}
 """Every dtype by its name. `int8[64]`: int8 codes, one float32 scale for each 64 of them."""
 
-_NAMES = {alias: row.name for row in DTYPES.values() for alias in (row.name, *row.aliases)}
+ALIASES = {alias: row.name for row in DTYPES.values() for alias in row.aliases}
+"""The names of dtypes by what people may write instead, such as "bf16"."""
 
 
 def canonical_name(name: str) -> str:
@@ -133,7 +134,7 @@ def canonical_name(name: str) -> str:
         >>> canonical_name("bf16"), canonical_name("int8[64]")
         ('bfloat16', 'int8[64]')
     """
-    try:
-        return _NAMES[name]
-    except KeyError:
-        raise UnknownDtypeName(f"expected a dtype, got {name!r}; use one of {', '.join(DTYPES)}") from None
+    canonical = ALIASES.get(name, name)
+    if canonical not in DTYPES:
+        raise UnknownDtypeName(f"expected a dtype, got {name!r}; use one of {', '.join(DTYPES)}")
+    return canonical

@@ -6,7 +6,6 @@ import flcore_layout
 import ml_dtypes
 import numpy as np
 import pytest
-from flcore.model.safetensors_header import DTYPE_NAMES
 from flcore_kernels import STORAGE, KernelError
 from flcore_kernels.cpu.decode import DECODERS
 from flcore_kernels.cpu.encode import ENCODERS
@@ -17,6 +16,7 @@ from flcore_transport import WIRE_DTYPES, TransportError
 import flcore
 from flcore.job.contract import WireContract
 from flcore.model.dtypes import DTYPES as NUMPY_DTYPES
+from flcore.model.safetensors_header import DTYPE_NAMES
 
 ROWS = list(DTYPES.values())
 PLAIN = [row for row in ROWS if not row.is_quantized]

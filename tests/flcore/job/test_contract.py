@@ -57,6 +57,11 @@ def test_a_contract_is_frozen_and_its_fingerprint_is_of_what_it_says() -> None:
     assert Contract.model_validate_json(contract.to_json()) == contract
 
 
+def test_an_alias_of_a_dtype_is_the_same_contract() -> None:
+    short, whole = (parse_contract(changed("wire.upload", dtype), "here") for dtype in ("bf16", "bfloat16"))
+    assert short.wire.upload == "bfloat16" and short.fingerprint == whole.fingerprint
+
+
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [
