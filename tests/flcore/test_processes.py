@@ -152,14 +152,14 @@ def test_ctrl_c_ends_a_run_and_all_its_workers(tmp_path: Path, to_group: bool) -
 
 @pytest.mark.serial
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["ctrl-c", "sigterm"])
-def test_a_signal_ends_server_and_client_in_order(tmp_path: Path, number: signal.Signals, code: int) -> None:
+def test_a_signal_ends_server_and_client_in_order(folder: Path, number: signal.Signals, code: int) -> None:
     address = f"localhost:{free_port()}"
     port = address.partition(":")[2]
-    command = ("-m", "flcore", "client", "digits", "--server", address, "--insecure", "--name")
-    with started("-m", "flcore", "server", "digits", "--insecure", "--port", port, cwd=tmp_path) as server:
+    command = ("-m", "flcore", "client", "small", "--server", address, "--insecure", "--name")
+    with started("-m", "flcore", "server", "small", "--insecure", "--port", port, cwd=folder) as server:
         read_until(server, "--insecure")
-        with started(*command, "hospital-a") as client, started(*command, "hospital-b") as other:
-            read_until(server, "round 2/60")
+        with started(*command, "one", cwd=folder) as client, started(*command, "two", cwd=folder) as other:
+            read_until(server, "round 2/100000")
             os.kill(client.pid, number)
             printed = client.communicate(timeout=20)[0]
             assert client.returncode == code and "Traceback" not in printed
@@ -168,7 +168,7 @@ def test_a_signal_ends_server_and_client_in_order(tmp_path: Path, number: signal
             assert server.returncode in (code, 1) and "Traceback" not in printed
             read_until(other, "the server was stopped" if server.returncode == code else "the job failed")
             assert other.wait(20) == 1
-            assert not [path for path in (tmp_path / "runs/digits").iterdir() if path.name.startswith(".")]
+            assert not [path for path in (folder / "runs/small").iterdir() if path.name.startswith(".")]
 
 
 @pytest.mark.serial
