@@ -11,6 +11,7 @@ from flcore.errors import QuorumError
 from flcore.model.chunks import GlobalModel
 from flcore.server.history import Participation, weighted_average
 from flcore.server.task_round import TaskRound
+from flcore.server.timers import NEVER
 
 MAX_CLIENTS_NAMED = 10
 """How many clients an error names; the others are counted by their reason."""
@@ -32,7 +33,7 @@ class OpenRound:
     aggregator: Aggregator | None
     links: dict[str, ClientLink] = field(default_factory=dict)
     piece_cache: PieceCache = field(default_factory=PieceCache)
-    wakes_at: float = 0.0
+    wakes_at: float = NEVER
 
     @property
     def answers(self) -> dict[str, Participation]:

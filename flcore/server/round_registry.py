@@ -30,6 +30,7 @@ from flcore.server.events import (
 from flcore.server.history import Participation
 from flcore.server.open_round import OpenRound
 from flcore.server.task_round import Discard, Release, Spill, Verdict
+from flcore.server.timers import NEVER
 from flcore.server.uploads import LOWER_LEVEL_ERRORS, PendingUpload, refusal_for, untimely_refusal
 from flcore.text import printable
 
@@ -137,9 +138,18 @@ class RoundRegistry:
             now = self._clock()
             open_round.wakes_at = min(now + MAX_SLEEP_S, max(now, state.due_at))
             self._changed.wait(open_round.wakes_at - now)
-            late = self._clock() - open_round.wakes_at
-            if late > MAX_WAKE_DELAY_S:
-                state.pause(late)
+            self._credit_lost_time(open_round, self._clock())
+            open_round.wakes_at = NEVER
+
+    def _credit_lost_time(self, open_round: OpenRound, now: float) -> None:
+        """Give every client the time by which the waiting thread wakes too late: the server itself stood still.
+
+        The first thread that runs again sees to it, before a deadline that has passed meanwhile fails anybody.
+        """
+        late = now - open_round.wakes_at
+        if late > MAX_WAKE_DELAY_S:
+            open_round.state.pause(late)
+            open_round.wakes_at = now
 
     def _finish(self, open_round: OpenRound) -> None:
         """The round takes nothing any more, whatever ended it."""
@@ -300,8 +310,10 @@ class RoundRegistry:
         state = open_round.state
         try:
             with self._changed:
+                now = self._clock()
+                self._credit_lost_time(open_round, now)
                 try:
-                    yield self._clock()
+                    yield now
                 finally:
                     actions = state.pop_actions()
                     for action in actions:
