@@ -3,8 +3,7 @@
 from pathlib import Path
 
 from flcore.errors import SpecError
-from flcore.model.file_types import describe_directory
-from flcore.model.model_paths import INDEX_SUFFIX, MODEL_SUFFIX
+from flcore.model.model_paths import INDEX_SUFFIX, MODEL_SUFFIX, describe_directory
 from flcore.model.open_file import OpenFile
 from flcore.model.safetensors_header import Header, read_header
 from flcore.model.safetensors_index import read_index

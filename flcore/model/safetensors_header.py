@@ -15,7 +15,7 @@ from flcore_layout import DTYPES as LAYOUT_DTYPES
 
 from flcore.errors import SpecError
 from flcore.model.dtypes import DTYPES
-from flcore.model.file_types import HEAD_BYTES, identify_content
+from flcore.model.model_paths import HEAD_BYTES, identify_content
 from flcore.model.open_file import OpenFile
 from flcore.model.spec import TensorSpec
 from flcore.model.strict_json import is_text, parse_object

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flcore.errors import SpecError
-from flcore.model.file_types import HEAD_BYTES, identify_signature
+from flcore.model.model_paths import HEAD_BYTES, identify_signature
 from flcore.model.safetensors_header import MAX_HEADER_BYTES
 from flcore.model.strict_json import is_text, parse_object
 
