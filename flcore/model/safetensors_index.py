@@ -10,8 +10,7 @@ from typing import Any
 
 from flcore.errors import SpecError
 from flcore.model.model_paths import HEAD_BYTES, identify_signature
-from flcore.model.safetensors_header import MAX_HEADER_BYTES
-from flcore.model.strict_json import is_text, parse_object
+from flcore.model.safetensors_header import MAX_HEADER_BYTES, is_text, parse_object
 
 
 def read_index(path: Path) -> dict[str, str]:

@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 
 from flcore import Arrays, Model, ModelSpec, ModelWriter, SpecError, StoredModel, TensorSpec, open_model, save, text
 from flcore.model import model_paths as naming
-from flcore.model import model_writer, shard_layout, strict_json
+from flcore.model import model_writer, safetensors_header, shard_layout
 from flcore.model.atomic_replace import AtomicReplace
 from flcore.model.chunks import copy_chunks
 from flcore.model.publish import publish
@@ -467,6 +467,6 @@ def test_strided_arrays_are_saved_with_no_copy_of_a_tensor(tmp_path: Path) -> No
 
 
 def test_the_examples_are_true(tmp_path: Path) -> None:
-    for module in (text, naming, shard_layout, strict_json, model_writer):
+    for module in (text, naming, safetensors_header, shard_layout, model_writer):
         result = doctest.testmod(module, extraglobs={"tmp_path": tmp_path, "Path": Path})
         assert result.attempted and not result.failed
