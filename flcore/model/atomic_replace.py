@@ -17,8 +17,7 @@ from pathlib import Path
 from flcore.errors import SpecError
 from flcore.model.model_paths import INDEX_SUFFIX, MODEL_SUFFIX
 from flcore.model.open_file import OpenFile
-from flcore.model.safetensors_index import encode_index, read_index
-from flcore.model.shard_layout import ShardLayout, total_bytes
+from flcore.model.shard_layout import ShardLayout, encode_index, read_index, total_bytes
 
 
 class AtomicReplace:

@@ -6,8 +6,7 @@ from flcore.errors import SpecError
 from flcore.model.model_paths import INDEX_SUFFIX, MODEL_SUFFIX, describe_directory
 from flcore.model.open_file import OpenFile
 from flcore.model.safetensors_header import Header, read_header
-from flcore.model.safetensors_index import read_index
-from flcore.model.shard_layout import ShardLayout
+from flcore.model.shard_layout import ShardLayout, read_index
 from flcore.model.spec import ModelSpec, TensorSpec
 
 ATTEMPTS = 5
