@@ -10,9 +10,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from flcore.errors import BudgetError, SpecError
-from flcore.model.checkpoint_reader import resolve_checkpoint
 from flcore.model.model_paths import INDEX_SUFFIX, PathLike
 from flcore.model.shard_layout import read_index
+from flcore.model.stored_model import resolve_checkpoint
 
 RESERVED_FILES = 16
 """Left for all else: an index that is written, a directory that is flushed, modules and compiled kernels."""
