@@ -27,9 +27,8 @@ from hypothesis import strategies as st
 from flcore import Arrays, Model, ModelSpec, ModelWriter, SpecError, StoredModel, TensorSpec, open_model, save, text
 from flcore.model import model_paths as naming
 from flcore.model import model_writer, safetensors_header, shard_layout
-from flcore.model.atomic_replace import AtomicReplace
+from flcore.model.atomic_replace import AtomicReplace, publish
 from flcore.model.chunks import copy_chunks
-from flcore.model.publish import publish
 from tests.flcore.model.test_model import ARRAYS, same
 from tests.flcore.model.test_spec import TENSORS
 
@@ -396,7 +395,7 @@ def test_across_file_systems_a_model_is_copied_in_chunks(tmp_path: Path, monkeyp
         raise OSError(errno.EXDEV, "another file system")
 
     monkeypatch.setattr(os, "link", link)
-    monkeypatch.setattr("flcore.model.publish.COPIED_BYTES", 1000)
+    monkeypatch.setattr("flcore.model.atomic_replace.COPIED_BYTES", 1000)
     publish(written(ONES, tmp_path / "run"), tmp_path / "best.safetensors")
     assert (tmp_path / "best.safetensors").read_bytes() == (tmp_path / "run/model.safetensors").read_bytes()
     monkeypatch.setattr(Path, "replace", link)
@@ -418,7 +417,7 @@ import sys
 import numpy as np
 from flcore import ModelSpec, ModelWriter, TensorSpec, open_model, save
 from flcore.model.chunks import copy_chunks
-from flcore.model.publish import publish
+from flcore.model.atomic_replace import publish
 
 def peak():
     lines = open("/proc/self/status").read().splitlines()
