@@ -20,7 +20,7 @@ from flcore.aggregation.rules import Columns, Rule, Sum, resolve_rule
 from flcore.errors import BudgetError, QuorumError, UpdateError, WeightError
 from flcore.model.atomic_replace import AtomicReplace
 from flcore.model.checkpoint import open_model
-from flcore.model.dtype_conversion import DtypeConversion, plan_dtype_conversion
+from flcore.model.chunks import DtypeConversion, plan_dtype_conversion
 from flcore.model.dtypes import DTYPES, INTEGERS
 from flcore.model.model_paths import PathLike, split_model_path
 from flcore.model.model_writer import ShardWriter
