@@ -29,6 +29,7 @@ MODULES = """
     flcore.model.temporary_models
     flcore.model.model_pool
     flcore.model.dtype_conversion
+    flcore.model.open_file_limit
     flcore.model.writer flcore.server.asking flcore.server.playbooks flcore.server.rounds
     flcore.server.uploading flcore.simulation.workers flcore_kernels.admission flcore_kernels.cpu_cache
     flcore_kernels.cpu_decode flcore_kernels.cpu_digits flcore_kernels.cpu_encode flcore_kernels.cpu_exact

@@ -23,6 +23,12 @@ from flcore.model.open_file import OpenFile
 from flcore.model.shard_layout import ShardLayout, encode_index, read_index, total_bytes
 from flcore.model.stored_model import StoredModel
 
+COPIED_BYTES = 2 << 20
+"""How much is copied at a time, where files cannot be linked."""
+
+NO_LINKS = {errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOENT}
+"""Another file system, one without links, a file that is not ours to link, or one that has lost its name."""
+
 
 class AtomicReplace:
     """The hidden places beside a model that is to be replaced, or made: `directory/name`, with no suffix."""
@@ -133,13 +139,6 @@ def _fsync_directory(directory: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-COPIED_BYTES = 2 << 20
-"""How much is copied at a time, where files cannot be linked."""
-
-NO_LINKS = {errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOENT}
-"""Another file system, one without links, a file that is not ours to link, or one that has lost its name."""
 
 
 def publish(stored: StoredModel, path: PathLike) -> None:

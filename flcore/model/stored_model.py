@@ -5,6 +5,8 @@ asked for.
 """
 
 import mmap
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -19,7 +21,7 @@ from flcore.model.arrays import AnyArrays, convert_like
 from flcore.model.chunks import require_chunk
 from flcore.model.dtypes import DTYPES, INTEGERS
 from flcore.model.model import payload_layout
-from flcore.model.model_paths import INDEX_SUFFIX, MODEL_SUFFIX, describe_directory
+from flcore.model.model_paths import INDEX_SUFFIX, MODEL_SUFFIX, PathLike, describe_directory
 from flcore.model.open_file import OpenFile
 from flcore.model.safetensors_header import Header, read_header
 from flcore.model.shard_layout import ShardLayout, read_index
@@ -56,6 +58,20 @@ def resolve_checkpoint(path: Path) -> Path:
         if index.is_file():
             return index
     return single
+
+
+def count_files(paths: Sequence[PathLike], base: PathLike | None = None) -> tuple[int, list[int]]:
+    """Return how many files a result like the first model and the base take, and how many each model takes."""
+    models = [_file_count(Path(path)) for path in paths]
+    return models[0] + (0 if base is None else _file_count(Path(base))), models
+
+
+def _file_count(path: Path) -> int:
+    with suppress(OSError, SpecError):  # it is told when it is opened
+        found = resolve_checkpoint(path)
+        if found.name.endswith(INDEX_SUFFIX):
+            return len(set(read_index(found).values()))
+    return 1
 
 
 def _missing_file_error(error: FileNotFoundError, path: Path, found: Path) -> Exception:
