@@ -21,6 +21,15 @@ MODULES = """
     flcore.client.mailbox flcore.model.beside flcore.model.descriptors flcore.model.foreign flcore.model.form
     flcore.model.header flcore.model.index flcore.model.names flcore.model.narrow flcore.model.opening
     flcore.model.recast flcore.model.reused flcore.model.shards flcore.model.stored flcore.model.temporary
+    flcore.model.file_types
+    flcore.model.strict_json
+    flcore.model.safetensors_index
+    flcore.model.checkpoint_reader
+    flcore.model.publish
+    flcore.model.temporary_models
+    flcore.model.model_pool
+    flcore.model.dtype_conversion
+    flcore.model.open_file_limit
     flcore.model.writer flcore.server.asking flcore.server.playbooks flcore.server.rounds
     flcore.server.uploading flcore.simulation.workers flcore_kernels.admission flcore_kernels.cpu_cache
     flcore_kernels.cpu_decode flcore_kernels.cpu_digits flcore_kernels.cpu_encode flcore_kernels.cpu_exact

@@ -20,14 +20,14 @@ from flcore.aggregation.rules import Columns, Rule, Sum, resolve_rule
 from flcore.errors import BudgetError, QuorumError, UpdateError, WeightError
 from flcore.model.atomic_replace import AtomicReplace
 from flcore.model.checkpoint import open_model
-from flcore.model.dtype_conversion import DtypeConversion, plan_dtype_conversion
+from flcore.model.chunks import DtypeConversion, plan_dtype_conversion
 from flcore.model.dtypes import DTYPES, INTEGERS
 from flcore.model.model_paths import PathLike, split_model_path
 from flcore.model.model_writer import ShardWriter
-from flcore.model.open_file_limit import require_files_fit
+from flcore.model.open_file import require_files_fit
 from flcore.model.shard_layout import plan_like
 from flcore.model.spec import ModelSpec
-from flcore.model.stored_model import StoredModel
+from flcore.model.stored_model import StoredModel, count_files
 
 MAX_RANGE_ELEMENTS, MIN_RANGE_ELEMENTS = 1 << 19, 1 << 12
 """Of a range: more do not make it faster, and fewer are mostly calls to the system."""
@@ -88,7 +88,7 @@ def aggregate_checkpoints(
     if len(given) != len(paths):
         raise WeightError(f"expected one weight for each of {len(paths)} checkpoints, got {len(given)}")
     chosen = resolve_rule(rule) if base is None else _task_arithmetic(names, given, scale)
-    require_files_fit(paths, base)
+    require_files_fit(*count_files(paths, base))
     if base is not None:
         paths, names, given = [*paths, base], [*names, str(base)], [*given, 1.0]
     models = [open_model(path) for path in paths]

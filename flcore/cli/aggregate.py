@@ -18,8 +18,9 @@ from flcore.aggregation.budget import Budget
 from flcore.aggregation.checkpoint_aggregation import aggregate_checkpoints
 from flcore.errors import SpecError, WeightError
 from flcore.job.rules import load_rule
-from flcore.model.open_file_limit import raise_file_limit
+from flcore.model.open_file import raise_file_limit
 from flcore.model.shard_layout import total_bytes
+from flcore.model.stored_model import count_files
 from flcore.process import keep_freed_memory
 from flcore.text import decode_text
 
@@ -75,7 +76,7 @@ def aggregate(
     if given is not None and len(given) != len(checkpoints):
         raise typer.BadParameter(f"{len(given)} for {len(checkpoints)} checkpoints", param_hint="--weight")
     started = time.perf_counter()
-    raise_file_limit(checkpoints, base)
+    raise_file_limit(*count_files(checkpoints, base))
     with _progress(Console(stderr=True)) as on_progress, _file_errors():
         stored = aggregate_checkpoints(
             checkpoints,

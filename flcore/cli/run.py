@@ -15,8 +15,8 @@ from flcore.cli.plot import no_plot_reason, plot_history
 from flcore.cli.progress import show_progress
 from flcore.cli.report import comparison_table, failure_lines
 from flcore.job.job import Job
-from flcore.model.checkpoint_reader import resolve_checkpoint
 from flcore.model.model_paths import require_directory
+from flcore.model.stored_model import resolve_checkpoint
 from flcore.server.events import ignore_events
 from flcore.server.run_directory import HISTORY_FILE
 from flcore.server.serve import Outcome

@@ -1,11 +1,14 @@
-"""Files that are written beside what they replace: hidden, then switched to at once, in one rename.
+"""Atomic replacement of a model's files: written or linked under hidden names, then switched to in one rename.
 
 A model called `model` is `model.safetensors`, or `model.safetensors.index.json` and its shards, whose names no earlier
 model had. Loaders take the single file before the index. So the one moment at which the new model takes the place of
 the old is the rename of the single file, or that of the index; or, where an old single file hides the index, the
 removal of that. A power cut before it leaves the old model whole; one after it, the new one.
+
+`publish` gives the files of a stored model another name in this way, without a second copy on the disk.
 """
 
+import errno
 import fcntl
 import os
 import re
@@ -15,10 +18,16 @@ from contextlib import suppress
 from pathlib import Path
 
 from flcore.errors import SpecError
-from flcore.model.model_paths import INDEX_SUFFIX, MODEL_SUFFIX
+from flcore.model.model_paths import INDEX_SUFFIX, MODEL_SUFFIX, PathLike, split_model_path
 from flcore.model.open_file import OpenFile
-from flcore.model.safetensors_index import encode_index, read_index
-from flcore.model.shard_layout import ShardLayout, total_bytes
+from flcore.model.shard_layout import ShardLayout, encode_index, read_index, total_bytes
+from flcore.model.stored_model import StoredModel
+
+COPIED_BYTES = 2 << 20
+"""How much is copied at a time, where files cannot be linked."""
+
+NO_LINKS = {errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOENT}
+"""Another file system, one without links, a file that is not ours to link, or one that has lost its name."""
 
 
 class AtomicReplace:
@@ -130,3 +139,43 @@ def _fsync_directory(directory: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def publish(stored: StoredModel, path: PathLike) -> None:
+    """Make a stored model appear as `path` too (see `split_model_path`), in place of what is there.
+
+    Its files are linked, not copied, so nobody should change them in place; only across file systems are they copied.
+    A model with an index stays one, and gets an index beside `path` (see `ModelWriter`).
+    """
+    replacement = AtomicReplace(*split_model_path(path))
+    files = stored.open_files
+    try:
+        for number, file in enumerate(files):
+            _link(file, replacement, number)
+        replacement.commit(stored.shards, files)
+    finally:
+        replacement.discard(len(files))
+
+
+def _link(file: OpenFile, replacement: AtomicReplace, number: int) -> None:
+    hidden = replacement.partial_path(number)
+    try:
+        os.link(file.path.resolve(), hidden)  # of a symbolic link, what it leads to
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+    else:
+        if os.path.samestat(hidden.stat(), os.fstat(file.descriptor)):
+            return
+        hidden.unlink()  # the name belongs to a newer file by now
+    _copy(file, replacement.create(number))
+
+
+def _copy(file: OpenFile, target: OpenFile) -> None:
+    size = file.size
+    buffer = memoryview(bytearray(min(COPIED_BYTES, size)))
+    for offset in range(0, size, COPIED_BYTES):
+        part = buffer[: min(COPIED_BYTES, size - offset)]
+        file.read_at([part], offset)
+        target.write_at([part], offset)
+    os.fsync(target.descriptor)

@@ -6,14 +6,13 @@ from typing import Any
 
 import numpy.typing as npt
 
-from flcore.model.checkpoint_reader import open_shards
 from flcore.model.chunks import ChunkSource, copy_chunks
 from flcore.model.model import Arrays, NamedArrays
 from flcore.model.model_paths import PathLike, split_model_path
 from flcore.model.model_writer import ModelWriter
 from flcore.model.shard_layout import SHARD_BYTES
 from flcore.model.spec import ModelSpec
-from flcore.model.stored_model import StoredModel
+from flcore.model.stored_model import StoredModel, open_shards
 
 
 def save(

@@ -1,10 +1,13 @@
-"""A model's values, and how they become a payload.
+"""A model's values in memory, and how they become a payload.
 
 `Model` is flat: one contiguous array per segment, from which pieces are read without a copy. `NamedArrays` reads the
-pieces of a payload straight from somebody's own arrays, tensor by tensor. What works through a model in chunks asks for
-a `ChunkSource` or a `ChunkSink`, and need not know whether the model is in memory or in files (`stored`, `writer`).
+pieces of a payload straight from somebody's own arrays, tensor by tensor. `ModelPool` reuses the memory of models that
+are no longer referenced, as the page faults of new memory cost a large model more than all other work on it. Code that
+works through a model in chunks takes a `ChunkSource` or a `ChunkSink`, in memory or in files (`stored_model`,
+`model_writer`).
 """
 
+import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
@@ -148,3 +151,35 @@ class NamedArrays:
 def _flat(array: npt.NDArray[Any]) -> "npt.NDArray[Any] | np.flatiter[npt.NDArray[Any]]":
     """Return what slices into an array's elements in C order: views if it is contiguous, small copies if not."""
     return array.reshape(-1) if array.flags.c_contiguous else array.flat
+
+
+Block = npt.NDArray[np.uint8]
+
+
+class ModelPool:
+    """Makes models of whatever values, in the memory of its earlier ones that nobody refers to any more.
+
+    A view of a model's arrays counts as well. No more memory is held than there were models at once.
+    """
+
+    def __init__(self) -> None:
+        self._free: dict[int, list[Block]] = {}
+
+    def __call__(self, spec: ModelSpec) -> Model:
+        """Return a model to fill."""
+        return Model(spec, [self._array(each.elements, storage_dtype(each.dtype)) for each in spec.segments])
+
+    def _array(self, elements: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+        nbytes = elements * dtype.itemsize
+        free = self._free.setdefault(nbytes, [])
+        block = free.pop() if free else np.empty(nbytes, np.uint8)
+        lease = _Lease(block)
+        weakref.finalize(lease, free.append, block).atexit = False
+        return np.asarray(lease).view(dtype)
+
+
+class _Lease:
+    """What every view of a block refers to in the end, so that it goes when the last of them goes."""
+
+    def __init__(self, block: Block) -> None:
+        self.__array_interface__ = block.__array_interface__

@@ -1,15 +1,25 @@
-"""An open file, read and written at given places: from any thread, with no position that they could fight over."""
+"""Open files: read and written at given places, from any thread, and how many of them a process may have.
+
+An open file has no position that threads could fight over. Models stay open while they are combined, so that a file
+that is replaced meanwhile is read as it was; many of them meet the limit of open files (RLIMIT_NOFILE), which is 1024
+on most machines, before any limit of memory.
+"""
 
 import errno
 import os
 import stat
 import weakref
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
-from flcore.errors import SpecError
+from flcore.errors import BudgetError, SpecError
 
 MAX_IO_BUFFERS = 1024
 """What Linux takes in one call (IOV_MAX)."""
+
+RESERVED_FILES = 16
+"""Left for all else: an index that is written, a directory that is flushed, modules and compiled kernels."""
 
 
 class OpenFile:
@@ -62,3 +72,69 @@ def _remaining(buffers: list[memoryview], count: int) -> list[memoryview]:
         count -= buffers[done].nbytes
         done += 1
     return [buffers[done][count:], *buffers[done + 1 :]] if count else buffers[done:]
+
+
+def file_limits() -> tuple[int, int] | None:
+    """Return the soft and the hard limit of open files; None where there are none."""
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return None
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return None
+    return soft, max(hard, soft) if hard != resource.RLIM_INFINITY else 1 << 30
+
+
+def raise_file_limit(others: int, models: Sequence[int]) -> None:
+    """Raise this process's soft limit of open files, where needed, so that models fit (see `require_files_fit`).
+
+    At most to the hard limit. For programs that own their process: a library leaves such settings alone.
+    """
+    limits = file_limits()
+    if limits is None:
+        return
+    needed = _open_count() + RESERVED_FILES + others + sum(models)
+    if needed > limits[0]:
+        import resource
+
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        with suppress(ValueError, OSError):  # a system with a bound below its hard limit; `require_files_fit` tells
+            resource.setrlimit(resource.RLIMIT_NOFILE, (min(needed, limits[1]), hard))
+
+
+def require_files_fit(others: int, models: Sequence[int]) -> None:
+    """Raise `BudgetError`, which says how many models fit, unless all can be open at once.
+
+    `models` are the numbers of files of the models, `others` that of the files beside them (see `count_files`).
+    """
+    limits = file_limits()
+    if limits is None:
+        return
+    (soft, hard), used = limits, _open_count() + RESERVED_FILES
+    needed, left, fit = used + others + sum(models), soft - used - others, 0
+    if needed <= soft:
+        return
+    for count in models:
+        left -= count
+        fit += left >= 0
+    raise BudgetError(
+        f"{len(models)} checkpoints at once take {needed} open files or more, and the limit is {soft}: "
+        f"{fit} fit; {_remedy(needed, hard)}"
+    )
+
+
+def _remedy(needed: int, hard: int) -> str:
+    if needed > hard:
+        return f"the hard limit (`ulimit -Hn`) is {hard}: ask an administrator to raise it, or combine fewer at once"
+    return (
+        f"raise it with `ulimit -n {needed}` in the shell, or with resource.setrlimit in Python "
+        f"(the hard limit is {hard})"
+    )
+
+
+def _open_count() -> int:
+    try:
+        return len(os.listdir("/dev/fd")) - 1  # noqa: PTH208 - names alone; one is the listing's own
+    except OSError:
+        return 3

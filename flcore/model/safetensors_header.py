@@ -1,4 +1,4 @@
-"""The header of a safetensors file: which tensor is which of the file's bytes.
+"""The header of a safetensors file: which tensor is which bytes of the file, in strictly parsed JSON.
 
 A file is 8 bytes, little-endian, that count the header's; the header, a JSON object; and the bytes of the tensors, one
 after the other without holes. The header has an entry per tensor, `{"dtype": "F32", "shape": [3], "data_offsets":
@@ -15,10 +15,10 @@ from flcore_layout import DTYPES as LAYOUT_DTYPES
 
 from flcore.errors import SpecError
 from flcore.model.dtypes import DTYPES
-from flcore.model.file_types import HEAD_BYTES, identify_content
+from flcore.model.model_paths import HEAD_BYTES, identify_content
 from flcore.model.open_file import OpenFile
 from flcore.model.spec import TensorSpec
-from flcore.model.strict_json import is_text, parse_object
+from flcore.text import decode_text
 
 MAX_HEADER_BYTES = 100_000_000
 """As the safetensors library has it."""
@@ -184,3 +184,44 @@ def _are_counts(values: object) -> bool:
 def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def parse_object(data: bytes | bytearray, path: Path) -> dict[str, Any]:
+    """Parse UTF-8 JSON that is one object; keys that appear twice, in any object, are refused.
+
+    `path` is the file that errors name. Raises `SpecError`.
+
+    >>> parse_object(b'{"a": 1, "a": 2}', Path("x.json"))
+    Traceback (most recent call last):
+    flcore.errors.SpecError: x.json: 'a' appears twice
+    """
+    try:
+        content = json.loads(decode_text(data), object_pairs_hook=_unique)
+    except _Twice as error:
+        raise SpecError(f"{path}: {error.args[0]!r} appears twice") from None
+    except (ValueError, RecursionError) as error:
+        raise SpecError(f"{path}: expected JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise SpecError(f"{path}: expected a JSON object, got {type(content).__name__}")
+    return content
+
+
+def is_text(value: object) -> bool:
+    """Whether a value is a string that UTF-8 can hold: JSON's escapes can spell half a character.
+
+    >>> is_text("é"), is_text("\\ud800"), is_text(3)
+    (True, False, False)
+    """
+    return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
+
+
+class _Twice(Exception):
+    pass
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        seen: set[str] = set()
+        raise _Twice(next(key for key, _ in pairs if key in seen or seen.add(key)))  # type: ignore[func-returns-value]
+    return content

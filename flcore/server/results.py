@@ -1,9 +1,9 @@
 """What a run leaves behind: its history, its last model and its best one."""
 
 from flcore.errors import JobError
+from flcore.model.atomic_replace import publish
 from flcore.model.checkpoint import open_model, save
 from flcore.model.chunks import GlobalModel
-from flcore.model.publish import publish
 from flcore.model.shard_layout import total_bytes
 from flcore.model.spec import ModelSpec
 from flcore.model.stored_model import StoredModel

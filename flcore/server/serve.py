@@ -14,8 +14,8 @@ from flcore.aggregation.storage import Storage, read_chunks_within
 from flcore.errors import QuorumError
 from flcore.job.job import Job
 from flcore.model.chunks import GlobalModel
-from flcore.model.model_pool import ModelPool
-from flcore.model.temporary_models import TemporaryModels
+from flcore.model.model import ModelPool
+from flcore.model.model_writer import TemporaryModels
 from flcore.server.controller import Controller
 from flcore.server.events import Observer, ignore_events
 from flcore.server.federation import Federation

@@ -25,11 +25,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flcore import Arrays, Model, ModelSpec, ModelWriter, SpecError, StoredModel, TensorSpec, open_model, save, text
-from flcore.model import file_types, model_writer, shard_layout, strict_json
 from flcore.model import model_paths as naming
-from flcore.model.atomic_replace import AtomicReplace
+from flcore.model import model_writer, safetensors_header, shard_layout
+from flcore.model.atomic_replace import AtomicReplace, publish
 from flcore.model.chunks import copy_chunks
-from flcore.model.publish import publish
 from tests.flcore.model.test_model import ARRAYS, same
 from tests.flcore.model.test_spec import TENSORS
 
@@ -396,7 +395,7 @@ def test_across_file_systems_a_model_is_copied_in_chunks(tmp_path: Path, monkeyp
         raise OSError(errno.EXDEV, "another file system")
 
     monkeypatch.setattr(os, "link", link)
-    monkeypatch.setattr("flcore.model.publish.COPIED_BYTES", 1000)
+    monkeypatch.setattr("flcore.model.atomic_replace.COPIED_BYTES", 1000)
     publish(written(ONES, tmp_path / "run"), tmp_path / "best.safetensors")
     assert (tmp_path / "best.safetensors").read_bytes() == (tmp_path / "run/model.safetensors").read_bytes()
     monkeypatch.setattr(Path, "replace", link)
@@ -418,7 +417,7 @@ import sys
 import numpy as np
 from flcore import ModelSpec, ModelWriter, TensorSpec, open_model, save
 from flcore.model.chunks import copy_chunks
-from flcore.model.publish import publish
+from flcore.model.atomic_replace import publish
 
 def peak():
     lines = open("/proc/self/status").read().splitlines()
@@ -467,6 +466,6 @@ def test_strided_arrays_are_saved_with_no_copy_of_a_tensor(tmp_path: Path) -> No
 
 
 def test_the_examples_are_true(tmp_path: Path) -> None:
-    for module in (text, file_types, naming, shard_layout, strict_json, model_writer):
+    for module in (text, naming, safetensors_header, shard_layout, model_writer):
         result = doctest.testmod(module, extraglobs={"tmp_path": tmp_path, "Path": Path})
         assert result.attempted and not result.failed

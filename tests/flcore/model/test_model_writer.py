@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from flcore import ModelSpec, StoredModel, load
-from flcore.model.publish import publish
-from flcore.model.temporary_models import TemporaryModels
+from flcore.model.atomic_replace import publish
+from flcore.model.model_writer import TemporaryModels
 
 SPEC = ModelSpec.of({"w": np.zeros(1000, np.float32)})
 
