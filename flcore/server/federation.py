@@ -6,7 +6,8 @@ import time
 import weakref
 from collections.abc import Callable, Mapping
 
-from flcore_transport import MAX_PIECE_BYTES, ClientLink, Layout, Outbox, TaskAssignment
+from flcore_layout import Layout
+from flcore_transport import MAX_PIECE_BYTES, ClientLink, Outbox, TaskAssignment
 
 from flcore.aggregation.aggregator import Aggregator
 from flcore.errors import ContractMismatch, JobError, NotInvited, SpecError, UpdateError

@@ -7,9 +7,9 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 import pytest
+from flcore_layout import DTYPES, Layout, PayloadPart, Segment
 from flcore_transport import (
     PIECE_BODY_BYTES,
-    WIRE_DTYPES,
     Buffer,
     ClientLink,
     DownloadRequest,
@@ -20,14 +20,11 @@ from flcore_transport import (
     InProcessConnection,
     InProcessServer,
     Join,
-    Layout,
     Outbox,
-    PayloadPart,
     PayloadSource,
     PieceRange,
     Receipt,
     Refused,
-    Segment,
     Welcome,
     flow_control,
     join_body,
@@ -60,7 +57,7 @@ class MixedPattern:
         return join_body(piece.dtype, piece.count, *([buffer] for buffer in self.expected(piece)))
 
     def expected(self, piece: PieceRange) -> tuple[bytes, bytes]:
-        row = WIRE_DTYPES[piece.dtype]
+        row = DTYPES[piece.dtype]
         made = random.Random(f"{piece.segment} {piece.first}")
         return made.randbytes(piece.count * row.itemsize), made.randbytes(row.scale_bytes(piece.count))
 

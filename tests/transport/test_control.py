@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from flcore_layout import Layout, PayloadPart, Segment
 from flcore_transport import (
     Credit,
     DownloadRequest,
@@ -12,11 +13,8 @@ from flcore_transport import (
     FromServer,
     Goodbye,
     Join,
-    Layout,
-    PayloadPart,
     Receipt,
     Refused,
-    Segment,
     TaskAssignment,
     UploadRequest,
     Welcome,

@@ -11,13 +11,13 @@ from typing import Any
 
 import grpc
 import pytest
+from flcore_layout import Layout
 from flcore_transport import (
     MAX_PIECE_BYTES,
     ConnectionLost,
     GrpcConnection,
     GrpcServer,
     Join,
-    Layout,
     Outbox,
     Receipt,
     Refused,

@@ -34,23 +34,17 @@ from flcore_transport.framing import (
 from flcore_transport.grpc_channel import UNAUTHENTICATED_BYTES, split_address
 from flcore_transport.in_process import InProcessConnection, InProcessServer
 from flcore_transport.messages import (
-    ALIGNMENT,
     PROTOCOL,
-    WIRE_DTYPES,
     Credit,
     DownloadRequest,
     Failure,
     FromServer,
     Goodbye,
     Join,
-    Layout,
-    PayloadPart,
     Receipt,
-    Segment,
     TaskAssignment,
     UploadRequest,
     Welcome,
-    WireDType,
     Withdrawal,
 )
 from flcore_transport.pieces import (
@@ -70,13 +64,11 @@ if TYPE_CHECKING:
     from flcore_transport.grpc_server import GrpcServer
 
 __all__ = [
-    "ALIGNMENT",
     "MAX_PIECE_BYTES",
     "PIECE_BODY_BYTES",
     "PROTOCOL",
     "UNAUTHENTICATED_BYTES",
     "WINDOW_PIECES",
-    "WIRE_DTYPES",
     "AddressUnavailable",
     "Buffer",
     "ClientLink",
@@ -95,10 +87,8 @@ __all__ = [
     "IncomingUpload",
     "InsecureAddress",
     "Join",
-    "Layout",
     "Outbox",
     "PayloadIncomplete",
-    "PayloadPart",
     "PayloadSink",
     "PayloadSource",
     "PieceCache",
@@ -108,13 +98,11 @@ __all__ = [
     "ProtocolMismatch",
     "Receipt",
     "Refused",
-    "Segment",
     "Service",
     "TaskAssignment",
     "TransportError",
     "UploadRequest",
     "Welcome",
-    "WireDType",
     "Withdrawal",
     "arrow_message_bytes",
     "arrow_metadata",
