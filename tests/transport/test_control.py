@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from flcore_layout import Layout, PayloadPart, Segment
 from flcore_transport import (
-    Credit,
     DownloadRequest,
     Failure,
     FromServer,
@@ -29,7 +28,7 @@ from flcore_transport.control import (
     encode_message,
     encode_reply,
 )
-from flcore_transport.messages import PROTOCOL, Refusal
+from flcore_transport.messages import PROTOCOL, Credit, Refusal
 
 LAYOUT = Layout((PayloadPart("model", (Segment("float32", 512), Segment("int8", 0))), PayloadPart("mask", ())))
 MESSAGES = [

@@ -11,7 +11,6 @@ import xxhash
 from flcore_layout import DTYPES
 from flcore_transport import (
     PIECE_BODY_BYTES,
-    PROTOCOL,
     Buffer,
     PieceError,
     ProtocolMismatch,
@@ -25,6 +24,7 @@ from flcore_transport import (
     split_body,
 )
 from flcore_transport.framing import HASH, HEADER, HEADER_BYTES, MAX_PIECE_BYTES, decode_piece, encode_piece
+from flcore_transport.messages import PROTOCOL
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -7,7 +7,6 @@ from flcore_transport import (
     Buffer,
     Inbox,
     Outbox,
-    PayloadIncomplete,
     PieceError,
     PiecePlan,
     PieceRange,
@@ -15,6 +14,7 @@ from flcore_transport import (
     piece_elements,
     split_body,
 )
+from flcore_transport.errors import PayloadIncomplete
 
 F32, I8, Q64 = (piece_elements(dtype) for dtype in ("float32", "int8", "int8[64]"))
 

@@ -10,12 +10,9 @@ connection.
 from typing import TYPE_CHECKING
 
 from flcore_transport.arrow_schema import arrow_schema_message
-from flcore_transport.endpoint import ClientLink, Endpoint, IncomingUpload, Service
+from flcore_transport.endpoint import ClientLink, IncomingUpload, Service
 from flcore_transport.errors import (
-    AddressUnavailable,
     ConnectionLost,
-    InsecureAddress,
-    PayloadIncomplete,
     PieceError,
     ProtocolMismatch,
     Refused,
@@ -34,8 +31,6 @@ from flcore_transport.framing import (
 from flcore_transport.grpc_channel import UNAUTHENTICATED_BYTES, split_address
 from flcore_transport.in_process import InProcessConnection, InProcessServer
 from flcore_transport.messages import (
-    PROTOCOL,
-    Credit,
     DownloadRequest,
     Failure,
     FromServer,
@@ -66,16 +61,12 @@ if TYPE_CHECKING:
 __all__ = [
     "MAX_PIECE_BYTES",
     "PIECE_BODY_BYTES",
-    "PROTOCOL",
     "UNAUTHENTICATED_BYTES",
     "WINDOW_PIECES",
-    "AddressUnavailable",
     "Buffer",
     "ClientLink",
     "ConnectionLost",
-    "Credit",
     "DownloadRequest",
-    "Endpoint",
     "Failure",
     "FromServer",
     "Goodbye",
@@ -85,10 +76,8 @@ __all__ = [
     "InProcessServer",
     "Inbox",
     "IncomingUpload",
-    "InsecureAddress",
     "Join",
     "Outbox",
-    "PayloadIncomplete",
     "PayloadSink",
     "PayloadSource",
     "PieceCache",
