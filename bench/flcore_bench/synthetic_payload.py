@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from flcore_layout import DTYPES
-from flcore_transport import MAX_PIECE_BYTES, PIECE_BODY_BYTES, Buffer, PieceRange, join_body
+from flcore_transport import Buffer, PieceRange
+from flcore_transport.piece_format import MAX_PIECE_BYTES, PIECE_BODY_BYTES, join_body
 
 from flcore_bench.internals import WireFormat
 

@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from flcore_kernels import Quantized, storage_dtype
 from flcore_layout import DTYPES
-from flcore_transport import Buffer, PieceRange, body_bytes
+from flcore_transport import Buffer, PieceRange
+from flcore_transport.piece_format import body_bytes
 
 from flcore.aggregation.combiner import Combiner
 from flcore.aggregation.staging import DiskStore, Staging

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flcore_layout import DTYPES
-from flcore_transport import arrow_message_bytes, arrow_metadata, arrow_schema_message, piece_elements
+from flcore_transport.piece_format import arrow_message_bytes, arrow_metadata, arrow_schema_message, piece_elements
 
 from flcore.aggregation.staging import DESCRIPTION, DESCRIPTION_FORMAT, chunk_offset, segment_path
 from flcore.errors import CorruptUpdate, SpecError, UpdateError

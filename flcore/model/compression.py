@@ -13,7 +13,8 @@ import numpy.typing as npt
 from flcore_kernels import NotFinite, Quantized, storage_dtype
 from flcore_kernels import backend as backend_named
 from flcore_layout import DTYPES
-from flcore_transport import Buffer, PayloadSink, PayloadSource, PieceRange, join_body, split_body
+from flcore_transport import Buffer, PayloadSink, PayloadSource, PieceRange
+from flcore_transport.piece_format import join_body, split_body
 
 from flcore.errors import NonFinite, OutOfBounds
 from flcore.model.dtypes import DTYPES as NUMPY_DTYPES

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from flcore_layout import DTYPES, Layout, PayloadPart, Segment
-from flcore_transport import PiecePlan, PieceRange, body_bytes, piece_elements
+from flcore_transport import PieceRange
+from flcore_transport.piece_format import PiecePlan, body_bytes, piece_elements
 
 from flcore.model.dtypes import DTYPES as NUMPY_DTYPES
 from flcore.model.dtypes import INTEGERS

@@ -7,7 +7,8 @@ import weakref
 from collections.abc import Callable, Mapping
 
 from flcore_layout import Layout
-from flcore_transport import MAX_PIECE_BYTES, ClientLink, Outbox, TaskAssignment
+from flcore_transport import ClientLink, Outbox, TaskAssignment
+from flcore_transport.piece_format import MAX_PIECE_BYTES
 
 from flcore.aggregation.aggregator import Aggregator
 from flcore.errors import ContractMismatch, JobError, NotInvited, SpecError, UpdateError

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 import pytest
 from flcore_layout import DTYPES, Layout, PayloadPart, Segment
 from flcore_transport import (
-    PIECE_BODY_BYTES,
     Buffer,
     ClientLink,
     DownloadRequest,
@@ -27,8 +26,8 @@ from flcore_transport import (
     Refused,
     Welcome,
     flow_control,
-    join_body,
 )
+from flcore_transport.piece_format import PIECE_BODY_BYTES, join_body
 
 MODEL = Layout((PayloadPart("model", (Segment("float32", 2_000_128),)),))
 """Four pieces, the last of them short."""

@@ -6,7 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from flcore_layout import DTYPES
-from flcore_transport import PieceError, arrow_schema_message
+from flcore_transport import PieceError
+from flcore_transport.piece_format import arrow_schema_message
 
 STORAGE = {"bfloat16": "uint16", "bool": "uint8"}
 

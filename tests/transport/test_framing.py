@@ -9,12 +9,11 @@ import pyarrow as pa
 import pytest
 import xxhash
 from flcore_layout import DTYPES
-from flcore_transport import (
+from flcore_transport import Buffer, PieceError, ProtocolMismatch, TransportError
+from flcore_transport.framing import HASH, HEADER, HEADER_BYTES, MAX_PIECE_BYTES, decode_piece, encode_piece
+from flcore_transport.messages import PROTOCOL
+from flcore_transport.piece_format import (
     PIECE_BODY_BYTES,
-    Buffer,
-    PieceError,
-    ProtocolMismatch,
-    TransportError,
     arrow_message_bytes,
     arrow_metadata,
     arrow_schema_message,
@@ -23,8 +22,6 @@ from flcore_transport import (
     piece_elements,
     split_body,
 )
-from flcore_transport.framing import HASH, HEADER, HEADER_BYTES, MAX_PIECE_BYTES, decode_piece, encode_piece
-from flcore_transport.messages import PROTOCOL
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -3,18 +3,9 @@
 import numpy as np
 import pytest
 from flcore_layout import DTYPES, Layout, PayloadPart, Segment
-from flcore_transport import (
-    Buffer,
-    Inbox,
-    Outbox,
-    PieceError,
-    PiecePlan,
-    PieceRange,
-    join_body,
-    piece_elements,
-    split_body,
-)
+from flcore_transport import Buffer, Inbox, Outbox, PieceError, PieceRange
 from flcore_transport.errors import PayloadIncomplete
+from flcore_transport.piece_format import PiecePlan, join_body, piece_elements, split_body
 
 F32, I8, Q64 = (piece_elements(dtype) for dtype in ("float32", "int8", "int8[64]"))
 

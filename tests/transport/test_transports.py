@@ -21,8 +21,8 @@ from flcore_transport import (
     UploadRequest,
     Welcome,
     Withdrawal,
-    split_body,
 )
+from flcore_transport.piece_format import split_body
 
 from tests.transport.conftest import MIXED, MODEL, Collected, Connection, MixedPattern, Pattern, Rig
 

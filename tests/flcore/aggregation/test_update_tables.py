@@ -13,7 +13,8 @@ import pyarrow as pa
 import pytest
 from flcore_kernels import backend
 from flcore_layout import DTYPES
-from flcore_transport import PieceRange, arrow_message_bytes, arrow_metadata, arrow_schema_message, piece_elements
+from flcore_transport import PieceRange
+from flcore_transport.piece_format import arrow_message_bytes, arrow_metadata, arrow_schema_message, piece_elements
 
 from flcore import Aggregator, CorruptUpdate, Model, ModelSpec, UpdateError, open_update
 from flcore.aggregation.admission_limits import AggregationSettings
