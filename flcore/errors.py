@@ -1,4 +1,4 @@
-"""All exceptions that flcore raises.
+"""All exceptions that flcore and the packages below it raise.
 
 FlcoreError
 ├── SpecError             arrays that do not form a valid model: a bad name, an unknown dtype, no tensors
@@ -20,14 +20,31 @@ FlcoreError
 ├── JobFailed             the server reported that the job has failed
 ├── QuorumError           a round has fewer updates than its quorum
 ├── UpdatesLost           committed updates cannot be read back from disk
-└── AggregationError      the result does not fit into the tensor's dtype
+├── AggregationError      the result does not fit into the tensor's dtype
+├── MalformedMessage      a message of the other end that is not as expected (`flcore.job.messages`)
+├── UnknownDtypeName      a name that is neither a dtype's nor an alias of one (`flcore_layout`)
+├── KernelError           what a kernel refuses (`flcore_kernels`)
+│   ├── UnknownDType          a dtype that no kernel folds
+│   ├── BufferMismatch        a buffer of another length, dtype or shape than its neighbours
+│   ├── WeightRange           a weight that is negative, not finite, or outside an accumulator's range
+│   ├── NotFinite             a NaN or an infinity in an operand
+│   ├── Overflow              a term, a sum or a result that is too large
+│   ├── TooManyTerms          more terms than an exact total can count
+│   ├── SpoiledTotal          a total that an earlier error left half changed
+│   ├── BadState              bytes that are not a saved total, or were changed since
+│   ├── OutOfDeviceMemory     a device, or its budget, without the memory that is needed
+│   ├── DeviceFailed          a device that reports an error of its own
+│   └── BackendUnavailable    a device that this machine or this installation does not have
+└── TransportError        a connection, a message or a piece that is not as expected (`flcore_transport`)
+    ├── ProtocolMismatch      the other end speaks another version of the protocol
+    ├── PieceError            a piece that is corrupt, truncated, out of order or not as announced
+    ├── PayloadIncomplete     an upload that ended before its last piece
+    ├── ConnectionLost        the other end is gone; what was sent may be sent again
+    ├── AddressUnavailable    the server's address cannot be bound
+    ├── InsecureAddress       plaintext was asked for beyond this machine
+    └── Refused               the other end refused; `kind` is for programs, the message is for people
 
-The packages below raise their own children of `FlcoreError`; see `flcore_kernels.errors` and `flcore_transport.errors`.
-
-FlcoreError
-├── KernelError           a buffer, a weight or a device that a kernel cannot use
-├── TransportError        a connection, a message or a piece that is not as expected
-└── UnknownDtypeName      a name that is no dtype's
+The benchmarks have children of `FlcoreError` of their own.
 """
 
 from flcore_layout import FlcoreError as FlcoreError

@@ -18,6 +18,7 @@ import traceback
 from collections import Counter
 from functools import lru_cache
 
+from flcore_layout import Layout
 from flcore_transport import (
     ConnectionLost,
     DownloadRequest,
@@ -25,7 +26,6 @@ from flcore_transport import (
     GrpcConnection,
     Inbox,
     Join,
-    Layout,
     Outbox,
     PieceRange,
     Refused,

@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from flcore_transport import MAX_PIECE_BYTES, PIECE_BODY_BYTES, WIRE_DTYPES, Buffer, PieceRange, join_body
+from flcore_layout import DTYPES
+from flcore_transport import Buffer, PieceRange
+from flcore_transport.piece_format import MAX_PIECE_BYTES, PIECE_BODY_BYTES, join_body
 
 from flcore_bench.internals import WireFormat
 
@@ -38,7 +40,7 @@ class SyntheticPayload:
 
     def read(self, piece: PieceRange) -> Sequence[Buffer]:
         """Return the bytes of a range: views of the pattern for tensors, zeros for the gaps between them."""
-        row = WIRE_DTYPES[piece.dtype]
+        row = DTYPES[piece.dtype]
         values = pattern("int8" if row.block else piece.dtype)
         buffers: list[Buffer] = []
         position, stop = piece.first, piece.first + piece.count

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
-from flcore_transport import ClientLink, GrpcServer, Inbox, Layout, Outbox, Receipt
+from flcore_layout import Layout
+from flcore_transport import ClientLink, GrpcServer, Inbox, Outbox, Receipt
 
 import flcore
 from flcore_bench.bare_grpc import serve_bare

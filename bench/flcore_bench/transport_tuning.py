@@ -3,7 +3,8 @@
 import importlib
 from dataclasses import dataclass
 
-from flcore_transport import MAX_PIECE_BYTES, PIECE_BODY_BYTES, WINDOW_PIECES
+from flcore_transport import WINDOW_PIECES
+from flcore_transport.piece_format import MAX_PIECE_BYTES, PIECE_BODY_BYTES
 
 TUNED_CONSTANTS = {
     "piece": ("flcore_transport.pieces", "PIECE_BODY_BYTES"),

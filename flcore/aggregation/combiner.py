@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from flcore_kernels import Total, storage_dtype
-from flcore_transport import PieceRange, body_bytes
+from flcore_transport import PieceRange
+from flcore_transport.piece_format import body_bytes
 
 from flcore.aggregation.admission_limits import (
     AdmissionLimits,

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from flcore_kernels import Total
-from flcore_transport import PieceRange, piece_elements
+from flcore_transport import PieceRange
+from flcore_transport.piece_format import piece_elements
 
 from flcore.aggregation.admission_limits import require_positive_weight
 from flcore.aggregation.combiner import Batch, Combiner

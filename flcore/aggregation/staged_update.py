@@ -13,14 +13,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from flcore_kernels import Quantized, storage_dtype
-from flcore_transport import WIRE_DTYPES, Buffer, PieceRange, body_bytes
+from flcore_layout import DTYPES
+from flcore_transport import Buffer, PieceRange
+from flcore_transport.piece_format import body_bytes
 
 from flcore.aggregation.combiner import Combiner
 from flcore.aggregation.staging import DiskStore, Staging
 from flcore.errors import SpecError, StagingError, TensorMismatch
 from flcore.model.arrays import AnyArrays, as_array, flatten
 from flcore.model.compression import KernelArray, view_body
-from flcore.model.dtypes import DTYPES
+from flcore.model.dtypes import DTYPES as NUMPY_DTYPES
 from flcore.model.spec import ModelSpec, SegmentSpec
 from flcore.model.wire_format import WireFormat
 
@@ -153,7 +155,7 @@ class StagedUpdate:
             array = as_array(buffer, name)
         except SpecError as error:
             raise self._mismatch(str(error)) from None
-        if array.dtype != DTYPES[span.tensor.dtype] or (array.ndim > 1 and array.shape != span.tensor.shape):
+        if array.dtype != NUMPY_DTYPES[span.tensor.dtype] or (array.ndim > 1 and array.shape != span.tensor.shape):
             expected, got = (f"{each.dtype} of shape {each.shape}" for each in (span.tensor, array))
             raise self._mismatch(f"expected {expected}, got {got}", name)
         values = np.ascontiguousarray(array).reshape(-1)
@@ -223,7 +225,7 @@ class StagedUpdate:
 
     def read_range(self, piece: PieceRange) -> KernelArray:
         """Return a range of a chunk as the kernels take it. Raises `StagingError` where it cannot be read back."""
-        chunk, row = self._wire_format.piece_at(piece.segment, piece.first), WIRE_DTYPES[piece.dtype]
+        chunk, row = self._wire_format.piece_at(piece.segment, piece.first), DTYPES[piece.dtype]
         offset = piece.first - chunk.first
         first = row.elements_at(chunk.count) + offset * row.itemsize
         codes = self._read_bytes(chunk, first, first + piece.count * row.itemsize)
@@ -322,7 +324,7 @@ class StagedUpdate:
             narrow = self._wire_format.dtypes[index]
             raise self._mismatch(f"elements of {segment.dtype} travel as {narrow} here: expected whole pieces (append)")
         stored = values.view(storage_dtype(segment.dtype))
-        itemsize, position = DTYPES[segment.dtype].itemsize, 0
+        itemsize, position = NUMPY_DTYPES[segment.dtype].itemsize, 0
         while position < stored.size:
             piece = self._wire_format.piece_at(index, first + position)
             offset = first + position - piece.first

@@ -12,14 +12,8 @@ from itertools import count
 from pathlib import Path
 
 import numpy as np
-from flcore_transport import (
-    Buffer,
-    PieceRange,
-    arrow_message_bytes,
-    arrow_metadata,
-    arrow_schema_message,
-    piece_elements,
-)
+from flcore_transport import Buffer, PieceRange
+from flcore_transport.piece_format import arrow_message_bytes, arrow_metadata, arrow_schema_message, piece_elements
 
 from flcore.aggregation.memory_quota import MemoryQuota
 from flcore.errors import StagingError

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from flcore_transport import PIECE_BODY_BYTES
+from flcore_transport.piece_format import PIECE_BODY_BYTES
 
 from flcore.aggregation.staging import Staging
 from flcore.model.chunks import ChunkSource, GlobalModel, ModelSink, copy_chunks

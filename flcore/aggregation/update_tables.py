@@ -7,7 +7,8 @@ from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flcore_transport import WIRE_DTYPES, arrow_message_bytes, arrow_metadata, arrow_schema_message, piece_elements
+from flcore_layout import DTYPES
+from flcore_transport.piece_format import arrow_message_bytes, arrow_metadata, arrow_schema_message, piece_elements
 
 from flcore.aggregation.staging import DESCRIPTION, DESCRIPTION_FORMAT, chunk_offset, segment_path
 from flcore.errors import CorruptUpdate, SpecError, UpdateError
@@ -35,7 +36,7 @@ class UpdateTables(Mapping[str, "pa.Table"]):
 
     def __getitem__(self, name: str) -> "pa.Table":
         segment, span = self._wire_format.tensor_spans[name]
-        block = WIRE_DTYPES[self._wire_format.dtypes[segment]].block or 1  # a tensor begins with a block
+        block = DTYPES[self._wire_format.dtypes[segment]].block or 1  # a tensor begins with a block
         rows = self.segments[segment].slice(span.start // block, -(-span.tensor.size // block))
         shape = json.dumps(span.tensor.shape)
         return rows.replace_schema_metadata(
@@ -129,7 +130,7 @@ def _described(directory: Path) -> tuple[str, float, WireFormat]:
 def _require_dtypes(wire_format: WireFormat) -> None:
     """Raise `ValueError` unless each segment's dtype is its own or one that the wire may have in its place."""
     expected = [{segment.dtype} for segment in wire_format.spec.segments]
-    for dtype in WIRE_DTYPES:
+    for dtype in DTYPES:
         for allowed, each in zip(expected, WireFormat.compressed(wire_format.spec, dtype).dtypes, strict=True):
             allowed.add(each)
     if len(wire_format.dtypes) != len(expected) or any(

@@ -6,8 +6,6 @@ import os
 import sys
 
 import typer
-from flcore_kernels import KernelError
-from flcore_transport import TransportError
 
 from flcore.cli.aggregate import aggregate
 from flcore.cli.bench import bench
@@ -51,7 +49,7 @@ def main() -> None:
     logging.getLogger("grpc").setLevel(logging.CRITICAL)
     try:
         app()
-    except (FlcoreError, TransportError, KernelError) as error:
+    except FlcoreError as error:
         print(f"flcore: {error}", file=sys.stderr)
         sys.exit(1)
     except OSError as error:

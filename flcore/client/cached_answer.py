@@ -3,7 +3,8 @@
 import secrets
 from dataclasses import dataclass
 
-from flcore_transport import Layout, PayloadSource, PieceRange, TaskAssignment
+from flcore_layout import Layout
+from flcore_transport import PayloadSource, PieceRange, TaskAssignment
 
 from flcore.client.task import Update
 from flcore.errors import TensorMismatch

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Protocol, TypeVar
 
+from flcore_layout import Layout
 from flcore_transport import (
     ConnectionLost,
     DownloadRequest,
@@ -19,7 +20,6 @@ from flcore_transport import (
     Goodbye,
     Inbox,
     Join,
-    Layout,
     Outbox,
     Receipt,
     Refused,

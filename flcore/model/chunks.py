@@ -9,7 +9,9 @@ from typing import Any, Protocol, Self
 
 import numpy.typing as npt
 from flcore_kernels import storage_dtype
-from flcore_transport import Buffer, Layout, PieceRange, piece_elements
+from flcore_layout import Layout
+from flcore_transport import Buffer, PieceRange
+from flcore_transport.piece_format import piece_elements
 
 from flcore.errors import SpecError
 from flcore.model.arrays import AnyArrays

@@ -12,10 +12,12 @@ import numpy as np
 import numpy.typing as npt
 from flcore_kernels import NotFinite, Quantized, storage_dtype
 from flcore_kernels import backend as backend_named
-from flcore_transport import WIRE_DTYPES, Buffer, PayloadSink, PayloadSource, PieceRange, join_body, split_body
+from flcore_layout import DTYPES
+from flcore_transport import Buffer, PayloadSink, PayloadSource, PieceRange
+from flcore_transport.piece_format import join_body, split_body
 
 from flcore.errors import NonFinite, OutOfBounds
-from flcore.model.dtypes import DTYPES
+from flcore.model.dtypes import DTYPES as NUMPY_DTYPES
 from flcore.model.wire_format import WireFormat
 
 KernelArray = npt.NDArray[Any] | Quantized
@@ -72,7 +74,7 @@ class Compressor:
     def _encode(self, piece: PieceRange, values: Float32Array) -> KernelArray:
         device = backend_named()
         values_out: npt.NDArray[Any] = np.empty(piece.count, storage_dtype(piece.dtype))
-        block = WIRE_DTYPES[piece.dtype].block
+        block = DTYPES[piece.dtype].block
         out = Quantized(values_out, np.empty(piece.count // block, np.float32)) if block else values_out
         try:
             device.encode(values, out, piece.dtype)
@@ -100,7 +102,7 @@ class Decompressor:
             self._sink.write(piece, body)
             return
         values = to_float32(piece.dtype, view_body(piece.dtype, piece.count, body))
-        widened = values if own == "float32" else values.astype(DTYPES[own])
+        widened = values if own == "float32" else values.astype(NUMPY_DTYPES[own])
         self._sink.write(replace(piece, dtype=own), widened.view(np.uint8).data)
 
 

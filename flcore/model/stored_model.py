@@ -14,7 +14,8 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 from flcore_kernels import storage_dtype
-from flcore_transport import Buffer, Layout, PieceRange
+from flcore_layout import Layout
+from flcore_transport import Buffer, PieceRange
 
 from flcore.errors import SpecError
 from flcore.model.arrays import AnyArrays, convert_like

@@ -4,18 +4,12 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 
-from flcore_transport import (
-    WIRE_DTYPES,
-    Layout,
-    PayloadPart,
-    PiecePlan,
-    PieceRange,
-    Segment,
-    body_bytes,
-    piece_elements,
-)
+from flcore_layout import DTYPES, Layout, PayloadPart, Segment
+from flcore_transport import PieceRange
+from flcore_transport.piece_format import PiecePlan, body_bytes, piece_elements
 
-from flcore.model.dtypes import DTYPES, INTEGERS
+from flcore.model.dtypes import DTYPES as NUMPY_DTYPES
+from flcore.model.dtypes import INTEGERS
 from flcore.model.spec import ModelSpec, TensorSpan
 
 MODEL_PART = "model"
@@ -50,11 +44,11 @@ class WireFormat:
         """
         if dtype is None:
             return cls.uncompressed(spec)
-        width = WIRE_DTYPES[dtype].itemsize
+        width = DTYPES[dtype].itemsize
         return cls(
             spec,
             tuple(
-                dtype if DTYPES[each.dtype].itemsize > width and each.dtype not in INTEGERS else each.dtype
+                dtype if NUMPY_DTYPES[each.dtype].itemsize > width and each.dtype not in INTEGERS else each.dtype
                 for each in spec.segments
             ),
         )

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from flcore_transport import Buffer, Layout, Outbox, PieceRange
+from flcore_layout import Layout
+from flcore_transport import Buffer, Outbox, PieceRange
 
 from flcore.errors import Untimely
 from flcore.model.chunks import GlobalModel

@@ -6,7 +6,9 @@ import time
 import weakref
 from collections.abc import Callable, Mapping
 
-from flcore_transport import MAX_PIECE_BYTES, ClientLink, Layout, Outbox, TaskAssignment
+from flcore_layout import Layout
+from flcore_transport import ClientLink, Outbox, TaskAssignment
+from flcore_transport.piece_format import MAX_PIECE_BYTES
 
 from flcore.aggregation.aggregator import Aggregator
 from flcore.errors import ContractMismatch, JobError, NotInvited, SpecError, UpdateError

@@ -11,16 +11,8 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 from flcore_kernels import KernelError
-from flcore_transport import (
-    Inbox,
-    Layout,
-    PieceError,
-    PieceRange,
-    ProtocolMismatch,
-    Receipt,
-    Refused,
-    TransportError,
-)
+from flcore_layout import Layout
+from flcore_transport import Inbox, PieceError, PieceRange, ProtocolMismatch, Receipt, Refused, TransportError
 
 from flcore.aggregation.staged_update import StagedUpdate
 from flcore.errors import (

@@ -10,7 +10,7 @@ import threading
 from concurrent.futures import FIRST_EXCEPTION, wait
 from pathlib import Path
 
-from flcore_transport import GrpcConnection, TransportError
+from flcore_transport import GrpcConnection
 
 from flcore.client.client import Client
 from flcore.client.executor import Executor
@@ -36,7 +36,7 @@ def main() -> int:
         ended, _ = wait([client.start() for client in clients], return_when=FIRST_EXCEPTION)
         for future in ended:
             future.result()
-    except (FlcoreError, TransportError) as error:
+    except FlcoreError as error:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:

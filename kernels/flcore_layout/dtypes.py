@@ -1,8 +1,8 @@
 """The one table of dtypes: how each is laid out on the wire, in memory and in files. A new dtype is one row here.
 
 Other packages derive their tables from it: `flcore_kernels.STORAGE` (how kernels see the bits),
-`flcore_transport.WIRE_DTYPES` (how a piece's body is laid out), `flcore.model.dtypes.DTYPES` (NumPy's dtypes) and the
-names in safetensors headers. A row needs code of its own in one place only: how a kernel reads and writes an element.
+`flcore.model.dtypes.DTYPES` (NumPy's dtypes) and the names in safetensors headers. A row needs code of its own in one
+place only: how a kernel reads and writes an element.
 """
 
 from collections.abc import Iterable

@@ -9,7 +9,7 @@ from flcore_bench.federation import SYNTHETIC_JOB, FederationSpec
 from flcore_bench.internals import WireFormat
 from flcore_bench.shapes import SHAPES, spec_named
 from flcore_bench.synthetic_payload import PATTERN_BYTES, SyntheticPayload
-from flcore_transport import PiecePlan
+from flcore_transport.piece_format import PiecePlan
 
 import flcore
 

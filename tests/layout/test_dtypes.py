@@ -11,7 +11,8 @@ from flcore_kernels.cpu.decode import DECODERS
 from flcore_kernels.cpu.encode import ENCODERS
 from flcore_kernels.cuda.kernels import operand_type, result_type, source
 from flcore_layout import ALIGNMENT, DTYPES, Dtype, FlcoreError, UnknownDtypeName, aligned, canonical_name
-from flcore_transport import WIRE_DTYPES, TransportError
+from flcore_transport import TransportError
+from flcore_transport.messages import wire_dtype
 
 import flcore
 from flcore.job.contract import WireContract
@@ -39,7 +40,7 @@ def test_a_row_is_complete(row: Dtype) -> None:
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_every_table_has_each_row(row: Dtype) -> None:
-    assert WIRE_DTYPES[row.name] is row
+    assert wire_dtype(row.name) is row
     assert (STORAGE[row.name].storage, STORAGE[row.name].block) == (np.dtype(row.storage), row.block)
     assert DECODERS[row.name].bytes == row.itemsize
     assert f"struct {operand_type(row.name).partition('<')[0]} :" in source()
@@ -52,7 +53,7 @@ def test_every_table_has_each_row(row: Dtype) -> None:
 
 
 def test_no_table_has_rows_of_its_own() -> None:
-    assert set(DTYPES) == set(WIRE_DTYPES) == set(STORAGE) == set(DECODERS)
+    assert set(DTYPES) == set(STORAGE) == set(DECODERS)
     plain = {row.name for row in PLAIN}
     assert plain == set(NUMPY_DTYPES) == set(ENCODERS) == set(DTYPE_NAMES.values())
 

@@ -7,9 +7,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 import pytest
+from flcore_layout import DTYPES, Layout, PayloadPart, Segment
 from flcore_transport import (
-    PIECE_BODY_BYTES,
-    WIRE_DTYPES,
     Buffer,
     ClientLink,
     DownloadRequest,
@@ -20,18 +19,15 @@ from flcore_transport import (
     InProcessConnection,
     InProcessServer,
     Join,
-    Layout,
     Outbox,
-    PayloadPart,
     PayloadSource,
     PieceRange,
     Receipt,
     Refused,
-    Segment,
     Welcome,
     flow_control,
-    join_body,
 )
+from flcore_transport.piece_format import PIECE_BODY_BYTES, join_body
 
 MODEL = Layout((PayloadPart("model", (Segment("float32", 2_000_128),)),))
 """Four pieces, the last of them short."""
@@ -60,7 +56,7 @@ class MixedPattern:
         return join_body(piece.dtype, piece.count, *([buffer] for buffer in self.expected(piece)))
 
     def expected(self, piece: PieceRange) -> tuple[bytes, bytes]:
-        row = WIRE_DTYPES[piece.dtype]
+        row = DTYPES[piece.dtype]
         made = random.Random(f"{piece.segment} {piece.first}")
         return made.randbytes(piece.count * row.itemsize), made.randbytes(row.scale_bytes(piece.count))
 

@@ -5,14 +5,16 @@ import struct
 import numpy as np
 import pyarrow as pa
 import pytest
-from flcore_transport import WIRE_DTYPES, PieceError, arrow_schema_message
+from flcore_layout import DTYPES
+from flcore_transport import PieceError
+from flcore_transport.piece_format import arrow_schema_message
 
 STORAGE = {"bfloat16": "uint16", "bool": "uint8"}
 
 
 def expected(dtype: str) -> pa.Schema:
     named = {"flcore.dtype": dtype}
-    if block := WIRE_DTYPES[dtype].block:
+    if block := DTYPES[dtype].block:
         items = pa.list_(pa.field("item", pa.int8(), nullable=False), block)
         scale = pa.field("scale", pa.float32(), nullable=False)
         return pa.schema([scale, pa.field("codes", items, nullable=False, metadata=named)])
@@ -20,7 +22,7 @@ def expected(dtype: str) -> pa.Schema:
     return pa.schema([pa.field("value", number, nullable=False, metadata=named)])
 
 
-@pytest.mark.parametrize("dtype", WIRE_DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_arrow_reads_the_schema_that_it_would_have_written(dtype: str) -> None:
     ours = pa.ipc.read_schema(pa.BufferReader(arrow_schema_message(dtype)))
     theirs = pa.ipc.read_schema(pa.BufferReader(expected(dtype).serialize()))
@@ -32,7 +34,7 @@ def test_arrow_reads_the_schema_that_it_would_have_written(dtype: str) -> None:
             assert field.type.value_field.equals(pa.field("item", pa.int8(), nullable=False), check_metadata=True)
 
 
-@pytest.mark.parametrize("dtype", WIRE_DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_a_schema_message_is_a_whole_number_of_8_bytes_and_says_its_length(dtype: str) -> None:
     message = arrow_schema_message(dtype)
     assert len(message) % 8 == 0

@@ -6,18 +6,8 @@ from functools import partial
 from weakref import WeakSet
 
 import pytest
-from flcore_transport import (
-    ConnectionLost,
-    DownloadRequest,
-    Layout,
-    Outbox,
-    PayloadPart,
-    Receipt,
-    Refused,
-    Segment,
-    TransportError,
-    UploadRequest,
-)
+from flcore_layout import Layout, PayloadPart, Segment
+from flcore_transport import ConnectionLost, DownloadRequest, Outbox, Receipt, Refused, TransportError, UploadRequest
 
 from tests.transport.conftest import MODEL, Collected, Pattern, Rig
 

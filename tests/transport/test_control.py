@@ -5,18 +5,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from flcore_layout import Layout, PayloadPart, Segment
 from flcore_transport import (
-    Credit,
     DownloadRequest,
     Failure,
     FromServer,
     Goodbye,
     Join,
-    Layout,
-    PayloadPart,
     Receipt,
     Refused,
-    Segment,
     TaskAssignment,
     UploadRequest,
     Welcome,
@@ -31,7 +28,7 @@ from flcore_transport.control import (
     encode_message,
     encode_reply,
 )
-from flcore_transport.messages import PROTOCOL, Refusal
+from flcore_transport.messages import PROTOCOL, Credit, Refusal
 
 LAYOUT = Layout((PayloadPart("model", (Segment("float32", 512), Segment("int8", 0))), PayloadPart("mask", ())))
 MESSAGES = [

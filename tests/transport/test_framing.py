@@ -8,14 +8,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import xxhash
-from flcore_transport import (
+from flcore_layout import DTYPES
+from flcore_transport import Buffer, PieceError, ProtocolMismatch, TransportError
+from flcore_transport.framing import HASH, HEADER, HEADER_BYTES, MAX_PIECE_BYTES, decode_piece, encode_piece
+from flcore_transport.messages import PROTOCOL
+from flcore_transport.piece_format import (
     PIECE_BODY_BYTES,
-    PROTOCOL,
-    WIRE_DTYPES,
-    Buffer,
-    PieceError,
-    ProtocolMismatch,
-    TransportError,
     arrow_message_bytes,
     arrow_metadata,
     arrow_schema_message,
@@ -24,14 +22,13 @@ from flcore_transport import (
     piece_elements,
     split_body,
 )
-from flcore_transport.framing import HASH, HEADER, HEADER_BYTES, MAX_PIECE_BYTES, decode_piece, encode_piece
 from hypothesis import given
 from hypothesis import strategies as st
 
 GOLDEN = Path(__file__).parent / "golden"
 BODY = np.arange(256, dtype=np.float32)
-PLAIN = [name for name, row in WIRE_DTYPES.items() if not row.block]
-QUANTIZED = [name for name, row in WIRE_DTYPES.items() if row.block]
+PLAIN = [name for name, row in DTYPES.items() if not row.block]
+QUANTIZED = [name for name, row in DTYPES.items() if row.block]
 END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 
 
@@ -41,7 +38,7 @@ def piece() -> bytes:
 
 def codes_and_scales(dtype: str, count: int) -> tuple[bytes, bytes]:
     codes = (np.arange(count) % 255 - 127).astype(np.int8)
-    scales = np.float32(0.5) * np.arange(1, count // WIRE_DTYPES[dtype].block + 1, dtype=np.float32)
+    scales = np.float32(0.5) * np.arange(1, count // DTYPES[dtype].block + 1, dtype=np.float32)
     return codes.tobytes(), scales.tobytes()
 
 
@@ -52,7 +49,7 @@ def quantized_piece(dtype: str, first: int = 512, count: int = 256) -> bytes:
 
 def arrow_batch(dtype: str, codes: bytes, scales: bytes) -> pa.RecordBatch:
     items = pa.field("item", pa.int8(), nullable=False)
-    of_block = pa.list_(items, WIRE_DTYPES[dtype].block)
+    of_block = pa.list_(items, DTYPES[dtype].block)
     columns = [
         pa.array(np.frombuffer(scales, np.float32)),
         pa.FixedSizeListArray.from_arrays(pa.array(np.frombuffer(codes, np.int8)), type=of_block),
@@ -80,7 +77,7 @@ def test_the_wire_form_is_the_golden_file() -> None:
 
 @pytest.mark.parametrize("dtype", QUANTIZED)
 def test_the_wire_form_of_quantized_elements_is_the_golden_file(dtype: str) -> None:
-    block = WIRE_DTYPES[dtype].block
+    block = DTYPES[dtype].block
     assert quantized_piece(dtype) == (GOLDEN / f"piece-v2-int8-{block}.bin").read_bytes()
 
 
@@ -92,7 +89,7 @@ def test_a_piece_comes_back_as_a_view_of_its_bytes() -> None:
 
 @pytest.mark.parametrize("dtype", PLAIN)
 def test_arrow_reads_a_segment_as_a_stream(dtype: str) -> None:
-    body = bytes(range(256)) * WIRE_DTYPES[dtype].itemsize
+    body = bytes(range(256)) * DTYPES[dtype].itemsize
     pieces = [encode_piece(0, 0, first, dtype, 256, [body]) for first in (0, 256)]
     stream = arrow_schema_message(dtype) + b"".join(data[HEADER_BYTES:] for data in pieces)
     with pa.ipc.open_stream(stream + END_OF_STREAM) as reader:
@@ -123,7 +120,7 @@ def test_arrow_reads_quantized_pieces_as_a_stream_with_an_end_or_torn_after_one(
 def test_arrow_reads_a_stream_torn_within_a_piece_up_to_the_last_whole_one(dtype: str) -> None:
     message = arrow_metadata(dtype, 256) + bytes(body_bytes(dtype, 256))
     with pa.ipc.open_stream(arrow_schema_message(dtype) + message + message[:-1]) as reader:
-        assert reader.read_next_batch().num_rows == 256 // (WIRE_DTYPES[dtype].block or 1)
+        assert reader.read_next_batch().num_rows == 256 // (DTYPES[dtype].block or 1)
         with pytest.raises((pa.ArrowInvalid, OSError)):
             reader.read_next_batch()
 
@@ -142,7 +139,7 @@ def test_our_quantized_message_is_what_arrow_writes(dtype: str, count: int) -> N
     assert quantized_piece(dtype, 0, count)[HEADER_BYTES:] == written
 
 
-@pytest.mark.parametrize("dtype", WIRE_DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_where_a_message_begins_in_its_segments_stream_can_be_computed(dtype: str) -> None:
     schema = arrow_schema_message(dtype)
     assert len(schema) % 8 == 0
@@ -154,10 +151,10 @@ def test_where_a_message_begins_in_its_segments_stream_can_be_computed(dtype: st
     assert pa.ipc.read_message((schema + message + message)[second:]).serialize().to_pybytes() == message
 
 
-@pytest.mark.parametrize("dtype", WIRE_DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_a_full_piece_fits_the_limit_of_a_message(dtype: str) -> None:
     count = piece_elements(dtype)
-    assert count * WIRE_DTYPES[dtype].itemsize == PIECE_BODY_BYTES
+    assert count * DTYPES[dtype].itemsize == PIECE_BODY_BYTES
     assert HEADER_BYTES + arrow_message_bytes(dtype, count) <= MAX_PIECE_BYTES
 
 
@@ -168,11 +165,11 @@ def cut(draw: st.DrawFn, data: bytes) -> list[Buffer]:
     return [memoryview(data)[a:b] for a, b in zip([0, *places], [*places, len(data)], strict=True)]
 
 
-@given(st.data(), st.sampled_from(list(WIRE_DTYPES)), st.integers(1, 9).map(lambda n: n * 256), st.integers(0, 2**32))
+@given(st.data(), st.sampled_from(list(DTYPES)), st.integers(1, 9).map(lambda n: n * 256), st.integers(0, 2**32))
 def test_elements_and_scales_of_any_bits_survive_the_journey(
     data: st.DataObject, dtype: str, count: int, seed: int
 ) -> None:
-    row, random_bytes = WIRE_DTYPES[dtype], random.Random(seed).randbytes
+    row, random_bytes = DTYPES[dtype], random.Random(seed).randbytes
     elements, scales = random_bytes(count * row.itemsize), random_bytes(row.scale_bytes(count))
     body = join_body(dtype, count, data.draw(cut(elements)), data.draw(cut(scales)))
     sent = encode_piece(3, 1, 1024, dtype, count, body)
@@ -282,7 +279,7 @@ def test_a_piece_of_another_dtype_is_refused() -> None:
 
 @pytest.mark.parametrize("sent", QUANTIZED)
 def test_a_piece_of_another_block_size_is_refused(sent: str) -> None:
-    for other in WIRE_DTYPES:
+    for other in DTYPES:
         if other != sent:
             # A block of 256 with its padding is as long as two of 128: there the metadata tells.
             with pytest.raises(PieceError, match=r"expected|canonical"):

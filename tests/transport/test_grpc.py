@@ -11,13 +11,12 @@ from typing import Any
 
 import grpc
 import pytest
+from flcore_layout import Layout
 from flcore_transport import (
-    MAX_PIECE_BYTES,
     ConnectionLost,
     GrpcConnection,
     GrpcServer,
     Join,
-    Layout,
     Outbox,
     Receipt,
     Refused,
@@ -38,6 +37,7 @@ from flcore_transport.grpc_channel import (
     UNAUTHENTICATED_BYTES,
 )
 from flcore_transport.messages import Credit
+from flcore_transport.piece_format import MAX_PIECE_BYTES
 
 from tests.transport.conftest import MODEL, Collected, Pattern, RecordingService, Rig
 

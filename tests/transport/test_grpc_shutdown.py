@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 from flcore_transport import (
-    PIECE_BODY_BYTES,
     ConnectionLost,
     DownloadRequest,
     GrpcServer,
@@ -20,6 +19,7 @@ from flcore_transport import (
     grpc_client,
     grpc_flow_control,
 )
+from flcore_transport.piece_format import PIECE_BODY_BYTES
 
 from tests.transport.conftest import RecordingService, Rig, opened
 from tests.transport.test_concurrent_transfers import Long

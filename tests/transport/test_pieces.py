@@ -2,22 +2,10 @@
 
 import numpy as np
 import pytest
-from flcore_transport import (
-    WIRE_DTYPES,
-    Buffer,
-    Inbox,
-    Layout,
-    Outbox,
-    PayloadIncomplete,
-    PayloadPart,
-    PieceError,
-    PiecePlan,
-    PieceRange,
-    Segment,
-    join_body,
-    piece_elements,
-    split_body,
-)
+from flcore_layout import DTYPES, Layout, PayloadPart, Segment
+from flcore_transport import Buffer, Inbox, Outbox, PieceError, PieceRange
+from flcore_transport.errors import PayloadIncomplete
+from flcore_transport.piece_format import PiecePlan, join_body, piece_elements, split_body
 
 F32, I8, Q64 = (piece_elements(dtype) for dtype in ("float32", "int8", "int8[64]"))
 
@@ -31,7 +19,7 @@ class Memory:
             (p, s): (bytearray(segment.elements * row.itemsize), bytearray(row.scale_bytes(segment.elements)))
             for p, part in enumerate(layout.parts)
             for s, segment in enumerate(part.segments)
-            for row in [WIRE_DTYPES[segment.dtype]]
+            for row in [DTYPES[segment.dtype]]
         }
 
     def read(self, piece: PieceRange) -> list[Buffer]:
@@ -44,7 +32,7 @@ class Memory:
 
     def _views(self, piece: PieceRange) -> tuple[memoryview, memoryview]:
         elements, scales = self.segments[piece.part, piece.segment]
-        row, stop = WIRE_DTYPES[piece.dtype], piece.first + piece.count
+        row, stop = DTYPES[piece.dtype], piece.first + piece.count
         return (
             memoryview(elements)[piece.first * row.itemsize : stop * row.itemsize],
             memoryview(scales)[row.scale_bytes(piece.first) : row.scale_bytes(stop)],

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 import pytest
+from flcore_layout import Layout
 from flcore_transport import (
     ClientLink,
     ConnectionLost,
@@ -13,7 +14,6 @@ from flcore_transport import (
     Goodbye,
     Inbox,
     Join,
-    Layout,
     Outbox,
     Receipt,
     Refused,
@@ -21,8 +21,8 @@ from flcore_transport import (
     UploadRequest,
     Welcome,
     Withdrawal,
-    split_body,
 )
+from flcore_transport.piece_format import split_body
 
 from tests.transport.conftest import MIXED, MODEL, Collected, Connection, MixedPattern, Pattern, Rig
 

@@ -4,65 +4,42 @@ Nothing here knows of models, rules or rounds. A server implements `Service` and
 `InProcessServer`; a client opens a `GrpcConnection` or an `InProcessConnection`. The reading order is `messages` (what
 is said), `framing` (one piece), `arrow_schema` (what stands before pieces in an Arrow stream), `pieces` (a payload),
 `endpoint` (the server's end without a socket), then the two transports. gRPC is imported with the first gRPC server or
-connection.
+connection. The module `piece_format` is public, too: the sizes and the bytes of a piece, for code that stores pieces.
 """
 
 from typing import TYPE_CHECKING
 
-from flcore_transport.arrow_schema import arrow_schema_message
-from flcore_transport.endpoint import ClientLink, Endpoint, IncomingUpload, Service
+from flcore_transport.endpoint import ClientLink, IncomingUpload, Service
 from flcore_transport.errors import (
-    AddressUnavailable,
     ConnectionLost,
-    InsecureAddress,
-    PayloadIncomplete,
     PieceError,
     ProtocolMismatch,
     Refused,
     TransportError,
 )
 from flcore_transport.flow_control import WINDOW_PIECES
-from flcore_transport.framing import (
-    MAX_PIECE_BYTES,
-    Buffer,
-    arrow_message_bytes,
-    arrow_metadata,
-    body_bytes,
-    join_body,
-    split_body,
-)
+from flcore_transport.framing import Buffer
 from flcore_transport.grpc_channel import UNAUTHENTICATED_BYTES, split_address
 from flcore_transport.in_process import InProcessConnection, InProcessServer
 from flcore_transport.messages import (
-    ALIGNMENT,
-    PROTOCOL,
-    WIRE_DTYPES,
-    Credit,
     DownloadRequest,
     Failure,
     FromServer,
     Goodbye,
     Join,
-    Layout,
-    PayloadPart,
     Receipt,
-    Segment,
     TaskAssignment,
     UploadRequest,
     Welcome,
-    WireDType,
     Withdrawal,
 )
 from flcore_transport.pieces import (
-    PIECE_BODY_BYTES,
     Inbox,
     Outbox,
     PayloadSink,
     PayloadSource,
     PieceCache,
-    PiecePlan,
     PieceRange,
-    piece_elements,
 )
 
 if TYPE_CHECKING:
@@ -70,20 +47,12 @@ if TYPE_CHECKING:
     from flcore_transport.grpc_server import GrpcServer
 
 __all__ = [
-    "ALIGNMENT",
-    "MAX_PIECE_BYTES",
-    "PIECE_BODY_BYTES",
-    "PROTOCOL",
     "UNAUTHENTICATED_BYTES",
     "WINDOW_PIECES",
-    "WIRE_DTYPES",
-    "AddressUnavailable",
     "Buffer",
     "ClientLink",
     "ConnectionLost",
-    "Credit",
     "DownloadRequest",
-    "Endpoint",
     "Failure",
     "FromServer",
     "Goodbye",
@@ -93,37 +62,23 @@ __all__ = [
     "InProcessServer",
     "Inbox",
     "IncomingUpload",
-    "InsecureAddress",
     "Join",
-    "Layout",
     "Outbox",
-    "PayloadIncomplete",
-    "PayloadPart",
     "PayloadSink",
     "PayloadSource",
     "PieceCache",
     "PieceError",
-    "PiecePlan",
     "PieceRange",
     "ProtocolMismatch",
     "Receipt",
     "Refused",
-    "Segment",
     "Service",
     "TaskAssignment",
     "TransportError",
     "UploadRequest",
     "Welcome",
-    "WireDType",
     "Withdrawal",
-    "arrow_message_bytes",
-    "arrow_metadata",
-    "arrow_schema_message",
-    "body_bytes",
-    "join_body",
-    "piece_elements",
     "split_address",
-    "split_body",
 ]
 
 

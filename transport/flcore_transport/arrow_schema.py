@@ -11,7 +11,9 @@ import struct
 from dataclasses import dataclass
 from functools import cache
 
-from flcore_transport.messages import WireDType, wire_dtype
+from flcore_layout import Dtype
+
+from flcore_transport.messages import wire_dtype
 
 SCHEMA_HEADER = 1  # MessageHeader.Schema
 METADATA_V5 = 4  # MetadataVersion.V5
@@ -53,7 +55,7 @@ def arrow_schema_message(dtype: str) -> bytes:
     return struct.pack("<II", 0xFFFFFFFF, len(flatbuffer)) + flatbuffer
 
 
-def _number(row: WireDType) -> tuple[int, _Block]:
+def _number(row: Dtype) -> tuple[int, _Block]:
     """Return the type of a column of numbers: its member of the union, and its table."""
     if row.arrow in FLOATS:
         return FLOATING_POINT, _table(PRECISIONS[row.itemsize])

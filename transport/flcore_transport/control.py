@@ -9,6 +9,7 @@ import re
 from dataclasses import fields
 from typing import Any, TypeVar
 
+from flcore_layout import Layout, PayloadPart, Segment
 from google.protobuf.message import DecodeError, Message
 
 from flcore_transport import control_pb2 as pb
@@ -26,9 +27,9 @@ MAX_MESSAGE_BYTES = 1 << 20
 _MESSAGE_CLASSES: dict[str, type[Any]] = {
     message_type.__name__: message_type
     for message_type in (
-        messages.Segment,
-        messages.PayloadPart,
-        messages.Layout,
+        Segment,
+        PayloadPart,
+        Layout,
         messages.Join,
         messages.Welcome,
         messages.TaskAssignment,

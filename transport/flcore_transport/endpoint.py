@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
+from flcore_layout import Layout
+
 from flcore_transport.errors import Refused, TransportError
 from flcore_transport.messages import (
     PROTOCOL,
@@ -21,7 +23,6 @@ from flcore_transport.messages import (
     FromServer,
     Goodbye,
     Join,
-    Layout,
     Receipt,
     Refusal,
     UploadRequest,

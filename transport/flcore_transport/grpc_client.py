@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import grpc
+from flcore_layout import Layout
 
 from flcore_transport.control import decode_from_server, decode_message, decode_reply, encode_message
 from flcore_transport.errors import ConnectionLost, Refused, TransportError
@@ -32,7 +33,6 @@ from flcore_transport.messages import (
     Failure,
     FromServer,
     Join,
-    Layout,
     Receipt,
     Refusal,
     UploadRequest,

@@ -9,20 +9,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from queue import SimpleQueue
 
+from flcore_layout import Layout
+
 from flcore_transport.endpoint import Endpoint, Service, refusal_for
 from flcore_transport.errors import ConnectionLost, Refused, TransportError
 from flcore_transport.flow_control import DEFAULT_IN_FLIGHT_BYTES, Ending, FlowControl
 from flcore_transport.in_process_flow_control import TransferCall, TransferScheduler
-from flcore_transport.messages import (
-    DownloadRequest,
-    Failure,
-    FromServer,
-    Goodbye,
-    Join,
-    Layout,
-    Receipt,
-    UploadRequest,
-)
+from flcore_transport.messages import DownloadRequest, Failure, FromServer, Goodbye, Join, Receipt, UploadRequest
 from flcore_transport.pieces import PIECE_BODY_BYTES, Outbox
 
 

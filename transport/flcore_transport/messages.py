@@ -9,24 +9,17 @@ after it the server sends all of them again.
 
 from dataclasses import dataclass
 
-from flcore_layout import ALIGNMENT as ALIGNMENT
-from flcore_layout import DTYPES, Dtype
-from flcore_layout import Layout as Layout
-from flcore_layout import PayloadPart as PayloadPart
-from flcore_layout import Segment as Segment
+from flcore_layout import ALIGNMENT, DTYPES, Dtype, Layout
 
 from flcore_transport.errors import PieceError
 
 PROTOCOL = 2
 """The version of the protocol: of the messages, the pieces and their sequence. Both ends must have the same."""
 
-WireDType = Dtype
-WIRE_DTYPES = DTYPES
 
-
-def wire_dtype(dtype: str, elements: int = 0) -> WireDType:
+def wire_dtype(dtype: str, elements: int = 0) -> Dtype:
     """Return the row of `dtype`, or raise `PieceError` where no segment has that dtype or so many elements."""
-    row = WIRE_DTYPES.get(dtype)
+    row = DTYPES.get(dtype)
     if row is None or elements < 0 or elements % ALIGNMENT:
         raise PieceError(
             f"a segment has a known dtype and a multiple of {ALIGNMENT} elements, not {elements} of {dtype!r}"

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Protocol
 
+from flcore_layout import Layout
+
 from flcore_transport.errors import PayloadIncomplete, PieceError, ProtocolMismatch
 from flcore_transport.framing import Buffer, decode_piece, encode_piece
-from flcore_transport.messages import Layout, wire_dtype
+from flcore_transport.messages import wire_dtype
 
 PIECE_BODY_BYTES = 2 << 20
 """Bytes of elements in a full piece; the scales of quantized ones come on top."""
@@ -43,7 +45,7 @@ class PieceRange:
 class PiecePlan(Sequence[PieceRange]):
     """The ranges of all pieces of a layout. Every piece of a segment but the last is full.
 
-    >>> from flcore_transport import PayloadPart, Segment
+    >>> from flcore_layout import Layout, PayloadPart, Segment
     >>> plan = PiecePlan(Layout((PayloadPart("model", (Segment("float64", 262_400),)),)))
     >>> [(piece.first, piece.count) for piece in plan]
     [(0, 262144), (262144, 256)]

@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from flcore_kernels.cpu.backend import CpuBackend
-from flcore_transport import piece_elements
+from flcore_transport.piece_format import piece_elements
 
 from flcore import Aggregator, Arrays, JobError, Model, ModelSpec, QuorumError, UpdateError, WeightError
 from flcore.aggregation.budget import Budget

@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import pytest
-from flcore_transport import piece_elements
+from flcore_transport.piece_format import piece_elements
 
 import flcore
 from flcore import Aggregator, Columns, Geometry, JobError, ModelSpec, aggregate

@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from flcore_kernels import backend
-from flcore_transport import Buffer, PieceRange, piece_elements
+from flcore_transport import Buffer, PieceRange
+from flcore_transport.piece_format import piece_elements
 
 from flcore import Model, ModelSpec, StagingError
 from flcore.aggregation.admission_limits import AggregationSettings

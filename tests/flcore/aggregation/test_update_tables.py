@@ -12,14 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from flcore_kernels import backend
-from flcore_transport import (
-    WIRE_DTYPES,
-    PieceRange,
-    arrow_message_bytes,
-    arrow_metadata,
-    arrow_schema_message,
-    piece_elements,
-)
+from flcore_layout import DTYPES
+from flcore_transport import PieceRange
+from flcore_transport.piece_format import arrow_message_bytes, arrow_metadata, arrow_schema_message, piece_elements
 
 from flcore import Aggregator, CorruptUpdate, Model, ModelSpec, UpdateError, open_update
 from flcore.aggregation.admission_limits import AggregationSettings
@@ -30,7 +25,7 @@ from flcore.aggregation.staging import DiskStore, Staging, chunk_offset
 from flcore.aggregation.storage import Storage
 from flcore.aggregation.update_tables import UpdateTables
 from flcore.model.compression import Compressor
-from flcore.model.dtypes import DTYPES
+from flcore.model.dtypes import DTYPES as NUMPY_DTYPES
 from flcore.model.wire_format import WireFormat
 from tests.flcore.processes import write_small_job
 
@@ -78,11 +73,11 @@ def values(update: UpdateTables, name: str) -> Any:
     dtype, shape = metadata[b"flcore.dtype"].decode(), json.loads(metadata[b"flcore.shape"])
     assert metadata[b"flcore.tensor"].decode() == name
     if table.column_names == ["value"]:
-        return table["value"].to_numpy().view(DTYPES[dtype]).reshape(shape)
+        return table["value"].to_numpy().view(NUMPY_DTYPES[dtype]).reshape(shape)
     scales = table["scale"].to_numpy()
     codes = table["codes"].combine_chunks().flatten().to_numpy().reshape(len(scales), -1)
     size = int(np.prod(shape))
-    return (codes * scales[:, None]).reshape(-1)[:size].astype(DTYPES[dtype]).reshape(shape)
+    return (codes * scales[:, None]).reshape(-1)[:size].astype(NUMPY_DTYPES[dtype]).reshape(shape)
 
 
 def test_tensors_come_back_by_name_with_the_clients_name_and_weight(committed: Path) -> None:
@@ -118,10 +113,10 @@ def test_a_segments_table_has_all_tensors_of_its_dtype(committed: Path) -> None:
     assert [table.num_rows for table in update.segments] == [segment.elements for segment in SPEC.segments]
 
 
-@pytest.mark.parametrize("dtype", WIRE_DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_every_dtype_of_the_wire_can_be_opened(dtype: str, tmp_path: Path) -> None:
-    stored = "float32" if WIRE_DTYPES[dtype].block else dtype
-    arrays = {name: (np.arange(size) % 2).astype(DTYPES[stored]) for name, size in [("a", 300), ("b", 1000)]}
+    stored = "float32" if DTYPES[dtype].block else dtype
+    arrays = {name: (np.arange(size) % 2).astype(NUMPY_DTYPES[stored]) for name, size in [("a", 300), ("b", 1000)]}
     form = WireFormat(ModelSpec.of(arrays), (dtype,))
     staged = staged_update(form, Staging(0, tmp_path / "staging"))
     fill(staged, form, arrays)

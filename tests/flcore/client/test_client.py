@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+from flcore_layout import Layout
 from flcore_transport import (
     ConnectionLost,
     DownloadRequest,
@@ -15,7 +16,6 @@ from flcore_transport import (
     FromServer,
     Goodbye,
     Join,
-    Layout,
     Outbox,
     Receipt,
     Refused,

@@ -6,15 +6,15 @@ import ml_dtypes
 import numpy as np
 import pytest
 from flcore_kernels import STORAGE
-from flcore_transport import WIRE_DTYPES
+from flcore_layout import DTYPES
 from hypothesis import given
 from hypothesis import strategies as st
 
 from flcore import Arrays, ModelSpec, SpecError, TensorMismatch, TensorSpec, UpdateError
-from flcore.model.dtypes import DTYPES
+from flcore.model.dtypes import DTYPES as NUMPY_DTYPES
 
 SHAPES = st.lists(st.integers(0, 40), max_size=3).map(tuple)
-TENSORS = st.lists(st.tuples(st.sampled_from(sorted(DTYPES)), SHAPES), min_size=1, max_size=12).map(
+TENSORS = st.lists(st.tuples(st.sampled_from(sorted(NUMPY_DTYPES)), SHAPES), min_size=1, max_size=12).map(
     lambda rows: tuple(TensorSpec(f"t{i}", dtype, shape) for i, (dtype, shape) in enumerate(rows))
 )
 
@@ -69,12 +69,12 @@ def test_the_fingerprint_depends_on_names_dtypes_shapes_and_order_alone() -> Non
 
 
 def test_the_three_tables_of_dtypes_have_the_same_rows() -> None:
-    assert list(DTYPES) == [name for name, row in WIRE_DTYPES.items() if not row.block]  # quantized: on the wire alone
-    assert set(WIRE_DTYPES) == set(STORAGE)
-    for name, row in WIRE_DTYPES.items():
+    assert list(NUMPY_DTYPES) == [name for name, row in DTYPES.items() if not row.block]  # quantized: on the wire alone
+    assert set(DTYPES) == set(STORAGE)
+    for name, row in DTYPES.items():
         assert (row.itemsize, row.block) == (STORAGE[name].storage.itemsize, STORAGE[name].block)
-    for name, dtype in DTYPES.items():
-        assert WIRE_DTYPES[name].itemsize == dtype.itemsize
+    for name, dtype in NUMPY_DTYPES.items():
+        assert DTYPES[name].itemsize == dtype.itemsize
 
 
 @pytest.mark.parametrize(

@@ -10,16 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flcore_transport import (
-    Layout,
-    Outbox,
-    PayloadPart,
-    Refused,
-    Segment,
-    TaskAssignment,
-    TransportError,
-    UploadRequest,
-)
+from flcore_layout import Layout, PayloadPart, Segment
+from flcore_transport import Outbox, Refused, TaskAssignment, TransportError, UploadRequest
 
 from flcore import Arrays, Model, Outcome, QuorumError, Task, Update
 from flcore.job.messages import TaskMessage, UpdateMessage, parse_message

@@ -1,0 +1,25 @@
+"""The public names of a piece's format: sizes, bodies, Arrow messages; for code that builds, stores or reads pieces."""
+
+from flcore_transport.arrow_schema import arrow_schema_message
+from flcore_transport.framing import (
+    MAX_PIECE_BYTES,
+    arrow_message_bytes,
+    arrow_metadata,
+    body_bytes,
+    join_body,
+    split_body,
+)
+from flcore_transport.pieces import PIECE_BODY_BYTES, PiecePlan, piece_elements
+
+__all__ = [
+    "MAX_PIECE_BYTES",
+    "PIECE_BODY_BYTES",
+    "PiecePlan",
+    "arrow_message_bytes",
+    "arrow_metadata",
+    "arrow_schema_message",
+    "body_bytes",
+    "join_body",
+    "piece_elements",
+    "split_body",
+]
