@@ -39,10 +39,16 @@ class Server(Protocol):
 
 
 class Outcome(NamedTuple):
-    """What came out of a job: one record per round, and the last global model."""
+    """The result of a job.
+
+    Example:
+        >>> history, model = flcore.run("digits")  # doctest: +SKIP
+    """
 
     history: list[RoundRecord]
+    """One record per round, in order."""
     model: GlobalModel
+    """The last global model."""
 
 
 def serve(
