@@ -37,7 +37,7 @@ class BatchPlan:
     """Folds everything at the end, chunk by chunk, straight into the result."""
 
     frees_memory = False
-    """Whether updates are let go as more come in, so that waiting for room in memory makes sense."""
+    """Whether updates are freed as more arrive, so that waiting for memory makes sense."""
 
     def __init__(self, wire_format: WireFormat, combiner: Combiner, storage: Storage) -> None:
         self._wire_format, self._combiner, self._storage = wire_format, combiner, storage
@@ -81,7 +81,7 @@ class BatchPlan:
             update.discard()
 
     def _combine(self, updates: Sequence[StagedUpdate]) -> GlobalModel:
-        """Return the combination of all updates, chunk by chunk; those in memory are let go as they are read."""
+        """Return the combination of all updates, chunk by chunk. Chunks in memory are freed as they are read."""
         pieces: Sequence[PieceRange] = self._wire_format.pieces
         on_disk, most, group = sum(not update.is_in_memory for update in updates), self._storage.read_chunks, 0
         if on_disk > most:
@@ -110,7 +110,7 @@ class _StreamingRound:
 
 
 class StreamingPlan:
-    """Folds updates as they are committed, in the order in which they come, on a thread of its own."""
+    """Folds updates as they are committed, first in, first out, on a background thread."""
 
     frees_memory = True
 
@@ -121,7 +121,7 @@ class StreamingPlan:
         self._sums = _StreamingRound()
 
     def add(self, update: StagedUpdate) -> None:
-        """Have an update folded; whoever commits it does not wait for that."""
+        """Schedule an update to be folded. Does not wait for it."""
         update.drain()
         sums = self._sums
         with self._lock:
@@ -154,7 +154,7 @@ class StreamingPlan:
     def discard(self, sums: _StreamingRound) -> None:
         """Let the folds end; what they have added up is not kept."""
         for fold in sums.folds:
-            fold.wait()  # all of them, whichever fails
+            fold.wait()  # wait for all, also if one fails
 
     def _fold_waiting(self, sums: _StreamingRound) -> None:
         with self._lock:
