@@ -85,7 +85,7 @@ def serve(
         results = Results(run, job.contract.server.best, observe)
         task_runner = TaskRunner(federation, job.contract.server, storage.staging, observe)
         control = Controller(job, model, task_runner, results, observe, storage)
-        del source, model  # they are let go after the round in which they are sent
+        del source, model  # so that they are freed after the round in which they are sent
         server = listen(federation)
         reason, failed = "the server was stopped", True
         try:
