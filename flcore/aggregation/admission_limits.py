@@ -1,4 +1,4 @@
-"""Limits at admission: what a weight and an element may be, so that no admitted update can make a round fail.
+"""Limits of weights and elements at admission, so that no admitted update can make a round fail.
 
 They follow from the accumulator, the base, the result's dtype and the number of updates that a round takes, on a fixed
 scale of weights. They do not depend on other updates.

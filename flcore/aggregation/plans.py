@@ -2,7 +2,7 @@
 
 `BatchPlan` keeps all updates until the end; then every chunk of all of them is combined, in the order of the clients'
 names. `StreamingPlan` folds an update when it is committed, on a thread of its own, into a total of 4, 8 or 16 bytes
-per parameter, and lets it go: when the last update is in, only its own fold remains. Either reads what is on disk chunk
+per parameter, and frees it: when the last update is in, only its own fold remains. Either reads what is on disk chunk
 by chunk, and the next one ahead.
 """
 
@@ -152,7 +152,7 @@ class StreamingPlan:
             return target.commit()
 
     def discard(self, sums: _StreamingRound) -> None:
-        """Let the folds end; what they have added up is not kept."""
+        """Let the folds end; their totals are discarded."""
         for fold in sums.folds:
             fold.wait()  # wait for all, also if one fails
 

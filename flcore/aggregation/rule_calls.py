@@ -1,4 +1,4 @@
-"""Rules that need all updates at once, as the engine calls them: somebody's code, held to what it promises."""
+"""Rules that need all updates at once, as the engine calls them: user code, whose results are checked."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

@@ -1,6 +1,6 @@
 """One client's update, staged: checked as it arrives, chunk by chunk, until it is committed whole or dropped.
 
-A chunk is a piece on the wire, so that what a transport received is staged as it came, without a copy.
+A chunk is a piece on the wire, so received buffers are staged as they are, without a copy.
 """
 
 import threading
@@ -52,7 +52,7 @@ class StagedUpdate:
         self._lock = threading.RLock()
         self._reservation: Future[bool] | None = None
         self._reserved_bytes = self._acquired_bytes = 0
-        # Of what was acquired and reserved: given back once the lock is released.
+        # Parts of the quota that are released once the lock is released.
         self._bytes_to_release = self._bytes_to_unreserve = 0
         self._allocated: Future[None] = Future()
         self._allocated.set_running_or_notify_cancel()  # a caller that stops waiting cannot cancel it for others
@@ -184,7 +184,7 @@ class StagedUpdate:
         return TensorMismatch(why, client=self.client, tensor=tensor)
 
     def spill(self) -> None:
-        """Go to disk with what is here, and give the room back: nothing comes, or there was no room to wait for.
+        """Spill the chunks to disk and release their memory: the update is idle, or no memory is granted.
 
         Chunks go one by one, and each stays where it is until it is on disk: others may add chunks, take them, or let
         all go meanwhile, and where the disk is full (`StagingError`) nothing is lost that was there.
@@ -357,7 +357,7 @@ class StagedUpdate:
 
     def _require_open(self) -> None:
         if not self._is_open:
-            raise self._allocation_error or StagingError("it was let go, or never begun", client=self.client)
+            raise self._allocation_error or StagingError("it was discarded, or never begun", client=self.client)
 
 
 def _check_gaps(segment: SegmentSpec, first: int, part: KernelArray, client: str) -> None:

@@ -184,7 +184,7 @@ class Client:
                 refused = "the server refused: " if isinstance(error, Refused) else ""
                 self._notify(f"{self._name}: {refused}{error}")
         if not (self._queue.is_current_wanted or self._queue.has_ended):
-            self._notify(f"{self._name}: order {assignment.assignment_id} is over without this client's answer")
+            self._notify(f"{self._name}: assignment {assignment.assignment_id} is over without this client's answer")
 
     def _cached_answer(self, assignment: TaskAssignment) -> CachedAnswer | None:
         """Return the cached answer if it answers an assignment; free it if it does not."""
@@ -252,7 +252,7 @@ class Client:
         return self._model
 
     def _error_feedback(self, task: str, wire_format: WireFormat) -> ErrorFeedback:
-        """Return what a task's earlier updates have left out."""
+        """Return the rounding errors of a task's earlier updates."""
         feedback = self._feedback.get(task)
         if feedback is None or feedback.wire_format != wire_format:
             feedback = self._feedback[task] = ErrorFeedback(wire_format)

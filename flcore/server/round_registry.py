@@ -115,7 +115,7 @@ class RoundRegistry:
         self._flush_outgoing()
 
     def wait_until_closed(self, open_round: OpenRound, staging: Staging) -> None:
-        """Return once a round has closed; see to what is due until then."""
+        """Wait until a round has closed, and run its timers until then."""
         state = open_round.state
         try:
             while not state.is_closed:

@@ -34,7 +34,7 @@ class Server(Protocol):
     address: str
 
     def close(self, reason: str, *, failed: bool = False) -> None:
-        """Say goodbye to all clients, and whether what they took part in has failed."""
+        """Say goodbye to all clients, with whether the job has failed."""
         ...
 
 
@@ -92,7 +92,7 @@ def serve(
             started(server, federation)
             task_runner.await_start(wait_for or job.contract.server.quorum)
             workflow(control)
-            if results.model is None:  # a workflow that keeps nothing ends with what it began with
+            if results.model is None:  # a workflow that keeps no model ends with the initial one
                 results.keep(control.initial_model, {})
             reason, failed = "the job is done", False
         except QuorumError as error:

@@ -51,7 +51,7 @@ class TaskRequest:
         return [client for client in self.messages if client not in self.answers and client not in hopeless]
 
     def record_attempt(self, closed: OpenRound) -> None:
-        """Take what came of one attempt."""
+        """Record the result of one attempt."""
         state, record = closed.state, self.record
         self.answers |= closed.answers
         for client, why in state.failed.items():

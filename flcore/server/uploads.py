@@ -1,4 +1,4 @@
-"""One client's answer on its way in: what it may say beside its pieces, and where its pieces go.
+"""The upload of one client's answer: its message, and the staging of its pieces.
 
 A piece takes five steps from the call to the store: the transport's call hands it to `UploadCall.accept`, which
 checks that the answer is still wanted; `PendingUpload.accept` names the tensor if something is wrong; `Inbox.accept`
