@@ -1,7 +1,7 @@
 """flcore inside NVIDIA FLARE: an aggregator for `FedAvgRecipe(aggregator=...)` and for `ScatterAndGather`.
 
 It takes full weights and differences, NumPy's and PyTorch's arrays, and the lazy references of tensors that NVFLARE has
-put on disk. What it returns is of the kind that came.
+put on disk. The result has the same kind of arrays.
 """
 
 import logging
@@ -27,21 +27,33 @@ from flcore.errors import AggregationError, JobError, QuorumError, TensorMismatc
 logger = logging.getLogger(__name__)
 
 MAX_MAGNITUDE = 1e300
-"""What steps and metrics stay below: beyond it, products overflow."""
+"""The upper bound of steps and metrics: beyond it, products overflow."""
 
 
 class FlcoreAggregator(ModelAggregator):  # type: ignore[misc]  # it has a type only where NVFLARE is installed
-    """The weighted mean of FedAvg (McMahan et al., 2017), computed by flcore as results come.
+    """The weighted mean of FedAvg (McMahan et al., 2017), computed by flcore as results arrive.
 
-    A result counts by the `NUM_STEPS_CURRENT_ROUND` of its meta, which must be a finite number >= 0, times its client's
-    entry in `aggregation_weights` (1 where there is none); with `rule="unweighted_mean"` all count the same. Results of
-    a job have the tensors of the first one, by name, shape and dtype, but for those that the regular expression
-    `exclude_vars` finds; those of a round are all full weights, or all differences. Another is refused with an
-    `UpdateError` that names client and tensor, which NVFLARE logs, and the round goes on without it.
+    The weight of a result is the `NUM_STEPS_CURRENT_ROUND` of its meta, a finite number >= 0, times its client's entry
+    in `aggregation_weights`. All results of a job have the tensors of the first one: the same names, shapes and dtypes.
+    All results of a round are full weights, or all are differences. Any other result is refused with an `UpdateError`
+    that names the client and the tensor. NVFLARE logs it, and the round continues without this result.
 
-    `accumulate` is "exact", "float64" or "float32" (see `flcore.aggregate`). `group` results are held and folded in one
-    pass: faster, and more memory. `max_abs` bounds the magnitude of every element. Unsigned bytes must be those of the
-    first result, unless `average_bytes` says that they are numbers.
+    Args:
+        accumulate: "exact" (default), "float64" or "float32" (see `flcore.aggregate`).
+        rule: "mean" (default), or "unweighted_mean", which ignores the number of steps.
+        group: The number of results to hold and fold in one pass, >= 1. More is faster and takes more memory.
+            Default: 1.
+        max_abs: The largest magnitude of an element. Default: None, no bound but that of the dtype.
+        exclude_vars: A regular expression; tensors whose name it finds are left out. Default: None, all tensors count.
+        aggregation_weights: A factor for the weight by client, finite and >= 0; 1 for a client without an entry.
+            Default: None.
+        average_bytes: Average unsigned bytes. By default, they must be equal to those of the first result.
+
+    Raises:
+        JobError: A setting is invalid for every round.
+
+    Example:
+        >>> recipe = FedAvgRecipe(aggregator=FlcoreAggregator(group=4), ...)  # doctest: +SKIP
     """
 
     def __init__(
@@ -54,7 +66,7 @@ class FlcoreAggregator(ModelAggregator):  # type: ignore[misc]  # it has a type 
         aggregation_weights: dict[str, float] | None = None,
         average_bytes: bool = False,
     ) -> None:
-        """Take the settings; raises `JobError` for those that no round could have."""
+        """Validate the settings (see the class)."""
         super().__init__()
         require_settings(rule, accumulate, group, math.inf if max_abs is None else max_abs)
         for client, share in (aggregation_weights or {}).items():
@@ -74,7 +86,15 @@ class FlcoreAggregator(ModelAggregator):  # type: ignore[misc]  # it has a type 
         self._is_partially_folded = False
 
     def accept_model(self, model: FLModel) -> None:
-        """Count a result in, or raise `UpdateError` and leave everything as it was."""
+        """Add a result to the round.
+
+        Args:
+            model: The result of one client, with its name in the meta.
+
+        Raises:
+            UpdateError: The result is refused; the round is unchanged.
+            AggregationError: A result of this round was folded in part.
+        """
         client = str((model.meta or {}).get("client_name", "?"))
         with self._lock:
             self._require_consistent()
@@ -89,10 +109,15 @@ class FlcoreAggregator(ModelAggregator):  # type: ignore[misc]  # it has a type 
             self._round.count(model, is_lazy, weight, client)
 
     def aggregate_model(self) -> FLModel:
-        """Return the mean of the round and begin anew.
+        """Return the mean of the round, and start the next one.
 
-        Raises `QuorumError` where no result counts, `WeightError` where all weights are zero, and `AggregationError`
-        where a dtype cannot hold the mean.
+        Returns:
+            The mean of the results and of their metrics.
+
+        Raises:
+            QuorumError: No result counts.
+            WeightError: All weights are zero.
+            AggregationError: A dtype cannot hold the mean, or a result was folded in part.
         """
         with self._lock:
             self._require_consistent()
@@ -106,14 +131,22 @@ class FlcoreAggregator(ModelAggregator):  # type: ignore[misc]  # it has a type 
             return FLModel(params=params, params_type=kind, metrics=metrics)
 
     def reset_stats(self) -> None:
-        """Let everything of the round go; what the model is stays."""
+        """Discard the results of the round; keep the model's tensors."""
         with self._lock:
             self._round, self._is_partially_folded = _RoundResults(), False
             for aggregator in self._aggregators():
                 aggregator.clear()
 
     def accept(self, shareable: Shareable, fl_ctx: FLContext) -> bool:
-        """Count a result in (classic workflows); False, with a line in the log, for one that is refused."""
+        """Add a result (classic workflows); log a refused one.
+
+        Args:
+            shareable: The result of one client.
+            fl_ctx: NVFLARE's context.
+
+        Returns:
+            Whether the result counts.
+        """
         self.fl_ctx = fl_ctx
         client = shareable.get_peer_prop(key=ReservedKey.IDENTITY_NAME, default="?")
         if (code := shareable.get_return_code()) and code != ReturnCode.OK:
@@ -133,7 +166,7 @@ class FlcoreAggregator(ModelAggregator):  # type: ignore[misc]  # it has a type 
         return True
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
-        """Say at the beginning of a run what the mean is."""
+        """Log the settings of the mean at the start of a run."""
         super().handle_event(event_type, fl_ctx)
         if event_type == EventType.START_RUN:
             self.log_info(fl_ctx, f"the mean is flcore's: {self.rule}, {self.accumulate}, {self.group} at once")
@@ -152,10 +185,10 @@ class FlcoreAggregator(ModelAggregator):  # type: ignore[misc]  # it has a type 
         return [*([] if self._aggregator is None else [self._aggregator]), *self._tensor_aggregators.values()]
 
     def _add(self, params: Mapping[str, Any], weight: float, client: str) -> None:
-        """Count in tensors that are in memory."""
+        """Add tensors that are in memory."""
         aggregator = self._aggregator or self._create_aggregator(self.group)
         if self.group > 1 and not self._round.has_results:
-            # It may be the one that says whether these are weights or differences: it has to be sound.
+            # The first result decides between weights and differences, so it is checked before it is held.
             aggregator.check(params, weight, client)
         try:
             aggregator.add(params, weight, client)
@@ -164,13 +197,13 @@ class FlcoreAggregator(ModelAggregator):  # type: ignore[misc]  # it has a type 
             self._drop_rejected()
 
     def _add_lazy(self, params: Mapping[str, Any], weight: float, client: str) -> None:
-        """Look at all tensors, and then fold them; one is in memory at a time."""
+        """Check all tensors, then fold them; one is in memory at a time."""
         if odd := sorted(set(self._tensor_aggregators) ^ set(params)) if self._tensor_aggregators else []:
             raise TensorMismatch("it is not a tensor of both this result and the first", client=client, tensor=odd[0])
         aggregators = self._tensor_aggregators or {name: self._create_aggregator(1) for name in params}
         for name, each in params.items():
             aggregators[name].check({name: _materialized(each)}, weight, client)
-        self._is_partially_folded = True  # unless all of them get in
+        self._is_partially_folded = True  # until all of them are folded
         for name, each in params.items():
             aggregators[name].add({name: _materialized(each)}, weight, client)
         self._tensor_aggregators, self._is_partially_folded = aggregators, False
@@ -189,7 +222,7 @@ class FlcoreAggregator(ModelAggregator):  # type: ignore[misc]  # it has a type 
             raise AggregationError("a result could be read once, and not again to be folded: this round has no mean")
 
     def _drop_rejected(self) -> None:
-        """Forget results that were accepted and whose values turned out to be unsound, and say so."""
+        """Remove and log results that were accepted and whose values were found invalid later."""
         for aggregator in self._aggregators():
             for error in aggregator.pop_rejected():
                 self._round.discount(error.client)
@@ -228,7 +261,7 @@ class _Result(NamedTuple):
 
 
 class _RoundResults:
-    """What a round knows beside its tensors: whether they are weights or differences, and the clients' metrics."""
+    """The state of a round beside its tensors: the kind of its results (weights or differences), and their metrics."""
 
     def __init__(self) -> None:
         self.refusals: list[str] = []
@@ -241,16 +274,16 @@ class _RoundResults:
 
     @property
     def kind(self) -> ParamsType | None:
-        """What the results are: full weights, or differences."""
+        """The kind of the results: full weights, or differences."""
         return self._results[0].kind if self._results else None
 
     @property
     def is_lazy(self) -> bool:
-        """Whether the results are references to what is on disk."""
+        """Whether the results are references to tensors on disk."""
         return bool(self._results) and self._results[0].is_lazy
 
     def require_same_kind(self, model: FLModel, is_lazy: bool, client: str) -> None:
-        """Raise `UpdateError` where differences meet full weights, or references to tensors meet tensors."""
+        """Raise `UpdateError` if a result is of another kind than the round's: differences or weights, lazy or not."""
         if self._results and model.params_type != self.kind:
             raise UpdateError(f"its parameters are {model.params_type}, others' {self.kind}", client=client)
         if self._results and is_lazy != self.is_lazy:
@@ -258,19 +291,19 @@ class _RoundResults:
             raise UpdateError(f"its tensors are {here}, others' {there}", client=client)
 
     def count(self, model: FLModel, is_lazy: bool, weight: float, client: str) -> None:
-        """Take note of a result that counts."""
+        """Record a result that counts."""
         metrics = model.metrics if isinstance(model.metrics, Mapping) else {}
         self._results.append(_Result(client, model.params_type, is_lazy, metrics, float(weight)))
 
     def discount(self, client: str) -> None:
-        """Forget the last result of a client: it does not count after all."""
+        """Remove the last result of a client."""
         for number in reversed(range(len(self._results))):
             if self._results[number].client == client:
                 del self._results[number]
                 return
 
     def metrics(self) -> dict[str, float] | None:
-        """Return the weighted means of the metrics that are finite numbers in every result; None: there are none."""
+        """Return weighted means of the metrics that are finite numbers in every result, or None if there are none."""
         total = math.fsum(result.weight for result in self._results)
         means = {
             name: math.fsum(float(result.metrics[name]) * (result.weight / total) for result in self._results)

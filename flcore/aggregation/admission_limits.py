@@ -1,4 +1,4 @@
-"""Limits at admission: what a weight and an element may be, so that no admitted update can make a round fail.
+"""Limits of weights and elements at admission, so that no admitted update can make a round fail.
 
 They follow from the accumulator, the base, the result's dtype and the number of updates that a round takes, on a fixed
 scale of weights. They do not depend on other updates.
@@ -26,7 +26,7 @@ MAX_UPDATES = 65_535
 """As many terms as an exact sum takes."""
 
 WEIGHT_RANGES = {"exact": EXACT_RANGE, "float64": (2.0**-400, 2.0**400), "float32": (2.0**-24, 2.0**40)}
-"""What a weight may be beside 0. The upper ends leave room for elements, the lower ones keep their precision."""
+"""The range of weights beside 0. The upper ends leave headroom for elements, the lower ones keep their precision."""
 
 MAX_TERM = {"exact": float(np.finfo(np.float64).max) * (1 - 2.0**-50), "float64": 2.0**1006, "float32": 2.0**110}
 """What a weight (or 1, if that is more) times an element may be: 65,535 such terms and their roundings stay within
@@ -45,7 +45,7 @@ def require_accumulator(accumulate: str) -> str:
 
 
 def accumulator_for(dtype: str, accumulate: str) -> str:
-    """Return what a segment is summed in: integers exactly, whatever is asked for floats."""
+    """Return the accumulator of a segment. Integers are always summed exactly."""
     return "exact" if dtype in INTEGERS else accumulate
 
 
@@ -56,7 +56,7 @@ def require_positive_weight(coefficients: Sequence[float]) -> None:
 
 
 def tensor_values(spec: ModelSpec, piece: PieceRange, part: KernelArray) -> Values:
-    """Return a part's elements in the tensors' dtype, decoded where they travelled in a narrower one."""
+    """Return a part's elements in the tensors' dtype, decompressed if they were compressed on the wire."""
     own = spec.segments[piece.segment].dtype
     if piece.dtype == own:
         return to_host(part).view(DTYPES[own])
@@ -65,7 +65,7 @@ def tensor_values(spec: ModelSpec, piece: PieceRange, part: KernelArray) -> Valu
 
 @dataclass(frozen=True)
 class AggregationSettings:
-    """How updates are combined, whatever their model; raises `JobError` for what no round could have.
+    """The settings of an aggregation, for any model. Raises `JobError` for settings that are invalid for every round.
 
     `max_abs` bounds magnitudes beside what arithmetic allows; `average_bytes` says that unsigned bytes are numbers.
     """

@@ -1,4 +1,4 @@
-"""`aggregate`: updates in, one model out, in a call."""
+"""`aggregate`: combines updates into one model, in one call."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -35,50 +35,74 @@ def aggregate(
     out: Mapping[str, Any] | None = None,
     average_bytes: bool = False,
 ) -> dict[str, Any]:
-    """Return the combination of `updates`, pairs of named arrays and a weight.
+    """Combine updates, pairs of named arrays and a weight, into one model.
 
-    >>> import numpy as np
-    >>> hospital_a = {"layer.weight": np.array([[1.0, 2.0]]), "steps": np.array(10)}
-    >>> hospital_b = {"layer.weight": np.array([[5.0, 6.0]]), "steps": np.array(20)}
-    >>> model = aggregate([(hospital_a, 100), (hospital_b, 300)])
-    >>> model["layer.weight"]
-    array([[4., 5.]])
-    >>> model["steps"]
-    array(18)
+    Every update has the tensors of the first one: the same names, shapes and dtypes. The result has them too, and has
+    the first update's array libraries, devices and nesting. Tensors that share one array in every update share one in
+    the result.
 
-    The arrays are those of NumPy (bfloat16: `ml_dtypes.bfloat16`), PyTorch, JAX or CuPy, or anything with the buffer
-    protocol, DLPack or `__cuda_array_interface__`, read where they are; only one that is not contiguous is copied. They
-    may be nested: {"encoder": {"weight": ...}} has the tensor "encoder.weight". All updates have the tensors of the
-    first, by name, shape and dtype. The result has them too, as the first update does: of the same libraries, on the
-    same devices, nested alike; tensors that are one array in every update are one in the result. Weights are finite and
-    >= 0, and not all zero.
+    Integers are summed exactly, up to 2^53, and rounded half to even. Booleans count as 0 and 1: the result is true
+    where more than half of the weight is true. Some elements have no mean: non-finite values and integers beyond 2^53.
+    They pass if all updates in memory agree bit for bit; with `base`, the base's value passes.
 
-    `backend`: "cpu", "cuda", "cuda:1", or "auto" for where the first tensor of the first update is. What is on a device
-    that cannot be used (no CuPy, no room for the total and the result) is copied to the CPU, after one warning; where
-    the device was named, that is an error instead. With "cuda", arrays in memory go to the device in pieces.
+    Memory: a sequence is combined at once. An iterator is consumed in groups of 4 updates. With `budget_bytes`, a group
+    has as many updates as fit, at least 1 and at most 8. One group and one more update are alive at a time, beside a
+    total of the model's size (4, 8 or 16 bytes per parameter). A rule that is not a sum, such as a median, holds all
+    updates of an iterator. The environment variable `FLCORE_THREADS` sets the number of threads (default: all cores).
 
-    `accumulate`: "exact" (the result does not depend on the order of the updates, on groups or on threads; its error is
-    half a unit of the last place and about 2^-48 of the largest magnitude among 64 neighbours), "float64" or "float32"
-    (faster, in the order given). Integers are always summed exactly, up to 2^53, and round half to even; booleans are 0
-    and 1, so that the result is true where more than half of the weight says so. With `base`, updates are differences,
-    and the result is the base plus their combination. `out` holds arrays to write the result into, in memory, or on the
-    device that combines; an array may be that of the same tensor in an update, and must not overlap others. `rule` is
-    a key of `RULES`, or a rule of your own (see `flcore.aggregation.rules`). The number of threads is `FLCORE_THREADS`,
-    or that of the cores.
+    Args:
+        updates: Pairs of a mapping from tensor names to arrays, and a weight. Arrays are NumPy's (bfloat16:
+            `ml_dtypes.bfloat16`), PyTorch's, JAX's or CuPy's, or support the buffer protocol, DLPack or
+            `__cuda_array_interface__`. They are read in place; only an array that is not contiguous is copied.
+            Mappings may be nested: `{"encoder": {"weight": ...}}` has the tensor "encoder.weight". Weights are
+            finite, >= 0, and not all zero.
+        rule: A key of `RULES` (default: "mean"), or a rule of your own (see `flcore.aggregation.rules`).
+        accumulate: The precision of sums of floats.
 
-    Elements that no mean is taken of (values that are not finite, integers beyond 2^53) pass where all updates in
-    memory have the same, bit for bit; with `base`, the base's do. Unsigned bytes must be the same in all updates, as
-    they may be packed codes, unless `average_bytes`.
+            - "exact" (default): the result does not depend on the order of the updates, on groups or on threads. Its
+              error is half a unit in the last place, and about 2^-48 of the largest magnitude among 64 neighbours.
+            - "float64", "float32": faster; sums in the order given.
+        backend: Where to combine.
 
-    A sequence is combined at once. An iterator is consumed in groups of 4 updates, of up to 8 where `budget_bytes`
-    holds them, of 1 where it holds no more; then at most a group and one more update are alive, beside a total of the
-    model's size (4, 8 or 16 bytes per parameter). On a device, the budget bounds that total and the pieces. A rule that
-    is no sum, such as a median, holds all updates of an iterator.
+            - "auto" (default): the device of the first tensor of the first update. Falls back to the CPU with one
+              warning if the device cannot be used: CuPy is missing, or memory for the total and result is short.
+            - "cpu".
+            - "cuda", "cuda:1": this device, or an error. Arrays in host memory are copied to it in pieces.
+        base: A model to which the updates are differences. The result is the base plus their combination. Default:
+            None, updates are whole models.
+        budget_bytes: Bytes of updates to hold at a time, for an iterator. On a device, it bounds the total and the
+            pieces. Default: None, groups of 4.
+        out: Arrays to write the result into, by name, in host memory or on the device that combines. An array may be
+            that of the same tensor in an update; it must not overlap others. Default: None, new arrays.
+        average_bytes: Average unsigned bytes. By default, they must be the same in all updates, as they may be packed
+            codes.
 
-    Raises `TensorMismatch`, `NonFinite`, `OutOfBounds` and `WeightError`, which name the update ("update 3") and the
-    tensor; `SpecError` for what is no array or of a dtype that models do not have; `UpdateError` for what is no pair;
-    `JobError` for an unknown rule or accumulator; `QuorumError` for no updates at all; `AggregationError` where a dtype
-    cannot hold the result; `flcore_kernels.BackendUnavailable` and `OutOfDeviceMemory` for a device that was named.
+    Returns:
+        The combined model, nested as the first update is, or `out`'s arrays.
+
+    Raises:
+        TensorMismatch: An update's tensors differ from the first one's. This error and the next three name the update
+            ("update 3") and, where known, the tensor.
+        NonFinite: An update has a value that is not finite.
+        OutOfBounds: An update has a value that is too large to be combined.
+        WeightError: A weight is negative or not finite, or all are zero.
+        SpecError: A value is not an array, or has a dtype that models do not support.
+        UpdateError: An update is not a pair of a mapping and a weight.
+        JobError: The rule or the accumulator is unknown.
+        QuorumError: There are no updates.
+        AggregationError: A dtype cannot hold the result.
+        flcore_kernels.BackendUnavailable: The named device cannot be used.
+        flcore_kernels.OutOfDeviceMemory: The named device has too little free memory.
+
+    Example:
+        >>> import numpy as np
+        >>> hospital_a = {"layer.weight": np.array([[1.0, 2.0]]), "steps": np.array(10)}
+        >>> hospital_b = {"layer.weight": np.array([[5.0, 6.0]]), "steps": np.array(20)}
+        >>> model = aggregate([(hospital_a, 100), (hospital_b, 300)])
+        >>> model["layer.weight"]
+        array([[4., 5.]])
+        >>> model["steps"]
+        array(18)
     """
     settings = AggregationSettings(resolve_rule(rule), accumulate, backend_named("cpu"), average_bytes)
     stream = iter(updates)
@@ -100,14 +124,14 @@ def aggregate(
         return _with_fallback(backend, device, lambda place: start(place).at_once(given))
     aggregation = _with_fallback(backend, device, lambda place: start(place).with_total())
     stream = chain([first], stream)
-    del first, arrays  # the stream alone holds it now, and lets it go
+    del first, arrays  # only the stream references it now, and frees it after use
     example.clear()
     size = DEFAULT_GROUP if budget_bytes is None else max(1, min(MAX_GROUP, budget_bytes // max(1, spec.nbytes)))
     return aggregation.in_groups(stream, size)
 
 
 def _with_fallback(backend: str, device: Backend, work: Callable[[Backend], Outcome]) -> Outcome:
-    """Work on a device; on the CPU, after a warning, if there is no room and the device was not named."""
+    """Run `work` on a device. Without enough device memory, warn and use the CPU, unless the device was named."""
     try:
         return work(device)
     except OutOfDeviceMemory as error:
@@ -147,16 +171,16 @@ class _Aggregation:
         return self._result()
 
     def with_total(self) -> "_Aggregation":
-        """Take the memory that totals need."""
+        """Allocate the memory of the totals."""
         self._total = ModelTotal(self._combiner)
         return self
 
     def in_groups(self, stream: Iterator[Any], size: int) -> dict[str, Any]:
-        """Combine an iterator, in groups of so many updates."""
+        """Combine an iterator, in groups of `size` updates."""
         count = 0
         while group := list(islice(stream, size)):
             contributions = self._contributions(group, count)
-            group.clear()  # nothing is alive longer than need be
+            group.clear()  # drop references early, so that memory is freed
             self._fold(contributions, is_first=count == 0)
             count += len(contributions)
             contributions.clear()
@@ -172,7 +196,7 @@ class _Aggregation:
         )
 
     def _fold(self, contributions: list[ArrayContribution], *, is_first: bool) -> None:
-        """Add a group; if need be with the first update's constants and bytes as those that all have."""
+        """Add a group. If it is refused, retry with the first update's constants and bytes as the reference."""
         if is_first and not self._bases and any(segment.dtype == "uint8" for segment in self._combiner.spec.segments):
             self._use_constants(contributions[0])
         try:
@@ -186,7 +210,7 @@ class _Aggregation:
             self._fold(contributions, is_first=False)
 
     def _use_constants(self, first: ArrayContribution) -> bool:
-        """Begin with an update's constants and bytes as known; return whether it has any."""
+        """Restart with an update's constants and bytes as the reference; return whether it has any."""
         combiner = self._combiner
         reference_model = constants_reference(combiner.spec, first.buffers, combiner.device)
         if reference_model is not None:
@@ -195,7 +219,7 @@ class _Aggregation:
         return reference_model is not None
 
     def _result(self) -> dict[str, Any]:
-        """Return the values as the updates' arrays are; those that were given as they are."""
+        """Return the result in the updates' libraries and nesting; arrays of `out` unchanged."""
         if self._out is not None:
             return self._values
         for bases in self._bases:
@@ -226,7 +250,7 @@ def _spec_of(arrays: AnyArrays, what: str) -> ModelSpec:
 
 
 def _unpack(update: Any, client: str) -> tuple[AnyArrays, float]:
-    """Return an update's two halves, or raise `UpdateError`."""
+    """Return an update's arrays and weight, or raise `UpdateError`."""
     if not (isinstance(update, tuple | list) and len(update) == 2 and isinstance(update[0], Mapping)):
         raise UpdateError("expected a pair of named arrays (a mapping) and a weight", client=client)
     return update[0], update[1]

@@ -1,6 +1,6 @@
 """The aggregator: stages updates, commits each whole or not at all, and combines them into the next model.
 
-When they are folded is up to the plan (see `plans`).
+The plan decides when updates are folded (see `plans`).
 """
 
 import math
@@ -26,31 +26,50 @@ from flcore.model.spec import ModelSpec
 from flcore.model.wire_format import WireFormat
 
 SPILL_AFTER_S = 2.0
-"""How long an update waits for room in memory before it goes to disk."""
+"""How long an update waits for memory before it is staged on disk."""
 
 
 class Aggregator:
-    """Combines updates of one model.
+    """Combines updates of one model: stages each, commits it whole or not at all, and folds it.
 
-    `rule` is a name of `flcore.RULES`, or a rule; `accumulate` is "exact", "float64" or "float32" (see
-    `flcore.aggregate`). With `base`, updates are differences, and the result is the base plus their combination.
-    `reference` is the model that clients began with, where updates are whole models: elements that are not averaged
-    must be those of it (see `flcore.aggregate`), and a model with unsigned bytes needs it, a base, or `average_bytes`.
-    What is admitted never makes `finish` fail (see `flcore.aggregation.admission_limits`). `plan` says when updates are
-    folded: "batch" holds them all, and folds them in the order of their clients' names; "streaming" folds each when
-    it is committed, in the background, and holds a total of 4, 8 or 16 bytes per parameter. Exact sums are the same
-    bits in both. `budget_bytes` bounds the memory of staged updates, which go to temporary files beyond it; `max_abs`
-    the magnitude of every element. A server gives the `wire_format` in which updates travel, and the `storage` that its
-    aggregations share, which stands for `plan` and `budget_bytes`. Methods may be called from any thread.
+    An admitted update never makes `finish` fail (see `flcore.aggregation.admission_limits`). Exact sums have the same
+    bits with both plans. Methods may be called from any thread.
 
-    >>> import numpy as np
-    >>> spec = ModelSpec.of({"w": np.zeros(2, np.float32)})
-    >>> aggregator = Aggregator(spec)
-    >>> for client, weight, value in [("a", 1, [0.0, 4.0]), ("b", 3, [4.0, 0.0])]:
-    ...     with aggregator.update(client=client, weight=weight) as update:
-    ...         update.write("w", np.array(value, np.float32))
-    >>> aggregator.finish().arrays()["w"].tolist()
-    [3.0, 1.0]
+    Args:
+        spec: The tensors of the model: names, dtypes and shapes.
+        rule: A key of `flcore.RULES` (default: "mean"), or a rule.
+        accumulate: "exact" (default), "float64" or "float32" (see `flcore.aggregate`).
+        base: The model to which updates are differences; the result is the base plus their combination. Default:
+            None, updates are whole models.
+        reference: The model that clients began with, where updates are whole models. Elements that are not averaged
+            must be equal to its elements (see `flcore.aggregate`). A model with unsigned bytes needs `reference`,
+            `base` or `average_bytes`. Default: None.
+        backend: "auto" (default), "cpu", "cuda" or "cuda:1" (see `flcore.aggregate`).
+        plan: When updates are folded.
+
+            - "batch" (default): in `finish`, in the order of the clients' names. Holds all updates until then.
+            - "streaming": on commit, in the background. Holds a total of 4, 8 or 16 bytes per parameter.
+        budget_bytes: The budget of memory in bytes, at least 64 MiB (see `Budget`). Updates beyond its part for staging
+            go to temporary files. Default: None, no bound.
+        max_abs: The largest magnitude of an element. Default: no bound but that of the dtype.
+        average_bytes: Average unsigned bytes, instead of keeping them unchanged. Default: False.
+        wire_format: The format in which a server receives updates. Default: None, uncompressed.
+        storage: The storage that a server's aggregations share; it replaces `plan` and `budget_bytes`. Default: None.
+
+    Raises:
+        SpecError: The model has unsigned bytes, and neither a reference model nor `average_bytes` is given.
+        JobError: The rule, the accumulator or the plan is unknown, or they do not fit each other.
+        BudgetError: `budget_bytes` is below 64 MiB.
+
+    Example:
+        >>> import numpy as np
+        >>> spec = ModelSpec.of({"w": np.zeros(2, np.float32)})
+        >>> aggregator = Aggregator(spec)
+        >>> for client, weight, value in [("a", 1, [0.0, 4.0]), ("b", 3, [4.0, 0.0])]:
+        ...     with aggregator.update(client=client, weight=weight) as update:
+        ...         update.write("w", np.array(value, np.float32))
+        >>> aggregator.finish().arrays()["w"].tolist()
+        [3.0, 1.0]
     """
 
     def __init__(
@@ -87,14 +106,24 @@ class Aggregator:
         self._lock = threading.Lock()
         self._clients: set[str] = set()
         self.lost: dict[str, str] = {}
-        """Clients whose committed update could not be read back by the last `finish`, which left them out; and why."""
+        """Why the last `finish` left clients out: by client, the error that reading its update back raised."""
 
     @contextmanager
     def update(self, *, client: str, weight: float) -> Iterator[StagedUpdate]:
-        """Stage an update; it is committed when the block ends well, and leaves no trace otherwise.
+        """Stage an update, and commit it at the end of the `with` block; an exception discards it.
 
-        `weight` is finite and >= 0 (`WeightError`); a client has one update (`UpdateError`); an update that is not
-        whole at the end of the block raises `TensorMismatch`.
+        Args:
+            client: The client's name. A client has at most one update per aggregation.
+            weight: The update's weight, finite and >= 0.
+
+        Yields:
+            The staged update, whose `write` and `write_all` take its elements.
+
+        Raises:
+            WeightError: The weight is negative or not finite.
+            UpdateError: The client has an update already, or the aggregation is full.
+            TensorMismatch: The update is incomplete at the end of the block.
+            StagingError: The update could be staged neither in memory nor on disk.
         """
         staged = self.stage(client, weight)
         try:
@@ -110,16 +139,21 @@ class Aggregator:
             raise
 
     def stage(self, client: str, weight: float) -> StagedUpdate:
-        """Return a new staged update, which takes elements once it has begun, and counts only if it is committed."""
+        """Return a new staged update. It takes elements once `allocate` is done, and counts once it is committed."""
         accepted = self._combiner.admit_weight(weight, client)
         return StagedUpdate(self._wire_format, self._combiner, self._staging, client, accepted)
 
     def allocate(self, staged: StagedUpdate) -> "Future[None]":
-        """Find a place for a staged update; the future is done when there is one."""
+        """Allocate memory or disk for a staged update; the future is done when it has either."""
         return staged.allocate(may_wait=self._plan.frees_memory)
 
     def commit(self, staged: StagedUpdate) -> None:
-        """Make a staged update count, if it is whole and its client's first."""
+        """Commit a staged update that is complete and its client's first.
+
+        Raises:
+            TensorMismatch: The update is incomplete.
+            UpdateError: The client has an update already, or the aggregation is full.
+        """
         staged.require_complete()
         staged.seal()
         with self._lock:
@@ -131,11 +165,20 @@ class Aggregator:
             self._plan.add(staged)
 
     def finish(self, *, leave_out: bool = True) -> GlobalModel:
-        """Return the combination of all committed updates; they are let go.
+        """Return the combination of all committed updates, and free them.
 
-        An update that cannot be read back from disk is left out, and named in `lost`; or `UpdatesLost` is raised, if
-        not `leave_out`: the others stay, and their clients may commit once more before the next `finish`. Raises
-        `QuorumError` where there is no update, and `WeightError` where all weights are zero.
+        Args:
+            leave_out: Leave out an update that cannot be read back from disk, and record it in `lost` (default). If
+                False, raise `UpdatesLost`: the other updates stay committed, and the clients of lost ones may commit
+                again before the next `finish`.
+
+        Returns:
+            The combined model.
+
+        Raises:
+            QuorumError: There is no update.
+            WeightError: All weights are zero.
+            UpdatesLost: Updates could not be read back, and `leave_out` is False.
         """
         with self._lock:  # not while the updates are folded
             clients, self._clients, self.lost = self._clients, set(), {}
@@ -148,12 +191,12 @@ class Aggregator:
             raise
 
     def close(self) -> None:
-        """Let the base and the reference go, after the last round."""
+        """Free the base and the reference model, after the last round."""
         if self._combiner.reference_model is not None:
             self._combiner.reference_model.close()
 
     def discard(self) -> None:
-        """Let all committed updates go without a result, and the room that they take."""
+        """Discard all committed updates without a result, and free their memory."""
         with self._lock:
             self._clients.clear()
             taken = self._plan.pop_round()

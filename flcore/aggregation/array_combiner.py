@@ -66,7 +66,7 @@ def _combine_segment(
 
 
 class ModelTotal:
-    """What admitted contributions add up to, for a `Sum`; its memory is taken at once and kept until it is let go.
+    """The running total of admitted contributions, for a `Sum`. Its memory is allocated at once, and freed with it.
 
     Constants of the known model need ranges, as copies without them are made range by range; else whole segments are
     added at once. With `may_double`, float32 segments are running means (see `RunningMean`).
@@ -165,7 +165,7 @@ class RunningMean:
         try:  # on a scale on which what may not be admitted overflows, and most of what may be does not
             self._combiner.average(batch, self._spare, scale - HEADROOM_EXPONENT)
         except AggregationError:
-            self._combiner.admit(contributions, [index])  # raises for the one that is to blame, if one is
+            self._combiner.admit(contributions, [index])  # raises for the contribution that causes the error, if any
             self._combiner.average(batch, self._spare, scale)
         self._next_weight = weight
 

@@ -1,4 +1,4 @@
-"""One budget of memory for all payloads of a server: how it is shared out, and how much memory that makes in all."""
+"""The memory budget of a server's payloads: its parts, and the peak memory of the process that follows from it."""
 
 import os
 import re
@@ -14,8 +14,8 @@ from flcore.errors import BudgetError
 from flcore.model.spec import ModelSpec
 
 OVERHEAD_BYTES = (288 << 20) + UNAUTHENTICATED_BYTES
-"""What a server takes beside all payloads, 320 MiB: Python, its libraries, compiled kernels, connections, and what
-strangers send before they are known."""
+"""Memory of a server beside its payloads, 320 MiB: Python, libraries, compiled kernels, connections, and data that
+unauthenticated peers send."""
 
 MIN_BUDGET_BYTES = 64 << 20
 
@@ -30,11 +30,24 @@ _UNITS = {"B": 1} | {
 
 @dataclass(frozen=True)
 class Budget:
-    """How many bytes of payloads a server holds at most, beside the models and totals of the streaming plan.
+    """The bytes of payloads that a server holds at most, beside the models and totals of the streaming plan.
 
-    A quarter, and at most 128 MiB, is for pieces on their way (`in_flight_bytes`); another quarter, and at most 64 MiB,
-    for chunks being read and combined (`working_bytes`); three quarters of the rest for updates staged in memory
-    (`staging_bytes`), and the last for the holes between them that an allocator leaves.
+    The budget has four parts:
+
+    - `in_flight_bytes`: pieces being received or sent; a quarter, at most 128 MiB.
+    - `working_bytes`: chunks being read and combined; a quarter, at most 64 MiB.
+    - `staging_bytes`: updates staged in memory; three quarters of the rest.
+    - The remainder covers fragmentation in the allocator.
+
+    Args:
+        nbytes: The budget in bytes, at least 64 MiB.
+
+    Raises:
+        BudgetError: The budget is below 64 MiB.
+
+    Example:
+        >>> Budget(1 << 30).staging_bytes >> 20
+        624
     """
 
     nbytes: int
@@ -45,10 +58,21 @@ class Budget:
 
     @classmethod
     def parse(cls, text: str) -> "Budget":
-        """Return the budget that a person writes: a number and a unit; `1G` is `1GiB`.
+        """Parse a number and a unit, such as `512MiB` or `2GB`.
 
-        >>> Budget.parse("1.5GiB").nbytes, Budget.parse("1G").nbytes
-        (1610612736, 1073741824)
+        Args:
+            text: A decimal number and a unit: `B`; `KB`, `MB`, `GB`, `TB` (powers of 1000); `KiB`, `MiB`, `GiB`,
+                `TiB`, or `K`, `M`, `G`, `T` for short (powers of 1024).
+
+        Returns:
+            The budget.
+
+        Raises:
+            BudgetError: The text is not a number and a unit, or the budget is below 64 MiB.
+
+        Example:
+            >>> Budget.parse("1.5GiB").nbytes, Budget.parse("1G").nbytes
+            (1610612736, 1073741824)
         """
         match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?(?:i?B)?)", text.strip())
         if match is None or match[2] not in _UNITS:
@@ -57,24 +81,33 @@ class Budget:
 
     @property
     def in_flight_bytes(self) -> int:
-        """For pieces that are being received or sent."""
+        """Bytes for pieces that are being received or sent."""
         return min(128 << 20, self.nbytes // 4)
 
     @property
     def working_bytes(self) -> int:
-        """For chunks that are being read and combined."""
+        """Bytes for chunks that are being read and combined."""
         return min(64 << 20, self.nbytes // 4)
 
     @property
     def staging_bytes(self) -> int:
-        """For updates that wait in memory until they are folded."""
+        """Bytes for updates that are staged in memory until they are folded."""
         return (self.nbytes - self.in_flight_bytes - self.working_bytes) * 3 // 4
 
     def peak_bytes(self, plan: str, spec: ModelSpec, accumulate: str) -> int:
-        """Return the most memory that a server process takes, whatever the number of its clients.
+        """Return the peak memory of a server process in bytes, for any number of clients.
 
-        At close: the budget and 320 MiB. Streaming: besides, two models, and a total of 4 (float32), 8 (float64) or
-        16 1/32 (exact) bytes per parameter.
+        Args:
+            plan: "batch": the budget and 320 MiB. "streaming": also two models, and a total of 4 (float32),
+                8 (float64) or 16 1/32 (exact) bytes per parameter.
+            spec: The tensors of the model.
+            accumulate: "exact", "float64" or "float32".
+
+        Returns:
+            The peak in bytes.
+
+        Raises:
+            BudgetError: The plan does not exist.
         """
         if plan == "batch":
             return self.nbytes + OVERHEAD_BYTES
@@ -87,7 +120,17 @@ class Budget:
         return int(2 * spec.nbytes + total) + self.nbytes + OVERHEAD_BYTES
 
     def require(self, plan: str, spec: ModelSpec, accumulate: str, available_bytes: int | None = None) -> None:
-        """Raise `BudgetError`, which says what would do, unless a job's server can run in the memory there is."""
+        """Raise an error unless a job's server fits into the available memory.
+
+        Args:
+            plan: "batch" or "streaming".
+            spec: The tensors of the model.
+            accumulate: "exact", "float64" or "float32".
+            available_bytes: The available memory in bytes. Default: None, that of the machine and its control groups.
+
+        Raises:
+            BudgetError: The peak exceeds the available memory. The error names budgets and plans that fit.
+        """
         available = memory_bytes() if available_bytes is None else available_bytes
         needed = self.peak_bytes(plan, spec, accumulate)
         if needed <= available:
@@ -106,7 +149,7 @@ class Budget:
 
 
 def memory_bytes(groups: Path = CGROUPS, own: Path = Path("/proc/self/cgroup")) -> int:
-    """Return the least of the machine's memory and the limits of the control groups that this process is in."""
+    """Return the available memory in bytes: the minimum of the machine's and the limits of this process's cgroups."""
     limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     with suppress(OSError):
         for line in own.read_text().splitlines():

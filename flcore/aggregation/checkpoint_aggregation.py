@@ -72,13 +72,13 @@ def aggregate_checkpoints(
 
     `weights` has one for each path (all 1 by default); `rule`, `accumulate` and `average_bytes` are those of
     `aggregate`. `dtype` is what floats of the result have instead of their own; with it, a tensor's floats may be of
-    several dtypes, and are combined in the narrowest one that holds all of them. With `base`, the result is base +
+    several dtypes, and are combined in the smallest one that holds all of them. With `base`, the result is base +
     scale · Σ weightᵢ · (checkpointᵢ - base), in float64 and rounded once: task arithmetic (Ilharco et al., 2023,
     arXiv:2212.04089), where weights and scale are any finite numbers and nothing is divided. `on_progress` is told how
     many of how many bytes of the result are done. At most `budget` is in memory beside Python and its libraries.
 
     Raises `SpecError` for files that are no model, `TensorMismatch`, `NonFinite` and `WeightError`, which name the
-    file, `BudgetError` for more checkpoints than the budget or the process's limit of open files has room for, and
+    file, `BudgetError` for more checkpoints than the budget or the process's limit of open files allows, and
     `AggregationError` where the dtype cannot hold the result.
     """
     if not paths:
@@ -151,7 +151,7 @@ def _widest_spec(specs: Sequence[ModelSpec]) -> ModelSpec:
 
 
 def _common_dtype(dtype: str, other: str) -> str:
-    """Return the narrowest dtype that holds the values of two floats; the first one where they are no floats.
+    """Return the smallest dtype that holds the values of two floats; the first one if they are not floats.
 
     >>> _common_dtype("float16", "bfloat16"), _common_dtype("bfloat16", "bfloat16"), _common_dtype("int8", "float32")
     ('float32', 'bfloat16', 'int8')

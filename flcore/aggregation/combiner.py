@@ -180,7 +180,7 @@ class Combiner:
     def combine(self, batch: Batch, out: Values) -> None:
         """Write the combination of a range of all contributions to `out`.
 
-        Raises the `UpdateError` that admission would have raised, where a contribution is to blame.
+        Raises the `UpdateError` that admission would have raised, if a contribution causes the error.
         """
         failure: UpdateError | AggregationError | None = None
         if not isinstance(self.rule, Columns) and not self.has_constants(batch.piece):

@@ -87,7 +87,7 @@ class StoredContribution:
 
 
 class ConvertedContribution:
-    """A checkpoint some of whose floats are narrower than those of `spec`; reading it makes them as wide, exactly."""
+    """A checkpoint with floats of smaller dtypes than those of `spec`; reading converts them exactly."""
 
     def __init__(self, client: str, weight: float, model: StoredModel, spec: ModelSpec) -> None:
         self.client, self.weight, self._model, self._spec = client, weight, model, spec

@@ -1,4 +1,4 @@
-"""A running combination, for whoever is handed one update after the other: what the adapters are built on."""
+"""Incremental aggregation, one update after the other. The adapters are built on it."""
 
 import math
 from collections.abc import Mapping
@@ -215,7 +215,7 @@ class IncrementalAggregator:
             self._template.add_update(update)
 
     def _reject(self, error: UpdateError) -> None:
-        """Let go of the update that an error names, or raise the error if there is none."""
+        """Drop the update that an error names; raise the error if it names none."""
         kept = [update for update in self._pending if update.client != error.client]
         if len(kept) == len(self._pending):
             raise error

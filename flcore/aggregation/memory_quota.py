@@ -1,4 +1,4 @@
-"""Room in memory that staged updates share: claimed for a whole update at a time, taken and given back by the chunk."""
+"""The memory quota of staged updates: reserved by the update, acquired and released by the chunk."""
 
 import math
 import threading
@@ -13,18 +13,18 @@ QuotaRequest = Future[bool]
 
 @dataclass
 class _Pool:
-    """Bytes that are taken, of so many that there are, and those that wait for some in turn."""
+    """Bytes in use, their limit, and a FIFO queue of requests."""
 
     limit: float
     used: int = 0
     queue: deque[tuple[int, QuotaRequest]] = field(default_factory=deque)
 
     def fits(self, nbytes: int) -> bool:
-        """Whether so many bytes could be had at once."""
+        """Whether so many bytes are free, and no request waits."""
         return self.used + nbytes <= self.limit and not self.queue
 
     def grant(self) -> list[QuotaRequest]:
-        """Take what those at the head of the line wait for, as far as there is some; return their futures."""
+        """Grant requests from the head of the queue while they fit; return their futures."""
         granted: list[QuotaRequest] = []
         while self.queue:
             nbytes, request = self.queue[0]
@@ -41,22 +41,22 @@ class _Pool:
 class MemoryQuota:
     """At most `limit_bytes` of chunks in memory (None: no bound). Any thread may call its methods; none of them waits.
 
-    An update claims room for all of it before its first chunk comes, so that half-received updates never wait for each
-    other. A claim is released when its chunks begin to be let go one after the other: the next update may come then,
-    and its chunks enter, in turn, as others leave.
+    An update reserves memory for all its chunks before the first one arrives, so partly received updates never wait for
+    each other. The reservation is cancelled when its chunks begin to be freed one by one. The next update may then
+    start, and its chunks are admitted in turn as others are freed.
     """
 
     def __init__(self, limit_bytes: int | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         limit, self._clock = math.inf if limit_bytes is None else limit_bytes, clock
         self.released_at = -math.inf
-        """When room was given back the last time: those who wait see by it that waiting makes sense."""
+        """The time of the last release. Waiting for memory makes sense while it advances."""
         self._lock = threading.Lock()
         self._reservations, self._chunks = _Pool(limit), _Pool(limit)
 
     def reserve(self, nbytes: int, *, may_wait: bool) -> QuotaRequest:
-        """Ask for room; the result is whether there is. With `may_wait` it is given as others release theirs, in turn.
+        """Request a reservation; the future's result is whether it was granted. Cancelling the future withdraws it.
 
-        A future that is cancelled gets none.
+        With `may_wait`, the request queues until others release theirs. Without, it is granted at once or not at all.
         """
         with self._lock:
             if nbytes <= self._reservations.limit and (may_wait or self._reservations.fits(nbytes)):
@@ -67,17 +67,17 @@ class MemoryQuota:
         return self._notify(self._reservations, request, granted)
 
     def cancel_reservation(self, nbytes: int) -> None:
-        """Give a claim back."""
+        """Release a reservation."""
         self._return(self._reservations, nbytes)
 
     def acquire(self, nbytes: int) -> QuotaRequest:
-        """A chunk comes into memory; the future is done once there is room for it. One that is cancelled gets none."""
+        """Request memory for a chunk; the future is done once it is granted. Cancelling it withdraws the request."""
         with self._lock:
             request, granted = self._enqueue(self._chunks, nbytes)
         return self._notify(self._chunks, request, granted)
 
     def release(self, nbytes: int) -> None:
-        """Chunks have left memory."""
+        """Release the memory of chunks."""
         self._return(self._chunks, nbytes)
 
     def _enqueue(self, pool: _Pool, nbytes: int) -> tuple[QuotaRequest, list[QuotaRequest]]:
@@ -86,7 +86,7 @@ class MemoryQuota:
         return request, pool.grant()
 
     def _notify(self, pool: _Pool, request: QuotaRequest, granted: list[QuotaRequest]) -> QuotaRequest:
-        """Say yes, without a lock: what waits for it may come back here. One that gives up makes way for the next."""
+        """Complete granted futures outside the lock, as callbacks may re-enter. Cancelling lets the next one pass."""
         for each in granted:
             each.set_result(True)
         if not request.done():

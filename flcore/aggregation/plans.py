@@ -2,7 +2,7 @@
 
 `BatchPlan` keeps all updates until the end; then every chunk of all of them is combined, in the order of the clients'
 names. `StreamingPlan` folds an update when it is committed, on a thread of its own, into a total of 4, 8 or 16 bytes
-per parameter, and lets it go: when the last update is in, only its own fold remains. Either reads what is on disk chunk
+per parameter, and frees it: when the last update is in, only its own fold remains. Either reads what is on disk chunk
 by chunk, and the next one ahead.
 """
 
@@ -38,7 +38,7 @@ class BatchPlan:
     """Folds everything at the end, chunk by chunk, straight into the result."""
 
     frees_memory = False
-    """Whether updates are let go as more come in, so that waiting for room in memory makes sense."""
+    """Whether updates are freed as more arrive, so that waiting for memory makes sense."""
 
     def __init__(self, wire_format: WireFormat, combiner: Combiner, storage: Storage) -> None:
         self._wire_format, self._combiner, self._storage = wire_format, combiner, storage
@@ -82,7 +82,7 @@ class BatchPlan:
             update.discard()
 
     def _combine(self, updates: Sequence[StagedUpdate]) -> GlobalModel:
-        """Return the combination of all updates, chunk by chunk; those in memory are let go as they are read."""
+        """Return the combination of all updates, chunk by chunk. Chunks in memory are freed as they are read."""
         pieces: Sequence[PieceRange] = self._wire_format.pieces
         on_disk, most, group = sum(not update.is_in_memory for update in updates), self._storage.read_chunks, 0
         if on_disk > most:
@@ -111,7 +111,7 @@ class _StreamingRound:
 
 
 class StreamingPlan:
-    """Folds updates as they are committed, in the order in which they come, on a thread of its own."""
+    """Folds updates as they are committed, first in, first out, on a background thread."""
 
     frees_memory = True
 
@@ -122,7 +122,7 @@ class StreamingPlan:
         self._sums = _StreamingRound()
 
     def add(self, update: StagedUpdate) -> None:
-        """Have an update folded; whoever commits it does not wait for that."""
+        """Schedule an update to be folded. Does not wait for it."""
         update.drain()
         sums = self._sums
         with self._lock:
@@ -153,9 +153,9 @@ class StreamingPlan:
             return target.commit()
 
     def discard(self, sums: _StreamingRound) -> None:
-        """Let the folds end; what they have added up is not kept."""
+        """Let the folds end; their totals are discarded."""
         for fold in sums.folds:
-            fold.wait()  # all of them, whichever fails
+            fold.wait()  # wait for all, also if one fails
 
     def _fold_waiting(self, sums: _StreamingRound) -> None:
         with self._lock:

@@ -51,7 +51,7 @@ class BackgroundCall(Generic[B]):
 
 
 class BackgroundThread:
-    """One thread that does work in the order in which it comes; it ends with this object."""
+    """One thread that runs calls, first in, first out. It ends with this object."""
 
     def __init__(self) -> None:
         self._queue: SimpleQueue[BackgroundCall[Any] | None] = SimpleQueue()

@@ -1,4 +1,4 @@
-"""Rules that need all updates at once, as the engine calls them: somebody's code, held to what it promises."""
+"""Rules that need all updates at once, as the engine calls them: user code, whose results are checked."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -123,7 +123,7 @@ def _attribute_to_rule(rule: Columns | Geometry, what: str) -> Iterator[None]:
     """Have an error of somebody's code name the rule."""
     try:
         yield
-    except Exception as error:  # whatever it raises, this round has no result
+    except Exception as error:  # any exception of a rule means that this round has no result
         raise _rule_error(rule, f"{what} raised {type(error).__name__}: {error}") from error
 
 

@@ -4,8 +4,8 @@
 median does.
 `Geometry` needs figures of the whole model first, such as distances, from which the coefficients of a sum follow.
 
-A rule of your own is such a value. It can be given itself (`flcore.aggregate(..., rule=median)`), or by a name: in
-`RULES`, or in a job and on a command line as `file.py:name`.
+A rule of your own is such a value. Pass it directly (`flcore.aggregate(..., rule=median)`), or by a name: in `RULES`,
+or in a job and on a command line as `file.py:name`.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +22,19 @@ Values = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Sum:
-    """Σ cᵢ · updateᵢ / Σ cᵢ, where the coefficient cᵢ is a function of the update's weight."""
+    """A rule that is a weighted mean: Σ cᵢ · updateᵢ / Σ cᵢ, with coefficients cᵢ from the weights.
+
+    Updates are folded one at a time, so memory does not grow with their number.
+
+    Args:
+        name: The rule's name, for messages and logs.
+        coefficient: Returns the coefficient of an update from its weight.
+
+    Example:
+        >>> import math
+        >>> Sum("root_mean", math.sqrt).coefficient(100.0)
+        10.0
+    """
 
     name: str
     coefficient: Callable[[float], float]
@@ -30,11 +42,19 @@ class Sum:
 
 @dataclass(frozen=True)
 class Columns:
-    """Combines all updates' elements of a range.
+    """A rule that combines elements across all updates, such as a median.
 
-    `combine(columns, weights)` gets one array per update, flat, read-only and of the tensor's dtype (quantized ones as
-    float32), and their weights. It returns an array of as many elements, which is rounded to the result's dtype once.
-    A range may begin and end anywhere in a tensor, and hold elements of several tensors.
+    Args:
+        name: The rule's name, for messages and logs.
+        combine: `combine(columns, weights)` gets one array per update, and the weights. The arrays are flat, read-only
+            and of the tensor's dtype (quantized ones: float32). They hold the same range of elements of each update. A
+            range may begin and end anywhere in a tensor, and span several tensors. `combine` returns an array of the
+            same length, which is rounded once to the result's dtype.
+
+    Example:
+        >>> median = Columns("median", lambda columns, weights: np.median(np.stack(columns), axis=0))
+        >>> median.combine([np.array([1.0]), np.array([5.0]), np.array([2.0])], [1.0, 1.0, 1.0]).tolist()
+        [2.0]
     """
 
     name: str
@@ -43,12 +63,19 @@ class Columns:
 
 @dataclass(frozen=True)
 class Geometry:
-    """Σ cᵢ · updateᵢ, where the coefficients follow from figures of the whole model; it reads all updates twice.
+    """A rule Σ cᵢ · updateᵢ, with coefficients from figures of the whole model, such as norms. Reads updates twice.
 
-    `measure(columns)` gets what `Columns.combine` gets, and returns an array of figures (norms, scalar products) of one
-    range, of the same shape for each range. The figures of all ranges are added up. `coefficients(figures, weights)`
-    returns one number >= 0 for each update; they add up to at most 1. What is missing to 1 counts as zeros: a clipped
-    mean is shorter than its updates.
+    Args:
+        name: The rule's name, for messages and logs.
+        measure: `measure(columns)` gets the arrays that `Columns.combine` gets, and returns an array of figures (norms,
+            scalar products) of one range. The shape is the same for each range. The figures of all ranges are summed.
+        coefficients: `coefficients(figures, weights)` returns one number >= 0 per update. The sum is at most 1; a
+            smaller sum scales the result down, as clipping does.
+
+    Example:
+        >>> equal = Geometry("equal", lambda columns: np.zeros(1), lambda _, weights: [1 / len(weights)] * len(weights))
+        >>> list(equal.coefficients(np.zeros(1), [3.0, 1.0]))
+        [0.5, 0.5]
     """
 
     name: str
@@ -65,7 +92,7 @@ def mean() -> Rule:
 
 
 def unweighted_mean() -> Rule:
-    """Each update counts the same, whatever its weight."""
+    """All updates have the same weight."""
     return Sum("unweighted_mean", lambda _: 1.0)
 
 

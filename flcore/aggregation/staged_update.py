@@ -1,6 +1,6 @@
 """One client's update, staged: checked as it arrives, chunk by chunk, until it is committed whole or dropped.
 
-A chunk is a piece on the wire, so that what a transport received is staged as it came, without a copy.
+A chunk is a piece on the wire, so received buffers are staged as they are, without a copy.
 """
 
 import threading
@@ -39,10 +39,10 @@ class _ChunkRequest:
 
 
 class StagedUpdate:
-    """An update on its way in, in memory if there is room for all of it, or else on disk.
+    """An update being received, in memory if the quota fits all of it, or else on disk.
 
-    Elements enter through one of two doors, each of which takes every element once: `append` takes whole chunks in
-    order and keeps them; `write` copies elements of a named tensor. Both are open once `allocate` is done.
+    Each element is taken once, by one of two methods: `append` keeps whole chunks, in order; `write` copies elements of
+    a named tensor. Both may be called once `allocate` is done.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class StagedUpdate:
         self._lock = threading.RLock()
         self._reservation: Future[bool] | None = None
         self._reserved_bytes = self._acquired_bytes = 0
-        # Of what was acquired and reserved: given back once the lock is released.
+        # Parts of the quota that are released once the lock is released.
         self._bytes_to_release = self._bytes_to_unreserve = 0
         self._allocated: Future[None] = Future()
         self._allocated.set_running_or_notify_cancel()  # a caller that stops waiting cannot cancel it for others
@@ -78,7 +78,7 @@ class StagedUpdate:
         return self._disk is not None
 
     def allocate(self, *, may_wait: bool) -> "Future[None]":
-        """Find room in memory, perhaps by waiting for it, or else a directory on disk. May be called again."""
+        """Reserve memory, queueing for it with `may_wait`, or else make a directory on disk. Idempotent."""
         with self._lock:
             is_first = self._reservation is None
             reservation = self._reservation = self._reservation or self._quota.reserve(
@@ -89,7 +89,7 @@ class StagedUpdate:
         return self._allocated
 
     def acquire_next(self) -> "Future[None]":
-        """Find room for the next chunk; the future is done once it may come. May be called again, and never waits."""
+        """Request memory for the next chunk; the future is done once it may arrive. Idempotent; never blocks."""
         with self._lock:
             request, is_new = self._request, self._request is None
             if request is None:
@@ -186,7 +186,7 @@ class StagedUpdate:
         return TensorMismatch(why, client=self.client, tensor=tensor)
 
     def spill(self) -> None:
-        """Go to disk with what is here, and give the room back: nothing comes, or there was no room to wait for.
+        """Spill the chunks to disk and release their memory: the update is idle, or no memory is granted.
 
         Chunks go one by one, and each stays where it is until it is on disk: others may add chunks, take them, or let
         all go meanwhile, and where the disk is full (`StagingError`) nothing is lost that was there.
@@ -237,12 +237,12 @@ class StagedUpdate:
         return Quantized(elements, np.frombuffer(scales, np.float32))
 
     def discard_chunk(self, piece: PieceRange) -> None:
-        """Let a chunk go that is not read any more, and the room that it takes in memory."""
+        """Free a chunk that is not read any more, and its part of the quota."""
         with self._locked():
             self._discard_chunk(piece)
 
     def discard(self) -> None:
-        """Let all elements go, and the room that they take. May be called again."""
+        """Free all elements and their part of the quota. Idempotent."""
         with self._locked():
             disk, self._disk, self._bodies = self._disk, None, {}
             self._is_open, self._is_discarded = False, True
@@ -252,12 +252,12 @@ class StagedUpdate:
             self._unreserve()
             request, self._request = self._request, None
         if self._reservation is not None:
-            self._reservation.cancel()  # if it still waits for room
+            self._reservation.cancel()  # if it still waits for memory
         if request is not None and not request.acquired.cancel():
             self._quota.release(request.nbytes)
 
     def _set_allocated(self, reservation: "Future[bool]") -> None:
-        """There is room in memory, or there will be none."""
+        """The reservation was granted or refused."""
         in_memory = not reservation.cancelled() and reservation.result()
         with self._locked():
             self._reserved_bytes = self._wire_format.nbytes if in_memory else 0
@@ -275,7 +275,7 @@ class StagedUpdate:
         return DiskStore(self._staging, self._wire_format, self.client, self.weight)
 
     def _use_request(self) -> None:
-        """Take the room that the next chunk has, or give it back where the chunk goes to disk meanwhile."""
+        """Use the memory of the next chunk, or release it if the update was spilled meanwhile."""
         request, self._request = self._request, None
         if request is not None and not request.acquired.cancelled():
             self._acquired_bytes += request.nbytes
@@ -305,7 +305,7 @@ class StagedUpdate:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """Hold the lock, and give back afterwards what was let go: others that wait for it are called back then."""
+        """Hold the lock; release freed memory afterwards, as that calls back the requests that wait for it."""
         try:
             with self._lock:
                 yield
@@ -359,7 +359,7 @@ class StagedUpdate:
 
     def _require_open(self) -> None:
         if not self._is_open:
-            raise self._allocation_error or StagingError("it was let go, or never begun", client=self.client)
+            raise self._allocation_error or StagingError("it was discarded, or never begun", client=self.client)
 
 
 def _check_gaps(segment: SegmentSpec, first: int, part: KernelArray, client: str) -> None:

@@ -1,4 +1,4 @@
-"""Where updates are kept until they are folded: in memory as long as there is room, on disk beyond it."""
+"""Staging of updates until they are folded: in memory within the quota, on disk beyond it."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def chunk_offset(piece: PieceRange) -> int:
 
 
 class Staging:
-    """The room that all staged updates of a server share, and the directory of those that find none.
+    """The memory quota that all staged updates of a server share, and the directory for updates beyond it.
 
     `memory_bytes` None sets no bound. `directory` is made when it is first needed, and removed with this object;
     without one it is made among the system's temporary files. Methods may be called from any thread.
@@ -93,7 +93,7 @@ class DiskStore:
                 if piece := last.get(number):  # zeros up to its end, which take no space: to Arrow, the end of a stream
                     os.truncate(path, chunk_offset(piece) + arrow_message_bytes(piece.dtype, piece.count))
             own = json.dumps({"format": DESCRIPTION_FORMAT, "client": client, "weight": weight})
-            text = f"{own[:-1]}, {wire_format.description}}}\n"  # all updates share the form's part, which may be long
+            text = f"{own[:-1]}, {wire_format.description}}}\n"  # updates share the description, which may be long
             (self._directory / _NOT_WHOLE).write_text(text, encoding="utf-8")
 
     def seal(self) -> None:

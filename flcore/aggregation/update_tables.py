@@ -95,7 +95,7 @@ def open_update(path: PathLike) -> UpdateTables:
 
 
 def _described(directory: Path) -> tuple[str, float, WireFormat]:
-    """Read what an update is: its client, its weight and its form."""
+    """Read an update's description: its client, weight and wire format."""
     file = directory / DESCRIPTION
     try:
         content = file.read_bytes()

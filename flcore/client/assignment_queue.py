@@ -1,6 +1,6 @@
-"""Where a client's listening thread leaves what the server said, and its working thread picks up one order at a time.
+"""The queue between a client's listening thread and its working thread, which takes one assignment at a time.
 
-Orders are first in, first out. The order that was picked up last is the one *at work*, until the next is picked up.
+Assignments are first in, first out. The one that was taken last is the *current* one, until the next is taken.
 """
 
 import threading
@@ -9,7 +9,7 @@ from flcore_transport import FromServer, Goodbye, TaskAssignment, TransportError
 
 
 class AssignmentQueue:
-    """Holds the newest welcome and the open orders. A goodbye or an error ends it, and comes before any order."""
+    """Holds the newest welcome and the open assignments. A goodbye or an error ends it, before any assignment."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -21,26 +21,26 @@ class AssignmentQueue:
 
     @property
     def has_ended(self) -> bool:
-        """Whether the server has said goodbye or no."""
+        """Whether the server has said goodbye or refused the client."""
         return self._end is not None
 
     @property
     def is_current_wanted(self) -> bool:
-        """Whether the answer to the order at work is still wanted."""
+        """Whether the answer to the current assignment is still wanted."""
         return self._end is None and not self._is_withdrawn
 
     def put(self, message: FromServer | TransportError) -> None:
-        """Leave a message.
+        """Add a message.
 
-        A welcome clears the queue, as the server sends all open orders again; one of another session withdraws the
-        order at work besides, because numbers of orders mean nothing beyond their session. An order that waits or is at
-        work is not taken twice; one that was done before is, as its answer may have been lost.
+        A welcome clears the queue, as the server sends all open assignments again. A welcome of another session also
+        withdraws the current assignment, because assignment ids are valid in one session only. An assignment that is
+        queued or current is not added twice. One that was done before is, as its answer may have been lost.
         """
         with self._changed:
             match message:
                 case Welcome():
                     if self._welcome is not None and self._welcome.session != message.session:
-                        self._is_withdrawn = True  # what is at work, if anything is
+                        self._is_withdrawn = True  # the current assignment, if any
                     self._welcome = message
                     self._assignments.clear()
                 case TaskAssignment():
@@ -54,7 +54,7 @@ class AssignmentQueue:
             self._changed.notify_all()
 
     def next_assignment(self) -> tuple[Welcome, TaskAssignment] | Goodbye:
-        """Wait for the next order, or for the end: return the goodbye, or raise the error."""
+        """Wait for the next assignment, or for the end: return the goodbye, or raise the error."""
         with self._changed:
             self._current_id = None
             self._changed.wait_for(lambda: self._end is not None or self._assignments)
@@ -64,6 +64,6 @@ class AssignmentQueue:
                 return self._end
             assert self._welcome is not None  # noqa: S101 - a welcome comes first
             assignment = self._assignments.pop(next(iter(self._assignments)))
-            # Forget whatever came while nothing was at work.
+            # Discard a withdrawal that arrived while there was no current assignment.
             self._current_id, self._is_withdrawn = assignment.assignment_id, False
             return self._welcome, assignment

@@ -1,4 +1,4 @@
-"""An answer to an order: what is said, and where its pieces come from; the same bytes as often as it is sent."""
+"""An answer to an assignment: its message and the source of its pieces. Sending it again sends the same bytes."""
 
 import secrets
 from dataclasses import dataclass
@@ -16,10 +16,10 @@ from flcore.model.spec import ModelSpec
 
 @dataclass(eq=False)
 class CachedAnswer:
-    """What a client answered last. It is held until the client begins an order that it does not answer.
+    """A client's last answer. It is kept until the client starts an assignment that it does not answer.
 
-    Only then what rounding has left out is kept (`release`), so that pieces made once more have the same bytes.
-    `is_received` says that there was a receipt.
+    Only then the rounding error is recorded (`release`), so that pieces that are encoded again have the same bytes.
+    `is_received` is true once the server has sent a receipt.
     """
 
     assignment: TaskAssignment
@@ -29,11 +29,11 @@ class CachedAnswer:
     is_received: bool = False
 
     def answers(self, assignment: TaskAssignment) -> bool:
-        """Whether this answers an order: the same one once more, or one that asks the same under another number."""
+        """Whether this answers an assignment: the same one again, or one with the same content under another number."""
         return (assignment.content, assignment.payload_id) == (self.assignment.content, self.assignment.payload_id)
 
     def release(self) -> None:
-        """Another order begins: if the server has this answer, keep what rounding left out of it for the next one."""
+        """Another assignment starts: if the server has this answer, record its rounding error for the next one."""
         if self.is_received and self.feedback is not None and isinstance(self.source, Compressor):
             self.feedback.record(self.source)
 

@@ -1,8 +1,8 @@
-"""One client of a job: it listens for orders, and does them one after the other.
+"""One client of a job: it receives task assignments, and runs them one after the other.
 
-Two threads: one listens to the session and reconnects when it breaks; the calling thread works. An order that the
-server has withdrawn is not begun any more, so a client that was too slow for one round takes part in the next. The last
-answer is held, so an order that asks for it once more costs an upload and no training.
+Two threads: one listens to the session and reconnects when it breaks; the calling thread works. An assignment that the
+server has withdrawn is not started, so a straggler of one round takes part in the next. The last answer is cached, so
+an assignment that asks for it again costs an upload and no training.
 """
 
 import secrets
@@ -61,7 +61,7 @@ class Connection(Protocol):
         ...
 
     def download(self, request: DownloadRequest, layout: Layout | None = None) -> Iterator[bytes]:
-        """Yield the pieces of an order's payload."""
+        """Yield the pieces of an assignment's payload."""
         ...
 
     def upload(self, request: UploadRequest, outbox: Outbox) -> Receipt:
@@ -69,7 +69,7 @@ class Connection(Protocol):
         ...
 
     def report(self, failure: Failure) -> Receipt:
-        """Say that an order cannot be done."""
+        """Report that an assignment has failed."""
         ...
 
     def close(self) -> None:
@@ -78,7 +78,7 @@ class Connection(Protocol):
 
 
 class Client:
-    """A client of `job` at the executor's site; `notify` is given a line for what a person may care about."""
+    """A client of `job` at the executor's site; `notify` is called with one line per notice."""
 
     def __init__(
         self, job: Job, executor: Executor, connection: Connection, notify: Callable[[str], None] = lambda _: None
@@ -152,7 +152,7 @@ class Client:
                 break
             except TransportError as error:
                 end = error
-            except Exception as error:  # noqa: BLE001 - the working thread waits, and is told whatever it is
+            except Exception as error:  # noqa: BLE001 - the working thread waits, and raises it
                 self._queue.put(TransportError(f"the session broke: {type(error).__name__}: {error}"))
                 break
             why = "the connection is lost; joining again as soon as the server is there" if has_joined else str(end)
@@ -167,7 +167,7 @@ class Client:
         self._connection.close()
 
     def _run_assignment(self, welcome: Welcome, assignment: TaskAssignment) -> None:
-        """Do an order: send the answer, or say why there is none. The next order may go better."""
+        """Run an assignment: send the answer, or report why there is none. The next one is run in any case."""
         try:
             try:
                 answer = self._cached_answer(assignment) or self._compute_answer(welcome, assignment)
@@ -184,17 +184,17 @@ class Client:
                 refused = "the server refused: " if isinstance(error, Refused) else ""
                 self._notify(f"{self._name}: {refused}{error}")
         if not (self._queue.is_current_wanted or self._queue.has_ended):
-            self._notify(f"{self._name}: order {assignment.assignment_id} is over without this client's answer")
+            self._notify(f"{self._name}: assignment {assignment.assignment_id} is over without this client's answer")
 
     def _cached_answer(self, assignment: TaskAssignment) -> CachedAnswer | None:
-        """Return the answer at hand if it answers an order, and let go of it if it does not."""
+        """Return the cached answer if it answers an assignment; free it if it does not."""
         if self._answer is not None and not self._answer.answers(assignment):
             self._answer.release()
             self._answer = None
         return self._answer
 
     def _compute_answer(self, welcome: Welcome, assignment: TaskAssignment) -> CachedAnswer:
-        """Do what an order asks, and return the answer."""
+        """Run an assignment's task, and return the answer."""
         message = parse_message(TaskMessage, assignment.content)
         spec = decode_spec(parse_message(WelcomeMessage, welcome.content).tensors)
         contract = self._job.contract
@@ -225,7 +225,7 @@ class Client:
         self._notify(f"{self._name}: round {message.round} of {message.rounds}: {message.task} is in")
 
     def _download(self, welcome: Welcome, assignment: TaskAssignment, spec: ModelSpec) -> Model:
-        """Return the order's model: the one at hand, or read into the same buffer."""
+        """Return the assignment's model: the present one, or one downloaded into the same buffer."""
         if self._model is not None and assignment.payload_id == self._payload_id:
             return self._model
         wire_format = WireFormat.compressed(spec, self._job.contract.wire.download)
@@ -252,14 +252,14 @@ class Client:
         return self._model
 
     def _error_feedback(self, task: str, wire_format: WireFormat) -> ErrorFeedback:
-        """Return what a task's earlier updates have left out."""
+        """Return the rounding errors of a task's earlier updates."""
         feedback = self._feedback.get(task)
         if feedback is None or feedback.wire_format != wire_format:
             feedback = self._feedback[task] = ErrorFeedback(wire_format)
         return feedback
 
     def _retry(self, call: Callable[[], T]) -> T:
-        """Make a call again each time the connection is lost, for as long as the order at work is wanted."""
+        """Retry a call each time the connection is lost, while the current assignment is wanted."""
         delay_s = RETRY_S
         while True:
             try:

@@ -39,7 +39,7 @@ class Executor:
     def run(self, model: Arrays, task: Task) -> Update:
         """Run a task's function, and return its update, whose metrics are finite numbers; others are left out.
 
-        Whatever it raises becomes `TaskFailed` with its type and message, for the server; its traceback is told here.
+        Any exception becomes `TaskFailed` with its type and message, for the server. Its traceback is notified here.
         """
         if task.name not in self._functions:
             raise TaskFailed(f"the contract has no task {task.name!r}")

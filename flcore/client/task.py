@@ -1,4 +1,4 @@
-"""What a user's training code receives and returns."""
+"""The arguments and results of a user's training code: `Task`, `Site`, `Update`."""
 
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
@@ -9,7 +9,18 @@ from flcore.model.arrays import AnyArrays
 
 @dataclass(frozen=True)
 class Site:
-    """Where a client runs: its name, all clients' names as the contract lists them, the job's seed, its site.toml."""
+    """The site at which a client runs.
+
+    Args:
+        name: The client's name.
+        clients: All clients' names, in the order of the contract. Default: empty.
+        seed: The job's seed. Default: 0.
+        config: The content of the site's site.toml. Default: empty.
+
+    Example:
+        >>> Site("b", clients=("a", "b")).index
+        1
+    """
 
     name: str
     clients: tuple[str, ...] = ()
@@ -18,7 +29,7 @@ class Site:
 
     @property
     def index(self) -> int:
-        """This client's place among the contract's clients, or `ValueError` for a name that is not listed."""
+        """The client's index among the contract's clients, from 0. Raises `ValueError` if its name is not listed."""
         if self.name not in self.clients:
             listed = ", ".join(self.clients[:8]) + (", ..." if len(self.clients) > 8 else "")
             raise ValueError(f"client {self.name!r} is not among the job's clients: {listed}")
@@ -27,10 +38,16 @@ class Site:
 
 @dataclass(frozen=True)
 class Task:
-    """What the server asks for: `name`, round (from 1) of `rounds`, hyperparameters of this task and round.
+    """A task that the server assigns to a client. It is passed to the job's code.
 
-    `seed` (0 to 2³² - 1) is a function of the job's seed, the round and the client: draw everything random from it, and
-    the same job gives the same model, bit for bit.
+    Attributes:
+        name: The task's name in the contract, such as "train".
+        round: The round's number, from 1.
+        rounds: The number of rounds of the job.
+        seed: 0 to 2³² - 1, derived from the job's seed, the round and the client. Draw all random numbers from it:
+            then the same job gives the same model, bit for bit.
+        hyperparameters: The hyperparameters of this task and round.
+        site: The site at which the client runs.
     """
 
     name: str
@@ -43,14 +60,17 @@ class Task:
 
 @dataclass(frozen=True)
 class Update:
-    """What comes back: arrays by name (none where the task returns metrics), a weight and metrics.
+    """The result of a task, returned by the job's code.
 
-    The arrays may be NumPy's, PyTorch's, JAX's or CuPy's, and nested: a state dict will do.
+    Args:
+        arrays: Arrays by name, NumPy's, PyTorch's, JAX's or CuPy's; may be nested, such as a state dict. Default:
+            empty, for a task that returns metrics.
+        weight: The weight of this update and its metrics in averages, usually its number of examples: finite and > 0.
+        metrics: Numbers by name. Default: empty.
 
-    `weight` is this update's share, usually its number of examples: finite and > 0. Metrics are averaged by it.
-
-    >>> Update(weight=120, metrics={"accuracy": 0.9}).arrays
-    {}
+    Example:
+        >>> Update(weight=120, metrics={"accuracy": 0.9}).arrays
+        {}
     """
 
     arrays: AnyArrays = field(default_factory=dict)

@@ -159,7 +159,7 @@ class ClientContract(_ContractTable):
 class WireContract(_ContractTable):
     """What travels, and in which dtypes.
 
-    `download` and `upload` narrow floats that are wider on their way to the clients and back; int8 in blocks is for
+    `download` and `upload` compress wider floats on their way to the clients and back; int8 in blocks is for
     differences. What rounding leaves out of an update is added to the client's next one. `tensors` are patterns of
     names (`*` and `?`): the job is about the tensors that fit one of them, as adapters, and about no others.
     """

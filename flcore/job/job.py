@@ -27,11 +27,16 @@ BUNDLED_JOBS = Path(__file__).parent.parent / "jobs"
 
 @dataclass(frozen=True)
 class Job:
-    """A contract, and the directory that holds the code it names.
+    """A contract, and the directory that holds the code it names. Read by `Job.load`.
 
-    >>> job = Job.load("digits")
-    >>> job.contract.name, job.contract.server.rule
-    ('digits', 'mean')
+    Attributes:
+        contract: The content of job.toml, validated.
+        directory: The directory of job.toml and the code.
+
+    Example:
+        >>> job = Job.load("digits")
+        >>> job.contract.name, job.contract.server.rule
+        ('digits', 'mean')
     """
 
     contract: Contract
@@ -39,9 +44,17 @@ class Job:
 
     @classmethod
     def load(cls, path: "str | Path | Job", **overrides: Any) -> "Job":
-        """Read a job: a directory with job.toml, a TOML file, or the name of a bundled job.
+        """Read a job.
 
-        `overrides` replace keys of the contract (`seed`, `clients`, `rounds`). Raises `JobError`, naming the place.
+        Args:
+            path: A directory with job.toml, a TOML file, or the name of a bundled job. A `Job` is used as it is.
+            **overrides: Values that replace keys of the contract: `seed`, `clients`, `rounds`. None keeps a key.
+
+        Returns:
+            The job.
+
+        Raises:
+            JobError: There is no job at the path, or its contract is invalid. The error names the file and the key.
         """
         if isinstance(path, Job):
             return path.with_overrides(**overrides)
@@ -53,7 +66,17 @@ class Job:
         return cls(parse_contract(content, str(file)), file.parent.resolve()).with_overrides(**overrides)
 
     def with_overrides(self, **overrides: Any) -> "Job":
-        """Return the job with some keys of its contract replaced; None leaves a key as it is."""
+        """Return the job with some keys of its contract replaced.
+
+        Args:
+            **overrides: Values by key: `seed`, `clients`, `rounds`. None keeps a key.
+
+        Returns:
+            A job with the same directory.
+
+        Raises:
+            JobError: The changed contract is invalid.
+        """
         content = self.contract.model_dump(mode="json")
         given = {key: value for key, value in overrides.items() if value is not None}
         if "rounds" in given:
@@ -62,22 +85,33 @@ class Job:
 
     @cached_property
     def code_digest(self) -> str:
-        """Digest of the job's code: of all that can be imported from its directory."""
+        """The SHA-256 of the job's code: of all files that can be imported from its directory."""
         return code_digest(self.directory, self.contract.code_files)
 
     @cached_property
     def code(self) -> JobCode:
-        """The job's code, read when it is first asked for; a job that is loaded again reads it again."""
+        """The job's code, loaded on first access. A job that is loaded again loads its code again."""
         code = JobCode(self.directory)
         weakref.finalize(self, code.unload).atexit = False
         return code
 
     def reference(self, key: str, reference: str) -> Any:
-        """Load what the contract names at `key`."""
+        """Load an object from the job's code.
+
+        Args:
+            key: The contract's key that holds the reference, for errors.
+            reference: The object, as `file.py:name`.
+
+        Returns:
+            The object.
+
+        Raises:
+            JobError: The file or the name does not exist, or the file raises an error.
+        """
         return self.code.load(reference, f"{self.directory / 'job.toml'}: {key}")
 
     def rule(self) -> Rule:
-        """Return the rule by which updates are combined."""
+        """Return the rule that combines updates (`server.rule`). Raises `JobError` if it cannot be loaded."""
         return rule_by_reference(
             self.contract.server.rule,
             lambda reference: self.reference("server.rule", reference),
@@ -85,10 +119,16 @@ class Job:
         )
 
     def initial_model(self) -> ChunkSource:
-        """Make the first global model: open a checkpoint, or call the job's function with the seed.
+        """Open the checkpoint of the first global model, or call the job's function with the seed.
 
-        Nothing of a checkpoint is read before its values are asked for. Of the tensors, it has those that
-        `wire.tensors` names.
+        A checkpoint's values are read lazily.
+
+        Returns:
+            The model, with the tensors that `wire.tensors` selects.
+
+        Raises:
+            JobError: The checkpoint or the function is missing or invalid, or a pattern of `wire.tensors` matches no
+                tensor.
         """
         source = self.contract.server.model
         if source.endswith((MODEL_SUFFIX, INDEX_SUFFIX)) or not (":" in source or source.endswith(".py")):

@@ -1,6 +1,6 @@
 """What server and client say to each other about a job: the contents of the transport's messages, as strict JSON.
 
-Whatever comes from the other end is parsed here, within bounds, and nowhere else.
+All messages of the peer are parsed here, within bounds, and nowhere else.
 """
 
 from typing import Annotated, Any, Literal, TypeVar

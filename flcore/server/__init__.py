@@ -1,1 +1,1 @@
-"""The server's side of a job: who is connected, what is asked of them, and what becomes of their answers."""
+"""The server's side of a job: connected clients, task assignments, and their answers."""

@@ -1,4 +1,4 @@
-"""The controller: what a workflow can do. A workflow is a function of a `Controller`; see `workflows`."""
+"""The controller: the interface for workflows. A workflow is a function of a `Controller`; see `workflows`."""
 
 import hashlib
 import time
@@ -26,10 +26,9 @@ from flcore.server.task_runner import TaskRequest, TaskRunner
 
 
 class Updates:
-    """The clients' answers to one training task.
+    """The clients' answers to one training task. Made by `Controller.train`.
 
-    `metrics` are their averages by weight, `clients` the names of those whose update is in. `is_skipped` says that they
-    are too few, and that the job goes on without them.
+    `is_skipped` is true if they are below the quorum, and the contract has the round skipped.
     """
 
     def __init__(
@@ -43,7 +42,7 @@ class Updates:
         self.is_skipped = bool(request.skip_reason)
         self._task_runner, self._request, self._aggregator, self._record = task_runner, request, aggregator, record
         self._model: GlobalModel | None = model
-        # Letting them go, aggregated or not, lets go of the room that they take.
+        # Dropping the last reference frees their memory, aggregated or not.
         weakref.finalize(self, aggregator.discard).atexit = False
 
     @property
@@ -53,14 +52,21 @@ class Updates:
 
     @property
     def clients(self) -> tuple[str, ...]:
-        """The names of the clients whose update is in, sorted."""
+        """The names of the clients whose update was committed, sorted."""
         return tuple(sorted(self._request.answers))
 
     def aggregate(self) -> GlobalModel:
-        """Return the next global model, by the job's rule. The updates are let go: a second call raises.
+        """Combine the updates by the job's rule, and free them.
 
-        Of a round that is skipped, it is the present model. An update that cannot be read back is asked for again, and
-        left out and recorded as lost where that fails; `QuorumError` where too few are left then.
+        An update that cannot be read back from disk is asked for again. If that fails, it is left out and recorded as
+        lost.
+
+        Returns:
+            The next global model. If the round is skipped, the present model.
+
+        Raises:
+            JobError: The updates were aggregated before.
+            QuorumError: Too few updates are left.
         """
         model, self._model = self._model, None
         if model is None:
@@ -74,7 +80,7 @@ class Updates:
         return result
 
     def _combine(self, model: GlobalModel) -> GlobalModel:
-        """Combine the updates; those that are found to be lost are asked for again, each client's once."""
+        """Combine the updates. Lost updates are asked for again, once per client."""
         rerun_clients: set[str] = set()
         while True:
             try:
@@ -89,10 +95,19 @@ class Updates:
 
 
 class Controller:
-    """The server's side of a running job, as a workflow sees it: `sample`, `train`, `validate`, `keep`.
+    """The server's side of a running job, for workflows: `sample`, `train`, `validate`, `keep`.
 
-    A workflow loops over `rounds()`; each round leaves one record in the history. `model_of` turns a workflow's own
-    arrays into a model.
+    A workflow loops over `rounds()`. Each round adds one record to the history.
+
+    Example:
+        A workflow::
+
+            def federated_averaging(controller):
+                model = controller.initial_model
+                for _ in controller.rounds():
+                    clients = controller.sample()
+                    model = controller.train(model, clients).aggregate()
+                    controller.keep(model, controller.validate(model, clients))
     """
 
     def __init__(
@@ -114,7 +129,7 @@ class Controller:
 
     @property
     def initial_model(self) -> GlobalModel:
-        """The first global model. It is not kept: once nobody holds it any more, it is made anew."""
+        """The first global model. It is held by a weak reference, and loaded again if it was freed."""
         model = self._initial or self._initial_ref()
         self._initial = None
         if model is None:
@@ -132,10 +147,19 @@ class Controller:
             self._observe(RoundFinished(self._record))
 
     def sample(self, fraction: float | None = None) -> list[str]:
-        """Return clients for this round, sorted: a share of those connected, drawn from seed and round alone.
+        """Draw clients for this round from those connected, with a seed from the job's seed and the round.
 
-        Waits for the quorum to be connected, as often as a round may be asked again, for as long as each may take; then
-        raises `QuorumError`. At least a quorum is drawn.
+        Waits until a quorum is connected: for the time of one round, and again for each retry of a round.
+
+        Args:
+            fraction: The fraction of connected clients to draw, from 0 to 1; at least the quorum is drawn. Default:
+                None, the contract's `server.fraction`.
+
+        Returns:
+            The clients' names, sorted.
+
+        Raises:
+            QuorumError: Too few clients are connected in time.
         """
         server = self.job.contract.server
         connected = self._task_runner.await_quorum(server.quorum)
@@ -144,10 +168,22 @@ class Controller:
         return sorted(draw.choice(connected, min(count, len(connected)), replace=False).tolist())
 
     def train(self, model: GlobalModel, clients: Sequence[str], task: str = "train") -> Updates:
-        """Send clients a model with a task and return their updates.
+        """Send a model and a training task to clients, and wait for their updates.
 
-        Where they are too few, those that are missing are asked again, or the round is skipped, or `QuorumError` is
-        raised, as the contract says (`server.on_quorum_failure`).
+        Below the quorum, the contract's `server.on_quorum_failure` decides: ask the missing clients again, skip the
+        round, or raise `QuorumError`.
+
+        Args:
+            model: The global model to train.
+            clients: The names of the clients.
+            task: The contract's task, which returns weights or a delta. Default: "train".
+
+        Returns:
+            The clients' updates.
+
+        Raises:
+            JobError: The contract has no such task, it returns metrics, or there are no clients.
+            QuorumError: Too few clients answered.
         """
         contract = self.job.contract
         if self._task_returns(task) == "metrics":
@@ -172,9 +208,18 @@ class Controller:
         return Updates(self._task_runner, model, request, aggregator, self._record)
 
     def validate(self, model: GlobalModel, clients: Sequence[str], task: str = "validate") -> dict[str, float]:
-        """Have the clients evaluate a model; return their metrics, averaged by weight ({} where none answered).
+        """Have clients evaluate a model.
 
-        A job without such a task is not validated.
+        Args:
+            model: The global model to evaluate.
+            clients: The names of the clients.
+            task: The contract's task. Default: "validate".
+
+        Returns:
+            The clients' metrics, averaged by weight. Empty if none answered, or if the contract has no such task.
+
+        Raises:
+            JobError: There are no clients.
         """
         if task not in self.job.contract.tasks:
             return {}
@@ -185,12 +230,28 @@ class Controller:
         return self._record.validate
 
     def keep(self, model: GlobalModel, metrics: dict[str, float]) -> None:
-        """Keep a model as the last one, and as the best one if its metrics are the best so far."""
+        """Save a model as the last one, and as the best one if its metrics are the best so far.
+
+        Args:
+            model: The model to save.
+            metrics: Its metrics, by name; may be empty.
+        """
         with _timed(self._record, "keep"):
             self._record.is_best = self._results.keep(model, metrics)
 
     def model_of(self, arrays: Arrays) -> GlobalModel:
-        """Return a workflow's own arrays as a global model; they must have the tensors of the initial model."""
+        """Convert a workflow's own arrays to a global model.
+
+        Args:
+            arrays: Arrays by name: the tensors of the initial model, in the same order.
+
+        Returns:
+            A copy of the arrays, as a model.
+
+        Raises:
+            TensorMismatch: A tensor's name, shape or dtype differs from the initial model's.
+            SpecError: The tensors are in another order.
+        """
         spec = ModelSpec.of(arrays)
         self._spec.require_match(spec)
         if spec != self._spec:
@@ -220,7 +281,7 @@ class Controller:
 
 
 def derive_seed(seed: int, round_index: int, client: str) -> int:
-    """Return the seed of one client in one round: 32 bits of a SHA-256, a function of its arguments alone."""
+    """Return the seed of one client in one round: 32 bits of a SHA-256 of the arguments."""
     digest = hashlib.sha256(f"{seed}/{round_index}/{client}".encode()).digest()
     return int.from_bytes(digest[:4], "little")
 

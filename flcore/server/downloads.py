@@ -1,4 +1,4 @@
-"""A client's reading of its order's model, until the round has closed or the client has failed in it."""
+"""Downloads: a client reads its assignment's model until the round has closed or the client has failed in it."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING

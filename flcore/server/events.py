@@ -1,4 +1,4 @@
-"""What can be seen of a running server: events, handed to whoever watches. Watching changes nothing."""
+"""Events of a running server, passed to observers. Observers do not change the run."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

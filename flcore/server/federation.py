@@ -121,7 +121,7 @@ class Federation:
         self.rounds.client_disconnected(client)
 
     def begin_download(self, client: str, assignment_id: int) -> Outbox:
-        """Return the model of an order that the client still works on."""
+        """Return the model of an assignment that the client still works on."""
         return ModelDownload(
             self.rounds, self.rounds.require_round(client, assignment_id), client, self._download_format
         )
@@ -140,7 +140,7 @@ class Federation:
         return UploadCall(self.rounds, open_round, self.rounds.begin_upload(open_round, upload))
 
     def task_failed(self, client: str, assignment_id: int, message: str) -> None:
-        """The client could not do its order. Its words are the server's to see, and no other client's."""
+        """A client has failed in its assignment. Its message is shown to the server only, not to other clients."""
         self.rounds.fail(self.rounds.require_round(client, assignment_id, Verdict.FAILED), client, message)
 
     def _create_upload(

@@ -1,4 +1,4 @@
-"""What is kept of a run: one record per round, as a JSON line."""
+"""The history of a run: one record per round, as a JSON line."""
 
 import json
 from collections.abc import Iterable
@@ -7,7 +7,14 @@ from dataclasses import asdict, dataclass, field
 
 @dataclass(frozen=True)
 class Participation:
-    """One client's part in a round: its weight, its metrics, bytes of its update, seconds from task to update."""
+    """One client's part in a round.
+
+    Attributes:
+        weight: The update's weight.
+        metrics: The client's metrics, by name.
+        bytes: Bytes of the update on the wire.
+        seconds: Seconds from the task to the update.
+    """
 
     weight: float
     metrics: dict[str, float]
@@ -17,11 +24,22 @@ class Participation:
 
 @dataclass
 class RoundRecord:
-    """One round. `train` and `validate` are the clients' metrics, averaged by weight; seconds are per phase.
+    """The record of one round.
 
-    `failed` gives the reason for each sampled client without an update, by task; `odd_metrics` what was wrong with
-    metrics that were left out, by client. `asked_again` is how often a task was, for its quorum; `skipped` why the
-    round left the model as it was.
+    Attributes:
+        round: The round's number, from 1.
+        sampled: The names of the clients that were asked.
+        updates: The participation of each client whose update counts, by client.
+        failed: By task and client, the reason why a sampled client has no update.
+        train: The clients' training metrics, averaged by weight.
+        validate: The clients' validation metrics, averaged by weight.
+        bytes_sent: Bytes that the server sent.
+        bytes_received: Bytes that the server received.
+        seconds: Duration in seconds by phase; the phase "round" is the whole round.
+        odd_metrics: By client and metric, the reason why the metric was left out.
+        asked_again: How often a task was asked again because it lacked its quorum.
+        skipped: The reason why the round left the model unchanged, else empty.
+        is_best: Whether the round's model is the best one so far.
     """
 
     round: int

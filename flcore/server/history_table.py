@@ -63,7 +63,7 @@ def open_history(run: PathLike) -> "pa.Table":
         raise HistoryError(
             f"expected the directory of a run, which holds {HISTORY_FILE}, got {Path(run)}; give the one of --out"
         ) from None
-    *lines, _ = content.split(b"\n")  # behind the last newline: nothing, or a line that is half written
+    *lines, _ = content.split(b"\n")  # after the last newline: nothing, or a partial line
     rows = [_row(line, f"line {number} of {path}") for number, line in enumerate(lines, start=1)]
     schema = pa.schema(list(_arrow_type(RoundRecord)))
     try:

@@ -1,4 +1,4 @@
-"""What belongs to a round while it is open: its orders, the model to read, the aggregator of its updates."""
+"""The state of an open round: its assignments, the model to download, the aggregator of its updates."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -41,13 +41,13 @@ class OpenRound:
         return {client: answer.participation for client, answer in self.state.answers.items()}
 
     def release_model(self) -> None:
-        """Let go of the model: what still reads it is refused."""
+        """Free the model. Downloads that still read it are refused."""
         self.model = None
         self.piece_cache.clear()
 
 
 def average_metrics(answers: Mapping[str, Participation]) -> dict[str, float]:
-    """Return the clients' metrics, averaged by weight; the order of the clients' names decides about the last bit."""
+    """Return the clients' metrics, averaged by weight, summed in the order of the clients' names."""
     return weighted_average((answers[name].metrics, answers[name].weight) for name in sorted(answers))
 
 

@@ -34,12 +34,12 @@ class Results:
             self._directory.append(record)
 
     def reserve(self, spec: ModelSpec) -> None:
-        """See that the next model will find room on the disk, before updates take it. Raises `OSError`."""
+        """Reserve disk space for the next model, before updates use it. Raises `OSError`."""
         if self._directory is not None:
             self._directory.reserve(total_bytes(spec) + MODEL_HEADER_BYTES)
 
     def release(self) -> None:
-        """The next model is written now, to the room that was reserved for it."""
+        """Release the reserved disk space, as the next model is written now."""
         if self._directory is not None:
             self._directory.release()
 

@@ -1,9 +1,9 @@
-"""The owner of the server's state: who is connected, and which rounds are open.
+"""The registry of the server's state: connected clients and open rounds.
 
-One lock guards it. It is held for single events alone, which the round's state machine answers with actions; what they
-take (disks, transports, observers, aggregators) is done once it is released. What clients are told is put into one
-queue under the lock, so that nobody learns that an order is over before the order itself. Any thread may post an event;
-the thread that opened a round waits for its end, and sees to what is due.
+One lock guards it. It is held for single events, which the round's state machine answers with actions. The actions
+(on disks, transports, observers, aggregators) run after the lock is released. Messages to clients enter one queue under
+the lock, so that no client receives the withdrawal of an assignment before the assignment. Any thread may post an
+event. The thread that opened a round waits for its end, and runs its timers.
 """
 
 import threading
@@ -102,7 +102,7 @@ class RoundRegistry:
             self._changed.notify_all()
 
     def open(self, open_round: OpenRound) -> None:
-        """Send each client its order."""
+        """Send each client its assignment."""
         state = open_round.state
         with self._changed:
             self._rounds = {number: each for number, each in self._rounds.items() if not each.state.is_closed}
@@ -116,7 +116,7 @@ class RoundRegistry:
         self._flush_outgoing()
 
     def wait_until_closed(self, open_round: OpenRound, staging: Staging) -> None:
-        """Return once a round has closed; see to what is due until then."""
+        """Wait until a round has closed, and run its timers until then."""
         state = open_round.state
         try:
             while not state.is_closed:
@@ -152,7 +152,7 @@ class RoundRegistry:
             open_round.wakes_at = now
 
     def _finish(self, open_round: OpenRound) -> None:
-        """The round takes nothing any more, whatever ended it."""
+        """Close a round: it accepts nothing any more."""
         with self._handle_event(open_round):
             open_round.state.abandon()
         open_round.release_model()
@@ -160,7 +160,7 @@ class RoundRegistry:
     # What transports report.
 
     def client_connected(self, client: str, link: ClientLink) -> None:
-        """The client can be reached; it is sent the orders that it owes an answer to."""
+        """A client has connected; send it the assignments that it has not answered."""
         with self._changed:
             self._links[client] = link
             for number in sorted(self._rounds):
@@ -185,7 +185,7 @@ class RoundRegistry:
         self._observe(ClientLeft(client, connected))
 
     def require_round(self, client: str, number: int, *also_allowed: Verdict) -> OpenRound:
-        """Return the round of an order that the client may still work on, or raise `Refused`."""
+        """Return the round of an assignment that the client may still work on, or raise `Refused`."""
         with self._changed:
             open_round = self._rounds.get(number)
             if open_round is None:
@@ -245,7 +245,7 @@ class RoundRegistry:
             open_round.state.memory_requested(upload.client, upload, now)
 
     def memory_granted(self, open_round: OpenRound, upload: PendingUpload) -> None:
-        """There is room for them."""
+        """Memory for the pieces was granted."""
         with self._handle_event(open_round) as now:
             open_round.state.memory_granted(upload.client, upload, now)
 
@@ -343,7 +343,7 @@ class RoundRegistry:
             self.fail(open_round, action.client, str(error), upload=action.upload, is_at_fault=False)
 
     def _flush_outgoing(self) -> None:
-        """Tell clients what is in the queue, in its order, whichever threads have put it there."""
+        """Send the queued messages to clients, first in, first out, for all threads."""
         while True:
             with self._changed:
                 if self._is_sending or not self._outgoing:

@@ -34,15 +34,21 @@ class Server(Protocol):
     address: str
 
     def close(self, reason: str, *, failed: bool = False) -> None:
-        """Say goodbye to all clients, and whether what they took part in has failed."""
+        """Say goodbye to all clients, with whether the job has failed."""
         ...
 
 
 class Outcome(NamedTuple):
-    """What came out of a job: one record per round, and the last global model."""
+    """The result of a job.
+
+    Example:
+        >>> history, model = flcore.run("digits")  # doctest: +SKIP
+    """
 
     history: list[RoundRecord]
+    """One record per round, in order."""
     model: GlobalModel
+    """The last global model."""
 
 
 def serve(
@@ -79,14 +85,14 @@ def serve(
         results = Results(run, job.contract.server.best, observe)
         task_runner = TaskRunner(federation, job.contract.server, storage.staging, observe)
         control = Controller(job, model, task_runner, results, observe, storage)
-        del source, model  # they are let go after the round in which they are sent
+        del source, model  # so that they are freed after the round in which they are sent
         server = listen(federation)
         reason, failed = "the server was stopped", True
         try:
             started(server, federation)
             task_runner.await_start(wait_for or job.contract.server.quorum)
             workflow(control)
-            if results.model is None:  # a workflow that keeps nothing ends with what it began with
+            if results.model is None:  # a workflow that keeps no model ends with the initial one
                 results.keep(control.initial_model, {})
             reason, failed = "the job is done", False
         except QuorumError as error:

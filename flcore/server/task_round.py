@@ -52,7 +52,7 @@ class Spill:
 
 @dataclass(frozen=True, slots=True)
 class Discard:
-    """Let go of an update that will not count."""
+    """Discard an update that will not count."""
 
     client: str
     upload: Any
@@ -140,11 +140,11 @@ class TaskRound:
         return progress.upload if progress is not None and progress.key == key else None
 
     def is_current(self, client: str, upload: Any) -> bool:
-        """Whether an upload may go on: it has not been let go, and no other one has taken its place."""
+        """Whether an upload may continue: it has been neither discarded nor replaced."""
         return self._progress_of(client, upload) is not None
 
     def pop_actions(self) -> list[Action]:
-        """Return what is to be done, in this order, and forget it."""
+        """Return the pending actions, in order, and clear them."""
         actions, self._actions = self._actions, []
         return actions
 
@@ -193,13 +193,13 @@ class TaskRound:
         return verdict
 
     def memory_requested(self, client: str, upload: Any, now: float) -> None:
-        """Pieces could come, and wait for room in memory."""
+        """The upload's turn has come; it waits for memory."""
         if progress := self._progress_of(client, upload):
             progress.await_memory(now)
             self._arm_timer(client, self._pending[client])
 
     def memory_granted(self, client: str, upload: Any, now: float) -> None:
-        """There is room, and the next piece may come."""
+        """Memory was granted; the next piece may arrive."""
         if progress := self._progress_of(client, upload):
             progress.resume(now)
             self._arm_timer(client, self._pending[client])
@@ -255,7 +255,7 @@ class TaskRound:
     # What time does.
 
     def tick(self, now: float, memory_freed_at: float = -NEVER) -> None:
-        """Let time pass. `memory_freed_at` is when staged updates gave room in memory back the last time."""
+        """Advance time. `memory_freed_at` is when staged updates last released memory."""
         self._memory_freed_at = memory_freed_at
         for client in self._timers.due(now):
             if client in self._pending:

@@ -16,7 +16,7 @@ from flcore.server.open_round import OpenRound, quorum_error
 from flcore.server.task_round import RoundPolicy
 
 SPILL_AFTER_S = 2.0
-"""How long an update keeps its memory while nothing comes, or waits for some while nobody lets go."""
+"""How long an idle update keeps its memory, and how long one waits for memory while none is released."""
 
 MAX_REPEATED_FAILURES = 3
 """After so many failures in a row for one reason of its own, a client is not asked again for the same task."""
@@ -51,7 +51,7 @@ class TaskRequest:
         return [client for client in self.messages if client not in self.answers and client not in hopeless]
 
     def record_attempt(self, closed: OpenRound) -> None:
-        """Take what came of one attempt."""
+        """Record the result of one attempt."""
         state, record = closed.state, self.record
         self.answers |= closed.answers
         for client, why in state.failed.items():

@@ -1,4 +1,4 @@
-"""How far one client's answer is on its way in, and since when nothing has come of it."""
+"""The progress of one client's upload, and since when it is idle."""
 
 from dataclasses import dataclass, field
 from enum import Enum, auto
@@ -8,26 +8,26 @@ from flcore.server.timers import NEVER
 
 
 class UploadPhase(Enum):
-    """What an answer waits for."""
+    """The phase of an upload."""
 
     QUEUED = auto()
-    """Its stream waits for its turn among all transfers."""
+    """Its stream waits in the queue of all transfers."""
     AWAITING_MEMORY = auto()
-    """Its turn has come; it waits for room in memory."""
+    """Its turn has come; it waits for memory."""
     TRANSFERRING = auto()
     """Its client may send."""
     COMPLETE = auto()
-    """Every piece is in."""
+    """All pieces were received."""
     COMMITTING = auto()
-    """It is being made to count."""
+    """It is being committed."""
 
 
 @dataclass(slots=True)
 class UploadProgress:
-    """An answer that has been announced. It outlives the streams that carry it: a new one goes on where one broke off.
+    """An announced answer. It outlives its streams: a new stream resumes where one broke off.
 
-    Its client's silence counts while it may send, a broken connection included; waiting for a turn or for room does not
-    count. `is_spilled` says that it was sent to disk.
+    Time while its client may send counts as idle, also while disconnected. Time queued for a turn or for memory does
+    not. `is_spilled` is true once it was spilled to disk.
     """
 
     key: str
@@ -43,7 +43,7 @@ class UploadProgress:
             self.phase = UploadPhase.COMPLETE
 
     def enqueue(self, now: float) -> None:
-        """A stream of it begins, and waits for its turn."""
+        """A stream begins, and waits for its turn."""
         self._enter(UploadPhase.QUEUED, now)
 
     def await_memory(self, now: float) -> None:
@@ -51,21 +51,21 @@ class UploadProgress:
         self._enter(UploadPhase.AWAITING_MEMORY, now)
 
     def resume(self, now: float) -> None:
-        """It need not wait any more, or its stream has ended."""
+        """The wait is over, or the stream has ended."""
         self._enter(UploadPhase.TRANSFERRING, now)
 
     def record_piece(self, now: float, *, is_last: bool) -> None:
-        """A piece is in."""
+        """A piece was received."""
         self.idle_since = now
         self.phase = UploadPhase.COMPLETE if is_last else UploadPhase.TRANSFERRING
 
     def pause(self, seconds: float) -> None:
-        """The server stood still for so long."""
+        """Do not count a time in which the server itself stood still."""
         self.idle_since += seconds
         self.phase_since += seconds
 
     def spills_at(self, spill_after_s: float, memory_freed_at: float) -> float:
-        """Return when it goes to disk, if nothing changes. It waits for room as long as others give some back."""
+        """Return when it is spilled to disk, if nothing changes. It waits for memory while others release some."""
         if self.is_spilled:
             return NEVER
         if self.phase is UploadPhase.AWAITING_MEMORY:
@@ -73,7 +73,7 @@ class UploadProgress:
         return self.idle_since + spill_after_s if self.phase is UploadPhase.TRANSFERRING else NEVER
 
     def fails_at(self, stall_timeout_s: float) -> float:
-        """Return when its client has failed, if nothing changes."""
+        """Return when it counts as stalled, if nothing changes."""
         return self.idle_since + stall_timeout_s if self.phase is UploadPhase.TRANSFERRING else NEVER
 
     def _enter(self, phase: UploadPhase, now: float) -> None:

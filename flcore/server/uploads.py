@@ -1,4 +1,4 @@
-"""One client's answer on its way in: what it may say beside its pieces, and where its pieces go.
+"""The upload of one client's answer: its message, and the staging of its pieces.
 
 A piece takes five steps from the call to the store: the transport's call hands it to `UploadCall.accept`, which
 checks that the answer is still wanted; `PendingUpload.accept` names the tensor if something is wrong; `Inbox.accept`
@@ -59,7 +59,7 @@ def check_message(message: UpdateMessage, client: str, returns: str, bounds: Bou
 
 
 def check_tensors(message: UpdateMessage, layout: Layout, client: str, wire_format: WireFormat) -> None:
-    """Raise a `TensorMismatch` unless an answer announces exactly the model's tensors, in the form asked for."""
+    """Raise a `TensorMismatch` unless an answer announces exactly the model's tensors, in the wire format asked for."""
     spec = wire_format.spec
     if message.tensors is not None:
         spec.require_match(decode_spec(message.tensors), client=client)
@@ -159,7 +159,7 @@ class UploadCall:
         return len(self._upload.inbox.plan)
 
     def begin(self) -> "Future[None]":
-        """Pieces could come now; the future is done as soon as there is room for them."""
+        """The upload's turn has come; the future is done once there is memory for its pieces."""
         aggregator, staged, first = self._round.aggregator, self._upload.staged, Future[None]()
         if aggregator is None or staged is None:
             first.set_result(None)
@@ -177,7 +177,7 @@ class UploadCall:
     def accept(self, piece: bytes) -> "Future[None] | None":
         """Take the next piece. What is wrong with it costs its client its place in the round, and nobody anything.
 
-        Returns a future that is done once there is room for the piece after it, or None where there is some.
+        Returns a future that is done once there is memory for the next piece, or None if there is some already.
         """
         upload = self._upload
         with upload.lock:

@@ -1,4 +1,4 @@
-"""What a federated model is held against: each client alone, and all data in one place."""
+"""Baselines of a federated model: each client alone, and all data in one place."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,10 +9,17 @@ from flcore.job.job import Job
 
 @dataclass(frozen=True)
 class Baselines:
-    """The job's metric of models trained without a federation, all on the same held-out data.
+    """The job's metric for models trained without a federation, all evaluated on the same held-out data.
 
-    `alone` has one value per client, `centralised` is that of a model trained on all data in one place. A job's
-    function, `baselines = "file.py:name"`, takes the `Job` and returns one.
+    A job's function (`baselines = "file.py:name"`) takes the `Job` and returns its baselines.
+
+    Args:
+        alone: By client, the metric of a model trained on this client's data.
+        centralised: The metric of a model trained on all data in one place.
+
+    Example:
+        >>> Baselines({"a": 0.81, "b": 0.78}, 0.93).centralised
+        0.93
     """
 
     alone: Mapping[str, float]

@@ -35,19 +35,32 @@ def run(
     fresh: bool = False,
     observe: Observer = ignore_events,
 ) -> Outcome:
-    """Run a job with all its clients on this machine, and return its history and its last model.
+    """Run a job's server and all its clients on this machine.
 
-    `job` is a directory with job.toml or the name of a bundled job; `clients`, `rounds` and `seed` replace what its
-    contract says. `workers` processes host the clients and talk to the server over gRPC on loopback (one process for
-    each client, and at most 8, if None); with 0, threads of this process do, without a socket. Files are written to the
-    directory `out`, if given: history.jsonl, model.safetensors, best.safetensors. One that holds an earlier run is
-    refused (`RunExists`), unless `fresh` says to keep that run beside it, as `NAME.1`.
+    Args:
+        job: A directory with job.toml, the name of a bundled job, or a `Job`.
+        clients: The number of clients. Default: None, that of the contract.
+        workers: The number of processes that host the clients and talk to the server over gRPC on loopback. 0: threads
+            of this process, without a socket. Default: None, one process per client, at most 8.
+        rounds: The number of rounds. Default: None, that of the contract.
+        seed: The seed of the job. Default: None, that of the contract.
+        out: The directory for history.jsonl, model.safetensors and best.safetensors. Default: None, no files.
+        fresh: Rename an earlier run in `out` to `NAME.1`, instead of raising `RunExists`. Default: False.
+        observe: Called with each event of the server. Default: ignores them.
 
-    Raises `FlcoreError`: `JobError` for a job that cannot be run or an `out` that cannot be written to, `QuorumError`
-    for a round without enough updates. The traceback of a client's code is logged, once for each place where it fails.
+    Returns:
+        The history, one record per round, and the last model.
 
-        history, model = flcore.run("digits")
-        history[-1].validate["accuracy"]
+    Raises:
+        JobError: The job cannot be run, or `out` cannot be written to.
+        RunExists: `out` holds an earlier run, and `fresh` is False.
+        QuorumError: A round has too few updates. The traceback of a client's code is logged, once for each place where
+            it fails.
+        ValueError: `workers` is negative.
+
+    Example:
+        >>> history, model = flcore.run("digits")  # doctest: +SKIP
+        >>> history[-1].validate["accuracy"]  # doctest: +SKIP
     """
     loaded = Job.load(Path(job) if not isinstance(job, Job) else job, clients=clients, rounds=rounds, seed=seed)
     require_tasks(loaded)

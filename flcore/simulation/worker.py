@@ -1,6 +1,6 @@
 """A worker process: hosts some clients of a run on this machine. Started by `workers`, with its setup on stdin.
 
-Its standard output carries notices to the run, one JSON list a line; whatever else is printed goes to standard error.
+Its standard output carries notices to the run, one JSON list a line; all other output goes to standard error.
 """
 
 import json
@@ -60,6 +60,6 @@ def _notices_to_parent() -> Notify:
 
 
 def _end_with_parent() -> None:
-    """Wait for the end of stdin, which is the end of the parent, and end this process, whatever it is doing."""
+    """Wait for the end of stdin, which is the end of the parent, and end this process at once."""
     os.read(sys.stdin.fileno(), 1)
     os._exit(1)

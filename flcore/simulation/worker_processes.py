@@ -121,7 +121,7 @@ class WorkerProcesses:
 
 
 class _OutputTail:
-    """The end of what a process printed."""
+    """The end of a process's output."""
 
     def __init__(self, pipe: IO[str]) -> None:
         self._pipe, self._end = pipe, b""

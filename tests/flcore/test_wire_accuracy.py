@@ -61,7 +61,7 @@ def results(name: str) -> tuple[float, float]:
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", [name for name in FORMS if name != "float32"])
-def test_narrow_wires_reach_the_accuracy_of_float32(name: str) -> None:
+def test_compressed_wires_reach_the_accuracy_of_float32(name: str) -> None:
     accuracy, traffic = results(name)
     reference, plain = results("float32")
     assert accuracy > reference - 0.01

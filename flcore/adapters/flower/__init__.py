@@ -1,8 +1,8 @@
-"""flcore inside Flower: strategies whose means flcore computes, and a grid that hands replies on as they arrive.
+"""flcore inside Flower: strategies whose means flcore computes, and a grid that yields replies as they arrive.
 
-For the Message API (`flwr.serverapp`). `FedAvg` stands in for Flower's own; `FlcoreMean` is mixed into others that
-build on FedAvg (`class FedAdam(flwr.serverapp.strategy.FedAdam, FlcoreMean)`); `StreamingGrid` keeps a ServerApp's
-memory from growing with its clients.
+For the Message API (`flwr.serverapp`). `FedAvg` replaces Flower's own; `FlcoreMean` is a mixin for others that
+build on FedAvg (`class FedAdam(flwr.serverapp.strategy.FedAdam, FlcoreMean)`); with `StreamingGrid`, a
+ServerApp's memory does not grow with its clients.
 """
 
 from flcore.adapters.flower.grid import StreamingGrid

@@ -1,4 +1,4 @@
-"""A grid that hands replies on one by one as they arrive, so that each can be folded and let go."""
+"""A grid that yields replies as they arrive, so that each can be folded and freed."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -8,15 +8,25 @@ from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
 MIN_POLL_S, MAX_POLL_S = 0.01, 0.25
-"""Between two rounds of asking: Flower's grids can only be asked."""
+"""The interval between polls: Flower's grids can only be polled."""
 
 
 class StreamingGrid(Grid):  # type: ignore[misc]  # it has a type only where Flower is installed
-    """A grid around Flower's own, for strategies that take replies as they come (`FlcoreMean`).
+    """A wrapper of Flower's grid, for strategies that fold replies as they arrive (`FlcoreMean`).
 
-    `send_and_receive` returns an iterator for training: it asks for replies `at_once` at a time, so that no more than
-    these are in memory beside what the strategy holds, and waits a quarter of a second at most where nothing has come,
-    not three. Replies of other kinds, which are small, come as a list.
+    For training, `send_and_receive` returns an iterator. It pulls `at_once` replies at a time, so only these are in
+    memory beside those that the strategy holds. Between polls it waits 0.25 s at most, or as long as the last poll
+    took; Flower waits 3 s. Other replies are small, and are returned as a list.
+
+    Args:
+        grid: Flower's grid.
+        at_once: The number of replies to pull at a time, >= 1. Default: 1.
+
+    Raises:
+        ValueError: `at_once` is below 1.
+
+    Example:
+        >>> strategy.start(grid=StreamingGrid(grid), initial_arrays=arrays)  # doctest: +SKIP
     """
 
     def __init__(self, grid: Grid, *, at_once: int = 1) -> None:
@@ -58,9 +68,14 @@ class StreamingGrid(Grid):  # type: ignore[misc]  # it has a type only where Flo
         return messages
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Send messages now, and return their replies: as they come where they train, or else all at the end.
+        """Send messages at once, and return their replies.
 
-        After `timeout` seconds (None: never) those that are there still come, and no others.
+        Args:
+            messages: The messages to send.
+            timeout: Seconds after which only replies that have arrived are returned. Default: None, no timeout.
+
+        Returns:
+            For training, an iterator that yields replies as they arrive; else a list of all replies.
         """
         outgoing = list(messages)
         trains = any(message.metadata.message_type.startswith(MessageType.TRAIN) for message in outgoing)
@@ -83,4 +98,4 @@ class StreamingGrid(Grid):  # type: ignore[misc]  # it has a type only where Flo
             pending, is_first = [each for each in pending if each not in answered], False
             pause = MIN_POLL_S if answered else min(2 * pause, MAX_POLL_S)
             if pending and not answered:
-                time.sleep(max(pause, time.monotonic() - began))  # whoever asks for many rests as long as it asked
+                time.sleep(max(pause, time.monotonic() - began))  # wait at least as long as the poll took

@@ -1,4 +1,4 @@
-"""Flower's strategies with flcore's mean: exact, client by client, and without those whose reply cannot be counted."""
+"""Flower's strategies with flcore's mean: exact, folded reply by reply, without invalid replies."""
 
 import math
 from collections import Counter
@@ -17,17 +17,24 @@ from flcore.model.spec import ModelSpec
 
 
 class FlcoreMean(strategy.FedAvg):  # type: ignore[misc]  # it has a type only where Flower is installed
-    """The mean of FedAvg, computed by flcore; to be mixed in behind a strategy that builds on FedAvg.
+    """The mean of FedAvg, computed by flcore: a mixin, listed after a strategy that builds on FedAvg.
 
-    A reply must have the tensors of the global model, by name, shape and dtype, finite values, and a weight that is a
-    finite number >= 0; another is refused and logged, and the round goes on without it. Arrays are taken out of the
-    replies once they are folded. A global model in other dtypes than the first one's (Flower's FedAdam makes float64 of
-    float32) is sent in those of the first, which clients keep to.
+    A valid reply has the tensors of the global model (the same names, shapes and dtypes), finite values, and a weight
+    that is a finite number >= 0. Any other reply is refused and logged, and the round continues without it. Arrays are
+    removed from the replies once they are folded. The global model is always sent in the dtypes of the first one, also
+    where a strategy changes them (Flower's FedAdam turns float32 into float64).
 
-    Attributes of the class, or of an instance before a run: `accumulate` is "exact", "float64" or "float32"
-    (see `flcore.aggregate`); `group` is how many replies of a `StreamingGrid` are held and folded in one pass;
-    `max_abs` bounds the magnitude of every element; `average_bytes` averages unsigned bytes, which must not change
-    otherwise.
+    Attributes:
+        accumulate: "exact" (default), "float64" or "float32" (see `flcore.aggregate`).
+        group: The number of replies of a `StreamingGrid` to hold and fold in one pass, >= 1. Default: 1.
+        max_abs: The largest magnitude of an element. Default: no bound but that of the dtype.
+        average_bytes: Average unsigned bytes. By default, they must not change.
+
+    Set them on the class, or on an instance before a run.
+
+    Example:
+        >>> class FedAdam(flwr.serverapp.strategy.FedAdam, FlcoreMean):  # doctest: +SKIP
+        ...     group = 4
     """
 
     accumulate: str = "exact"
@@ -37,7 +44,7 @@ class FlcoreMean(strategy.FedAvg):  # type: ignore[misc]  # it has a type only w
     _aggregator: IncrementalAggregator | None = None
 
     def __init_subclass__(cls, **keywords: Any) -> None:
-        """Refuse settings that no round could have, and an order of bases in which this mean would not be used."""
+        """Raise for settings that are invalid for every round, and for bases that would override this mean."""
         super().__init_subclass__(**keywords)
         require_settings("mean", cls.accumulate, cls.group, cls.max_abs)
         behind = cls.__mro__[cls.__mro__.index(FlcoreMean) + 1 :]
@@ -47,14 +54,14 @@ class FlcoreMean(strategy.FedAvg):  # type: ignore[misc]  # it has a type only w
             raise TypeError(f"FlcoreMean comes last, as it stands in for FedAvg's mean: {order}")
 
     def summary(self) -> None:
-        """Log what the mean is, beside what Flower logs."""
+        """Log the settings of the mean, and Flower's summary."""
         log(INFO, "\t├──> The mean is flcore's: %s, %s of a stream at once", self.accumulate, self.group)
         super().summary()
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Begin a round (see Flower's `FedAvg`); what the model is, is known from here."""
+        """Begin a round (see Flower's `FedAvg`), and take the model's tensors from the global model."""
         sent = ModelSpec.of(array_views(arrays, "the global model"))
         known_spec = None if self._aggregator is None else self._aggregator.spec
         if self._aggregator is None or server_round == 1 or known_spec is None or _shapes(known_spec) != _shapes(sent):
@@ -71,15 +78,24 @@ class FlcoreMean(strategy.FedAvg):  # type: ignore[misc]  # it has a type only w
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Return the mean of the replies' arrays, and their aggregated metrics; (None, None) where nobody replied.
+        """Return the mean of the replies' arrays, and their aggregated metrics.
 
-        A list, whose models are in memory anyway, is combined in one pass; any other iterable is folded in groups as it
-        is consumed. Raises `QuorumError` where there were replies and none could be counted, `WeightError` where all
-        weights are zero, and `AggregationError` where a dtype cannot hold the mean.
+        Args:
+            server_round: The round's number.
+            replies: The replies. A list is combined in one pass. Any other iterable is folded in groups as it is
+                consumed.
+
+        Returns:
+            The mean and the metrics; `(None, None)` if there are no replies.
+
+        Raises:
+            QuorumError: There are replies, and none of them is valid.
+            WeightError: All weights are zero.
+            AggregationError: A dtype cannot hold the mean.
         """
         aggregator = self._aggregator = self._aggregator or self._create_aggregator()
         aggregator.clear()
-        aggregator.group = None if isinstance(replies, list) else self.group  # a list is held to its end
+        aggregator.group = None if isinstance(replies, list) else self.group  # a list is in memory already
         mean = _RoundMean(aggregator, self.weighted_by_key)
         arrays = mean.of(replies)
         log(INFO, "aggregate_train: Received %s results and %s failures", len(mean.answers), mean.failures)
@@ -95,8 +111,20 @@ class FlcoreMean(strategy.FedAvg):  # type: ignore[misc]  # it has a type only w
 class FedAvg(FlcoreMean):
     """Flower's FedAvg (McMahan et al., 2017) with flcore's mean.
 
-    It takes the arguments of `flwr.serverapp.strategy.FedAvg`, and by keyword `accumulate`, `group`, `max_abs` and
-    `average_bytes` (see `FlcoreMean`).
+    Args:
+        *arguments: The arguments of `flwr.serverapp.strategy.FedAvg`.
+        accumulate: "exact" (default), "float64" or "float32" (see `flcore.aggregate`).
+        group: The number of replies of a `StreamingGrid` to hold and fold in one pass, >= 1. Default: 1.
+        max_abs: The largest magnitude of an element. Default: no bound but that of the dtype.
+        average_bytes: Average unsigned bytes. By default, they must not change.
+        **keywords: The keyword arguments of `flwr.serverapp.strategy.FedAvg`.
+
+    Raises:
+        JobError: A setting is invalid for every round.
+
+    Example:
+        >>> strategy = FedAvg(fraction_train=0.5, group=4)  # doctest: +SKIP
+        >>> strategy.start(grid=StreamingGrid(grid, at_once=4), initial_arrays=arrays)  # doctest: +SKIP
     """
 
     def __init__(
@@ -114,7 +142,7 @@ class FedAvg(FlcoreMean):
 
 
 class _RoundMean:
-    """One round's mean: `answers` is what is left of the replies that count, by node."""
+    """The mean of one round. `answers` holds the valid replies without their arrays, by node."""
 
     def __init__(self, aggregator: IncrementalAggregator, weighted_by: str) -> None:
         self._aggregator, self._weighted_by = aggregator, weighted_by
@@ -138,7 +166,7 @@ class _RoundMean:
         builder = RecordBuilder(self._aggregator.spec)
         try:
             self._aggregator.finish(builder.arrays)
-        except QuorumError:  # those that were left turned out to be unsound
+        except QuorumError:  # the remaining replies were found invalid
             return None
         finally:
             for late in self._aggregator.pop_rejected():
@@ -178,7 +206,7 @@ def _node_name(reply: Message) -> str:
 
 
 def _without_arrays(reply: Message) -> RecordDict:
-    """Return a reply's content, whose arrays are let go."""
+    """Remove the arrays from a reply's content, and return it."""
     content: RecordDict = reply.content
     for name in _records(content, ArrayRecord):
         del content[name]
@@ -200,7 +228,7 @@ def _metric_lengths(metrics: MetricRecord) -> frozenset[tuple[str, int]]:
 
 
 def _with_common_metrics(answers: list[RecordDict]) -> list[RecordDict]:
-    """Return the answers with the metrics that most have, by name and length: others cannot be averaged with them."""
+    """Return the answers that have the most common metrics, by name and length; only these can be averaged."""
     names = [_metric_lengths(*_records(answer, MetricRecord).values()) for answer in answers]
     (most, _), *rest = Counter(names).most_common()
     if rest:

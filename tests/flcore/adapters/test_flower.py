@@ -178,7 +178,7 @@ def test_the_mean_is_flowers_to_rounding_and_integers_stay_integers(form: Any, a
     assert found["n"].numpy() == 50 and found["n"].dtype == "int64" and expected["n"].dtype == "float64"
 
 
-def test_exact_means_are_those_of_aggregate_in_any_order_and_form() -> None:
+def test_exact_means_are_those_of_aggregate_for_any_order_and_container() -> None:
     given = models(9)
     expected = flcore.aggregate([(arrays, weight) for weight, arrays in enumerate(given, 1)])
     for form, group in ((list, 4), (iter, 4), (iter, 1), (lambda each: iter(each[::-1]), 3)):
@@ -261,7 +261,7 @@ def test_metrics_that_few_replies_have_are_left_out() -> None:
     assert dict(metrics) == {"loss": 2.0}
 
 
-def test_arrays_are_let_go_once_they_are_folded() -> None:
+def test_arrays_are_freed_once_they_are_folded() -> None:
     alive: list[weakref.ref[Any]] = []
     most = 0
 
@@ -282,7 +282,7 @@ def test_arrays_are_let_go_once_they_are_folded() -> None:
     assert all(not answer.content.array_records and answer.content.metric_records for answer in answers)
 
 
-def test_an_order_of_bases_in_which_our_mean_would_not_be_used_is_refused() -> None:
+def test_bases_that_would_override_our_mean_are_refused() -> None:
     with pytest.raises(TypeError, match=r"FlcoreMean comes last, .*: class Wrong\(FedAdam, FlcoreMean\)"):
         type("Wrong", (FlcoreMean, strategy.FedAdam), {})
     with pytest.raises(flcore.JobError, match="accumulate 'fp32' does not exist"):

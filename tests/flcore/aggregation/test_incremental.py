@@ -1,4 +1,4 @@
-"""The running combination: its groups, its twin of memory, and that whoever is refused leaves no trace."""
+"""The running combination: its groups, its twin of memory, and no trace of refused updates."""
 
 import gc
 import weakref
@@ -95,7 +95,7 @@ def test_weights_of_zero_count_for_nothing() -> None:
 @pytest.mark.parametrize("may_double", [False, True])
 @pytest.mark.parametrize("accumulate", ["exact", "float64", "float32"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_whoever_is_refused_leaves_no_trace(bad: float, accumulate: str, may_double: bool) -> None:
+def test_a_refused_update_leaves_no_trace(bad: float, accumulate: str, may_double: bool) -> None:
     given = models()
     for name in ("w", "h", "v"):
         unsound = {key: values.copy() for key, values in given[0][0].items()}
@@ -169,7 +169,7 @@ def test_what_the_model_is_comes_from_the_spec_or_the_first_update_and_stays() -
 
 
 @pytest.mark.parametrize("group", [1, 2, 9])
-def test_whoever_is_refused_has_no_say_in_what_the_result_looks_like(group: int) -> None:
+def test_a_refused_update_does_not_shape_the_result(group: int) -> None:
     def model(value: float, *, is_tied: bool = True) -> dict[str, Any]:
         one = np.full(3, value)
         return {"body": {"in": one, "out": one if is_tied else one.copy()}}

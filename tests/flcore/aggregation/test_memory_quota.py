@@ -1,9 +1,9 @@
-"""Room: claimed in turn, and never more in memory than there is."""
+"""The memory quota: reserved first in, first out, and never exceeded."""
 
 from flcore.aggregation.memory_quota import MemoryQuota
 
 
-def test_room_is_given_in_turn() -> None:
+def test_memory_is_granted_first_in_first_out() -> None:
     quota = MemoryQuota(100)
     first, second, third = (quota.reserve(nbytes, may_wait=True) for nbytes in (60, 50, 10))
     assert first.result(0) is True
@@ -14,7 +14,7 @@ def test_room_is_given_in_turn() -> None:
     assert quota.reserve(101, may_wait=True).result(0) is False, "it will never fit"
 
 
-def test_whoever_stops_waiting_makes_room_for_the_next() -> None:
+def test_a_cancelled_request_lets_the_next_one_pass() -> None:
     quota = MemoryQuota(100)
     quota.reserve(60, may_wait=True)
     second, third = (quota.reserve(nbytes, may_wait=True) for nbytes in (50, 40))
@@ -25,7 +25,7 @@ def test_whoever_stops_waiting_makes_room_for_the_next() -> None:
     assert quota.reserve(100, may_wait=False).result(0) is True
 
 
-def test_without_a_bound_there_is_always_room() -> None:
+def test_without_a_bound_every_request_is_granted() -> None:
     quota = MemoryQuota()
     assert all(quota.reserve(1 << 60, may_wait=False).result(0) for _ in range(5))
     quota.acquire(1 << 60)
@@ -35,7 +35,7 @@ def test_chunks_enter_in_turn_as_others_leave_and_nobody_waits_in_a_call() -> No
     quota = MemoryQuota(100)
     assert quota.reserve(80, may_wait=False).result(0)
     assert quota.acquire(80).result(0)
-    quota.cancel_reservation(80)  # its chunks are let go from now on
+    quota.cancel_reservation(80)  # its chunks are freed from now on
     assert quota.reserve(80, may_wait=False).result(0), "so the next may come"
     assert quota.acquire(20).result(0)
     first, second, third = (quota.acquire(nbytes) for nbytes in (30, 5, 5))
@@ -50,7 +50,7 @@ def test_chunks_enter_in_turn_as_others_leave_and_nobody_waits_in_a_call() -> No
     assert quota.acquire(100).result(0), "the one that was cancelled holds nothing"
 
 
-def test_when_room_was_given_back_is_known() -> None:
+def test_the_time_of_the_last_release_is_known() -> None:
     now = [5.0]
     quota = MemoryQuota(100, clock=lambda: now[0])
     assert quota.released_at < 0

@@ -1,4 +1,4 @@
-"""The plans: the same bits from both; streaming folds in the background, lets go, and tells what went wrong."""
+"""The plans: the same bits from both; streaming folds in the background, frees updates, and reports errors."""
 
 import os
 import threading
@@ -84,7 +84,7 @@ def test_updates_on_disk_give_the_same_bits(plan: str, accumulate: str, read_chu
     order = list(range(CLIENTS))
     expected = combined("batch", order, base=base, accumulate=accumulate)
     nbytes = ModelSpec.of(update(0)).nbytes
-    for memory_bytes in (0, 4 * nbytes):  # all on disk, and only those that find no room
+    for memory_bytes in (0, 4 * nbytes):  # all on disk, and only those beyond the quota
         storage = Storage(plan, Staging(memory_bytes), read_chunks=read_chunks)
         found = combined(plan, order, base=base, accumulate=accumulate, storage=storage)
         for name, array in expected.items():
@@ -109,7 +109,7 @@ def test_a_budget_bounds_what_is_in_memory() -> None:
 
 
 @pytest.mark.parametrize("plan", ["batch", "streaming"])
-def test_what_is_discarded_takes_no_room_and_leaves_no_trace(plan: str) -> None:
+def test_discarded_updates_take_no_memory_and_leave_no_trace(plan: str) -> None:
     staging = Staging(4 * ModelSpec.of(update(0)).nbytes)
     aggregator = Aggregator(ModelSpec.of(update(0)), storage=Storage(plan, staging))
     give(aggregator, 0)
@@ -120,7 +120,7 @@ def test_what_is_discarded_takes_no_room_and_leaves_no_trace(plan: str) -> None:
     assert aggregator.finish().arrays()["n"] == update(2)["n"]
 
 
-def test_whoever_commits_does_not_wait_for_the_fold(gate: threading.Event) -> None:
+def test_a_commit_does_not_wait_for_the_fold(gate: threading.Event) -> None:
     aggregator = Aggregator(ModelSpec.of(update(0)), plan="streaming")
     for seed in range(CLIENTS):
         give(aggregator, seed)
@@ -129,7 +129,7 @@ def test_whoever_commits_does_not_wait_for_the_fold(gate: threading.Event) -> No
     assert aggregator.finish().arrays()["w"].tobytes() == expected["w"].tobytes()
 
 
-def test_an_update_is_let_go_when_it_is_folded() -> None:
+def test_an_update_is_freed_when_it_is_folded() -> None:
     aggregator = Aggregator(ModelSpec.of(update(0)), plan="streaming")
     staged = aggregator.stage("a", 1.0)
     aggregator.allocate(staged).result()

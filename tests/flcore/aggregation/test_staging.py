@@ -1,4 +1,4 @@
-"""Staging: room in memory in turn, disk beyond it, Arrow streams there, and nothing left behind."""
+"""Staging: memory first in, first out, disk beyond it, Arrow streams there, and nothing left behind."""
 
 import os
 from collections.abc import Callable
@@ -75,7 +75,7 @@ def test_tensors_written_in_slices_end_up_on_disk_alike() -> None:
 
 
 @pytest.mark.parametrize("moment", [0, 1, 2, 4])
-def test_an_update_goes_to_disk_with_what_is_here_and_gives_its_room_back(moment: int) -> None:
+def test_a_spilled_update_writes_its_chunks_to_disk_and_releases_its_memory(moment: int) -> None:
     staging = Staging(WIRE_FORMAT.nbytes)
     staged = update(staging)
     staged.allocate(may_wait=False).result(0)
@@ -133,26 +133,26 @@ def test_nothing_stays_on_disk(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("memory_bytes", [WIRE_FORMAT.nbytes, 0])
-def test_what_was_let_go_takes_nothing_more(memory_bytes: int) -> None:
+def test_a_discarded_update_takes_nothing_more(memory_bytes: int) -> None:
     staging = Staging(memory_bytes)
     staged = update(staging)
     staged.allocate(may_wait=False).result(0)
     staged.discard()
-    with pytest.raises(StagingError, match="client 'a': it was let go"):
+    with pytest.raises(StagingError, match="client 'a': it was discarded"):
         fill(staged)
     staged.spill()
     assert not staged.is_on_disk
     assert staging.quota.reserve(memory_bytes, may_wait=False).result(0) is True
 
 
-def test_an_update_that_is_let_go_while_it_waits_takes_no_room() -> None:
+def test_an_update_discarded_while_it_waits_takes_no_memory() -> None:
     staging = Staging(WIRE_FORMAT.nbytes)
     first, second = update(staging), update(staging, "b")
     first.allocate(may_wait=True).result(0)
     begun = second.allocate(may_wait=True)
     second.discard()
     begun.result(0)
-    with pytest.raises(StagingError, match="let go"):
+    with pytest.raises(StagingError, match="discarded"):
         fill(second)
     first.discard()
     assert staging.quota.reserve(WIRE_FORMAT.nbytes, may_wait=False).result(0) is True
@@ -183,7 +183,7 @@ def test_a_disk_that_is_full_refuses_the_update_and_says_so(monkeypatch: pytest.
         assert content(spilled) == EXPECTED, "what was there is there"
         spilled.discard()
         assert staging.quota.reserve(WIRE_FORMAT.nbytes, may_wait=False).result(0) is True, (
-            "and its room is free when it goes"
+            "and its memory is free when it goes"
         )
 
 
@@ -264,7 +264,7 @@ def test_the_next_chunk_is_waited_for_by_a_future_and_by_no_thread() -> None:
     going, coming = update(staging, "going"), update(staging, "coming")
     going.allocate(may_wait=True).result(0)
     fill(going)
-    going.drain()  # its chunks are let go from now on
+    going.drain()  # its chunks are freed from now on
     coming.allocate(may_wait=True).result(0)
     ready = coming.acquire_next()
     assert not ready.done() and coming.acquire_next() is ready
@@ -273,15 +273,15 @@ def test_the_next_chunk_is_waited_for_by_a_future_and_by_no_thread() -> None:
     fill(coming, slice(0, 1))
     assert not coming.acquire_next().done()
     coming.spill()
-    assert coming.acquire_next().done(), "what goes to disk needs no room"
+    assert coming.acquire_next().done(), "chunks on disk need no memory"
     fill(coming, slice(1, None))
     assert content(coming) == EXPECTED
     going.discard()
-    assert staging.quota.acquire(WIRE_FORMAT.nbytes).result(0), "all room was given back"
+    assert staging.quota.acquire(WIRE_FORMAT.nbytes).result(0), "all memory was released"
 
 
 @pytest.mark.parametrize("is_granted", [True, False])
-def test_an_update_that_is_let_go_gives_back_the_room_of_its_next_chunk(is_granted: bool) -> None:
+def test_a_discarded_update_releases_the_memory_of_its_next_chunk(is_granted: bool) -> None:
     staging = Staging(WIRE_FORMAT.nbytes)
     staged, other = update(staging), staging.quota.acquire(WIRE_FORMAT.nbytes)
     staged.allocate(may_wait=True).result(0)

@@ -1,4 +1,4 @@
-"""Orders as a client's working thread gets them: first in, first out; withdrawn ones are not begun."""
+"""Assignments as a client's working thread gets them: first in, first out; withdrawn ones are not started."""
 
 import threading
 import time
@@ -24,18 +24,18 @@ def assignment_queue(*messages: Welcome | TaskAssignment | Withdrawal | Goodbye)
     return made
 
 
-def test_orders_are_first_in_first_out() -> None:
+def test_assignments_are_first_in_first_out() -> None:
     queue = assignment_queue(assignment(5), assignment(3), assignment(5), assignment(4))
     assert [queue.next_assignment() for _ in range(3)] == [(WELCOME, assignment(number)) for number in (5, 3, 4)]
 
 
-def test_an_order_that_was_withdrawn_before_it_was_begun_is_not_begun() -> None:
+def test_an_assignment_withdrawn_before_it_starts_is_not_started() -> None:
     queue = assignment_queue(assignment(1), assignment(2), Withdrawal(1), Withdrawal(7))
     assert queue.next_assignment() == (WELCOME, assignment(2))
     assert queue.is_current_wanted
 
 
-def test_the_answer_to_an_order_that_is_withdrawn_while_it_is_done_is_not_wanted() -> None:
+def test_the_answer_to_an_assignment_withdrawn_while_it_runs_is_not_wanted() -> None:
     queue = assignment_queue(assignment(1), assignment(2))
     queue.next_assignment()
     queue.put(Withdrawal(2))
@@ -47,7 +47,7 @@ def test_the_answer_to_an_order_that_is_withdrawn_while_it_is_done_is_not_wanted
     assert queue.is_current_wanted
 
 
-def test_a_welcome_of_the_same_session_begins_the_queue_anew_and_the_order_at_work_is_not_taken_twice() -> None:
+def test_a_welcome_of_the_same_session_clears_the_queue_and_the_current_assignment_is_not_taken_twice() -> None:
     queue = assignment_queue(assignment(1), assignment(2), assignment(3))
     queue.next_assignment()
     queue.put(WELCOME)
@@ -59,7 +59,7 @@ def test_a_welcome_of_the_same_session_begins_the_queue_anew_and_the_order_at_wo
     )
 
 
-def test_an_order_that_comes_again_after_it_was_done_is_taken_again() -> None:
+def test_an_assignment_repeated_after_it_was_done_is_taken_again() -> None:
     queue = assignment_queue(assignment(1), assignment(2))
     assert queue.next_assignment() == (WELCOME, assignment(1))
     assert queue.next_assignment() == (WELCOME, assignment(2))
@@ -67,7 +67,7 @@ def test_an_order_that_comes_again_after_it_was_done_is_taken_again() -> None:
     assert queue.next_assignment() == (WELCOME, assignment(1))
 
 
-def test_another_session_withdraws_the_order_at_work_and_its_numbers_are_others() -> None:
+def test_another_session_withdraws_the_current_assignment_and_its_ids_are_new() -> None:
     queue, other = assignment_queue(assignment(1)), Welcome("another secret")
     queue.next_assignment()
     queue.put(other)
@@ -77,7 +77,7 @@ def test_another_session_withdraws_the_order_at_work_and_its_numbers_are_others(
 
 
 @pytest.mark.parametrize("end", [Goodbye("done"), Refused("over", "no")])
-def test_the_end_comes_before_any_order(end: Goodbye | Refused) -> None:
+def test_the_end_comes_before_any_assignment(end: Goodbye | Refused) -> None:
     queue = assignment_queue(assignment(1))
     queue.put(end)
     assert queue.has_ended and not queue.is_current_wanted
@@ -99,7 +99,7 @@ def test_who_waits_is_woken() -> None:
 
 
 def test_a_new_server_that_comes_while_nothing_is_at_work_wants_its_answers() -> None:
-    """The old server was killed, and its last order is done; the client waits for the next one."""
+    """The old server was killed, and its last assignment is done; the client waits for the next one."""
     assignment_queue = AssignmentQueue()
     assignment_queue.put(Welcome("old server"))
     assignment_queue.put(TaskAssignment(1, b"one"))

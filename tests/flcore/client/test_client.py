@@ -136,7 +136,7 @@ def played(tmp_path: Path) -> Played:
     return Played(tmp_path)
 
 
-def test_orders_are_done_in_the_order_in_which_they_came(played: Played) -> None:
+def test_assignments_are_run_first_in_first_out(played: Played) -> None:
     played.start(assignment(1, 1), assignment(2, 2))
     played.server.wait_for_uploads(2)
     played.finish()
@@ -145,14 +145,14 @@ def test_orders_are_done_in_the_order_in_which_they_came(played: Played) -> None
 
 
 @pytest.mark.parametrize("upload", ["float32", "int8[64]"])
-def test_an_order_that_comes_again_is_answered_with_the_same_bytes_and_no_training(played: Played, upload: str) -> None:
+def test_a_repeated_assignment_is_answered_with_the_same_bytes_and_no_training(played: Played, upload: str) -> None:
     if upload != "float32":
         played.wire = {"upload": upload}
     played.start(assignment(1, 1))
     played.server.wait_for_uploads(1)
-    played.say(assignment(1, 1))  # the same order: its receipt was lost on the server's side
+    played.say(assignment(1, 1))  # the same assignment: its receipt was lost on the server's side
     played.server.wait_for_uploads(2)
-    played.say(assignment(2, 1))  # another order that asks the same
+    played.say(assignment(2, 1))  # another assignment with the same content
     played.server.wait_for_uploads(3)
     played.say(assignment(3, 2))
     played.server.wait_for_uploads(4)
@@ -178,7 +178,7 @@ def test_what_rounding_left_out_of_an_answer_that_never_arrived_is_not_kept(play
     assert "client-1: the server refused: the round has closed without it" in played.told
 
 
-def test_another_model_is_another_order(played: Played) -> None:
+def test_another_model_is_another_assignment(played: Played) -> None:
     played.start(assignment(1, 1))
     played.server.wait_for_uploads(1)
     played.say(assignment(2, 1, payload_id="another model"))
@@ -188,7 +188,7 @@ def test_another_model_is_another_order(played: Played) -> None:
     assert played.server.downloads == 2
 
 
-def test_an_order_withdrawn_while_it_is_done_is_finished_and_its_answer_not_sent(played: Played) -> None:
+def test_an_assignment_withdrawn_while_it_runs_is_finished_and_its_answer_not_sent(played: Played) -> None:
     begun, may_go_on = threading.Event(), threading.Event()
 
     def train(model: Arrays, task: Task) -> Update:
@@ -209,10 +209,10 @@ def test_an_order_withdrawn_while_it_is_done_is_finished_and_its_answer_not_sent
     assert [number for number, _, _ in played.server.uploads] == [3, 4]
     assert played.trained == [1, 3, 1], "the second is not begun"
     assert not played.server.reports
-    assert "client-1: order 1 is over without this client's answer" in played.told
+    assert "client-1: assignment 1 is over without this client's answer" in played.told
 
 
-def test_an_upload_is_not_made_again_for_an_order_that_was_withdrawn(played: Played) -> None:
+def test_an_upload_is_not_retried_for_a_withdrawn_assignment(played: Played) -> None:
     played.server.losing = [ConnectionLost("gone"), ConnectionLost("gone")]
     played.start(assignment(1, 1))
     played.server.wait_for_uploads(1)
@@ -270,7 +270,7 @@ def test_waits_grow_up_to_two_seconds_and_begin_anew_after_a_good_session(played
     assert played.told.count("client-1: the connection is lost; joining again as soon as the server is there") == 1
 
 
-def test_the_form_of_a_narrow_upload_is_the_contracts(played: Played) -> None:
+def test_the_wire_format_of_a_compressed_upload_is_the_contracts(played: Played) -> None:
     played.wire = {"upload": "int8[64]"}
     played.start(assignment(1, 1))
     played.server.wait_for_uploads(1)

@@ -272,7 +272,7 @@ def test_a_refused_client_cannot_try_again_in_the_same_round(by_hand: ByHand) ->
     reason(by_hand.stage.result())
 
 
-def test_orders_that_nobody_gave_are_refused_and_change_nothing(by_hand: ByHand) -> None:
+def test_unknown_assignments_are_refused_and_change_nothing(by_hand: ByHand) -> None:
     number = by_hand.next_assignment().assignment_id
     for other in (number + 1, 2**60):
         with pytest.raises(Refused, match="was not asked"):

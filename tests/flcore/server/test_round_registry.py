@@ -157,8 +157,8 @@ def test_a_second_stream_of_an_answer_waits_for_the_commit_of_the_first_and_no_l
         assert all(isinstance(each, Refused) for each in refused) and sorted(open_round.state.failed) == ["a", "b", "c"]
 
 
-def test_nobody_learns_that_an_order_is_over_before_the_order() -> None:
-    """A link that is slow to take the order, while another thread closes the round."""
+def test_no_client_receives_a_withdrawal_before_its_assignment() -> None:
+    """A link that is slow to take the assignment, while another thread closes the round."""
     rounds, line, order_comes = RoundRegistry(ignore_events), Line(), threading.Event()
 
     class Slow(Line):

@@ -143,7 +143,7 @@ def test_the_cost_of_a_round_does_not_grow_with_those_before_it(
     assert len(written) == 200 and max(written) <= min(written) + 4
 
 
-def test_room_for_the_next_model_is_taken_before_updates_can_take_it(
+def test_disk_space_for_the_next_model_is_reserved_before_updates_can_take_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with opened(tmp_path / "run") as directory:

@@ -72,7 +72,7 @@ def next_assignment(stream: Iterator[object]) -> TaskAssignment:
         if isinstance(message, TaskAssignment):
             return message
         assert isinstance(message, Welcome | Withdrawal)
-    raise AssertionError("no order came")
+    raise AssertionError("no assignment came")
 
 
 def upload(

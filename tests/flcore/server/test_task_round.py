@@ -112,7 +112,7 @@ def test_an_upload_that_stops_goes_to_disk_and_then_its_client_has_failed() -> N
     assert round_.pop_actions() == [Discard("a", upload), Release("a")]
 
 
-def test_an_upload_waits_for_room_as_long_as_others_give_some_back() -> None:
+def test_an_upload_waits_for_memory_while_others_release_some() -> None:
     round_, upload = opened(), object()
     round_.begin_upload("a", "key", upload, 100)
     round_.memory_requested("a", upload, 100)

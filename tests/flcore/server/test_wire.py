@@ -19,7 +19,7 @@ def third(model: Arrays, task: Task) -> Update:
 
 @pytest.mark.parametrize("upload", UPLOADS)
 @pytest.mark.parametrize("plan", ["batch", "streaming"])
-def test_narrow_differences_add_up_over_the_rounds(stage: Stage, upload: str, plan: str) -> None:
+def test_compressed_differences_add_up_over_the_rounds(stage: Stage, upload: str, plan: str) -> None:
     stage.open(wait_for=2, clients=2, rounds=6, tasks={"train": "delta"}, wire={"upload": upload}, plan=plan)
     for name in stage.job.contract.client_names:
         stage.client(name, third)
@@ -44,7 +44,7 @@ def test_clients_train_on_what_they_decode_and_the_server_keeps_its_own(stage: S
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_whole_weights_may_be_narrow_both_ways(stage: Stage, dtype: str) -> None:
+def test_whole_weights_may_be_compressed_both_ways(stage: Stage, dtype: str) -> None:
     stage.open(wait_for=2, clients=2, rounds=2, wire={"upload": dtype, "download": dtype})
     stage.client("client-1", adding(1.0, weight=1))
     stage.client("client-2", adding(4.0, weight=2))
