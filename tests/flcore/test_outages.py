@@ -68,14 +68,14 @@ def test_a_network_that_is_away_for_longer_than_the_grace_costs_no_job(folder: P
 @pytest.mark.serial
 def test_a_server_that_stands_still_for_longer_than_its_deadline_fails_no_client(folder: Path) -> None:
     contract = folder / "small/job.toml"
-    contract.write_text(contract.read_text().replace("quorum = 2", "quorum = 2\nstall_timeout_s = 2\ndeadline_s = 3"))
+    contract.write_text(contract.read_text().replace("quorum = 2", "quorum = 2\nstall_timeout_s = 4\ndeadline_s = 5"))
     port = free_port()
     with started(*serve(port), cwd=folder) as server:
         read_until(server, "listening on")
         with started(*join(port, "one"), cwd=folder) as one, started(*join(port, "two"), cwd=folder) as two:
             read_until(server, "round 2/8")
             os.kill(server.pid, signal.SIGSTOP)
-            time.sleep(4)
+            time.sleep(7)
             os.kill(server.pid, signal.SIGCONT)
             printed = server.communicate(timeout=60)[0]
             assert server.returncode == 0
