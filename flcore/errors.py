@@ -3,7 +3,7 @@
 FlcoreError
 ├── SpecError             arrays that do not form a valid model: a bad name, an unknown dtype, no tensors
 ├── JobError              a contract or code that cannot be run; names the place in job.toml
-├── ContractMismatch      the contracts of client and server differ
+├── ContractMismatch      the contracts, or the code, of client and server differ
 ├── NotInvited            the client's name is not in the job's list of clients
 ├── UpdateError           one client's update is refused; names the client, and the tensor if there is one
 │   ├── TensorMismatch    a missing, extra, misshaped or mistyped tensor
@@ -11,14 +11,14 @@ FlcoreError
 │   ├── OutOfBounds       a value, a weight or metrics beyond the job's bounds
 │   ├── WeightError       a weight that is negative, not finite or out of range
 │   ├── CorruptUpdate     a piece or staged file that is corrupt, truncated or not as announced
-│   ├── StagingError      the server could not store the update; the client is not at fault
+│   ├── StagingError      the server could not store or read back the update; the client is not at fault
 │   └── Untimely          an answer that is late, stale or unrequested
 ├── BudgetError           a memory budget or a limit of open files is too small; the message names a sufficient value
-├── TaskFailed            a client's own code raised
+├── TaskFailed            a client could not carry out a task, mostly as its own code raised
 ├── HistoryError          a directory without a run's history, or a history that cannot be read
 ├── RunExists             the run directory is owned by another process, or holds an earlier run
 ├── JobFailed             the server reported that the job has failed
-├── QuorumError           a round has fewer updates than its quorum
+├── QuorumError           too few clients are connected, or too few updates are in
 ├── UpdatesLost           committed updates cannot be read back from disk
 ├── AggregationError      the result does not fit into the tensor's dtype
 ├── MalformedMessage      a message of the other end that is not as expected (`flcore.job.messages`)
@@ -67,7 +67,7 @@ class RunExists(FlcoreError):
 
 
 class ContractMismatch(FlcoreError):
-    """The contracts of client and server differ."""
+    """The contracts of client and server differ, or their code where `same_code` is set."""
 
     kind = "contract"
 
@@ -127,7 +127,7 @@ class CorruptUpdate(UpdateError):
 
 
 class StagingError(UpdateError):
-    """The server could not store the update; the client is not at fault."""
+    """The server could not store or read back the update; the client is not at fault."""
 
     kind = "staging"
 
@@ -143,7 +143,7 @@ class BudgetError(FlcoreError):
 
 
 class TaskFailed(FlcoreError):
-    """A client's own code raised."""
+    """A client could not carry out a task: its code raised, or returned what cannot be sent."""
 
 
 class JobFailed(FlcoreError):
@@ -151,7 +151,7 @@ class JobFailed(FlcoreError):
 
 
 class QuorumError(FlcoreError):
-    """A round has fewer updates than its quorum.
+    """Too few clients are connected, or a round has fewer updates than its quorum.
 
     `summary` counts them. `reasons` quotes clients, so it is shown at the server only."""
 

@@ -85,7 +85,7 @@ class AggregationSettings:
 class AdmissionLimits:
     """What may be admitted to a combination whose results have `dtypes`, one per segment (default: the model's).
 
-    With a `reference_model` model, elements that are no quantities must be that model's (its differences zero), and so
+    With a reference model, elements that are no quantities must be that model's (its differences zero), and so
     must unsigned bytes, unless they are averaged. `accumulators` are what segments are summed in.
     """
 
@@ -162,7 +162,7 @@ class AdmissionLimits:
     def _require_constants(
         self, reference_model: ReferenceModel, piece: PieceRange, values: Values, mask: Mask, client: str
     ) -> None:
-        """Raise `NonFinite` or `OutOfBounds` where an element that the mask names is not the known model's."""
+        """Raise `NonFinite` or `OutOfBounds` where an element that the mask names is not the reference model's."""
         differs = mask & (
             values != 0 if reference_model.are_deltas else differing_bits(values, reference_model.values(piece))
         )

@@ -68,8 +68,8 @@ def _combine_segment(
 class ModelTotal:
     """The running total of admitted contributions, for a `Sum`. Its memory is allocated at once, and freed with it.
 
-    Constants of the known model need ranges, as copies without them are made range by range; else whole segments are
-    added at once. With `may_double`, float32 segments are running means (see `RunningMean`).
+    Constants of the reference model need ranges, as copies without them are made range by range; else whole segments
+    are added at once. With `may_double`, float32 segments are running means (see `RunningMean`).
     """
 
     def __init__(self, combiner: Combiner, *, may_double: bool = False) -> None:

@@ -92,7 +92,7 @@ class Combiner:
         return BufferReader(self.spec, self.device)
 
     def has_constants(self, piece: PieceRange) -> bool:
-        """Whether a range of the known model has elements that no mean is taken of."""
+        """Whether a range of the reference model has elements that are not averaged."""
         return self.reference_model is not None and self.reference_model.has_constants(piece)
 
     def coefficient(self, weight: float) -> float:

@@ -68,7 +68,7 @@ class ReferenceModel:
 
 
 def constants_reference(spec: ModelSpec, buffers: Buffers, device: Backend) -> ReferenceModel | None:
-    """Return what must stay what it is in an update, as a known model; None where there is nothing.
+    """Return the elements that must stay unchanged in an update, as a reference model; None if there are none.
 
     It has copies of the tensors of unsigned bytes, and of those with constants unless they are on a device.
     """

@@ -335,7 +335,7 @@ class StagedUpdate:
             position += part.size
 
     def _write_bytes(self, piece: PieceRange, begin: int, data: Buffer) -> None:
-        """Copy bytes into a chunk, from byte `allocate` of it on; what is never written is zero."""
+        """Copy bytes into a chunk, starting at its byte `begin`. Bytes that are never written are zero."""
         nbytes = body_bytes(piece.dtype, piece.count)
         if piece not in self._bodies:
             self._acquire(nbytes)

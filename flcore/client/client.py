@@ -132,7 +132,7 @@ class Client:
         self._connection.close()
 
     def _listen(self) -> None:
-        """Put what the server says into the mailbox; join again when the connection breaks."""
+        """Put the server's messages into the assignment queue; join again when the connection breaks."""
         message = JoinMessage(
             contract=self._job.contract.to_json(), code_digest=self._job.code_digest, version=__version__
         )

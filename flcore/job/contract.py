@@ -79,7 +79,7 @@ class ServerContract(_ContractTable):
     accumulate: Literal["exact", "float64", "float32"] = Field(
         default="exact",
         description="The accumulator. `exact` gives the same bits for any order of arrival, any number of threads and "
-        "after a restart ([exact-sums.md](exact-sums.md)). `float64` and `float32` are faster.",
+        "either plan ([exact-sums.md](exact-sums.md)). `float64` and `float32` are faster.",
     )
     average_bytes: bool = Field(
         default=False,

@@ -1,7 +1,8 @@
 """Payloads in a narrower dtype than the model's: encoded piece by piece as they are sent, decoded as they come.
 
-What rounding leaves out of an update is not lost: a client keeps it and adds it to its next update (error feedback;
-Seide et al., 2014; Karimireddy et al., 2019, arXiv:1901.09847).
+A client keeps the rounding error of an update and adds it to its next one (error feedback; Seide et al., 2014;
+Karimireddy et al., 2019, arXiv:1901.09847). The error is relative to float32: digits that a
+float64 has beyond it are lost.
 """
 
 from collections.abc import Sequence

@@ -114,7 +114,7 @@ class Model:
 
 
 class NamedArrays:
-    """The payload of arrays that stay where they are; `arrays` must match `spec` (see `ModelSpec.require`).
+    """The payload of arrays that stay where they are; `arrays` must match `spec` (see `ModelSpec.require_match`).
 
     What is contiguous in memory is never copied for `read`; the rest is, range by range.
     """

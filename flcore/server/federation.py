@@ -77,7 +77,7 @@ class Federation:
         policy: RoundPolicy,
         aggregator: Aggregator | None = None,
     ) -> OpenRound:
-        """Send each client its task and the model. `rounds.close` waits for the end of the round that this opens."""
+        """Send each client its task and the model. `rounds.wait_until_closed` waits for the round that this opens."""
         first = next(iter(messages.values()))
         number = self.rounds.next_number()
         assignments = {

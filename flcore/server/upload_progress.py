@@ -24,7 +24,7 @@ class UploadPhase(Enum):
 
 @dataclass(slots=True)
 class UploadProgress:
-    """An announced answer. It outlives its streams: a new stream resumes where one broke off.
+    """The transfer state of an announced answer: its phase, and since when it has been idle. It outlives its streams.
 
     Time while its client may send counts as idle, also while disconnected. Time queued for a turn or for memory does
     not. `is_spilled` is true once it was spilled to disk.

@@ -3,7 +3,7 @@
 TransportError
 ├── ProtocolMismatch      the other end speaks another version of the protocol
 ├── PieceError            a piece that is corrupt, truncated, out of order or not what was announced
-├── PayloadIncomplete     an upload that ended before its last piece
+├── PayloadIncomplete     a payload that ended before its last piece
 ├── ConnectionLost        the other end is gone; what was sent may be sent again
 ├── AddressUnavailable    the server's address cannot be bound
 ├── InsecureAddress       plaintext was asked for beyond this machine
@@ -26,7 +26,7 @@ class PieceError(TransportError):
 
 
 class PayloadIncomplete(TransportError):
-    """An upload ended before its last piece."""
+    """A payload ended before its last piece."""
 
 
 class ConnectionLost(TransportError):
