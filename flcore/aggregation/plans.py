@@ -136,7 +136,7 @@ class StreamingPlan:
 
     def finish(self, sums: _StreamingRound, lost: dict[str, str], *, leave_out: bool) -> GlobalModel:
         """Wait for the last fold, and divide."""
-        self.discard(sums)
+        self._wait_for_folds(sums)
         for fold in sums.folds:
             fold.result()
         if sums.lost and not leave_out:
@@ -154,6 +154,9 @@ class StreamingPlan:
 
     def discard(self, sums: _StreamingRound) -> None:
         """Let the folds end; their totals are discarded."""
+        self._wait_for_folds(sums)
+
+    def _wait_for_folds(self, sums: _StreamingRound) -> None:
         for fold in sums.folds:
             fold.wait()  # wait for all, also if one fails
 

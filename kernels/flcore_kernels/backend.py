@@ -88,7 +88,7 @@ class Backend(Protocol):
     def max_abs(self, operands: Sequence[Operand], dtype: str) -> list[float]:
         """Return the largest magnitude of each operand, infinite or NaN where one of its elements is; reads each once.
 
-        Whoever folds into a total that others' operands are in looks first: a fold that fails spoils the total.
+        A fold that fails spoils the total. Inspect an operand first if the total holds operands of others.
         """
         ...
 

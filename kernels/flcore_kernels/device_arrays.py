@@ -1,8 +1,8 @@
 """Arrays on a device, of whatever library: read where they are, through DLPack or `__cuda_array_interface__`.
 
 Both protocols also tell in which order things happen. A DLPack exporter makes the stream that it is given wait for its
-own work; an array with the older interface names its stream, for which we wait ourselves. What either tells is checked:
-whoever exports may be wrong, and a kernel that reads where nothing is takes the whole process along.
+own work; an array with the older interface names its stream, for which we wait ourselves. Their metadata is checked: it
+may be wrong, and a kernel that reads unmapped memory ends the whole process.
 """
 
 import ctypes

@@ -18,7 +18,7 @@ Numbers = npt.NDArray[np.int64]
 
 
 def address_of(array: npt.NDArray[Any] | DeviceArray) -> int:
-    """Return where an array begins; whoever asks keeps the array."""
+    """Return the address of an array's first element. The caller keeps the array alive."""
     return array.address if isinstance(array, DeviceArray) else int(array.__array_interface__["data"][0])
 
 

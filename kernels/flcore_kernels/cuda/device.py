@@ -131,7 +131,7 @@ class CupyDevice:
             if budget_bytes is not None:
                 self._pool.set_limit(size=max(1, budget_bytes))
         self._code = CubinCache(cupy)
-        self.kernel(FILL_KERNEL)  # so that whoever cannot compile is told now
+        self.kernel(FILL_KERNEL)  # an installation that cannot compile is told now
 
     def stream(self) -> "CupyStream":
         """Return a new stream, which does not wait for CUDA's default one."""

@@ -61,7 +61,7 @@ class Slot:
 
 
 class Ring:
-    """The slots of one device, filled in turn; whoever uses them, or its streams, holds the lock."""
+    """The slots of one device, filled in turn. The lock is held while they, or its streams, are used."""
 
     def __init__(self, device: Device, pool: Pool, piece_bytes: int = PIECE_BYTES) -> None:
         self.device, self.pool, self.piece_bytes = device, pool, piece_bytes
