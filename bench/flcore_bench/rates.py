@@ -12,7 +12,8 @@ from statistics import median
 
 import numpy as np
 from flcore_kernels import backend
-from flcore_transport import Inbox, Outbox, PieceRange
+from flcore_layout import SegmentRange
+from flcore_transport import Inbox, Outbox
 
 from flcore_bench.federation import FederationSpec
 from flcore_bench.internals import WireFormat
@@ -108,7 +109,7 @@ class _ScanningSink:
     def __init__(self) -> None:
         self._backend = backend("cpu")
 
-    def write(self, piece: PieceRange, body: memoryview) -> None:
+    def write(self, piece: SegmentRange, body: memoryview) -> None:
         seen = self._backend.inspect(np.frombuffer(body, np.float32), piece.dtype)
         if seen.first_bad >= 0:
             raise RuntimeError("the pattern is not finite")

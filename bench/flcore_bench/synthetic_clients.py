@@ -18,7 +18,7 @@ import traceback
 from collections import Counter
 from functools import lru_cache
 
-from flcore_layout import Layout
+from flcore_layout import Layout, SegmentRange
 from flcore_transport import (
     ConnectionLost,
     DownloadRequest,
@@ -27,7 +27,6 @@ from flcore_transport import (
     Inbox,
     Join,
     Outbox,
-    PieceRange,
     Refused,
     TaskAssignment,
     UploadRequest,
@@ -147,7 +146,7 @@ class _EmptySource:
 
     layout = Layout()
 
-    def read(self, piece: PieceRange) -> list[bytes]:
+    def read(self, piece: SegmentRange) -> list[bytes]:
         raise IndexError(f"there is no piece to read at {piece}")
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from flcore_layout import DTYPES
-from flcore_transport import Buffer, PieceRange
+from flcore_layout import DTYPES, SegmentRange
+from flcore_transport import Buffer
 from flcore_transport.piece_format import MAX_PIECE_BYTES, PIECE_BODY_BYTES, join_body
 
 from flcore_bench.internals import WireFormat
@@ -38,7 +38,7 @@ class SyntheticPayload:
         self._spec = wire_format.spec
         self._phase = number * PHASE_BYTES
 
-    def read(self, piece: PieceRange) -> Sequence[Buffer]:
+    def read(self, piece: SegmentRange) -> Sequence[Buffer]:
         """Return the bytes of a range: views of the pattern for tensors, zeros for the gaps between them."""
         row = DTYPES[piece.dtype]
         values = pattern("int8" if row.block else piece.dtype)
@@ -60,7 +60,7 @@ class SyntheticPayload:
 class DiscardingSink:
     """A sink that discards pieces after they were checked."""
 
-    def write(self, piece: PieceRange, body: memoryview) -> None:
+    def write(self, piece: SegmentRange, body: memoryview) -> None:
         """Discard a piece."""
 
 

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 from flcore_kernels import ACCUMULATORS, EXACT_RANGE, STORAGE, Backend, storage_dtype
-from flcore_transport import PieceRange
+from flcore_layout import SegmentRange
 
 from flcore.aggregation.contributions import to_host
 from flcore.aggregation.reference_model import Mask, ReferenceModel, Values, constant_mask, differing_bits, zero_where
@@ -55,7 +55,7 @@ def require_positive_weight(coefficients: Sequence[float]) -> None:
         raise WeightError(f"the weights of all {len(coefficients)} updates are zero")
 
 
-def tensor_values(spec: ModelSpec, piece: PieceRange, part: KernelArray) -> Values:
+def tensor_values(spec: ModelSpec, piece: SegmentRange, part: KernelArray) -> Values:
     """Return a part's elements in the tensors' dtype, decompressed if they were compressed on the wire."""
     own = spec.segments[piece.segment].dtype
     if piece.dtype == own:
@@ -127,7 +127,7 @@ class AdmissionLimits:
         ends = max(map(abs, STORAGE[own].range)), max(map(abs, STORAGE[result].range)) * room
         return min(self._settings.max_abs, MAX_TERM[accumulate] / max(1.0, coefficient), *ends)
 
-    def check(self, piece: PieceRange, part: KernelArray, coefficient: float, client: str) -> None:
+    def check(self, piece: SegmentRange, part: KernelArray, coefficient: float, client: str) -> None:
         """Raise `NonFinite` or `OutOfBounds`, naming the tensor, unless a range's elements may be admitted."""
         limit, reference_model = self.max_magnitude(piece.segment, coefficient), self._reference_model
         seen = self._settings.device.inspect(part, piece.dtype)
@@ -151,7 +151,7 @@ class AdmissionLimits:
             self._require_headroom(reference_model, piece, part, seen.magnitude, client)
 
     def _zero_constants(
-        self, reference_model: ReferenceModel, piece: PieceRange, part: KernelArray, client: str
+        self, reference_model: ReferenceModel, piece: SegmentRange, part: KernelArray, client: str
     ) -> Values:
         """Return a range's elements as they are stored, with zeros for those that are no quantities."""
         values = tensor_values(self._spec, piece, part)
@@ -160,7 +160,7 @@ class AdmissionLimits:
         return zero_where(values, mask).view(storage_dtype(self._spec.segments[piece.segment].dtype))
 
     def _require_constants(
-        self, reference_model: ReferenceModel, piece: PieceRange, values: Values, mask: Mask, client: str
+        self, reference_model: ReferenceModel, piece: SegmentRange, values: Values, mask: Mask, client: str
     ) -> None:
         """Raise `NonFinite` or `OutOfBounds` where an element that the mask names is not the reference model's."""
         differs = mask & (
@@ -176,7 +176,7 @@ class AdmissionLimits:
             self._refuse(piece, values, where, client, why)
 
     def _require_headroom(
-        self, reference_model: ReferenceModel, piece: PieceRange, part: KernelArray, magnitude: float, client: str
+        self, reference_model: ReferenceModel, piece: SegmentRange, part: KernelArray, magnitude: float, client: str
     ) -> None:
         """Raise `OutOfBounds` where base plus element leaves the result's dtype; looks at elements only near its end.
 
@@ -199,7 +199,7 @@ class AdmissionLimits:
             why = f"is {values[where]}: with the base, {base[where]}, it leaves {dtype}"
             self._refuse(piece, values, where, client, why)
 
-    def _refuse(self, piece: PieceRange, values: Values, where: int, client: str, why: str = "") -> NoReturn:
+    def _refuse(self, piece: SegmentRange, values: Values, where: int, client: str, why: str = "") -> NoReturn:
         """Raise `NonFinite` or `OutOfBounds` for one of a range's elements."""
         tensor, element = self._spec.segments[piece.segment].locate(piece.first + where)
         kind = OutOfBounds if np.isfinite(values[where]) else NonFinite

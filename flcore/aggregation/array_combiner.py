@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from flcore_transport import PieceRange
+from flcore_layout import SegmentRange
 
 from flcore.aggregation.admission_limits import require_positive_weight
 from flcore.aggregation.combiner import Batch, Combiner
@@ -49,7 +49,7 @@ def combine_arrays(
 
 
 def _combine_segment(
-    combiner: Combiner, whole: PieceRange, contributions: Sequence[ArrayContribution], out: list[Any]
+    combiner: Combiner, whole: SegmentRange, contributions: Sequence[ArrayContribution], out: list[Any]
 ) -> bool:
     """Combine a segment in one pass; return whether that was possible."""
     has_sentinels = whole.dtype in ("int64", "uint64") and combiner.has_constants(whole)
@@ -141,7 +141,7 @@ class RunningMean:
     first, so this is the fastest way to add one update after the other, where there is memory.
     """
 
-    def __init__(self, combiner: Combiner, whole: PieceRange) -> None:
+    def __init__(self, combiner: Combiner, whole: SegmentRange) -> None:
         self._combiner, self.piece = combiner, whole
         self._mean: Tensors | None = None
         self._spare: Tensors | None = None

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from flcore_kernels import Total, storage_dtype
-from flcore_transport import PieceRange
+from flcore_layout import SegmentRange
 from flcore_transport.piece_format import body_bytes
 
 from flcore.aggregation.admission_limits import (
@@ -51,7 +51,7 @@ class Batch:
     with.
     """
 
-    piece: PieceRange
+    piece: SegmentRange
     contributions: Sequence[Contribution]
     arrays: Sequence[Any]
     coefficients: Sequence[float]
@@ -91,7 +91,7 @@ class Combiner:
         """Reads arrays for the device that combines."""
         return BufferReader(self.spec, self.device)
 
-    def has_constants(self, piece: PieceRange) -> bool:
+    def has_constants(self, piece: SegmentRange) -> bool:
         """Whether a range of the reference model has elements that are not averaged."""
         return self.reference_model is not None and self.reference_model.has_constants(piece)
 
@@ -112,7 +112,7 @@ class Combiner:
 
     # Totals: a sum, group by group.
 
-    def total(self, piece: PieceRange) -> Total:
+    def total(self, piece: SegmentRange) -> Total:
         """Return an empty total for a range."""
         return self.reset_total(self.device.total(piece.count, self.limits.accumulators[piece.segment]))
 
@@ -131,7 +131,7 @@ class Combiner:
         with self._attribute_errors(batch.piece, batch.contributions):
             self.device.fold(total, *batch.with_zeros(), batch.piece.dtype)
 
-    def finish(self, total: Total, piece: PieceRange, out: Any) -> None:
+    def finish(self, total: Total, piece: SegmentRange, out: Any) -> None:
         """Write the combination of what was folded to `out`: an array, or a whole segment's tensors in a list."""
         with self._attribute_errors(piece):
             self.device.finish(total, out, self.limits.dtypes[piece.segment], base=self._base(piece, out))
@@ -140,7 +140,7 @@ class Combiner:
                 piece, out, self.reference_model.values(piece), self.reference_model.constant_mask(piece)
             )
 
-    def finish_into(self, sink: ChunkSink, total: Total, piece: PieceRange) -> None:
+    def finish_into(self, sink: ChunkSink, total: Total, piece: SegmentRange) -> None:
         """Have a sink take the combination of what was folded."""
         out = sink.chunk(piece.segment, piece.first, piece.first + piece.count)
         self.finish(total, piece, out)
@@ -149,8 +149,8 @@ class Combiner:
     # All contributions.
 
     def run(
-        self, contributions: Sequence[Contribution], pieces: Sequence[PieceRange], sink: ChunkSink, group: int = 0
-    ) -> Iterator[PieceRange]:
+        self, contributions: Sequence[Contribution], pieces: Sequence[SegmentRange], sink: ChunkSink, group: int = 0
+    ) -> Iterator[SegmentRange]:
         """Combine contributions range by range, and yield each range that is in the sink.
 
         With a `group`, a sum reads at most so many contributions at once.
@@ -159,7 +159,7 @@ class Combiner:
         size = group if group and not isinstance(self.rule, Columns) else len(contributions)
         firsts, total = range(0, len(contributions), size), Total.zeros(0, "float32")
 
-        def read(step: tuple[PieceRange, int]) -> list[Any]:
+        def read(step: tuple[SegmentRange, int]) -> list[Any]:
             return [each.read_range(step[0]) for each in contributions[step[1] : step[1] + size]]
 
         for (piece, first), parts in prefetch(read, ((piece, first) for piece in pieces for first in firsts)):
@@ -247,7 +247,7 @@ class Combiner:
     # What a rule is given.
 
     def _rule_inputs(
-        self, contributions: Sequence[Contribution], pieces: Sequence[PieceRange]
+        self, contributions: Sequence[Contribution], pieces: Sequence[SegmentRange]
     ) -> tuple[Sequence[float], float]:
         """Return what contributions, and zeros, enter the sum or the rule with: after a pass over all if need be."""
         weights = [each.weight for each in contributions]
@@ -301,7 +301,7 @@ class Combiner:
 
     # What becomes of a result.
 
-    def _write(self, piece: PieceRange, values: npt.NDArray[np.float64], out: Values) -> None:
+    def _write(self, piece: SegmentRange, values: npt.NDArray[np.float64], out: Values) -> None:
         """Add the base to a range of results and round them once."""
         segment, dtype = self.spec.segments[piece.segment], self.limits.dtypes[piece.segment]
         base = self._base(piece, out)
@@ -316,7 +316,7 @@ class Combiner:
             )
         out[:] = narrow.view(out.dtype)
 
-    def _base(self, piece: PieceRange, out: Any) -> Any:
+    def _base(self, piece: SegmentRange, out: Any) -> Any:
         """Return what differences are added to, in a list where `out` is one; else zero where it is no quantity."""
         if self.reference_model is None or not self.reference_model.are_deltas:
             return None
@@ -327,7 +327,7 @@ class Combiner:
         values = zero_where(self.reference_model.values(piece), self.reference_model.constant_mask(piece))
         return values.view(storage_dtype(self.spec.segments[piece.segment].dtype))
 
-    def _restore_constants(self, piece: PieceRange, out: Values, fixed: Values, mask: Mask) -> None:
+    def _restore_constants(self, piece: SegmentRange, out: Values, fixed: Values, mask: Mask) -> None:
         """Put constants into a result, bit for bit where its dtype is theirs."""
         if mask.any():
             result = DTYPES[self.limits.dtypes[piece.segment]]
@@ -335,7 +335,7 @@ class Combiner:
                 out.view(result)[mask] = fixed[mask].astype(result)
 
     def _attribute_errors(
-        self, piece: PieceRange, contributions: Sequence[Contribution] = ()
+        self, piece: SegmentRange, contributions: Sequence[Contribution] = ()
     ) -> AbstractContextManager[None]:
         """Have what the kernels refuse name the client and the tensor."""
         return attribute_errors(self.spec.segments[piece.segment], contributions, piece.first)

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 from flcore_kernels import DeviceArray, storage_dtype
-from flcore_transport import PieceRange
+from flcore_layout import SegmentRange
 
 from flcore.model.arrays import AnyArrays, as_array
 from flcore.model.compression import KernelArray
@@ -37,7 +37,7 @@ class Contribution(Protocol):
         """Its admitted weight."""
         ...
 
-    def read_range(self, piece: PieceRange) -> KernelArray:
+    def read_range(self, piece: SegmentRange) -> KernelArray:
         """Return a range of a segment as the kernels take it."""
         ...
 
@@ -55,15 +55,15 @@ class ArrayContribution:
     buffers: Buffers
     converters: AnyArrays | None = None
 
-    def read_range(self, piece: PieceRange) -> KernelArray:
+    def read_range(self, piece: SegmentRange) -> KernelArray:
         """Return a range as one array: a view where it lies in one tensor, a copy where it does not."""
         return gather_range(self.spec, self.buffers, piece)
 
-    def tensor_ranges(self, index: int) -> Iterator[tuple[PieceRange, Any]]:
+    def tensor_ranges(self, index: int) -> Iterator[tuple[SegmentRange, Any]]:
         """Yield a segment's elements in ranges that each lie in one tensor; those on a device tensor by tensor."""
         segment = self.spec.segments[index]
         for span, buffer in zip(segment.spans, self.buffers[index], strict=True):
-            whole, is_here = PieceRange(0, index, segment.dtype, span.start, span.tensor.size), are_on_host([buffer])
+            whole, is_here = SegmentRange(index, segment.dtype, span.start, span.tensor.size), are_on_host([buffer])
             for piece in split_range(whole, RANGE_ELEMENTS if is_here else sys.maxsize):
                 first = piece.first - span.start
                 yield piece, buffer.reshape(-1)[first : first + piece.count] if is_here else buffer
@@ -77,7 +77,7 @@ class StoredContribution:
         width = max(storage_dtype(segment.dtype).itemsize for segment in model.spec.segments)
         self._buffers = [np.empty(elements * width, np.uint8) for _ in range(2)]
 
-    def read_range(self, piece: PieceRange) -> KernelArray:
+    def read_range(self, piece: SegmentRange) -> KernelArray:
         """Return a range that is read from the file for this call."""
         self._buffers.reverse()
         storage = storage_dtype(piece.dtype)
@@ -93,7 +93,7 @@ class ConvertedContribution:
         self.client, self.weight, self._model, self._spec = client, weight, model, spec
         self._places = WireFormat.uncompressed(model.spec).tensor_spans
 
-    def read_range(self, piece: PieceRange) -> KernelArray:
+    def read_range(self, piece: SegmentRange) -> KernelArray:
         """Return a range that is read from the file for this call."""
         values, stop = np.zeros(piece.count, DTYPES[piece.dtype]), piece.first + piece.count
         for span in self._spec.segments[piece.segment].overlapping(piece.first, stop):
@@ -124,26 +124,26 @@ class ArraySink:
 
 def model_ranges(
     spec: ModelSpec, elements: int = RANGE_ELEMENTS, segments: Sequence[int] | None = None
-) -> list[PieceRange]:
+) -> list[SegmentRange]:
     """Return the ranges of at most so many elements that make up a model, or some of its segments."""
     chosen = range(len(spec.segments)) if segments is None else segments
-    pieces = [PieceRange(0, index, spec.segments[index].dtype, 0, spec.segments[index].elements) for index in chosen]
+    pieces = [SegmentRange(index, spec.segments[index].dtype, 0, spec.segments[index].elements) for index in chosen]
     return [part for piece in pieces for part in split_range(piece, elements)]
 
 
-def segment_ranges(spec: ModelSpec, segments: Sequence[int] | None = None) -> list[PieceRange]:
+def segment_ranges(spec: ModelSpec, segments: Sequence[int] | None = None) -> list[SegmentRange]:
     """Return each segment of a model, or some of them, as one range; those without elements, not at all."""
     return model_ranges(spec, sys.maxsize, segments)
 
 
-def split_range(piece: PieceRange, elements: int) -> list[PieceRange]:
+def split_range(piece: SegmentRange, elements: int) -> list[SegmentRange]:
     """Return a range in parts of at most so many elements."""
     stop = piece.first + piece.count
     firsts = range(piece.first, stop, elements)
     return [replace(piece, first=first, count=min(elements, stop - first)) for first in firsts]
 
 
-def gather_range(spec: ModelSpec, buffers: Buffers, piece: PieceRange) -> npt.NDArray[Any]:
+def gather_range(spec: ModelSpec, buffers: Buffers, piece: SegmentRange) -> npt.NDArray[Any]:
     """Return a range of a model whose tensors are in `buffers`, with zeros in the gaps and for what is None there."""
     first, stop = piece.first, piece.first + piece.count
     slices = _slices(spec.segments[piece.segment], buffers[piece.segment], first, stop)

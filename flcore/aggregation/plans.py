@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from flcore_kernels import Total
-from flcore_transport import PieceRange
+from flcore_layout import SegmentRange
 from flcore_transport.piece_format import piece_elements
 
 from flcore.aggregation.admission_limits import require_positive_weight
@@ -83,7 +83,7 @@ class BatchPlan:
 
     def _combine(self, updates: Sequence[StagedUpdate]) -> GlobalModel:
         """Return the combination of all updates, chunk by chunk. Chunks in memory are freed as they are read."""
-        pieces: Sequence[PieceRange] = self._wire_format.pieces
+        pieces: Sequence[SegmentRange] = self._wire_format.pieces
         on_disk, most, group = sum(not update.is_in_memory for update in updates), self._storage.read_chunks, 0
         if on_disk > most:
             group = most
@@ -106,7 +106,7 @@ class _StreamingRound:
     waiting: list[StagedUpdate] = field(default_factory=list)
     folds: list[BackgroundCall[None]] = field(default_factory=list)
     coefficients: list[float] = field(default_factory=list)
-    totals: dict[PieceRange, Total] = field(default_factory=dict)
+    totals: dict[SegmentRange, Total] = field(default_factory=dict)
     lost: dict[str, str] = field(default_factory=dict)
 
 
@@ -184,7 +184,7 @@ class StreamingPlan:
         return True
 
     def _fold(self, updates: Sequence[StagedUpdate], sums: _StreamingRound) -> None:
-        def read(piece: PieceRange) -> list[KernelArray]:
+        def read(piece: SegmentRange) -> list[KernelArray]:
             return [update.read_range(piece) for update in updates]
 
         by, pieces = self._combiner.coefficients(updates), self._wire_format.pieces

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from flcore_kernels import EXACT_INTEGER_LIMIT, Backend
-from flcore_transport import PieceRange
+from flcore_layout import SegmentRange
 
 from flcore.aggregation.contributions import Buffers, are_on_host, gather_range, to_host
 from flcore.model.chunks import ChunkSource
@@ -30,9 +30,9 @@ class ReferenceModel:
 
     def __init__(self, spec: ModelSpec, source: ChunkSource | Buffers, device: Backend, *, are_deltas: bool) -> None:
         self._spec, self._source, self._device, self.are_deltas = spec, source, device, are_deltas
-        self._magnitudes: dict[PieceRange, float] = {}
+        self._magnitudes: dict[SegmentRange, float] = {}
 
-    def storage_values(self, piece: PieceRange) -> Values:
+    def storage_values(self, piece: SegmentRange) -> Values:
         """Return a range's elements, flat and in their storage dtype."""
         if isinstance(self._source, list):
             return gather_range(self._spec, self._source, piece)
@@ -46,11 +46,11 @@ class ReferenceModel:
         """Let the model go: nothing is read any more."""
         self._source = []
 
-    def values(self, piece: PieceRange) -> Values:
+    def values(self, piece: SegmentRange) -> Values:
         """Return a range's elements in the tensors' dtype."""
         return self.storage_values(piece).view(DTYPES[self._spec.segments[piece.segment].dtype])
 
-    def magnitude(self, piece: PieceRange) -> float:
+    def magnitude(self, piece: SegmentRange) -> float:
         """Return the largest magnitude in a range; infinite or NaN where not all of it is finite."""
         dtype = self._spec.segments[piece.segment].dtype
         own = piece if piece.dtype == dtype else replace(piece, dtype=dtype)
@@ -58,11 +58,11 @@ class ReferenceModel:
             (self._magnitudes[own],) = self._device.max_abs([self.storage_values(own)], own.dtype)
         return self._magnitudes[own]
 
-    def has_constants(self, piece: PieceRange) -> bool:
+    def has_constants(self, piece: SegmentRange) -> bool:
         """Whether a range has elements that no mean is taken of."""
         return not has_no_constants(self._spec.segments[piece.segment].dtype, self.magnitude(piece))
 
-    def constant_mask(self, piece: PieceRange) -> Mask:
+    def constant_mask(self, piece: SegmentRange) -> Mask:
         """Return which elements of a range no mean is taken of."""
         return constant_mask(self.values(piece))
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from flcore_kernels import STORAGE
-from flcore_transport import PieceRange
+from flcore_layout import SegmentRange
 
 from flcore.aggregation.reference_model import Values
 from flcore.aggregation.rules import Columns, Geometry
@@ -22,7 +22,7 @@ Statistics = npt.NDArray[np.float64]
 
 
 def call_combine(
-    rule: Columns, segment: SegmentSpec, piece: PieceRange, columns: Sequence[Values], weights: Sequence[float]
+    rule: Columns, segment: SegmentSpec, piece: SegmentRange, columns: Sequence[Values], weights: Sequence[float]
 ) -> npt.NDArray[np.float64]:
     """Return what a rule makes of a range, with zeros in the gaps between tensors, which it does not see."""
     filled, elements = _tensor_elements(segment, piece, columns)
@@ -57,7 +57,7 @@ def round_to_dtype(values: npt.NDArray[np.float64], dtype: str) -> tuple[npt.NDA
 
 
 def call_measure(
-    rule: Geometry, segment: SegmentSpec, piece: PieceRange, columns: Sequence[Values], before: Statistics | None
+    rule: Geometry, segment: SegmentSpec, piece: SegmentRange, columns: Sequence[Values], before: Statistics | None
 ) -> Statistics:
     """Return a rule's figures of a range, added to those of the ranges before."""
     elements = _tensor_elements(segment, piece, columns)[1]
@@ -104,7 +104,7 @@ def _round_to_odd(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
 
 
 def _tensor_elements(
-    segment: SegmentSpec, piece: PieceRange, columns: Sequence[Values]
+    segment: SegmentSpec, piece: SegmentRange, columns: Sequence[Values]
 ) -> tuple[npt.NDArray[np.bool_] | None, list[Values]]:
     """Return where a range has elements of tensors (None: everywhere), and these, read-only."""
     gaps, filled = segment.gaps(piece.first, piece.first + piece.count), None

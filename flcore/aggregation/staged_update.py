@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from flcore_kernels import Quantized, storage_dtype
-from flcore_layout import DTYPES
-from flcore_transport import Buffer, PieceRange
+from flcore_layout import DTYPES, SegmentRange
+from flcore_transport import Buffer
 from flcore_transport.piece_format import body_bytes
 
 from flcore.aggregation.combiner import Combiner
@@ -59,7 +59,7 @@ class StagedUpdate:
         self._allocated: Future[None] = Future()
         self._allocated.set_running_or_notify_cancel()  # a caller that stops waiting cannot cancel it for others
         self._is_open = self._is_discarded = False
-        self._bodies: dict[PieceRange, Buffer] = {}
+        self._bodies: dict[SegmentRange, Buffer] = {}
         self._disk: DiskStore | None = None
         self._allocation_error: StagingError | None = None
         self._is_sealed = False
@@ -105,7 +105,7 @@ class StagedUpdate:
             request.acquired.add_done_callback(lambda _: request.granted.set_result(None))
         return request.granted
 
-    def append(self, piece: PieceRange, body: Buffer) -> None:
+    def append(self, piece: SegmentRange, body: Buffer) -> None:
         """Append the next chunk, as it is on the wire. Keeps the buffer without a copy. Waits for `acquire_next`.
 
         Raises `NonFinite` or `OutOfBounds`, naming the tensor, `TensorMismatch` where a gap is not zero or the chunk is
@@ -223,7 +223,7 @@ class StagedUpdate:
         with self._locked():
             self._unreserve()
 
-    def read_range(self, piece: PieceRange) -> KernelArray:
+    def read_range(self, piece: SegmentRange) -> KernelArray:
         """Return a range of a chunk as the kernels take it. Raises `StagingError` where it cannot be read back."""
         chunk, row = self._wire_format.piece_at(piece.segment, piece.first), DTYPES[piece.dtype]
         offset = piece.first - chunk.first
@@ -236,7 +236,7 @@ class StagedUpdate:
         scales = self._read_bytes(chunk, first, first + -(-piece.count // row.block) * 4)
         return Quantized(elements, np.frombuffer(scales, np.float32))
 
-    def discard_chunk(self, piece: PieceRange) -> None:
+    def discard_chunk(self, piece: SegmentRange) -> None:
         """Free a chunk that is not read any more, and its part of the quota."""
         with self._locked():
             self._discard_chunk(piece)
@@ -292,7 +292,7 @@ class StagedUpdate:
             if self.is_on_disk or self._is_discarded:  # meanwhile
                 self._release(nbytes)
 
-    def _discard_chunk(self, piece: PieceRange) -> None:
+    def _discard_chunk(self, piece: SegmentRange) -> None:
         if self._bodies.pop(piece, None) is not None:
             self._release(body_bytes(piece.dtype, piece.count))
 
@@ -329,12 +329,12 @@ class StagedUpdate:
             piece = self._wire_format.piece_at(index, first + position)
             offset = first + position - piece.first
             part = stored[position : position + piece.count - offset]
-            written = PieceRange(0, index, segment.dtype, first + position, part.size)
+            written = SegmentRange(index, segment.dtype, first + position, part.size)
             self._limits.check(written, part, self._coefficient, self.client)
             self._write_bytes(piece, offset * itemsize, part.view(np.uint8).data)
             position += part.size
 
-    def _write_bytes(self, piece: PieceRange, begin: int, data: Buffer) -> None:
+    def _write_bytes(self, piece: SegmentRange, begin: int, data: Buffer) -> None:
         """Copy bytes into a chunk, starting at its byte `begin`. Bytes that are never written are zero."""
         nbytes = body_bytes(piece.dtype, piece.count)
         if piece not in self._bodies:
@@ -348,7 +348,7 @@ class StagedUpdate:
                 self._bodies[piece] = np.zeros(nbytes, np.uint8).data
             memoryview(self._bodies[piece])[begin : begin + len(data)] = data
 
-    def _read_bytes(self, chunk: PieceRange, begin: int, end: int) -> Buffer:
+    def _read_bytes(self, chunk: SegmentRange, begin: int, end: int) -> Buffer:
         """Return some bytes of a chunk: of one in memory without a copy."""
         with self._lock:
             self._require_open()

@@ -12,7 +12,8 @@ from itertools import count
 from pathlib import Path
 
 import numpy as np
-from flcore_transport import Buffer, PieceRange
+from flcore_layout import SegmentRange
+from flcore_transport import Buffer
 from flcore_transport.piece_format import arrow_message_bytes, arrow_metadata, arrow_schema_message, piece_elements
 
 from flcore.aggregation.memory_quota import MemoryQuota
@@ -31,7 +32,7 @@ def segment_path(directory: Path, segment: int) -> Path:
     return directory / f"segment-{segment}.arrows"
 
 
-def chunk_offset(piece: PieceRange) -> int:
+def chunk_offset(piece: SegmentRange) -> int:
     """Return where in the file of its segment a chunk's message begins: behind the schema and full chunks."""
     size = piece_elements(piece.dtype)
     return len(arrow_schema_message(piece.dtype)) + piece.first // size * arrow_message_bytes(piece.dtype, size)
@@ -102,18 +103,18 @@ class DiskStore:
         with suppress(OSError):
             (self._directory / _NOT_WHOLE).replace(self._directory / DESCRIPTION)
 
-    def append(self, piece: PieceRange, body: Buffer) -> None:
+    def append(self, piece: SegmentRange, body: Buffer) -> None:
         """Write a chunk and what stands before it in its stream."""
         metadata = arrow_metadata(piece.dtype, piece.count)
         self._write(piece, -len(metadata), [metadata, body])
 
-    def write_bytes(self, piece: PieceRange, offset: int, data: Buffer) -> None:
+    def write_bytes(self, piece: SegmentRange, offset: int, data: Buffer) -> None:
         """Write bytes into a chunk, from byte `offset` of it on; what is never written is zero."""
         if offset == 0:
             self._write(piece, -len(metadata := arrow_metadata(piece.dtype, piece.count)), [metadata])
         self._write(piece, offset, [data])
 
-    def read_bytes(self, piece: PieceRange, begin: int, end: int) -> Buffer:
+    def read_bytes(self, piece: SegmentRange, begin: int, end: int) -> Buffer:
         """Read some bytes of a chunk into a new buffer."""
         body = np.empty(end - begin, np.uint8)
         with self._open(piece, os.O_RDONLY) as file:
@@ -126,7 +127,7 @@ class DiskStore:
         """Remove the files."""
         shutil.rmtree(self._directory, ignore_errors=True)
 
-    def _write(self, piece: PieceRange, offset: int, data: list[Buffer]) -> None:
+    def _write(self, piece: SegmentRange, offset: int, data: list[Buffer]) -> None:
         expected = sum(memoryview(buffer).nbytes for buffer in data)
         with self._open(piece, os.O_WRONLY) as file:
             written = os.pwritev(file, data, self._offset(piece) + offset)
@@ -134,7 +135,7 @@ class DiskStore:
                 raise OSError(f"{self._path(piece)}: {written} of {expected} bytes written: the disk is full")
 
     @contextmanager
-    def _open(self, piece: PieceRange, how: int) -> Iterator[int]:
+    def _open(self, piece: SegmentRange, how: int) -> Iterator[int]:
         with self._attribute_errors():
             file = os.open(self._path(piece), how | os.O_CLOEXEC)
             try:
@@ -150,9 +151,9 @@ class DiskStore:
         except OSError as error:
             raise StagingError(f"the disk does not keep it: {error}", client=self._client) from error
 
-    def _path(self, piece: PieceRange) -> Path:
+    def _path(self, piece: SegmentRange) -> Path:
         return segment_path(self._directory, piece.segment)
 
-    def _offset(self, piece: PieceRange) -> int:
+    def _offset(self, piece: SegmentRange) -> int:
         """Return where the body of a chunk begins."""
         return chunk_offset(piece) + len(arrow_metadata(piece.dtype, piece.count))

@@ -3,8 +3,8 @@
 import secrets
 from dataclasses import dataclass
 
-from flcore_layout import Layout
-from flcore_transport import PayloadSource, PieceRange, TaskAssignment
+from flcore_layout import Layout, SegmentRange
+from flcore_transport import PayloadSource, TaskAssignment
 
 from flcore.client.task import Update
 from flcore.errors import TensorMismatch
@@ -43,7 +43,7 @@ class EmptyPayload:
 
     layout = Layout()
 
-    def read(self, piece: PieceRange) -> list[bytes]:
+    def read(self, piece: SegmentRange) -> list[bytes]:
         """Raise `IndexError`: there are no pieces."""
         raise IndexError(f"there is no piece to read at {piece}")
 

@@ -9,8 +9,8 @@ from typing import Any, Protocol, Self
 
 import numpy.typing as npt
 from flcore_kernels import storage_dtype
-from flcore_layout import Layout
-from flcore_transport import Buffer, PieceRange
+from flcore_layout import Layout, SegmentRange
+from flcore_transport import Buffer
 from flcore_transport.piece_format import piece_elements
 
 from flcore.errors import SpecError
@@ -43,7 +43,7 @@ class GlobalModel(ChunkSource, Protocol):
         """What the model's payload consists of."""
         ...
 
-    def read(self, piece: PieceRange) -> list[Buffer]:
+    def read(self, piece: SegmentRange) -> list[Buffer]:
         """Return the bytes of a range."""
         ...
 

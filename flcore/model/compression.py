@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from flcore_kernels import NotFinite, Quantized, storage_dtype
 from flcore_kernels import backend as backend_named
-from flcore_layout import DTYPES
-from flcore_transport import Buffer, PayloadSink, PayloadSource, PieceRange
+from flcore_layout import DTYPES, SegmentRange
+from flcore_transport import Buffer, PayloadSink, PayloadSource
 from flcore_transport.piece_format import join_body, split_body
 
 from flcore.errors import NonFinite, OutOfBounds
@@ -50,7 +50,7 @@ class Compressor:
         self.layout = wire_format.layout
         self._wire_format, self._source, self._feedback = wire_format, source, feedback
 
-    def read(self, piece: PieceRange) -> Sequence[Buffer]:
+    def read(self, piece: SegmentRange) -> Sequence[Buffer]:
         """Return the bytes of a range. Raises `NonFinite` or `OutOfBounds` for what the narrower dtype cannot hold."""
         own = self._wire_format.spec.segments[piece.segment].dtype
         if piece.dtype == own:
@@ -60,19 +60,19 @@ class Compressor:
             return join_body(piece.dtype, piece.count, [part.codes.data], [part.scales.view(np.uint8).data])
         return [part.view(np.uint8).data]
 
-    def rounding_error(self, piece: PieceRange) -> Float32Array:
+    def rounding_error(self, piece: SegmentRange) -> Float32Array:
         """Return what rounding leaves out of a range."""
         values = self._values(piece)
         return values - to_float32(piece.dtype, self._encode(piece, values))
 
-    def _values(self, piece: PieceRange) -> Float32Array:
+    def _values(self, piece: SegmentRange) -> Float32Array:
         own = self._wire_format.spec.segments[piece.segment].dtype
         buffers = self._source.read(replace(piece, dtype=own))
         body = buffers[0] if len(buffers) == 1 else b"".join(buffers)
         values = to_float32(own, np.frombuffer(body, storage_dtype(own)))
         return values if self._feedback is None else values + self._feedback.residual(piece)
 
-    def _encode(self, piece: PieceRange, values: Float32Array) -> KernelArray:
+    def _encode(self, piece: SegmentRange, values: Float32Array) -> KernelArray:
         device = backend_named()
         values_out: npt.NDArray[Any] = np.empty(piece.count, storage_dtype(piece.dtype))
         block = DTYPES[piece.dtype].block
@@ -96,7 +96,7 @@ class Decompressor:
     def __init__(self, wire_format: WireFormat, sink: PayloadSink) -> None:
         self._wire_format, self._sink = wire_format, sink
 
-    def write(self, piece: PieceRange, body: memoryview) -> None:
+    def write(self, piece: SegmentRange, body: memoryview) -> None:
         """Take the bytes of a range."""
         own = self._wire_format.spec.segments[piece.segment].dtype
         if piece.dtype == own:
@@ -118,7 +118,7 @@ class ErrorFeedback:
             if segment.dtype != dtype
         }
 
-    def residual(self, piece: PieceRange) -> Float32Array:
+    def residual(self, piece: SegmentRange) -> Float32Array:
         """Return what is to be added to a range."""
         return self._residuals[piece.segment][piece.first : piece.first + piece.count]
 

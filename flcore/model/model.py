@@ -14,8 +14,8 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 from flcore_kernels import storage_dtype
-from flcore_layout import Layout
-from flcore_transport import Buffer, PieceRange
+from flcore_layout import Layout, SegmentRange
+from flcore_transport import Buffer
 
 from flcore.model.arrays import AnyArrays, as_array, convert_like, flatten
 from flcore.model.chunks import require_chunk
@@ -76,11 +76,11 @@ class Model:
         """What this model's payload consists of."""
         return payload_layout(self.spec)
 
-    def read(self, piece: PieceRange) -> list[Buffer]:
+    def read(self, piece: SegmentRange) -> list[Buffer]:
         """Return the bytes of a range. Never copies."""
         return [self.segments[piece.segment][piece.first : piece.first + piece.count].view(np.uint8).data]
 
-    def write(self, piece: PieceRange, body: memoryview) -> None:
+    def write(self, piece: SegmentRange, body: memoryview) -> None:
         """Overwrite a range."""
         target = self.segments[piece.segment][piece.first : piece.first + piece.count]
         target[:] = np.frombuffer(body, target.dtype)
@@ -123,7 +123,7 @@ class NamedArrays:
         self.spec, self.layout = spec, payload_layout(spec)
         self._flat = {name: _flat(as_array(array, name)) for name, array in flatten(arrays).items()}
 
-    def read(self, piece: PieceRange) -> list[Buffer]:
+    def read(self, piece: SegmentRange) -> list[Buffer]:
         """Return the bytes of a range: slices of the arrays, and zeros for the gaps between them."""
         itemsize = DTYPES[piece.dtype].itemsize
         buffers: list[Buffer] = []

@@ -14,8 +14,8 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 from flcore_kernels import storage_dtype
-from flcore_layout import Layout
-from flcore_transport import Buffer, PieceRange
+from flcore_layout import Layout, SegmentRange
+from flcore_transport import Buffer
 
 from flcore.errors import SpecError
 from flcore.model.arrays import AnyArrays, convert_like
@@ -192,7 +192,7 @@ class StoredModel:
         for number, offset, buffers in self.shards.byte_ranges(segment, first, values):
             files[number].read_at(buffers, offset)
 
-    def read(self, piece: PieceRange) -> list[Buffer]:
+    def read(self, piece: SegmentRange) -> list[Buffer]:
         """Return the bytes of a range, read for this call."""
         return [self.chunk(piece.segment, piece.first, piece.first + piece.count).view(np.uint8).data]
 

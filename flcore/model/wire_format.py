@@ -4,8 +4,7 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 
-from flcore_layout import DTYPES, Layout, PayloadPart, Segment
-from flcore_transport import PieceRange
+from flcore_layout import DTYPES, Layout, PayloadPart, Segment, SegmentRange
 from flcore_transport.piece_format import PiecePlan, body_bytes, piece_elements
 
 from flcore.model.dtypes import DTYPES as NUMPY_DTYPES
@@ -83,9 +82,9 @@ class WireFormat:
         """The tensors and the segments' dtypes as JSON: members of an object, without its braces."""
         return f'"segments": {json.dumps(self.dtypes)}, "tensors": {self.spec.to_json()}'
 
-    def piece_at(self, segment: int, element: int) -> PieceRange:
+    def piece_at(self, segment: int, element: int) -> SegmentRange:
         """Return the piece that holds an element of a segment."""
         dtype, elements = self.dtypes[segment], self.spec.segments[segment].elements
         size = piece_elements(dtype)
         first = element // size * size
-        return PieceRange(0, segment, dtype, first, min(size, elements - first))
+        return SegmentRange(segment, dtype, first, min(size, elements - first))

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from flcore_layout import Layout
-from flcore_transport import Buffer, Outbox, PieceRange
+from flcore_layout import Layout, SegmentRange
+from flcore_transport import Buffer, Outbox
 
 from flcore.errors import Untimely
 from flcore.model.chunks import GlobalModel
@@ -55,7 +55,7 @@ class _RoundModel:
     def layout(self) -> Layout:
         return self._require_model().layout
 
-    def read(self, piece: PieceRange) -> Sequence[Buffer]:
+    def read(self, piece: SegmentRange) -> Sequence[Buffer]:
         return self._require_model().read(piece)
 
     def _require_model(self) -> GlobalModel:

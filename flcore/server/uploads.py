@@ -11,8 +11,8 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 from flcore_kernels import KernelError
-from flcore_layout import Layout
-from flcore_transport import Inbox, PieceError, PieceRange, ProtocolMismatch, Receipt, Refused, TransportError
+from flcore_layout import Layout, SegmentRange
+from flcore_transport import Inbox, PieceError, ProtocolMismatch, Receipt, Refused, TransportError
 
 from flcore.aggregation.staged_update import StagedUpdate
 from flcore.errors import (
@@ -98,7 +98,7 @@ class _StagingSink:
     def __init__(self, staged: StagedUpdate | None) -> None:
         self._staged = staged
 
-    def write(self, piece: PieceRange, body: memoryview) -> None:
+    def write(self, piece: SegmentRange, body: memoryview) -> None:
         if self._staged is not None:
             self._staged.append(piece, body)
 

@@ -9,7 +9,7 @@ The lowest package: pure Python that imports nothing but the standard library.
 
 from flcore_layout.dtypes import ALIASES, DTYPES, Dtype, UnknownDtypeName, canonical_name
 from flcore_layout.errors import FlcoreError
-from flcore_layout.layout import ALIGNMENT, Layout, PayloadPart, Segment, aligned
+from flcore_layout.layout import ALIGNMENT, Layout, PayloadPart, Segment, SegmentRange, aligned
 
 __all__ = [
     "ALIASES",
@@ -20,6 +20,7 @@ __all__ = [
     "Layout",
     "PayloadPart",
     "Segment",
+    "SegmentRange",
     "UnknownDtypeName",
     "aligned",
     "canonical_name",

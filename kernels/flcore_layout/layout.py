@@ -39,3 +39,14 @@ class Layout:
     """What a payload consists of, part after part; an empty one has no pieces."""
 
     parts: tuple[PayloadPart, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentRange:
+    """`count` elements of one segment, from element `first` on. `segment` and `part` are indices into a `Layout`."""
+
+    segment: int
+    dtype: str
+    first: int
+    count: int
+    part: int = 0

@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 import pytest
-from flcore_layout import DTYPES, Layout, PayloadPart, Segment
+from flcore_layout import DTYPES, Layout, PayloadPart, Segment, SegmentRange
 from flcore_transport import (
     Buffer,
     ClientLink,
@@ -21,7 +21,6 @@ from flcore_transport import (
     Join,
     Outbox,
     PayloadSource,
-    PieceRange,
     Receipt,
     Refused,
     Welcome,
@@ -43,7 +42,7 @@ class Pattern:
 
     layout = MODEL
 
-    def read(self, piece: PieceRange) -> list[bytes]:
+    def read(self, piece: SegmentRange) -> list[bytes]:
         return [bytes([piece.first // 256 % 251]) * (piece.count * 4)]
 
 
@@ -52,10 +51,10 @@ class MixedPattern:
 
     layout = MIXED
 
-    def read(self, piece: PieceRange) -> list[Buffer]:
+    def read(self, piece: SegmentRange) -> list[Buffer]:
         return join_body(piece.dtype, piece.count, *([buffer] for buffer in self.expected(piece)))
 
-    def expected(self, piece: PieceRange) -> tuple[bytes, bytes]:
+    def expected(self, piece: SegmentRange) -> tuple[bytes, bytes]:
         row = DTYPES[piece.dtype]
         made = random.Random(f"{piece.segment} {piece.first}")
         return made.randbytes(piece.count * row.itemsize), made.randbytes(row.scale_bytes(piece.count))
@@ -82,7 +81,7 @@ class Collected:
     def expected(self) -> int:
         return len(self._inbox.plan)
 
-    def write(self, _: PieceRange, body: memoryview) -> None:
+    def write(self, _: SegmentRange, body: memoryview) -> None:
         self.bodies.append(bytes(body))
 
     def begin(self) -> "Future[None]":

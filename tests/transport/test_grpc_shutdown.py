@@ -10,11 +10,11 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from flcore_layout import SegmentRange
 from flcore_transport import (
     ConnectionLost,
     DownloadRequest,
     GrpcServer,
-    PieceRange,
     flow_control,
     grpc_client,
     grpc_flow_control,
@@ -36,7 +36,7 @@ class Unread(Long):
     def __init__(self) -> None:
         self.made, self.stands = itertools.count(1), threading.Event()
 
-    def read(self, piece: PieceRange) -> list[bytes]:
+    def read(self, piece: SegmentRange) -> list[bytes]:
         if next(self.made) == 3:
             self.stands.set()
         return super().read(piece)

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from flcore_layout import DTYPES, Layout, PayloadPart, Segment
-from flcore_transport import Buffer, Inbox, Outbox, PieceError, PieceRange
+from flcore_layout import DTYPES, Layout, PayloadPart, Segment, SegmentRange
+from flcore_transport import Buffer, Inbox, Outbox, PieceError
 from flcore_transport.errors import PayloadIncomplete
 from flcore_transport.piece_format import PiecePlan, join_body, piece_elements, split_body
 
@@ -22,15 +22,15 @@ class Memory:
             for row in [DTYPES[segment.dtype]]
         }
 
-    def read(self, piece: PieceRange) -> list[Buffer]:
+    def read(self, piece: SegmentRange) -> list[Buffer]:
         elements, scales = self._views(piece)
         return join_body(piece.dtype, piece.count, [elements], [scales])
 
-    def write(self, piece: PieceRange, body: memoryview) -> None:
+    def write(self, piece: SegmentRange, body: memoryview) -> None:
         for view, came in zip(self._views(piece), split_body(piece.dtype, piece.count, body), strict=True):
             view[:] = came
 
-    def _views(self, piece: PieceRange) -> tuple[memoryview, memoryview]:
+    def _views(self, piece: SegmentRange) -> tuple[memoryview, memoryview]:
         elements, scales = self.segments[piece.part, piece.segment]
         row, stop = DTYPES[piece.dtype], piece.first + piece.count
         return (
@@ -93,7 +93,7 @@ def test_a_full_piece_of_codes_has_as_many_elements_as_one_of_int8() -> None:
 
 def test_a_source_that_gives_another_body_than_its_layout_has_is_refused_before_it_is_sent() -> None:
     class Short(Memory):
-        def read(self, piece: PieceRange) -> list[Buffer]:
+        def read(self, piece: SegmentRange) -> list[Buffer]:
             return super().read(piece)[:-1]
 
     with pytest.raises(PieceError, match=r"the body of 256 of 'int8.64.': 16 bytes came, expected 272"):
@@ -135,7 +135,7 @@ def test_a_piece_whose_sink_raised_was_not_received() -> None:
     class Full(Memory):
         is_full = True
 
-        def write(self, piece: PieceRange, body: memoryview) -> None:
+        def write(self, piece: SegmentRange, body: memoryview) -> None:
             if self.is_full:
                 raise OSError("no space left")
             super().write(piece, body)

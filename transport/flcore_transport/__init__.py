@@ -39,7 +39,6 @@ from flcore_transport.pieces import (
     PayloadSink,
     PayloadSource,
     PieceCache,
-    PieceRange,
 )
 
 if TYPE_CHECKING:
@@ -68,7 +67,6 @@ __all__ = [
     "PayloadSource",
     "PieceCache",
     "PieceError",
-    "PieceRange",
     "ProtocolMismatch",
     "Receipt",
     "Refused",

@@ -8,11 +8,10 @@ from which piece on an interrupted payload goes on.
 import threading
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from typing import Protocol
 
-from flcore_layout import Layout
+from flcore_layout import Layout, SegmentRange
 
 from flcore_transport.errors import PayloadIncomplete, PieceError, ProtocolMismatch
 from flcore_transport.framing import Buffer, decode_piece, encode_piece
@@ -31,18 +30,7 @@ def piece_elements(dtype: str) -> int:
     return PIECE_BODY_BYTES // wire_dtype(dtype).itemsize
 
 
-@dataclass(frozen=True, slots=True)
-class PieceRange:
-    """What one piece carries: `count` elements from `first` on, of one segment of one part (both by index)."""
-
-    part: int
-    segment: int
-    dtype: str
-    first: int
-    count: int
-
-
-class PiecePlan(Sequence[PieceRange]):
+class PiecePlan(Sequence[SegmentRange]):
     """The ranges of all pieces of a layout. Every piece of a segment but the last is full.
 
     >>> from flcore_layout import Layout, PayloadPart, Segment
@@ -65,14 +53,14 @@ class PiecePlan(Sequence[PieceRange]):
     def __len__(self) -> int:
         return self._stops[-1] if self._stops else 0
 
-    def __getitem__(self, index: int) -> PieceRange:  # type: ignore[override]
+    def __getitem__(self, index: int) -> SegmentRange:  # type: ignore[override]
         if not 0 <= index < len(self):
             raise IndexError(f"piece {index} of {len(self)}")
         row = bisect_right(self._stops, index)
         part, number, segment = self._segments[row]
         size = piece_elements(segment.dtype)
         first = (index - (self._stops[row - 1] if row else 0)) * size
-        return PieceRange(part, number, segment.dtype, first, min(size, segment.elements - first))
+        return SegmentRange(number, segment.dtype, first, min(size, segment.elements - first), part)
 
 
 class PayloadSource(Protocol):
@@ -83,7 +71,7 @@ class PayloadSource(Protocol):
         """What the payload consists of."""
         ...
 
-    def read(self, piece: PieceRange) -> Sequence[Buffer]:
+    def read(self, piece: SegmentRange) -> Sequence[Buffer]:
         """Return the bytes of a range, as buffers to be joined; views, where that needs no copy.
 
         Those of a quantized range come as `join_body` orders them: the scales first.
@@ -94,7 +82,7 @@ class PayloadSource(Protocol):
 class PayloadSink(Protocol):
     """Where an incoming payload's elements go."""
 
-    def write(self, piece: PieceRange, body: memoryview) -> None:
+    def write(self, piece: SegmentRange, body: memoryview) -> None:
         """Take the bytes of a range. They come once each, in order; `body` may be kept, it is never reused.
 
         `split_body` tells the elements of a quantized range from their scales.

@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from flcore_kernels import backend
-from flcore_transport import Buffer, PieceRange
+from flcore_layout import SegmentRange
+from flcore_transport import Buffer
 from flcore_transport.piece_format import piece_elements
 
 from flcore import Model, ModelSpec, StagingError
@@ -194,7 +195,7 @@ def test_chunks_come_and_go_while_an_update_goes_to_disk(monkeypatch: pytest.Mon
     taken: list[bytes] = []
     append = DiskStore.append
 
-    def between(kept: DiskStore, piece: PieceRange, body: Buffer) -> None:
+    def between(kept: DiskStore, piece: SegmentRange, body: Buffer) -> None:
         append(kept, piece, body)
         if not taken:  # the first chunk is on its way, the second still in memory
             taken.append(np.asarray(staged.read_range(WIRE_FORMAT.pieces[1])).tobytes())

@@ -12,8 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from flcore_kernels import backend
-from flcore_layout import DTYPES
-from flcore_transport import PieceRange
+from flcore_layout import DTYPES, SegmentRange
 from flcore_transport.piece_format import arrow_message_bytes, arrow_metadata, arrow_schema_message, piece_elements
 
 from flcore import Aggregator, CorruptUpdate, Model, ModelSpec, UpdateError, open_update
@@ -164,7 +163,7 @@ def test_an_update_is_sealed_after_the_last_chunk_that_is_spilled(
     staged = staged_update(form, Staging(form.nbytes, tmp_path / "staging"))
     fill(staged, form, ARRAYS)
 
-    def adopting(disk: DiskStore, piece: PieceRange, body: Any) -> None:
+    def adopting(disk: DiskStore, piece: SegmentRange, body: Any) -> None:
         if not seen:
             staged.seal()  # it is committed while it goes to disk
         seen.append((tmp_path / "staging/1/update.json").exists())
@@ -205,7 +204,7 @@ def test_a_missing_or_truncated_file_is_told(committed: Path) -> None:
 @pytest.mark.parametrize(("bytes_", "found"), [(bytes(8), "zeros: it was never written"), (b"\1" * 8, "altered bytes")])
 def test_a_chunk_that_is_missing_or_altered_names_its_tensor(committed: Path, bytes_: bytes, found: str) -> None:
     count = piece_elements("float32")
-    offset = chunk_offset(PieceRange(0, 0, "float32", count, count))
+    offset = chunk_offset(SegmentRange(0, "float32", count, count))
     assert offset == len(arrow_schema_message("float32")) + arrow_message_bytes("float32", count)
     with (committed / "segment-0.arrows").open("r+b") as file:
         for begin in range(0, len(arrow_metadata("float32", count)), 8):

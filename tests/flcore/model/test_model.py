@@ -8,7 +8,8 @@ from collections.abc import Callable
 import ml_dtypes
 import numpy as np
 import pytest
-from flcore_transport import Buffer, Inbox, Outbox, PieceRange
+from flcore_layout import SegmentRange
+from flcore_transport import Buffer, Inbox, Outbox
 
 from flcore import Arrays, Model, ModelSpec, SpecError
 from flcore.model.chunks import copy_chunks
@@ -132,7 +133,7 @@ def test_a_model_has_the_memory_of_one_that_is_gone() -> None:
 
 HOLDS: list[Callable[[Model], Buffer]] = [
     lambda model: model.arrays()["w"][5:9].reshape(2, 2).data,
-    lambda model: model.read(PieceRange(0, 0, "float32", 3, 5))[0],
+    lambda model: model.read(SegmentRange(0, "float32", 3, 5))[0],
     lambda model: model.chunk(0, 2, 4).data,
     lambda model: model.segments[0].view(np.uint8)[:32].reshape(4, 8).data,
 ]
