@@ -20,6 +20,7 @@ from flcore_transport.errors import (
 from flcore_transport.flow_control import WINDOW_PIECES
 from flcore_transport.framing import Buffer
 from flcore_transport.grpc_channel import UNAUTHENTICATED_BYTES, split_address
+from flcore_transport.identity import Authenticator, Identity, PeerCertificate
 from flcore_transport.in_process import InProcessConnection, InProcessServer
 from flcore_transport.messages import (
     DownloadRequest,
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 __all__ = [
     "UNAUTHENTICATED_BYTES",
     "WINDOW_PIECES",
+    "Authenticator",
     "Buffer",
     "ClientLink",
     "ConnectionLost",
@@ -57,6 +59,7 @@ __all__ = [
     "Goodbye",
     "GrpcConnection",
     "GrpcServer",
+    "Identity",
     "InProcessConnection",
     "InProcessServer",
     "Inbox",
@@ -65,6 +68,7 @@ __all__ = [
     "Outbox",
     "PayloadSink",
     "PayloadSource",
+    "PeerCertificate",
     "PieceCache",
     "PieceError",
     "ProtocolMismatch",

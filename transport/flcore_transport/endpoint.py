@@ -16,6 +16,7 @@ from typing import Protocol
 from flcore_layout import Layout
 
 from flcore_transport.errors import Refused, TransportError
+from flcore_transport.identity import Identity
 from flcore_transport.messages import (
     PROTOCOL,
     DownloadRequest,
@@ -32,6 +33,9 @@ from flcore_transport.pieces import Outbox
 
 MAX_INSTANCE_CHARACTERS = 64
 MAX_REASON_BYTES = 3_000
+
+SUPERSEDED = Refused("superseded", "a newer call of this session took its place")
+REVOKED = Refused("revoked", "this client's certificate is revoked")
 
 
 class ClientLink(Protocol):
@@ -53,8 +57,8 @@ class ClientLink(Protocol):
 class SessionStream(ClientLink, Protocol):
     """A link as a transport has it."""
 
-    def supersede(self) -> None:
-        """End the stream: its client has a newer one. Returns at once."""
+    def end(self, error: TransportError) -> None:
+        """End the stream, and say why. Returns at once."""
         ...
 
 
@@ -135,6 +139,8 @@ class Session:
     instance: str
     secret: str = field(default_factory=lambda: secrets.token_urlsafe(24))
     link: SessionStream | None = None
+    identity: Identity | None = None
+    """Who TLS says the client is; None over plaintext."""
 
 
 class Endpoint:
@@ -149,8 +155,12 @@ class Endpoint:
         self._notifications: deque[Callable[[], None]] = deque()
         self._is_notifying = False
 
-    def join(self, join: Join, link: SessionStream) -> Session:
+    def join(self, join: Join, link: SessionStream, identity: Identity | None = None) -> Session:
         """Open a session, or take up the one that the same process had; its welcome is the first thing sent."""
+        if identity is not None and join.client != identity.name:
+            raise Refused(
+                "wrong-identity", f"client {join.client!r} may not join: its certificate is that of {identity.name!r}"
+            )
         if join.protocol != PROTOCOL:
             raise Refused(
                 "protocol", f"the server speaks protocol version {PROTOCOL}, client {join.client!r} {join.protocol}"
@@ -167,8 +177,8 @@ class Endpoint:
                     raise Refused("name-taken", f"a client named {join.client!r} is connected already")
                 session = self._register(session, Session(join.client, join.instance))
             if session.link is not None:
-                session.link.supersede()
-            session.link = link
+                session.link.end(SUPERSEDED)
+            session.link, session.identity = link, identity
             link.send(Welcome(session.secret, content))
             self._notifications.append(partial(self._service.client_connected, join.client, link))
         self.notify_service()
@@ -185,28 +195,42 @@ class Endpoint:
             session.link = None
             self._notifications.append(partial(self._service.client_disconnected, session.client))
 
-    def session(self, secret: str) -> Session:
-        """Return the session that a secret belongs to, or raise `Refused`."""
+    def session(self, secret: str, identity: Identity | None = None) -> Session:
+        """Return the session that a secret belongs to, or raise `Refused`, also where another client made it."""
         with self._lock:
             session = self._by_secret.get(secret)
-        if session is None:
+        if session is None or (identity is not None and identity.name != session.client):
             raise Refused("unknown-session", "the server does not know this session: join again")
         return session
 
-    def begin_download(self, request: DownloadRequest) -> Outbox:
+    def begin_download(self, request: DownloadRequest, identity: Identity | None = None) -> Outbox:
         """Return the payload that a client asks for."""
-        return self._service.begin_download(self.session(request.session).client, request.assignment_id)
+        return self._service.begin_download(self.session(request.session, identity).client, request.assignment_id)
 
-    def begin_upload(self, request: UploadRequest) -> IncomingUpload:
+    def begin_upload(self, request: UploadRequest, identity: Identity | None = None) -> IncomingUpload:
         """Begin, or go on with, an upload."""
         return self._service.begin_upload(
-            self.session(request.session).client, request.assignment_id, request.content, request.layout
+            self.session(request.session, identity).client, request.assignment_id, request.content, request.layout
         )
 
-    def report(self, failure: Failure) -> Receipt:
+    def report(self, failure: Failure, identity: Identity | None = None) -> Receipt:
         """Take note that a client could not do its order."""
-        self._service.task_failed(self.session(failure.session).client, failure.assignment_id, failure.message)
+        client = self.session(failure.session, identity).client
+        self._service.task_failed(client, failure.assignment_id, failure.message)
         return Receipt(failure.assignment_id)
+
+    def end_sessions(self, is_revoked: Callable[[Identity], bool]) -> list[str]:
+        """End the sessions of revoked identities, and return their clients' names. Their secrets are of no use then."""
+        with self._lock:
+            ended = [each for each in self._by_client.values() if each.identity and is_revoked(each.identity)]
+            for session in ended:
+                del self._by_client[session.client], self._by_secret[session.secret]
+                if session.link is not None:
+                    session.link.end(REVOKED)
+                    # Here and not in `leave`: the client may join anew, with a new certificate, before that.
+                    session.link = None
+                    self._notifications.append(partial(self._service.client_disconnected, session.client))
+        return [session.client for session in ended]
 
     def close(self, reason: str, *, failed: bool = False) -> None:
         """Say goodbye to every client, and let nobody in any more."""

@@ -43,12 +43,14 @@ class Ending(Enum):
     STALLED = "others wait: come back and go on"
     SUPERSEDED = "a newer call of this session took its place"
     CANCELLED = "the server has ended the transfers of this order"
+    REVOKED = "this client's certificate is revoked"
 
     def error(self) -> TransportError:
         """Return what the client's call raises: it may come back only where it stood still."""
         if self is Ending.STALLED:
             return ConnectionLost(self.value)
-        return Refused("superseded" if self is Ending.SUPERSEDED else "cut", self.value)
+        kinds = {Ending.SUPERSEDED: "superseded", Ending.CANCELLED: "cut", Ending.REVOKED: "revoked"}
+        return Refused(kinds[self], self.value)
 
 
 class TransferEnded(Exception):
@@ -156,12 +158,17 @@ class FlowControl:
 
     def cancel(self, client: str, assignment_id: int) -> list[Action]:
         """The service wants a client's transfers of an order to end."""
-        transfers = [found for direction in ("download", "upload") if (found := self._newest.get((client, direction)))]
         return [
             action
-            for transfer in transfers
+            for transfer in self._transfers_of(client)
             if transfer.assignment_id == assignment_id
             for action in self._request_end(transfer, Ending.CANCELLED)
+        ]
+
+    def revoke(self, client: str) -> list[Action]:
+        """All transfers of a client have to end: its certificate is revoked."""
+        return [
+            action for transfer in self._transfers_of(client) for action in self._request_end(transfer, Ending.REVOKED)
         ]
 
     def tick(self, now: float) -> list[Action]:
@@ -194,6 +201,10 @@ class FlowControl:
         self.free += transfer.reserved - in_flight
         transfer.window, transfer.reserved, transfer.client_wait_since = 0, in_flight, now
         return [(transfer, Instruction.YIELD_WINDOW), *self._grant_windows()]
+
+    def _transfers_of(self, client: str) -> list[Transfer]:
+        """Return the newest download and upload of a client; older ones have been told to end."""
+        return [found for direction in ("download", "upload") if (found := self._newest.get((client, direction)))]
 
     def _request_end(self, transfer: Transfer, why: Ending) -> list[Action]:
         """Have a transfer end; it keeps what it holds until it has."""

@@ -23,6 +23,7 @@ from flcore_transport.grpc_workers import (
     read_message,
     run_with_cleanup,
 )
+from flcore_transport.identity import Identity
 from flcore_transport.messages import Join
 
 JOIN_TIMEOUT_S = 10.0
@@ -41,7 +42,9 @@ class JoinQueue:
         self._unread: dict[asyncio.Future[None], None] = {}
         self._admitting = 0
 
-    async def accept(self, context: Context, make_stream: Callable[[str], S]) -> tuple[Session, S]:
+    async def accept(
+        self, context: Context, identity: Identity | None, make_stream: Callable[[str], S]
+    ) -> tuple[Session, S]:
         """Return the session that a call's join opens, and the stream that `make_stream` made for its client's name.
 
         Ends the call if its join is refused, does not come in time, or gives way. If the call is cancelled meanwhile,
@@ -51,17 +54,19 @@ class JoinQueue:
         async def read_and_admit() -> tuple[Session, S]:
             data = await self._read_join(context)
             self._admitting += 1
-            return await run_with_cleanup(self._admit(data, make_stream), lambda opened: self.leave(*opened))
+            return await run_with_cleanup(self._admit(data, identity, make_stream), lambda opened: self.leave(*opened))
 
         return await self._workers.refuse_on_error(context, read_and_admit())
 
-    async def _admit(self, data: bytes, make_stream: Callable[[str], S]) -> tuple[Session, S]:
+    async def _admit(
+        self, data: bytes, identity: Identity | None, make_stream: Callable[[str], S]
+    ) -> tuple[Session, S]:
         """Open the session of a join that has been read, and free its slot: not before, even if its call has ended."""
 
         def join() -> tuple[Session, S]:
             decoded = decode_message(Join, data)
             stream = make_stream(decoded.client)
-            return self._endpoint.join(decoded, stream), stream
+            return self._endpoint.join(decoded, stream, identity), stream
 
         try:
             return await self._workers.run(join)
@@ -106,6 +111,10 @@ class JoinQueue:
     def leave(self, session: Session, stream: SessionStream) -> None:
         """A session's stream has ended. Returns at once: what the service does then must not hold up the loop."""
         self._endpoint.leave(session, stream)
+        self.notify_service()
+
+    def notify_service(self) -> None:
+        """Have the service told who came and went, on a thread that may take its time."""
         self._workers.submit(self._endpoint.notify_service)
 
     def close(self) -> None:

@@ -22,7 +22,7 @@ import grpc.aio
 from flcore_transport.control import decode_message, encode_from_server, encode_message
 from flcore_transport.endpoint import Endpoint, Service, refusal_for
 from flcore_transport.errors import AddressUnavailable, TransportError
-from flcore_transport.flow_control import DEFAULT_IN_FLIGHT_BYTES, Ending, FlowControl
+from flcore_transport.flow_control import DEFAULT_IN_FLIGHT_BYTES, FlowControl
 from flcore_transport.grpc_channel import (
     KEEPALIVE_MS,
     OPTIONS,
@@ -34,8 +34,10 @@ from flcore_transport.grpc_channel import (
 from flcore_transport.grpc_event_loop import server_event_loop
 from flcore_transport.grpc_flow_control import TransferScheduler
 from flcore_transport.grpc_joins import JoinQueue
+from flcore_transport.grpc_tls import peer_certificate
 from flcore_transport.grpc_transfers import TransferHandlers
 from flcore_transport.grpc_workers import CallAborter, Context, WorkerPool, read_message
+from flcore_transport.identity import Authenticator, Identity
 from flcore_transport.messages import Failure, FromServer, Goodbye
 from flcore_transport.pieces import PIECE_BODY_BYTES
 
@@ -46,6 +48,9 @@ HANDSHAKE_TIMEOUT_S = 10
 
 IDLE_TIMEOUT_S = 30
 """For how many seconds a connection may have no call."""
+
+REVOCATION_INTERVAL_S = 0.5
+"""How often it is looked for sessions whose identity has been revoked."""
 
 RESERVED_DESCRIPTORS = 256
 """How many of the process's descriptors are for other things than connections, at most half of them."""
@@ -93,6 +98,8 @@ def bind_error(host: str, port: int) -> str:
 class GrpcServer:
     """Serves a `Service` until closed. `credentials=None` is plaintext, on loopback unless `allow_remote`.
 
+    With `credentials` (see `grpc_tls.server_credentials`), `authenticator` says who a client's certificate stands for.
+
     All transfers together have up to `in_flight_bytes` of pieces under way, gRPC's own copies of them included.
     """
 
@@ -103,12 +110,15 @@ class GrpcServer:
         host: str = "127.0.0.1",
         port: int = 0,
         credentials: grpc.ServerCredentials | None = None,
+        authenticator: Authenticator | None = None,
         allow_remote: bool = False,
         in_flight_bytes: int = DEFAULT_IN_FLIGHT_BYTES,
     ) -> None:
+        if (credentials is None) != (authenticator is None):
+            raise ValueError("credentials and authenticator go together: neither is plaintext, both are mutual TLS")
         if credentials is None and not allow_remote:
             require_loopback(host)
-        self._endpoint = Endpoint(service)
+        self._endpoint, self._authenticator = Endpoint(service), authenticator
         self._aborter = CallAborter()
         self._workers = WorkerPool(self._aborter)
         # gRPC holds a second copy of each piece in flight.
@@ -117,6 +127,7 @@ class GrpcServer:
         self._joins = JoinQueue(self._endpoint, self._aborter)
         self._loop = server_event_loop()
         self._is_closed = False
+        self._watch: asyncio.Task[None] | None = None
         bound = asyncio.run_coroutine_threadsafe(self._start(host, port, credentials), self._loop).result()
         self.address = join_address(host, bound)
 
@@ -153,10 +164,14 @@ class GrpcServer:
         except RuntimeError as error:
             raise AddressUnavailable(f"cannot listen on {address}: {bind_error(host, port) or error}") from error
         await self._server.start()
+        if self._authenticator is not None:
+            self._watch = asyncio.ensure_future(self._watch_revocations(self._authenticator))
         return bound
 
     async def _stop(self) -> None:
         """Let sessions end by themselves after their goodbye, and cut off what is still being transferred."""
+        if self._watch is not None:
+            self._watch.cancel()
 
         async def stop() -> None:
             await self._server.stop(STOP_TIMEOUT_S)
@@ -168,29 +183,50 @@ class GrpcServer:
         await stopping
 
     def _authenticated(
-        self, handler: Callable[[Context], Awaitable[None]]
+        self, handler: Callable[[Context, Identity | None], Awaitable[None]]
     ) -> Callable[[Any, Context], Awaitable[None]]:
         """Return a handler of calls that carry a session's secret; others end at once."""
 
         @wraps(handler)
         async def call(_: Any, context: Context) -> None:
+            identity = await self._identify(context)
             sent = dict(context.invocation_metadata() or ()).get(SESSION_METADATA, b"")
             try:
-                self._endpoint.session(sent if isinstance(sent, str) else sent.decode("utf-8", "replace"))
+                self._endpoint.session(sent if isinstance(sent, str) else sent.decode("utf-8", "replace"), identity)
             except TransportError as error:
                 await self._aborter.refuse(context, refusal_for(error))
-            await handler(context)
+            await handler(context, identity)
 
         return call
 
+    async def _identify(self, context: Context) -> Identity | None:
+        """Return who makes a call, None over plaintext; end the call of a certificate that may not."""
+        if self._authenticator is None:
+            return None
+        try:
+            return self._authenticator.identify(peer_certificate(context))
+        except TransportError as error:
+            await self._aborter.refuse(context, refusal_for(error))
+            raise  # not reached: refuse has raised
+
+    async def _watch_revocations(self, authenticator: Authenticator) -> None:
+        """End what revoked clients have open. A deny list is a file, so somebody has to look at it again."""
+        while True:
+            await asyncio.sleep(REVOCATION_INTERVAL_S)
+            for client in self._endpoint.end_sessions(authenticator.is_revoked):
+                self._scheduler.revoke(client)
+                self._joins.notify_service()
+
     async def _session(self, _: Any, context: Context) -> None:
         """Push what the service says. No generator: one that gRPC cancels ends at a garbage collection, not at once."""
-        session, stream = await self._joins.accept(context, partial(_SessionStream, self._loop, self._scheduler))
+        identity = await self._identify(context)
+        make_stream = partial(_SessionStream, self._loop, self._scheduler)
+        session, stream = await self._joins.accept(context, identity, make_stream)
         try:
             while True:
                 message = await stream.outgoing.get()
-                if message is None:
-                    await self._aborter.refuse(context, refusal_for(Ending.SUPERSEDED.error()))
+                if isinstance(message, TransportError):
+                    await self._aborter.refuse(context, refusal_for(message))
                     return
                 await context.write(encode_from_server(message))
                 if isinstance(message, Goodbye):
@@ -198,18 +234,19 @@ class GrpcServer:
         finally:
             self._joins.leave(session, stream)
 
-    async def _report(self, context: Context) -> None:
+    async def _report(self, context: Context, identity: Identity | None) -> None:
         failure = await self._workers.run_or_refuse(
             context, decode_message, Failure, await read_message(context) or b""
         )
-        await context.write(encode_message(await self._workers.run_or_refuse(context, self._endpoint.report, failure)))
+        receipt = await self._workers.run_or_refuse(context, self._endpoint.report, failure, identity)
+        await context.write(encode_message(receipt))
 
 
 class _SessionStream:
     """One client's session stream: the `Link` that the service has to it."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, scheduler: TransferScheduler, client: str) -> None:
-        self.outgoing: asyncio.Queue[FromServer | None] = asyncio.Queue()
+        self.outgoing: asyncio.Queue[FromServer | TransportError] = asyncio.Queue()
         self._client, self._loop, self._scheduler = client, loop, scheduler
 
     def send(self, message: FromServer) -> None:
@@ -220,6 +257,6 @@ class _SessionStream:
         """End the client's transfers of an order."""
         self._loop.call_soon_threadsafe(self._scheduler.cancel, self._client, assignment_id)
 
-    def supersede(self) -> None:
-        """End the stream: its client has a newer one."""
-        self._loop.call_soon_threadsafe(self.outgoing.put_nowait, None)
+    def end(self, error: TransportError) -> None:
+        """End the stream with an error."""
+        self._loop.call_soon_threadsafe(self.outgoing.put_nowait, error)
