@@ -4,6 +4,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,6 @@ from flcore_transport import (
     FromServer,
     GrpcConnection,
     GrpcServer,
-    Identity,
     Join,
     PeerCertificate,
     Refused,
@@ -28,6 +28,14 @@ from tests.transport.certificates import CLIENT, SERVER, TestAuthority
 from tests.transport.conftest import RecordingService
 
 
+@dataclass(frozen=True)
+class Member:
+    """Whose certificate it is."""
+
+    name: str
+    fingerprint: str
+
+
 class CommonNames:
     """An authenticator that takes a certificate's common name, and a set of revoked fingerprints."""
 
@@ -35,19 +43,16 @@ class CommonNames:
         self.revoked: set[str] = set()
         self.calls = 0
 
-    def identify(self, certificate: PeerCertificate) -> Identity:
+    def identify(self, certificate: PeerCertificate) -> Member:
         self.calls += 1
         loaded = x509.load_pem_x509_certificate(certificate.pem)
-        identity = Identity(
+        identity = Member(
             str(loaded.subject.rdns[0].get_attributes_for_oid(x509.NameOID.COMMON_NAME)[0].value),
             loaded.fingerprint(hashes.SHA256()).hex(),
         )
-        if self.is_revoked(identity):
+        if identity.fingerprint in self.revoked:
             raise Refused("revoked", "this certificate is revoked")
         return identity
-
-    def is_revoked(self, identity: Identity) -> bool:
-        return identity.fingerprint in self.revoked
 
 
 class Site:

@@ -16,7 +16,7 @@ from typing import Protocol
 from flcore_layout import Layout
 
 from flcore_transport.errors import Refused, TransportError
-from flcore_transport.identity import Identity
+from flcore_transport.identity import Authenticator, Identity, PeerCertificate
 from flcore_transport.messages import (
     PROTOCOL,
     DownloadRequest,
@@ -35,7 +35,9 @@ MAX_INSTANCE_CHARACTERS = 64
 MAX_REASON_BYTES = 3_000
 
 SUPERSEDED = Refused("superseded", "a newer call of this session took its place")
-REVOKED = Refused("revoked", "this client's certificate is revoked")
+
+
+Peer = tuple[PeerCertificate, Identity]
 
 
 class ClientLink(Protocol):
@@ -139,8 +141,8 @@ class Session:
     instance: str
     secret: str = field(default_factory=lambda: secrets.token_urlsafe(24))
     link: SessionStream | None = None
-    identity: Identity | None = None
-    """Who TLS says the client is; None over plaintext."""
+    certificate: PeerCertificate | None = None
+    """The one that the client joined with; None over plaintext."""
 
 
 class Endpoint:
@@ -155,8 +157,9 @@ class Endpoint:
         self._notifications: deque[Callable[[], None]] = deque()
         self._is_notifying = False
 
-    def join(self, join: Join, link: SessionStream, identity: Identity | None = None) -> Session:
+    def join(self, join: Join, link: SessionStream, peer: Peer | None = None) -> Session:
         """Open a session, or take up the one that the same process had; its welcome is the first thing sent."""
+        certificate, identity = peer or (None, None)
         if identity is not None and join.client != identity.name:
             raise Refused(
                 "wrong-identity", f"client {join.client!r} may not join: its certificate is that of {identity.name!r}"
@@ -178,7 +181,7 @@ class Endpoint:
                 session = self._register(session, Session(join.client, join.instance))
             if session.link is not None:
                 session.link.end(SUPERSEDED)
-            session.link, session.identity = link, identity
+            session.link, session.certificate = link, certificate
             link.send(Welcome(session.secret, content))
             self._notifications.append(partial(self._service.client_connected, join.client, link))
         self.notify_service()
@@ -219,18 +222,30 @@ class Endpoint:
         self._service.task_failed(client, failure.assignment_id, failure.message)
         return Receipt(failure.assignment_id)
 
-    def end_sessions(self, is_revoked: Callable[[Identity], bool]) -> list[str]:
-        """End the sessions of revoked identities, and return their clients' names. Their secrets are of no use then."""
+    def end_refused_sessions(self, authenticator: Authenticator) -> dict[str, Refused]:
+        """End the sessions whose certificates are refused by now. Returns the reason by client."""
         with self._lock:
-            ended = [each for each in self._by_client.values() if each.identity and is_revoked(each.identity)]
-            for session in ended:
+            sessions = list(self._by_client.values())
+        refused: dict[str, Refused] = {}
+        for session in sessions:
+            try:
+                if session.certificate is not None:
+                    authenticator.identify(session.certificate)
+            except Refused as error:
+                refused[session.client] = error
+                self._end_session(session, error)
+        return refused
+
+    def _end_session(self, session: Session, error: Refused) -> None:
+        """End a session: its stream, and its secret."""
+        with self._lock:
+            if self._by_client.get(session.client) is session:
                 del self._by_client[session.client], self._by_secret[session.secret]
-                if session.link is not None:
-                    session.link.end(REVOKED)
-                    # Here and not in `leave`: the client may join anew, with a new certificate, before that.
-                    session.link = None
-                    self._notifications.append(partial(self._service.client_disconnected, session.client))
-        return [session.client for session in ended]
+            if session.link is not None:
+                session.link.end(error)
+                # Not in `leave`, which comes later: the client may have joined anew by then, with a new certificate.
+                session.link = None
+                self._notifications.append(partial(self._service.client_disconnected, session.client))
 
     def close(self, reason: str, *, failed: bool = False) -> None:
         """Say goodbye to every client, and let nobody in any more."""

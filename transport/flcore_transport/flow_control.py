@@ -43,13 +43,13 @@ class Ending(Enum):
     STALLED = "others wait: come back and go on"
     SUPERSEDED = "a newer call of this session took its place"
     CANCELLED = "the server has ended the transfers of this order"
-    REVOKED = "this client's certificate is revoked"
+    UNTRUSTED = "this client's certificate is not accepted any more"
 
     def error(self) -> TransportError:
         """Return what the client's call raises: it may come back only where it stood still."""
         if self is Ending.STALLED:
             return ConnectionLost(self.value)
-        kinds = {Ending.SUPERSEDED: "superseded", Ending.CANCELLED: "cut", Ending.REVOKED: "revoked"}
+        kinds = {Ending.SUPERSEDED: "superseded", Ending.CANCELLED: "cut", Ending.UNTRUSTED: "untrusted"}
         return Refused(kinds[self], self.value)
 
 
@@ -165,10 +165,12 @@ class FlowControl:
             for action in self._request_end(transfer, Ending.CANCELLED)
         ]
 
-    def revoke(self, client: str) -> list[Action]:
-        """All transfers of a client have to end: its certificate is revoked."""
+    def end_client(self, client: str) -> list[Action]:
+        """All transfers of a client have to end: its certificate is not accepted any more."""
         return [
-            action for transfer in self._transfers_of(client) for action in self._request_end(transfer, Ending.REVOKED)
+            action
+            for transfer in self._transfers_of(client)
+            for action in self._request_end(transfer, Ending.UNTRUSTED)
         ]
 
     def tick(self, now: float) -> list[Action]:

@@ -63,9 +63,9 @@ class TransferScheduler:
         """End a client's transfers of an order."""
         self.apply(self._flow_control.cancel(client, assignment_id))
 
-    def revoke(self, client: str) -> None:
-        """End all transfers of a client."""
-        self.apply(self._flow_control.revoke(client))
+    def end_client(self, client: str) -> None:
+        """End all transfers of a client whose certificate is not accepted any more."""
+        self.apply(self._flow_control.end_client(client))
 
     def apply(self, actions: list[Action]) -> None:
         """Wake the transfers for which something has changed, and set the clock for the next change."""

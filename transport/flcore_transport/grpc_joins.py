@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import grpc
 
 from flcore_transport.control import MAX_MESSAGE_BYTES, decode_message, require_size
-from flcore_transport.endpoint import Endpoint, Session, SessionStream
+from flcore_transport.endpoint import Endpoint, Peer, Session, SessionStream
 from flcore_transport.grpc_channel import MAX_PENDING_JOINS, TOO_MANY_JOINS
 from flcore_transport.grpc_workers import (
     CallAborter,
@@ -23,7 +23,6 @@ from flcore_transport.grpc_workers import (
     read_message,
     run_with_cleanup,
 )
-from flcore_transport.identity import Identity
 from flcore_transport.messages import Join
 
 JOIN_TIMEOUT_S = 10.0
@@ -42,9 +41,7 @@ class JoinQueue:
         self._unread: dict[asyncio.Future[None], None] = {}
         self._admitting = 0
 
-    async def accept(
-        self, context: Context, identity: Identity | None, make_stream: Callable[[str], S]
-    ) -> tuple[Session, S]:
+    async def accept(self, context: Context, peer: Peer | None, make_stream: Callable[[str], S]) -> tuple[Session, S]:
         """Return the session that a call's join opens, and the stream that `make_stream` made for its client's name.
 
         Ends the call if its join is refused, does not come in time, or gives way. If the call is cancelled meanwhile,
@@ -54,19 +51,17 @@ class JoinQueue:
         async def read_and_admit() -> tuple[Session, S]:
             data = await self._read_join(context)
             self._admitting += 1
-            return await run_with_cleanup(self._admit(data, identity, make_stream), lambda opened: self.leave(*opened))
+            return await run_with_cleanup(self._admit(data, peer, make_stream), lambda opened: self.leave(*opened))
 
         return await self._workers.refuse_on_error(context, read_and_admit())
 
-    async def _admit(
-        self, data: bytes, identity: Identity | None, make_stream: Callable[[str], S]
-    ) -> tuple[Session, S]:
+    async def _admit(self, data: bytes, peer: Peer | None, make_stream: Callable[[str], S]) -> tuple[Session, S]:
         """Open the session of a join that has been read, and free its slot: not before, even if its call has ended."""
 
         def join() -> tuple[Session, S]:
             decoded = decode_message(Join, data)
             stream = make_stream(decoded.client)
-            return self._endpoint.join(decoded, stream, identity), stream
+            return self._endpoint.join(decoded, stream, peer), stream
 
         try:
             return await self._workers.run(join)

@@ -10,6 +10,7 @@ first message is read, and only a few joins are read at a time (`grpc_joins`).
 
 import asyncio
 import errno
+import logging
 import resource
 import socket
 from collections.abc import Awaitable, Callable
@@ -20,7 +21,7 @@ import grpc
 import grpc.aio
 
 from flcore_transport.control import decode_message, encode_from_server, encode_message
-from flcore_transport.endpoint import Endpoint, Service, refusal_for
+from flcore_transport.endpoint import Endpoint, Peer, Service, refusal_for
 from flcore_transport.errors import AddressUnavailable, TransportError
 from flcore_transport.flow_control import DEFAULT_IN_FLIGHT_BYTES, FlowControl
 from flcore_transport.grpc_channel import (
@@ -41,6 +42,8 @@ from flcore_transport.identity import Authenticator, Identity
 from flcore_transport.messages import Failure, FromServer, Goodbye
 from flcore_transport.pieces import PIECE_BODY_BYTES
 
+logger = logging.getLogger(__name__)
+
 STOP_TIMEOUT_S = 1.0
 
 HANDSHAKE_TIMEOUT_S = 10
@@ -49,8 +52,8 @@ HANDSHAKE_TIMEOUT_S = 10
 IDLE_TIMEOUT_S = 30
 """For how many seconds a connection may have no call."""
 
-REVOCATION_INTERVAL_S = 0.5
-"""How often it is looked for sessions whose identity has been revoked."""
+CERTIFICATE_CHECK_INTERVAL_S = 0.5
+"""After how many seconds the certificates of all sessions are checked again."""
 
 RESERVED_DESCRIPTORS = 256
 """How many of the process's descriptors are for other things than connections, at most half of them."""
@@ -165,7 +168,7 @@ class GrpcServer:
             raise AddressUnavailable(f"cannot listen on {address}: {bind_error(host, port) or error}") from error
         await self._server.start()
         if self._authenticator is not None:
-            self._watch = asyncio.ensure_future(self._watch_revocations(self._authenticator))
+            self._watch = asyncio.ensure_future(self._watch_certificates(self._authenticator))
         return bound
 
     async def _stop(self) -> None:
@@ -189,7 +192,8 @@ class GrpcServer:
 
         @wraps(handler)
         async def call(_: Any, context: Context) -> None:
-            identity = await self._identify(context)
+            peer = await self._identify(context)
+            identity = None if peer is None else peer[1]
             sent = dict(context.invocation_metadata() or ()).get(SESSION_METADATA, b"")
             try:
                 self._endpoint.session(sent if isinstance(sent, str) else sent.decode("utf-8", "replace"), identity)
@@ -199,29 +203,31 @@ class GrpcServer:
 
         return call
 
-    async def _identify(self, context: Context) -> Identity | None:
+    async def _identify(self, context: Context) -> Peer | None:
         """Return who makes a call, None over plaintext; end the call of a certificate that may not."""
         if self._authenticator is None:
             return None
         try:
-            return self._authenticator.identify(peer_certificate(context))
+            certificate = peer_certificate(context)
+            return certificate, self._authenticator.identify(certificate)
         except TransportError as error:
             await self._aborter.refuse(context, refusal_for(error))
             raise  # not reached: refuse has raised
 
-    async def _watch_revocations(self, authenticator: Authenticator) -> None:
-        """End what revoked clients have open. A deny list is a file, so somebody has to look at it again."""
+    async def _watch_certificates(self, authenticator: Authenticator) -> None:
+        """End what clients have open whose certificates expire or are revoked: no call tells that this has happened."""
         while True:
-            await asyncio.sleep(REVOCATION_INTERVAL_S)
-            for client in self._endpoint.end_sessions(authenticator.is_revoked):
-                self._scheduler.revoke(client)
+            await asyncio.sleep(CERTIFICATE_CHECK_INTERVAL_S)
+            for client, error in self._endpoint.end_refused_sessions(authenticator).items():
+                logger.info("ended the session of %s: %s", client, error)
+                self._scheduler.end_client(client)
                 self._joins.notify_service()
 
     async def _session(self, _: Any, context: Context) -> None:
         """Push what the service says. No generator: one that gRPC cancels ends at a garbage collection, not at once."""
-        identity = await self._identify(context)
+        peer = await self._identify(context)
         make_stream = partial(_SessionStream, self._loop, self._scheduler)
-        session, stream = await self._joins.accept(context, identity, make_stream)
+        session, stream = await self._joins.accept(context, peer, make_stream)
         try:
             while True:
                 message = await stream.outgoing.get()

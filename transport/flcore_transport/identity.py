@@ -6,30 +6,36 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class PeerCertificate:
-    """The certificate that the other end has proven to own, and the version of TLS that it was proven with.
+    """The certificate that the other end has proven to own, as PEM, and the version of TLS that it was proven with.
 
-    Its chain, its dates and its extended key usage are verified by TLS already; its names are not looked at.
+    TLS has verified its chain, its dates and its extended key usage; nobody has looked at its names.
     """
 
     pem: bytes
     tls_version: str
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """A client's name, and the SHA-256 fingerprint (hexadecimal) of the certificate that proves it."""
+class Identity(Protocol):
+    """Who a certificate stands for."""
 
-    name: str
-    fingerprint: str
+    @property
+    def name(self) -> str:
+        """The client's name. A client joins under this name and no other."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """The SHA-256 digest of the certificate, in hexadecimal."""
+        ...
 
 
 class Authenticator(Protocol):
-    """Says who a certificate stands for. Called on the server's event loop for each call, so both return at once."""
+    """Says who a certificate stands for."""
 
     def identify(self, certificate: PeerCertificate) -> Identity:
-        """Return whose certificate it is, or raise `Refused` if its owner may not call, also if it is revoked."""
-        ...
+        """Return whose certificate it is, or raise `Refused`.
 
-    def is_revoked(self, identity: Identity) -> bool:
-        """Whether an identity that was let in may stay no longer."""
+        Called on the server's event loop, for each call and every second for each session, so it returns at once.
+        A session ends as soon as this raises for its certificate: when it is revoked, or has expired.
+        """
         ...
