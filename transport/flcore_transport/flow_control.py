@@ -167,11 +167,8 @@ class FlowControl:
 
     def end_client(self, client: str) -> list[Action]:
         """All transfers of a client have to end: its certificate is not accepted any more."""
-        return [
-            action
-            for transfer in self._transfers_of(client)
-            for action in self._request_end(transfer, Ending.UNTRUSTED)
-        ]
+        ended = self._transfers_of(client)
+        return [action for transfer in ended for action in self._request_end(transfer, Ending.UNTRUSTED)]
 
     def tick(self, now: float) -> list[Action]:
         """Let time pass: as many of those that have stood still for too long give way as there are others that wait."""
