@@ -9,6 +9,7 @@ import typer
 
 from flcore.cli.aggregate import aggregate
 from flcore.cli.bench import bench
+from flcore.cli.certs import certs_app
 from flcore.cli.client import client
 from flcore.cli.inspect import check, rules
 from flcore.cli.run import run
@@ -33,6 +34,7 @@ app.command()(warm)
 job_app = typer.Typer(help="Inspect a job.", no_args_is_help=True)
 job_app.command("check")(check)
 app.add_typer(job_app, name="job")
+app.add_typer(certs_app, name="certs")
 
 
 def main() -> None:
