@@ -19,10 +19,10 @@ from flcore_transport import (
     Join,
     PeerCertificate,
     Refused,
+    TlsKeys,
     Welcome,
     split_address,
 )
-from flcore_transport.grpc_tls import TlsKeys, server_credentials
 
 from tests.transport.certificates import CLIENT, SERVER, TestAuthority
 from tests.transport.conftest import RecordingService
@@ -37,11 +37,15 @@ class Member:
 
 
 class CommonNames:
-    """An authenticator that takes a certificate's common name, and a set of revoked fingerprints."""
+    """TLS of a server that takes the common name of a certificate, and has a set of revoked fingerprints."""
 
-    def __init__(self) -> None:
+    def __init__(self, keys: TlsKeys) -> None:
+        self.held = keys
         self.revoked: set[str] = set()
         self.calls = 0
+
+    def keys(self) -> TlsKeys:
+        return self.held
 
     def identify(self, certificate: PeerCertificate) -> Member:
         self.calls += 1
@@ -59,11 +63,9 @@ class Site:
     """A server with TLS, and connections to it."""
 
     def __init__(self) -> None:
-        self.authority, self.service, self.authenticator = TestAuthority(), RecordingService(), CommonNames()
-        self.server_keys = self.authority.issue("the server", SERVER)
-        self.server = GrpcServer(
-            self.service, credentials=server_credentials(lambda: self.server_keys), authenticator=self.authenticator
-        )
+        self.authority, self.service = TestAuthority(), RecordingService()
+        self.tls = CommonNames(self.authority.issue("the server", SERVER))
+        self.server = GrpcServer(self.service, tls=self.tls)
         self.opened: list[GrpcConnection] = []
         self.sessions: list[Iterator[FromServer]] = []
 
@@ -126,7 +128,7 @@ def test_tls_refuses_a_certificate_before_the_service_is_asked(site: Site, keys)
     mixed = TlsKeys(held.private_key, held.certificate_chain, site.authority.root)
     with pytest.raises(ConnectionLost, match="refused this client's certificate"):
         site.join(mixed, "alice")
-    assert site.authenticator.calls == 0
+    assert site.tls.calls == 0
 
 
 def test_a_client_takes_no_server_of_another_ca(site: Site) -> None:
@@ -136,7 +138,7 @@ def test_a_client_takes_no_server_of_another_ca(site: Site) -> None:
 
 
 def test_a_client_takes_no_server_with_a_clients_certificate(site: Site) -> None:
-    site.server_keys = site.authority.issue("mallory", CLIENT)
+    site.tls.held = site.authority.issue("mallory", CLIENT)
     with pytest.raises(ConnectionLost, match="its certificate is not trusted"):
         site.join(site.authority.issue("alice"), "alice")
 
@@ -152,7 +154,7 @@ def test_a_client_with_tls_says_that_a_server_has_none(site: Site) -> None:
 def test_a_renewed_certificate_is_served_without_a_restart(site: Site) -> None:
     alice, renewed = site.authority.issue("alice"), TestAuthority("the next CA")
     site.join(alice, "alice")
-    site.server_keys = TlsKeys(*_pair(renewed.issue("the server", SERVER)), site.authority.root)
+    site.tls.held = TlsKeys(*_pair(renewed.issue("the server", SERVER)), site.authority.root)
     with pytest.raises(ConnectionLost, match="its certificate is not trusted"):
         site.join(alice, "alice")
     site.join(TlsKeys(*_pair(alice), renewed.root), "alice")
@@ -166,7 +168,7 @@ def test_revoking_a_certificate_ends_its_session_within_a_second(site: Site) -> 
     keys, ended = site.authority.issue("alice"), threading.Event()
     session = site.connect(keys).session(Join("alice", "1"))
     next(session)
-    identity = site.authenticator.identify(PeerCertificate(keys.certificate_chain, "TLSv1.3"))
+    identity = site.tls.identify(PeerCertificate(keys.certificate_chain, "TLSv1.3"))
     problems: list[Exception] = []
 
     def listen() -> None:
@@ -178,7 +180,7 @@ def test_revoking_a_certificate_ends_its_session_within_a_second(site: Site) -> 
 
     listener = threading.Thread(target=listen)
     listener.start()
-    site.authenticator.revoked.add(identity.fingerprint)
+    site.tls.revoked.add(identity.fingerprint)
     assert ended.wait(5)
     listener.join()
     assert isinstance(problems[0], Refused) and problems[0].kind == "revoked"
@@ -204,7 +206,7 @@ def test_tls_1_2_is_refused_at_the_first_call(site: Site, tmp_path: Path, caplog
         while RST_STREAM not in received:
             received += secured.recv(65536)
     assert "expected TLSv1.3, the connection has TLSv1.2" in caplog.text
-    assert site.authenticator.calls == 0
+    assert site.tls.calls == 0
 
 
 def _literal(name: bytes, value: bytes) -> bytes:

@@ -20,7 +20,7 @@ from flcore_transport.errors import (
 from flcore_transport.flow_control import WINDOW_PIECES
 from flcore_transport.framing import Buffer
 from flcore_transport.grpc_channel import UNAUTHENTICATED_BYTES, split_address
-from flcore_transport.identity import Authenticator, Identity, PeerCertificate
+from flcore_transport.identity import Identity, PeerCertificate, ServerTls, TlsKeys
 from flcore_transport.in_process import InProcessConnection, InProcessServer
 from flcore_transport.messages import (
     DownloadRequest,
@@ -49,7 +49,6 @@ if TYPE_CHECKING:
 __all__ = [
     "UNAUTHENTICATED_BYTES",
     "WINDOW_PIECES",
-    "Authenticator",
     "Buffer",
     "ClientLink",
     "ConnectionLost",
@@ -74,8 +73,10 @@ __all__ = [
     "ProtocolMismatch",
     "Receipt",
     "Refused",
+    "ServerTls",
     "Service",
     "TaskAssignment",
+    "TlsKeys",
     "TransportError",
     "UploadRequest",
     "Welcome",

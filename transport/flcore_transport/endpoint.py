@@ -16,7 +16,7 @@ from typing import Protocol
 from flcore_layout import Layout
 
 from flcore_transport.errors import Refused, TransportError
-from flcore_transport.identity import Authenticator, Identity, PeerCertificate
+from flcore_transport.identity import Identity, PeerCertificate, ServerTls
 from flcore_transport.messages import (
     PROTOCOL,
     DownloadRequest,
@@ -222,7 +222,7 @@ class Endpoint:
         self._service.task_failed(client, failure.assignment_id, failure.message)
         return Receipt(failure.assignment_id)
 
-    def end_refused_sessions(self, authenticator: Authenticator) -> dict[str, Refused]:
+    def end_refused_sessions(self, tls: ServerTls) -> dict[str, Refused]:
         """End the sessions whose certificates are refused by now. Returns the reason by client."""
         with self._lock:
             sessions = list(self._by_client.values())
@@ -230,7 +230,7 @@ class Endpoint:
         for session in sessions:
             try:
                 if session.certificate is not None:
-                    authenticator.identify(session.certificate)
+                    tls.identify(session.certificate)
             except Refused as error:
                 refused[session.client] = error
                 self._end_session(session, error)

@@ -27,7 +27,8 @@ from flcore_transport.grpc_channel import (
     require_loopback,
     split_address,
 )
-from flcore_transport.grpc_tls import TlsKeys, channel_credentials
+from flcore_transport.grpc_tls import channel_credentials
+from flcore_transport.identity import TlsKeys
 from flcore_transport.messages import (
     Credit,
     DownloadRequest,

@@ -35,10 +35,10 @@ from flcore_transport.grpc_channel import (
 from flcore_transport.grpc_event_loop import server_event_loop
 from flcore_transport.grpc_flow_control import TransferScheduler
 from flcore_transport.grpc_joins import JoinQueue
-from flcore_transport.grpc_tls import peer_certificate
+from flcore_transport.grpc_tls import peer_certificate, server_credentials
 from flcore_transport.grpc_transfers import TransferHandlers
 from flcore_transport.grpc_workers import CallAborter, Context, WorkerPool, read_message
-from flcore_transport.identity import Authenticator, Identity
+from flcore_transport.identity import Identity, ServerTls
 from flcore_transport.messages import Failure, FromServer, Goodbye
 from flcore_transport.pieces import PIECE_BODY_BYTES
 
@@ -99,9 +99,7 @@ def bind_error(host: str, port: int) -> str:
 
 
 class GrpcServer:
-    """Serves a `Service` until closed. `credentials=None` is plaintext, on loopback unless `allow_remote`.
-
-    With `credentials` (see `grpc_tls.server_credentials`), `authenticator` says who a client's certificate stands for.
+    """Serves a `Service` until closed, with mutual TLS; `tls=None` is plaintext, on loopback unless `allow_remote`.
 
     All transfers together have up to `in_flight_bytes` of pieces under way, gRPC's own copies of them included.
     """
@@ -112,16 +110,13 @@ class GrpcServer:
         *,
         host: str = "127.0.0.1",
         port: int = 0,
-        credentials: grpc.ServerCredentials | None = None,
-        authenticator: Authenticator | None = None,
+        tls: ServerTls | None = None,
         allow_remote: bool = False,
         in_flight_bytes: int = DEFAULT_IN_FLIGHT_BYTES,
     ) -> None:
-        if (credentials is None) != (authenticator is None):
-            raise ValueError("credentials and authenticator go together: neither is plaintext, both are mutual TLS")
-        if credentials is None and not allow_remote:
+        if tls is None and not allow_remote:
             require_loopback(host)
-        self._endpoint, self._authenticator = Endpoint(service), authenticator
+        self._endpoint, self._tls = Endpoint(service), tls
         self._aborter = CallAborter()
         self._workers = WorkerPool(self._aborter)
         # gRPC holds a second copy of each piece in flight.
@@ -131,7 +126,7 @@ class GrpcServer:
         self._loop = server_event_loop()
         self._is_closed = False
         self._watch: asyncio.Task[None] | None = None
-        bound = asyncio.run_coroutine_threadsafe(self._start(host, port, credentials), self._loop).result()
+        bound = asyncio.run_coroutine_threadsafe(self._start(host, port), self._loop).result()
         self.address = join_address(host, bound)
 
     def close(self, reason: str = "the server has stopped", *, failed: bool = False) -> None:
@@ -147,7 +142,7 @@ class GrpcServer:
         self._workers.close()
         self._joins.close()
 
-    async def _start(self, host: str, port: int, credentials: grpc.ServerCredentials | None) -> int:
+    async def _start(self, host: str, port: int) -> int:
         options = [*SERVER_OPTIONS, ("grpc.max_allowed_incoming_connections", connection_limit())]
         self._server = grpc.aio.server(options=options)
         # All take a stream of requests, so that they may end before the first is read.
@@ -160,15 +155,15 @@ class GrpcServer:
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
         address = join_address(host, port)
         try:
-            if credentials is None:
+            if self._tls is None:
                 bound = self._server.add_insecure_port(address)
             else:
-                bound = self._server.add_secure_port(address, credentials)
+                bound = self._server.add_secure_port(address, server_credentials(self._tls))
         except RuntimeError as error:
             raise AddressUnavailable(f"cannot listen on {address}: {bind_error(host, port) or error}") from error
         await self._server.start()
-        if self._authenticator is not None:
-            self._watch = asyncio.ensure_future(self._watch_certificates(self._authenticator))
+        if self._tls is not None:
+            self._watch = asyncio.ensure_future(self._watch_certificates(self._tls))
         return bound
 
     async def _stop(self) -> None:
@@ -205,20 +200,20 @@ class GrpcServer:
 
     async def _identify(self, context: Context) -> Peer | None:
         """Return who makes a call, None over plaintext; end the call of a certificate that may not."""
-        if self._authenticator is None:
+        if self._tls is None:
             return None
         try:
             certificate = peer_certificate(context)
-            return certificate, self._authenticator.identify(certificate)
+            return certificate, self._tls.identify(certificate)
         except TransportError as error:
             await self._aborter.refuse(context, refusal_for(error))
             raise  # not reached: refuse has raised
 
-    async def _watch_certificates(self, authenticator: Authenticator) -> None:
+    async def _watch_certificates(self, tls: ServerTls) -> None:
         """End what clients have open whose certificates expire or are revoked: no call tells that this has happened."""
         while True:
             await asyncio.sleep(CERTIFICATE_CHECK_INTERVAL_S)
-            for client, error in self._endpoint.end_refused_sessions(authenticator).items():
+            for client, error in self._endpoint.end_refused_sessions(tls).items():
                 logger.info("ended the session of %s: %s", client, error)
                 self._scheduler.end_client(client)
                 self._joins.notify_service()

@@ -4,8 +4,6 @@ gRPC's Python API has no setting for the lowest version of TLS and none for revo
 version and the certificate of each call (`peer_certificate`) before it reads the call's first message.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -13,35 +11,18 @@ import grpc.aio
 
 from flcore_transport.errors import Refused
 from flcore_transport.grpc_workers import Context
-from flcore_transport.identity import PeerCertificate
+from flcore_transport.identity import PeerCertificate, ServerTls, TlsKeys
 
 MINIMUM_TLS = "TLSv1.3"
 
 
-@dataclass(frozen=True, slots=True)
-class TlsKeys:
-    """What one end of a TLS connection holds, as PEM: its private key, its certificate chain, and the CA it trusts."""
-
-    private_key: bytes
-    certificate_chain: bytes
-    root_certificates: bytes
-
-    def __repr__(self) -> str:
-        return "TlsKeys(...)"  # a private key belongs into no log
-
-
-def server_credentials(read_keys: Callable[[], TlsKeys]) -> grpc.ServerCredentials:
-    """Return credentials that ask each client for a certificate, and follow `read_keys`.
-
-    Args:
-        read_keys: Returns the server's keys. It is called at each handshake, so it returns the same object as long as
-            nothing has changed. What it raises is logged, and the server goes on with its last keys.
-    """
-    current = read_keys()
+def server_credentials(tls: ServerTls) -> grpc.ServerCredentials:
+    """Return credentials that ask each client for a certificate, and follow the server's keys when they are renewed."""
+    current = tls.keys()
 
     def fetch() -> Any:  # None: nothing has changed; the types of gRPC lack it
         nonlocal current
-        latest = read_keys()
+        latest = tls.keys()
         if latest is current:
             return None
         current = latest

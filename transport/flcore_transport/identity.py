@@ -29,13 +29,29 @@ class Identity(Protocol):
         ...
 
 
-class Authenticator(Protocol):
-    """Says who a certificate stands for."""
+@dataclass(frozen=True, slots=True)
+class TlsKeys:
+    """What one end of a TLS connection holds, as PEM: its private key, its certificate chain, and the CAs it trusts."""
+
+    private_key: bytes
+    certificate_chain: bytes
+    root_certificates: bytes
+
+    def __repr__(self) -> str:
+        return "TlsKeys(...)"  # no private key in a log
+
+
+class ServerTls(Protocol):
+    """A server's side of mutual TLS: its keys, and whose certificates it accepts."""
+
+    def keys(self) -> TlsKeys:
+        """Return the server's keys. Called at each handshake; the same object means that nothing has changed."""
+        ...
 
     def identify(self, certificate: PeerCertificate) -> Identity:
         """Return whose certificate it is, or raise `Refused`.
 
-        Called on the server's event loop, for each call and every second for each session, so it returns at once.
+        Called on the server's event loop, for each call and twice a second for each session, so it returns at once.
         A session ends as soon as this raises for its certificate: when it is revoked, or has expired.
         """
         ...
