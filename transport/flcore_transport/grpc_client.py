@@ -32,6 +32,7 @@ from flcore_transport.messages import (
     DownloadRequest,
     Failure,
     FromServer,
+    Goodbye,
     Join,
     Receipt,
     Refusal,
@@ -87,10 +88,17 @@ class GrpcConnection:
         while True:
             try:
                 with self._open_call(lambda: self._session_call(encode_message(join))) as messages:
-                    for message in messages:
+                    for data in messages:
                         has_begun = True
-                        yield decode_from_server(message)
-                    return
+                        message = decode_from_server(data)
+                        if isinstance(message, Goodbye):
+                            break
+                        yield message
+                    else:
+                        return
+                # Out of the call first: that hangs up, and a server that closes waits for it.
+                yield message
+                return
             except _TooManyJoins:
                 self._closed.wait(REJOIN_AFTER_S * (1 + random.random()))  # noqa: S311 - so that not all come at once
             except ConnectionLost as error:

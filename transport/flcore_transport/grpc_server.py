@@ -39,7 +39,14 @@ from flcore_transport.grpc_workers import CallAborter, Context, WorkerPool, read
 from flcore_transport.messages import Failure, FromServer, Goodbye
 from flcore_transport.pieces import PIECE_BODY_BYTES
 
+GOODBYE_TIMEOUT_S = 3.0
+"""For how many seconds a closing server waits until all goodbyes are delivered."""
+
+HANG_UP_TIMEOUT_S = 1.0
+"""For how many seconds a session stays open after its goodbye, until its client hangs up."""
+
 STOP_TIMEOUT_S = 1.0
+"""For how many seconds the calls that are left may go on before gRPC cuts them."""
 
 HANDSHAKE_TIMEOUT_S = 10
 """For how many seconds a connection may say nothing that HTTP/2 begins with."""
@@ -117,6 +124,7 @@ class GrpcServer:
         self._joins = JoinQueue(self._endpoint, self._aborter)
         self._loop = server_event_loop()
         self._is_closed = False
+        self._sessions: set[asyncio.Task[Any]] = set()
         bound = asyncio.run_coroutine_threadsafe(self._start(host, port, credentials), self._loop).result()
         self.address = join_address(host, bound)
 
@@ -156,7 +164,12 @@ class GrpcServer:
         return bound
 
     async def _stop(self) -> None:
-        """Let sessions end by themselves after their goodbye, and cut off what is still being transferred."""
+        """Deliver the goodbyes, then cut the calls that are left."""
+        # gRPC closes the sockets when it stops, and a reset discards what the client has not read. So the port and the
+        # sessions stay open until the clients have hung up: a client that loses its goodbye would wait for this server
+        # as for one that restarts. A client that joins meanwhile is refused, with the reason.
+        if self._sessions:
+            await asyncio.wait(self._sessions, timeout=GOODBYE_TIMEOUT_S)
 
         async def stop() -> None:
             await self._server.stop(STOP_TIMEOUT_S)
@@ -186,6 +199,9 @@ class GrpcServer:
     async def _session(self, _: Any, context: Context) -> None:
         """Push what the service says. No generator: one that gRPC cancels ends at a garbage collection, not at once."""
         session, stream = await self._joins.accept(context, partial(_SessionStream, self._loop, self._scheduler))
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - gRPC runs each call in a task
+        self._sessions.add(task)
         try:
             while True:
                 message = await stream.outgoing.get()
@@ -194,8 +210,10 @@ class GrpcServer:
                     return
                 await context.write(encode_from_server(message))
                 if isinstance(message, Goodbye):
+                    await asyncio.sleep(HANG_UP_TIMEOUT_S)  # gRPC cancels this as soon as the client hangs up
                     return
         finally:
+            self._sessions.discard(task)
             self._joins.leave(session, stream)
 
     async def _report(self, context: Context) -> None:
