@@ -79,7 +79,7 @@ class SyntheticClient:
                         return
         except ConnectionLost:
             # A closing server disconnects clients that have not read its goodbye in time. Earlier losses count there.
-            if not welcome.session:
+            if not welcome.session_secret:
                 raise
 
     def _perform(self, welcome: Welcome, assignment: TaskAssignment) -> None:
@@ -100,7 +100,7 @@ class SyntheticClient:
             return
         inbox = Inbox(assignment.payload, DiscardingSink())
         for piece in self._connection.download(
-            DownloadRequest(welcome.session, assignment.assignment_id), assignment.payload
+            DownloadRequest(welcome.session_secret, assignment.assignment_id), assignment.payload
         ):
             inbox.accept(piece)
         inbox.finish()
@@ -124,7 +124,8 @@ class SyntheticClient:
         outbox = StallingOutbox(source) if stalls else Outbox(source)
         try:
             self._connection.upload(
-                UploadRequest(welcome.session, assignment.assignment_id, message.to_bytes(), source.layout), outbox
+                UploadRequest(welcome.session_secret, assignment.assignment_id, message.to_bytes(), source.layout),
+                outbox,
             )
         except ConnectionLost:
             if not stalls:
@@ -136,7 +137,7 @@ class StallingOutbox(Outbox):
 
     def piece(self, index: int) -> bytes:
         """Return a piece of the first half."""
-        if index >= len(self.plan) // 2:
+        if index >= len(self.piece_ranges) // 2:
             threading.Event().wait()
         return super().piece(index)
 

@@ -46,7 +46,7 @@ class JoinedClient:
         self._model = SyntheticPayload(WireFormat.uncompressed(spec))
         welcome = next(self._session)
         assert isinstance(welcome, Welcome)  # noqa: S101 - the endpoint sends it first
-        self._secret = welcome.session
+        self._secret = welcome.session_secret
 
     def upload(self, assignment_id: int) -> None:
         """Send the model as the answer to an order."""

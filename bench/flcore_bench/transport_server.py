@@ -62,7 +62,7 @@ class CheckedUpload(Inbox):
     @property
     def expected(self) -> int:
         """The number of its pieces."""
-        return len(self.plan)
+        return len(self.piece_ranges)
 
     def begin(self) -> "Future[None]":
         """Accept pieces at once."""

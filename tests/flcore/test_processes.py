@@ -40,7 +40,7 @@ class Stalling(Outbox):
         return super().piece(index)
 
 message = UpdateMessage(returns="weights", weight=500.0, fingerprint=model.spec.fingerprint)
-request = UploadRequest(welcome.session, assignment.assignment_id, message.to_bytes(), model.layout)
+request = UploadRequest(welcome.session_secret, assignment.assignment_id, message.to_bytes(), model.layout)
 connection.upload(request, Stalling(model))
 """
 

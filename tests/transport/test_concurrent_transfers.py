@@ -42,7 +42,7 @@ class Long(Pattern):
     layout = Layout((PayloadPart("model", (Segment("float32", 20_000_000 // 256 * 256),)),))
 
 
-LONG_PIECES = len(Outbox(Long()).plan)
+LONG_PIECES = len(Outbox(Long()).piece_ranges)
 
 
 def upload(rig: Rig, secret: str, outbox: Outbox | None = None, assignment_id: int = 1) -> Receipt:

@@ -28,7 +28,7 @@ WINDOW_PIECES = 4
 DEFAULT_IN_FLIGHT_BYTES = 256 << 20
 """How many bytes of pieces all transfers of a server have under way, unless it is told another number."""
 
-MIN_PIECES = 4
+MIN_SHARED_PIECES = 4
 """The fewest pieces that a server shares out."""
 
 YIELD_AFTER_S = 2.0
@@ -97,8 +97,8 @@ class FlowControl:
     """
 
     def __init__(self, pieces: int) -> None:
-        if pieces < MIN_PIECES:
-            raise ValueError(f"a server shares out {MIN_PIECES} pieces or more, not {pieces}")
+        if pieces < MIN_SHARED_PIECES:
+            raise ValueError(f"a server shares out {MIN_SHARED_PIECES} pieces or more, not {pieces}")
         self.free = pieces
         self._yield_after_s = YIELD_AFTER_S
         self._backoffs: dict[tuple[str, str], tuple[int, float]] = {}

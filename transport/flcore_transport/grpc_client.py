@@ -117,7 +117,9 @@ class GrpcConnection:
             f"/{SERVICE}/Download"
         )
         with self._open_call(
-            lambda: call(encode_message(request), wait_for_ready=True, metadata=_session_metadata(request.session))
+            lambda: call(
+                encode_message(request), wait_for_ready=True, metadata=_session_metadata(request.session_secret)
+            )
         ) as pieces:
             yield from pieces
 
@@ -142,13 +144,13 @@ class GrpcConnection:
                 yield piece
 
         try:
-            metadata = _session_metadata(request.session)
+            metadata = _session_metadata(request.session_secret)
             with self._open_call(lambda: call(requests(), wait_for_ready=True, metadata=metadata)) as replies:
                 for data in replies:
                     reply = decode_reply(data)
                     if isinstance(reply, Receipt):
                         return reply
-                    send_credit.extend(reply, len(outbox.plan))
+                    send_credit.extend(reply, len(outbox.piece_ranges))
         except TransportError:
             if not failures:
                 raise
@@ -160,7 +162,7 @@ class GrpcConnection:
 
     def report(self, failure: Failure) -> Receipt:
         """Tell the server that an order could not be done."""
-        data, metadata = encode_message(failure), _session_metadata(failure.session)
+        data, metadata = encode_message(failure), _session_metadata(failure.session_secret)
         with self._open_call(lambda: self._report_call.future(data, wait_for_ready=True, metadata=metadata)) as reply:
             return decode_message(Receipt, reply.result())
 

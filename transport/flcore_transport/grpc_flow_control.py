@@ -19,7 +19,7 @@ from urllib.parse import unquote
 import grpc
 import grpc.aio
 
-from flcore_transport.endpoint import refusal_for
+from flcore_transport.endpoint import to_refusal
 from flcore_transport.errors import Refused
 from flcore_transport.flow_control import Action, Ending, FlowControl, Transfer, TransferEnded
 from flcore_transport.grpc_workers import CallAborter, Context, ignore_outcome
@@ -83,7 +83,7 @@ class TransferScheduler:
         """Tell the client why its call ends; hang up if it does not listen."""
         error = ending.error()
         aborting = asyncio.ensure_future(
-            self._aborter.refuse(context, refusal_for(error))
+            self._aborter.refuse(context, to_refusal(error))
             if isinstance(error, Refused)
             else self._aborter.abort(context, grpc.StatusCode.UNAVAILABLE, str(error))
         )

@@ -20,7 +20,7 @@ import grpc
 import grpc.aio
 
 from flcore_transport.control import decode_message, encode_from_server, encode_message
-from flcore_transport.endpoint import Endpoint, Service, refusal_for
+from flcore_transport.endpoint import Endpoint, Service, to_refusal
 from flcore_transport.errors import AddressUnavailable, TransportError
 from flcore_transport.flow_control import DEFAULT_IN_FLIGHT_BYTES, Ending, FlowControl
 from flcore_transport.grpc_channel import (
@@ -189,9 +189,9 @@ class GrpcServer:
         async def call(_: Any, context: Context) -> None:
             sent = dict(context.invocation_metadata() or ()).get(SESSION_METADATA, b"")
             try:
-                self._endpoint.session(sent if isinstance(sent, str) else sent.decode("utf-8", "replace"))
+                self._endpoint.find_session(sent if isinstance(sent, str) else sent.decode("utf-8", "replace"))
             except TransportError as error:
-                await self._aborter.refuse(context, refusal_for(error))
+                await self._aborter.refuse(context, to_refusal(error))
             await handler(context)
 
         return call
@@ -206,7 +206,7 @@ class GrpcServer:
             while True:
                 message = await stream.outgoing.get()
                 if message is None:
-                    await self._aborter.refuse(context, refusal_for(Ending.SUPERSEDED.error()))
+                    await self._aborter.refuse(context, to_refusal(Ending.SUPERSEDED.error()))
                     return
                 await context.write(encode_from_server(message))
                 if isinstance(message, Goodbye):

@@ -22,7 +22,7 @@ class TransferHandlers:
         request = await self._workers.run_or_refuse(
             context, decode_message, UploadRequest, await read_message(context) or b""
         )
-        session = await self._workers.run_or_refuse(context, self._endpoint.session, request.session)
+        session = await self._workers.run_or_refuse(context, self._endpoint.find_session, request.session_secret)
         async with self._scheduler.transfer(session.client, "upload", request.assignment_id, context) as call:
             opening = run_with_cleanup(
                 self._workers.run(self._endpoint.begin_upload, request), lambda opened: opened.end()
@@ -62,7 +62,7 @@ class TransferHandlers:
         request = await self._workers.run_or_refuse(
             context, decode_message, DownloadRequest, await read_message(context) or b""
         )
-        session = await self._workers.run_or_refuse(context, self._endpoint.session, request.session)
+        session = await self._workers.run_or_refuse(context, self._endpoint.find_session, request.session_secret)
         async with self._scheduler.transfer(session.client, "download", request.assignment_id, context) as call:
             outbox = await self._workers.run_or_refuse(context, self._endpoint.begin_download, request)
             await self._send_pieces(context, call, outbox, request.first_piece)
@@ -70,7 +70,7 @@ class TransferHandlers:
 
     async def _send_pieces(self, context: Context, call: TransferCall, outbox: Outbox, first_piece: int) -> None:
         sending: asyncio.Future[Any] | None = None
-        for index in range(first_piece, len(outbox.plan)):
+        for index in range(first_piece, len(outbox.piece_ranges)):
             if sending is not None and call.window == 1:
                 await call.wait_for_client(sending)
             if not call.window:  # at the beginning, and after it has given way

@@ -12,7 +12,7 @@ import grpc
 import grpc.aio
 
 from flcore_transport.control import encode_message
-from flcore_transport.endpoint import refusal_for
+from flcore_transport.endpoint import to_refusal
 from flcore_transport.errors import TransportError
 from flcore_transport.grpc_channel import REFUSAL_METADATA
 from flcore_transport.messages import Refusal
@@ -68,7 +68,7 @@ class WorkerPool:
             return await coroutine
         except TransportError as error:
             # Without the traceback, whose frames hold the refused payload.
-            await self._aborter.refuse(context, refusal_for(error.with_traceback(None)))
+            await self._aborter.refuse(context, to_refusal(error.with_traceback(None)))
             raise  # not reached: abort has raised
 
     def submit(self, work: Callable[P, None], *arguments: P.args, **named: P.kwargs) -> None:

@@ -11,7 +11,7 @@ from queue import SimpleQueue
 
 from flcore_layout import Layout
 
-from flcore_transport.endpoint import Endpoint, Service, refusal_for
+from flcore_transport.endpoint import Endpoint, Service, to_refusal
 from flcore_transport.errors import ConnectionLost, Refused, TransportError
 from flcore_transport.flow_control import DEFAULT_IN_FLIGHT_BYTES, Ending, FlowControl
 from flcore_transport.in_process_flow_control import TransferCall, TransferScheduler
@@ -66,7 +66,7 @@ class InProcessConnection:
 
     def upload(self, request: UploadRequest, outbox: Outbox) -> Receipt:
         """Send an answer and return its receipt."""
-        with self._transfer_call("upload", request.session, request.assignment_id) as call:
+        with self._transfer_call("upload", request.session_secret, request.assignment_id) as call:
             with self._server_step():
                 upload = self._endpoint.begin_upload(request)
             try:
@@ -90,10 +90,10 @@ class InProcessConnection:
 
     def download(self, request: DownloadRequest, layout: Layout | None = None) -> Iterator[bytes]:  # noqa: ARG002 - as over gRPC
         """Yield the pieces of an order's payload from `request.first_piece` on."""
-        with self._transfer_call("download", request.session, request.assignment_id) as call:
+        with self._transfer_call("download", request.session_secret, request.assignment_id) as call:
             with self._server_step():
                 outbox = self._endpoint.begin_download(request)
-            for index in range(request.first_piece, len(outbox.plan)):
+            for index in range(request.first_piece, len(outbox.piece_ranges)):
                 with self._server_step():
                     if not call.has_window:
                         outbox.on_queued()
@@ -122,7 +122,7 @@ class InProcessConnection:
     def _transfer_call(self, direction: str, session: str, assignment_id: int) -> Iterator[TransferCall]:
         """One call that moves pieces; `close` ends it."""
         with self._server_step():
-            client = self._endpoint.session(session).client
+            client = self._endpoint.find_session(session).client
         with self._scheduler.transfer(client, direction, assignment_id) as call:
             with self._lock:
                 self._calls.add(call)
@@ -142,7 +142,7 @@ class InProcessConnection:
         except ConnectionLost:
             raise
         except TransportError as error:
-            refused = refusal_for(error)
+            refused = to_refusal(error)
             raise Refused(refused.kind, refused.message) from error
 
 
