@@ -6,7 +6,7 @@ discards them, and uploads a pattern of small numbers. Hyperparameters of the ta
 - `pause_s`: seconds to wait before the upload;
 - `stalls`: all clients but the job's first stop halfway through the upload.
 
-An update's metric `read_at` is the time at which the client read its order, on the machine's monotonic clock. A
+An update's metric `read_at` is the time at which the client read its assignment, on the machine's monotonic clock. A
 server on the same machine computes the delivery time from it.
 """
 
@@ -50,7 +50,7 @@ STACK_BYTES = 256 << 10
 """Of each thread. There are several per client, and the default is 8 MiB of address space."""
 
 READ_AT = "read_at"
-"""The metric with the time at which a client read its order."""
+"""The metric with the time at which a client read its assignment."""
 
 _PARSING = threading.Lock()
 
@@ -64,7 +64,7 @@ class SyntheticClient:
         self._payload_id = ""
 
     def run(self) -> None:
-        """Answer every order until the server says goodbye."""
+        """Answer every assignment until the server says goodbye."""
         contract = self._job.contract.to_json()
         held = JoinMessage(contract=contract, code_digest=self._job.code_digest, version=flcore.__version__)
         welcome = Welcome("")

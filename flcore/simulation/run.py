@@ -107,7 +107,7 @@ def run(
 def _client_threads(
     job: Job, names: tuple[str, ...], server: InProcessServer, give_up: Callable[[str], None], notify: Notify
 ) -> Iterator[None]:
-    """Host every client in a thread of its own, until the server has said goodbye to all."""
+    """Host every client in its own thread while the block lasts, and stop them at its end."""
     executors = [Executor(job, Site(name, names, job.contract.seed), notify) for name in names]
     clients = [Client(job, executor, InProcessConnection(server)) for executor in executors]
 
