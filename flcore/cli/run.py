@@ -38,7 +38,7 @@ def run(
         ),
     ] = None,
     rounds: Annotated[int | None, typer.Option(min=1, help="Number of rounds. (default: the job's)")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Seed of all random numbers. (default: the job's)")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the job. (default: the job's)")] = None,
     out: Annotated[Path | None, typer.Option(help="Output directory; created if missing. (default: runs/NAME)")] = None,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Rename an earlier run in that directory to NAME.1, and start a new one.")

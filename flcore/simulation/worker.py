@@ -23,7 +23,7 @@ from flcore.process import keep_freed_memory
 
 
 def main() -> int:
-    """Host the clients until the server has said goodbye to all of them. The first client that fails ends the worker."""
+    """Host the clients until the server has said goodbye to all of them. A client that fails ends the worker."""
     keep_freed_memory()
     notify = _notices_to_parent()
     setup = json.loads(sys.stdin.readline())
