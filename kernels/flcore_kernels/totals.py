@@ -20,10 +20,16 @@ import numpy.typing as npt
 from flcore_kernels.errors import BadState, BufferMismatch, OutOfDeviceMemory, SpoiledTotal, TooManyTerms
 
 ACCUMULATORS = ("exact", "float64", "float32")
+"""What a total can be: exact integers, or one float per element."""
+
 BLOCK = 64
+"""Elements of an exact total that share a level."""
+
 EMPTY = -32768
+"""The level of a block without a term other than zero."""
+
 MAX_TERMS = 65_535
-"""An exact digit is at most 2^47, and 65,535 of them stay below 2^63."""
+"""Terms (one per operand) that an exact total takes: a digit is at most 2^47, and 65,535 · 2^47 < 2^63."""
 
 _MAGIC = b"flcore total 1\n\0"
 

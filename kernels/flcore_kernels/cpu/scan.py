@@ -1,4 +1,4 @@
-"""Looking at operands and converting them: `inspect`, `encode` and `decode`."""
+"""Inspecting and converting operands: the kernels and drivers of `max_abs`, `inspect`, `encode` and `decode`."""
 
 from collections.abc import Callable
 from functools import cache
@@ -23,16 +23,17 @@ from flcore_kernels.rows import addresses_of, require_writable, sizes_of
 from flcore_kernels.threads import Pool
 
 TILE = 4096
-"""Elements whose largest magnitude is found in one loop, which the compiler turns into vector instructions."""
+"""Elements of one vectorised loop that finds a largest magnitude. The loop's end costs little beside them."""
 
 STRETCH = 4 * TILE
-"""Elements that are searched for a bad one together, in float64."""
+"""Elements of one result of `max_abs` in `inspect`. If it is not finite, NumPy searches them for the first bad element,
+with a temporary of 128 KiB (float64)."""
 
 SHARE = 64 * STRETCH
-"""Elements that one thread takes at once: below, waking another takes longer than it saves."""
+"""Elements (one million) of a thread's batch. With smaller ones, waking a thread takes longer than it saves."""
 
 LARGEST_SCALE = np.nextafter(np.float32(np.finfo(np.float32).max / 127), np.float32(0))
-"""With a larger one, code 127 would stand for infinity."""
+"""The largest float32 for which fl32(127 · scale) is finite."""
 
 _U64, _I64, _F64 = types.uint64, types.int64, types.float64
 _TABLE, _NUMBERS = types.Array(_U64, 2, "C"), types.Array(_I64, 1, "C")
@@ -68,7 +69,7 @@ def decode_kernel(dtype: str) -> Kernel:
 def _max_abs(dtype: str) -> Callable[..., Any]:
     decode = DECODERS[dtype]
     factor, max_abs = decode.factor, decode.max_abs
-    # A factor holds for `step` elements; without one, the largest of a tile is sought in one go.
+    # A factor holds for `step` elements. Without factors, a loop takes a whole tile.
     reach = TILE if factor is no_factor else decode.step
 
     def find(operands, scales, counts, first, last, magnitudes):  # type: ignore[no-untyped-def]
@@ -79,7 +80,7 @@ def _max_abs(dtype: str) -> Callable[..., Any]:
                     here = max_abs(
                         operands[row, k], factor(scales[row, k], start), start, min(reach, counts[row] - start)
                     )
-                    if not here <= top and top == top:
+                    if not here <= top and top == top:  # a NaN replaces a number, and stays
                         top = here
                 magnitudes[row, k] = top
 
@@ -97,12 +98,13 @@ def _encode(dtype: str) -> Callable[..., Any]:
 
 
 def _rounded_in_float64(dtype: str) -> Callable[..., Any]:
-    """Return what rounds a float32 and writes it, where the processor has no short way."""
+    """Return a function that rounds a float32 and writes it, for a processor without instructions for `dtype`."""
     round_once, write = ENCODERS[dtype].round, ENCODERS[dtype].store
 
     @device_function
     def store(address: Any, index: Any, single: Any) -> None:
         value = np.float64(single)
+        # Rounding adds and subtracts, which may lose the sign of a zero.
         write(address, index, np.copysign(round_once(value), value))
 
     return store  # type: ignore[no-any-return]
@@ -119,8 +121,10 @@ def _quantize(block: int) -> Callable[..., Any]:
             if not top < np.inf:
                 return b
             scale = np.float32(np.float32(top) / np.float32(127.0))
+            # A denormal scale has too few bits for the documented error. The block, below 127 · 2^-126, becomes zeros.
             if scale < np.float32(2.0**-126):
                 scale = np.float32(0.0)
+            # Rounding up the quotient near float32's end would make 127 · scale an infinity.
             scale = min(scale, LARGEST_SCALE)
             memory.store_f32(scales, b, scale)
             for i in range(count):

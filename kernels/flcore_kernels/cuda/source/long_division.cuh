@@ -57,7 +57,6 @@ __device__ inline double round_bits(u64 quotient, bool has_rest, i64 last, int p
     i64 length = quotient >> 62 != 0 ? 63 : 62;
     i64 drop = larger(length - smaller(precision, 53), lowest - last);
     if (drop > 63) return 0.0;
-    if (drop <= 0) return scale(double(quotient), last);
     u64 kept = quotient >> drop, cut = quotient & ((1ull << drop) - 1), half = 1ull << (drop - 1);
     if (cut > half || (cut == half && (has_rest || kept & 1))) kept++;
     return scale(double(kept), last + drop);
