@@ -52,10 +52,10 @@ def require_within(sizes: Sequence[int], total: Total) -> None:
 
 def require_result(dtype: str) -> Storage:
     """Return the storage of a result's dtype, or raise `BufferMismatch` for a quantized one."""
-    row = lookup(dtype)
-    if row.block:
+    storage = lookup(dtype)
+    if storage.block:
         raise BufferMismatch(f"a result cannot be {dtype}; write it as float32, and encode it afterwards")
-    return row
+    return storage
 
 
 def divisor_of(total: Total) -> tuple[float, float]:

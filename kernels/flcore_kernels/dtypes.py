@@ -20,7 +20,7 @@ class Storage:
     """How one dtype is stored and rounded.
 
     Attributes:
-        storage: The NumPy dtype of buffers.
+        dtype: The NumPy dtype of buffers.
         bits: The unsigned NumPy dtype of the same width.
         magnitude_mask: For floats, all bits but the sign.
         infinity: For floats, the smallest masked bits of a number that is not finite. One integer maximum over masked
@@ -31,7 +31,7 @@ class Storage:
         is_boolean: Whether elements are 0 and 1 only.
     """
 
-    storage: np.dtype[Any]
+    dtype: np.dtype[Any]
     bits: np.dtype[Any]
     magnitude_mask: int = 0
     infinity: int = 0
@@ -50,7 +50,7 @@ class Storage:
         """The largest magnitude of an element that a sum takes."""
         if self.is_boolean:
             return 1.0
-        return float(EXACT_INTEGER_LIMIT) if self.storage.kind in "iu" and self.storage.itemsize == 8 else np.inf
+        return float(EXACT_INTEGER_LIMIT) if self.dtype.kind in "iu" and self.dtype.itemsize == 8 else np.inf
 
     @property
     def range(self) -> tuple[float, float]:
@@ -60,18 +60,18 @@ class Storage:
             return -largest, largest
         if self.is_boolean:
             return 0.0, 1.0
-        info = np.iinfo(self.storage)
+        info = np.iinfo(self.dtype)
         return max(float(info.min), -(2.0**53)), min(float(info.max), 2.0**53)
 
 
 def _storage(row: Dtype) -> Storage:
-    storage = np.dtype(row.storage)
+    dtype = np.dtype(row.storage)
     bits = np.dtype(f"uint{8 * row.itemsize}")
     if not row.is_float:
-        return Storage(storage, bits, block=row.block, is_boolean=row.is_boolean)
+        return Storage(dtype, bits, block=row.block, is_boolean=row.is_boolean)
     exponent, mantissa = row.exponent_bits, row.mantissa_bits
     return Storage(
-        storage,
+        dtype,
         bits,
         magnitude_mask=(1 << (exponent + mantissa)) - 1,
         infinity=((1 << exponent) - 1) << mantissa,
@@ -98,11 +98,11 @@ def storage_dtype(dtype: str) -> np.dtype[Any]:
         >>> storage_dtype("bfloat16")
         dtype('uint16')
     """
-    return lookup(dtype).storage
+    return lookup(dtype).dtype
 
 
 def lookup(dtype: str) -> Storage:
-    """Return the row of `dtype`, or raise `UnknownDType`."""
+    """Return the storage of `dtype`, or raise `UnknownDType`."""
     try:
         return STORAGE[dtype]
     except KeyError:

@@ -43,7 +43,7 @@ def locate_error(
     It is `NotFinite` or `Overflow` of the first operand with a bad element in the buffer at `element`. If no operand is
     at fault, it is an `Overflow` of their sum, which does not fit into `where`. `fetch` copies a buffer to host memory.
     """
-    row = lookup(dtype)
+    storage = lookup(dtype)
     places = offsets_of(sizes_of(operands[0]))
     run = int(np.searchsorted(places, element, side="right")) - 1
     for index, operand in enumerate(operands):
@@ -51,25 +51,25 @@ def locate_error(
         seen = inspector.inspect(buffer, dtype)
         if seen.first_bad >= 0:
             at = int(places[run]) + seen.first_bad
-            value = values_of(fetch(buffer), row, dtype, seen.first_bad, seen.first_bad + 1)[0]
+            value = values_of(fetch(buffer), storage, dtype, seen.first_bad, seen.first_bad + 1)[0]
             return NotFinite(index, at, float(value))
         too_large = None
         with np.errstate(over="ignore"):
-            if seen.magnitude > row.limit:
-                too_large = f"the magnitude {seen.magnitude:.0f} is beyond the limit of {dtype}, {row.limit:.0f}"
+            if seen.magnitude > storage.limit:
+                too_large = f"the magnitude {seen.magnitude:.0f} is beyond the limit of {dtype}, {storage.limit:.0f}"
             elif not np.isfinite(seen.magnitude * weights[index]):
                 too_large = f"{seen.magnitude:g} times its weight, {weights[index]:g}, is beyond the range of float64"
         if too_large is not None:
-            values = values_of(fetch(buffer), row, dtype, 0, sizes_of(buffer)[0])
+            values = values_of(fetch(buffer), storage, dtype, 0, sizes_of(buffer)[0])
             return Overflow(too_large, int(places[run]) + int(np.argmax(np.abs(values))), index)
     return Overflow(f"element {element} does not fit into {where}", element, where=where)
 
 
-def values_of(operand: Buffer, row: Storage, dtype: str, start: int, stop: int) -> npt.NDArray[np.float64]:
+def values_of(operand: Buffer, storage: Storage, dtype: str, start: int, stop: int) -> npt.NDArray[np.float64]:
     """Return the values of a few elements as float64, converted with NumPy."""
     if isinstance(operand, Quantized):
         with np.errstate(all="ignore"):
-            scales = operand.scales.reshape(-1)[np.arange(start, stop) // row.block]
+            scales = operand.scales.reshape(-1)[np.arange(start, stop) // storage.block]
             return (scales * operand.codes.reshape(-1)[start:stop].astype(np.float32)).astype(np.float64)
     flat = np.ascontiguousarray(operand.reshape(-1)[start:stop])
     with np.errstate(all="ignore"):  # a signalling NaN

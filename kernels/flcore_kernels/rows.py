@@ -52,7 +52,7 @@ def sizes_of(operand: Operand) -> list[int]:
 
 
 def addresses_of(
-    operand: Operand, row: Storage, sizes: Sequence[int], what: str, kinds: Any = np.ndarray
+    operand: Operand, storage: Storage, sizes: Sequence[int], what: str, kinds: Any = np.ndarray
 ) -> tuple[list[int], list[int]]:
     """Return the addresses of an operand's buffers, and of their scales, or raise `BufferMismatch`.
 
@@ -61,30 +61,33 @@ def addresses_of(
     buffers = buffers_of(operand)
     if len(buffers) != len(sizes):
         raise BufferMismatch(f"{what}: expected {len(sizes)} buffers, got {len(buffers)}")
-    if row.block:
-        return _quantized_addresses(buffers, row, sizes, what, kinds)
-    storage = row.storage
+    if storage.block:
+        return _quantized_addresses(buffers, storage, sizes, what, kinds)
+    dtype = storage.dtype
     addresses = []
     for index, (buffer, size) in enumerate(zip(buffers, sizes, strict=True)):
         if (
             not isinstance(buffer, kinds)
-            or buffer.dtype != storage
+            or buffer.dtype != dtype
             or buffer.size != size
             or not buffer.flags.c_contiguous
         ):
-            raise BufferMismatch(_mismatch(buffer, storage, size, what, index, len(sizes)))
+            raise BufferMismatch(_mismatch(buffer, dtype, size, what, index, len(sizes)))
         addresses.append(address_of(buffer))
     return addresses, addresses
 
 
 def _quantized_addresses(
-    buffers: list[Buffer], row: Storage, sizes: Sequence[int], what: str, kinds: Any
+    buffers: list[Buffer], storage: Storage, sizes: Sequence[int], what: str, kinds: Any
 ) -> tuple[list[int], list[int]]:
     codes, scales = [], []
     for index, (buffer, size) in enumerate(zip(buffers, sizes, strict=True)):
         if not isinstance(buffer, Quantized):
             raise BufferMismatch(f"{what}: expected Quantized codes and scales, got {type(buffer).__name__}")
-        wanted = ((buffer.codes, np.dtype(np.int8), size), (buffer.scales, np.dtype(np.float32), -(-size // row.block)))
+        wanted = (
+            (buffer.codes, np.dtype(np.int8), size),
+            (buffer.scales, np.dtype(np.float32), -(-size // storage.block)),
+        )
         for array, dtype, count in wanted:
             if (
                 not isinstance(array, kinds)

@@ -44,13 +44,13 @@ class CpuBackend:
     def fold(self, total: Total, operands: Sequence[Operand], weights_: Sequence[float], dtype: str) -> None:
         """Add Σ weightᵢ · partᵢ to `total` (see `Backend.fold`)."""
         total.require_usable()
-        row = lookup(dtype)
+        storage = lookup(dtype)
         sizes = sizes_of(operands[0]) if operands else []
         require_within(sizes, total)
-        columns = _columns(operands, row, sizes)
+        columns = _columns(operands, storage, sizes)
         values, taken = admit(total, operands, weights_)
         rows = self._rows(sizes, len(operands))
-        table, scales = _tables(rows, columns, row)
+        table, scales = _tables(rows, columns, storage)
         kernel = kernels.fold_kernel(dtype, total.accumulate)
 
         def work(batch: int) -> int:
@@ -114,15 +114,15 @@ class CpuBackend:
         scale: int | None = None,
     ) -> None:
         """Fold and finish in one pass (see `Backend.mean`)."""
-        row, tally = lookup(dtype), Total.zeros(0, accumulate)
+        storage, tally = lookup(dtype), Total.zeros(0, accumulate)
         tally.scale = scale
         values, taken = admit(tally, operands, weights_)
         sizes = sizes_of(out)
-        columns = _columns(operands, row, sizes)
+        columns = _columns(operands, storage, sizes)
         rows = self._rows(sizes, len(operands))
-        result = result or ("float32" if row.block else dtype)
+        result = result or ("float32" if storage.block else dtype)
         target = Target.of(rows, out, base, result, sizes, tally)
-        table, scales = _tables(rows, columns, row)
+        table, scales = _tables(rows, columns, storage)
         kernel = kernels.mean_kernel(dtype, accumulate, result, base is not None)
         bad, unresolved = self._write(kernel, rows, (table, scales), target, taken)
         if bad < 0 and unresolved.size:
@@ -162,11 +162,11 @@ class CpuBackend:
         target: Target,
     ) -> int:
         """Fold the unresolved blocks once more, into a total that stays, and divide at length."""
-        row = lookup(dtype)
+        storage = lookup(dtype)
         where = np.searchsorted(rows.starts, unresolved, side="right") - 1
         along = unresolved - rows.starts[where]
-        bytes_along = (along * row.storage.itemsize).astype(np.uint64)[:, None]
-        scales_along = (along // row.block * 4).astype(np.uint64)[:, None] if row.block else bytes_along
+        bytes_along = (along * storage.dtype.itemsize).astype(np.uint64)[:, None]
+        scales_along = (along // storage.block * 4).astype(np.uint64)[:, None] if storage.block else bytes_along
         counts = np.minimum(BLOCK, rows.counts[where] - along)
         total = Total.zeros(unresolved.size * BLOCK, "exact")
         blocks = np.arange(unresolved.size)
@@ -183,10 +183,10 @@ class CpuBackend:
 
     def max_abs(self, operands: Sequence[Operand], dtype: str) -> list[float]:
         """Return the largest magnitude of each operand (see `Backend.max_abs`)."""
-        row = lookup(dtype)
+        storage = lookup(dtype)
         sizes = sizes_of(operands[0]) if operands else []
         rows = self._rows(sizes, len(operands))
-        table, scales = _tables(rows, _columns(operands, row, sizes), row)
+        table, scales = _tables(rows, _columns(operands, storage, sizes), storage)
         magnitudes = np.zeros((rows.counts.size, len(operands)))
         kernel = max_abs_kernel(dtype)
         self._pool.run(
@@ -230,14 +230,14 @@ class CpuBackend:
         return np.uint64(address_of(scratch))
 
 
-def _columns(operands: Sequence[Operand], row: Storage, sizes: Sequence[int]) -> list[tuple[list[int], list[int]]]:
-    return [addresses_of(operand, row, sizes, f"operand {index}") for index, operand in enumerate(operands)]
+def _columns(operands: Sequence[Operand], storage: Storage, sizes: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+    return [addresses_of(operand, storage, sizes, f"operand {index}") for index, operand in enumerate(operands)]
 
 
-def _tables(rows: Rows, columns: list[tuple[list[int], list[int]]], row: Storage) -> tuple[Any, Any]:
+def _tables(rows: Rows, columns: list[tuple[list[int], list[int]]], storage: Storage) -> tuple[Any, Any]:
     """Return the addresses of the operands' rows, and of their scales (where there are none: of anything)."""
-    table = rows.table([codes for codes, _ in columns], row.storage.itemsize)
-    return table, rows.table([scales for _, scales in columns], 4 / row.block) if row.block else table
+    table = rows.table([codes for codes, _ in columns], storage.dtype.itemsize)
+    return table, rows.table([scales for _, scales in columns], 4 / storage.block) if storage.block else table
 
 
 def _state(total: Total) -> tuple[np.uint64, np.uint64]:

@@ -131,8 +131,8 @@ def _from_float16(bits: Any) -> Any:
 
 def _integer(name: str, load: Callable[..., Any]) -> Decoder:
     exact, zero = np.uint64(EXACT_INTEGER_LIMIT), np.uint64(0)
-    row = STORAGE[name]
-    widened = np.uint64 if row.storage.kind == "u" else np.int64
+    storage = STORAGE[name]
+    widened = np.uint64 if storage.dtype.kind == "u" else np.int64
 
     @device_function
     def value(address: Any, factor: Any, index: Any) -> Any:
@@ -148,7 +148,7 @@ def _integer(name: str, load: Callable[..., Any]) -> Decoder:
         rounded = np.float64(top)
         return rounded if top <= exact or rounded > 2.0**53 else 2.0**53 + 2.0
 
-    return Decoder(row.storage.itemsize, STEP, row.limit, no_factor, value, max_abs)
+    return Decoder(storage.dtype.itemsize, STEP, storage.limit, no_factor, value, max_abs)
 
 
 def _quantized(block: int) -> Decoder:
@@ -173,9 +173,9 @@ def _quantized(block: int) -> Decoder:
 
 
 def _float(name: str, load: Callable[..., Any], unsigned: Any, value: Callable[..., Any], decode: Any) -> Decoder:
-    row = STORAGE[name]
-    max_abs = _max_abs_float(load, unsigned, row.magnitude_mask, decode)
-    return Decoder(row.storage.itemsize, STEP, np.inf, no_factor, value, max_abs)
+    storage = STORAGE[name]
+    max_abs = _max_abs_float(load, unsigned, storage.magnitude_mask, decode)
+    return Decoder(storage.dtype.itemsize, STEP, np.inf, no_factor, value, max_abs)
 
 
 DECODERS: dict[str, Decoder] = {

@@ -134,7 +134,7 @@ store_float16 = store_float16_by_hardware if has_half_instructions() else store_
 
 
 def _integer(name: str) -> Encoder:
-    kind = STORAGE[name].storage
+    kind = STORAGE[name].dtype
     write = getattr(memory, f"store_{kind.kind}{8 * kind.itemsize}")
     number = kind.type
     low, high = STORAGE[name].range

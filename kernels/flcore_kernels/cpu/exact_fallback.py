@@ -40,14 +40,14 @@ class Target:
         cls, rows: Rows, out: Operand, base: Operand | None, dtype: str, sizes: Sequence[int], total: Total
     ) -> "Target":
         """Lay out where the rows' results go, or raise `BufferMismatch` or `WeightRange`."""
-        row = require_result(dtype)
-        targets = rows.table([addresses_of(out, row, sizes, "out")[0]], row.storage.itemsize)[:, 0]
+        storage = require_result(dtype)
+        targets = rows.table([addresses_of(out, storage, sizes, "out")[0]], storage.dtype.itemsize)[:, 0]
         require_writable(out)
         bases = np.zeros_like(targets)
         if base is not None:
-            bases = rows.table([addresses_of(base, row, sizes, "base")[0]], row.storage.itemsize)[:, 0]
+            bases = rows.table([addresses_of(base, storage, sizes, "base")[0]], storage.dtype.itemsize)[:, 0]
         divisor, rest = divisor_of(total)
-        large = sum(sizes) * row.storage.itemsize > PAST_CACHE_BYTES
+        large = sum(sizes) * storage.dtype.itemsize > PAST_CACHE_BYTES
         return cls(dtype, targets.copy(), bases.copy(), total.weight, divisor, rest, large)
 
     @property
@@ -67,7 +67,7 @@ def write_unresolved(
 
     The two differ if the total holds unresolved blocks only. Returns the first element that does not fit, or -1.
     """
-    size = lookup(target.dtype).storage.itemsize
+    size = lookup(target.dtype).dtype.itemsize
     where = np.searchsorted(rows.starts, unresolved, side="right") - 1
     along = unresolved - rows.starts[where]
     counts = np.minimum(BLOCK, rows.counts[where] - along)

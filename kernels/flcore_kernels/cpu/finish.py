@@ -52,7 +52,7 @@ def _value_of(base_of: Decoder | None) -> Callable[..., Any]:
 
 
 @cache
-def float_finish(real: Any, row: Storage, encode: Encoder, base_of: Decoder | None) -> Callable[..., Any]:
+def float_finish(real: Any, storage: Storage, encode: Encoder, base_of: Decoder | None) -> Callable[..., Any]:
     """Return the loop that finishes a tile of a float32 or float64 total; `base_of` reads a base, if there is one.
 
     `finish(total, count, divisor, target, base, past_cache, line)`: `total`, `target` and `base` are addresses. `line`
@@ -63,7 +63,7 @@ def float_finish(real: Any, row: Storage, encode: Encoder, base_of: Decoder | No
     round_once, base_value, store, low, high = encode.round, _value_of(base_of), encode.store, encode.low, encode.high
     size = encode.bytes
     has_base = base_of is not None
-    is_single, is_integer = real is np.float32, not row.is_float
+    is_single, is_integer = real is np.float32, not storage.is_float
     # The mean of a float32 total is defined as a float32, which is then rounded to a narrower dtype: float32 vectors
     # hold twice as many elements as float64 vectors.
     is_short = is_single and not has_base and encode.store_single is not None
@@ -115,7 +115,7 @@ def float_finish(real: Any, row: Storage, encode: Encoder, base_of: Decoder | No
 
 
 @cache
-def exact_finish(row: Storage, encode: Encoder, base_of: Decoder | None) -> Callable[..., Any]:
+def exact_finish(storage: Storage, encode: Encoder, base_of: Decoder | None) -> Callable[..., Any]:
     """Return the loop that finishes a tile of an exact total; `base_of` reads a base, if there is one.
 
     `finish(digits, levels, first, count, divisor, rest, target, base, past_cache, line, unresolved)`: `first` is the
@@ -123,11 +123,11 @@ def exact_finish(row: Storage, encode: Encoder, base_of: Decoder | None) -> Call
     quotient or a value that does not fit are not written. Their first elements are appended to `unresolved`, whose
     first item counts them; the caller has them divided by `exact_fallback`.
     """
-    quick, careful = quick_mean(row, encode), careful_mean(row, encode)
+    quick, careful = quick_mean(storage, encode), careful_mean(storage, encode)
     round_once, base_value, store, low, high = encode.round, _value_of(base_of), encode.store, encode.low, encode.high
     size = encode.bytes
     has_base = base_of is not None
-    is_integer, is_float64 = not row.is_float, row.precision == 53
+    is_integer, is_float64 = not storage.is_float, storage.precision == 53
 
     @device_function
     def shifted(digits: Any, index: Any, arguments: Any) -> Any:
@@ -187,10 +187,10 @@ def exact_finish(row: Storage, encode: Encoder, base_of: Decoder | None) -> Call
 
 
 @cache
-def exact_fallback(row: Storage, encode: Encoder, base_of: Decoder) -> Callable[..., Any]:
+def exact_fallback(storage: Storage, encode: Encoder, base_of: Decoder) -> Callable[..., Any]:
     """Return the loop that finishes a block of an exact total by long division, whatever its level."""
     round_once, base_value, store, low, high = encode.round, base_of.value, encode.store, encode.low, encode.high
-    is_integer, precision, lowest = not row.is_float, row.precision, row.lowest
+    is_integer, precision, lowest = not storage.is_float, storage.precision, storage.lowest
 
     @device_function
     def divide_elements(digits, level, count, limbs, exponent, target, base, work):  # type: ignore[no-untyped-def]

@@ -128,7 +128,7 @@ def odd_neighbour(quotient: Any, remainder: Any) -> Any:
 
 
 @cache
-def quick_mean(row: Storage, encode: Encoder) -> Callable[..., Any]:
+def quick_mean(storage: Storage, encode: Encoder) -> Callable[..., Any]:
     """Return `quick(digits, index, (factor,))`, which gives the rounded quotient and `CERTAIN` or `UNCERTAIN`.
 
     `factor` is unit / S in float64. A float is uncertain if the bits that rounding cuts off are within 16 ulp (of
@@ -137,10 +137,10 @@ def quick_mean(row: Storage, encode: Encoder) -> Callable[..., Any]:
     # Five roundings of 2^-53 each (upper to float64, the sum, S, unit / S, the product) are a relative error below
     # 2^-50, which is at most 5 ulp, or 10 where the exact quotient is below the power of two that this one has reached.
     round_once = encode.round
-    is_integer = not row.is_float
-    cut = 53 - row.precision
+    is_integer = not storage.is_float
+    cut = 53 - storage.precision
     cut_off, half = np.int64((1 << max(cut, 0)) - 1), np.int64(1 << max(cut - 1, 0))
-    smallest = 2.0 ** (row.lowest + row.precision - 1) if row.is_float else 0.0
+    smallest = 2.0 ** (storage.lowest + storage.precision - 1) if storage.is_float else 0.0
 
     @device_function
     def quick(digits: Any, index: Any, arguments: Any) -> Any:
@@ -160,10 +160,10 @@ def quick_mean(row: Storage, encode: Encoder) -> Callable[..., Any]:
 
 
 @cache
-def careful_mean(row: Storage, encode: Encoder) -> Callable[..., Any]:
+def careful_mean(storage: Storage, encode: Encoder) -> Callable[..., Any]:
     """Return `careful(digits, index, (unit, divisor, rest))`, with results as of `quick_mean`."""
     round_once = encode.round
-    is_integer = not row.is_float
+    is_integer = not storage.is_float
 
     @device_function
     def narrow(quotient: Any, remainder: Any, error: Any, divisor: Any, unit: Any) -> Any:
@@ -188,7 +188,7 @@ def careful_mean(row: Storage, encode: Encoder) -> Callable[..., Any]:
         value = beside if over > 0.0 else (quotient if over < 0.0 else at_half)
         return value * unit + 0.0, CERTAIN if np.abs(over) >= error else UNCERTAIN
 
-    round_checked = wide if row.precision == 53 else narrow
+    round_checked = wide if storage.precision == 53 else narrow
 
     @device_function
     def careful(digits: Any, index: Any, arguments: Any) -> Any:

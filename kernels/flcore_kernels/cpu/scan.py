@@ -151,15 +151,15 @@ def _decode(dtype: str) -> Callable[..., Any]:
 
 def inspect_buffer(pool: Pool, operand: Buffer, dtype: str) -> Inspection:
     """Find the first bad element and the largest magnitude (see `Backend.inspect`)."""
-    row = lookup(dtype)
+    storage = lookup(dtype)
     (size,) = sizes_of(operand)
-    ((address,), (scales,)) = addresses_of(operand, row, [size], "operand")
+    ((address,), (scales,)) = addresses_of(operand, storage, [size], "operand")
     tops = _tops(pool, np.uint64(address), np.uint64(scales), size, dtype)
     sound = np.isfinite(tops)
     top, first = float(tops[sound].max(initial=0.0)), -1
     for stretch in np.flatnonzero(~sound).tolist():
         start = stretch * STRETCH
-        values = values_of(operand, row, dtype, start, min(size, start + STRETCH))
+        values = values_of(operand, storage, dtype, start, min(size, start + STRETCH))
         finite = np.isfinite(values)
         top = max(top, float(np.abs(values[finite]).max(initial=0.0)))
         first = first if first >= 0 else start + int(np.argmin(finite))
@@ -168,11 +168,11 @@ def inspect_buffer(pool: Pool, operand: Buffer, dtype: str) -> Inspection:
 
 def _tops(pool: Pool, address: np.uint64, scales: np.uint64, size: int, dtype: str) -> npt.NDArray[np.float64]:
     """Return the largest magnitude of each stretch of an operand, infinite or NaN where not all of it is finite."""
-    row, kernel = lookup(dtype), max_abs_kernel(dtype)
+    storage, kernel = lookup(dtype), max_abs_kernel(dtype)
     starts = np.arange(0, size, STRETCH)
     counts = np.minimum(STRETCH, size - starts)
-    table = (address + (starts * row.storage.itemsize).astype(np.uint64))[:, None]
-    beside = (scales + (starts // row.block * 4).astype(np.uint64))[:, None] if row.block else table
+    table = (address + (starts * storage.dtype.itemsize).astype(np.uint64))[:, None]
+    beside = (scales + (starts // storage.block * 4).astype(np.uint64))[:, None] if storage.block else table
     tops, each = np.zeros((starts.size, 1)), SHARE // STRETCH
     pool.run(
         lambda batch: kernel(table, beside, counts, batch * each, min(starts.size, (batch + 1) * each), tops),
@@ -183,20 +183,20 @@ def _tops(pool: Pool, address: np.uint64, scales: np.uint64, size: int, dtype: s
 
 def encode_buffer(pool: Pool, values: Array, out: Buffer, dtype: str) -> None:
     """Round float32 values to a narrower dtype (see `Backend.encode`)."""
-    row = lookup(dtype)
+    storage = lookup(dtype)
     ((source,), _) = addresses_of(values, lookup("float32"), [values.size], "values")
-    ((target,), (scales,)) = addresses_of(out, row, [values.size], "out")
+    ((target,), (scales,)) = addresses_of(out, storage, [values.size], "out")
     require_writable(out)
     require_encodable(dtype)
-    if not row.block:
+    if not storage.block:
         narrow = encode_kernel(dtype)
         pool.run(
             lambda batch: narrow(source, target, batch * SHARE, min(values.size, (batch + 1) * SHARE)),
             -(-values.size // SHARE),
         )
         return
-    kernel = quantize_kernel(row.block)
-    blocks, share = -(-values.size // row.block), SHARE // row.block
+    kernel = quantize_kernel(storage.block)
+    blocks, share = -(-values.size // storage.block), SHARE // storage.block
     bad = pool.run(
         lambda batch: int(kernel(source, target, scales, batch * share, min(blocks, (batch + 1) * share), values.size)),
         -(-blocks // share),

@@ -40,14 +40,14 @@ def keys_of(dtypes: Sequence[str]) -> list[Key]:
     """Return the kernels that work on some dtypes."""
     keys: list[Key] = []
     for dtype in dtypes:
-        row = lookup(dtype)
-        result = "float32" if row.block else dtype
+        storage = lookup(dtype)
+        result = "float32" if storage.block else dtype
         for accumulate in ACCUMULATORS:
             keys += [("mean", dtype, accumulate, result), ("fold", dtype, accumulate), ("finish", accumulate, result)]
         keys += [("mean-base", dtype, "exact", result), ("exact-fallback", result)]
         keys += [("max-abs", dtype), ("decode", dtype)]
-        keys += [("quantize", str(row.block))] if row.block else []
-        keys += [("encode", dtype)] if DTYPES[dtype].compresses_float32 and not row.block else []
+        keys += [("quantize", str(storage.block))] if storage.block else []
+        keys += [("encode", dtype)] if DTYPES[dtype].compresses_float32 and not storage.block else []
     return list(dict.fromkeys([*keys, ("merge",)]))
 
 

@@ -146,13 +146,13 @@ class CudaBackend:
     ) -> None:
         """Fold and finish in one pass (see `Backend.mean`)."""
         with self._lock:
-            row, tally = lookup(dtype), Total.zeros(0, accumulate)
+            storage, tally = lookup(dtype), Total.zeros(0, accumulate)
             tally.scale = scale
             operands, out, base = self._all_here(operands), self._here(out), None if base is None else self._here(base)
             values, taken = admit(tally, operands, weights_)
             sizes = sizes_of(out)
             columns = self._columns(operands, dtype, sizes)
-            result = result or ("float32" if row.block else dtype)
+            result = result or ("float32" if storage.block else dtype)
             targets, bases = self._targets(out, base, result, sizes)
             kernel = kernels.mean_kernel(dtype, accumulate, result, base is not None)
             divisor = _divisor(tally)

@@ -47,8 +47,8 @@ class Column:
 
 def columns_of(operand: Operand, dtype: str, sizes: Sequence[int], what: str, device: int) -> tuple[Column, Column]:
     """Return the columns of an operand's elements and of its scales (of nothing else, where it has none)."""
-    row = lookup(dtype)
-    codes, scales = addresses_of(operand, row, sizes, what, (np.ndarray, DeviceArray))
+    storage = lookup(dtype)
+    codes, scales = addresses_of(operand, storage, sizes, what, (np.ndarray, DeviceArray))
     arrays = [
         buffer if isinstance(buffer, np.ndarray | DeviceArray) else buffer.codes for buffer in buffers_of(operand)
     ]
@@ -63,11 +63,11 @@ def columns_of(operand: Operand, dtype: str, sizes: Sequence[int], what: str, de
             raise BufferMismatch(elsewhere(what, array.device, device))
         if array.address % array.dtype.itemsize:
             raise BufferMismatch(f"{what}: it is at no multiple of its elements' {array.dtype.itemsize} bytes")
-    width = row.storage.itemsize
+    width = storage.dtype.itemsize
     elements = Column(np.array(codes, np.uint64), _on_host(arrays), width)
-    if not row.block:
+    if not storage.block:
         return elements, elements
-    return elements, Column(np.array(scales, np.uint64), _on_host(beside), 4, row.block)
+    return elements, Column(np.array(scales, np.uint64), _on_host(beside), 4, storage.block)
 
 
 def _on_host(arrays: Sequence[Any]) -> npt.NDArray[np.bool_]:
