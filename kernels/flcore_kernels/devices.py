@@ -13,8 +13,8 @@ from flcore_kernels.errors import BackendUnavailable
 MAX_BACKENDS = 8
 """CUDA backends (of one device, thread count and budget each) that stay ready. Each keeps page-locked memory."""
 
-BUDGET_SHARE, LEAST_PIECE = 16, 256 << 10
-"""A piece takes at most a 16th of a budget, because three are under way at once and totals need room. Less than
+BUDGET_SHARE, LEAST_PORTION = 16, 256 << 10
+"""A portion takes at most a 16th of a budget, because three are under way at once and totals need room. Less than
 256 KiB would not be worth a launch."""
 
 
@@ -69,12 +69,12 @@ def _cpu(threads: int | None) -> Backend:
 def _cuda(number: int, threads: int | None, budget_bytes: int | None) -> Backend:
     from flcore_kernels.cuda.backend import CudaBackend
     from flcore_kernels.cuda.device import CupyDevice
-    from flcore_kernels.cuda.ring import PIECE_BYTES
+    from flcore_kernels.cuda.ring import PORTION_BYTES
 
-    piece_bytes = PIECE_BYTES
+    portion_bytes = PORTION_BYTES
     if budget_bytes is not None:
-        piece_bytes = min(PIECE_BYTES, max(LEAST_PIECE, budget_bytes // BUDGET_SHARE))
-    return CudaBackend(CupyDevice(number, budget_bytes), threads, piece_bytes)
+        portion_bytes = min(PORTION_BYTES, max(LEAST_PORTION, budget_bytes // BUDGET_SHARE))
+    return CudaBackend(CupyDevice(number, budget_bytes), threads, portion_bytes)
 
 
 @cache

@@ -143,9 +143,9 @@ class Rows:
     def cut(cls, sizes: Sequence[int], row_elements: int) -> "Rows":
         """Cut runs of these sizes into rows of at most `row_elements` (a multiple of 256), and these into batches."""
         lengths = np.array(sizes, np.int64)
-        pieces = -(-lengths // row_elements)
-        runs = np.repeat(np.arange(lengths.size), pieces)
-        first = np.cumsum(pieces) - pieces
+        rows_of_each = -(-lengths // row_elements)
+        runs = np.repeat(np.arange(lengths.size), rows_of_each)
+        first = np.cumsum(rows_of_each) - rows_of_each
         along = (np.arange(runs.size) - first[runs]) * row_elements
         counts = np.minimum(lengths[runs] - along, row_elements)
         starts = offsets_of(sizes)[:-1][runs] + along

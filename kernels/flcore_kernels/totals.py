@@ -134,12 +134,12 @@ class Total:
         self.weight += weight
 
 
-def save(total: Total, file: BinaryIO, pieces: Iterable[npt.NDArray[np.uint8]] | None = None) -> None:
+def save(total: Total, file: BinaryIO, chunks: Iterable[npt.NDArray[np.uint8]] | None = None) -> None:
     """Write a total's state: a magic line, the length of a JSON header, the header, the arrays, a BLAKE2b digest.
 
-    `pieces` are the bytes of its arrays, in order, if the total is on a device.
+    `chunks` are the bytes of its arrays, in order, if the total is on a device.
     """
-    total.require_usable(np.ndarray if pieces is None else object)
+    total.require_usable(np.ndarray if chunks is None else object)
     header = json.dumps(
         {
             "elements": total.elements,
@@ -152,7 +152,7 @@ def save(total: Total, file: BinaryIO, pieces: Iterable[npt.NDArray[np.uint8]] |
     ).encode()
     digest = hashlib.blake2b(digest_size=16)
     begin: list[Any] = [_MAGIC, struct.pack("<I", len(header)), header]
-    for part in chain(begin, pieces or _little(total)):
+    for part in chain(begin, chunks or _little(total)):
         digest.update(part)
         file.write(part)
     file.write(digest.digest())
@@ -166,7 +166,7 @@ def restore(
     """Read a total that `save` wrote, or raise `BadState`.
 
     `zeros` makes the total's arrays. `places`, if they are on a device, yields host memory to read their bytes into,
-    one piece after the other.
+    one chunk after the other.
     """
     digest = hashlib.blake2b(digest_size=16)
     if _read(file, len(_MAGIC), digest) != _MAGIC:

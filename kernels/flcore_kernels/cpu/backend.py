@@ -1,4 +1,4 @@
-"""The CPU backend: checks what it is given, lays out the work, and drives the kernels on its own threads."""
+"""The CPU backend: checks arguments, cuts the work into rows, and runs kernels on its own threads."""
 
 import threading
 from collections.abc import Sequence
@@ -23,9 +23,14 @@ from flcore_kernels.threads import Pool
 from flcore_kernels.totals import BLOCK, Total
 
 ROW_ELEMENTS = 1 << 18
+"""Elements of a row at most. A call of a kernel costs little beside them, and batches end at nearly the same time."""
+
 SMALL_ELEMENTS = 1 << 14
+"""Elements of a batch at least. With fewer, calls of kernels would cost too much."""
+
 WORTH_SHARING = 1 << 22
-"""Elements read and written, of all operands, from which on a second thread saves more than it takes to wake it."""
+"""Elements read and written, of all operands, from which a second thread saves more time than waking it takes. (The
+smallest case of the benchmark took 0.33 ms on one thread, 0.49 ms on two.)"""
 
 
 class CpuBackend:
@@ -57,7 +62,7 @@ class CpuBackend:
             span = rows.batches[batch], rows.batches[batch + 1]
             return int(kernel(table, scales, rows.counts, rows.starts, *span, taken, *_state(total), self._scratch()))
 
-        total.is_spoiled = True  # unless all of it gets in
+        total.is_spoiled = True  # until all of it is added
         bad = first_of(self._pool.run(work, rows.batches.size - 1))
         if bad >= 0:
             raise locate_error(self, operands, values, dtype, bad, f"the {total.accumulate} total")
@@ -66,7 +71,7 @@ class CpuBackend:
     def merge(self, total: Total, other: Total) -> None:
         """Add `other` to `total` (see `Backend.merge`)."""
         admit_total(total, other)
-        total.is_spoiled = True  # unless all of it gets in
+        total.is_spoiled = True  # until all of it is added
         if total.accumulate == "exact":
             addresses = (*_state(total), *_state(other))
             blocks = total.levels.size
@@ -136,7 +141,8 @@ class CpuBackend:
     ) -> tuple[int, npt.NDArray[np.int64]]:
         """Run a kernel that writes results.
 
-        Returns the first element that does not fit (-1: all do), and where blocks begin that it left unresolved.
+        Returns the first element that does not fit, or -1, and the first elements of blocks that long division must
+        decide, in ascending order.
         """
         unresolved: list[npt.NDArray[np.int64]] = []
 
@@ -161,7 +167,10 @@ class CpuBackend:
         dtype: str,
         target: Target,
     ) -> int:
-        """Fold the unresolved blocks once more, into a total that stays, and divide at length."""
+        """Fold the unresolved blocks again, into a total of these blocks only, and divide it by long division.
+
+        In `mean`, a tile's total is overwritten by the next tile. Few blocks are unresolved, so this costs little.
+        """
         storage = lookup(dtype)
         where = np.searchsorted(rows.starts, unresolved, side="right") - 1
         along = unresolved - rows.starts[where]
@@ -196,7 +205,7 @@ class CpuBackend:
         return [float(top) for top in magnitudes.max(axis=0, initial=0.0)]
 
     def inspect(self, operand: Buffer, dtype: str) -> Inspection:
-        """Look at every element once (see `Backend.inspect`)."""
+        """Find the first bad element and the largest magnitude (see `Backend.inspect`)."""
         return inspect_buffer(self._pool, operand, dtype)
 
     def encode(self, values: npt.NDArray[np.float32], out: Buffer, dtype: str) -> None:
@@ -216,14 +225,14 @@ class CpuBackend:
         return totals.restore(file)
 
     def _rows(self, sizes: Sequence[int], operands: int) -> Rows:
-        """Cut the work so that every thread has a few batches, and none is too small to be worth handing over."""
+        """Cut runs of these sizes so that each thread gets about four batches, within the bounds above."""
         each = sum(sizes) // (4 * self._pool.threads)
         if sum(sizes) * (operands + 4) < WORTH_SHARING:
             each = ROW_ELEMENTS
         return Rows.cut(sizes, max(SMALL_ELEMENTS, min(ROW_ELEMENTS, each // SMALL_ELEMENTS * SMALL_ELEMENTS)))
 
     def _scratch(self) -> np.uint64:
-        """Return the address of this thread's own memory to work in."""
+        """Return the address of this thread's scratch memory."""
         scratch: npt.NDArray[np.uint8] | None = getattr(self._local, "scratch", None)
         if scratch is None:
             scratch = self._local.scratch = np.zeros(kernels.SCRATCH_BYTES, np.uint8)
@@ -235,7 +244,7 @@ def _columns(operands: Sequence[Operand], storage: Storage, sizes: Sequence[int]
 
 
 def _tables(rows: Rows, columns: list[tuple[list[int], list[int]]], storage: Storage) -> tuple[Any, Any]:
-    """Return the addresses of the operands' rows, and of their scales (where there are none: of anything)."""
+    """Return the tables of the addresses of rows and of their scales. Without scales, both are the same table."""
     table = rows.table([codes for codes, _ in columns], storage.dtype.itemsize)
     return table, rows.table([scales for _, scales in columns], 4 / storage.block) if storage.block else table
 

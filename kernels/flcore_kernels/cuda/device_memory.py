@@ -58,14 +58,14 @@ def launch_blocks(ring: Ring, threads: int) -> int:
     return max(1, min(most, -(-threads // kernels.THREADS)))
 
 
-def pieces_of(total: Total, ring: Ring) -> Iterator[Bytes]:
-    """Yield the bytes of a total's arrays, one piece after the other; each is gone when the next is asked for."""
+def portions_of(total: Total, ring: Ring) -> Iterator[Bytes]:
+    """Yield the bytes of a total's arrays, one portion after the other; each is gone when the next is asked for."""
     for array, start, length in _cut(total, ring):
         yield download(ring, array.address + start, length)
 
 
-def load_pieces(total: Total, ring: Ring) -> Iterator[Bytes]:
-    """Yield memory to be filled with the bytes of a total's arrays, one piece after the other."""
+def load_portions(total: Total, ring: Ring) -> Iterator[Bytes]:
+    """Yield memory to be filled with the bytes of a total's arrays, one portion after the other."""
     for array, start, length in _cut(total, ring):
         memory = ring.staging(length)
         yield memory
@@ -88,13 +88,13 @@ def fetched(ring: Ring, array: npt.NDArray[Any] | DeviceArray) -> npt.NDArray[An
     if array.size == 0:
         return np.empty(array.shape, array.dtype)
     found = np.empty(array.nbytes, np.uint8)
-    for start in range(0, array.nbytes, ring.piece_bytes):
-        length = min(ring.piece_bytes, array.nbytes - start)
+    for start in range(0, array.nbytes, ring.portion_bytes):
+        length = min(ring.portion_bytes, array.nbytes - start)
         found[start : start + length] = download(ring, array.address + start, length)
     return found.view(array.dtype).reshape(array.shape)
 
 
 def _cut(total: Total, ring: Ring) -> Iterator[tuple[DeviceArray, int, int]]:
     for array in (total.values, total.levels):
-        for start in range(0, array.nbytes, ring.piece_bytes):
-            yield array, start, min(ring.piece_bytes, array.nbytes - start)
+        for start in range(0, array.nbytes, ring.portion_bytes):
+            yield array, start, min(ring.portion_bytes, array.nbytes - start)

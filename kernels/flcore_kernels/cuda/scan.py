@@ -17,7 +17,7 @@ from flcore_kernels.cuda.launch import (
     Span,
     columns_of,
     cut_rows,
-    elements_of_piece,
+    elements_of_portion,
     no_answers,
     no_bad,
     work,
@@ -29,7 +29,7 @@ from flcore_kernels.inspection import Inspection
 from flcore_kernels.rows import Rows, require_writable, sizes_of
 
 TILE = 4096
-"""A piece of a buffer that is converted is a multiple of it, or the last."""
+"""A portion of a buffer that is converted is a multiple of it, or the last."""
 
 
 def scan(
@@ -104,5 +104,5 @@ def decode_buffer(ring: Ring, operand: Any, out: Any, dtype: str) -> None:
 
 
 def _flat_rows(size: int, columns: Sequence[Column], ring: Ring) -> Rows:
-    """Cut a buffer into pieces of whole tiles; not at all where it is on the device."""
-    return Rows.cut([size], max(TILE, elements_of_piece(columns, ring) // TILE * TILE))
+    """Cut a buffer into portions of whole tiles; not at all where it is on the device."""
+    return Rows.cut([size], max(TILE, elements_of_portion(columns, ring) // TILE * TILE))
