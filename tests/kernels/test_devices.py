@@ -70,7 +70,7 @@ def test_a_device_that_is_too_old_or_cannot_be_compiled_for_says_so(monkeypatch:
         raise RuntimeError("libnvrtc.so was not found")
 
     monkeypatch.setitem(sys.modules, "cupy", stand_in_for_cupy(devices=1, compiles=no_nvrtc))
-    with pytest.raises(BackendUnavailable, match=r"does not compile kernels here: libnvrtc.so was not found. It takes"):
+    with pytest.raises(BackendUnavailable, match=r"cannot be compiled: libnvrtc.so was not found. That needs NVRTC"):
         backend("cuda")
     with pytest.warns(RuntimeWarning, match="copied to the CPU and combined there: CuPy does not compile"):
         assert backend("auto", like=there()) is backend("cpu")

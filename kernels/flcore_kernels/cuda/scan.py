@@ -1,4 +1,4 @@
-"""Looking at operands and converting them on a device: `inspect`, `encode` and `decode`."""
+"""Inspecting and converting operands on a device: `max_abs`, `inspect`, `encode` and `decode`."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -29,7 +29,7 @@ from flcore_kernels.inspection import Inspection
 from flcore_kernels.rows import Rows, require_writable, sizes_of
 
 TILE = 4096
-"""A portion of a buffer that is converted is a multiple of it, or the last."""
+"""A portion of a converted buffer is a multiple of this, except for the last: whole blocks of scales, and aligned."""
 
 
 def scan(
@@ -104,5 +104,5 @@ def decode_buffer(ring: Ring, operand: Any, out: Any, dtype: str) -> None:
 
 
 def _flat_rows(size: int, columns: Sequence[Column], ring: Ring) -> Rows:
-    """Cut a buffer into portions of whole tiles; not at all where it is on the device."""
+    """Cut a buffer in host memory into rows of whole tiles. One on the device is a single row."""
     return Rows.cut([size], max(TILE, elements_of_portion(columns, ring) // TILE * TILE))
