@@ -63,7 +63,9 @@ def test_cuda_without_a_device_or_beyond_those_there_are_says_so(monkeypatch: py
 
 def test_a_device_that_is_too_old_or_cannot_be_compiled_for_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cupy", stand_in_for_cupy(devices=1, capability=(6, 1)))
-    with pytest.raises(BackendUnavailable, match=r"a stand-in \(device 0\) has compute capability 6.1; .* 7.0 or higher"):
+    with pytest.raises(
+        BackendUnavailable, match=r"a stand-in \(device 0\) has compute capability 6.1; .* 7.0 or higher"
+    ):
         backend("cuda")
 
     def no_nvrtc(*_: Any, **__: Any) -> Any:
