@@ -51,7 +51,7 @@ def test_cuda_without_cupy_says_what_to_install(monkeypatch: pytest.MonkeyPatch)
 
 def test_cuda_without_a_device_or_beyond_those_there_are_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cupy", stand_in_for_cupy(devices=None))
-    with pytest.raises(BackendUnavailable, match=r"that can be used: cudaErrorInsufficientDriver.* NVIDIA driver, and"):
+    with pytest.raises(BackendUnavailable, match=r"can be used: cudaErrorInsufficientDriver.* NVIDIA driver, and"):
         backend("cuda")
     monkeypatch.setitem(sys.modules, "cupy", stand_in_for_cupy(devices=0))
     with pytest.raises(BackendUnavailable, match="no CUDA device 0; this machine has 0"):
