@@ -22,7 +22,7 @@ def client(
     job: Annotated[str, typer.Argument(help="The same job as the server's: a directory, or a bundled job (digits).")],
     kit: Annotated[
         Path | None,
-        typer.Option(help="This client's kit, unpacked: its certificate, and the server's address. (mutual TLS)"),
+        typer.Option(help="This client's kit, unpacked: its certificate, and the server's address."),
     ] = None,
     name: Annotated[str | None, typer.Option(help="This client's name. (default: the kit's)")] = None,
     server: Annotated[str | None, typer.Option(help="The server's address, HOST:PORT. (default: the kit's)")] = None,
@@ -30,8 +30,8 @@ def client(
         Path | None,
         typer.Option(help="Site file, passed to the job's code. (default: the kit's site.toml, or the job's, if any)"),
     ] = None,
-    insecure: Annotated[bool, typer.Option(help="Plaintext instead of TLS, to a server on this machine only.")] = False,
-    insecure_remote: Annotated[bool, typer.Option(help="Plaintext instead of TLS, to another machine too.")] = False,
+    insecure: Annotated[bool, typer.Option(help="Plaintext without TLS, to a server on this machine only.")] = False,
+    insecure_remote: Annotated[bool, typer.Option(help="Plaintext without TLS, also to another machine.")] = False,
 ) -> None:
     """Take part in a job until the server ends it. Retries until the server is reachable."""
     keep_freed_memory()
@@ -57,7 +57,7 @@ def client(
     config.pop("identity", None)  # nothing that a job's code needs
     executor = Executor(loaded, Site(name, contract.client_names, contract.seed, config))
     connection = GrpcConnection(server, keys=keys, allow_remote=insecure_remote)
-    console.print(f"{name}: joining {server}, as soon as it is there; Ctrl-C leaves")
+    console.print(f"{name}: joining {server} as soon as it can be reached; Ctrl-C leaves")
     reason = Client(loaded, executor, connection, notify=console.print).start().result()
     console.print(f"{name}: {reason}")
 

@@ -49,10 +49,13 @@ def server(
         typer.Option(help="The address to listen on. (default: 0.0.0.0, all of IPv4; 127.0.0.1 with --insecure)"),
     ] = None,
     port: Annotated[
-        int, typer.Option(min=0, max=65535, help="The port to listen on; 0 takes a free one.")
+        int, typer.Option(min=0, max=65535, help="The port to listen on; 0 chooses a free port.")
     ] = DEFAULT_PORT,
     wait_for: Annotated[
-        int | None, typer.Option(min=1, help="Start when this many clients are connected. (default: the job's quorum)")
+        int | None,
+        typer.Option(
+            min=1, help="Start the first round when this many clients are connected. (default: the job's quorum)"
+        ),
     ] = None,
     budget: Annotated[
         str | None,
@@ -85,8 +88,8 @@ def server(
     certs: Annotated[
         Path, typer.Option(help="Directory of the server's certificates, as `flcore certs init` makes it.")
     ] = DEFAULT_CERTS,
-    insecure: Annotated[bool, typer.Option(help="Plaintext instead of TLS, on this machine only.")] = False,
-    insecure_remote: Annotated[bool, typer.Option(help="Plaintext instead of TLS, from other machines too.")] = False,
+    insecure: Annotated[bool, typer.Option(help="Plaintext without TLS, to clients on this machine only.")] = False,
+    insecure_remote: Annotated[bool, typer.Option(help="Plaintext without TLS, also to other machines.")] = False,
 ) -> None:
     """Serve a job over mutual TLS to clients that join with `flcore client`."""
     keep_freed_memory()
@@ -118,7 +121,7 @@ def server(
         def started(running: Server, federation: Federation) -> None:
             peak = memory.peak_bytes(plan_name, federation.spec, loaded.contract.server.accumulate)
             log.write_block(
-                f"plan {plan_name}, a budget of {memory.nbytes >> 20}MiB: {peak >> 20}MiB of memory at most",
+                f"plan {plan_name}, budget {memory.nbytes >> 20}MiB: at most {peak >> 20}MiB of memory",
                 "memory",
                 plan=plan_name,
                 budget_bytes=memory.nbytes,

@@ -80,7 +80,7 @@ class Site:
         self.sessions.append(session)
         welcome = next(session)
         assert isinstance(welcome, Welcome)
-        return welcome.session
+        return welcome.session_secret
 
 
 @pytest.fixture
