@@ -53,6 +53,7 @@ class Certificate:
         subject: Its subject as RFC 4514 writes it.
         alternative_names: Its alternative names as `URI:...`, `DNS:...`, `IP:...` and `email:...`.
         uses: Its extended key usages; None where it does not restrict them.
+        public_key: Its public key as DER, a SubjectPublicKeyInfo.
         is_authority: Whether it may sign others.
         starts: The first moment at which it is valid.
         expires: The last moment at which it is valid.
@@ -63,6 +64,7 @@ class Certificate:
     subject: str
     alternative_names: tuple[str, ...]
     uses: frozenset[x509.ObjectIdentifier] | None
+    public_key: bytes
     is_authority: bool
     starts: datetime
     expires: datetime
@@ -171,6 +173,7 @@ def _facts(parsed: x509.Certificate) -> Certificate:
         parsed.subject.rfc4514_string(),
         tuple(names),
         uses,
+        _public_bytes(parsed.public_key()),
         is_authority,
         parsed.not_valid_before_utc,
         parsed.not_valid_after_utc,
@@ -209,7 +212,7 @@ def require_use(certificate: Certificate, role: Role, where: str) -> None:
 
 def require_matching_key(certificate: Certificate, key: PrivateKeyTypes, where: str, remedy: str) -> None:
     """Raise `CertificateError` where a private key is not that of a certificate, or not of a kind that gRPC takes."""
-    if _public_bytes(key.public_key()) != _public_bytes(certificate.parsed.public_key()):
+    if _public_bytes(key.public_key()) != certificate.public_key:
         raise CertificateError(
             f"{where}: expected the private key of the certificate {certificate.fingerprint[:16]}..., got another key; "
             f"{remedy}"
