@@ -212,7 +212,11 @@ def require_use(certificate: Certificate, role: Role, where: str) -> None:
 
 def require_matching_key(certificate: Certificate, key: PrivateKeyTypes, where: str, remedy: str) -> None:
     """Raise `CertificateError` where a private key is not that of a certificate, or not of a kind that gRPC takes."""
-    if _public_bytes(key.public_key()) != certificate.public_key:
+    public = key.public_key()
+    if isinstance(key, ec.EllipticCurvePrivateKey):
+        # The file has the public key, too, and older versions of OpenSSL believe it.
+        public = ec.derive_private_key(key.private_numbers().private_value, key.curve).public_key()
+    if _public_bytes(public) != certificate.public_key:
         raise CertificateError(
             f"{where}: expected the private key of the certificate {certificate.fingerprint[:16]}..., got another key; "
             f"{remedy}"

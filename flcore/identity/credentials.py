@@ -228,8 +228,8 @@ def _member_identity(certificate: Certificate, authority: Certificate, name: str
     """Return the identity of a client that the federation's own authority knows."""
     if not certificate.is_issued_by(authority):
         raise CertificateError(
-            f"{where}: expected a certificate of the federation {authority.common_name!r}, whose authority is beside it, "
-            f"got one of another authority; unpack the kit of this federation again, or set mapped = true"
+            f"{where}: expected a certificate of the federation {authority.common_name!r}, whose authority is beside "
+            f"it, got one of another authority; unpack the kit of this federation again, or set mapped = true"
         )
     identity = certificate.identity(where)
     if identity.federation != authority.common_name or identity.name != name or identity.role == Role.SERVER:
