@@ -183,6 +183,8 @@ def test_lifetimes_end_before_the_authoritys(tmp_path: Path, now: datetime) -> N
         authority.issue("south", now=now + timedelta(days=31), days=1)
     with pytest.raises(CertificateError, match="use --days 10 or less"):
         Authority.create(tmp_path / "b", "a", ["localhost"], now=now, authority_days=10)
+    precise = now + timedelta(microseconds=999_999)  # certificates have whole seconds
+    Authority.create(tmp_path / "c", "a", ["localhost"], now=precise, authority_days=9, server_days=9)
     for days in (0, -1, 36_501):
         with pytest.raises(CertificateError, match="expected 1 to 36500 days"):
             authority.issue("south", now=now, days=days)
@@ -245,7 +247,7 @@ def test_concurrent_issues_are_all_recorded_and_one_name_once(authority: Authori
 
 
 CRASHES = """
-import json, os, sys
+import json, os, shutil, sys
 from datetime import UTC, datetime
 from pathlib import Path
 from flcore.identity import files
@@ -269,9 +271,13 @@ def renew(place):
 def revoke(place):
     Authority(place).revoke("south", now=NOW)
 
+template = root / ".template"
+init(template)
+Authority(template).issue("south", now=NOW)
+
 def begin(action, place):
     if action is not init:
-        Authority.create(place, "hospitals", ["localhost"], now=NOW).issue("south", now=NOW)
+        shutil.copytree(template, place)
 
 def killed_at(step, action, place):
     '''Run an action in a child that vanishes before its call number `step` to the system; whether it got so far.'''
