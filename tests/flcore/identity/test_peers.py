@@ -14,7 +14,7 @@ from flcore.identity.deny_list import DenyList, deny
 from flcore.identity.mapping import CertificateMapping
 from flcore.identity.names import Role
 from flcore.identity.peers import PeerVerifier
-from tests.flcore.identity.certificates import CLIENT_AUTH, SERVER_AUTH, signed_by, uri
+from tests.flcore.identity.certificates import CLIENT_AUTH, SERVER_AUTH, resigned, signed_by, uri
 
 NORTH = uri("flcore://hospitals/client/north")
 
@@ -62,6 +62,16 @@ def test_a_revoked_peer_is_refused_at_its_next_call(peers: PeerVerifier, authori
     authority.revoke("north", now=now)
     assert reason(lambda: peers.identify(old, now=now)) == "revoked"
     peers.identify(authority.issue("north", now=now).certificate.pem, now=now)
+
+
+def test_another_signature_of_the_same_certificate_is_as_revoked(
+    peers: PeerVerifier, authority: Authority, now: datetime
+) -> None:
+    certificate = authority.issue("north", now=now).certificate
+    disguised = peers.identify(resigned(certificate), now=now)  # valid, with another fingerprint
+    assert disguised.name == "north" and disguised.fingerprint != certificate.fingerprint
+    authority.revoke("north", now=now)
+    assert reason(lambda: peers.identify(resigned(certificate), now=now)) == "revoked"
 
 
 def test_others_certificates_have_names_by_the_mapping_alone(

@@ -12,11 +12,11 @@ import grpc
 import pytest
 
 from flcore.identity.authority import Authority
-from flcore.identity.certificate import utc_now
+from flcore.identity.certificate import parse_certificates, utc_now
 from flcore.identity.credentials import ServerCertificates, ServerCertificateWatch
 from flcore.identity.names import Role
 from flcore.identity.signing import KeyPair, sign_member
-from tests.flcore.identity.certificates import authority_key
+from tests.flcore.identity.certificates import authority_key, resigned
 
 NOW = utc_now()
 """TLS looks at the machine's clock."""
@@ -222,5 +222,6 @@ def test_grpc_admits_a_revoked_peer_and_the_deny_list_does_not(
     pair = home.issue("gone", now=NOW)
     assert "client/gone" in call(address, home.certificate.pem, pair)
     home.revoke("gone", now=NOW)
-    with pytest.raises(grpc.RpcError, match="is revoked"):
-        call(address, home.certificate.pem, pair)
+    for certificate in (pair.certificate, *parse_certificates(resigned(pair.certificate), "the same, disguised")):
+        with pytest.raises(grpc.RpcError, match="is revoked"):
+            call(address, home.certificate.pem, KeyPair(certificate, pair.key_pem))
