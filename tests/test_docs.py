@@ -31,6 +31,7 @@ RUN, HERE = "its Python is run, and prints what its comments say", "tests of thi
 CHECKED = {
     "aggregation.md": RUN,
     "benchmarks.md": "commands are parsed",
+    "certificates.md": "tests/flcore/test_certs_command.py",
     "checkpoints.md": "tests/flcore/test_aggregate_command.py",
     "cli.md": HERE,
     "cuda.md": "tests/test_cuda_doc.py",

@@ -9,8 +9,9 @@ from typing import Annotated
 import typer
 
 from flcore.cli.server import DEFAULT_PORT
-from flcore.identity.authority import Authority, IssuedCertificate
+from flcore.identity.authority import Authority
 from flcore.identity.certificate import format_time, utc_now
+from flcore.identity.issued import IssuedCertificate
 from flcore.identity.kit import kit_path, require_server_address, write_kit
 from flcore.identity.names import Role
 from flcore.identity.signing import AUTHORITY_DAYS, CLIENT_DAYS, MAX_DAYS, SERVER_DAYS, KeyPair
@@ -24,9 +25,7 @@ Address = Annotated[
         metavar="HOST:PORT", help="The server's address in the kit. (default: the server's first host, port 8470)"
     ),
 ]
-Out = Annotated[
-    Path | None, typer.Option(help="Directory for kits; created if missing. (default: kits, in the authority's)")
-]
+Out = Annotated[Path | None, typer.Option(help="Directory for kits; created if missing. (default: DIR/kits)")]
 DEFAULT_DIRECTORY = Path("certs")
 
 
@@ -67,7 +66,7 @@ def issue(
     directory: Directory = DEFAULT_DIRECTORY,
     days: Annotated[int, typer.Option(min=1, max=MAX_DAYS, help="Lifetime in days.")] = CLIENT_DAYS,
 ) -> None:
-    """Issue certificates for new names: a kit for each, NAME.zip. A kit has a private key: deliver it in secret."""
+    """Issue certificates for new names: a kit for each, NAME.zip. A kit has a private key: let nobody else read it."""
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise typer.BadParameter(f"expected each name once, got {', '.join(repeated)} again", param_hint="NAME")
     authority = Authority(directory)
@@ -83,7 +82,7 @@ def revoke(
     name: Annotated[str, typer.Argument(help="Name of a client or a lead.")],
     directory: Directory = DEFAULT_DIRECTORY,
 ) -> None:
-    """Revoke all certificates of a name. A running server that reads this list ends the name's calls at once."""
+    """Revoke all certificates of a name. A running server that reads this deny list ends their calls."""
     authority = Authority(directory)
     for row in authority.revoke(name, now=utc_now()):
         print(f"revoked {name}: {row.identity.fingerprint}")

@@ -17,7 +17,6 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -44,7 +43,8 @@ from flcore.identity.files import (
     replace_file,
     sync_directory,
 )
-from flcore.identity.names import Identity, Role, require_hosts, require_name
+from flcore.identity.issued import USABLE, IssuedCertificate, members_called, read_issued
+from flcore.identity.names import Role, require_hosts, require_name
 from flcore.identity.signing import (
     AUTHORITY_DAYS,
     CLIENT_DAYS,
@@ -55,28 +55,8 @@ from flcore.identity.signing import (
 )
 from flcore.text import printable
 
-USABLE = ("valid", "not yet valid")
-"""The states of certificates that someone may join with, now or later."""
-
 SERVER_NAME = "server"
 """The server's name in its identity; a federation has one server."""
-
-
-@dataclass(frozen=True)
-class IssuedCertificate:
-    """A row of the authority's database."""
-
-    identity: Identity
-    certificate: Certificate
-    is_revoked: bool
-
-    def state(self, now: datetime) -> str:
-        """Return `valid`, `revoked`, `expired` or `not yet valid`."""
-        if self.is_revoked:
-            return "revoked"
-        if now > self.certificate.expires:
-            return "expired"
-        return "valid" if now >= self.certificate.starts else "not yet valid"
 
 
 class Authority:
@@ -151,13 +131,7 @@ class Authority:
 
     def issued(self) -> list[IssuedCertificate]:
         """Return all certificates that were issued, by role, name and expiry."""
-        denied = read_deny_list(self._server / "revoked.txt")
-        found = []
-        for path in (self._own / "issued").glob("[0-9a-f]*.pem"):
-            certificate = parse_certificates(read_file(path), str(path))[0]
-            identity = certificate.identity(str(path))
-            found.append(IssuedCertificate(identity, certificate, certificate.fingerprint in denied))
-        return sorted(found, key=lambda row: (row.identity.role, row.identity.name, row.certificate.expires))
+        return read_issued(self._own / "issued", read_deny_list(self._server / "revoked.txt"))
 
     def issue(self, name: str, role: Role = Role.CLIENT, *, now: datetime, days: int = CLIENT_DAYS) -> KeyPair:
         """Issue the certificate of a new client or lead.
@@ -201,14 +175,16 @@ class Authority:
             CertificateError: The name has no such certificate.
         """
         with self._locked():
-            rows = [row for row in _members(self.issued(), name) if row.state(now) in USABLE]
+            rows = [row for row in members_called(self.issued(), name) if row.state(now) in USABLE]
             if not rows:
                 raise CertificateError(
                     f"{self.directory}: expected a client or lead with a valid certificate, got "
                     f"{printable(name, 100)!r}; see the names (flcore certs list)"
                 )
             comment = f"{name}, revoked {format_time(now)}"
-            deny(self._server / "revoked.txt", {row.certificate.fingerprint: comment for row in rows})
+            denied = {row.certificate.fingerprint: comment for row in rows}
+            denied |= {row.certificate.key_fingerprint: f"its public key: {comment}" for row in rows}
+            deny(self._server / "revoked.txt", denied)
             return rows
 
     def require_new(self, names: Sequence[str], *, now: datetime) -> None:
@@ -216,7 +192,7 @@ class Authority:
         issued = self.issued()
         for name in names:
             require_name(name, "a client or lead")
-            if usable := [row for row in _members(issued, name) if row.state(now) in USABLE]:
+            if usable := [row for row in members_called(issued, name) if row.state(now) in USABLE]:
                 raise CertificateError(
                     f"{self.directory}: expected a name without a valid certificate, got {name!r}, which is a "
                     f"{usable[0].identity.role} until {format_time(usable[-1].certificate.expires)}; renew it (flcore "
@@ -225,7 +201,7 @@ class Authority:
 
     def require_renewable(self, name: str) -> Role:
         """Return the role of a name that has a certificate; raise `CertificateError` where `renew` would refuse it."""
-        rows = [row for row in _members(self.issued(), name) if not row.is_revoked]
+        rows = [row for row in members_called(self.issued(), name) if not row.is_revoked]
         if not rows:
             raise CertificateError(
                 f"{self.directory}: expected a name with a certificate that is not revoked, got "
@@ -250,10 +226,6 @@ class Authority:
             for directory in (self._own / "issued", self._server):
                 remove_partial_files(directory)
             yield
-
-
-def _members(rows: Sequence[IssuedCertificate], name: str) -> list[IssuedCertificate]:
-    return [row for row in rows if row.identity.name == name and row.identity.role != Role.SERVER]
 
 
 def _sign(

@@ -1,5 +1,6 @@
 """Certificates that are read: their facts, and what is wrong with them at a given time."""
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
     load_pem_private_key,
 )
+from cryptography.utils import CryptographyDeprecationWarning
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from flcore.errors import CertificateError
@@ -30,6 +32,7 @@ MALFORMED = (
     x509.DuplicateExtension,
     x509.InvalidVersion,
     x509.UnsupportedGeneralNameType,
+    CryptographyDeprecationWarning,  # where warnings are errors: for what a later release refuses
 )
 """What `cryptography` raises for input that is not a sound certificate or key."""
 
@@ -53,6 +56,9 @@ class Certificate:
         subject: Its subject as RFC 4514 writes it.
         alternative_names: Its alternative names as `URI:...`, `DNS:...`, `IP:...` and `email:...`.
         uses: Its extended key usages; None where it does not restrict them.
+        public_key: Its public key as DER, a SubjectPublicKeyInfo.
+        key_fingerprint: The SHA-256 digest of the public key, in hexadecimal digits. Unlike `fingerprint` it cannot be
+            changed without the authority: an ECDSA signature (r, s) can be replaced with (r, n - s) by anybody.
         is_authority: Whether it may sign others.
         starts: The first moment at which it is valid.
         expires: The last moment at which it is valid.
@@ -63,6 +69,8 @@ class Certificate:
     subject: str
     alternative_names: tuple[str, ...]
     uses: frozenset[x509.ObjectIdentifier] | None
+    public_key: bytes
+    key_fingerprint: str
     is_authority: bool
     starts: datetime
     expires: datetime
@@ -155,6 +163,7 @@ def _malformed(where: str, expected: str) -> Iterator[None]:
 
 
 def _facts(parsed: x509.Certificate) -> Certificate:
+    public_key = _public_bytes(parsed.public_key())
     uses: frozenset[x509.ObjectIdentifier] | None = None
     is_authority, names = False, []
     for extension in parsed.extensions:
@@ -171,6 +180,8 @@ def _facts(parsed: x509.Certificate) -> Certificate:
         parsed.subject.rfc4514_string(),
         tuple(names),
         uses,
+        public_key,
+        hashlib.sha256(public_key).hexdigest(),
         is_authority,
         parsed.not_valid_before_utc,
         parsed.not_valid_after_utc,
@@ -209,7 +220,11 @@ def require_use(certificate: Certificate, role: Role, where: str) -> None:
 
 def require_matching_key(certificate: Certificate, key: PrivateKeyTypes, where: str, remedy: str) -> None:
     """Raise `CertificateError` where a private key is not that of a certificate, or not of a kind that gRPC takes."""
-    if _public_bytes(key.public_key()) != _public_bytes(certificate.parsed.public_key()):
+    public = key.public_key()
+    if isinstance(key, ec.EllipticCurvePrivateKey):
+        # The file has the public key, too, and older versions of OpenSSL believe it.
+        public = ec.derive_private_key(key.private_numbers().private_value, key.curve).public_key()
+    if _public_bytes(public) != certificate.public_key:
         raise CertificateError(
             f"{where}: expected the private key of the certificate {certificate.fingerprint[:16]}..., got another key; "
             f"{remedy}"

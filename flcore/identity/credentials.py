@@ -163,7 +163,8 @@ class ClientCertificates:
         key = parse_private_key(read_private_file(key_path), str(key_path))
         require_matching_key(certificate, key, str(key_path), "unpack the kit again")
         require_valid_at(certificate, moment, str(certificate_path), RENEW_CLIENT)
-        identity = _client_identity(certificate, authority, table.name, str(certificate_path))
+        identify = _mapped_identity if table.mapped else _member_identity
+        identity = identify(certificate, authority, table.name, str(certificate_path))
         require_use(certificate, identity.role, str(certificate_path))
         chain_pem = b"".join(each.pem for each in chain)
         return cls(authority.pem, encode_private_key(key), chain_pem, identity, table.server, certificate.expires)
@@ -223,19 +224,27 @@ def _read_others(directory: Path, now: datetime) -> tuple[bytes, CertificateMapp
     return b"".join(certificate.pem for certificate in found), CertificateMapping.load(table)
 
 
-def _client_identity(certificate: Certificate, authority: Certificate, name: str, where: str) -> Identity:
-    """Return the identity of a client: in its certificate's URI, or, where another authority has signed it, by name."""
-    if certificate.is_issued_by(authority):
-        identity = certificate.identity(where)
-        if identity.federation != authority.common_name or identity.name != name or identity.role == Role.SERVER:
-            raise CertificateError(
-                f"{where}: expected the certificate of {name!r} in the federation {authority.common_name!r}, got "
-                f"{identity.uri}; unpack the kit again"
-            )
-        return identity
-    if certificate.flcore_uris:
+def _member_identity(certificate: Certificate, authority: Certificate, name: str, where: str) -> Identity:
+    """Return the identity of a client that the federation's own authority knows."""
+    if not certificate.is_issued_by(authority):
         raise CertificateError(
-            f"{where}: expected a certificate of the federation {authority.common_name!r}, whose authority is in the "
-            f"kit, got one of another authority; unpack the kit of this federation again"
+            f"{where}: expected a certificate of the federation {authority.common_name!r}, whose authority is beside "
+            f"it, got one of another authority; unpack the kit of this federation again, or set mapped = true"
+        )
+    identity = certificate.identity(where)
+    if identity.federation != authority.common_name or identity.name != name or identity.role == Role.SERVER:
+        raise CertificateError(
+            f"{where}: expected the certificate of {name!r} in the federation {authority.common_name!r}, got "
+            f"{identity.uri}; unpack the kit again"
+        )
+    return identity
+
+
+def _mapped_identity(certificate: Certificate, authority: Certificate, name: str, where: str) -> Identity:
+    """Return the identity of a client whose certificate another authority has signed: the site says its name."""
+    if certificate.flcore_uris or certificate.is_issued_by(authority):
+        raise CertificateError(
+            f"{where}: expected a certificate of another authority, as mapped = true says, got one of an flcore "
+            f"federation; take mapped out of site.toml"
         )
     return Identity(authority.common_name, Role.CLIENT, require_name(name, "a client"), certificate.fingerprint)

@@ -1,6 +1,8 @@
 """The deny list: certificates that are revoked, by fingerprint, in a text file that is read again when it changes.
 
-A line has one SHA-256 fingerprint, and after `#` a comment. Empty lines are skipped. gRPC's Python API knows no
+A line has one SHA-256 fingerprint, of a certificate or of its public key, and after `#` a comment. Empty lines are
+skipped. The holder of a certificate can change its fingerprint, as ECDSA signatures are malleable, and not that of its
+public key; so the list has both. gRPC's Python API knows no
 revocation lists, so the server compares each call's certificate with this list.
 """
 
@@ -14,7 +16,10 @@ from flcore.identity.files import file_stamp, read_file, replace_file
 from flcore.identity.names import require_fingerprint
 from flcore.text import decode_text, printable
 
-HEADER = "# Revoked certificates: one SHA-256 fingerprint a line. flcore reads this file again when it changes.\n"
+HEADER = (
+    "# Revoked certificates and their public keys: one SHA-256 fingerprint a line.\n"
+    "# flcore reads this file again when it changes.\n"
+)
 
 logger = logging.getLogger(__name__)
 

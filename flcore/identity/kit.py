@@ -38,6 +38,7 @@ class IdentityTable(BaseModel):
         certificate: The file with the client's certificate, and its chain if there is one.
         key: The file with the certificate's private key.
         ca: The file with the certificate of the server's authority.
+        mapped: Whether the certificate is of another authority, so that the server's mapping.toml gives it its name.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -47,6 +48,7 @@ class IdentityTable(BaseModel):
     certificate: str = "client.pem"
     key: str = "client.key"
     ca: str = "ca.pem"
+    mapped: bool = False
 
 
 def identity_table(content: Mapping[str, Any], where: str) -> IdentityTable | None:
@@ -60,7 +62,7 @@ def identity_table(content: Mapping[str, Any], where: str) -> IdentityTable | No
         problem = error.errors()[0]
         place = ".".join(["identity", *(str(part) for part in problem["loc"])])
         raise CertificateError(
-            f"{where}: {place}: expected the keys {', '.join(IdentityTable.model_fields)}, all of them strings, got: "
+            f"{where}: {place}: expected the keys {', '.join(IdentityTable.model_fields)}, strings but mapped, got: "
             f"{problem['msg']}; correct it, or unpack the kit again"
         ) from error
     except ValueError as error:

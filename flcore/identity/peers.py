@@ -50,7 +50,7 @@ class PeerVerifier:
         certificate, identity = self._read(pem)
         moment = now or utc_now()
         who = f"the certificate of {identity.role} {identity.name}"
-        if identity.fingerprint in self._deny_list:
+        if identity.fingerprint in self._deny_list or certificate.key_fingerprint in self._deny_list:
             raise IdentityRefused("revoked", f"{who} is revoked; ask the federation's operator for a new kit")
         if moment > certificate.expires:
             raise IdentityRefused(

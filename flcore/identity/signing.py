@@ -54,7 +54,7 @@ def sign_authority(federation: str, days: int, now: datetime) -> KeyPair:
     key = ec.generate_private_key(ec.SECP256R1())
     name = _subject(require_name(federation, "a federation"), "flcore federation")
     builder = (
-        _builder(name, name, key, now, now + lifetime(days))
+        _builder(name, name, key, now, _expiry(now, days))
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(x509.KeyUsage(**_NO_USE | {"key_cert_sign": True, "crl_sign": True}), critical=True)
     )
@@ -86,9 +86,9 @@ def sign_member(
     """
     federation = authority.common_name
     uri = build_uri(federation, role, name)
-    expires = now + lifetime(days)
+    expires = _expiry(now, days)
     if expires > authority.expires:
-        remaining = (authority.expires - now).days
+        remaining = (authority.expires - now.replace(microsecond=0)).days
         raise CertificateError(
             f"the lifetime of {name!r}: expected one that ends before the authority's, at "
             f"{format_time(authority.expires)}, got {days} days; "
@@ -107,11 +107,11 @@ def sign_member(
     return _signed(builder, key, authority_key)
 
 
-def lifetime(days: int) -> timedelta:
-    """Return a lifetime, or raise `CertificateError`."""
+def _expiry(now: datetime, days: int) -> datetime:
+    """Return the end of a lifetime in whole seconds, as certificates have them; or raise `CertificateError`."""
     if not 1 <= days <= MAX_DAYS:
         raise CertificateError(f"a lifetime: expected 1 to {MAX_DAYS} days, got {days}; choose another one (--days)")
-    return timedelta(days=days)
+    return now.replace(microsecond=0) + timedelta(days=days)
 
 
 def identity_of(pair: KeyPair) -> Identity:
