@@ -157,7 +157,7 @@ def _readme(pair: KeyPair, server: str) -> str:
         f"server is {server}.\n"
         f"client.key is secret: keep it where only you can read it (chmod 600 client.key), and delete the zip file.\n"
         f"Install flcore on this machine, and copy the job's directory to it.\n"
-        f"Join with: flcore client JOB --site {identity.name}/site.toml\n"
+        f"Join with: flcore client JOB --kit {identity.name}\n"
         f"The certificate expires on {_day(pair.certificate.expires)}: ask the federation's operator for a renewed kit "
         f"before that day.\n"
     )
