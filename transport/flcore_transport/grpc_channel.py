@@ -27,7 +27,7 @@ OPTIONS: list[tuple[str, int]] = [
     ("grpc.max_send_message_length", MAX_PIECE_BYTES),
     # The bandwidth probe grows a stream's window to tens of megabytes; ours holds as much as a client is ever granted.
     ("grpc.http2.bdp_probe", 0),
-    # A stranger's call may send as much before it is ended (docs/memory.md). With 64 KiB, a client far away would have
+    # A stranger's call may send as much before it is ended (docs/security.md). With 64 KiB, a client far away would have
     # a sixth of its rate: a piece would take two round trips. With the probe from 64 KiB on, sixty strangers held as
     # much as with this.
     ("grpc.http2.lookahead_bytes", WINDOW_PIECES * PIECE_BODY_BYTES),
