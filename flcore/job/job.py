@@ -85,7 +85,7 @@ class Job:
 
     @cached_property
     def code_digest(self) -> str:
-        """The SHA-256 of all files that can be imported from the job's directory: its code digest."""
+        """The SHA-256 of the job's code: of all files that can be imported from its directory."""
         return code_digest(self.directory, self.contract.code_files)
 
     @cached_property

@@ -27,9 +27,9 @@ OPTIONS: list[tuple[str, int]] = [
     ("grpc.max_send_message_length", MAX_PIECE_BYTES),
     # The bandwidth probe grows a stream's window to tens of megabytes; ours holds as much as a client is ever granted.
     ("grpc.http2.bdp_probe", 0),
-    # A stranger's call may send as much before it is ended (docs/security.md). With 64 KiB, a client far away would
-    # have a sixth of its rate: a piece would take two round trips. With the probe from 64 KiB on, sixty strangers held
-    # as much as with this.
+    # A stranger's call may send as much before it is ended (docs/memory.md). With 64 KiB, a client far away would have
+    # a sixth of its rate: a piece would take two round trips. With the probe from 64 KiB on, sixty strangers held as
+    # much as with this.
     ("grpc.http2.lookahead_bytes", WINDOW_PIECES * PIECE_BODY_BYTES),
     # A piece in one frame or a few, and not in a hundred and thirty of the usual 16 KiB.
     ("grpc.http2.max_frame_size", 4 << 20),
