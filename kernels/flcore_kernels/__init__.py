@@ -43,13 +43,14 @@ from flcore_kernels.errors import (
     WeightRange,
 )
 from flcore_kernels.inspection import Inspection
-from flcore_kernels.totals import ACCUMULATORS, Total, bytes_per_element
+from flcore_kernels.totals import ACCUMULATORS, MAX_TERMS, Total, bytes_per_element
 from flcore_kernels.weights import EXACT_RANGE
 
 __all__ = [
     "ACCUMULATORS",
     "EXACT_INTEGER_LIMIT",
     "EXACT_RANGE",
+    "MAX_TERMS",
     "STORAGE",
     "Backend",
     "BackendUnavailable",

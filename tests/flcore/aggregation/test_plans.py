@@ -247,7 +247,7 @@ def test_updates_that_are_lost_may_be_committed_once_more(
     for fold in folds:
         fold()
     with pytest.raises(UpdatesLost) as caught:
-        aggregator.finish(leave_out=False)
+        aggregator.finish(exclude_lost=False)
     assert list(caught.value.lost) == ["client-02"]
     with pytest.raises(UpdateError, match="it has an update in this aggregation already"):
         give(aggregator, 1)
