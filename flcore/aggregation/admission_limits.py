@@ -187,11 +187,10 @@ class AdmissionLimits:
         self, reference_model: ReferenceModel, range_: SegmentRange, values: Values, mask: Mask, client: str
     ) -> None:
         """Raise `NonFinite` or `OutOfBounds` where a masked element differs from the reference model's."""
-        differs = mask & (
-            values != 0
-            if reference_model.updates_are_deltas
-            else differing_bits(values, reference_model.values(range_))
-        )
+        if reference_model.updates_are_deltas:
+            differs = mask & (values != 0)
+        else:
+            differs = mask & differing_bits(values, reference_model.values(range_))
         if differs.any():
             where = int(np.argmax(differs))
             why = f"is {values[where]}, where the model that was sent has {reference_model.values(range_)[where]}"
