@@ -170,7 +170,7 @@ class _Aggregation:
     def at_once(self, updates: Sequence[Any]) -> dict[str, Any]:
         """Combine a sequence in one pass."""
         contributions = self._contributions(updates, 0)
-        is_in_place = self._is_in_place([each.buffers for each in contributions])
+        is_in_place = self._is_in_place([contribution.buffers for contribution in contributions])
         combine_arrays(self._combiner, contributions, self._targets, is_in_place=is_in_place)
         return self._result()
 

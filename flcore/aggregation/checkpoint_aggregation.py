@@ -71,45 +71,61 @@ def aggregate_checkpoints(
     average_bytes: bool = False,
     on_progress: Callable[[int, int], None] = lambda *_: None,
 ) -> StoredModel:
-    """Combine checkpoints into a new one, `out`, and return it.
+    """Combine checkpoints into a new one. It appears when it is complete.
 
-    A path is a safetensors file, an index of several, or a directory with either (see `open_model`); `out` is
-    `NAME.safetensors` or a directory (see `save`). All checkpoints have the tensors of the first, in any order; the
-    result is spread over files as the first is, with its metadata. It appears when it is whole.
+    All checkpoints have the tensors of the first one, in any order. The result has its metadata and is split into files
+    as the first one is.
 
-    `weights` has one for each path (all 1 by default); `rule`, `accumulate` and `average_bytes` are those of
-    `aggregate`. `dtype` is what floats of the result have instead of their own; with it, a tensor's floats may be of
-    several dtypes, and are combined in the smallest one that holds all of them. With `base`, the result is base +
-    scale · Σ weightᵢ · (checkpointᵢ - base), in float64 and rounded once: task arithmetic (Ilharco et al., 2023,
-    arXiv:2212.04089), where weights and scale are any finite numbers and nothing is divided. `on_progress` is told how
-    many of how many bytes of the result are done. At most `budget` is in memory beside Python and its libraries.
+    Args:
+        paths: The checkpoints: a safetensors file, an index of several, or a directory with either (see `open_model`).
+        out: The result: `NAME.safetensors` or a directory (see `save`).
+        weights: One weight per path. Default: None, all 1.
+        rule: As in `aggregate`. Ignored with `base`.
+        accumulate: As in `aggregate`.
+        dtype: The dtype of the result's floats. A tensor's floats may then be of several dtypes, and are combined in
+            the smallest one that holds all of them. Default: None, their own dtypes, which must be equal.
+        base: A checkpoint for task arithmetic (Ilharco et al., 2023, arXiv:2212.04089): the result is
+            base + scale · Σ weightᵢ · (checkpointᵢ - base), in float64 and rounded once. Weights are any finite
+            numbers, and nothing is divided. Default: None.
+        scale: The factor of the differences from `base`. Default: 1.
+        budget: The memory beside Python and its libraries. Default: 1 GiB.
+        average_bytes: As in `aggregate`.
+        on_progress: Called after each range with the bytes of the result that are done, and all of its bytes.
 
-    Raises `SpecError` for files that are no model, `TensorMismatch`, `NonFinite` and `WeightError`, which name the
-    file, `BudgetError` for more checkpoints than the budget or the process's limit of open files allows, and
-    `AggregationError` where the dtype cannot hold the result.
+    Returns:
+        The result, opened.
+
+    Raises:
+        QuorumError: There are no checkpoints.
+        SpecError: A file is not a model.
+        TensorMismatch: A checkpoint's tensors differ from the first one's. This error and the next two name the file.
+        NonFinite: A checkpoint has a value that is not finite, and others have not.
+        WeightError: A weight is outside its range, or all are zero.
+        BudgetError: There are more checkpoints than the budget or the limit of open files allows.
+        AggregationError: The dtype cannot hold the result.
     """
     if not paths:
         raise QuorumError("there is nothing to aggregate: no checkpoint was given")
     names = [str(path) for path in paths]
-    given = [1.0] * len(paths) if weights is None else list(weights)
-    if len(given) != len(paths):
-        raise WeightError(f"expected one weight for each of {len(paths)} checkpoints, got {len(given)}")
-    chosen = resolve_rule(rule) if base is None else _task_arithmetic(names, given, scale)
+    factors = [1.0] * len(paths) if weights is None else list(weights)
+    if len(factors) != len(paths):
+        raise WeightError(f"expected one weight for each of {len(paths)} checkpoints, got {len(factors)}")
+    chosen = resolve_rule(rule) if base is None else _task_arithmetic(names, factors, scale)
     require_files_fit(*count_files(paths, base))
     if base is not None:
-        paths, names, given = [*paths, base], [*names, str(base)], [*given, 1.0]
+        paths, names, factors = [*paths, base], [*names, str(base)], [*factors, 1.0]
     models = [open_model(path) for path in paths]
     spec = models[0].spec if dtype is None else _widest_spec([model.spec for model in models])
     conversion = plan_dtype_conversion(spec, dtype)
     settings = AggregationSettings(chosen, accumulate, backend_named(), average_bytes or base is not None)
     combiner = Combiner(spec, settings, dtypes=conversion.dtypes)
     if base is None:
-        given = [combiner.admit_weight(weight, name) for name, weight in zip(names, given, strict=True)]
+        factors = [combiner.admit_weight(weight, name) for name, weight in zip(names, factors, strict=True)]
     copies = COPIES if isinstance(chosen, Sum) else 2 * COPIES
     elements = _range_elements(budget, spec, copies, len(models))
     contributions = [
         _contribution(name, weight, model, spec, elements, may_widen=dtype is not None)
-        for name, weight, model in zip(names, given, models, strict=True)
+        for name, weight, model in zip(names, factors, models, strict=True)
     ]
     with ShardWriter(plan_like(conversion.target, models[0].shards), AtomicReplace(*split_model_path(out))) as writer:
         sink = _ConvertingSink(conversion, writer, elements)

@@ -38,7 +38,7 @@ class Contribution(Protocol):
         ...
 
     def read_range(self, range_: SegmentRange) -> KernelArray:
-        """Return a range of a segment as the kernels take it. A later call may overwrite it, but not the next one."""
+        """Return a range of a segment as the kernels take it. It is valid until the call after the next one."""
         ...
 
 
@@ -83,7 +83,7 @@ class StoredContribution:
         self._buffers = [np.empty(elements * width, np.uint8) for _ in range(2)]
 
     def read_range(self, range_: SegmentRange) -> KernelArray:
-        """Read a range from the file. It is valid until the call after the next one."""
+        """Read a range from the file into the buffer that was not used last."""
         self._buffers.reverse()
         storage = storage_dtype(range_.dtype)
         values: npt.NDArray[Any] = self._buffers[0][: range_.count * storage.itemsize].view(storage)

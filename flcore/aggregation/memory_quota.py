@@ -102,8 +102,8 @@ class MemoryQuota:
 
     def _notify(self, pool: _Pool, request: QuotaRequest, granted: list[QuotaRequest]) -> QuotaRequest:
         """Complete granted futures. If the new request still waits, have its cancellation grant the one behind it."""
-        for each in granted:
-            each.set_result(True)
+        for future in granted:
+            future.set_result(True)
         if not request.done():
             request.add_done_callback(lambda ended: self._return(pool, 0) if ended.cancelled() else None)
         return request
@@ -114,5 +114,5 @@ class MemoryQuota:
             if nbytes:
                 self.released_at = self._clock()
             granted = pool.grant()
-        for each in granted:
-            each.set_result(True)
+        for future in granted:
+            future.set_result(True)

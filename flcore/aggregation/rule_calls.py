@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from flcore_kernels import STORAGE
+from flcore_kernels import EXACT_RANGE, STORAGE
 from flcore_layout import SegmentRange
 
 from flcore.aggregation.passthrough import Values
@@ -15,7 +15,7 @@ from flcore.errors import AggregationError
 from flcore.model.dtypes import DTYPES, INTEGERS
 from flcore.model.spec import SegmentSpec
 
-MIN_COEFFICIENT = 2.0**-64
+MIN_COEFFICIENT = EXACT_RANGE[0]
 """Smaller coefficients count as 0, as exact sums take none below it."""
 
 ROUNDING = 1e-9
@@ -115,8 +115,8 @@ def _tensor_elements(
         for begin, end in (gaps - range_.first).reshape(-1, 2).tolist():
             filled[begin:end] = False
     elements = [column.view() if filled is None else column[filled] for column in columns]
-    for each in elements:
-        each.flags.writeable = False
+    for column in elements:
+        column.flags.writeable = False
     return filled, elements
 
 

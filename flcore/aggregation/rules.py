@@ -3,7 +3,8 @@
 `Sum` folds one update at a time. `Columns` needs all updates' elements of a range at once, as a median does.
 `Geometry` first needs figures of the whole model, such as distances, from which the coefficients of a sum follow.
 
-A *column* is one update's elements of a range, as a flat array. This word has the same meaning in all of this package.
+A *column* is one update's elements of a range, as a flat array. The engine uses the word in this sense too. (In
+`update_tables`, columns are those of Arrow tables.)
 
 A rule of your own is such a value. Pass it directly (`flcore.aggregate(..., rule=median)`), or by a name: in `RULES`,
 or in a job and on a command line as `file.py:name`.

@@ -116,7 +116,7 @@ class StagedUpdate:
         except SpecError as error:
             raise self._mismatch(str(error)) from None
         if array.dtype != NUMPY_DTYPES[span.tensor.dtype] or (array.ndim > 1 and array.shape != span.tensor.shape):
-            expected, got = (f"{each.dtype} of shape {each.shape}" for each in (span.tensor, array))
+            expected, got = (f"{tensor.dtype} of shape {tensor.shape}" for tensor in (span.tensor, array))
             raise self._mismatch(f"expected {expected}, got {got}", name)
         values = np.ascontiguousarray(array).reshape(-1)
         stop, written = start + values.size, self._written.get(name, 0)
