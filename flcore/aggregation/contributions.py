@@ -74,7 +74,7 @@ class StoredContribution:
     """A checkpoint, read into two buffers in turn.
 
     `prefetch` reads the next range while the current one is combined. Buffers are reused, as fresh pages cost more than
-    the copy.
+    the read.
     """
 
     def __init__(self, client: str, weight: float, model: StoredModel, elements: int) -> None:
