@@ -42,11 +42,12 @@ MODULES = """
     flcore_transport.grpc_work flcore_transport.in_process_turns flcore_transport.windows
 """
 NAMES = """
-    Asking AskingAgain AtClose Averaged Background Beside BlankRecord Cubins Delivery Departed Feedback Fetch
+    Asking AskingAgain AtClose Averaged Background Batch Beside BlankRecord Cubins Delivery Departed Feedback Fetch
     Gather Give Grant Kind Known Later Likeness Limits Logged Mailbox Metadata Mover Narrowed NoBest
     OddMetrics Offer OnDisk Order PieceRange PLAYBOOKS Playbook Ranges Recast ReusedModels Room RoundDone RoundRules
     Rounds Running Settings Shards SharedPieces Singles Totals TurnedAway Turns UploadStream Uploading WIRE_DTYPES
     PiecePlan Widened WireDType Windows _Credit _Crowded doubts largest_kernel part_of_kernel settle settle_kernel
+    constant_mask constants_reference has_constants has_no_constants shared_constants
 """
 OLD_MODULES, OLD_NAMES = MODULES.split(), set(NAMES.split())
 

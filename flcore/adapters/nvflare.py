@@ -177,7 +177,7 @@ class FlcoreAggregator(ModelAggregator):  # type: ignore[misc]  # it has a type 
             accumulate=self.accumulate,
             group=group,
             max_abs=math.inf if self.max_abs is None else self.max_abs,
-            may_double=True,
+            double_buffer=True,
             average_bytes=self.average_bytes,
         )
 

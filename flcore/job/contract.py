@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from flcore_layout import ALIASES
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, field_validator, model_validator
 
-from flcore.aggregation.rules import RULES
+from flcore.aggregation.rules import explain_unknown_rule
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 TaskName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
@@ -140,8 +140,8 @@ class ServerContract(_ContractTable):
     @field_validator("rule")
     @classmethod
     def _rule_exists(cls, rule: str) -> str:
-        if rule not in RULES and ":" not in rule:
-            raise ValueError(f"rule {rule!r} does not exist; expected one of {', '.join(RULES)}, or 'file.py:name'")
+        if ":" not in rule and (error := explain_unknown_rule(rule, "'file.py:name'")):
+            raise ValueError(error)
         return rule
 
     @model_validator(mode="after")

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from flcore.aggregation.rules import RULES, Rule, resolve_rule
+from flcore.aggregation.rules import Rule, explain_unknown_rule, resolve_rule
 from flcore.errors import JobError
 from flcore.job.code import JobCode
 
@@ -19,9 +19,9 @@ def rule_by_reference(rule: str, load: Callable[[str], Any], key: str) -> Rule:
 
     `key` is what errors call the place where it was named. Raises `JobError`.
     """
-    if ":" not in rule and rule not in RULES:
-        raise JobError(f"{key}: rule {rule!r} does not exist; expected one of {', '.join(RULES)}, or file.py:name")
     if ":" not in rule:
+        if error := explain_unknown_rule(rule, "file.py:name"):
+            raise JobError(f"{key}: {error}")
         return resolve_rule(rule)
     made = load(rule)
     if callable(made):

@@ -84,7 +84,7 @@ class Updates:
         rerun_clients: set[str] = set()
         while True:
             try:
-                result = self._aggregator.finish(leave_out=False)
+                result = self._aggregator.finish(exclude_lost=False)
             except UpdatesLost as error:
                 self._task_runner.rerun_lost(self._request, model, error.lost, excluding=rerun_clients)
                 rerun_clients |= error.lost.keys()

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+from flcore.aggregation.staging import SPILL_AFTER_S
 from flcore.server.timers import NEVER, Timers
 from flcore.server.upload_progress import UploadPhase, UploadProgress
 
@@ -39,7 +40,7 @@ class RoundPolicy:
     close_at: int | None = None
     grace_s: float = 5.0
     stall_timeout_s: float = 60.0
-    spill_after_s: float = 2.0
+    spill_after_s: float = SPILL_AFTER_S
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from flcore.aggregation.aggregator import Aggregator
-from flcore.aggregation.staging import Staging
+from flcore.aggregation.staging import SPILL_AFTER_S, Staging
 from flcore.errors import QuorumError
 from flcore.job.contract import ServerContract
 from flcore.job.messages import TaskMessage
@@ -14,9 +14,6 @@ from flcore.server.federation import Federation
 from flcore.server.history import Participation, RoundRecord
 from flcore.server.open_round import OpenRound, quorum_error
 from flcore.server.task_round import RoundPolicy
-
-SPILL_AFTER_S = 2.0
-"""How long an idle update keeps its memory, and how long one waits for memory while none is released."""
 
 MAX_REPEATED_FAILURES = 3
 """After so many failures in a row for one reason of its own, a client is not asked again for the same task."""

@@ -46,6 +46,7 @@ def check_message(message: UpdateMessage, client: str, returns: str, bounds: Bou
     """Raise an `UpdateError` unless an answer's kind, weight and number of metrics are what the contract allows."""
     if message.returns != returns:
         raise UpdateError(f"the task returns {returns}, it sent {message.returns}", client=client)
+    # Not 0, which `AdmissionLimits.check_weight` admits: the update would count for the quorum and contribute nothing.
     if not (math.isfinite(message.weight) and message.weight > 0):
         raise WeightError(f"a weight is a finite number > 0, not {message.weight}", client=client)
     if message.weight > bounds.max_weight:
