@@ -57,6 +57,8 @@ def test_the_rules_are_listed_and_explained(tmp_path: Path) -> None:
         (["server", "digits", "--insecure", "--budget", ""], 1, "a number and a unit, such as 512MiB"),
         (["server", "digits", "--insecure", "--budget", "lots"], 1, "a number and a unit, such as 512MiB"),
         (["server", "digits", "--insecure", "--budget", "999TiB"], 1, "of memory, and there are"),
+        (["server", "digits", "--plan", "at-close"], 2, "got 'at-close'; it is called batch now"),
+        (["server", "digits", "--plan", "later"], 2, "expected batch or streaming, got 'later'"),
         (["server", "digits", "--insecure", "--host", "0.0.0.0"], 1, "0.0.0.0 is not this machine"),
         (
             ["client", "digits", "--insecure", "--server", "10.0.0.1:80", "--name", "hospital-a"],
