@@ -68,7 +68,7 @@ def server(
             metavar=f"<{'|'.join(Plan)}>",
             help="When updates are folded. batch: when the round closes; models are files, memory is the budget. "
             "streaming: when they are committed; models and a total of 4, 8 or 16 bytes per parameter are in memory. "
-            "(default: batch)"
+            "(default: batch)",
         ),
     ] = None,
     site: Annotated[

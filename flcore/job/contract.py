@@ -66,7 +66,8 @@ class ServerContract(_ContractTable):
 
     model: str = Field(
         description="The first global model: a function of the seed that returns named arrays (`file.py:name`), or a "
-        "checkpoint: `NAME.safetensors`, `NAME.safetensors.index.json`, or a directory that contains one."
+        "checkpoint: `NAME.safetensors`, `NAME.safetensors.index.json`, or a directory that contains one. Published models "
+        "have the checkpoint's metadata."
     )
     workflow: str = Field(
         default="fed_avg", description="The workflow: `fed_avg`, or a function of a `Controller` (`file.py:name`)."

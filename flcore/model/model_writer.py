@@ -178,34 +178,43 @@ class RangeSet:
 
 
 class TemporaryModels:
-    """Makes models in files of a directory; the files of each go when it is let go, and all with this object.
+    """Creates models in files below a directory. A model's files are removed when nobody refers to it any more.
 
-    Who wants one to stay gives it another name (`publish`), which takes no second copy. `before_create` is called
-    before a model is begun: what was reserved for it can be given back.
+    `publish` gives a model's files a lasting name, without a copy.
+
+    Args:
+        directory: The directory. It is created when needed; its earlier content is removed.
+        before_create: Called before a model is created, to release the disk space that was reserved for it.
+        metadata: The metadata in the header of each file. Default: None, no metadata.
     """
 
-    def __init__(self, directory: Path, before_create: Callable[[], None] = lambda: None) -> None:
-        self._directory, self._before_create = directory, before_create
+    def __init__(
+        self,
+        directory: Path,
+        before_create: Callable[[], None] = lambda: None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        self._directory, self._before_create, self._metadata = directory, before_create, metadata
         self._numbers = count(1)
-        shutil.rmtree(directory, ignore_errors=True)  # what a server that was killed left behind
+        shutil.rmtree(directory, ignore_errors=True)  # left by a server that was killed
         self.close = weakref.finalize(self, shutil.rmtree, directory, ignore_errors=True)
-        """Remove the directory; what is still read stays readable."""
+        """Remove the directory. Models that are still referenced stay readable: their files are open."""
 
     def __call__(self, spec: ModelSpec) -> "TemporaryWriter":
-        """Begin a new model."""
+        """Return a writer of a new model."""
         self._before_create()
-        return TemporaryWriter(spec, self._directory / str(next(self._numbers)))
+        return TemporaryWriter(spec, self._directory / str(next(self._numbers)), self._metadata)
 
 
 class TemporaryWriter(ShardWriter):
-    """Writes one temporary model (a `Target`); nothing waits for the disk."""
+    """Writes one temporary model. Without fsync: a temporary model need not survive a power failure."""
 
-    def __init__(self, spec: ModelSpec, directory: Path) -> None:
-        super().__init__(plan_shards(spec), _TemporaryDestination(directory))
+    def __init__(self, spec: ModelSpec, directory: Path, metadata: Mapping[str, str] | None = None) -> None:
+        super().__init__(plan_shards(spec, metadata=metadata), _TemporaryDestination(directory))
         self._directory = directory
 
     def commit(self) -> StoredModel:
-        """Return the model, whole."""
+        """Return the complete model. Its files are removed with its last reference."""
         stored = super().commit()
         weakref.finalize(stored, shutil.rmtree, self._directory, ignore_errors=True)
         return stored
