@@ -28,7 +28,7 @@ BUNDLED_JOBS = Path(__file__).parent.parent / "jobs"
 
 @dataclass(frozen=True)
 class Job:
-    """A contract, and the directory that holds the code it names. Read by `Job.load`.
+    """A contract, and the directory with the code that it names. Read by `Job.load`.
 
     Attributes:
         contract: The content of job.toml, validated.
@@ -63,7 +63,7 @@ class Job:
         try:
             content = tomllib.loads(decode_text(file.read_bytes()))
         except ValueError as error:
-            raise JobError(f"{file}: no TOML: {error}") from error
+            raise JobError(f"{file}: expected TOML: {error}") from error
         return cls(parse_contract(content, str(file)), file.parent.resolve()).with_overrides(**overrides)
 
     def with_overrides(self, **overrides: Any) -> "Job":
@@ -192,7 +192,7 @@ class Job:
         for pattern in patterns:
             if names and not any(fnmatchcase(name, pattern) for name in names):
                 known = ", ".join(sorted(map(str, names))[:20])
-                raise JobError(f"wire.tensors: no tensor of the model fits {pattern}; it has {known}")
+                raise JobError(f"wire.tensors: no tensor of the model matches {pattern}; it has {known}")
         return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
 
 
@@ -202,4 +202,6 @@ def _find_job_file(path: Path) -> Path:
         if candidate.is_file():
             return candidate
     bundled = ", ".join(sorted(entry.parent.name for entry in BUNDLED_JOBS.glob("*/job.toml")))
-    raise JobError(f"there is no job at {path}: expected a directory with job.toml, or a bundled job ({bundled})")
+    raise JobError(
+        f"there is no job at {path}: expected a directory with job.toml, or the name of a bundled job ({bundled})"
+    )

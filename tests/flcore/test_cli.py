@@ -112,7 +112,7 @@ def test_a_job_as_windows_editors_save_it(tmp_path: Path) -> None:
     assert said("job", "check", ".", cwd=tmp_path) == plain
     assert "runs/t/model.safetensors" in said("run", ".", "--workers", "0", cwd=tmp_path)
     (tmp_path / "job.toml").write_text(toml, encoding="utf-16")
-    assert "job.toml: no TOML: expected UTF-8, got UTF-16" in said("run", ".", cwd=tmp_path, code=1)
+    assert "job.toml: expected TOML: expected UTF-8, got UTF-16" in said("run", ".", cwd=tmp_path, code=1)
 
 
 JOB = (
