@@ -130,7 +130,10 @@ class ErrorFeedback:
         return self._residuals[piece.segment][piece.first : piece.first + piece.count]
 
     def record(self, sent: Compressor) -> None:
-        """Replace the errors by those of an update. Called after its receipt: an update may be sent again before."""
+        """Replace the errors by those of an update that is received and will not be sent again.
+
+        Until then its pieces may be encoded again, with the same errors and so to the same bytes.
+        """
         for piece in self.wire_format.pieces:
             if piece.segment in self._residuals:
                 self.residual(piece)[:] = sent.rounding_error(piece)

@@ -72,9 +72,9 @@ def test_the_rules_are_listed_and_explained(tmp_path: Path) -> None:
         (
             ["run", "digits", "--out", "x.safetensors"],
             1,
-            "expected a directory, for several files, got 'x.safetensors'",
+            "expected a directory for several files, got 'x.safetensors'",
         ),
-        (["server", "digits", "--insecure", "--out", "x.safetensors"], 1, "expected a directory, for several files"),
+        (["server", "digits", "--insecure", "--out", "x.safetensors"], 1, "expected a directory for several files"),
         (["run", "digits", "--clients", "400", "--workers", "0"], 1, "too few for 400 clients"),
     ],
 )
