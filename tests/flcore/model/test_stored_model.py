@@ -25,8 +25,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flcore import Arrays, Model, ModelSpec, ModelWriter, SpecError, StoredModel, TensorSpec, open_model, save, text
+from flcore.model import checkpoint, model_writer, safetensors_header, shard_layout
 from flcore.model import model_paths as naming
-from flcore.model import model_writer, safetensors_header, shard_layout
 from flcore.model.atomic_replace import AtomicReplace, publish
 from flcore.model.chunks import copy_chunks
 from tests.flcore.model.test_model import ARRAYS, same
@@ -466,6 +466,6 @@ def test_strided_arrays_are_saved_with_no_copy_of_a_tensor(tmp_path: Path) -> No
 
 
 def test_the_examples_are_true(tmp_path: Path) -> None:
-    for module in (text, naming, safetensors_header, shard_layout, model_writer):
+    for module in (text, naming, safetensors_header, shard_layout, model_writer, checkpoint):
         result = doctest.testmod(module, extraglobs={"tmp_path": tmp_path, "Path": Path})
         assert result.attempted and not result.failed
