@@ -90,4 +90,5 @@ class RoundResults:
 
 def is_number(value: Any) -> bool:
     """Whether a value is a real number below `MAX_MAGNITUDE`; NaN is none."""
-    return isinstance(value, numbers.Real) and bool(abs(value) < MAX_MAGNITUDE)
+    is_real = isinstance(value, numbers.Real)
+    return is_real and bool(abs(value) < MAX_MAGNITUDE)

@@ -179,8 +179,8 @@ class _RoundMean:
         except QuorumError:  # the remaining replies were found invalid
             return None
         finally:
-            for error in self._aggregator.pop_rejected():  # found invalid when their group was folded
-                self._refuse(error)
+            for rejected in self._aggregator.pop_rejected():  # found invalid when their group was folded
+                self._refuse(rejected)
         return builder.build()
 
     def _with_content(self, replies: Iterable[Message]) -> Iterator[Message]:
