@@ -21,10 +21,11 @@ MMAP_THRESHOLD_BYTES = 32 << 20
 
 
 def keep_freed_memory() -> None:
-    """Make malloc keep freed memory for reuse: on virtual machines, a fresh page costs ten times a copy into an old one.
+    """Make malloc keep freed memory for reuse.
 
-    All threads share one arena: pieces are allocated by one thread and freed by another, which would fragment arenas of
-    their own. Does nothing if the C library is not glibc.
+    On virtual machines, writing to a fresh page costs ten times as much as writing to one that was used before.
+    All threads share one arena: one thread allocates a piece and another frees it, which would fragment arenas per
+    thread. Does nothing if the C library is not glibc.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
