@@ -47,7 +47,7 @@ NAMES = """
     OddMetrics Offer OnDisk Order PieceRange PLAYBOOKS Playbook Ranges Recast ReusedModels Room RoundDone RoundRules
     Rounds Running Settings Shards SharedPieces Singles Totals TurnedAway Turns UploadStream Uploading WIRE_DTYPES
     PiecePlan Widened WireDType Windows _Credit _Crowded doubts largest_kernel part_of_kernel settle settle_kernel
-    constant_mask constants_reference has_constants has_no_constants shared_constants
+    constant_mask constants_reference has_constants has_no_constants shared_constants _Twice
 """
 OLD_MODULES, OLD_NAMES = MODULES.split(), set(NAMES.split())
 

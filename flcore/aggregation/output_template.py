@@ -10,7 +10,7 @@ from flcore_kernels import Backend, DeviceArray
 from flcore.aggregation.buffers import address_of
 from flcore.aggregation.contributions import ArrayContribution, Buffers
 from flcore.errors import TensorMismatch
-from flcore.model.arrays import AnyArrays, empty_like, restore
+from flcore.model.arrays import AnyArrays, apply_converters, empty_like
 from flcore.model.dtypes import DTYPES
 from flcore.model.spec import ModelSpec
 
@@ -73,7 +73,9 @@ class OutputTemplate:
         """Return a result in the first update's libraries and nesting; NumPy arrays by name if there was no update."""
         if self._converters is None:
             return dict(values)
-        return restore(values, self._converters, {name: names[0] for names in self._tied for name in names[1:]})
+        return apply_converters(
+            values, self._converters, {name: names[0] for names in self._tied for name in names[1:]}
+        )
 
 
 def require_no_overlap(spec: ModelSpec, targets: Buffers, sources: Sequence[Buffers]) -> bool:

@@ -33,7 +33,7 @@ class Executor:
     def __init__(self, job: Job, site: Site, notify: Notify | None = None) -> None:
         # The job is kept: the code's modules live as long as it does.
         self.site, self._notify, self._job = site, notify or NoticeLogger(), job
-        code = job.reference("client.executor", job.contract.client.executor)
+        code = job.load_reference("client.executor", job.contract.client.executor)
         self._functions = _functions(job, self._create(code) if inspect.isclass(code) else code)
 
     def run(self, model: Arrays, task: Task) -> Update:
@@ -81,7 +81,7 @@ class Executor:
 
 def require_tasks(job: Job) -> None:
     """Raise `JobError` unless a job's executor has a function for each task. Makes no executor, reads no data."""
-    _functions(job, job.reference("client.executor", job.contract.client.executor))
+    _functions(job, job.load_reference("client.executor", job.contract.client.executor))
 
 
 def _summary(error: BaseException) -> str:

@@ -119,7 +119,7 @@ class Controller:
         observe: Observer,
         storage: Storage,
     ) -> None:
-        self.job, self._storage, self._rule = job, storage, job.rule()
+        self.job, self._storage, self._rule = job, storage, job.load_rule()
         require_plan(self._rule, storage.plan)
         self._spec = model.spec
         self._initial: GlobalModel | None = model

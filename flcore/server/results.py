@@ -1,5 +1,7 @@
 """What a run leaves behind: its history, its last model and its best one."""
 
+from collections.abc import Mapping
+
 from flcore.errors import JobError
 from flcore.model.atomic_replace import publish
 from flcore.model.checkpoint import open_model, save
@@ -18,13 +20,20 @@ MODEL_HEADER_BYTES = 1 << 20
 class Results:
     """Keeps the history and the last model; with a directory, on disk too, after every round.
 
-    `best` is the contract's ("accuracy:max"); the best model is kept on disk only.
+    `best` is the contract's ("accuracy:max"); the best model is kept on disk only. Files have the `metadata`.
     """
 
-    def __init__(self, directory: RunDirectory | None, best: str | None, observe: Observer = ignore_events) -> None:
+    def __init__(
+        self,
+        directory: RunDirectory | None,
+        best: str | None,
+        observe: Observer = ignore_events,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
         self.history: list[RoundRecord] = []
         self.model: GlobalModel | None = None
         self._directory, self._best, self._observe = directory, best, observe
+        self._metadata = metadata
         self._best_value: float | None = None
 
     def add(self, record: RoundRecord) -> None:
@@ -53,7 +62,7 @@ class Results:
             if isinstance(model, StoredModel):
                 publish(model, path)
             else:
-                save(model, path)
+                save(model, path, self._metadata)
             if is_best:
                 with open_model(path) as stored:
                     publish(stored, self._directory.path / "best.safetensors")

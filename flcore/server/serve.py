@@ -1,7 +1,7 @@
 """Running the server's side of a job, over any transport."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -76,13 +76,14 @@ def serve(
             run = stack.enter_context(
                 RunDirectory(directory, job=job.contract.name, fingerprint=job.contract.fingerprint, fresh=fresh)
             )
-        storage = stack.enter_context(_open_storage(plan, budget, run))
+        metadata = {} if run is None else job.initial_metadata()
+        storage = stack.enter_context(_open_storage(plan, budget, run, metadata))
         source = job.initial_model()
         if directory is not None:
             budget.require(plan, source.spec, job.contract.server.accumulate)
         model = storage.copy_model(source)
         federation = Federation(job, model.spec, observe=observe)
-        results = Results(run, job.contract.server.best, observe)
+        results = Results(run, job.contract.server.best, observe, metadata)
         task_runner = TaskRunner(federation, job.contract.server, storage.staging, observe)
         control = Controller(job, model, task_runner, results, observe, storage)
         del source, model  # so that they are freed after the round in which they are sent
@@ -107,14 +108,16 @@ def serve(
 
 
 @contextmanager
-def _open_storage(plan: str, budget: Budget, run: RunDirectory | None) -> Iterator[Storage]:
+def _open_storage(
+    plan: str, budget: Budget, run: RunDirectory | None, metadata: Mapping[str, str]
+) -> Iterator[Storage]:
     """Say where payloads are: staged within the budget, models on disk if the plan keeps them there."""
     chunks = read_chunks_within(budget.working_bytes)
     if run is None:
         yield Storage(plan, Staging(budget.staging_bytes), ModelPool(), chunks)
         return
     staging = Staging(budget.staging_bytes, run.path / ".staging")
-    models = TemporaryModels(run.path / ".models", run.release)
+    models = TemporaryModels(run.path / ".models", run.release, metadata)
     try:
         yield Storage(plan, staging, models if plan == "batch" else ModelPool(), chunks)
     finally:

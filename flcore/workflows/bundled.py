@@ -22,7 +22,7 @@ def load_workflow(job: Job) -> Workflow:
         raise JobError(
             f"server.workflow: {name!r} is not bundled ({', '.join(WORKFLOWS)}); your own is 'file.py:function'"
         )
-    workflow = job.reference("server.workflow", name)
+    workflow = job.load_reference("server.workflow", name)
     if not callable(workflow):
         raise JobError(f"server.workflow: {name} is not a function")
     return workflow  # type: ignore[no-any-return]

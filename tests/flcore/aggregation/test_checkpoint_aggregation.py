@@ -209,7 +209,9 @@ def test_what_is_asked_for_must_make_sense(tmp_path: Path) -> None:
         aggregate_checkpoints(paths, out, weights=[1.0, -1.0])
     with pytest.raises(WeightError, match="expected a finite scale, got inf"):
         aggregate_checkpoints(paths, out, base=paths[0], scale=np.inf)
-    with pytest.raises(SpecError, match="floats become one of float64, float32, float16, bfloat16, not 'int8'"):
+    with pytest.raises(
+        SpecError, match=r"expected a dtype of floats \(float64, float32, float16, bfloat16\), got 'int8'"
+    ):
         aggregate_checkpoints(paths, out, dtype="int8")
     with pytest.raises(SpecError, match=r"NAME\.safetensors"):
         aggregate_checkpoints(paths, tmp_path / "model.safetensors.index.json")
