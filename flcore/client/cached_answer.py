@@ -8,7 +8,7 @@ from flcore_transport import PayloadSource, TaskAssignment
 
 from flcore.client.task import Update
 from flcore.errors import TensorMismatch
-from flcore.job.messages import UpdateMessage, encode_tensors
+from flcore.job.messages import AnswerContent, encode_tensors
 from flcore.model.compression import Compressor, ErrorFeedback
 from flcore.model.model import NamedArrays
 from flcore.model.spec import ModelSpec
@@ -48,17 +48,17 @@ class EmptyPayload:
         raise IndexError(f"there is no piece to read at {piece}")
 
 
-def prepare_answer(update: Update, returns: str, spec: ModelSpec) -> tuple[UpdateMessage, PayloadSource]:
+def prepare_answer(update: Update, returns: str, spec: ModelSpec) -> tuple[AnswerContent, PayloadSource]:
     """Return an update as it is announced and as it is sent. Tensors that do not fit are the server's to refuse."""
     fields = {"returns": returns, "attempt": secrets.token_hex(8), "weight": float(update.weight)}
     metrics = {name: float(value) for name, value in update.metrics.items()}
     if returns == "metrics":
-        return UpdateMessage.model_validate({**fields, "metrics": metrics}), EmptyPayload()
+        return AnswerContent.model_validate({**fields, "metrics": metrics}), EmptyPayload()
     theirs = ModelSpec.of(update.arrays)
     try:
         spec.require_match(theirs)
     except TensorMismatch:
         message = {**fields, "metrics": metrics, "fingerprint": theirs.fingerprint, "tensors": encode_tensors(theirs)}
-        return UpdateMessage.model_validate(message), NamedArrays(theirs, update.arrays)
+        return AnswerContent.model_validate(message), NamedArrays(theirs, update.arrays)
     message = {**fields, "metrics": metrics, "fingerprint": spec.fingerprint}
-    return UpdateMessage.model_validate(message), NamedArrays(spec, update.arrays)
+    return AnswerContent.model_validate(message), NamedArrays(spec, update.arrays)

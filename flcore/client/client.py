@@ -35,7 +35,7 @@ from flcore.client.executor import Executor
 from flcore.client.task import Task
 from flcore.errors import JobFailed, SpecError, TaskFailed, UpdateError
 from flcore.job.job import Job
-from flcore.job.messages import JoinMessage, MalformedMessage, TaskMessage, WelcomeMessage, decode_spec, parse_message
+from flcore.job.messages import JoinContent, MalformedMessage, TaskContent, WelcomeContent, decode_spec, parse_content
 from flcore.model.compression import Compressor, Decompressor, ErrorFeedback
 from flcore.model.model import Model, payload_layout
 from flcore.model.spec import ModelSpec
@@ -133,7 +133,7 @@ class Client:
 
     def _listen(self) -> None:
         """Put the server's messages into the assignment queue; join again when the connection breaks."""
-        message = JoinMessage(
+        message = JoinContent(
             contract=self._job.contract.to_json(), code_digest=self._job.code_digest, version=__version__
         )
         join = Join(self._name, secrets.token_hex(8), message.to_bytes())
@@ -195,8 +195,8 @@ class Client:
 
     def _compute_answer(self, welcome: Welcome, assignment: TaskAssignment) -> CachedAnswer:
         """Run an assignment's task, and return the answer."""
-        message = parse_message(TaskMessage, assignment.content)
-        spec = decode_spec(parse_message(WelcomeMessage, welcome.content).tensors)
+        message = parse_content(TaskContent, assignment.content)
+        spec = decode_spec(parse_content(WelcomeContent, welcome.content).tensors)
         contract = self._job.contract
         if message.task not in contract.tasks:
             raise TaskFailed(f"the contract has no task {message.task!r}")
@@ -221,7 +221,7 @@ class Client:
         request = UploadRequest(welcome.session, assignment.assignment_id, answer.content, answer.source.layout)
         self._retry(lambda: self._connection.upload(request, Outbox(answer.source)))
         answer.is_received = True
-        message = parse_message(TaskMessage, assignment.content)
+        message = parse_content(TaskContent, assignment.content)
         self._notify(f"{self._name}: round {message.round} of {message.rounds}: {message.task} is in")
 
     def _download(self, welcome: Welcome, assignment: TaskAssignment, spec: ModelSpec) -> Model:

@@ -32,7 +32,7 @@ class _Message(BaseModel):
         return self.model_dump_json().encode()
 
 
-class JoinMessage(_Message):
+class JoinContent(_Message):
     """Client to server: the contract that I hold, and the digest of the code beside it."""
 
     contract: str
@@ -44,7 +44,7 @@ Tensors = Annotated[list[tuple[str, str, Annotated[list[int], Field(max_length=6
 """A `ModelSpec` on the wire."""
 
 
-class WelcomeMessage(_Message):
+class WelcomeContent(_Message):
     """Server to client: the tensors of the global model."""
 
     tensors: Tensors
@@ -52,7 +52,7 @@ class WelcomeMessage(_Message):
     version: str
 
 
-class TaskMessage(_Message):
+class TaskContent(_Message):
     """Server to client: the task to do in this round."""
 
     task: str
@@ -62,7 +62,7 @@ class TaskMessage(_Message):
     hyperparameters: Hyperparameters
 
 
-class UpdateMessage(_Message):
+class AnswerContent(_Message):
     """Client to server: the answer beside its pieces.
 
     `attempt` is drawn anew for each answer, so that an upload is resumed by the process that began it and no other.
@@ -81,7 +81,7 @@ class UpdateMessage(_Message):
 M = TypeVar("M", bound=_Message)
 
 
-def parse_message(kind: type[M], content: bytes) -> M:
+def parse_content(kind: type[M], content: bytes) -> M:
     """Return the message that `content` holds, or raise `MalformedMessage`."""
     try:
         return kind.model_validate_json(content)

@@ -8,7 +8,7 @@ import json
 from flcore.errors import ContractMismatch, NotInvited
 from flcore.job.contract import differences
 from flcore.job.job import Job
-from flcore.job.messages import JoinMessage, parse_message
+from flcore.job.messages import JoinContent, parse_content
 from flcore.text import printable
 
 MAX_DIFFERENCES = 20
@@ -25,7 +25,7 @@ class Admission:
         """Raise `NotInvited`, `MalformedMessage` or `ContractMismatch` unless a client may join."""
         if not self._contract.may_join(client):
             raise NotInvited(f"client {printable(client, 64)!r} is not among the job's clients")
-        message = parse_message(JoinMessage, content)
+        message = parse_content(JoinContent, content)
         if message.contract != self._json:
             raise ContractMismatch(f"client {client!r} holds another contract:\n  {self._explain(message.contract)}")
         if self._contract.same_code and message.code_digest != self._job.code_digest:

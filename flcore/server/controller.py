@@ -13,14 +13,14 @@ from flcore.aggregation.plans import require_plan
 from flcore.aggregation.storage import Storage
 from flcore.errors import JobError, SpecError, UpdatesLost
 from flcore.job.job import Job
-from flcore.job.messages import TaskMessage
+from flcore.job.messages import TaskContent
 from flcore.model.chunks import GlobalModel
 from flcore.model.model import Arrays, NamedArrays
 from flcore.model.spec import ModelSpec
 from flcore.model.wire_format import WireFormat
 from flcore.server.events import Observer, RoundFinished
 from flcore.server.history import RoundRecord
-from flcore.server.open_round import average_metrics
+from flcore.server.open_attempt import average_metrics
 from flcore.server.results import Results
 from flcore.server.task_runner import TaskRequest, TaskRunner
 
@@ -86,7 +86,7 @@ class Updates:
             try:
                 result = self._aggregator.finish(leave_out=False)
             except UpdatesLost as error:
-                self._task_runner.rerun_lost(self._request, model, error.lost, excluding=rerun_clients)
+                self._task_runner.retry_lost(self._request, model, error.lost, excluding=rerun_clients)
                 rerun_clients |= error.lost.keys()
             else:
                 if rerun_clients:
@@ -95,7 +95,7 @@ class Updates:
 
 
 class Controller:
-    """The server's side of a running job, for workflows: `sample`, `train`, `validate`, `keep`.
+    """The server's side of a running job, for workflows: `sample`, `train`, `validate`, `publish`.
 
     A workflow loops over `rounds()`. Each round adds one record to the history.
 
@@ -107,7 +107,7 @@ class Controller:
                 for _ in controller.rounds():
                     clients = controller.sample()
                     model = controller.train(model, clients).aggregate()
-                    controller.keep(model, controller.validate(model, clients))
+                    controller.publish(model, controller.validate(model, clients))
     """
 
     def __init__(
@@ -229,7 +229,7 @@ class Controller:
         self._record.validate = average_metrics(request.answers)
         return self._record.validate
 
-    def keep(self, model: GlobalModel, metrics: dict[str, float]) -> None:
+    def publish(self, model: GlobalModel, metrics: dict[str, float]) -> None:
         """Save a model as the last one, and as the best one if its metrics are the best so far.
 
         Args:
@@ -237,7 +237,7 @@ class Controller:
             metrics: Its metrics, by name; may be empty.
         """
         with _timed(self._record, "keep"):
-            self._record.is_best = self._results.keep(model, metrics)
+            self._record.is_best = self._results.publish(model, metrics)
 
     def model_of(self, arrays: Arrays) -> GlobalModel:
         """Convert a workflow's own arrays to a global model.
@@ -258,11 +258,11 @@ class Controller:
             raise SpecError("the arrays are not in the order of the initial model's tensors")
         return self._storage.copy_model(NamedArrays(spec, arrays))
 
-    def _messages(self, task: str, clients: Sequence[str]) -> dict[str, TaskMessage]:
+    def _messages(self, task: str, clients: Sequence[str]) -> dict[str, TaskContent]:
         contract = self.job.contract
         if not clients:
             raise JobError(f"tasks.{task}: there are no clients to ask")
-        message = TaskMessage(
+        message = TaskContent(
             task=task,
             round=self._record.round,
             rounds=contract.server.rounds,

@@ -38,18 +38,18 @@ class Results:
         if self._directory is not None:
             self._directory.reserve(total_bytes(spec) + MODEL_HEADER_BYTES)
 
-    def release(self) -> None:
+    def free_reserve(self) -> None:
         """Release the reserved disk space, as the next model is written now."""
         if self._directory is not None:
-            self._directory.release()
+            self._directory.free_reserve()
 
-    def keep(self, model: GlobalModel, metrics: dict[str, float]) -> bool:
+    def publish(self, model: GlobalModel, metrics: dict[str, float]) -> bool:
         """Keep a model as the last one, and as the best one if it is; return whether it is."""
         self.model = model
         is_best = self._is_best(metrics)
         if self._directory is not None:
             path = self._directory.path / "model.safetensors"
-            self.release()
+            self.free_reserve()
             if isinstance(model, StoredModel):
                 publish(model, path)
             else:

@@ -36,16 +36,16 @@ class RunDirectory:
     has changed nothing of it then. `JobError` where it cannot be made or written to.
     """
 
-    def __init__(self, path: Path, *, job: str, fingerprint: str, fresh: bool = False) -> None:
+    def __init__(self, path: Path, *, job: str, contract_fingerprint: str, fresh: bool = False) -> None:
         self.path = path
         try:
-            self._open(job, fingerprint, fresh=fresh)
+            self._open(job, contract_fingerprint, fresh=fresh)
         except OSError as error:
             raise JobError(
                 f"expected a directory that can be written to, got {path}: {error.strerror}; choose another one (--out)"
             ) from error
 
-    def _open(self, job: str, fingerprint: str, *, fresh: bool) -> None:
+    def _open(self, job: str, contract_fingerprint: str, *, fresh: bool) -> None:
         path = self.path
         self._lock = _acquire_lock(path)
         try:
@@ -59,11 +59,11 @@ class RunDirectory:
             for name in TEMPORARY_FILES:
                 _remove(path / name)
             self.id = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(4)}"
-            run = {"id": self.id, "job": job, "fingerprint": fingerprint, "started": _format_time(time.time())}
+            run = {"id": self.id, "job": job, "fingerprint": contract_fingerprint, "started": _format_time(time.time())}
             (path / RUN_FILE).write_text(json.dumps(run) + "\n", encoding="utf-8")
             self._history = os.open(path / HISTORY_FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
         except BaseException:
-            self._give_up()
+            self._unlock()
             raise
 
     def __enter__(self) -> Self:
@@ -75,15 +75,15 @@ class RunDirectory:
     def close(self) -> None:
         """Give the directory up. Results stay; where there are none, nothing does."""
         try:
-            self.release()
+            self.free_reserve()
             os.close(self._history)
             if not self._describe_results():
                 for name in (HISTORY_FILE, RUN_FILE):
                     (self.path / name).unlink(missing_ok=True)
         finally:
-            self._give_up()
+            self._unlock()
 
-    def _give_up(self) -> None:
+    def _unlock(self) -> None:
         """Remove the lock's file while the lock is held: a process that has it open sees that it is another one now."""
         (self.path / LOCK_FILE).unlink(missing_ok=True)
         os.close(self._lock)
@@ -109,13 +109,13 @@ class RunDirectory:
         try:
             os.posix_fallocate(file, 0, max(1, nbytes))
         except OSError as error:
-            self.release()
+            self.free_reserve()
             if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # a file system that cannot promise
                 raise
         finally:
             os.close(file)
 
-    def release(self) -> None:
+    def free_reserve(self) -> None:
         """Free what was reserved, so that the next model can be written."""
         (self.path / RESERVED_FILE).unlink(missing_ok=True)
 

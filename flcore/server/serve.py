@@ -74,7 +74,9 @@ def serve(
         run = None
         if directory is not None:
             run = stack.enter_context(
-                RunDirectory(directory, job=job.contract.name, fingerprint=job.contract.fingerprint, fresh=fresh)
+                RunDirectory(
+                    directory, job=job.contract.name, contract_fingerprint=job.contract.fingerprint, fresh=fresh
+                )
             )
         storage = stack.enter_context(_open_storage(plan, budget, run))
         source = job.initial_model()
@@ -93,7 +95,7 @@ def serve(
             task_runner.await_start(wait_for or job.contract.server.quorum)
             workflow(control)
             if results.model is None:  # a workflow that keeps no model ends with the initial one
-                results.keep(control.initial_model, {})
+                results.publish(control.initial_model, {})
             reason, failed = "the job is done", False
         except QuorumError as error:
             reason = f"the job failed: {error.summary}"
@@ -114,7 +116,7 @@ def _open_storage(plan: str, budget: Budget, run: RunDirectory | None) -> Iterat
         yield Storage(plan, Staging(budget.staging_bytes), ModelPool(), chunks)
         return
     staging = Staging(budget.staging_bytes, run.path / ".staging")
-    models = TemporaryModels(run.path / ".models", run.release)
+    models = TemporaryModels(run.path / ".models", run.free_reserve)
     try:
         yield Storage(plan, staging, models if plan == "batch" else ModelPool(), chunks)
     finally:

@@ -7,13 +7,13 @@ from flcore.aggregation.aggregator import Aggregator
 from flcore.aggregation.staging import Staging
 from flcore.errors import QuorumError
 from flcore.job.contract import ServerContract
-from flcore.job.messages import TaskMessage
+from flcore.job.messages import TaskContent
 from flcore.model.chunks import GlobalModel
 from flcore.server.events import Observer, RoundSkipped, TaskRetried, WaitingForClients
 from flcore.server.federation import Federation
 from flcore.server.history import Participation, RoundRecord
-from flcore.server.open_round import OpenRound, quorum_error
-from flcore.server.task_round import RoundPolicy
+from flcore.server.open_attempt import OpenAttempt, quorum_error
+from flcore.server.task_attempt import AttemptPolicy
 
 SPILL_AFTER_S = 2.0
 """How long an idle update keeps its memory, and how long one waits for memory while none is released."""
@@ -36,7 +36,7 @@ class TaskRequest:
     """
 
     task: str
-    messages: Mapping[str, TaskMessage]
+    messages: Mapping[str, TaskContent]
     aggregator: Aggregator | None
     record: RoundRecord
     answers: dict[str, Participation] = field(default_factory=dict)
@@ -50,19 +50,19 @@ class TaskRequest:
         hopeless = {client for client, times in self.repeated_failures.items() if times >= MAX_REPEATED_FAILURES}
         return [client for client in self.messages if client not in self.answers and client not in hopeless]
 
-    def record_attempt(self, closed: OpenRound) -> None:
+    def record_attempt(self, closed: OpenAttempt) -> None:
         """Record the result of one attempt."""
-        state, record = closed.state, self.record
+        attempt, record = closed.attempt, self.record
         self.answers |= closed.answers
-        for client, why in state.failed.items():
-            is_repeated = client in state.at_fault and self.failed.get(client) == why
+        for client, why in attempt.failed.items():
+            is_repeated = client in attempt.at_fault and self.failed.get(client) == why
             self.repeated_failures[client] = self.repeated_failures.get(client, 1) + 1 if is_repeated else 1
         self.failed = {
-            client: why for client, why in (self.failed | state.failed).items() if client not in self.answers
+            client: why for client, why in (self.failed | attempt.failed).items() if client not in self.answers
         }
-        record.bytes_sent += state.bytes_sent
-        record.bytes_received += state.bytes_received
-        for client, answer in state.answers.items():
+        record.bytes_sent += attempt.bytes_sent
+        record.bytes_received += attempt.bytes_received
+        for client, answer in attempt.answers.items():
             if answer.invalid_metrics:
                 record.odd_metrics[client] = answer.invalid_metrics
         self._update_record()
@@ -87,22 +87,22 @@ class TaskRunner:
     """Asks by the contract's rules, and sees that what is too little is asked for again."""
 
     def __init__(self, federation: Federation, server: ServerContract, staging: Staging, observe: Observer) -> None:
-        self._federation, self._rounds = federation, federation.rounds
+        self._federation, self._state = federation, federation.state
         self._server, self._staging, self._observe = server, staging, observe
 
     def run_task(self, request: TaskRequest, model: GlobalModel, clients: Sequence[str] | None = None) -> None:
         """Ask those that are missing, or these of them, and return when the round has closed."""
         server, answer_count = self._server, len(request.answers)
-        policy = RoundPolicy(
+        policy = AttemptPolicy(
             server.deadline_s,
             None if server.close_at is None else max(1, server.close_at - answer_count),
             stall_timeout_s=server.stall_timeout_s,
             spill_after_s=SPILL_AFTER_S,
         )
         messages = {client: request.messages[client] for client in clients or request.missing}
-        open_round = self._federation.start_round(messages, model, policy, request.aggregator)
-        self._rounds.wait_until_closed(open_round, self._staging)
-        request.record_attempt(open_round)
+        open_attempt = self._federation.open_attempt(messages, model, policy, request.aggregator)
+        self._state.wait_until_closed(open_attempt, self._staging)
+        request.record_attempt(open_attempt)
 
     def run_until_quorum(self, request: TaskRequest, model: GlobalModel) -> None:
         """Ask until the quorum is reached; otherwise skip the round or raise `QuorumError`, as the contract says."""
@@ -123,7 +123,7 @@ class TaskRunner:
             request.skip_reason = request.record.skipped = error.summary
             self._observe(RoundSkipped(request.task, request.record.round, error.summary))
 
-    def rerun_lost(
+    def retry_lost(
         self, request: TaskRequest, model: GlobalModel, lost: Mapping[str, str], excluding: Collection[str]
     ) -> None:
         """Ask those whose updates the disk has lost once more, but for some; who holds its answer sends it again."""
@@ -150,18 +150,18 @@ class TaskRunner:
         """Wait until so many clients are connected, and stay: clients that come and go at once begin no job."""
         while True:
             present = self.await_clients(count, timeout_s=None)
-            self._rounds.sleep(SETTLE_TIME_S)
-            if len(self._rounds.connected(present)) >= count:
+            self._state.sleep(SETTLE_TIME_S)
+            if len(self._state.connected(present)) >= count:
                 return
 
     def await_clients(self, count: int, timeout_s: float | None, among: Sequence[str] | None = None) -> list[str]:
         """Return the connected clients, sorted, once there are `count`, and say for whom it waits; or `QuorumError`."""
         names = self._federation.client_names if among is None else among
-        present = self._rounds.connected(among)
+        present = self._state.connected(among)
         if len(present) < count:
             missing = tuple(client for client in names if client not in present)
             self._observe(WaitingForClients(len(present), count, missing, timeout_s))
-        return self._rounds.wait_for_clients(count, timeout_s, among)
+        return self._state.wait_for_clients(count, timeout_s, among)
 
     def _has_quorum(self, request: TaskRequest) -> bool:
         return len(request.answers) >= self._server.quorum
@@ -181,14 +181,14 @@ class TaskRunner:
                 delay_s,
             )
         )
-        self._rounds.sleep(delay_s)
+        self._state.sleep(delay_s)
 
     def _try_await(self, count: int, among: Sequence[str]) -> bool:
         """Wait until so many of some clients are connected, as long as a round may take; say whether they are."""
         try:
             self.await_clients(count, self._server.deadline_s, among)
         except QuorumError:
-            if self._rounds.is_given_up:
+            if self._state.has_stopped_waiting:
                 raise
             return False
         return True

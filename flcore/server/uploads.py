@@ -26,15 +26,15 @@ from flcore.errors import (
     WeightError,
 )
 from flcore.job.contract import Bounds
-from flcore.job.messages import MAX_METRIC_NAME, UpdateMessage, decode_spec
+from flcore.job.messages import MAX_METRIC_NAME, AnswerContent, decode_spec
 from flcore.model.wire_format import WireFormat
 from flcore.server.history import Participation
-from flcore.server.open_round import OpenRound
-from flcore.server.task_round import Verdict
+from flcore.server.open_attempt import OpenAttempt
+from flcore.server.task_attempt import Verdict
 from flcore.text import printable
 
 if TYPE_CHECKING:
-    from flcore.server.round_registry import RoundRegistry
+    from flcore.server.federation_state import FederationState
 
 MAX_METRIC_MAGNITUDE = 1e30
 
@@ -42,7 +42,7 @@ LOWER_LEVEL_ERRORS = (KernelError, TransportError)
 """Errors of the packages below. They are `FlcoreError`s, but say nothing about one client's update."""
 
 
-def check_message(message: UpdateMessage, client: str, returns: str, bounds: Bounds) -> None:
+def check_content(message: AnswerContent, client: str, returns: str, bounds: Bounds) -> None:
     """Raise an `UpdateError` unless an answer's kind, weight and number of metrics are what the contract allows."""
     if message.returns != returns:
         raise UpdateError(f"the task returns {returns}, it sent {message.returns}", client=client)
@@ -58,7 +58,7 @@ def check_message(message: UpdateMessage, client: str, returns: str, bounds: Bou
         )
 
 
-def check_tensors(message: UpdateMessage, layout: Layout, client: str, wire_format: WireFormat) -> None:
+def check_tensors(message: AnswerContent, layout: Layout, client: str, wire_format: WireFormat) -> None:
     """Raise a `TensorMismatch` unless an answer announces exactly the model's tensors, in the wire format asked for."""
     spec = wire_format.spec
     if message.tensors is not None:
@@ -73,7 +73,7 @@ def check_tensors(message: UpdateMessage, layout: Layout, client: str, wire_form
         raise TensorMismatch("its pieces are not laid out as its fingerprint and the contract say", client=client)
 
 
-def validate_metrics(message: UpdateMessage) -> tuple[dict[str, float], dict[str, str]]:
+def validate_metrics(message: AnswerContent) -> tuple[dict[str, float], dict[str, str]]:
     """Return an answer's metrics that are numbers, and of the others what is wrong with each.
 
     An invalid metric is dropped; the weights that came with it count.
@@ -112,7 +112,7 @@ class PendingUpload:
     """
 
     def __init__(
-        self, key: str, message: UpdateMessage, wire_format: WireFormat, client: str, staged: StagedUpdate | None
+        self, key: str, message: AnswerContent, wire_format: WireFormat, client: str, staged: StagedUpdate | None
     ) -> None:
         self.key, self.message, self.client, self.staged = key, message, client, staged
         self.metrics, self.invalid_metrics = validate_metrics(message)
@@ -142,8 +142,8 @@ class PendingUpload:
 class UploadCall:
     """One call that carries an answer: the transport's `IncomingUpload`. The newest stream of an answer owns it."""
 
-    def __init__(self, rounds: "RoundRegistry", open_round: OpenRound, upload: PendingUpload) -> None:
-        self._rounds, self._round, self._upload = rounds, open_round, upload
+    def __init__(self, state: "FederationState", open_attempt: OpenAttempt, upload: PendingUpload) -> None:
+        self._state, self._attempt, self._upload = state, open_attempt, upload
         self._call = object()
         with upload.lock:
             upload.call = self._call
@@ -160,14 +160,14 @@ class UploadCall:
 
     def begin(self) -> "Future[None]":
         """The upload's turn has come; the future is done once there is memory for its pieces."""
-        aggregator, staged, first = self._round.aggregator, self._upload.staged, Future[None]()
+        aggregator, staged, first = self._attempt.aggregator, self._upload.staged, Future[None]()
         if aggregator is None or staged is None:
             first.set_result(None)
             return first
-        self._rounds.memory_requested(self._round, self._upload)
+        self._state.memory_requested(self._attempt, self._upload)
 
         def on_granted(_: object) -> None:
-            self._rounds.memory_granted(self._round, self._upload)
+            self._state.memory_granted(self._attempt, self._upload)
             first.set_result(None)
 
         first.set_running_or_notify_cancel()  # a call that ends meanwhile takes nothing from the next one
@@ -183,38 +183,38 @@ class UploadCall:
         with upload.lock:
             if upload.call is not self._call:
                 raise Refused(Untimely.kind, f"client {upload.client!r}: a newer stream carries this update now")
-            verdict = self._rounds.verdict_for(self._round, upload)
+            verdict = self._state.verdict_for(self._attempt, upload)
             if verdict is not Verdict.ACCEPTED:
-                raise untimely_refusal(upload.client, verdict)
+                raise refused_untimely(upload.client, verdict)
             try:
                 upload.accept(piece)
             except LOWER_LEVEL_ERRORS:  # a fault of the server's, not of the update
                 raise
             except FlcoreError as error:
                 is_at_fault = not isinstance(error, StagingError)
-                self._rounds.fail(self._round, upload.client, str(error), upload=upload, is_at_fault=is_at_fault)
-                raise refusal_for(error) from error
-        self._rounds.piece_received(self._round, upload, len(piece))
+                self._state.fail(self._attempt, upload.client, str(error), upload=upload, is_at_fault=is_at_fault)
+                raise as_refused(error) from error
+        self._state.piece_received(self._attempt, upload, len(piece))
         ready = None if upload.staged is None or upload.inbox.is_complete else upload.staged.acquire_next()
         return None if ready is None or ready.done() else ready
 
     def commit(self) -> Receipt:
         """Make the answer count."""
-        self._rounds.commit(self._round, self._upload)
-        return Receipt(self._round.state.number)
+        self._state.commit(self._attempt, self._upload)
+        return Receipt(self._attempt.attempt.assignment_id)
 
     def end(self) -> None:
         """The call has ended; from now on its client's silence counts."""
         if self._upload.call is self._call:
-            self._rounds.upload_call_ended(self._round, self._upload)
+            self._state.upload_call_ended(self._attempt, self._upload)
 
 
-def untimely_refusal(client: str, verdict: Verdict) -> Refused:
+def refused_untimely(client: str, verdict: Verdict) -> Refused:
     """Return the refusal of what cannot count any more."""
-    return refusal_for(Untimely(f"not taken: {verdict.value}", client=client))
+    return as_refused(Untimely(f"not taken: {verdict.value}", client=client))
 
 
-def refusal_for(error: FlcoreError) -> Refused:
+def as_refused(error: FlcoreError) -> Refused:
     """Return an error as its client is told it."""
     if isinstance(error, StagingError):  # it names files of the server's
         return Refused(error.kind, f"client {error.client!r}: the server could not store its update")

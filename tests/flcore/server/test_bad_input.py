@@ -14,7 +14,7 @@ from flcore_layout import Layout, PayloadPart, Segment
 from flcore_transport import Outbox, Refused, TaskAssignment, TransportError, UploadRequest
 
 from flcore import Arrays, Model, Outcome, QuorumError, Task, Update
-from flcore.job.messages import TaskMessage, UpdateMessage, parse_message
+from flcore.job.messages import AnswerContent, TaskContent, parse_content
 from flcore.model.model import NamedArrays
 from flcore.server.events import InvalidMetrics
 from tests.flcore.conftest import Function, Stage, adding, mean_of
@@ -164,7 +164,7 @@ class ByHand:
         arrays = {"w": np.full((2, 3), 9, np.float32), "b": np.full(300, 9, np.float32)}
         self.model = Model.of(arrays)
         self.source = NamedArrays(self.model.spec, arrays)
-        self.message = UpdateMessage(returns="weights", weight=1.0, fingerprint=self.model.spec.fingerprint)
+        self.message = AnswerContent(returns="weights", weight=1.0, fingerprint=self.model.spec.fingerprint)
 
     def next_assignment(self) -> TaskAssignment:
         assignment = next(self._stream)
@@ -260,7 +260,7 @@ def test_a_message_that_is_none(by_hand: ByHand) -> None:
             UploadRequest(by_hand.secret, assignment.assignment_id, b"{]"), Outbox(by_hand.source)
         )
     assert caught.value.kind == "malformed"
-    assert "UpdateMessage" in reason(by_hand.stage.result())
+    assert "AnswerContent" in reason(by_hand.stage.result())
 
 
 def test_a_refused_client_cannot_try_again_in_the_same_round(by_hand: ByHand) -> None:
@@ -314,7 +314,7 @@ def test_late_and_stale_answers_are_told_apart(stage: Stage) -> None:
     stage.client("good", good)
     assignment = slow.next_assignment()
     first = assignment.assignment_id
-    message = parse_message(TaskMessage, assignment.content)
+    message = parse_content(TaskContent, assignment.content)
     assert (message.task, message.round) == ("train", 1)
     outcome = stage.result()
     assert said == ["client 'slow': not taken: it answers an earlier round"]
@@ -338,7 +338,7 @@ def test_an_upload_is_resumed_by_the_answer_that_began_it_and_by_no_other(by_han
 
 @pytest.mark.parametrize(
     ("tensors", "expected"),
-    [([("w", "float32", [2**48] * 60)], "more than"), ([("w", "float32", [2] * 1000)], "UpdateMessage: tensors")],
+    [([("w", "float32", [2**48] * 60)], "more than"), ([("w", "float32", [2] * 1000)], "AnswerContent: tensors")],
 )
 def test_shapes_that_would_take_for_ever(by_hand: ByHand, tensors: Any, expected: str) -> None:
     with pytest.raises(Refused, match=expected):

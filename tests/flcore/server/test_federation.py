@@ -192,7 +192,7 @@ def test_a_client_that_joins_late_takes_part_from_the_next_round_on(stage: Stage
     def early(model: Arrays, task: Task) -> Update:
         if task.round == 1:
             stage.client("client-2", adding(3.0))
-            stage.federation.rounds.wait_for_clients(2, 20)
+            stage.federation.state.wait_for_clients(2, 20)
             joined.set()
         return adding(1.0)(model, task)
 
@@ -252,7 +252,7 @@ def test_a_workflow_of_the_job_works_the_same_way(stage: Stage) -> None:
         "            model = updates.aggregate()\n"
         "        doubled = {name: 2 * array for name, array in model.arrays().items()}\n"
         "        model = control.model_of(doubled)\n"
-        "        control.keep(model, {})\n"
+        "        control.publish(model, {})\n"
     )
     stage.open(clients=1, workflow="play.py:twice", rounds=2)
     stage.client("client-1", adding(1.0))
@@ -315,7 +315,7 @@ def test_a_workflow_may_train_twice_before_it_aggregates(stage: Stage, tmp_path:
         "        except QuorumError:\n"
         "            pass\n"
         "        later, earlier = second.aggregate(), first.aggregate()\n"
-        "        control.keep(earlier if index == 1 else later, {})\n"
+        "        control.publish(earlier if index == 1 else later, {})\n"
     )
 
     def failing(model: Arrays, task: Task) -> Update:

@@ -14,7 +14,7 @@ from flcore.aggregation.memory_quota import MemoryQuota
 from flcore.model.chunks import GlobalModel
 from flcore.server import task_runner
 from flcore.server.events import NoBestModel, RoundSkipped, TaskRetried, WaitingForClients
-from flcore.server.open_round import quorum_error
+from flcore.server.open_attempt import quorum_error
 from tests.flcore.conftest import Stage, adding, mean_of
 
 
@@ -129,7 +129,7 @@ def test_a_server_without_enough_clients_says_for_whom_it_waits_and_for_how_long
     stage.directory.joinpath("play.py").write_text(
         "def play(control):\n"
         "    for _ in control.rounds():\n"
-        "        control.keep(control.train(control.initial_model, control.sample()).aggregate(), {})\n"
+        "        control.publish(control.train(control.initial_model, control.sample()).aggregate(), {})\n"
     )
     stage.open(
         wait_for=1, quorum=2, clients=["a", "b"], workflow="play.py:play", deadline_s=5, on_quorum_failure="retry"
@@ -219,7 +219,7 @@ def play(control):
             os.truncate(file, 100)
         model = updates.aggregate()
         assert len(updates.clients) == {left}
-        control.keep(model, {{}})
+        control.publish(model, {{}})
 """
 
 

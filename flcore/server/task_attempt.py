@@ -29,7 +29,7 @@ class Verdict(Enum):
 
 
 @dataclass(frozen=True)
-class RoundPolicy:
+class AttemptPolicy:
     """When a round closes. Seconds; `close_at` None waits for all.
 
     An update that nothing comes of for `spill_after_s` gives its memory back and goes to disk.
@@ -59,13 +59,13 @@ class Discard:
 
 
 @dataclass(frozen=True, slots=True)
-class Release:
+class Withdraw:
     """The task is over for a client that has not answered: end its transfers, and take the task back."""
 
     client: str
 
 
-Action = Spill | Discard | Release
+Action = Spill | Discard | Withdraw
 
 
 @dataclass(slots=True)
@@ -77,27 +77,27 @@ class _ClientState:
     progress: UploadProgress | None = None
 
 
-class TaskRound:
+class TaskAttempt:
     """The state of one task asked of `clients`, known by its `number`; rounds are numbered in the order they open.
 
     `answers` has the upload of each client whose answer is in, `failed` the reason of each that will not answer.
     `at_fault` are those that failed by what they said or sent, or did not send in all their time, and not by the
     network or the server.
 
-    >>> round_ = TaskRound(7, ["a", "b"], RoundPolicy(deadline_s=60.0), now=0.0)
+    >>> attempt = TaskAttempt(7, ["a", "b"], AttemptPolicy(deadline_s=60.0), now=0.0)
     >>> upload = object()
-    >>> round_.begin_upload("a", "key", upload, now=1.0)
+    >>> attempt.begin_upload("a", "key", upload, now=1.0)
     <Verdict.ACCEPTED: 'it counts'>
-    >>> round_.begin_commit("a", upload)
+    >>> attempt.begin_commit("a", upload)
     <Verdict.ACCEPTED: 'it counts'>
-    >>> round_.committed("a")
-    >>> round_.fail("b", "out of memory")
-    >>> round_.is_closed, list(round_.answers), round_.pop_actions()
-    (True, ['a'], [Release(client='b')])
+    >>> attempt.committed("a")
+    >>> attempt.fail("b", "out of memory")
+    >>> attempt.is_closed, list(attempt.answers), attempt.pop_actions()
+    (True, ['a'], [Withdraw(client='b')])
     """
 
-    def __init__(self, number: int, clients: list[str], policy: RoundPolicy, now: float) -> None:
-        self.number, self.clients, self.policy = number, tuple(clients), policy
+    def __init__(self, assignment_id: int, clients: list[str], policy: AttemptPolicy, now: float) -> None:
+        self.assignment_id, self.clients, self.policy = assignment_id, tuple(clients), policy
         self.answers: dict[str, Any] = {}
         self.failed: dict[str, str] = {}
         self.at_fault: set[str] = set()
@@ -324,7 +324,7 @@ class TaskRound:
     def _fail(self, client: str, reason: str) -> None:
         self._discard(client, self._pending.pop(client))
         self.failed[client] = reason
-        self._actions.append(Release(client))
+        self._actions.append(Withdraw(client))
 
     def _discard(self, client: str, state: _ClientState) -> None:
         if state.progress is not None:

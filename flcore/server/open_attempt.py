@@ -10,7 +10,7 @@ from flcore.aggregation.aggregator import Aggregator
 from flcore.errors import QuorumError
 from flcore.model.chunks import GlobalModel
 from flcore.server.history import Participation, weighted_average
-from flcore.server.task_round import TaskRound
+from flcore.server.task_attempt import TaskAttempt
 from flcore.server.timers import NEVER
 
 MAX_CLIENTS_NAMED = 10
@@ -18,8 +18,8 @@ MAX_CLIENTS_NAMED = 10
 
 
 @dataclass(eq=False)
-class OpenRound:
-    """A round of one task. `state` changes under the lock of the `RoundRegistry` that it belongs to, and nowhere else.
+class OpenAttempt:
+    """An attempt at one task. `attempt` changes under the lock of the `FederationState` that owns it, and nowhere else.
 
     `aggregator` is None where answers are metrics alone. `model` is what the clients read, all of them the same copy,
     and None once the round has closed. `links` has each client's last stream.
@@ -27,7 +27,7 @@ class OpenRound:
 
     task: str
     returns: str
-    state: TaskRound
+    attempt: TaskAttempt
     assignments: Mapping[str, TaskAssignment]
     model: GlobalModel | None
     aggregator: Aggregator | None
@@ -38,9 +38,9 @@ class OpenRound:
     @property
     def answers(self) -> dict[str, Participation]:
         """The answers that count, by client."""
-        return {client: answer.participation for client, answer in self.state.answers.items()}
+        return {client: answer.participation for client, answer in self.attempt.answers.items()}
 
-    def release_model(self) -> None:
+    def free_model(self) -> None:
         """Free the model. Downloads that still read it are refused."""
         self.model = None
         self.piece_cache.clear()

@@ -30,15 +30,15 @@ from flcore.aggregation.aggregator import Aggregator
 from flcore.aggregation.staged_update import StagedUpdate
 from flcore.aggregation.staging import Staging
 from flcore.client.cached_answer import EmptyPayload
-from flcore.job.messages import JoinMessage, TaskMessage, UpdateMessage
+from flcore.job.messages import AnswerContent, JoinContent, TaskContent
 from flcore.job.parsing import parse_contract
 from flcore.model.spec import ModelSpec, TensorSpec
 from flcore.model.wire_format import WireFormat
 from flcore.server.events import Event, TaskAnswered, ignore_events
 from flcore.server.federation import Federation
-from flcore.server.open_round import OpenRound
-from flcore.server.round_registry import MAX_SLEEP_S, RoundRegistry
-from flcore.server.task_round import RoundPolicy, TaskRound
+from flcore.server.federation_state import MAX_SLEEP_S, FederationState
+from flcore.server.open_attempt import OpenAttempt
+from flcore.server.task_attempt import AttemptPolicy, TaskAttempt
 from flcore.server.uploads import PendingUpload, UploadCall
 
 SPEC = ModelSpec((TensorSpec("w", "float32", (4,)),))
@@ -48,7 +48,7 @@ CONTRACT = {
     "client": {"executor": "code.py"},
     "tasks": {"survey": {"returns": "metrics"}},
 }
-MESSAGE = UpdateMessage(returns="metrics", weight=1.0, metrics={"loss": 1.0})
+MESSAGE = AnswerContent(returns="metrics", weight=1.0, metrics={"loss": 1.0})
 
 
 class Line:
@@ -65,47 +65,47 @@ class Line:
         self.cuts.append(assignment_id)
 
 
-def opened(rounds: RoundRegistry, clients: list[str], rules: RoundPolicy) -> OpenRound:
-    number = rounds.next_number()
-    assignments = {client: TaskAssignment(number, b"", payload_id="") for client in clients}
-    state = TaskRound(number, clients, rules, rounds._clock())
-    open_round = OpenRound("train", "metrics", state, assignments, None, None)
-    rounds.open(open_round)
-    return open_round
+def opened(state: FederationState, clients: list[str], rules: AttemptPolicy) -> OpenAttempt:
+    assignment_id = state.next_assignment_id()
+    assignments = {client: TaskAssignment(assignment_id, b"", payload_id="") for client in clients}
+    attempt = TaskAttempt(assignment_id, clients, rules, state._clock())
+    open_attempt = OpenAttempt("train", "metrics", attempt, assignments, None, None)
+    state.open(open_attempt)
+    return open_attempt
 
 
-def answered(rounds: RoundRegistry, open_round: OpenRound, client: str, key: str = "key") -> None:
-    upload = rounds.find_upload(open_round, client, key) or PendingUpload(
+def answered(state: FederationState, open_attempt: OpenAttempt, client: str, key: str = "key") -> None:
+    upload = state.find_upload(open_attempt, client, key) or PendingUpload(
         key, MESSAGE, WireFormat.uncompressed(SPEC), client, None
     )
-    rounds.begin_upload(open_round, upload)
-    UploadCall(rounds, open_round, upload).commit()
+    state.begin_upload(open_attempt, upload)
+    UploadCall(state, open_attempt, upload).commit()
 
 
 def test_two_rounds_may_be_open_at_once_and_each_client_owes_both() -> None:
-    rounds = RoundRegistry(ignore_events)
-    first, second = (opened(rounds, ["a", "b"], RoundPolicy(20.0)) for _ in range(2))
+    state = FederationState(ignore_events)
+    first, second = (opened(state, ["a", "b"], AttemptPolicy(20.0)) for _ in range(2))
     line = Line()
-    rounds.client_connected("a", line)
+    state.client_connected("a", line)
     assert line.said == [first.assignments["a"], second.assignments["a"]]
     for client in "ab":
-        answered(rounds, second, client)
-    rounds.wait_until_closed(second, Staging())
-    assert not first.state.is_closed
-    rounds.fail(first, "b", "no data")
-    answered(rounds, first, "a")
-    rounds.wait_until_closed(first, Staging())
-    assert list(first.state.answers) == ["a"] and sorted(second.state.answers) == ["a", "b"]
+        answered(state, second, client)
+    state.wait_until_closed(second, Staging())
+    assert not first.attempt.is_closed
+    state.fail(first, "b", "no data")
+    answered(state, first, "a")
+    state.wait_until_closed(first, Staging())
+    assert list(first.attempt.answers) == ["a"] and sorted(second.attempt.answers) == ["a", "b"]
 
 
 def test_a_client_whose_round_ends_without_it_is_told_and_its_transfers_are_cut() -> None:
-    rounds, line = RoundRegistry(ignore_events), Line()
-    rounds.client_connected("b", line)
-    open_round = opened(rounds, ["a", "b"], RoundPolicy(20.0, close_at=1))
-    answered(rounds, open_round, "a")
-    rounds.wait_until_closed(open_round, Staging())
-    assert line.said == [open_round.assignments["b"], Withdrawal(open_round.state.number)]
-    assert line.cuts == [open_round.state.number]
+    state, line = FederationState(ignore_events), Line()
+    state.client_connected("b", line)
+    open_attempt = opened(state, ["a", "b"], AttemptPolicy(20.0, close_at=1))
+    answered(state, open_attempt, "a")
+    state.wait_until_closed(open_attempt, Staging())
+    assert line.said == [open_attempt.assignments["b"], Withdrawal(open_attempt.attempt.assignment_id)]
+    assert line.cuts == [open_attempt.attempt.assignment_id]
 
 
 class Holding:
@@ -133,18 +133,18 @@ class Staged:
 @pytest.mark.parametrize("error", [None, StagingError("the disk is full", client="a")], ids=["success", "failure"])
 def test_a_second_stream_of_an_answer_waits_for_the_commit_of_the_first_and_no_longer(error: Exception | None) -> None:
     """Also the round waits for it, beyond its deadline; and other clients' events are not held up meanwhile."""
-    rounds, holding = RoundRegistry(ignore_events), Holding(error)
-    open_round = opened(rounds, ["a", "b", "c"], RoundPolicy(0.2))
-    open_round.aggregator = cast("Aggregator", holding)
+    state, holding = FederationState(ignore_events), Holding(error)
+    open_attempt = opened(state, ["a", "b", "c"], AttemptPolicy(0.2))
+    open_attempt.aggregator = cast("Aggregator", holding)
     upload = PendingUpload("key", MESSAGE, WireFormat.uncompressed(SPEC), "a", cast("StagedUpdate", Staged()))
-    rounds.begin_upload(open_round, upload)
+    state.begin_upload(open_attempt, upload)
     with ThreadPoolExecutor(4) as pool:
-        first = pool.submit(rounds.commit, open_round, upload)
+        first = pool.submit(state.commit, open_attempt, upload)
         assert holding.is_committing.wait(20)
-        second = pool.submit(rounds.commit, open_round, upload)
-        closed = pool.submit(rounds.wait_until_closed, open_round, Staging())
-        rounds.fail(open_round, "b", "no data")
-        while "c" not in open_round.state.failed:
+        second = pool.submit(state.commit, open_attempt, upload)
+        closed = pool.submit(state.wait_until_closed, open_attempt, Staging())
+        state.fail(open_attempt, "b", "no data")
+        while "c" not in open_attempt.attempt.failed:
             time.sleep(0.01)
         assert not closed.done() and not first.done() and not second.done()
         holding.may_go_on.set()
@@ -152,47 +152,51 @@ def test_a_second_stream_of_an_answer_waits_for_the_commit_of_the_first_and_no_l
         refused = [each.exception(20) for each in (first, second)]
     assert holding.commits == 1
     if error is None:
-        assert refused == [None, None] and list(open_round.state.answers) == ["a"]
+        assert refused == [None, None] and list(open_attempt.attempt.answers) == ["a"]
     else:
-        assert all(isinstance(each, Refused) for each in refused) and sorted(open_round.state.failed) == ["a", "b", "c"]
+        assert all(isinstance(each, Refused) for each in refused) and sorted(open_attempt.attempt.failed) == [
+            "a",
+            "b",
+            "c",
+        ]
 
 
 def test_no_client_receives_a_withdrawal_before_its_assignment() -> None:
     """A link that is slow to take the assignment, while another thread closes the round."""
-    rounds, line, order_comes = RoundRegistry(ignore_events), Line(), threading.Event()
+    state, line, assignment_comes = FederationState(ignore_events), Line(), threading.Event()
 
     class Slow(Line):
         def send(self, message: FromServer) -> None:
             if isinstance(message, TaskAssignment):
-                order_comes.set()
+                assignment_comes.set()
                 time.sleep(0.2)
             line.send(message)
 
-    rounds.client_connected("a", Slow())
+    state.client_connected("a", Slow())
     with ThreadPoolExecutor(2) as pool:
-        opening = pool.submit(opened, rounds, ["a", "b"], RoundPolicy(20.0, close_at=1))
-        assert order_comes.wait(20)
-        (open_round,) = rounds._rounds.values()
-        answered(rounds, open_round, "b")
+        opening = pool.submit(opened, state, ["a", "b"], AttemptPolicy(20.0, close_at=1))
+        assert assignment_comes.wait(20)
+        (open_attempt,) = state._attempts.values()
+        answered(state, open_attempt, "b")
         opening.result(20)
-    rounds.wait_until_closed(open_round, Staging())
-    assert line.said == [open_round.assignments["a"], Withdrawal(open_round.state.number)]
+    state.wait_until_closed(open_attempt, Staging())
+    assert line.said == [open_attempt.assignments["a"], Withdrawal(open_attempt.attempt.assignment_id)]
 
 
 def test_a_server_that_stood_still_gives_everybody_their_time_again() -> None:
     now = [0.0]
-    rounds = RoundRegistry(ignore_events, clock=lambda: now[0])
-    open_round = opened(rounds, ["a"], RoundPolicy(1000.0, grace_s=5.0))
+    state = FederationState(ignore_events, clock=lambda: now[0])
+    open_attempt = opened(state, ["a"], AttemptPolicy(1000.0, grace_s=5.0))
     waits = iter([MAX_SLEEP_S, MAX_SLEEP_S + 60.0, MAX_SLEEP_S])
 
     def wait(timeout: float | None = None) -> bool:
         now[0] += next(waits)
         return False
 
-    rounds._changed.wait = wait  # type: ignore[method-assign]
+    state._changed.wait = wait  # type: ignore[method-assign]
     with pytest.raises(StopIteration):
-        rounds.wait_until_closed(open_round, Staging())
-    assert "abandoned" in open_round.state.failed["a"], "and not lost: 63 s are 3 s to its client"
+        state.wait_until_closed(open_attempt, Staging())
+    assert "abandoned" in open_attempt.attempt.failed["a"], "and not lost: 63 s are 3 s to its client"
 
 
 @pytest.fixture
@@ -203,18 +207,18 @@ def hasty_switches() -> Iterator[None]:
     sys.setswitchinterval(interval)
 
 
-def act_at_random(rounds: RoundRegistry, open_round: OpenRound, client: str, chance: random.Random) -> None:
+def act_at_random(state: FederationState, open_attempt: OpenAttempt, client: str, chance: random.Random) -> None:
     match chance.randrange(6):
         case 0 | 1:
-            answered(rounds, open_round, client, key=str(chance.randrange(2)))
+            answered(state, open_attempt, client, key=str(chance.randrange(2)))
         case 2:
-            rounds.piece_sent(open_round, client, 1, is_last=chance.random() < 0.5)
+            state.piece_sent(open_attempt, client, 1, is_last=chance.random() < 0.5)
         case 3:
-            rounds.fail(open_round, client, "fault")
+            state.fail(open_attempt, client, "fault")
         case 4:
-            rounds.client_connected(client, Line())
+            state.client_connected(client, Line())
         case _:
-            rounds.client_disconnected(client)
+            state.client_disconnected(client)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -222,30 +226,30 @@ def act_at_random(rounds: RoundRegistry, open_round: OpenRound, client: str, cha
 def test_threads_that_switch_at_any_moment_lose_and_double_nothing(seed: int) -> None:
     """Six threads answer, fail, read, come and go, in rounds that close under them."""
     seen: list[Event] = []
-    rounds, stop = RoundRegistry(seen.append), threading.Event()
+    state, stop = FederationState(seen.append), threading.Event()
     clients = [f"c{number}" for number in range(30)]
-    current = [opened(rounds, clients, RoundPolicy(20.0))]
+    current = [opened(state, clients, AttemptPolicy(20.0))]
 
     def act(number: int) -> None:
         chance = random.Random(seed * 100 + number)
         while not stop.is_set():
             client = chance.choice(clients)
             with suppress(Refused):
-                act_at_random(rounds, rounds.require_round(client, current[-1].state.number), client, chance)
+                act_at_random(state, state.require_attempt(client, current[-1].attempt.assignment_id), client, chance)
 
     with ThreadPoolExecutor(6) as pool:
         acting = [pool.submit(act, number) for number in range(6)]
         for _ in range(25):
-            rounds.wait_until_closed(current[-1], Staging())
-            state = current[-1].state
-            assert not set(state.answers) & set(state.failed)
-            assert set(state.answers) | set(state.failed) == set(clients)
-            current.append(opened(rounds, clients, RoundPolicy(20.0)))
+            state.wait_until_closed(current[-1], Staging())
+            attempt = current[-1].attempt
+            assert not set(attempt.answers) & set(attempt.failed)
+            assert set(attempt.answers) | set(attempt.failed) == set(clients)
+            current.append(opened(state, clients, AttemptPolicy(20.0)))
         stop.set()
         for each in acting:
             each.result(20)
     told = [event for event in seen if isinstance(event, TaskAnswered)]
-    assert len(told) == sum(len(each.state.answers) for each in current)
+    assert len(told) == sum(len(each.attempt.answers) for each in current)
 
 
 def events_per_second(count: int) -> float:
@@ -254,24 +258,24 @@ def events_per_second(count: int) -> float:
     job = Job(parse_contract(CONTRACT | {"clients": count}, "here"), Path())
     federation = Federation(job, SPEC)
     server, sessions = InProcessServer(federation), []
-    join = JoinMessage(contract=job.contract.to_json(), code_digest="", version="").to_bytes()
+    join = JoinContent(contract=job.contract.to_json(), code_digest="", version="").to_bytes()
     began = time.process_time()
     for name in names:
         connection = InProcessConnection(server)
         stream = connection.session(Join(name, "1", join))
         welcome = cast("Welcome", next(stream))
         sessions.append((connection, stream, welcome.session))
-    message = TaskMessage(task="survey", round=1, rounds=1, seed=0, hyperparameters={})
+    message = TaskContent(task="survey", round=1, rounds=1, seed=0, hyperparameters={})
     model = Model.of({"w": np.zeros(4, np.float32)})
-    open_round = federation.start_round(dict.fromkeys(names, message), model, RoundPolicy(1000.0))
-    waiter = threading.Thread(target=lambda: federation.rounds.wait_until_closed(open_round, Staging()))
+    open_attempt = federation.open_attempt(dict.fromkeys(names, message), model, AttemptPolicy(1000.0))
+    waiter = threading.Thread(target=lambda: federation.state.wait_until_closed(open_attempt, Staging()))
     waiter.start()
     for connection, stream, secret in sessions:
         assignment = cast("TaskAssignment", next(stream))
         connection.upload(UploadRequest(secret, assignment.assignment_id, MESSAGE.to_bytes()), Outbox(EmptyPayload()))
         cast("Generator[object]", stream).close()
     waiter.join(100)
-    assert len(open_round.state.answers) == count
+    assert len(open_attempt.attempt.answers) == count
     return (time.process_time() - began) / count
 
 
