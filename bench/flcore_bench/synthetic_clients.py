@@ -116,10 +116,10 @@ class SyntheticClient:
         )
         message = AnswerContent(
             returns=returns,
-            attempt=secrets.token_hex(8),
+            upload_id=secrets.token_hex(8),
             weight=100.0 + self._number,
             metrics={READ_AT: read_at},
-            fingerprint="" if returns == "metrics" else spec.fingerprint,
+            spec_fingerprint="" if returns == "metrics" else spec.fingerprint,
         )
         outbox = StallingOutbox(source) if stalls else Outbox(source)
         try:

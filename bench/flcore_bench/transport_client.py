@@ -51,7 +51,7 @@ class JoinedClient:
     def upload(self, assignment_id: int) -> None:
         """Send the model as the answer to an order."""
         message = AnswerContent(
-            returns="weights", attempt=secrets.token_hex(8), weight=100.0, fingerprint=self._spec.fingerprint
+            returns="weights", upload_id=secrets.token_hex(8), weight=100.0, spec_fingerprint=self._spec.fingerprint
         )
         request = UploadRequest(self._secret, assignment_id, message.to_bytes(), self._model.layout)
         self._connection.upload(request, Outbox(self._model))

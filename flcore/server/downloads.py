@@ -1,4 +1,4 @@
-"""Downloads: a client reads its assignment's model until the round has closed or the client has failed in it."""
+"""Downloads: a client reads its assignment's model until the attempt has closed or the client has failed in it."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -18,40 +18,43 @@ if TYPE_CHECKING:
 
 
 class ModelDownload(Outbox):
-    """One call that reads a round's model; pieces are made once for all clients that read side by side."""
+    """One download call. Pieces are encoded once for all clients that download at the same time."""
 
     def __init__(
         self, state: "FederationState", open_attempt: OpenAttempt, client: str, wire_format: WireFormat
     ) -> None:
-        super().__init__(Compressor(wire_format, _RoundModel(open_attempt, client)), open_attempt.piece_cache)
-        self._state, self._attempt, self._client = state, open_attempt, client
+        super().__init__(Compressor(wire_format, _AttemptModel(open_attempt, client)), open_attempt.piece_cache)
+        self._state, self._open_attempt, self._client = state, open_attempt, client
 
     def on_queued(self) -> None:
-        """The call waits for its turn."""
-        self._state.download_queued(self._attempt, self._client)
+        """Tell the attempt that the call waits for a window."""
+        self._state.download_queued(self._open_attempt, self._client)
 
     def cached_piece(self, index: int) -> bytes | None:
-        """Return a piece that another client was sent a moment ago."""
+        """Return a piece from the cache if another client was sent it a moment ago."""
         piece = super().cached_piece(index)
         if piece is not None:
             self._report_sent(piece, index)
         return piece
 
     def piece(self, index: int) -> bytes:
-        """Return a piece, or raise `Refused` once the round has closed."""
+        """Return a piece, or raise `Refused` if the attempt has closed."""
         piece = super().piece(index)
         self._report_sent(piece, index)
         return piece
 
     def _report_sent(self, piece: bytes, index: int) -> None:
-        self._state.piece_sent(self._attempt, self._client, len(piece), is_last=index == len(self.plan) - 1)
+        self._state.piece_sent(self._open_attempt, self._client, len(piece), is_last=index == len(self.plan) - 1)
 
 
-class _RoundModel:
-    """A round's model, as long as it is there."""
+class _AttemptModel:
+    """The model of an attempt while it is open.
+
+    Holds the attempt and not the model, so that a slow download does not keep the model in memory after the close.
+    """
 
     def __init__(self, open_attempt: OpenAttempt, client: str) -> None:
-        self._attempt, self._client = open_attempt, client
+        self._open_attempt, self._client = open_attempt, client
 
     @property
     def layout(self) -> Layout:
@@ -61,7 +64,7 @@ class _RoundModel:
         return self._require_model().read(piece)
 
     def _require_model(self) -> GlobalModel:
-        model = self._attempt.model
+        model = self._open_attempt.model
         if model is None:
-            raise as_refused(Untimely("its round has closed, and the model is gone", client=self._client))
+            raise as_refused(Untimely("the attempt has closed, and its model is freed", client=self._client))
         return model

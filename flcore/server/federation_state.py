@@ -1,9 +1,11 @@
-"""The registry of the server's state: connected clients and open rounds.
+"""The state of a federation: connected clients and open attempts, behind one lock.
 
-One lock guards it. It is held for single events, which the round's state machine answers with actions. The actions
-(on disks, transports, observers, aggregators) run after the lock is released. Messages to clients enter one queue under
-the lock, so that no client receives the withdrawal of an assignment before the assignment. Any thread may post an
-event. The thread that opened a round waits for its end, and runs its timers.
+The lock is held for single events, which an attempt's state machine answers with actions. Slow work (disks, transports,
+observers, commits) runs after the lock is released. Messages to clients are queued under the lock and sent in that
+order, so no client receives the withdrawal of an assignment before the assignment.
+
+Transports post events from any thread. The thread that opened an attempt waits until it has closed, and runs its
+timers meanwhile.
 """
 
 import threading
@@ -35,19 +37,27 @@ from flcore.server.uploads import LOWER_LEVEL_ERRORS, PendingUpload, as_refused,
 from flcore.text import printable
 
 MAX_SLEEP_S = 1.0
-"""How long the thread that waits for a round sleeps at most. When it wakes late, the server itself stood still."""
+"""The longest sleep of the thread that waits for an attempt. It bounds the time in which a suspension is noticed."""
 
 MAX_WAKE_DELAY_S = 0.5
-"""How late it may wake; beyond that, nobody's silence counts for the time lost."""
+"""A thread that wakes later than this was suspended with the server. Clients are then given the lost time again."""
 
 MAX_REASON_CHARACTERS = 2_000
 
 
 class FederationState:
-    """All open rounds, the one that closed last, and all connected clients. `clock` never goes back; seconds."""
+    """The connected clients and all open attempts; also the last closed one, whose late answers get the right refusal.
+
+    Order of locks: `PendingUpload.lock`, then the lock of this object. No other lock is taken while it is held.
+
+    Args:
+        observe: Receives the events of the run. Called without the lock.
+        clock: A monotonic clock in seconds.
+    """
 
     def __init__(self, observe: Observer, clock: Callable[[], float] = time.monotonic) -> None:
         self._observe, self._clock = observe, clock
+        # The lock; notified when clients come and go, when an attempt closes or has an earlier timer, after commits.
         self._changed = threading.Condition()
         self._links: dict[str, ClientLink] = {}
         self._attempts: dict[int, OpenAttempt] = {}
@@ -57,55 +67,67 @@ class FederationState:
         self._is_sending = False
         self._spiller = BackgroundThread()
 
-    # What the controller's thread does.
+    # Called by the controller's thread.
 
     def next_assignment_id(self) -> int:
-        """Return the number of a new round."""
+        """Return the assignment id of a new attempt."""
         with self._changed:
             self._last_assignment_id += 1
             return self._last_assignment_id
 
     def wait_for_clients(self, count: int, timeout_s: float | None, among: Sequence[str] | None = None) -> list[str]:
-        """Return the connected clients, sorted, once there are `count`; or raise `QuorumError`. `among`: of these."""
+        """Wait until `count` clients are connected.
 
-        def present() -> int:
-            return len(self._links) if among is None else sum(client in self._links for client in among)
+        Args:
+            count: The number of clients.
+            timeout_s: The longest wait in seconds. None: no limit.
+            among: Count only these clients. Default: None, all.
 
+        Returns:
+            The names of the connected clients, sorted.
+
+        Raises:
+            QuorumError: The wait timed out, or `stop_waiting` was called.
+        """
         with self._changed:
-            self._changed.wait_for(lambda: present() >= count or self._stop_reason, timeout_s)
-            if present() < count:
+            self._changed.wait_for(lambda: len(self._connected(among)) >= count or self._stop_reason, timeout_s)
+            connected = self._connected(among)
+            if len(connected) < count:
                 why = self._stop_reason or f"after {timeout_s:g} s of waiting"
-                raise QuorumError(f"{present()} of the {count} clients needed are connected", reasons=why)
-            return sorted(self._links if among is None else [client for client in among if client in self._links])
+                raise QuorumError(f"{len(connected)} of the {count} clients needed are connected", reasons=why)
+            return sorted(connected)
+
+    def connected_clients(self, among: Sequence[str] | None = None) -> set[str]:
+        """Return the names of the connected clients, or of the connected ones among some."""
+        with self._changed:
+            return self._connected(among)
+
+    def _connected(self, among: Sequence[str] | None) -> set[str]:
+        return set(self._links) if among is None else {client for client in among if client in self._links}
 
     @property
     def has_stopped_waiting(self) -> bool:
-        """Whether nobody else will connect."""
+        """Whether `stop_waiting` was called."""
         return bool(self._stop_reason)
 
-    def connected(self, among: Sequence[str] | None = None) -> set[str]:
-        """Return the connected clients, or which of these are."""
-        with self._changed:
-            return set(self._links) if among is None else {client for client in among if client in self._links}
-
     def sleep(self, seconds: float) -> None:
-        """Wait, unless it is given up meanwhile."""
+        """Sleep. Raises `QuorumError` as soon as `stop_waiting` is called."""
         with self._changed:
             self._changed.wait_for(lambda: self._stop_reason, seconds)
             if self._stop_reason:
                 raise QuorumError(self._stop_reason)
 
     def stop_waiting(self, reason: str) -> None:
-        """Nobody else will connect: do not wait for more clients than are there."""
+        """No more clients will connect: end all waits for clients with this reason. May be called from any thread."""
         with self._changed:
             self._stop_reason = reason
             self._changed.notify_all()
 
     def open(self, open_attempt: OpenAttempt) -> None:
-        """Send each client its assignment."""
+        """Send each client its assignment. Clients that are not connected receive it when they connect."""
         attempt = open_attempt.attempt
         with self._changed:
-            self._attempts = {number: each for number, each in self._attempts.items() if not each.attempt.is_closed}
+            self._attempts = {key: each for key, each in self._attempts.items() if not each.attempt.is_closed}
             self._attempts[attempt.assignment_id] = open_attempt
             for client in attempt.clients:
                 if client in self._links:
@@ -116,7 +138,7 @@ class FederationState:
         self._flush_outgoing()
 
     def wait_until_closed(self, open_attempt: OpenAttempt, staging: Staging) -> None:
-        """Wait until a round has closed, and run its timers until then."""
+        """Wait until an attempt has closed, and run its timers until then. An exception closes it."""
         attempt = open_attempt.attempt
         try:
             while not attempt.is_closed:
@@ -124,13 +146,13 @@ class FederationState:
                     attempt.tick(now, staging.quota.released_at)
                 self._sleep_until_due(open_attempt)
         finally:
-            self._finish(open_attempt)
+            self._close(open_attempt)
         for client in attempt.clients:
             if client in attempt.failed:
                 self._observe(ClientFailed(open_attempt.task, client, attempt.failed[client]))
 
     def _sleep_until_due(self, open_attempt: OpenAttempt) -> None:
-        """Wait until something is due or the round has closed, and notice if the server stood still meanwhile."""
+        """Sleep until a timer is due or the attempt has closed, for `MAX_SLEEP_S` at most."""
         attempt = open_attempt.attempt
         with self._changed:
             if attempt.is_closed:
@@ -138,33 +160,34 @@ class FederationState:
             now = self._clock()
             open_attempt.wakes_at = min(now + MAX_SLEEP_S, max(now, attempt.due_at))
             self._changed.wait(open_attempt.wakes_at - now)
-            self._credit_lost_time(open_attempt, self._clock())
+            self._credit_suspension(open_attempt, self._clock())
             open_attempt.wakes_at = NEVER
 
-    def _credit_lost_time(self, open_attempt: OpenAttempt, now: float) -> None:
-        """Give every client the time by which the waiting thread wakes too late: the server itself stood still.
+    def _credit_suspension(self, open_attempt: OpenAttempt, now: float) -> None:
+        """If the waiting thread should have woken long ago, the process was suspended: give that time to every client.
 
-        The first thread that runs again sees to it, before a deadline that has passed meanwhile fails anybody.
+        Any thread may be the first to run after a suspension. So every event calls this first, and no deadline that
+        passed during the suspension fails a client.
         """
-        late = now - open_attempt.wakes_at
-        if late > MAX_WAKE_DELAY_S:
-            open_attempt.attempt.pause(late)
+        late_s = now - open_attempt.wakes_at
+        if late_s > MAX_WAKE_DELAY_S:
+            open_attempt.attempt.pause(late_s)
             open_attempt.wakes_at = now
 
-    def _finish(self, open_attempt: OpenAttempt) -> None:
-        """Close a round: it accepts nothing any more."""
+    def _close(self, open_attempt: OpenAttempt) -> None:
+        """Close an attempt if it is open: it accepts no more answers. Free its model."""
         with self._handle_event(open_attempt):
             open_attempt.attempt.abandon()
         open_attempt.free_model()
 
-    # What transports report.
+    # Called by transports, from any thread.
 
     def client_connected(self, client: str, link: ClientLink) -> None:
-        """A client has connected; send it the assignments that it has not answered."""
+        """A client has connected: send it the open assignments that it has not answered."""
         with self._changed:
             self._links[client] = link
-            for number in sorted(self._attempts):
-                open_attempt = self._attempts[number]
+            for assignment_id in sorted(self._attempts):
+                open_attempt = self._attempts[assignment_id]
                 if client in open_attempt.assignments and open_attempt.attempt.verdict_for(client) is Verdict.ACCEPTED:
                     open_attempt.links[client] = link
                     open_attempt.attempt.connected(client)
@@ -175,7 +198,7 @@ class FederationState:
         self._observe(ClientJoined(client, connected))
 
     def client_disconnected(self, client: str) -> None:
-        """The client cannot be reached any more."""
+        """A client has disconnected. It fails in its open attempts unless it connects again within the grace period."""
         with self._changed:
             self._links.pop(client, None)
             for open_attempt in self._attempts.values():
@@ -184,12 +207,13 @@ class FederationState:
             self._changed.notify_all()
         self._observe(ClientLeft(client, connected))
 
-    def require_attempt(self, client: str, number: int, *also_allowed: Verdict) -> OpenAttempt:
-        """Return the round of an assignment that the client may still work on, or raise `Refused`."""
+    def require_attempt(self, client: str, assignment_id: int, *also_allowed: Verdict) -> OpenAttempt:
+        """Return the attempt of an assignment that the client may still work on, or raise `Refused`."""
         with self._changed:
-            open_attempt = self._attempts.get(number)
+            open_attempt = self._attempts.get(assignment_id)
             if open_attempt is None:
-                verdict = Verdict.STALE if 0 < number <= self._last_assignment_id else Verdict.NOT_ASKED
+                was_assigned = 0 < assignment_id <= self._last_assignment_id
+                verdict = Verdict.STALE if was_assigned else Verdict.NOT_ASKED
             else:
                 verdict = open_attempt.attempt.verdict_for(client)
         if open_attempt is None or verdict not in (Verdict.ACCEPTED, Verdict.COMMITTING, *also_allowed):
@@ -197,65 +221,68 @@ class FederationState:
         return open_attempt
 
     def piece_sent(self, open_attempt: OpenAttempt, client: str, nbytes: int, *, is_last: bool) -> None:
-        """A piece of the model went out."""
+        """A piece of the model was sent."""
         with self._handle_event(open_attempt) as now:
             open_attempt.attempt.piece_sent(client, nbytes, now, is_last=is_last)
         self._observe(BytesTransferred(nbytes, 0))
 
     def download_queued(self, open_attempt: OpenAttempt, client: str) -> None:
-        """A client's reading waits for its turn."""
+        """A client's download waits for a window."""
         with self._handle_event(open_attempt):
             open_attempt.attempt.download_queued(client)
 
     def find_upload(self, open_attempt: OpenAttempt, client: str, key: str) -> PendingUpload | None:
-        """Return an answer that has begun or is in; None for one that is new, or `Refused` where another one is in."""
+        """Return the client's upload with this key, begun or committed, or None if the answer is new.
+
+        Raises `Refused` if the client has answered with another key.
+        """
         with self._changed:
-            upload: PendingUpload | None = open_attempt.attempt.find_upload(client, key)
-            answered: PendingUpload | None = open_attempt.attempt.answers.get(client)
-        if answered is not None and answered.key != key:
+            begun: PendingUpload | None = open_attempt.attempt.find_upload(client, key)
+            committed: PendingUpload | None = open_attempt.attempt.answers.get(client)
+        if committed is not None and committed.key != key:
             raise refused_untimely(client, Verdict.DUPLICATE)
-        return answered or upload
+        return committed or begun
 
     def begin_upload(self, open_attempt: OpenAttempt, announced: PendingUpload) -> PendingUpload:
-        """A stream of an answer begins; or raise `Refused`. One that is in, or is being committed, may come again.
+        """Begin the upload of an announced answer, or resume it. Raises `Refused` if it cannot count.
 
-        Returns the upload that it carries: that of another stream, if the same answer was announced twice at once.
+        Returns:
+            The upload that the call carries. That is an earlier one if two calls announced the same answer at once;
+            then `announced` is discarded. A committed upload is returned too, so that its call gets the receipt again.
         """
         attempt, client = open_attempt.attempt, announced.client
         with self._handle_event(open_attempt) as now:
             upload: PendingUpload = attempt.find_upload(client, announced.key) or announced
             verdict = attempt.begin_upload(client, upload.key, upload, now, is_staged=upload.staged is not None)
-            is_welcome = upload.participation is not None or attempt.is_current(client, upload)
-        if upload is not announced or not is_welcome:
+            may_continue = upload.participation is not None or attempt.is_current(client, upload)
+        if upload is not announced or not may_continue:
             announced.discard()
-        if not is_welcome:
+        if not may_continue:
             raise refused_untimely(client, verdict)
         return upload
 
     def verdict_for(self, open_attempt: OpenAttempt, upload: PendingUpload) -> Verdict:
-        """Say what a piece of an answer would be."""
+        """Return the verdict for a piece of an upload."""
         with self._changed:
-            verdict = open_attempt.attempt.verdict_for(upload.client)
-            is_held = open_attempt.attempt.is_current(upload.client, upload)
-        return Verdict.FAILED if verdict is Verdict.ACCEPTED and not is_held else verdict
+            return open_attempt.attempt.verdict_for_upload(upload.client, upload)
 
     def memory_requested(self, open_attempt: OpenAttempt, upload: PendingUpload) -> None:
-        """Pieces could come."""
+        """An upload has a window, and waits for memory."""
         with self._handle_event(open_attempt) as now:
             open_attempt.attempt.memory_requested(upload.client, upload, now)
 
     def memory_granted(self, open_attempt: OpenAttempt, upload: PendingUpload) -> None:
-        """Memory for the pieces was granted."""
+        """An upload has memory for its pieces."""
         with self._handle_event(open_attempt) as now:
             open_attempt.attempt.memory_granted(upload.client, upload, now)
 
     def upload_call_ended(self, open_attempt: OpenAttempt, upload: PendingUpload) -> None:
-        """The call that carried an answer has ended, for now or for good."""
+        """The call that carried an upload has ended. Another one may resume the upload."""
         with self._handle_event(open_attempt) as now:
             open_attempt.attempt.upload_call_ended(upload.client, upload, now)
 
     def piece_received(self, open_attempt: OpenAttempt, upload: PendingUpload, nbytes: int) -> None:
-        """A piece is in."""
+        """A piece of an upload was received and stored."""
         with self._handle_event(open_attempt) as now:
             open_attempt.attempt.piece_received(upload.client, upload, nbytes, now, is_last=upload.inbox.is_complete)
         self._observe(BytesTransferred(0, nbytes))
@@ -269,13 +296,20 @@ class FederationState:
         upload: PendingUpload | None = None,
         is_at_fault: bool = True,
     ) -> None:
-        """The client will not answer; or `upload` will not, which changes nothing where another took its place."""
+        """A client has failed in an attempt. With `upload`, ignored if another upload has replaced that one."""
         with self._handle_event(open_attempt):
             if upload is None or open_attempt.attempt.is_current(client, upload):
                 open_attempt.attempt.fail(client, printable(reason, MAX_REASON_CHARACTERS), is_at_fault=is_at_fault)
 
     def commit(self, open_attempt: OpenAttempt, upload: PendingUpload) -> None:
-        """Make an answer count, once; a second time it counts already. The aggregator works without the lock."""
+        """Commit an answer once. A second call for the same answer waits for the first one, and returns.
+
+        The lock is not held while the aggregator works: a commit may fold the whole update. The attempt does not close
+        meanwhile (`TaskAttempt.begin_commit`).
+
+        Raises:
+            Refused: The answer cannot count any more, or the aggregator refused it.
+        """
         client, attempt = upload.client, open_attempt.attempt
         with self._handle_event(open_attempt):
             self._changed.wait_for(lambda: attempt.verdict_for(client) is not Verdict.COMMITTING)
@@ -288,6 +322,7 @@ class FederationState:
             if open_attempt.aggregator is not None and upload.staged is not None:
                 open_attempt.aggregator.commit(upload.staged)
         except BaseException as error:
+            # Any exception, an interrupt too, must end the commit: the attempt waits for it beyond its deadline.
             with self._handle_event(open_attempt):
                 attempt.commit_failed(client, printable(str(error), MAX_REASON_CHARACTERS))
                 self._changed.notify_all()
@@ -296,29 +331,35 @@ class FederationState:
             raise
         with self._handle_event(open_attempt) as now:
             upload.participation = Participation(
-                upload.message.weight, upload.metrics, upload.bytes, now - attempt.opened_at
+                upload.content.weight, upload.metrics, upload.received_bytes, now - attempt.opened_at
             )
             attempt.committed(client)
-            self._changed.notify_all()  # another stream of the same answer may wait for this
+            self._changed.notify_all()  # another call of the same answer may wait for this commit
         self._observe(TaskAnswered(open_attempt.task, client))
         if upload.invalid_metrics:
             self._observe(InvalidMetrics(open_attempt.task, client, upload.invalid_metrics))
 
+    # The lock, actions and messages.
+
     @contextmanager
     def _handle_event(self, open_attempt: OpenAttempt) -> Iterator[float]:
-        """Hold the lock for one event, which is told the time; then do what the round asks for."""
+        """Hold the lock for one event, and yield its time. Then perform the attempt's actions, most without the lock.
+
+        Withdrawals only enter the queue of messages, which must happen under the lock to keep their order.
+        """
         attempt = open_attempt.attempt
         try:
             with self._changed:
                 now = self._clock()
-                self._credit_lost_time(open_attempt, now)
+                self._credit_suspension(open_attempt, now)
                 try:
                     yield now
                 finally:
                     actions = attempt.pop_actions()
                     for action in actions:
                         if isinstance(action, Withdraw):
-                            self._release_client(open_attempt, action.client)
+                            self._withdraw_assignment(open_attempt, action.client)
+                    # The waiting thread sleeps until `wakes_at`: wake it if the attempt has something to do earlier.
                     if attempt.is_closed or attempt.due_at < open_attempt.wakes_at:
                         self._changed.notify_all()
         finally:
@@ -329,21 +370,22 @@ class FederationState:
                     action.upload.discard()
             self._flush_outgoing()
 
-    def _release_client(self, open_attempt: OpenAttempt, client: str) -> None:
+    def _withdraw_assignment(self, open_attempt: OpenAttempt, client: str) -> None:
         link = open_attempt.links.get(client)
         if link is not None:
-            self._outgoing.append(partial(link.cancel_transfers, open_attempt.attempt.assignment_id))
-            self._outgoing.append(partial(link.send, Withdrawal(open_attempt.attempt.assignment_id)))
+            assignment_id = open_attempt.attempt.assignment_id
+            self._outgoing.append(partial(link.cancel_transfers, assignment_id))
+            self._outgoing.append(partial(link.send, Withdrawal(assignment_id)))
 
     def _spill(self, open_attempt: OpenAttempt, action: Spill) -> None:
-        """Bring an update to disk, on a thread of its own: a disk may be slow, and timers do not wait for it."""
+        """Move an update to disk. Runs on its own thread, because timers and transports must not wait for a disk."""
         try:
             action.upload.staged.spill()
         except StagingError as error:
             self.fail(open_attempt, action.client, str(error), upload=action.upload, is_at_fault=False)
 
     def _flush_outgoing(self) -> None:
-        """Send the queued messages to clients, first in, first out, for all threads."""
+        """Send the queued messages in order, without the lock. One thread at a time sends, also those of the others."""
         while True:
             with self._changed:
                 if self._is_sending or not self._outgoing:

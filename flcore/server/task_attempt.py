@@ -1,11 +1,11 @@
-"""One task asked of the sampled clients, as a state machine without I/O: it is told events and the time.
+"""One attempt at a task, as a state machine without I/O: it is told events and the time.
 
-It closes when every client has answered or failed, at its deadline, or as soon as `close_at` answers are in. A client
-that is lost has failed once it has been gone for `grace_s`, unless it comes back. A
-client whose model or update does not move on has failed after `stall_timeout_s`.
+An attempt closes when every client has answered or failed, at its deadline, or as soon as `close_at` answers are in. A
+client fails if it stays disconnected for `grace_s`, or if its download or upload makes no progress for
+`stall_timeout_s`.
 
-What an event asks for is put into a list of actions, which the caller takes (`pop_actions`) and performs once it has
-released its lock. Nothing here waits, looks at a clock, or calls what it was given.
+An event appends actions to a list. The caller takes them (`pop_actions`) under its lock and performs them after it has
+released the lock. Nothing here waits, reads a clock, or calls the objects that it was given.
 """
 
 from dataclasses import dataclass
@@ -17,22 +17,29 @@ from flcore.server.upload_progress import UploadPhase, UploadProgress
 
 
 class Verdict(Enum):
-    """What an answer is to a round."""
+    """Whether an attempt takes an answer, or why not. The value ends the sentence of a refusal."""
 
     ACCEPTED = "it counts"
     DUPLICATE = "the same client's answer is in already"
     COMMITTING = "the same client's answer is being committed"
-    LATE = "the round has closed without it"
-    STALE = "it answers an earlier round"
+    SUPERSEDED = "a newer upload of the same client has replaced it"
+    LATE = "the attempt has closed without it"
+    STALE = "it answers an earlier attempt"
     NOT_ASKED = "this client was not asked"
-    FAILED = "this client has failed in this round"
+    FAILED = "this client has failed in this attempt"
 
 
 @dataclass(frozen=True)
 class AttemptPolicy:
-    """When a round closes. Seconds; `close_at` None waits for all.
+    """The limits of an attempt, in seconds, and the number of answers that closes it.
 
-    An update that nothing comes of for `spill_after_s` gives its memory back and goes to disk.
+    Attributes:
+        deadline_s: The attempt closes after this time.
+        close_at: The attempt closes early with this number of answers. None: it waits for all clients.
+        grace_s: A client that is disconnected for this time fails.
+        stall_timeout_s: A client whose download or upload makes no progress for this time fails.
+        spill_after_s: An upload that receives no piece for this time is moved from memory to disk. So is an upload that
+            waits for memory for this time while none is freed.
     """
 
     deadline_s: float
@@ -44,7 +51,7 @@ class AttemptPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Spill:
-    """Bring an update to disk: `upload` is what `begin_upload` was given."""
+    """Move an update from memory to disk. `upload` is the object that was passed to `begin_upload`."""
 
     client: str
     upload: Any
@@ -52,7 +59,7 @@ class Spill:
 
 @dataclass(frozen=True, slots=True)
 class Discard:
-    """Discard an update that will not count."""
+    """Free an update that will not count."""
 
     client: str
     upload: Any
@@ -60,7 +67,7 @@ class Discard:
 
 @dataclass(frozen=True, slots=True)
 class Withdraw:
-    """The task is over for a client that has not answered: end its transfers, and take the task back."""
+    """End the transfers of a client that will not answer any more, and withdraw its assignment."""
 
     client: str
 
@@ -69,20 +76,22 @@ Action = Spill | Discard | Withdraw
 
 
 @dataclass(slots=True)
-class _ClientState:
-    """What a client that has neither answered nor failed is at."""
+class _PendingClient:
+    """The state of a client that has neither answered nor failed. Times are None while they do not apply."""
 
-    lost_at: float | None = None
+    disconnected_at: float | None = None
     download_idle_since: float | None = None
     progress: UploadProgress | None = None
 
 
 class TaskAttempt:
-    """The state of one task asked of `clients`, known by its `number`; rounds are numbered in the order they open.
+    """The state of one attempt. Attempts are numbered by `assignment_id`, in the order in which they open.
 
-    `answers` has the upload of each client whose answer is in, `failed` the reason of each that will not answer.
-    `at_fault` are those that failed by what they said or sent, or did not send in all their time, and not by the
-    network or the server.
+    Attributes:
+        answers: The committed upload of each client that has answered.
+        failed: The reason of each client that has failed.
+        at_fault: The failed clients whose failure is their own: a failed task, a refused update, or silence until the
+            deadline while connected. A broken connection or an error of the server is not a client's fault.
 
     >>> attempt = TaskAttempt(7, ["a", "b"], AttemptPolicy(deadline_s=60.0), now=0.0)
     >>> upload = object()
@@ -103,28 +112,23 @@ class TaskAttempt:
         self.at_fault: set[str] = set()
         self.opened_at, self.is_closed = now, False
         self.bytes_sent = self.bytes_received = 0
-        self._pending = {client: _ClientState() for client in clients}
-        self._committing: set[str] = set()
+        self._pending = {client: _PendingClient() for client in clients}
+        self._committing: set[str] = set()  # a subset of the pending clients
         self._deadline = now + policy.deadline_s
         self._memory_freed_at = -NEVER
         self._timers = Timers()
         self._actions: list[Action] = []
         self._close_if_done()
 
-    # What can be asked.
-
-    @property
-    def pending(self) -> list[str]:
-        """Clients that have neither answered nor failed."""
-        return list(self._pending)
+    # Queries.
 
     @property
     def due_at(self) -> float:
-        """When `tick` has something to do next, if nothing else happens."""
+        """The time of the next `tick` that has something to do, if no event comes first."""
         return NEVER if self.is_closed else min(self._deadline, self._timers.next)
 
     def verdict_for(self, client: str) -> Verdict:
-        """Say what an answer of `client` would be now."""
+        """Return the verdict that an answer of `client` would get now."""
         if client in self._pending:
             return Verdict.COMMITTING if client in self._committing else Verdict.ACCEPTED
         if client in self.answers:
@@ -133,10 +137,16 @@ class TaskAttempt:
             return Verdict.NOT_ASKED
         return Verdict.LATE if self.is_closed else Verdict.FAILED
 
+    def verdict_for_upload(self, client: str, upload: Any) -> Verdict:
+        """Return the verdict for an upload that has begun. It is superseded if its client has begun another one."""
+        verdict = self.verdict_for(client)
+        is_superseded = verdict is Verdict.ACCEPTED and not self.is_current(client, upload)
+        return Verdict.SUPERSEDED if is_superseded else verdict
+
     def find_upload(self, client: str, key: str) -> Any:
-        """Return the upload of an answer that has begun and may go on, or None."""
-        state = self._pending.get(client)
-        progress = state.progress if state is not None else None
+        """Return the client's upload with this key if it may be resumed, or None."""
+        pending = self._pending.get(client)
+        progress = pending.progress if pending is not None else None
         return progress.upload if progress is not None and progress.key == key else None
 
     def is_current(self, client: str, upload: Any) -> bool:
@@ -144,102 +154,106 @@ class TaskAttempt:
         return self._progress_of(client, upload) is not None
 
     def pop_actions(self) -> list[Action]:
-        """Return the pending actions, in order, and clear them."""
+        """Return the actions that are due, in order, and clear them."""
         actions, self._actions = self._actions, []
         return actions
 
-    # What clients do.
+    # Events from clients.
 
     def connected(self, client: str) -> None:
         """The client can be reached (again)."""
         if client in self._pending:
-            self._pending[client].lost_at = None
+            self._pending[client].disconnected_at = None
 
     def disconnected(self, client: str, now: float) -> None:
         """The client cannot be reached."""
-        state = self._pending.get(client)
-        if state is not None and state.lost_at is None:
-            state.lost_at = now
-            self._arm_timer(client, state)
+        pending = self._pending.get(client)
+        if pending is not None and pending.disconnected_at is None:
+            pending.disconnected_at = now
+            self._arm_timer(client, pending)
 
     def piece_sent(self, client: str, nbytes: int, now: float, *, is_last: bool) -> None:
-        """A piece of the model went to the client."""
+        """A piece of the model was sent to the client."""
         self.bytes_sent += nbytes
-        state = self._pending.get(client)
-        if state is not None:
-            state.download_idle_since = None if is_last else now
-            self._arm_timer(client, state)
+        pending = self._pending.get(client)
+        if pending is not None:
+            pending.download_idle_since = None if is_last else now
+            self._arm_timer(client, pending)
 
     def download_queued(self, client: str) -> None:
-        """The client's reading waits for its turn: that it gets nothing meanwhile is not its fault."""
-        state = self._pending.get(client)
-        if state is not None:
-            state.download_idle_since = None
+        """The client's download waits for a window. This time does not count as a stall."""
+        pending = self._pending.get(client)
+        if pending is not None:
+            pending.download_idle_since = None
 
     def begin_upload(self, client: str, key: str, upload: Any, now: float, *, is_staged: bool = True) -> Verdict:
-        """A stream of an answer begins: of a new one, which takes the place of an earlier one, or once more.
+        """A call begins or resumes an upload. Another upload of the same client is replaced and discarded.
 
-        `key` tells answers of a client apart. `is_staged` is False for an answer of metrics alone.
+        Args:
+            client: The name of the client.
+            key: Distinguishes the client's answers.
+            upload: The caller's object for the upload; compared by identity.
+            now: The time in seconds.
+            is_staged: False for an answer of metrics alone.
+
+        Returns:
+            `Verdict.ACCEPTED` if the upload may send pieces; else nothing has changed.
         """
         verdict = self.verdict_for(client)
         if verdict is Verdict.ACCEPTED:
-            state = self._pending[client]
-            progress = state.progress
+            pending = self._pending[client]
+            progress = pending.progress
             if progress is None or progress.upload is not upload:
-                self._discard(client, state)
-                state.progress = progress = UploadProgress(key, upload, is_staged, now)
+                self._discard(client, pending)
+                pending.progress = progress = UploadProgress(key, upload, is_staged, now)
             progress.enqueue(now)
-            self._arm_timer(client, state)
+            self._arm_timer(client, pending)
         return verdict
 
     def memory_requested(self, client: str, upload: Any, now: float) -> None:
-        """The upload's turn has come; it waits for memory."""
+        """The upload has a window, and waits for memory."""
         if progress := self._progress_of(client, upload):
             progress.await_memory(now)
             self._arm_timer(client, self._pending[client])
 
     def memory_granted(self, client: str, upload: Any, now: float) -> None:
-        """Memory was granted; the next piece may arrive."""
-        if progress := self._progress_of(client, upload):
-            progress.resume(now)
-            self._arm_timer(client, self._pending[client])
+        """The upload has memory; the client may send the next piece."""
+        self._expect_pieces(client, upload, now)
 
     def upload_call_ended(self, client: str, upload: Any, now: float) -> None:
-        """The call that carried an answer has ended; from now on its client's silence counts."""
-        self.memory_granted(client, upload, now)
+        """The upload's call has ended. Time until the client resumes the upload counts as a stall."""
+        self._expect_pieces(client, upload, now)
 
     def piece_received(self, client: str, upload: Any, nbytes: int, now: float, *, is_last: bool) -> None:
-        """A piece of an answer is in."""
+        """A piece of an upload was received."""
         self.bytes_received += nbytes
         if progress := self._progress_of(client, upload):
             progress.record_piece(now, is_last=is_last)
             self._arm_timer(client, self._pending[client])
 
     def begin_commit(self, client: str, upload: Any) -> Verdict:
-        """The answer is whole: until `committed` or `commit_failed`, the round does not close without it."""
-        progress, verdict = self._progress_of(client, upload), self.verdict_for(client)
-        if verdict is Verdict.ACCEPTED:
-            if progress is None:
-                return Verdict.FAILED  # another answer of the same client took its place
+        """All pieces are in. If accepted, the attempt stays open until `committed` or `commit_failed`."""
+        verdict, progress = self.verdict_for_upload(client, upload), self._progress_of(client, upload)
+        if verdict is Verdict.ACCEPTED and progress is not None:
             progress.phase = UploadPhase.COMMITTING
             self._committing.add(client)
         return verdict
 
     def committed(self, client: str) -> None:
-        """The answer counts: its upload is in `answers`."""
+        """The commit succeeded: the answer counts."""
         self._committing.remove(client)
-        state = self._pending.pop(client)
-        self.answers[client] = state.progress and state.progress.upload
+        pending = self._pending.pop(client)
+        self.answers[client] = pending.progress and pending.progress.upload
         self._close_if_done()
 
     def commit_failed(self, client: str, reason: str) -> None:
-        """The answer does not count after all, and its client has failed."""
+        """The commit failed: the client has failed, though not by its own fault."""
         self._committing.remove(client)
         self._fail(client, reason)
         self._close_if_done()
 
     def fail(self, client: str, reason: str, *, is_at_fault: bool = True) -> None:
-        """The client will not answer, for what it said or sent. Ignored where it makes no difference any more."""
+        """The client has failed. Ignored if it has answered or failed before, or if its answer is being committed."""
         if client in self._pending and client not in self._committing:
             self._fail(client, reason)
             if is_at_fault:
@@ -247,78 +261,86 @@ class TaskAttempt:
             self._close_if_done()
 
     def abandon(self) -> None:
-        """Nobody waits for the round any more: it closes as it is."""
+        """Close the attempt at once. Clients without an answer fail, except those whose answer is being committed."""
         for client in [client for client in self._pending if client not in self._committing]:
-            self._fail(client, "the round was abandoned")
+            self._fail(client, "the attempt was abandoned")
         self.is_closed = True
 
-    # What time does.
+    # Events of time.
 
     def tick(self, now: float, memory_freed_at: float = -NEVER) -> None:
-        """Advance time. `memory_freed_at` is when staged updates last released memory."""
+        """Advance the time. `memory_freed_at` is the time at which staged updates last freed memory."""
         self._memory_freed_at = memory_freed_at
         for client in self._timers.due(now):
             if client in self._pending:
                 self._check_timeouts(client, self._pending[client], now)
         if now >= self._deadline:
-            self._deadline = NEVER  # answers that are being committed are waited for
+            # Only commits that have begun keep the attempt open after the deadline.
+            self._deadline = NEVER
             for client in [client for client in self._pending if client not in self._committing]:
-                if self._awaits_client(self._pending[client]):
+                if self._is_awaiting_client(self._pending[client]):
                     self.at_fault.add(client)
                 self._fail(client, f"it did not answer within the deadline of {self.policy.deadline_s:g} s")
         self._close_if_done()
 
     def pause(self, seconds: float) -> None:
-        """The server itself stood still for so long: nobody's silence counts meanwhile, and nobody's time runs."""
+        """The server process was suspended for this time: move the deadline and every timeout by it."""
         self._deadline += seconds
-        for client, state in self._pending.items():
-            if state.lost_at is not None:
-                state.lost_at += seconds
-            if state.download_idle_since is not None:
-                state.download_idle_since += seconds
-            if state.progress is not None:
-                state.progress.pause(seconds)
-            self._arm_timer(client, state)
+        for client, pending in self._pending.items():
+            if pending.disconnected_at is not None:
+                pending.disconnected_at += seconds
+            if pending.download_idle_since is not None:
+                pending.download_idle_since += seconds
+            if pending.progress is not None:
+                pending.progress.pause(seconds)
+            self._arm_timer(client, pending)
 
-    def _check_timeouts(self, client: str, state: _ClientState, now: float) -> None:
-        """See to a client that something may be due for."""
+    def _check_timeouts(self, client: str, pending: _PendingClient, now: float) -> None:
+        """Fail a client that has timed out, or spill its update. Timers may be early: then only arm the next one."""
         policy = self.policy
         if client in self._committing:
             return
-        if state.lost_at is not None and now >= state.lost_at + policy.grace_s:
+        if pending.disconnected_at is not None and now >= pending.disconnected_at + policy.grace_s:
             self._fail(client, f"its connection was lost and not back within {policy.grace_s:g} s")
-        elif now >= self._stalls_at(state):
+        elif now >= self._stalls_at(pending):
             self._fail(client, f"no bytes for {policy.stall_timeout_s:g} s (server.stall_timeout_s)")
         else:
-            if state.progress is not None and now >= self._spills_at(state.progress):
-                state.progress.is_spilled = True
-                self._actions.append(Spill(client, state.progress.upload))
-            self._arm_timer(client, state)
+            if pending.progress is not None and now >= self._spills_at(pending.progress):
+                pending.progress.is_spilled = True
+                self._actions.append(Spill(client, pending.progress.upload))
+            self._arm_timer(client, pending)
 
-    def _arm_timer(self, client: str, state: _ClientState) -> None:
-        spills_at = NEVER if state.progress is None else self._spills_at(state.progress)
-        lost = NEVER if state.lost_at is None else state.lost_at + self.policy.grace_s
-        self._timers.arm(client, min(spills_at, lost, self._stalls_at(state)))
+    def _arm_timer(self, client: str, pending: _PendingClient) -> None:
+        spills_at = NEVER if pending.progress is None else self._spills_at(pending.progress)
+        grace_ends_at = NEVER if pending.disconnected_at is None else pending.disconnected_at + self.policy.grace_s
+        self._timers.arm(client, min(spills_at, grace_ends_at, self._stalls_at(pending)))
 
     def _spills_at(self, progress: UploadProgress) -> float:
         return progress.spills_at(self.policy.spill_after_s, self._memory_freed_at)
 
-    def _stalls_at(self, state: _ClientState) -> float:
+    def _stalls_at(self, pending: _PendingClient) -> float:
         timeout_s = self.policy.stall_timeout_s
-        download_stalls_at = NEVER if state.download_idle_since is None else state.download_idle_since + timeout_s
-        if state.progress is None:
+        download_stalls_at = NEVER if pending.download_idle_since is None else pending.download_idle_since + timeout_s
+        if pending.progress is None:
             return download_stalls_at
-        return min(download_stalls_at, state.progress.fails_at(timeout_s))
+        return min(download_stalls_at, pending.progress.stalls_at(timeout_s))
 
     @staticmethod
-    def _awaits_client(state: _ClientState) -> bool:
-        """Whether nothing but a client itself keeps it from answering."""
-        waits = state.progress is not None and state.progress.phase in (UploadPhase.QUEUED, UploadPhase.AWAITING_MEMORY)
-        return state.lost_at is None and not waits
+    def _is_awaiting_client(pending: _PendingClient) -> bool:
+        """Whether only the client itself delays its answer: it is connected, and not queued by the server."""
+        progress = pending.progress
+        is_queued = progress is not None and progress.phase in (UploadPhase.QUEUED, UploadPhase.AWAITING_MEMORY)
+        return pending.disconnected_at is None and not is_queued
+
+    def _expect_pieces(self, client: str, upload: Any, now: float) -> None:
+        """From now on the upload stalls if no piece comes."""
+        if progress := self._progress_of(client, upload):
+            progress.expect_pieces(now)
+            self._arm_timer(client, self._pending[client])
 
     def _progress_of(self, client: str, upload: Any) -> UploadProgress | None:
-        state = self._pending.get(client)
-        progress = None if state is None else state.progress
+        pending = self._pending.get(client)
+        progress = None if pending is None else pending.progress
         return progress if progress is not None and progress.upload is upload else None
 
     def _fail(self, client: str, reason: str) -> None:
@@ -326,15 +348,15 @@ class TaskAttempt:
         self.failed[client] = reason
         self._actions.append(Withdraw(client))
 
-    def _discard(self, client: str, state: _ClientState) -> None:
-        if state.progress is not None:
-            self._actions.append(Discard(client, state.progress.upload))
-            state.progress = None
+    def _discard(self, client: str, pending: _PendingClient) -> None:
+        if pending.progress is not None:
+            self._actions.append(Discard(client, pending.progress.upload))
+            pending.progress = None
 
     def _close_if_done(self) -> None:
         has_enough = self.policy.close_at is not None and len(self.answers) >= self.policy.close_at
         if self.is_closed or self._committing or (self._pending and not has_enough):
             return
         for client in list(self._pending):
-            self._fail(client, f"the round closed with {len(self.answers)} answers before it had answered")
+            self._fail(client, f"the attempt closed with {len(self.answers)} answers before it had answered")
         self.is_closed = True

@@ -39,7 +39,7 @@ class Stalling(Outbox):
             threading.Event().wait()
         return super().piece(index)
 
-message = AnswerContent(returns="weights", weight=500.0, fingerprint=model.spec.fingerprint)
+message = AnswerContent(returns="weights", weight=500.0, spec_fingerprint=model.spec.fingerprint)
 request = UploadRequest(welcome.session, assignment.assignment_id, message.to_bytes(), model.layout)
 connection.upload(request, Stalling(model))
 """

@@ -122,7 +122,7 @@ def test_bad_metrics(stage: Stage, metrics: Any, expected: str) -> None:
 def test_a_metric_that_is_none_costs_the_metric_and_not_the_weights(
     by_hand: "ByHand", name: str, value: str, why: str
 ) -> None:
-    content = by_hand.message.to_bytes().replace(b'"metrics":{}', f'"metrics":{{"{name}":{value},"sound":2}}'.encode())
+    content = by_hand.content.to_bytes().replace(b'"metrics":{}', f'"metrics":{{"{name}":{value},"sound":2}}'.encode())
     number = by_hand.next_assignment().assignment_id
     by_hand.stage.connect().upload(
         UploadRequest(by_hand.secret, number, content, by_hand.source.layout), Outbox(by_hand.source)
@@ -164,7 +164,7 @@ class ByHand:
         arrays = {"w": np.full((2, 3), 9, np.float32), "b": np.full(300, 9, np.float32)}
         self.model = Model.of(arrays)
         self.source = NamedArrays(self.model.spec, arrays)
-        self.message = AnswerContent(returns="weights", weight=1.0, fingerprint=self.model.spec.fingerprint)
+        self.content = AnswerContent(returns="weights", weight=1.0, spec_fingerprint=self.model.spec.fingerprint)
 
     def next_assignment(self) -> TaskAssignment:
         assignment = next(self._stream)
@@ -174,8 +174,8 @@ class ByHand:
     def send(
         self, assignment_id: int, outbox: Outbox | None = None, layout: Layout | None = None, **changes: Any
     ) -> None:
-        content = self.message.model_copy(update=changes).to_bytes()
-        request = UploadRequest(self.secret, assignment_id, content, layout or self.source.layout)
+        changed = self.content.model_copy(update=changes).to_bytes()
+        request = UploadRequest(self.secret, assignment_id, changed, layout or self.source.layout)
         self.stage.connect().upload(request, outbox or Outbox(self.source))
 
 
@@ -228,7 +228,7 @@ def test_an_element_in_a_gap(by_hand: ByHand) -> None:
 
 def test_a_wrong_fingerprint(by_hand: ByHand) -> None:
     with pytest.raises(Refused, match="fingerprint 0123, expected"):
-        by_hand.send(by_hand.next_assignment().assignment_id, fingerprint="0123")
+        by_hand.send(by_hand.next_assignment().assignment_id, spec_fingerprint="0123")
     assert "client 'bad': its model has fingerprint 0123" in reason(by_hand.stage.result())
 
 
@@ -267,7 +267,7 @@ def test_a_refused_client_cannot_try_again_in_the_same_round(by_hand: ByHand) ->
     number = by_hand.next_assignment().assignment_id
     with pytest.raises(Refused):
         by_hand.send(number, weight=-1.0)
-    with pytest.raises(Refused, match=r"has failed in this round|closed without it"):
+    with pytest.raises(Refused, match=r"has failed in this attempt|closed without it"):
         by_hand.send(number)
     reason(by_hand.stage.result())
 
@@ -303,7 +303,7 @@ def test_late_and_stale_answers_are_told_apart(stage: Stage) -> None:
 
     def good(model: Arrays, task: Task) -> Update:
         if task.round == 2:
-            # Round 1 has closed without it, and round 2 is open.
+            # The attempt of round 1 has closed without it, and that of round 2 is open.
             with pytest.raises(Refused) as caught:
                 slow.send(first)
             said.append(str(caught.value))
@@ -317,7 +317,7 @@ def test_late_and_stale_answers_are_told_apart(stage: Stage) -> None:
     message = parse_content(TaskContent, assignment.content)
     assert (message.task, message.round) == ("train", 1)
     outcome = stage.result()
-    assert said == ["client 'slow': not taken: it answers an earlier round"]
+    assert said == ["client 'slow': not taken: it answers an earlier attempt"]
     assert "deadline of 1 s" in outcome.history[0].failed["train"]["slow"]
     assert mean_of(outcome) == {2.0}
 
@@ -330,8 +330,8 @@ def test_an_upload_is_resumed_by_the_answer_that_began_it_and_by_no_other(by_han
             raise ConnectionError("the process died")
 
     with pytest.raises((TransportError, ConnectionError)):
-        by_hand.send(number, Cut(by_hand.source), attempt="first", weight=2.0)
-    by_hand.send(number, attempt="second")
+        by_hand.send(number, Cut(by_hand.source), upload_id="first", weight=2.0)
+    by_hand.send(number, upload_id="second")
     outcome = by_hand.stage.result()
     assert outcome.history[0].updates["bad"].weight == 1.0
 

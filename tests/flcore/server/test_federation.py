@@ -24,6 +24,8 @@ from flcore import (
     load,
 )
 from flcore.aggregation.staged_update import StagedUpdate
+from flcore.job.parsing import parse_contract
+from flcore.server.controller import SAMPLER_LABEL, derive_seed
 from flcore.server.federation import Federation
 from tests.flcore.conftest import START, Stage, adding, mean_of
 from tests.reference import bits_of
@@ -146,6 +148,20 @@ def test_a_share_of_the_clients_is_sampled_and_the_seed_says_which(stage: Stage)
     assert samples[0] == samples[1]
     assert all(len(sample) == 2 for sample in samples[0])
     assert len(set(samples[0])) > 1
+
+
+def test_no_client_has_the_seed_of_the_sampler() -> None:
+    """A client may be called `sample`; the sampler's label is not a valid name."""
+    assert derive_seed(7, 3, "sample") != derive_seed(7, 3, SAMPLER_LABEL)
+    job = {
+        "server": {"model": "a.py", "rounds": 1},
+        "client": {"executor": "a.py"},
+        "tasks": {"t": {"returns": "delta"}},
+    }
+    for clients in ([SAMPLER_LABEL], [f"x{SAMPLER_LABEL}"]):
+        with pytest.raises(JobError, match="clients"):
+            parse_contract({"name": "x", "clients": clients, **job}, "here")
+    assert not parse_contract({"name": "x", "clients": 3, **job}, "here").may_join(SAMPLER_LABEL)
 
 
 def test_a_round_closes_as_soon_as_enough_are_in(stage: Stage) -> None:

@@ -48,7 +48,7 @@ CONTRACT = {
     "client": {"executor": "code.py"},
     "tasks": {"survey": {"returns": "metrics"}},
 }
-MESSAGE = AnswerContent(returns="metrics", weight=1.0, metrics={"loss": 1.0})
+ANSWER = AnswerContent(returns="metrics", weight=1.0, metrics={"loss": 1.0})
 
 
 class Line:
@@ -76,7 +76,7 @@ def opened(state: FederationState, clients: list[str], rules: AttemptPolicy) -> 
 
 def answered(state: FederationState, open_attempt: OpenAttempt, client: str, key: str = "key") -> None:
     upload = state.find_upload(open_attempt, client, key) or PendingUpload(
-        key, MESSAGE, WireFormat.uncompressed(SPEC), client, None
+        key, ANSWER, WireFormat.uncompressed(SPEC), client, None
     )
     state.begin_upload(open_attempt, upload)
     UploadCall(state, open_attempt, upload).commit()
@@ -108,6 +108,20 @@ def test_a_client_whose_round_ends_without_it_is_told_and_its_transfers_are_cut(
     assert line.cuts == [open_attempt.attempt.assignment_id]
 
 
+def test_an_upload_that_another_one_of_its_client_replaced_is_told_so_and_its_client_has_not_failed() -> None:
+    state = FederationState(ignore_events)
+    open_attempt = opened(state, ["a"], AttemptPolicy(20.0))
+    uploads = [PendingUpload(key, ANSWER, WireFormat.uncompressed(SPEC), "a", None) for key in ("first", "second")]
+    calls = [UploadCall(state, open_attempt, state.begin_upload(open_attempt, upload)) for upload in uploads]
+    for use in (lambda: calls[0].accept(b""), calls[0].commit):
+        with pytest.raises(
+            Refused, match=r"^client 'a': not taken: a newer upload of the same client has replaced it$"
+        ):
+            use()
+    calls[1].commit()
+    assert open_attempt.attempt.answers == {"a": uploads[1]} and not open_attempt.attempt.failed
+
+
 class Holding:
     """An aggregator whose commits wait: a hook at the border of the lock."""
 
@@ -136,7 +150,7 @@ def test_a_second_stream_of_an_answer_waits_for_the_commit_of_the_first_and_no_l
     state, holding = FederationState(ignore_events), Holding(error)
     open_attempt = opened(state, ["a", "b", "c"], AttemptPolicy(0.2))
     open_attempt.aggregator = cast("Aggregator", holding)
-    upload = PendingUpload("key", MESSAGE, WireFormat.uncompressed(SPEC), "a", cast("StagedUpdate", Staged()))
+    upload = PendingUpload("key", ANSWER, WireFormat.uncompressed(SPEC), "a", cast("StagedUpdate", Staged()))
     state.begin_upload(open_attempt, upload)
     with ThreadPoolExecutor(4) as pool:
         first = pool.submit(state.commit, open_attempt, upload)
@@ -272,7 +286,7 @@ def events_per_second(count: int) -> float:
     waiter.start()
     for connection, stream, secret in sessions:
         assignment = cast("TaskAssignment", next(stream))
-        connection.upload(UploadRequest(secret, assignment.assignment_id, MESSAGE.to_bytes()), Outbox(EmptyPayload()))
+        connection.upload(UploadRequest(secret, assignment.assignment_id, ANSWER.to_bytes()), Outbox(EmptyPayload()))
         cast("Generator[object]", stream).close()
     waiter.join(100)
     assert len(open_attempt.attempt.answers) == count
