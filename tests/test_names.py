@@ -47,7 +47,7 @@ NAMES = """
     Gather Give Grant Kind Known Later Likeness Limits Logged Mailbox Metadata Mover Narrowed NoBest
     OddMetrics Offer OnDisk Order PieceRange PLAYBOOKS Playbook Ranges Recast ReusedModels Room RoundDone RoundRules
     Rounds Running Settings Shards SharedPieces Singles Totals TurnedAway Turns UploadStream Uploading WIRE_DTYPES
-    TaskRound OpenRound RoundPolicy RoundRegistry JoinMessage WelcomeMessage TaskMessage UpdateMessage
+    TaskRound OpenRound Release RoundPolicy RoundRegistry JoinMessage WelcomeMessage TaskMessage UpdateMessage
     start_round require_round rerun_lost parse_message check_message untimely_refusal is_given_up
     Widened WireDType Windows _Credit _Crowded doubts largest_kernel part_of_kernel settle settle_kernel
 """

@@ -145,7 +145,7 @@ class RunDirectory:
         return f"{rounds} rounds, {', '.join(models) or 'no model'}"
 
     def _archive(self) -> None:
-        """Move what the earlier run left into a directory beside this one, or within it where that cannot be.
+        """Move an earlier run's files to a directory beside this one, or inside it if none can be created there.
 
         Other files stay where they are.
         """

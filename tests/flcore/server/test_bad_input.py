@@ -123,9 +123,9 @@ def test_a_metric_that_is_none_costs_the_metric_and_not_the_weights(
     by_hand: "ByHand", name: str, value: str, why: str
 ) -> None:
     content = by_hand.content.to_bytes().replace(b'"metrics":{}', f'"metrics":{{"{name}":{value},"sound":2}}'.encode())
-    number = by_hand.next_assignment().assignment_id
+    assignment_id = by_hand.next_assignment().assignment_id
     by_hand.stage.connect().upload(
-        UploadRequest(by_hand.secret, number, content, by_hand.source.layout), Outbox(by_hand.source)
+        UploadRequest(by_hand.secret, assignment_id, content, by_hand.source.layout), Outbox(by_hand.source)
     )
     record = by_hand.stage.result().history[0]
     assert sorted(record.updates) == ["bad", "good-1", "good-2"] and record.updates["bad"].metrics == {"sound": 2}
@@ -264,20 +264,20 @@ def test_a_message_that_is_none(by_hand: ByHand) -> None:
 
 
 def test_a_refused_client_cannot_try_again_in_the_same_round(by_hand: ByHand) -> None:
-    number = by_hand.next_assignment().assignment_id
+    assignment_id = by_hand.next_assignment().assignment_id
     with pytest.raises(Refused):
-        by_hand.send(number, weight=-1.0)
+        by_hand.send(assignment_id, weight=-1.0)
     with pytest.raises(Refused, match=r"has failed in this attempt|closed without it"):
-        by_hand.send(number)
+        by_hand.send(assignment_id)
     reason(by_hand.stage.result())
 
 
 def test_unknown_assignments_are_refused_and_change_nothing(by_hand: ByHand) -> None:
-    number = by_hand.next_assignment().assignment_id
-    for other in (number + 1, 2**60):
+    assignment_id = by_hand.next_assignment().assignment_id
+    for other in (assignment_id + 1, 2**60):
         with pytest.raises(Refused, match="was not asked"):
             by_hand.send(other)
-    by_hand.send(number)
+    by_hand.send(assignment_id)
     outcome = by_hand.stage.result()
     assert sorted(outcome.history[0].updates) == ["bad", "good-1", "good-2"]
 
@@ -287,11 +287,11 @@ def test_the_same_answer_twice_counts_once(stage: Stage) -> None:
     twice = ByHand(stage, "twice")
 
     def good(model: Arrays, task: Task) -> Update:
-        number = twice.next_assignment().assignment_id
-        twice.send(number)
-        twice.send(number)
+        assignment_id = twice.next_assignment().assignment_id
+        twice.send(assignment_id)
+        twice.send(assignment_id)
         with pytest.raises(Refused, match="answer is in already"):
-            twice.send(number, weight=2.0)
+            twice.send(assignment_id, weight=2.0)
         return adding(1.0)(model, task)
 
     stage.client("good", good)
@@ -323,15 +323,15 @@ def test_late_and_stale_answers_are_told_apart(stage: Stage) -> None:
 
 
 def test_an_upload_is_resumed_by_the_answer_that_began_it_and_by_no_other(by_hand: ByHand) -> None:
-    number = by_hand.next_assignment().assignment_id
+    assignment_id = by_hand.next_assignment().assignment_id
 
     class Cut(Outbox):
         def piece(self, index: int) -> bytes:
             raise ConnectionError("the process died")
 
     with pytest.raises((TransportError, ConnectionError)):
-        by_hand.send(number, Cut(by_hand.source), upload_id="first", weight=2.0)
-    by_hand.send(number, upload_id="second")
+        by_hand.send(assignment_id, Cut(by_hand.source), upload_id="first", weight=2.0)
+    by_hand.send(assignment_id, upload_id="second")
     outcome = by_hand.stage.result()
     assert outcome.history[0].updates["bad"].weight == 1.0
 

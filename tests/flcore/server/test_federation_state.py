@@ -1,4 +1,4 @@
-"""The owner of the server's state among threads: forced interleavings, and ten thousand clients."""
+"""The federation's state among threads: forced interleavings, and ten thousand clients."""
 
 import random
 import sys
@@ -65,10 +65,10 @@ class Line:
         self.cuts.append(assignment_id)
 
 
-def opened(state: FederationState, clients: list[str], rules: AttemptPolicy) -> OpenAttempt:
+def opened(state: FederationState, clients: list[str], policy: AttemptPolicy) -> OpenAttempt:
     assignment_id = state.next_assignment_id()
     assignments = {client: TaskAssignment(assignment_id, b"", payload_id="") for client in clients}
-    attempt = TaskAttempt(assignment_id, clients, rules, state._clock())
+    attempt = TaskAttempt(assignment_id, clients, policy, state._clock())
     open_attempt = OpenAttempt("train", "metrics", attempt, assignments, None, None)
     state.open(open_attempt)
     return open_attempt
@@ -82,7 +82,7 @@ def answered(state: FederationState, open_attempt: OpenAttempt, client: str, key
     UploadCall(state, open_attempt, upload).commit()
 
 
-def test_two_rounds_may_be_open_at_once_and_each_client_owes_both() -> None:
+def test_two_attempts_may_be_open_at_once_and_each_client_owes_both() -> None:
     state = FederationState(ignore_events)
     first, second = (opened(state, ["a", "b"], AttemptPolicy(20.0)) for _ in range(2))
     line = Line()
@@ -98,7 +98,7 @@ def test_two_rounds_may_be_open_at_once_and_each_client_owes_both() -> None:
     assert list(first.attempt.answers) == ["a"] and sorted(second.attempt.answers) == ["a", "b"]
 
 
-def test_a_client_whose_round_ends_without_it_is_told_and_its_transfers_are_cut() -> None:
+def test_a_client_whose_attempt_ends_without_it_is_told_and_its_transfers_are_cut() -> None:
     state, line = FederationState(ignore_events), Line()
     state.client_connected("b", line)
     open_attempt = opened(state, ["a", "b"], AttemptPolicy(20.0, close_at=1))
@@ -145,8 +145,8 @@ class Staged:
 
 
 @pytest.mark.parametrize("error", [None, StagingError("the disk is full", client="a")], ids=["success", "failure"])
-def test_a_second_stream_of_an_answer_waits_for_the_commit_of_the_first_and_no_longer(error: Exception | None) -> None:
-    """Also the round waits for it, beyond its deadline; and other clients' events are not held up meanwhile."""
+def test_a_second_call_of_an_answer_waits_for_the_commit_of_the_first_and_no_longer(error: Exception | None) -> None:
+    """Also the attempt waits for it, beyond its deadline; and other clients' events are not held up meanwhile."""
     state, holding = FederationState(ignore_events), Holding(error)
     open_attempt = opened(state, ["a", "b", "c"], AttemptPolicy(0.2))
     open_attempt.aggregator = cast("Aggregator", holding)
@@ -176,7 +176,7 @@ def test_a_second_stream_of_an_answer_waits_for_the_commit_of_the_first_and_no_l
 
 
 def test_no_client_receives_a_withdrawal_before_its_assignment() -> None:
-    """A link that is slow to take the assignment, while another thread closes the round."""
+    """A link that is slow to take the assignment, while another thread closes the attempt."""
     state, line, assignment_comes = FederationState(ignore_events), Line(), threading.Event()
 
     class Slow(Line):
@@ -210,7 +210,9 @@ def test_a_server_that_stood_still_gives_everybody_their_time_again() -> None:
     state._changed.wait = wait  # type: ignore[method-assign]
     with pytest.raises(StopIteration):
         state.wait_until_closed(open_attempt, Staging())
-    assert "abandoned" in open_attempt.attempt.failed["a"], "and not lost: 63 s are 3 s to its client"
+    assert "abandoned" in open_attempt.attempt.failed["a"], (
+        "and not disconnected for too long: 63 s are 3 s to its client"
+    )
 
 
 @pytest.fixture
@@ -238,7 +240,7 @@ def act_at_random(state: FederationState, open_attempt: OpenAttempt, client: str
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.usefixtures("hasty_switches")
 def test_threads_that_switch_at_any_moment_lose_and_double_nothing(seed: int) -> None:
-    """Six threads answer, fail, read, come and go, in rounds that close under them."""
+    """Six threads answer, fail, read, come and go, in attempts that close under them."""
     seen: list[Event] = []
     state, stop = FederationState(seen.append), threading.Event()
     clients = [f"c{number}" for number in range(30)]
@@ -267,7 +269,7 @@ def test_threads_that_switch_at_any_moment_lose_and_double_nothing(seed: int) ->
 
 
 def events_per_second(count: int) -> float:
-    """Run one round of a federation of `count` clients over the in-process transport: joins, orders, answers, ends."""
+    """Run one attempt of a federation of `count` clients over the in-process transport: joins, assignments, answers, ends."""
     names = [f"c{number:05}" for number in range(count)]
     job = Job(parse_contract(CONTRACT | {"clients": count}, "here"), Path())
     federation = Federation(job, SPEC)
@@ -279,9 +281,9 @@ def events_per_second(count: int) -> float:
         stream = connection.session(Join(name, "1", join))
         welcome = cast("Welcome", next(stream))
         sessions.append((connection, stream, welcome.session))
-    message = TaskContent(task="survey", round=1, rounds=1, seed=0, hyperparameters={})
+    content = TaskContent(task="survey", round=1, rounds=1, seed=0, hyperparameters={})
     model = Model.of({"w": np.zeros(4, np.float32)})
-    open_attempt = federation.open_attempt(dict.fromkeys(names, message), model, AttemptPolicy(1000.0))
+    open_attempt = federation.open_attempt(dict.fromkeys(names, content), model, AttemptPolicy(1000.0))
     waiter = threading.Thread(target=lambda: federation.state.wait_until_closed(open_attempt, Staging()))
     waiter.start()
     for connection, stream, secret in sessions:

@@ -10,11 +10,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from flcore.server.task_attempt import Action, AttemptPolicy, Discard, Spill, TaskAttempt, Verdict, Withdraw
 
-RULES = AttemptPolicy(deadline_s=60.0, grace_s=5.0, stall_timeout_s=20.0)
+POLICY = AttemptPolicy(deadline_s=60.0, grace_s=5.0, stall_timeout_s=20.0)
 
 
-def opened(clients: str = "abc", rules: AttemptPolicy = RULES) -> TaskAttempt:
-    return TaskAttempt(7, list(clients), rules, now=100.0)
+def opened(clients: str = "abc", policy: AttemptPolicy = POLICY) -> TaskAttempt:
+    return TaskAttempt(7, list(clients), policy, now=100.0)
 
 
 def pending(attempt: TaskAttempt) -> list[str]:
@@ -54,7 +54,7 @@ def test_it_closes_at_its_deadline_and_says_who_is_missing() -> None:
 
 
 def test_it_closes_early_when_enough_are_in() -> None:
-    attempt = opened(rules=AttemptPolicy(60.0, close_at=2))
+    attempt = opened(policy=AttemptPolicy(60.0, close_at=2))
     answer(attempt, "c", 101)
     answer(attempt, "b", 102)
     assert attempt.is_closed and list(attempt.answers) == ["c", "b"]
@@ -80,7 +80,7 @@ def test_a_failed_client_cannot_answer_any_more() -> None:
     assert attempt.failed["a"] == "its update was refused"
 
 
-def test_a_lost_client_has_a_grace() -> None:
+def test_a_disconnected_client_has_a_grace_period() -> None:
     attempt = opened()
     attempt.disconnected("a", 110)
     attempt.disconnected("a", 112)
@@ -100,7 +100,7 @@ def test_an_upload_that_stops_goes_to_disk_and_then_its_client_has_failed() -> N
     attempt, upload = opened(), object()
     attempt.begin_upload("a", "key", upload, 100)
     attempt.tick(150)
-    assert pending(attempt) == ["a", "b", "c"], "it waits for its turn, as long as that takes"
+    assert pending(attempt) == ["a", "b", "c"], "it waits for a window, as long as that takes"
     attempt.memory_requested("a", upload, 150)
     attempt.memory_granted("a", upload, 151)
     attempt.piece_received("a", upload, 10, 152, is_last=False)
@@ -128,7 +128,7 @@ def test_an_upload_waits_for_memory_while_others_release_some() -> None:
     assert attempt.pop_actions() == [], "once"
 
 
-def test_another_answer_of_the_same_client_takes_the_place_of_the_first() -> None:
+def test_another_answer_of_the_same_client_replaces_the_first() -> None:
     attempt, first, second = opened(), object(), object()
     attempt.begin_upload("a", "first", first, 100)
     assert attempt.find_upload("a", "first") is first and attempt.find_upload("a", "second") is None
@@ -139,7 +139,7 @@ def test_another_answer_of_the_same_client_takes_the_place_of_the_first() -> Non
     assert attempt.begin_commit("a", second) is Verdict.ACCEPTED
 
 
-def test_a_round_waits_for_a_commit_that_has_begun() -> None:
+def test_an_attempt_waits_for_a_commit_that_has_begun() -> None:
     attempt, upload = opened("ab"), object()
     attempt.begin_upload("a", "key", upload, 100)
     assert attempt.begin_commit("a", upload) is Verdict.ACCEPTED
@@ -177,7 +177,7 @@ def test_time_in_which_the_server_stood_still_counts_for_nobody() -> None:
     assert opened().due_at == 160
 
 
-def test_a_round_without_clients_is_closed_and_counts_for_nothing() -> None:
+def test_an_attempt_without_clients_is_closed_and_counts_for_nothing() -> None:
     attempt = opened("")
     assert attempt.is_closed and not attempt.answers
 
@@ -248,8 +248,8 @@ class Histories(RuleBasedStateMachine):
 
     @initialize(close_at=st.none() | st.integers(1, 5), clients=st.lists(NAMES, unique=True, max_size=4))
     def open(self, close_at: int | None, clients: list[str]) -> None:
-        self.limits = AttemptPolicy(50.0, close_at, grace_s=3.0, stall_timeout_s=8.0, spill_after_s=2.0)
-        self.attempt = TaskAttempt(5, clients, self.limits, 0.0)
+        self.policy = AttemptPolicy(50.0, close_at, grace_s=3.0, stall_timeout_s=8.0, spill_after_s=2.0)
+        self.attempt = TaskAttempt(5, clients, self.policy, 0.0)
         self.now, self.deadline, self.memory_freed_at = 0.0, 50.0, -math.inf
         self.pending = {client: Plain() for client in clients}
         self.answers: list[str] = []
@@ -313,7 +313,7 @@ class Histories(RuleBasedStateMachine):
             self.pending[client].reading = None if is_last else self.now
 
     @rule(client=NAMES)
-    def wait_for_a_turn_to_read(self, client: str) -> None:
+    def wait_for_a_window_to_read(self, client: str) -> None:
         self.attempt.download_queued(client)
         if client in self.pending:
             self.pending[client].reading = None
@@ -392,7 +392,7 @@ class Histories(RuleBasedStateMachine):
         self.expected[Withdraw(client)] += 1
 
     def close_if_done(self) -> None:
-        enough = self.limits.close_at is not None and len(self.answers) >= self.limits.close_at
+        enough = self.policy.close_at is not None and len(self.answers) >= self.policy.close_at
         is_committing = any(plain.phase == "committing" for plain in self.pending.values())
         if not self.is_closed and not is_committing and (enough or not self.pending):
             for client in sorted(self.pending):
