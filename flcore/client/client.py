@@ -151,7 +151,7 @@ class Client:
             contract=self._job.contract.to_json(), code_digest=self._job.code_digest, version=__version__
         )
         join = Join(self._name, secrets.token_hex(8), content.to_bytes())
-        delay_s, reported = RETRY_S, ""
+        delay_s, last_problem = RETRY_S, ""
         while True:
             has_joined = False
             try:
@@ -169,15 +169,19 @@ class Client:
             except Exception as error:  # noqa: BLE001 - without this, the working thread would wait for ever
                 self._queue.put(TransportError(f"the session broke: {type(error).__name__}: {error}"))
                 break
-            why = "the connection is lost; joining again as soon as the server is there" if has_joined else str(end)
-            if why != reported and not (self._queue.has_ended or self._stopping.is_set()):
-                self._notify(f"{self._name}: {why}" if has_joined else f"{self._name}: {why}; trying again")
-            reported = "" if has_joined else why
+            if has_joined:
+                problem = "the connection is lost; joining again as soon as the server is there"
+            else:
+                problem = f"{end}; trying again"
+            # A server that stays away is reported once, and not each time that joining fails.
+            if problem != last_problem and not (self._queue.has_ended or self._stopping.is_set()):
+                self._notify(f"{self._name}: {problem}")
+            last_problem = "" if has_joined else problem
             if self._queue.has_ended or self._stopping.wait(delay_s):
                 self._queue.put(end)
                 break
             delay_s = min(2 * delay_s, MAX_RETRY_S)
-        # The working thread may wait in a call that would never return now.
+        # The working thread may be in a call that would never return now: closing ends it.
         self._connection.close()
 
     def _run_assignment(self, welcome: Welcome, assignment: TaskAssignment) -> None:

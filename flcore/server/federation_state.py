@@ -10,7 +10,6 @@ timers meanwhile.
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -31,6 +30,7 @@ from flcore.server.events import (
 )
 from flcore.server.history import Participation
 from flcore.server.open_attempt import OpenAttempt
+from flcore.server.outgoing_messages import OutgoingMessages
 from flcore.server.task_attempt import Discard, Spill, Verdict, Withdraw
 from flcore.server.timers import NEVER
 from flcore.server.uploads import LOWER_LEVEL_ERRORS, PendingUpload, as_refused, refused_untimely
@@ -46,9 +46,10 @@ MAX_REASON_CHARACTERS = 2_000
 
 
 class FederationState:
-    """The connected clients and all open attempts; also the last closed one, whose late answers get the right refusal.
+    """The connected clients and all open attempts. Closed ones stay until the next opens: late answers are told so.
 
-    Order of locks: `PendingUpload.lock`, then the lock of this object. No other lock is taken while it is held.
+    Order of locks: `PendingUpload.lock`, then the lock of this object, then that of `OutgoingMessages`. No other lock
+    is taken while it is held.
 
     Args:
         observe: Receives the events of the run. Called without the lock.
@@ -63,8 +64,7 @@ class FederationState:
         self._attempts: dict[int, OpenAttempt] = {}
         self._last_assignment_id = 0
         self._stop_reason = ""
-        self._outgoing: deque[Callable[[], None]] = deque()
-        self._is_sending = False
+        self._outgoing = OutgoingMessages()
         self._spiller = BackgroundThread()
 
     # Called by the controller's thread.
@@ -135,7 +135,7 @@ class FederationState:
                     self._outgoing.append(partial(self._links[client].send, open_attempt.assignments[client]))
                 else:
                     attempt.disconnected(client, self._clock())
-        self._flush_outgoing()
+        self._outgoing.flush()
 
     def wait_until_closed(self, open_attempt: OpenAttempt, staging: Staging) -> None:
         """Wait until an attempt has closed, and run its timers until then. An exception closes it."""
@@ -194,7 +194,7 @@ class FederationState:
                     self._outgoing.append(partial(link.send, open_attempt.assignments[client]))
             connected = len(self._links)
             self._changed.notify_all()
-        self._flush_outgoing()
+        self._outgoing.flush()
         self._observe(ClientJoined(client, connected))
 
     def client_disconnected(self, client: str) -> None:
@@ -368,7 +368,7 @@ class FederationState:
                     self._spiller.submit(partial(self._spill, open_attempt, action))
                 elif isinstance(action, Discard):
                     action.upload.discard()
-            self._flush_outgoing()
+            self._outgoing.flush()
 
     def _withdraw_assignment(self, open_attempt: OpenAttempt, client: str) -> None:
         link = open_attempt.links.get(client)
@@ -383,16 +383,3 @@ class FederationState:
             action.upload.staged.spill()
         except StagingError as error:
             self.fail(open_attempt, action.client, str(error), upload=action.upload, is_at_fault=False)
-
-    def _flush_outgoing(self) -> None:
-        """Send the queued messages in order, without the lock. One thread at a time sends, also those of the others."""
-        while True:
-            with self._changed:
-                if self._is_sending or not self._outgoing:
-                    return
-                self._is_sending, send = True, self._outgoing.popleft()
-            try:
-                send()
-            finally:
-                with self._changed:
-                    self._is_sending = False

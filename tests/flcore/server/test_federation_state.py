@@ -269,7 +269,7 @@ def test_threads_that_switch_at_any_moment_lose_and_double_nothing(seed: int) ->
 
 
 def events_per_second(count: int) -> float:
-    """Run one attempt of a federation of `count` clients over the in-process transport: joins, assignments, answers, ends."""
+    """Run one attempt at `count` clients over the in-process transport: joins, assignments, answers, ends."""
     names = [f"c{number:05}" for number in range(count)]
     job = Job(parse_contract(CONTRACT | {"clients": count}, "here"), Path())
     federation = Federation(job, SPEC)
