@@ -49,7 +49,7 @@ NAMES = """
     Rounds Running Settings Shards SharedPieces Singles Totals TurnedAway Turns UploadStream Uploading WIRE_DTYPES
     TaskRound OpenRound Release RoundPolicy RoundRegistry JoinMessage WelcomeMessage TaskMessage UpdateMessage
     start_round require_round rerun_lost parse_message check_message untimely_refusal is_given_up
-    Widened WireDType Windows _Credit _Crowded doubts largest_kernel part_of_kernel settle settle_kernel
+    PiecePlan Widened WireDType Windows _Credit _Crowded doubts largest_kernel part_of_kernel settle settle_kernel
 """
 OLD_MODULES, OLD_NAMES = MODULES.split(), set(NAMES.split())
 

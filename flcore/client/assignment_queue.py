@@ -45,7 +45,7 @@ class AssignmentQueue:
         with self._changed:
             match message:
                 case Welcome():
-                    if self._welcome is not None and self._welcome.session != message.session:
+                    if self._welcome is not None and self._welcome.session_secret != message.session_secret:
                         self._is_withdrawn = True  # no effect if there is no current assignment
                     self._welcome = message
                     self._assignments.clear()

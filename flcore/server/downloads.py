@@ -44,7 +44,9 @@ class ModelDownload(Outbox):
         return piece
 
     def _report_sent(self, piece: bytes, index: int) -> None:
-        self._state.piece_sent(self._open_attempt, self._client, len(piece), is_last=index == len(self.plan) - 1)
+        self._state.piece_sent(
+            self._open_attempt, self._client, len(piece), is_last=index == len(self.piece_ranges) - 1
+        )
 
 
 class _AttemptModel:

@@ -145,7 +145,7 @@ class PendingUpload:
         try:
             self.inbox.accept(piece)
         except (PieceError, ProtocolMismatch) as error:
-            expected = self.inbox.plan[min(self.inbox.received, len(self.inbox.plan) - 1)]
+            expected = self.inbox.piece_ranges[min(self.inbox.received, len(self.inbox.piece_ranges) - 1)]
             tensor, _ = self._spec.segments[expected.segment].locate(expected.first)
             raise CorruptUpdate(str(error), client=self.client, tensor=tensor.name) from error
         self.received_bytes += len(piece)
@@ -173,7 +173,7 @@ class UploadCall:
     @property
     def expected(self) -> int:
         """The number of all pieces of the upload."""
-        return len(self._upload.inbox.plan)
+        return len(self._upload.inbox.piece_ranges)
 
     def begin(self) -> "Future[None]":
         """Request memory, as the call has a window now. The future is done once the first piece may come."""
