@@ -12,7 +12,7 @@ from tests.flcore.conftest import START, Stage, adding
 
 
 def test_the_best_model_is_a_link_to_the_last_one_until_that_is_replaced(tmp_path: Path) -> None:
-    with RunDirectory(tmp_path / "out", job="t", fingerprint="0") as directory:
+    with RunDirectory(tmp_path / "out", job="t", contract_fingerprint="0") as directory:
         keep_four_models(Results(directory, "accuracy:max"), tmp_path)
 
 
@@ -20,7 +20,7 @@ def keep_four_models(results: Results, tmp_path: Path) -> None:
     last, best = tmp_path / "out/model.safetensors", tmp_path / "out/best.safetensors"
     for value, accuracy, best_value in [(1, 0.5, 1), (2, 0.9, 2), (3, 0.7, 2), (4, 0.95, 4)]:
         model = Model.of({"w": np.full(3, value)})
-        assert results.keep(model, {"accuracy": accuracy}) == (value == best_value)
+        assert results.publish(model, {"accuracy": accuracy}) == (value == best_value)
         assert load(last)["w"].tolist() == [value] * 3 and load(best)["w"].tolist() == [best_value] * 3
         assert last.samefile(best) == (value == best_value)
     models = sorted(path.name for path in last.parent.glob("*.safetensors*"))
