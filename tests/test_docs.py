@@ -44,7 +44,7 @@ CHECKED = {
     "nvflare.md": "tests/flcore/adapters/test_nvflare_run.py",
     "other-frameworks.md": "tests/flcore/adapters/test_other_frameworks.py",
     "quickstart.md": HERE,
-    "real-machines.md": "commands and tables are parsed",
+    "real-machines.md": "tests/flcore/test_tls_processes.py",
     "rules.md": RUN,
     "tables.md": "tests/test_tables_doc.py",
     "your-job.md": HERE,
