@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from flcore_transport import grpc_channel, grpc_client, grpc_server
+from flcore_transport import framing, grpc_channel, grpc_client, grpc_server
 
 ROWS = re.findall(
     r"^\| [^|]+ \| ([^|]+) \| `([\w.]+)\.(\w+)` \|",
@@ -37,7 +37,7 @@ def test_the_table_has_all_limits_of_the_server() -> None:
 
 def test_grpc_is_told_the_limits() -> None:
     both = {
-        "grpc.max_receive_message_length": grpc_channel.MAX_PIECE_BYTES,
+        "grpc.max_receive_message_length": framing.MAX_PIECE_BYTES,
         "grpc.max_concurrent_streams": grpc_channel.MAX_STREAMS,
         "grpc.max_metadata_size": grpc_channel.MAX_METADATA_BYTES,
         "grpc.absolute_max_metadata_size": grpc_channel.MAX_METADATA_BYTES,

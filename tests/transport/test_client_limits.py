@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from flcore_transport import Join, Refused, client_limits
+from flcore_transport import Join, Refused, Welcome, client_limits
 from flcore_transport.client_limits import ClientLimits, RateLimit
 from flcore_transport.errors import TransportError
 from flcore_transport.grpc_channel import TOO_MANY_CALLS
@@ -83,5 +83,5 @@ def test_a_client_has_so_many_calls_and_no_more(site: Site, monkeypatch: pytest.
     with pytest.raises(TransportError, match=TOO_MANY_CALLS):
         site.connect(alice).report(Failure(secret, 1, "x"))
     bob = site.connect(site.authority.issue("bob")).session(Join("bob", "1"))
-    assert next(bob)
+    assert isinstance(next(bob), Welcome)
     site.sessions.append(bob)
