@@ -27,7 +27,7 @@ def test_the_table_has_all_limits_of_the_server() -> None:
     named = {f"{module}.{name}" for _, module, name in ROWS}
     assert len(ROWS) == len(named) >= 29
     pattern = re.compile(r"(MAX|MIN)_\w+|\w+_(TIMEOUT|INTERVAL)_M?S|\w+_BURST|\w+_PER_S")
-    for module in ("grpc_channel", "grpc_server", "grpc_joins", "client_limits", "control", "endpoint"):
+    for module in ("grpc_channel", "grpc_server", "grpc_joins", "grpc_workers", "client_limits", "control", "endpoint"):
         home = importlib.import_module(f"flcore_transport.{module}")
         lines = Path(str(home.__file__)).read_text()
         for name in re.findall(r"^([A-Z][A-Z_]+) = ", lines, re.MULTILINE):

@@ -5,18 +5,20 @@ Each attack is `COUNT` large, goes to loopback only, and ends after `SECONDS`. K
 gRPC's own client would not send them.
 """
 
+import base64
 import json
 import resource
 import socket
 import ssl
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from flcore_transport import Join, split_address
+from flcore_transport import FromServer, GrpcConnection, Join, TlsKeys, Welcome, split_address
 from flcore_transport.control import encode_message
+from flcore_transport.grpc_channel import SERVICE, SESSION_METADATA, join_address
 
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 6, 8, 9
 END_STREAM, END_HEADERS = 1, 4
@@ -32,16 +34,20 @@ def field(name: bytes, value: bytes) -> bytes:
     return b"\x00" + bytes([len(name)]) + name + bytes([len(value)]) + value
 
 
-CALL = b"".join(
-    [
-        field(b":method", b"POST"),
-        field(b":scheme", b"https"),
-        field(b":path", b"/flcore.transport.v1.Transport/Session"),
-        field(b":authority", b"localhost"),
-        field(b"content-type", b"application/grpc"),
-        field(b"te", b"trailers"),
-    ]
-)
+def headers(method: str) -> bytes:
+    return b"".join(
+        [
+            field(b":method", b"POST"),
+            field(b":scheme", b"https"),
+            field(b":path", f"/{SERVICE}/{method}".encode()),
+            field(b":authority", b"localhost"),
+            field(b"content-type", b"application/grpc"),
+            field(b"te", b"trailers"),
+        ]
+    )
+
+
+CALL = headers("Session")
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(SETTINGS, 0, 0)
 WIDE = frame(WINDOW_UPDATE, 0, 0, (MAX_WINDOW - 65_535).to_bytes(4, "big"))
 """Lets the server send what it likes, so that only its own limits stop it."""
@@ -55,6 +61,9 @@ class Attack:
         self._context = ssl.create_default_context(cafile=str(keys / "ca.pem"))
         self._context.load_cert_chain(keys / "client.pem")
         self._context.set_alpn_protocols(["h2"])
+        pair = (keys / "client.pem").read_bytes()
+        self.keys = TlsKeys(pair, pair, (keys / "ca.pem").read_bytes())
+        self.session: Iterator[FromServer] = iter(())
         self.held: list[socket.socket] = []
         self.did = {"opened": 0, "sent": 0, "sent_bytes": 0, "refused": 0, "closed_by_server": 0}
 
@@ -171,15 +180,27 @@ def announced_4_gb(attack: Attack) -> None:
 
 def unfinished_joins(attack: Attack) -> None:
     """Joins of the largest message, which stop short of their last bytes; sixteen on each connection."""
-    first = (4 << 20).to_bytes(4, "big")
-    rest = frame(DATA, 0, 0, bytes(16_384))[9:]
+    _unfinished(attack, CALL)
+
+
+def unfinished_uploads(attack: Attack) -> None:
+    """Upload requests of the largest message, with a session's secret, which stop short of their last bytes."""
+    attack.session = GrpcConnection(join_address(*attack.address), keys=attack.keys).session(Join("mallory", "1"))
+    welcome = next(attack.session)
+    assert isinstance(welcome, Welcome)
+    secret = base64.b64encode(welcome.session_secret.encode())
+    _unfinished(attack, headers("Upload") + field(SESSION_METADATA.encode(), secret))
+
+
+def _unfinished(attack: Attack, call: bytes) -> None:
+    start = b"\x00" + (4 << 20).to_bytes(4, "big")
     for _ in range(attack.count // 16):
         connected = attack.http2()
         for stream in range(1, 33, 2):
-            attack.send(connected, frame(HEADERS, END_HEADERS, stream, CALL) + frame(DATA, 0, stream, b"\x00" + first))
-        for _ in range(200):
+            attack.send(connected, frame(HEADERS, END_HEADERS, stream, call) + frame(DATA, 0, stream, start))
+        for _ in range(250):
             for stream in range(1, 33, 2):
-                if attack.is_over or not attack.send(connected, frame(DATA, 0, stream, rest)):
+                if attack.is_over or not attack.send(connected, frame(DATA, 0, stream, bytes(16_384))):
                     break
 
 
@@ -207,6 +228,7 @@ ATTACKS: dict[str, Callable[[Attack], None]] = {
         many_streams,
         announced_4_gb,
         unfinished_joins,
+        unfinished_uploads,
         join_flood,
     )
 }

@@ -1,13 +1,15 @@
 """Limits per client: rates with a clock by hand, and a server over TLS that keeps them."""
 
+import threading
 import time
 from collections.abc import Iterator
 
+import grpc
 import pytest
-from flcore_transport import Join, Refused, Welcome, client_limits
+from flcore_transport import Join, Refused, Welcome, client_limits, grpc_workers
 from flcore_transport.client_limits import ClientLimits, RateLimit
 from flcore_transport.errors import TransportError
-from flcore_transport.grpc_channel import TOO_MANY_CALLS
+from flcore_transport.grpc_channel import SERVICE, SESSION_METADATA, TOO_MANY_CALLS
 from flcore_transport.messages import Failure
 
 from tests.transport.test_grpc_tls import Site
@@ -85,3 +87,23 @@ def test_a_client_has_so_many_calls_and_no_more(site: Site, monkeypatch: pytest.
     bob = site.connect(site.authority.issue("bob")).session(Join("bob", "1"))
     assert isinstance(next(bob), Welcome)
     site.sessions.append(bob)
+
+
+def test_a_request_that_does_not_come_ends_its_call(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grpc_workers, "REQUEST_TIMEOUT_S", 0.1)
+    alice = site.authority.issue("alice")
+    secret = site.join(alice, "alice")
+    is_over = threading.Event()
+
+    def nothing() -> Iterator[bytes]:
+        is_over.wait(10)
+        yield from ()
+
+    connection = site.connect(alice)
+    for method in ("Upload", "Download", "Report"):
+        open_call: grpc.StreamStreamMultiCallable[bytes, bytes] = connection._control.stream_stream(
+            f"/{SERVICE}/{method}"
+        )
+        with pytest.raises(grpc.RpcError, match="no request came in time"):
+            list(open_call(nothing(), metadata=((SESSION_METADATA, secret.encode()),)))
+    is_over.set()

@@ -1,14 +1,12 @@
 """Hostile peers over TLS: an honest client goes on, and the server's memory stays within a bound.
 
-The bound is the memory of the idle server and of the honest client's own transfers, measured before the attack, and:
+The bound is the peak of the server before the attack, with the honest client's own transfers, and:
 
-- for each connection that is open, `CONNECTION_BYTES`: gRPC's and BoringSSL's buffers, and one frame of 16 KiB;
-- for each of a connection's `MAX_STREAMS` calls that the server has begun, `CALL_BYTES`: gRPC's and Python's objects;
+- for each connection at a time, `CONNECTION_BYTES`: buffers of gRPC, BoringSSL and one frame of 16 KiB;
+- for each call at a time, `CALL_BYTES`: objects of gRPC and Python; a connection has `MAX_STREAMS`;
+- for each unfinished message of a client's `MAX_CALLS_PER_CLIENT` calls, the largest message;
 - `UNAUTHENTICATED_BYTES` for joins that are being read (docs/memory.md);
 - `SLACK_BYTES` for the allocator.
-
-What a call has sent before its end is known is bounded by HTTP/2's window alone, which is why a few clients may exceed
-this with messages that they do not finish (`unfinished_joins`, docs/memory.md).
 """
 
 import json
@@ -23,6 +21,8 @@ from typing import NamedTuple
 
 import pytest
 from flcore_transport import UNAUTHENTICATED_BYTES, DownloadRequest, GrpcConnection, Join, TlsKeys, Welcome
+from flcore_transport.client_limits import MAX_CALLS_PER_CLIENT
+from flcore_transport.framing import MAX_PIECE_BYTES
 from flcore_transport.grpc_channel import MAX_STREAMS
 
 from tests.transport.certificates import SERVER, TestAuthority
@@ -31,27 +31,29 @@ CONNECTION_BYTES, CALL_BYTES, SLACK_BYTES = 96 << 10, 32 << 10, 24 << 20
 
 
 class Load(NamedTuple):
-    """An attack: how many in the small form and in the full one, connections at a time, and bytes besides.
+    """An attack: how many in the small form and in the full one, and what the server holds for it at a time.
 
-    `extra_bytes` is what unfinished messages add: the windows of the calls that the attack can have at a time.
+    Connections are counted by the attack; `connections` is the most that are open at a time.
     """
 
     attack: str
     small: int
     full: int
     connections: int
-    extra_bytes: int = 0
+    calls: int = 0
+    messages: int = 0
 
 
 LOADS = [
     Load("idle_handshakes", 100, 1_000, 1_000),
     Load("half_sent_headers", 40, 200, 200),
     Load("ping_flood", 20_000, 1_000_000, 20),
-    Load("rapid_resets", 2_000, 100_000, 20),
-    Load("many_streams", 1_000, 10_000, 20),
-    Load("announced_4_gb", 160, 1_600, 100),
-    Load("unfinished_joins", 64, 320, 20, 20 * MAX_STREAMS * (4 << 20)),
-    Load("join_flood", 500, 20_000, 50),
+    Load("rapid_resets", 2_000, 100_000, 20, calls=MAX_STREAMS),
+    Load("many_streams", 1_000, 10_000, 20, calls=MAX_STREAMS),
+    Load("announced_4_gb", 160, 1_600, 100, calls=MAX_STREAMS),
+    Load("unfinished_joins", 64, 320, 20, calls=MAX_STREAMS, messages=MAX_CALLS_PER_CLIENT),
+    Load("unfinished_uploads", 64, 320, 20, calls=MAX_STREAMS, messages=MAX_CALLS_PER_CLIENT),
+    Load("join_flood", 500, 20_000, 50, calls=MAX_STREAMS),
 ]
 
 
@@ -142,10 +144,11 @@ def attacked(target: Target, load: Load, count: int, seconds: float, least: int)
         during = target.seconds_of_downloads(secret, attack, least)
         did = json.loads(attack.communicate(timeout=60)[0])
     connections = min(did["opened"], load.connections)
-    bound = idle + connections * (CONNECTION_BYTES + MAX_STREAMS * CALL_BYTES) + SLACK_BYTES + UNAUTHENTICATED_BYTES
+    bound = idle + connections * (CONNECTION_BYTES + load.calls * CALL_BYTES) + load.messages * MAX_PIECE_BYTES
+    bound += UNAUTHENTICATED_BYTES + SLACK_BYTES
     peak = target.resident_bytes("VmHWM")
     assert target.join() is not None, "the server takes new sessions"
-    return Outcome(load, did, before, during, idle, peak, bound + load.extra_bytes)
+    return Outcome(load, did, before, during, idle, peak, bound)
 
 
 @pytest.mark.serial

@@ -6,9 +6,9 @@ name would let one client shut out another.
 
 from collections import Counter, OrderedDict
 
-MAX_CALLS_PER_CLIENT = 32
+MAX_CALLS_PER_CLIENT = 16
 """The most calls of one client at a time, over all of its connections. A client needs one session, an upload and a
-download, and for a moment the calls that these supersede."""
+download, and for a moment the calls that these supersede. gRPC holds up to 4 MiB of each one's unfinished message."""
 
 JOIN_BURST = 10
 """The joins that a client may make at once."""

@@ -39,7 +39,7 @@ from flcore_transport.grpc_flow_control import TransferScheduler
 from flcore_transport.grpc_joins import JoinQueue
 from flcore_transport.grpc_tls import peer_certificate, server_credentials
 from flcore_transport.grpc_transfers import TransferHandlers
-from flcore_transport.grpc_workers import CallAborter, Context, WorkerPool, read_message
+from flcore_transport.grpc_workers import CallAborter, Context, WorkerPool
 from flcore_transport.identity import Identity, ServerTls
 from flcore_transport.messages import Failure, FromServer, Goodbye
 from flcore_transport.pieces import PIECE_BODY_BYTES
@@ -305,7 +305,7 @@ class GrpcServer:
 
     async def _report(self, context: Context, identity: Identity | None) -> None:
         failure = await self._workers.run_or_refuse(
-            context, decode_message, Failure, await read_message(context) or b""
+            context, decode_message, Failure, await self._workers.read_request(context)
         )
         receipt = await self._workers.run_or_refuse(context, self._endpoint.report, failure, identity)
         await context.write(encode_message(receipt))

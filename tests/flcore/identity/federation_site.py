@@ -24,6 +24,7 @@ from flcore_transport import (
     grpc_joins,
     grpc_server,
     grpc_transfers,
+    grpc_workers,
     split_address,
 )
 from flcore_transport.grpc_channel import SERVICE
@@ -231,7 +232,7 @@ def counted(patch: pytest.MonkeyPatch) -> Counts:
         counts.refusals.append(refused)
         await refuse(self, context, refused)
 
-    for module in (grpc_joins, grpc_server, grpc_transfers):
+    for module in (grpc_joins, grpc_transfers, grpc_workers):
         patch.setattr(module, "read_message", read)
     patch.setattr(CallAborter, "refuse", record)
     patch.setattr(grpc_server, "CERTIFICATE_CHECK_INTERVAL_S", CHECK_INTERVAL_S)
