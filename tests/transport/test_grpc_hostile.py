@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from flcore_transport import UNAUTHENTICATED_BYTES, DownloadRequest, GrpcConnection, Join, TlsKeys, Welcome
+from flcore_transport import UNAUTHENTICATED_BYTES, DownloadRequest, FromServer, GrpcConnection, Join, TlsKeys, Welcome
 from flcore_transport.client_limits import MAX_CALLS_PER_CLIENT
 from flcore_transport.framing import MAX_PIECE_BYTES
 from flcore_transport.grpc_channel import MAX_STREAMS
@@ -65,7 +65,7 @@ class Target:
     address: str
     process: "subprocess.Popen[str]"
     honest: TlsKeys
-    sessions: list[object] = field(default_factory=list)
+    sessions: list[tuple[GrpcConnection, Iterator[FromServer]]] = field(default_factory=list)
 
     def resident_bytes(self, name: str = "VmRSS") -> int:
         lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
@@ -78,8 +78,9 @@ class Target:
         return GrpcConnection(self.address, keys=self.honest)
 
     def join(self) -> str:
-        session = self.connect().session(Join("honest", "1"))
-        self.sessions.append(session)
+        connection = self.connect()
+        session = connection.session(Join("honest", "1"))
+        self.sessions.append((connection, session))
         welcome = next(session)
         assert isinstance(welcome, Welcome)
         return welcome.session_secret
@@ -103,7 +104,10 @@ def target(tmp_path: Path) -> Iterator[Target]:
     command = [sys.executable, "-m", "tests.transport.hostile_server", str(tmp_path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin and process.stdout
-        yield Target(tmp_path, process.stdout.readline().strip(), process, authority.issue("honest"))
+        made = Target(tmp_path, process.stdout.readline().strip(), process, authority.issue("honest"))
+        yield made
+        for connection, _ in made.sessions:
+            connection.close()
         process.stdin.close()
         assert process.wait(20) == 0
 
@@ -154,7 +158,7 @@ def attacked(target: Target, load: Load, count: int, seconds: float, least: int)
 @pytest.mark.serial
 @pytest.mark.parametrize("load", LOADS, ids=[load.attack for load in LOADS])
 def test_an_honest_client_goes_on(target: Target, load: Load) -> None:
-    outcome = attacked(target, load, load.small, seconds=1.0, least=5)
+    outcome = attacked(target, load, load.small, seconds=0.7, least=3)
     print(outcome.line)
     assert outcome.did["opened"] > 0
     assert outcome.peak_bytes <= outcome.bound_bytes, outcome.line

@@ -9,6 +9,7 @@ from cryptography import x509
 from flcore_transport import GrpcServer, Join, PeerCertificate, TlsKeys
 
 from flcore.identity.certificate import utc_now
+from flcore.identity.credentials import ServerCertificates
 from flcore.identity.names import Role
 from tests.flcore.identity.certificates import SERVER_AUTH, uri
 from tests.flcore.identity.federation_site import FederationSite
@@ -20,7 +21,13 @@ Prepare = Callable[[FederationSite], Attempt]
 
 def presents(make: Callable[[FederationSite], TlsKeys | Signer], name: str = "alice") -> Prepare:
     """Join under a name with a certificate."""
-    return lambda site: partial(site.join, make(site), name)
+
+    def prepare(site: FederationSite) -> Attempt:
+        keys = make(site)
+        site.require_sound_pair(keys)
+        return partial(site.join, keys, name)
+
+    return prepare
 
 
 def own(*names: str, **how: object) -> Prepare:
@@ -76,8 +83,8 @@ def issued_as(role: Role) -> Callable[[FederationSite], TlsKeys]:
 
 
 def server_pair(site: FederationSite) -> TlsKeys:
-    pem = (site.directory / "server.pem").read_bytes()
-    return TlsKeys(pem, pem, site.home.pem)
+    certificates = ServerCertificates.load(site.directory)
+    return TlsKeys(certificates.key_pem, certificates.chain_pem, site.home.pem)
 
 
 class FixedKeys:

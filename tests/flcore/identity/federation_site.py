@@ -137,6 +137,11 @@ class FederationSite:
         assert isinstance(welcome, Welcome)
         return welcome.session_secret
 
+    def require_sound_pair(self, keys: TlsKeys | Signer) -> None:
+        """Raise `ssl.SSLError` if a client could not present a certificate, so that its own end would fail."""
+        held = keys.keys if isinstance(keys, Signer) else keys
+        ssl.create_default_context().load_cert_chain(private_pair(self.folder, held))
+
     def member(self) -> tuple[str, TlsKeys, str]:
         """Return name, keys and session secret of a new client that has joined."""
         name = self.fresh_name()
