@@ -1,4 +1,7 @@
-"""Mutual TLS with real processes: from nothing to a federation, through a proxy, and out of it again."""
+"""Mutual TLS with real processes: from nothing to a federation, through a proxy, and out of it again.
+
+The commands of README.md and docs/real-machines.md are run here as they are printed, with another host and port.
+"""
 
 import shutil
 import subprocess
@@ -12,8 +15,11 @@ import pytest
 from flcore import load
 from tests.flcore.network import network_to
 from tests.flcore.processes import free_port, read_until, started, write_small_job
+from tests.test_readme import blocks, commands
 
+ROOT = Path(__file__).parents[2]
 ROUNDS = 8
+CLIENTS = ('"one", "two", "three"', '"north", "south"')
 
 
 @pytest.fixture
@@ -44,8 +50,13 @@ def site(operator: Path, name: str, port: int) -> Path:
     """Return another directory, of a client: its unpacked kit, and the job."""
     issued = flcore(operator, "certs", "issue", name, "--server", f"localhost:{port}")
     assert issued.returncode == 0, issued.stderr
+    return unpacked(operator, "small", name)
+
+
+def unpacked(operator: Path, job: str, name: str) -> Path:
+    """Return a client's directory, with the job and the client's kit, unpacked."""
     folder = operator.parent / f"site-{name}"
-    shutil.copytree(operator / "small", folder / "small")
+    shutil.copytree(operator / job, folder / job)
     with zipfile.ZipFile(operator / f"certs/kits/{name}.zip") as kit:
         kit.extractall(folder)
     for key in folder.glob("*/*.key"):
@@ -59,6 +70,36 @@ def serve(port: int, *options: str) -> tuple[str, ...]:
 
 def join(name: str, *options: str) -> tuple[str, ...]:
     return ("-m", "flcore", "client", "small", "--kit", name, *options)
+
+
+@pytest.mark.serial
+@pytest.mark.parametrize("page", ["README.md", "docs/real-machines.md"])
+def test_from_nothing_to_a_federation_as_printed(tmp_path: Path, page: str) -> None:
+    """The operator's three commands, and the two of each site, whose kit lies in another directory."""
+    (operators,) = [script for script in blocks("sh", (ROOT / page).read_text()) if "flcore certs init" in script]
+    (sites,) = [script for script in blocks("sh", (ROOT / page).read_text()) if "unzip north.zip" in script]
+    port = free_port()
+    init, issue, server = [command[1:] for command in commands(operators.replace("fl.example.org", "localhost"))]
+    unzip, client = commands(sites)
+    assert unzip == ["unzip", "north.zip"]
+    operator = tmp_path / "operator"
+    operator.mkdir()
+    write_small_job(operator)
+    (operator / "small").rename(operator / "myjob")
+    contract = operator / "myjob/job.toml"
+    contract.write_text(contract.read_text().replace("rounds = 100000", "rounds = 2").replace(*CLIENTS))
+    for command in (init, [*issue, "--server", f"localhost:{port}"]):
+        assert flcore(operator, *command).returncode == 0
+    with started("-m", "flcore", *server, "--port", str(port), cwd=operator) as serving:
+        read_until(serving, "the first round begins")
+        north, south = (unpacked(operator, "myjob", name) for name in ("north", "south"))
+        southern = [word.replace("north", "south") for word in client[1:]]
+        with (
+            started("-m", "flcore", *client[1:], cwd=north) as first,
+            started("-m", "flcore", *southern, cwd=south) as second,
+        ):
+            assert serving.wait(60) == 0
+            assert first.wait(20) == second.wait(20) == 0
 
 
 @pytest.mark.serial

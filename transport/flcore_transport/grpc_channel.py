@@ -40,7 +40,7 @@ OPTIONS: list[tuple[str, int]] = [
     # The bandwidth probe grows a stream's HTTP/2 window to tens of megabytes, which would defeat our memory bound. The
     # fixed window below holds as much as `FlowControl` ever grants one transfer.
     ("grpc.http2.bdp_probe", 0),
-    # An unauthenticated call can send as much before it is ended (docs/memory.md). A window of 64 KiB would cut a
+    # An unauthenticated call can send as much before it is ended (docs/security.md). A window of 64 KiB would cut a
     # distant client's rate to a sixth, since a piece would take two round trips. With the probe starting at 64 KiB,
     # sixty unauthenticated calls held as much memory as with this window.
     ("grpc.http2.lookahead_bytes", WINDOW_PIECES * PIECE_BODY_BYTES),

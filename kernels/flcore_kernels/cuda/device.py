@@ -114,7 +114,7 @@ class CupyDevice:
                 f"CUDA version ({INSTALL}); backend='cpu' works anywhere"
             ) from None
         if number >= count:
-            raise BackendUnavailable(f"expected a CUDA device from 0 to {count - 1}, got {number}")
+            raise BackendUnavailable(f"there is no CUDA device {number}; this machine has {count}, counted from 0")
         self.number, self._device = number, cupy.cuda.Device(number)
         told = cupy.cuda.runtime.getDeviceProperties(number)
         self.name = told["name"].decode()
