@@ -55,7 +55,7 @@ test-large: $(VENV)/.dev  ## Run the test that needs 11 GB of memory.
 test-torch: $(VENV)/.torch  ## Run the tests that need PyTorch.
 	$(BIN)/pytest -m torch
 
-stress: $(VENV)/.dev  ## A hundred thousand histories of a round and of transfers; large servers held to their memory bounds (an hour, 10 GB of disk).
+stress: $(VENV)/.dev  ## A hundred thousand histories of a round and of transfers; hostile peers; large servers held to their memory bounds (an hour, 10 GB of disk).
 	FLCORE_HISTORIES=100000 $(BIN)/pytest tests/flcore/server/test_task_round.py tests/transport/test_flow_control.py
 	$(BIN)/pytest -m stress
 

@@ -221,7 +221,7 @@ def _read_others(directory: Path, now: datetime) -> tuple[bytes, CertificateMapp
             raise CertificateError(
                 f"{roots}: expected authorities, got {certificate.subject!r}, which is none; take it out"
             )
-    return b"".join(certificate.pem for certificate in found), CertificateMapping.load(table)
+    return b"".join(certificate.pem for certificate in found), CertificateMapping.load(table, found)
 
 
 def _member_identity(certificate: Certificate, authority: Certificate, name: str, where: str) -> Identity:

@@ -4,10 +4,11 @@
 san = "DNS:fl.north.example"            # or subject = "CN=fl,O=Hospital North"
 name = "north"
 role = "client"                         # the default
+ca = "CN=North CA"                      # required where other-cas.pem has more than one authority
 """
 
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from flcore.identity.files import read_file
 from flcore.identity.names import Role, require_name
 from flcore.text import decode_text, printable
 
-KEYS = ("subject", "san", "name", "role")
+KEYS = ("subject", "san", "name", "role", "ca")
 SAN_KINDS = ("URI", "DNS", "IP", "email")
 Member = tuple[Role, str]
 
@@ -27,15 +28,22 @@ Member = tuple[Role, str]
 class CertificateMapping:
     """From subjects (as RFC 4514 writes them) and alternative names (such as `DNS:...`) to roles and names."""
 
-    def __init__(self, members: Mapping[str, Member]) -> None:
-        self._members = dict(members)
+    def __init__(self, members: Mapping[str, Member], issuers: Mapping[str, Certificate] | None = None) -> None:
+        """Make a mapping; a row that has an issuer holds for certificates that this authority itself has signed."""
+        self._members, self._issuers = dict(members), dict(issuers or {})
 
     def __len__(self) -> int:
         return len(self._members)
 
     @classmethod
-    def load(cls, path: Path) -> "CertificateMapping":
-        """Read a table, or raise `CertificateError`, which names the row."""
+    def load(cls, path: Path, authorities: Sequence[Certificate] = ()) -> "CertificateMapping":
+        """Read a table, or raise `CertificateError`, which names the row.
+
+        Args:
+            path: The table.
+            authorities: The authorities of others. With more than one, each row names its own: otherwise one of them
+                could sign a certificate for another one's row.
+        """
         try:
             content = tomllib.loads(decode_text(read_file(path)))
         except (ValueError, RecursionError) as error:
@@ -50,6 +58,7 @@ class CertificateMapping:
                 f"{printable(', '.join(content), 100) or 'an empty file'}; see docs/certificates.md"
             )
         members: dict[str, Member] = {}
+        issuers: dict[str, Certificate] = {}
         for number, row in enumerate(rows, 1):
             where = f"{path}, certificate {number}"
             key, member = _row(row, where)
@@ -59,13 +68,19 @@ class CertificateMapping:
                     f"{where}: expected each certificate and each name once, got {what} again; leave one row out"
                 )
             members[key] = member
-        return cls(members)
+            if "ca" in row or len(authorities) > 1:
+                issuers[key] = _issuer(row.get("ca", ""), authorities, where)
+        return cls(members, issuers)
 
     def find(self, certificate: Certificate) -> Member | None:
         """Return the role and the name of a certificate; None where the table has none, or more than one."""
         keys = (f"subject:{certificate.subject}", *certificate.alternative_names)
-        found = {self._members[key] for key in keys if key in self._members}
-        return found.pop() if len(found) == 1 else None
+        found = {key for key in keys if key in self._members}
+        if len(found) != 1:
+            return None
+        key = found.pop()
+        issuer = self._issuers.get(key)
+        return self._members[key] if issuer is None or certificate.is_issued_by(issuer) else None
 
 
 def _row(row: Any, where: str) -> tuple[str, Member]:
@@ -104,6 +119,18 @@ def _key(row: Mapping[str, str], where: str) -> str:
             f"{where}: subject: expected one as RFC 4514 writes it, such as CN=fl,O=Hospital, got "
             f"{_shown([row['subject']])}; write it as `openssl x509 -subject -nameopt RFC2253` prints it"
         ) from error
+
+
+def _issuer(subject: str, authorities: Sequence[Certificate], where: str) -> Certificate:
+    """Return the one authority with a subject."""
+    found = [authority for authority in authorities if authority.subject == subject]
+    if len(found) != 1:
+        raise CertificateError(
+            f"{where}: ca: expected the subject of one authority in other-cas.pem, one of "
+            f"{_shown(authority.subject for authority in authorities)}, got {_shown([subject])}; name the authority "
+            f"that signs this row's certificate"
+        )
+    return found[0]
 
 
 def _shown(texts: Iterable[str]) -> str:

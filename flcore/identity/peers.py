@@ -89,7 +89,9 @@ class PeerVerifier:
                 f"the peer's certificate: expected one of the federation {self._federation!r}, got one of "
                 f"{identity.federation!r}; use the kit of this federation",
             )
-        if certificate.is_authority or not certificate.allows(identity.role):
+        # Our own authority restricts the use of each certificate; others need not.
+        is_ours_unrestricted = certificate.uses is None and certificate.is_issued_by(self._authority)
+        if certificate.is_authority or is_ours_unrestricted or not certificate.allows(identity.role):
             raise IdentityRefused(
                 "usage",
                 f"the certificate of {identity.role} {identity.name}: expected the extended key usage of a "

@@ -34,7 +34,7 @@ class FederationTls:
         try:
             return self.certificates.peers.identify(certificate.pem, (Role.CLIENT,))
         except IdentityRefused as error:
-            raise Refused(error.kind, str(error)) from error
+            raise Refused(error.reason, str(error)) from error
 
 
 def client_keys(certificates: ClientCertificates) -> TlsKeys:

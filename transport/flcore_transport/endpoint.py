@@ -147,6 +147,8 @@ class Session:
     link: SessionStream | None = None
     certificate: PeerCertificate | None = None
     """The one that the client joined with; None over plaintext."""
+    fingerprint: str = ""
+    """That certificate's. A call with another certificate is not of this session, even under the same name."""
 
 
 class Endpoint:
@@ -174,18 +176,17 @@ class Endpoint:
             )
         if len(join.instance) > MAX_INSTANCE_CHARACTERS:
             raise Refused("malformed", f"an instance has at most {MAX_INSTANCE_CHARACTERS} characters")
+        fingerprint = identity.fingerprint if identity else ""
+        with self._lock:
+            self._find_resumed(join, fingerprint)  # a name that is taken costs the service nothing
         content = self._service.admit(join.client, join.content)  # without the lock: it compares contracts
         with self._lock:
-            if self._goodbye:
-                raise Refused("over", self._goodbye.reason)
-            session = self._by_client.get(join.client)
-            if session is None or session.instance != join.instance:
-                if session is not None and session.link is not None:
-                    raise Refused("name-taken", f"a client named {join.client!r} is connected already")
-                session = self._register(session, Session(join.client, join.instance))
+            session = self._find_resumed(join, fingerprint) or self._register(
+                Session(join.client, join.instance, certificate=certificate, fingerprint=fingerprint)
+            )
             if session.link is not None:
                 session.link.end(SUPERSEDED)
-            session.link, session.certificate = link, certificate
+            session.link = link
             link.send(Welcome(session.secret, content))
             self._notifications.append(partial(self._service.client_connected, join.client, link))
         self.notify_service()
@@ -203,10 +204,10 @@ class Endpoint:
             self._notifications.append(partial(self._service.client_disconnected, session.client))
 
     def find_session(self, secret: str, identity: Identity | None = None) -> Session:
-        """Return the session that a secret belongs to, or raise `Refused`, also if another client opened it."""
+        """Return the session that a secret belongs to, or raise `Refused`, also if another certificate opened it."""
         with self._lock:
             session = self._by_secret.get(secret)
-        if session is None or (identity is not None and identity.name != session.client):
+        if session is None or session.fingerprint != (identity.fingerprint if identity else ""):
             raise Refused("unknown-session", "the server does not know this session: join again")
         return session
 
@@ -275,8 +276,19 @@ class Endpoint:
                 with self._lock:
                     self._is_notifying = False
 
-    def _register(self, old: Session | None, new: Session) -> Session:
-        if old is not None:
+    def _find_resumed(self, join: Join, fingerprint: str) -> Session | None:
+        """Return the session of the same process and certificate, None for a new one; or raise `Refused`. Locked."""
+        if self._goodbye:
+            raise Refused("over", self._goodbye.reason)
+        session = self._by_client.get(join.client)
+        if session is None or (session.instance, session.fingerprint) == (join.instance, fingerprint):
+            return session
+        if session.link is not None:
+            raise Refused("name-taken", f"a client named {join.client!r} is connected already")
+        return None
+
+    def _register(self, new: Session) -> Session:
+        if old := self._by_client.get(new.client):
             del self._by_secret[old.secret]
         self._by_client[new.client] = self._by_secret[new.secret] = new
         return new

@@ -20,8 +20,19 @@ UNAUTHENTICATED_BYTES = MAX_PENDING_JOINS * MAX_PIECE_BYTES
 
 TOO_MANY_JOINS = "too many clients join at the same time: retry"
 
+TOO_MANY_CALLS = "this client has too many calls, or too many were refused: retry later"
+
+MAX_STREAMS = 16
+"""The most calls of one connection at a time."""
+
+MAX_METADATA_BYTES = 8 << 10
+"""The largest metadata of a call, headers included. A refusal's reason takes up to 4 KB of it."""
+
 KEEPALIVE_MS = 20_000
 """Milliseconds of silence after which an end sends a ping. Below the idle timeouts of common NATs and firewalls."""
+
+KEEPALIVE_TIMEOUT_MS = 10_000
+"""Milliseconds after which an end that has not answered a ping is taken for lost."""
 
 OPTIONS: list[tuple[str, int]] = [
     ("grpc.max_receive_message_length", MAX_PIECE_BYTES),
@@ -35,12 +46,15 @@ OPTIONS: list[tuple[str, int]] = [
     ("grpc.http2.lookahead_bytes", WINDOW_PIECES * PIECE_BODY_BYTES),
     # A piece fits into one frame, instead of 130 frames of the default 16 KiB.
     ("grpc.http2.max_frame_size", MAX_PIECE_BYTES),
-    ("grpc.max_concurrent_streams", 16),
+    ("grpc.max_concurrent_streams", MAX_STREAMS),
+    # Equal, because between the two gRPC refuses some calls at random.
+    ("grpc.max_metadata_size", MAX_METADATA_BYTES),
+    ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
     # An end that vanished (power failure, dropped route) is detected after 20 s + 10 s. Pings are also sent without
     # calls and without data, because an idle session has neither.
     ("grpc.keepalive_time_ms", KEEPALIVE_MS),
-    ("grpc.keepalive_timeout_ms", KEEPALIVE_MS // 2),
-    ("grpc.http2.ping_timeout_ms", KEEPALIVE_MS // 2),
+    ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+    ("grpc.http2.ping_timeout_ms", KEEPALIVE_TIMEOUT_MS),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
 ]

@@ -20,15 +20,17 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from flcore_transport.client_limits import ClientLimits
 from flcore_transport.control import decode_message, encode_from_server, encode_message
 from flcore_transport.endpoint import Endpoint, Peer, Service, to_refusal
 from flcore_transport.errors import AddressUnavailable, TransportError
 from flcore_transport.flow_control import DEFAULT_IN_FLIGHT_BYTES, FlowControl
 from flcore_transport.grpc_channel import (
-    KEEPALIVE_MS,
     OPTIONS,
     SERVICE,
     SESSION_METADATA,
+    TOO_MANY_CALLS,
+    TOO_MANY_JOINS,
     join_address,
     require_loopback,
 )
@@ -37,7 +39,7 @@ from flcore_transport.grpc_flow_control import TransferScheduler
 from flcore_transport.grpc_joins import JoinQueue
 from flcore_transport.grpc_tls import peer_certificate, server_credentials
 from flcore_transport.grpc_transfers import TransferHandlers
-from flcore_transport.grpc_workers import CallAborter, Context, WorkerPool, read_message
+from flcore_transport.grpc_workers import CallAborter, Context, WorkerPool
 from flcore_transport.identity import Identity, ServerTls
 from flcore_transport.messages import Failure, FromServer, Goodbye
 from flcore_transport.pieces import PIECE_BODY_BYTES
@@ -65,12 +67,18 @@ CERTIFICATE_CHECK_INTERVAL_S = 0.5
 RESERVED_DESCRIPTORS = 256
 """File descriptors kept for files and libraries, but at most half of the process's limit."""
 
+MIN_PING_INTERVAL_MS = 10_000
+"""Milliseconds between pings of an honest client without data. One that comes sooner is a strike."""
+
+MAX_PING_STRIKES = 10
+"""The most strikes of a connection since it last got data. After that it is closed."""
+
 SERVER_OPTIONS = [
     *OPTIONS,
     # Without this a second server could bind the same port and take every other client.
     ("grpc.so_reuseport", 0),
-    ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_MS // 2),
-    ("grpc.http2.max_ping_strikes", 0),
+    ("grpc.http2.min_ping_interval_without_data_ms", MIN_PING_INTERVAL_MS),
+    ("grpc.http2.max_ping_strikes", MAX_PING_STRIKES),
     ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIMEOUT_S * 1000),
     ("grpc.max_connection_idle_ms", IDLE_TIMEOUT_S * 1000),
 ]
@@ -135,6 +143,7 @@ class GrpcServer:
         # gRPC holds a second copy of each piece in flight.
         self._scheduler = TransferScheduler(FlowControl(in_flight_bytes // (2 * PIECE_BODY_BYTES)), self._aborter)
         self._transfers = TransferHandlers(self._endpoint, self._workers, self._scheduler)
+        self._limits = ClientLimits()
         self._joins = JoinQueue(self._endpoint, self._aborter)
         self._loop = server_event_loop()
         self._is_closed = False
@@ -163,7 +172,7 @@ class GrpcServer:
         self._server = grpc.aio.server(options=options)
         # All are stream handlers: gRPC would read the request of a unary one before the call could be refused.
         handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
-            "Session": grpc.stream_stream_rpc_method_handler(self._session),
+            "Session": grpc.stream_stream_rpc_method_handler(self._limited(self._session)),
             "Download": grpc.stream_stream_rpc_method_handler(self._authenticated(self._transfers.download)),
             "Upload": grpc.stream_stream_rpc_method_handler(self._authenticated(self._transfers.upload)),
             "Report": grpc.stream_stream_rpc_method_handler(self._authenticated(self._report)),
@@ -201,24 +210,44 @@ class GrpcServer:
         self._aborter.is_stopping = True  # well before gRPC ends the calls that are left
         await stopping
 
+    def _limited(
+        self, handler: Callable[[Context, Peer | None], Awaitable[None]]
+    ) -> Callable[[Any, Context], Awaitable[None]]:
+        """Return a handler that is told who calls; end calls of refused certificates, and those above a limit."""
+
+        @wraps(handler)
+        async def call(_: Any, context: Context) -> None:
+            peer = await self._identify(context)
+            if peer is None:
+                await handler(context, None)
+                return
+            client = peer[1].name
+            if not self._limits.begin_call(client):
+                await self._refuse_unread(context)
+            try:
+                await handler(context, peer)
+            finally:
+                self._limits.end_call(client)
+
+        return call
+
     def _authenticated(
         self, handler: Callable[[Context, Identity | None], Awaitable[None]]
     ) -> Callable[[Any, Context], Awaitable[None]]:
         """Return a handler that refuses calls without a valid session secret before reading them."""
 
         @wraps(handler)
-        async def call(_: Any, context: Context) -> None:
-            peer = await self._identify(context)
+        async def call(context: Context, peer: Peer | None) -> None:
             identity = None if peer is None else peer[1]
             sent = dict(context.invocation_metadata() or ()).get(SESSION_METADATA, b"")
             try:
                 secret = sent if isinstance(sent, str) else sent.decode("utf-8", "replace")
                 self._endpoint.find_session(secret, identity)
             except TransportError as error:
-                await self._aborter.refuse(context, to_refusal(error))
+                await self._refuse(context, None if identity is None else identity.fingerprint, error)
             await handler(context, identity)
 
-        return call
+        return self._limited(call)
 
     async def _identify(self, context: Context) -> Peer | None:
         """Return the peer of a call, None over plaintext; refuse the call if its certificate is not accepted."""
@@ -228,8 +257,19 @@ class GrpcServer:
             certificate = peer_certificate(context)
             return certificate, self._tls.identify(certificate)
         except TransportError as error:
-            await self._aborter.refuse(context, to_refusal(error))
+            await self._refuse(
+                context, f"refused {hash(b''.join(context.auth_context().get('x509_pem_cert', ())))}", error
+            )
             raise  # not reached: refuse has raised
+
+    async def _refuse(self, context: Context, certificate: str | None, error: TransportError) -> None:
+        """Refuse a call, with the reason unless its certificate has had too many refusals."""
+        if certificate is not None and not self._limits.refusals.take(certificate, self._loop.time()):
+            await self._refuse_unread(context)
+        await self._aborter.refuse(context, to_refusal(error))
+
+    async def _refuse_unread(self, context: Context) -> None:
+        await self._aborter.abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, TOO_MANY_CALLS)
 
     async def _watch_certificates(self, tls: ServerTls) -> None:
         """End sessions and transfers whose certificate has expired or been revoked since they began."""
@@ -240,9 +280,10 @@ class GrpcServer:
                 self._scheduler.end_client(client)
                 self._joins.notify_service()
 
-    async def _session(self, _: Any, context: Context) -> None:
+    async def _session(self, context: Context, peer: Peer | None) -> None:
         """Push the service's messages. Not a generator: a cancelled one would end at a garbage collection only."""
-        peer = await self._identify(context)
+        if peer is not None and not self._limits.joins.take(peer[1].name, self._loop.time()):
+            await self._aborter.abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, TOO_MANY_JOINS)
         make_stream = partial(_SessionStream, self._loop, self._scheduler)
         session, stream = await self._joins.accept(context, peer, make_stream)
         task = asyncio.current_task()
@@ -264,7 +305,7 @@ class GrpcServer:
 
     async def _report(self, context: Context, identity: Identity | None) -> None:
         failure = await self._workers.run_or_refuse(
-            context, decode_message, Failure, await read_message(context) or b""
+            context, decode_message, Failure, await self._workers.read_request(context)
         )
         receipt = await self._workers.run_or_refuse(context, self._endpoint.report, failure, identity)
         await context.write(encode_message(receipt))

@@ -21,7 +21,7 @@ class TransferHandlers:
     async def upload(self, context: Context, identity: Identity | None) -> None:
         """Receive an answer piece by piece, with credit for one window, and end with a receipt."""
         request = await self._workers.run_or_refuse(
-            context, decode_message, UploadRequest, await read_message(context) or b""
+            context, decode_message, UploadRequest, await self._workers.read_request(context)
         )
         session = await self._workers.run_or_refuse(
             context, self._endpoint.find_session, request.session_secret, identity
@@ -66,7 +66,7 @@ class TransferHandlers:
     async def download(self, context: Context, identity: Identity | None) -> None:
         """Send an assignment's payload. The next piece is encoded while one is being sent, if the window holds both."""
         request = await self._workers.run_or_refuse(
-            context, decode_message, DownloadRequest, await read_message(context) or b""
+            context, decode_message, DownloadRequest, await self._workers.read_request(context)
         )
         session = await self._workers.run_or_refuse(
             context, self._endpoint.find_session, request.session_secret, identity

@@ -24,6 +24,10 @@ T = TypeVar("T")
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
+REQUEST_TIMEOUT_S = 30.0
+"""Seconds within which the first message of a call with a session must arrive. It has at most 1 MiB."""
+
+
 class CallAborter:
     """Ends calls of one server with an error; cancels them while the server stops, when gRPC crashes on an abort."""
 
@@ -70,6 +74,15 @@ class WorkerPool:
             # Without the traceback, whose frames hold the refused payload.
             await self._aborter.refuse(context, to_refusal(error.with_traceback(None)))
             raise  # not reached: abort has raised
+
+    async def read_request(self, context: Context) -> bytes:
+        """Return the first message of a call, or end the call if it is late: gRPC holds what has come of it."""
+        reading = asyncio.ensure_future(read_message(context))
+        reading.add_done_callback(ignore_outcome)
+        await asyncio.wait({reading}, timeout=REQUEST_TIMEOUT_S)
+        if not reading.done():
+            await self._aborter.abort(context, grpc.StatusCode.UNAVAILABLE, "no request came in time")
+        return reading.result() or b""
 
     def submit(self, work: Callable[P, None], *arguments: P.args, **named: P.kwargs) -> None:
         """Run `work` on a worker thread, or on this one if the pool is closed."""

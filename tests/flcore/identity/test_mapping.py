@@ -9,9 +9,11 @@ from cryptography import x509
 
 from flcore.errors import CertificateError
 from flcore.identity.authority import Authority
+from flcore.identity.certificate import parse_certificates
 from flcore.identity.mapping import CertificateMapping
 from flcore.identity.names import Role
 from tests.flcore.identity.certificates import signed_by, uri
+from tests.flcore.identity.forged import sign
 
 
 def load(tmp_path: Path, text: str | bytes) -> CertificateMapping:
@@ -83,3 +85,20 @@ def test_a_table_that_is_not_sound_is_refused_with_its_row(tmp_path: Path, text:
     with pytest.raises(CertificateError, match=said) as caught:
         load(tmp_path, text)
     assert "mapping.toml" in str(caught.value) and str(caught.value).isprintable()
+
+
+def test_a_row_belongs_to_one_authority(tmp_path: Path) -> None:
+    path = tmp_path / "mapping.toml"
+    path.write_text(row(subject="CN=fl", name="x"))
+    issuers = [sign(None, x509.Name.from_rfc4514_string(f"CN={name}"), is_ca=True) for name in ("north", "south")]
+    north, south = (parse_certificates(issuer.pem, "the test's")[0] for issuer in issuers)
+    with pytest.raises(CertificateError, match=r"ca: expected the subject of one authority .* got ''"):
+        CertificateMapping.load(path, [north, south])
+    path.write_text(row(subject="CN=fl", name="x", ca="CN=east"))
+    with pytest.raises(CertificateError, match=r"one of 'CN=north, CN=south', got 'CN=east'"):
+        CertificateMapping.load(path, [north, south])
+    path.write_text(row(subject="CN=fl", name="x", ca="CN=north"))
+    mapping = CertificateMapping.load(path, [north, south])
+    leaves = [sign(issuer, x509.Name.from_rfc4514_string("CN=fl")) for issuer in issuers]
+    found = [mapping.find(parse_certificates(leaf.pem, "the test's")[0]) for leaf in leaves]
+    assert found == [(Role.CLIENT, "x"), None]
