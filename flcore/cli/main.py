@@ -8,6 +8,7 @@ import sys
 import typer
 
 from flcore.cli.aggregate import aggregate
+from flcore.cli.audit import verify
 from flcore.cli.bench import bench
 from flcore.cli.client import client
 from flcore.cli.inspect import check, rules
@@ -33,6 +34,10 @@ app.command()(warm)
 job_app = typer.Typer(help="Inspect a job.", no_args_is_help=True)
 job_app.command("check")(check)
 app.add_typer(job_app, name="job")
+
+audit_app = typer.Typer(help="Check a run's audit log.", no_args_is_help=True)
+audit_app.command("verify")(verify)
+app.add_typer(audit_app, name="audit")
 
 
 def main() -> None:

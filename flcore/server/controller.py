@@ -237,7 +237,7 @@ class Controller:
             metrics: Its metrics, by name; may be empty.
         """
         with _timed(self._record, "keep"):
-            self._record.is_best = self._results.keep(model, metrics)
+            self._record.is_best = self._results.keep(model, metrics, self._record.round)
 
     def model_of(self, arrays: Arrays) -> GlobalModel:
         """Convert a workflow's own arrays to a global model.

@@ -28,6 +28,7 @@ from flcore.server.admission import Admission
 from flcore.server.downloads import ModelDownload
 from flcore.server.events import JoinRefused, Observer, TaskSent, ignore_events
 from flcore.server.open_round import OpenRound
+from flcore.server.refused_answers import RefusalReport, ReportedUpload
 from flcore.server.round_registry import RoundRegistry
 from flcore.server.task_round import RoundPolicy, TaskRound, Verdict
 from flcore.server.uploads import PendingUpload, UploadCall, check_message, check_tensors, refusal_for
@@ -88,7 +89,7 @@ class Federation:
         }
         returns = self._contract.tasks[first.task].returns
         state = TaskRound(number, list(messages), policy, self._clock())
-        open_round = OpenRound(first.task, returns, state, assignments, model, aggregator)
+        open_round = OpenRound(first.task, returns, state, assignments, model, aggregator, round=first.round)
         self._observe(TaskSent(first.task, first.round, len(messages)))
         self.rounds.open(open_round)
         return open_round
@@ -126,8 +127,13 @@ class Federation:
             self.rounds, self.rounds.require_round(client, assignment_id), client, self._download_format
         )
 
-    def begin_upload(self, client: str, assignment_id: int, content: bytes, layout: Layout) -> UploadCall:
+    def begin_upload(self, client: str, assignment_id: int, content: bytes, layout: Layout) -> ReportedUpload:
         """Begin, or go on with, a client's answer. What is wrong with it costs its client its place in the round."""
+        report = RefusalReport(self._observe, client, assignment_id, self.rounds)
+        with report:
+            return ReportedUpload(self._begin_upload(client, assignment_id, content, layout), report)
+
+    def _begin_upload(self, client: str, assignment_id: int, content: bytes, layout: Layout) -> UploadCall:
         open_round = self.rounds.require_round(client, assignment_id, Verdict.DUPLICATE)
         key = hashlib.sha256(content).hexdigest()
         upload = self.rounds.find_upload(open_round, client, key)

@@ -34,6 +34,7 @@ class OpenRound:
     links: dict[str, ClientLink] = field(default_factory=dict)
     piece_cache: PieceCache = field(default_factory=PieceCache)
     wakes_at: float = NEVER
+    round: int = 0
 
     @property
     def answers(self) -> dict[str, Participation]:

@@ -1,15 +1,22 @@
 """What a run leaves behind: its history, its last model and its best one."""
 
+import hashlib
+from pathlib import Path
+
 from flcore.errors import JobError
 from flcore.model.atomic_replace import publish
 from flcore.model.checkpoint import open_model, save
 from flcore.model.chunks import GlobalModel
+from flcore.model.model_paths import MODEL_SUFFIX
 from flcore.model.shard_layout import total_bytes
 from flcore.model.spec import ModelSpec
-from flcore.model.stored_model import StoredModel
-from flcore.server.events import NoBestModel, Observer, ignore_events
+from flcore.model.stored_model import StoredModel, resolve_checkpoint
+from flcore.server.events import ModelPublished, NoBestModel, Observer, ignore_events
 from flcore.server.history import RoundRecord
 from flcore.server.run_directory import RunDirectory
+
+MAX_HASHED_BYTES = 1 << 20
+"""A published file up to this size is read again for its digest, in 1.5 ms at 0.7 GB/s. Larger ones are not."""
 
 MODEL_HEADER_BYTES = 1 << 20
 """What a model's files take beside its elements, at most, but for models of many thousand tensors."""
@@ -43,7 +50,7 @@ class Results:
         if self._directory is not None:
             self._directory.release()
 
-    def keep(self, model: GlobalModel, metrics: dict[str, float]) -> bool:
+    def keep(self, model: GlobalModel, metrics: dict[str, float], round_number: int = 0) -> bool:
         """Keep a model as the last one, and as the best one if it is; return whether it is."""
         self.model = model
         is_best = self._is_best(metrics)
@@ -57,6 +64,7 @@ class Results:
             if is_best:
                 with open_model(path) as stored:
                     publish(stored, self._directory.path / "best.safetensors")
+            self._report_publication(model, resolve_checkpoint(path), round_number, is_best=is_best)
         return is_best
 
     def last(self) -> GlobalModel:
@@ -66,6 +74,12 @@ class Results:
         if self.model is None:
             raise JobError("no model was kept")
         return self.model
+
+    def _report_publication(self, model: GlobalModel, file: Path, round_number: int, *, is_best: bool) -> None:
+        is_small = file.stat().st_size <= MAX_HASHED_BYTES and file.suffix == MODEL_SUFFIX
+        digest = hashlib.sha256(file.read_bytes()).hexdigest() if is_small else None
+        spec = model.spec
+        self._observe(ModelPublished(round_number, file.name, is_best, spec.fingerprint, spec.nbytes, digest))
 
     def _is_best(self, metrics: dict[str, float]) -> bool:
         if self._best is None:

@@ -196,6 +196,12 @@ class RoundRegistry:
             raise untimely_refusal(client, verdict)
         return open_round
 
+    def task_of(self, number: int) -> tuple[str, int]:
+        """Return the task and the round of an assignment; empty and 0 if it is not open any more."""
+        with self._changed:
+            open_round = self._rounds.get(number)
+        return ("", 0) if open_round is None else (open_round.task, open_round.round)
+
     def piece_sent(self, open_round: OpenRound, client: str, nbytes: int, *, is_last: bool) -> None:
         """A piece of the model went out."""
         with self._handle_event(open_round) as now:
@@ -300,7 +306,17 @@ class RoundRegistry:
             )
             state.committed(client)
             self._changed.notify_all()  # another stream of the same answer may wait for this
-        self._observe(TaskAnswered(open_round.task, client))
+        self._observe(
+            TaskAnswered(
+                open_round.task,
+                client,
+                open_round.round,
+                state.number,
+                upload.message.weight,
+                upload.bytes,
+                upload.key,
+            )
+        )
         if upload.invalid_metrics:
             self._observe(InvalidMetrics(open_round.task, client, upload.invalid_metrics))
 

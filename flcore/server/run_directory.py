@@ -3,6 +3,7 @@
 run.lock             held by the process that runs, and removed at its end; says which
 run.json             the run's id, job and start
 history.jsonl        one line a round, appended
+audit.jsonl          the audit log (see `audit_chain`), appended; it stays also where a run left no results
 model.safetensors    the last model, and best.safetensors the best one (or `.safetensors.index.json` and shards)
 .staging, .models    updates and models of a run that is under way
 """
@@ -21,12 +22,15 @@ from pathlib import Path
 from typing import Self
 
 from flcore.errors import JobError, RunExists
+from flcore.server.audit_chain import AUDIT_FILE
 from flcore.server.history import RoundRecord
 
 LOCK_FILE, RUN_FILE, HISTORY_FILE, RESERVED_FILE = "run.lock", "run.json", "history.jsonl", ".reserve"
 RESULT_FILES = (HISTORY_FILE, "model.safetensors", "model.safetensors.index.json", "best.safetensors")
 TEMPORARY_FILES = (".staging", ".models", RESERVED_FILE)
-RUN_FILE_PATTERN = re.compile(r"run\.json|history\.(jsonl|png)|(model|best)(-[\w-]+)?\.safetensors(\.index\.json)?")
+RUN_FILE_PATTERN = re.compile(
+    r"run\.json|audit\.jsonl|history\.(jsonl|png)|(model|best)(-[\w-]+)?\.safetensors(\.index\.json)?"
+)
 
 
 class RunDirectory:
@@ -49,12 +53,13 @@ class RunDirectory:
         path = self.path
         self._lock = _acquire_lock(path)
         try:
-            if results := self._describe_results():
-                if not fresh:
-                    raise RunExists(
-                        f"{path} holds a run already: {results}. Give another directory (--out), or keep that "
-                        f"run beside this one and begin anew (--fresh)"
-                    )
+            results = self._describe_results()
+            if results and not fresh:
+                raise RunExists(
+                    f"{path} holds a run already: {results}. Give another directory (--out), or keep that "
+                    f"run beside this one and begin anew (--fresh)"
+                )
+            if results or (fresh and _has_content(path / AUDIT_FILE)):
                 self._archive()
             for name in TEMPORARY_FILES:
                 _remove(path / name)
