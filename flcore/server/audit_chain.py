@@ -128,8 +128,13 @@ def verify(path: Path, head: str | None = None) -> Verification:
             f"expected the directory of a run, which holds {AUDIT_FILE}, got {path.parent}; see the run's --out"
         ) from None
     with file:
-        verifier = _Verifier(head)
-        verifier.read(file)
+        return verify_lines(file, head)
+
+
+def verify_lines(file: BinaryIO, head: str | None = None) -> Verification:
+    """Read the lines of an audit log (see `verify`)."""
+    verifier = _Verifier(head)
+    verifier.read(file)
     return verifier.result
 
 
