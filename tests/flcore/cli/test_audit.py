@@ -1,11 +1,15 @@
 """`flcore audit verify` over the log of a real run. `docs/audit.md` shows what it prints."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.flcore.command import said
+from tests.test_readme import blocks
+
+PAGE = (Path(__file__).parents[3] / "docs/audit.md").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -57,3 +61,18 @@ def test_a_fault_is_one_line_and_exit_code_1(run: Path, tmp_path: Path) -> None:
 def test_a_directory_without_a_log_is_refused(tmp_path: Path) -> None:
     printed = said("audit", "verify", "nowhere", cwd=tmp_path, code=1)
     assert printed.startswith("flcore: expected the directory of a run, which holds audit.jsonl, got nowhere")
+
+
+def test_the_page_computes_a_digest_without_flcore(run: Path) -> None:
+    (command,) = [block for block in blocks("sh", PAGE) if "sha256sum" in block]
+    printed = subprocess.check_output(["sh", "-c", command.replace("runs/myjob", str(run))], text=True)
+    first = json.loads((run / "audit.jsonl").read_bytes().splitlines()[0])
+    assert printed.split()[0] == first["sha256"]
+
+
+def test_the_page_has_every_event_and_its_fields(run: Path) -> None:
+    rows = {row.split("|")[1].strip(" `"): row for row in PAGE.splitlines() if row.startswith("| `")}
+    for line in (run / "audit.jsonl").read_text().splitlines():
+        entry = json.loads(line)
+        for field in entry.keys() - {"previous", "sequence", "time", "event", "sha256"}:
+            assert f"`{field}`" in rows[entry["event"]]
