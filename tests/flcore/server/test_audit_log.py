@@ -336,6 +336,27 @@ def test_a_flood_of_refusals_is_counted_and_does_not_fill_the_disk(path: Path, m
     assert refused == 5000 and any(entry["event"] == "receipt" for entry in written)
 
 
+def test_receipts_are_synced_within_the_delay_and_share_a_sync(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    happened, fsync = threading.Event(), os.fsync
+
+    def noted(file: int) -> None:
+        fsync(file)
+        synced.append(path.read_bytes().count(b"\n"))
+        happened.set()
+
+    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr(audit_log, "SYNC_DELAY_S", 0.5)
+    with AuditLog(path) as log:
+        log(ClientJoined("a", 1))
+        for _ in range(20):
+            log(EVENTS[3])
+        assert synced == []
+        assert happened.wait(20)
+        assert synced == [21]
+    assert synced == [21, 21]
+
+
 def test_an_event_after_the_end_is_ignored(path: Path) -> None:
     log = AuditLog(path)
     log(STARTED)
