@@ -22,7 +22,8 @@ class OpenRound:
     """A round of one task. `state` changes under the lock of the `RoundRegistry` that it belongs to, and nowhere else.
 
     `aggregator` is None where answers are metrics alone. `model` is what the clients read, all of them the same copy,
-    and None once the round has closed. `links` has each client's last stream.
+    and None once the round has closed. `links` has each client's last stream. `round` is the number of the round that
+    the task belongs to.
     """
 
     task: str
