@@ -20,6 +20,7 @@ from flcore.cli.main import app
 from flcore.client.executor import Executor
 from flcore.job.contract import WireContract
 from flcore.job.site import read_site, server_site
+from flcore.simulation.baselines import compute_baselines
 from tests.flcore.processes import read_until, started
 from tests.test_readme import blocks, commands, shell
 
@@ -37,6 +38,7 @@ CHECKED = {
     "cuda.md": "tests/test_cuda_doc.py",
     "exact-sums.md": RUN,
     "flower.md": "tests/flcore/adapters/test_flower_run.py",
+    "installation.md": HERE,
     "job.md": HERE,
     "memory.md": HERE,
     "nvflare.md": "tests/flcore/adapters/test_nvflare_run.py",
@@ -151,6 +153,61 @@ def test_the_job_as_printed(tmp_path: Path) -> None:
     assert (tmp_path / "runs/myjob/model.safetensors").exists()
 
 
+def loaded_job(folder: Path, python: str, toml: str) -> flcore.Job:
+    """Write the job that fits a line, with one more file of code and changed keys, and load it."""
+    write_job(folder, block("your-job.md", "python", "np.loadtxt"))
+    (folder / "myjob/more.py").write_text(python)
+    (folder / "myjob/job.toml").write_text(toml)
+    (folder / "myjob/data").mkdir()
+    rng = np.random.default_rng(0)
+    for name, count in (("north", 50), ("south", 500)):
+        x = rng.random(count)
+        np.savetxt(folder / f"myjob/data/{name}.csv", np.stack([x, 2 * x + 1], axis=1), delimiter=",")
+    return flcore.Job.load(folder / "myjob")
+
+
+def test_the_workflow_with_momentum(tmp_path: Path) -> None:
+    toml = block("your-job.md", "toml", "myjob")
+    assert 'workflow = "workflow.py:fed_avg_m"' in PAGES["your-job.md"]
+    toml = toml.replace("[server]", '[server]\nworkflow = "more.py:fed_avg_m"').replace("rounds = 150", "rounds = 80")
+    job = loaded_job(tmp_path, block("your-job.md", "python", "def fed_avg_m"), toml)
+    history, model = flcore.run(job, workers=0)
+    assert len(history) == 80 and history[-1].validate["error"] < 0.01
+    assert float(model.arrays()["offset"]) == pytest.approx(1, abs=0.05)
+
+
+def test_the_baselines_of_the_page(tmp_path: Path) -> None:
+    toml = 'baselines = "more.py:baselines"\n' + block("your-job.md", "toml", "myjob")
+    job = loaded_job(tmp_path, block("job.md", "python", "def baselines"), toml)
+    baselines = compute_baselines(job)
+    assert baselines is not None and set(baselines.alone) == {"north", "south"}
+    assert max(*baselines.alone.values(), baselines.centralised) < 1e-6  # the data is on a line
+
+
+def test_the_job_of_adapters(tmp_path: Path) -> None:
+    (tmp_path / "job.toml").write_text(block("your-job.md", "toml", '"adapters"'))
+    (tmp_path / "train.py").write_text(block("your-job.md", "python", "class Client"))
+    np.save(tmp_path / "base.npy", np.zeros((4, 8)))
+    history, model = flcore.run(tmp_path, workers=0)
+    assert set(model.arrays()) == {"lora_A", "lora_B"}
+    assert history[-1].validate["loss"] < history[0].validate["loss"] / 100
+
+
+def test_the_check_of_an_installation(tmp_path: Path) -> None:
+    printed = shell(block("installation.md", "sh", "flcore job check"), tmp_path)
+    assert "The job is sound." in printed and printed.splitlines()[-1] == "[0.25 0.25]"
+
+
+def test_the_page_about_installation_lists_every_extra_and_dependency() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    rows = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \| .* \| .* \| .* \|$", PAGES["installation.md"], re.MULTILINE)
+    assert [name for row in rows for name in re.findall(r"\w+", row)] == list(project["optional-dependencies"])
+    sentence = re.search(r"The dependencies are (.*?)\. Their", PAGES["installation.md"], re.DOTALL)
+    assert sentence is not None
+    named = re.findall(r"[\w-]+", sentence[1].lower().replace("grpc", "grpcio").replace(" and ", " "))
+    assert sorted(named) == sorted(re.match(r"[\w-]+", each)[0] for each in project["dependencies"])  # type: ignore[index]
+
+
 @pytest.mark.torch
 @pytest.mark.skipif(find_spec("torch") is None, reason="PyTorch is not installed (make test-torch)")
 def test_the_torch_snippet_as_printed(tmp_path: Path) -> None:
@@ -196,7 +253,7 @@ def test_the_tables_of_the_memory_page_are_sound(tmp_path: Path) -> None:
 
 
 def test_the_workflow_in_the_docs_is_the_bundled_one() -> None:
-    body = block("job.md", "python").partition("\n")[2]
+    body = block("job.md", "python", "def fed_avg").partition("\n")[2]
     assert body.strip() in (ROOT / "flcore/workflows/fed_avg.py").read_text()
 
 

@@ -46,7 +46,7 @@ NAMES = """
     Gather Give Grant Kind Known Later Likeness Limits Logged Mailbox Metadata Mover Narrowed NoBest
     OddMetrics Offer OnDisk Order PieceRange PLAYBOOKS Playbook Ranges Recast ReusedModels Room RoundDone RoundRules
     Rounds Running Settings Shards SharedPieces Singles Totals TurnedAway Turns UploadStream Uploading WIRE_DTYPES
-    Widened WireDType Windows _Credit _Crowded doubts largest_kernel part_of_kernel settle settle_kernel
+    PiecePlan Widened WireDType Windows _Credit _Crowded doubts largest_kernel part_of_kernel settle settle_kernel
 """
 OLD_MODULES, OLD_NAMES = MODULES.split(), set(NAMES.split())
 

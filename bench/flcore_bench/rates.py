@@ -92,7 +92,7 @@ def measure_check_rate() -> float:
     """Return the bytes per second that one thread checks: checksum, Arrow framing, and finite values."""
     spec = spec_named("flat", CHECKED)
     outbox = Outbox(SyntheticPayload(WireFormat.uncompressed(spec)))
-    pieces = [outbox.piece(index) for index in range(len(outbox.plan))]
+    pieces = [outbox.piece(index) for index in range(len(outbox.piece_ranges))]
     taken = []
     for _ in range(SAMPLES + 1):
         inbox = Inbox(SyntheticPayload(WireFormat.uncompressed(spec)).layout, _ScanningSink())

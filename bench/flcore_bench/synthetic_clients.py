@@ -6,7 +6,7 @@ discards them, and uploads a pattern of small numbers. Hyperparameters of the ta
 - `pause_s`: seconds to wait before the upload;
 - `stalls`: all clients but the job's first stop halfway through the upload.
 
-An update's metric `read_at` is the time at which the client read its order, on the machine's monotonic clock. A
+An update's metric `read_at` is the time at which the client read its assignment, on the machine's monotonic clock. A
 server on the same machine computes the delivery time from it.
 """
 
@@ -50,7 +50,7 @@ STACK_BYTES = 256 << 10
 """Of each thread. There are several per client, and the default is 8 MiB of address space."""
 
 READ_AT = "read_at"
-"""The metric with the time at which a client read its order."""
+"""The metric with the time at which a client read its assignment."""
 
 _PARSING = threading.Lock()
 
@@ -64,7 +64,7 @@ class SyntheticClient:
         self._payload_id = ""
 
     def run(self) -> None:
-        """Answer every order until the server says goodbye."""
+        """Answer every assignment until the server says goodbye."""
         contract = self._job.contract.to_json()
         held = JoinMessage(contract=contract, code_digest=self._job.code_digest, version=flcore.__version__)
         welcome = Welcome("")
@@ -79,7 +79,7 @@ class SyntheticClient:
                         return
         except ConnectionLost:
             # A closing server disconnects clients that have not read its goodbye in time. Earlier losses count there.
-            if not welcome.session:
+            if not welcome.session_secret:
                 raise
 
     def _perform(self, welcome: Welcome, assignment: TaskAssignment) -> None:
@@ -100,7 +100,7 @@ class SyntheticClient:
             return
         inbox = Inbox(assignment.payload, DiscardingSink())
         for piece in self._connection.download(
-            DownloadRequest(welcome.session, assignment.assignment_id), assignment.payload
+            DownloadRequest(welcome.session_secret, assignment.assignment_id), assignment.payload
         ):
             inbox.accept(piece)
         inbox.finish()
@@ -124,7 +124,8 @@ class SyntheticClient:
         outbox = StallingOutbox(source) if stalls else Outbox(source)
         try:
             self._connection.upload(
-                UploadRequest(welcome.session, assignment.assignment_id, message.to_bytes(), source.layout), outbox
+                UploadRequest(welcome.session_secret, assignment.assignment_id, message.to_bytes(), source.layout),
+                outbox,
             )
         except ConnectionLost:
             if not stalls:
@@ -136,7 +137,7 @@ class StallingOutbox(Outbox):
 
     def piece(self, index: int) -> bytes:
         """Return a piece of the first half."""
-        if index >= len(self.plan) // 2:
+        if index >= len(self.piece_ranges) // 2:
             threading.Event().wait()
         return super().piece(index)
 

@@ -29,7 +29,7 @@ class SyntheticPayload:
     Reading is zero-copy: a range consists of views of the pattern. Gaps between tensors are zero, as they must be.
 
     Args:
-        form: The wire format.
+        wire_format: The wire format.
         number: The client's number. The pattern starts at another offset for each.
     """
 

@@ -73,5 +73,5 @@ def figures_of(history: list[flcore.RoundRecord], observer: ServerObserver) -> d
 
 
 def _delivery_s(record: flcore.RoundRecord, asked_at: float) -> float:
-    """Return the seconds until the last client had read its order."""
+    """Return the seconds until the last client had read its assignment."""
     return max(part.metrics[READ_AT] for part in record.updates.values()) - asked_at

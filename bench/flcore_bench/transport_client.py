@@ -46,10 +46,10 @@ class JoinedClient:
         self._model = SyntheticPayload(WireFormat.uncompressed(spec))
         welcome = next(self._session)
         assert isinstance(welcome, Welcome)  # noqa: S101 - the endpoint sends it first
-        self._secret = welcome.session
+        self._secret = welcome.session_secret
 
     def upload(self, assignment_id: int) -> None:
-        """Send the model as the answer to an order."""
+        """Send the model as the answer to an assignment."""
         message = UpdateMessage(
             returns="weights", attempt=secrets.token_hex(8), weight=100.0, fingerprint=self._spec.fingerprint
         )
@@ -64,7 +64,7 @@ class JoinedClient:
         inbox.finish()
 
     def next_assignment_id(self) -> int:
-        """Wait for the next order."""
+        """Wait for the next assignment."""
         assignment = next(self._session)
         assert isinstance(assignment, TaskAssignment)  # noqa: S101 - the server says nothing else before its goodbye
         return assignment.assignment_id

@@ -41,7 +41,7 @@ class CheckingService:
         """Ignore that a client left."""
 
     def begin_download(self, client: str, assignment_id: int) -> Outbox:  # noqa: ARG002 - as a `Service` has it
-        """Return the same model for every order."""
+        """Return the same model for every assignment."""
         return Outbox(self._model)
 
     def begin_upload(self, client: str, assignment_id: int, content: bytes, layout: Layout) -> "CheckedUpload":  # noqa: ARG002 - as a `Service` has it
@@ -62,7 +62,7 @@ class CheckedUpload(Inbox):
     @property
     def expected(self) -> int:
         """The number of its pieces."""
-        return len(self.plan)
+        return len(self.piece_ranges)
 
     def begin(self) -> "Future[None]":
         """Accept pieces at once."""

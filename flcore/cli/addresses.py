@@ -1,4 +1,4 @@
-"""The address of a server as clients type it, and what else they have to type with it."""
+"""The commands with which clients join a server."""
 
 import ipaddress
 import shlex
@@ -8,9 +8,9 @@ LOOPBACK = ("127.0.0.1", "localhost")
 
 
 def join_commands(job: str, host: str, port: int) -> list[str]:
-    """Return what a client types to join a server that listens on `host`, a line for each place where it may be.
+    """Return the commands that join a server listening on `host`.
 
-    A server on all addresses is joined from this machine, and from others by this machine's address.
+    For a server on all addresses there are two: one for this machine, one with this machine's address for others.
 
     >>> join_commands("digits", "::1", 8470)
     ['flcore client digits --name NAME --server [::1]:8470 --insecure']
@@ -43,10 +43,12 @@ def _is_loopback(host: str) -> bool:
 
 
 def _outgoing_address() -> str:
-    """Return the address from which this machine reaches others, or its name; nothing is sent to find out."""
+    """Return the address from which this machine reaches others, or its host name. Sends no packet."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
-            probe.connect(("192.0.2.1", 9))  # an address of documentation: choosing a route takes no packet
+            probe.connect(
+                ("192.0.2.1", 9)
+            )  # reserved for documentation (RFC 5737); connecting UDP only chooses a route
             return str(probe.getsockname()[0])
         except OSError:
             return socket.gethostname()

@@ -37,10 +37,13 @@ def aggregate(
     ],
     weight: Annotated[
         list[float] | None,
-        typer.Option(help="Weight of a checkpoint; repeat once per checkpoint, in order. (default: 1)"),
+        typer.Option(help="Weight of a checkpoint; repeat once per checkpoint, in the same order. (default: 1)"),
     ] = None,
     weights: Annotated[
-        Path | None, typer.Option(metavar="CSV", help="A file with a line CHECKPOINT,WEIGHT for each.")
+        Path | None,
+        typer.Option(
+            metavar="CSV", help="CSV file with a line CHECKPOINT,WEIGHT for each checkpoint. (default: all weights 1)"
+        ),
     ] = None,
     rule: Annotated[str, typer.Option(help="Aggregation rule: a name from `flcore rules`, or file.py:name.")] = "mean",
     accumulate: Annotated[str, typer.Option(help="Accumulator of the sums: exact, float64 or float32.")] = "exact",
@@ -66,15 +69,19 @@ def aggregate(
     """Combine checkpoints of one model into a new checkpoint. The result has the first checkpoint's shards."""
     keep_freed_memory()
     if weight and weights:
-        raise typer.BadParameter("give --weight for each checkpoint, or --weights, and not both", param_hint="--weight")
+        raise typer.BadParameter("give either --weight for each checkpoint, or --weights", param_hint="--weight")
     if scale != 1.0 and base is None:
-        raise typer.BadParameter("it scales differences from a --base, and there is none", param_hint="--scale")
+        raise typer.BadParameter(
+            "it scales the differences from --base; give --base, or leave --scale out", param_hint="--scale"
+        )
     if base is not None and (rule, accumulate) != ("mean", "exact"):
-        raise typer.BadParameter("--base takes neither: leave them out", param_hint="--rule, --accumulate")
+        raise typer.BadParameter("cannot be combined with --base; leave them out", param_hint="--rule, --accumulate")
     with _file_errors():
         given = read_weights(weights, checkpoints) if weights else weight or None
     if given is not None and len(given) != len(checkpoints):
-        raise typer.BadParameter(f"{len(given)} for {len(checkpoints)} checkpoints", param_hint="--weight")
+        raise typer.BadParameter(
+            f"expected {len(checkpoints)} weights, one per checkpoint, got {len(given)}", param_hint="--weight"
+        )
     started = time.perf_counter()
     raise_file_limit(*count_files(checkpoints, base))
     with _progress(Console(stderr=True)) as on_progress, _file_errors():
@@ -114,7 +121,7 @@ def aggregate(
 def read_weights(path: Path, checkpoints: list[str]) -> list[float]:
     """Return the checkpoints' weights from a CSV file, or raise `WeightError`, naming the line.
 
-    A line has a checkpoint as the command line does, and its weight; a first line `checkpoint,weight` may say so.
+    A line has a checkpoint, spelled as on the command line, and its weight. A header `checkpoint,weight` is optional.
     """
     found: dict[str, float] = {}
     for number, row in enumerate(_rows(path), 1):
@@ -126,7 +133,7 @@ def read_weights(path: Path, checkpoints: list[str]) -> list[float]:
         except ValueError:
             raise WeightError(f"{path}, line {number}: expected CHECKPOINT,WEIGHT, got {','.join(row)!r}") from None
         if name not in checkpoints or name in found:
-            known = "is here for the second time" if name in found else "is none of the checkpoints given"
+            known = "appears twice" if name in found else "is not among the given checkpoints"
             raise WeightError(f"{path}, line {number}: {name!r} {known}")
         found[name] = weight
     missing = [name for name in checkpoints if name not in found]
@@ -144,7 +151,7 @@ def _rows(path: Path) -> Iterator[list[str]]:
 
 @contextmanager
 def _file_errors() -> Iterator[None]:
-    """Files that are not there, or a disk that is full, are said in a line."""
+    """Map missing files and full disks to errors of one line."""
     try:
         yield
     except OSError as error:
@@ -153,7 +160,7 @@ def _file_errors() -> Iterator[None]:
 
 @contextmanager
 def _progress(console: Console) -> Iterator[Callable[[int, int], None]]:
-    """Show how much of the result is done, MB/s and time left, while the block lasts; only on a terminal."""
+    """Show progress, MB/s and time left while the block lasts, on a terminal only."""
     if not console.is_terminal:
         yield lambda *_: None
         return

@@ -50,7 +50,8 @@ def bench(
         Device, typer.Option(help="The kernels to measure (kernels only). cuda needs a CUDA device and CuPy.")
     ] = Device.CPU,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads of flcore, PyTorch and the limit (default: the available cores).")
+        int | None,
+        typer.Option(min=1, help="Number of threads of flcore, PyTorch and the limit. (default: the available cores)"),
     ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file as JSON.")] = None,
     plot_file: Annotated[

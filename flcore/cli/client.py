@@ -18,13 +18,13 @@ from flcore.process import exit_on_sigterm, keep_freed_memory
 
 def client(
     job: Annotated[str, typer.Argument(help="The same job as the server's: a directory, or a bundled job (digits).")],
-    name: Annotated[str, typer.Option(help="This client's name.")],
+    name: Annotated[str, typer.Option(help="This client's name, one of the job's clients.")],
     server: Annotated[str, typer.Option(help="The server's address, HOST:PORT.")],
     site: Annotated[
         Path | None, typer.Option(help="Site file, passed to the job's code. (default: the job's site.toml, if any)")
     ] = None,
-    insecure: Annotated[bool, typer.Option(help="Plaintext, to a server on this machine only.")] = False,
-    insecure_remote: Annotated[bool, typer.Option(help="Plaintext, to another machine too.")] = False,
+    insecure: Annotated[bool, typer.Option(help="Connect in plaintext, to a server on this machine only.")] = False,
+    insecure_remote: Annotated[bool, typer.Option(help="Connect in plaintext, also to another machine.")] = False,
 ) -> None:
     """Take part in a job until the server ends it. Retries until the server is reachable."""
     keep_freed_memory()
@@ -40,6 +40,6 @@ def client(
     config = read_site(site, loaded.directory)
     executor = Executor(loaded, Site(name, contract.client_names, contract.seed, config))
     connection = GrpcConnection(server, allow_remote=insecure_remote)
-    console.print(f"{name}: joining {server}, as soon as it is there; Ctrl-C leaves")
+    console.print(f"{name}: joining {server} as soon as it can be reached; Ctrl-C leaves")
     reason = Client(loaded, executor, connection, notify=console.print).start().result()
     console.print(f"{name}: {reason}")

@@ -1,4 +1,4 @@
-"""A round in one line, and what is the matter with it."""
+"""Rounds and warnings as lines of text."""
 
 from flcore.job.contract import Contract
 from flcore.server.events import NoBestModel, RoundSkipped, TaskRetried, WaitingForClients
@@ -6,14 +6,14 @@ from flcore.server.history import RoundRecord
 from flcore.text import printable
 
 MAX_METRICS_SHOWN = 8
-"""How many metrics a line shows."""
+"""The most metrics in a line."""
 
 MAX_NAMES_SHOWN = 10
-"""How many clients or metrics a line names before it counts the rest."""
+"""The most names in a line; the rest is counted."""
 
 
 def round_line(record: RoundRecord, contract: Contract) -> str:
-    """Return what a person wants to know of a round, in one line."""
+    """Return a round's summary in one line."""
     metrics = {**record.train, **record.validate}
     skipped = ", skipped" if record.skipped else ""
     shown = ", ".join(f"{name} {value:.4g}" for name, value in list(metrics.items())[:MAX_METRICS_SHOWN])
@@ -26,7 +26,7 @@ def round_line(record: RoundRecord, contract: Contract) -> str:
 
 
 def warning_line(event: WaitingForClients | TaskRetried | RoundSkipped | NoBestModel) -> str:
-    """Return what keeps a round from closing as it should, in one line."""
+    """Return a warning event in one line."""
     match event:
         case WaitingForClients():
             limit = "as long as it takes" if event.timeout_s is None else f"for {event.timeout_s:g} s at most"

@@ -1,4 +1,4 @@
-"""`flcore job check` and `flcore rules`: look, and change nothing."""
+"""`flcore job check` and `flcore rules`: read-only commands."""
 
 from typing import Annotated
 

@@ -1,7 +1,7 @@
-"""A server's log: one line for each event, which says when; written by a thread of its own.
+"""A server's log: one line with a time for each event, written by its own thread.
 
-Events come from threads that others wait for. So a log that nobody reads stops nothing: its lines are counted and left
-out, until it is read again.
+Events come from threads that must not block, for example on a pipe that nobody reads. Lines queue up to a limit; beyond
+it they are dropped and counted, until the log is read again.
 """
 
 import json
@@ -35,10 +35,10 @@ from flcore.server.events import (
 from flcore.text import printable
 
 MAX_QUEUED_LINES = 10_000
-"""Lines that wait for a log that is not read."""
+"""The most lines that wait to be written."""
 
 MAX_LINE_CHARACTERS = 2_000
-"""Characters of what others said, in one line."""
+"""The most characters of a client's text in one line."""
 
 
 def _write_to_stderr(data: bytes) -> None:
@@ -56,7 +56,7 @@ def _write_to_stderr(data: bytes) -> None:
 
 
 class Log:
-    """Writes lines; any thread may call. As a context, it waits a second at its end for what is left to be written.
+    """Writes lines; any thread may call. As a context, it waits up to 1 s at its end for queued lines.
 
     `line_format` is "text", with the time at the end of each line, "json", or "plain", without a time.
     """
@@ -77,7 +77,7 @@ class Log:
             self._enqueue(f"{text} [{at}]" if self._line_format == "text" else text)
 
     def write_block(self, text: str, event: str, **fields: object) -> None:
-        """Write lines that a person may copy, which have no time; in JSON, an event like any other."""
+        """Write lines for people to copy, without a time; in JSON, an event like any other."""
         if self._line_format == "json":
             self.write_line(text, event, **fields)
         else:
@@ -100,7 +100,7 @@ class Log:
         self.close()
 
     def close(self, timeout_s: float = 1.0) -> None:
-        """Return when everything is written, or after a while."""
+        """Wait until all lines are written, up to `timeout_s` seconds."""
         with self._changed:
             self._changed.wait_for(lambda: not self._lines and not self._is_writing, timeout_s)
 

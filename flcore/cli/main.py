@@ -41,9 +41,9 @@ app.add_typer(audit_app, name="audit")
 
 
 def main() -> None:
-    """Run the command line; an error of ours or of the system's is one line and exit code 1. (Ctrl-C is 130, by Typer.)
+    """Run the command line. A `FlcoreError` or `OSError` is one line and exit code 1; Ctrl-C is 130, by Typer.
 
-    What a terminal or a log cannot show is escaped: results are not lost to a name with an umlaut.
+    Characters that the output's encoding lacks are escaped, so a name with an umlaut cannot fail a command.
     """
     _open_standard_streams()
     for stream in (sys.stdout, sys.stderr):
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def _open_standard_streams() -> None:
-    """Open those that are closed: a file or a socket of ours would take their numbers, and be written to."""
+    """Open closed standard streams: else a later file or socket would get their numbers, and prints would go to it."""
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         try:
             os.fstat(number)
@@ -75,7 +75,7 @@ def _open_standard_streams() -> None:
 
 
 class _StandardError(logging.Handler):
-    """Writes to what is standard error now: a live line puts itself in front of it."""
+    """Writes to the current `sys.stderr`, which a live progress line replaces."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        sys.stderr.write(f"{self.format(record)}\n")  # at once: other threads print, too
+        sys.stderr.write(f"{self.format(record)}\n")  # in one write: other threads print, too

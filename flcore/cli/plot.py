@@ -40,7 +40,7 @@ def plot_history(
 
 
 def no_plot_reason(contract: Contract, history: list[RoundRecord]) -> str:
-    """Return why there is no plot, or "" where there can be one."""
+    """Return why there is no plot, or "" if there can be one."""
     metric, points = _metric_by_round(contract, history)
     if not points:
         return (

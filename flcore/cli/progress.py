@@ -1,4 +1,4 @@
-"""What people see while a job runs: a live line on a terminal, lines where there is none, a log for a server."""
+"""The progress of `flcore run`: a live line on a terminal, otherwise one line per round."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,9 +25,9 @@ from flcore.server.events import (
 
 @contextmanager
 def show_progress(contract: Contract, console: Console) -> Iterator[Observer]:
-    """Show a run's progress while the block lasts: rounds, clients done, bytes, MB/s, time left; or a line a round.
+    """Show a run's progress while the block lasts.
 
-    The latter is for what is no terminal.
+    On a terminal: rounds, clients that have answered, MB, MB/s and time left. Otherwise: one line per round.
     """
     if not console.is_terminal:
         with Log("plain") as log:

@@ -8,7 +8,7 @@ from flcore.simulation.baselines import Baselines
 
 
 def metric_name(contract: Contract, history: list[RoundRecord]) -> str | None:
-    """Return the metric that tells models apart: that of `server.best`, else the first that clients validated."""
+    """Return the metric that compares models: that of `server.best`, else the first validated metric."""
     if contract.server.best is not None:
         return contract.server.best.partition(":")[0]
     return next(iter(history[-1].validate), None)

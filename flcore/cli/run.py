@@ -28,15 +28,17 @@ DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 
 def run(
     job: Annotated[str, typer.Argument(help="A directory with job.toml, or the name of a bundled job (digits).")],
-    clients: Annotated[int | None, typer.Option(min=1, help="Number of clients, instead of the job's.")] = None,
+    clients: Annotated[int | None, typer.Option(min=1, help="Number of clients. (default: the job's)")] = None,
     workers: Annotated[
         int | None,
         typer.Option(
-            min=0, help="Processes that host the clients; 0 hosts them in this one. (default: one per client)"
+            min=0,
+            help="Number of processes that host the clients; 0 hosts them in threads of this process. "
+            "(default: one per client, at most 8)",
         ),
     ] = None,
-    rounds: Annotated[int | None, typer.Option(min=1, help="Number of rounds, instead of the job's.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="The seed, instead of the job's.")] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Number of rounds. (default: the job's)")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the job. (default: the job's)")] = None,
     out: Annotated[Path | None, typer.Option(help="Output directory; created if missing. (default: runs/NAME)")] = None,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Rename an earlier run in that directory to NAME.1, and start a new one.")
@@ -45,12 +47,12 @@ def run(
 ) -> None:
     """Run a job on this machine: a server and all its clients, over gRPC on loopback.
 
-    Writes the model, the history (one JSON line a round) and a plot, and prints a table.
+    Writes the model, the history (one JSON line per round) and a plot, and prints a table.
     """
     loaded = Job.load(job, clients=clients, rounds=rounds, seed=seed)
     directory = require_directory(out) if out else Path("runs") / loaded.contract.name
     console = Console(stderr=True)
-    # For a program that reads the result, and nobody who watches, there is nothing to say.
+    # With --json and without a terminal, a program reads the result and nobody watches progress.
     is_seen = console.is_terminal or not as_json
     with show_progress(loaded.contract, console) if is_seen else nullcontext(ignore_events) as observe:
         with _name_directory_in_errors(directory), _report_interrupt(directory, console):
@@ -79,7 +81,7 @@ def run(
 
 @contextmanager
 def _name_directory_in_errors(directory: Path) -> Iterator[None]:
-    """Have an error of a disk say where, which it does not by itself if a file was open already."""
+    """Add the directory to disk errors that name no file, as those of open files do."""
     try:
         yield
     except OSError as error:
@@ -90,7 +92,7 @@ def _name_directory_in_errors(directory: Path) -> Iterator[None]:
 
 @contextmanager
 def _report_interrupt(directory: Path, console: Console) -> Iterator[None]:
-    """Say after Ctrl-C how many rounds are done, and where they are."""
+    """After Ctrl-C, print the number of finished rounds and the directory."""
     try:
         yield
     except KeyboardInterrupt:

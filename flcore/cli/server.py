@@ -42,10 +42,13 @@ def server(
     job: Annotated[str, typer.Argument(help="A directory with job.toml, or the name of a bundled job (digits).")],
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[
-        int, typer.Option(min=0, max=65535, help="The port to listen on; 0 takes a free one.")
+        int, typer.Option(min=0, max=65535, help="The port to listen on; 0 chooses a free port.")
     ] = DEFAULT_PORT,
     wait_for: Annotated[
-        int | None, typer.Option(min=1, help="Start when this many clients are connected. (default: the job's quorum)")
+        int | None,
+        typer.Option(
+            min=1, help="Start the first round when this many clients are connected. (default: the job's quorum)"
+        ),
     ] = None,
     budget: Annotated[
         str | None,
@@ -75,8 +78,8 @@ def server(
     log_format: Annotated[LogFormat, typer.Option(help="Format of the log: lines of text or of JSON.")] = (
         LogFormat.TEXT
     ),
-    insecure: Annotated[bool, typer.Option(help="Plaintext, on this machine only.")] = False,
-    insecure_remote: Annotated[bool, typer.Option(help="Plaintext, from other machines too.")] = False,
+    insecure: Annotated[bool, typer.Option(help="Serve plaintext, to clients on this machine only.")] = False,
+    insecure_remote: Annotated[bool, typer.Option(help="Serve plaintext, also to other machines.")] = False,
 ) -> None:
     """Serve a job to clients that join with `flcore client`."""
     keep_freed_memory()
@@ -102,7 +105,7 @@ def server(
         def started(running: Server, federation: Federation) -> None:
             peak = memory.peak_bytes(plan_name, federation.spec, loaded.contract.server.accumulate)
             log.write_block(
-                f"plan {plan_name}, a budget of {memory.nbytes >> 20}MiB: {peak >> 20}MiB of memory at most",
+                f"plan {plan_name}, budget {memory.nbytes >> 20}MiB: at most {peak >> 20}MiB of memory",
                 "memory",
                 plan=plan_name,
                 budget_bytes=memory.nbytes,
@@ -137,6 +140,6 @@ def server(
 
 
 def require_insecure(insecure: bool, insecure_remote: bool) -> None:
-    """Refuse to speak plaintext to anybody who has not asked for it."""
+    """Raise an error unless plaintext was asked for."""
     if not (insecure or insecure_remote):
         raise FlcoreError("TLS is not available yet; --insecure speaks plaintext, on this machine only")

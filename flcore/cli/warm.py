@@ -1,4 +1,4 @@
-"""`flcore warm`: compile all kernels ahead."""
+"""`flcore warm`: compile kernels ahead of use."""
 
 import time
 from typing import Annotated
@@ -15,7 +15,10 @@ def warm(
         typer.Option("--dtype", help="dtype to compile for; repeatable. 'all' takes every dtype."),
     ] = None,
     processes: Annotated[
-        int | None, typer.Option(min=1, help="Number of compiling processes. (default: the cores)")
+        int | None,
+        typer.Option(
+            min=1, help="Number of processes that compile. (default: FLCORE_THREADS, or else the available cores)"
+        ),
     ] = None,
 ) -> None:
     """Compile kernels ahead of use, for this processor, and cache them on disk.

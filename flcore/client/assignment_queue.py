@@ -39,7 +39,7 @@ class AssignmentQueue:
         with self._changed:
             match message:
                 case Welcome():
-                    if self._welcome is not None and self._welcome.session != message.session:
+                    if self._welcome is not None and self._welcome.session_secret != message.session_secret:
                         self._is_withdrawn = True  # the current assignment, if any
                     self._welcome = message
                     self._assignments.clear()

@@ -176,7 +176,7 @@ class Client:
             except (TaskFailed, MalformedMessage, SpecError, UpdateError) as error:
                 self._answer = None
                 self._notify(f"{self._name}: {error}")
-                failure = Failure(welcome.session, assignment.assignment_id, str(error)[:MAX_FAILURE_CHARACTERS])
+                failure = Failure(welcome.session_secret, assignment.assignment_id, str(error)[:MAX_FAILURE_CHARACTERS])
                 if self._queue.is_current_wanted:
                     self._retry(lambda: self._connection.report(failure))
         except TransportError as error:
@@ -218,7 +218,7 @@ class Client:
 
     def _send(self, welcome: Welcome, assignment: TaskAssignment, answer: CachedAnswer) -> None:
         """Upload an answer until there is a receipt."""
-        request = UploadRequest(welcome.session, assignment.assignment_id, answer.content, answer.source.layout)
+        request = UploadRequest(welcome.session_secret, assignment.assignment_id, answer.content, answer.source.layout)
         self._retry(lambda: self._connection.upload(request, Outbox(answer.source)))
         answer.is_received = True
         message = parse_message(TaskMessage, assignment.content)
@@ -237,7 +237,7 @@ class Client:
         inbox = Inbox(assignment.payload, Decompressor(wire_format, self._model))
 
         def download() -> None:
-            request = DownloadRequest(welcome.session, assignment.assignment_id, inbox.received)
+            request = DownloadRequest(welcome.session_secret, assignment.assignment_id, inbox.received)
             for piece in self._connection.download(request, assignment.payload):
                 inbox.accept(piece)
             inbox.finish()

@@ -95,28 +95,33 @@ class ServerContract(_ContractTable):
     quorum: int = Field(
         default=1,
         ge=1,
-        description="The least number of updates for which a round counts. A round starts when so many clients are "
-        "connected.",
+        description="The least number of updates with which a training task of a round counts. A round starts when so "
+        "many clients are connected.",
     )
     close_at: int | None = Field(
         default=None,
         ge=1,
-        description="The number of answers at which a round closes without waiting for the other clients.",
+        description="The number of answers of a task at which the server stops waiting for the other clients. At "
+        "least the quorum.",
     )
     deadline_s: float = Field(
-        default=600.0, gt=0, le=1e7, allow_inf_nan=False, description="The time after which a round closes."
+        default=600.0,
+        gt=0,
+        le=1e7,
+        allow_inf_nan=False,
+        description="The time after which an attempt at a task closes ([how a round ends](#how-a-round-ends)).",
     )
     on_quorum_failure: Literal["retry", "skip", "fail"] = Field(
         default="retry",
-        description="What follows a round below its quorum. `retry`: the missing clients are asked again. `skip`: the "
-        "model stays as it is. `fail`: the job ends.",
+        description="What follows a training task below its quorum. `retry`: the missing clients are asked again. "
+        "`skip`: the model stays as it is. `fail`: the job ends.",
     )
     quorum_retries: int = Field(
         default=10,
         ge=0,
         le=1000,
-        description="How many times a round is retried at most. The server also waits for the quorum to connect for "
-        "this many further deadlines.",
+        description="How many more attempts a training task of a round may take. The server also waits for the quorum "
+        "to connect for this many further deadlines.",
     )
     stall_timeout_s: float = Field(
         default=60.0,

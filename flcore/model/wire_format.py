@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from flcore_layout import DTYPES, Layout, PayloadPart, Segment, SegmentRange
-from flcore_transport.piece_format import PiecePlan, body_bytes, piece_elements
+from flcore_transport.piece_format import PieceRanges, body_bytes, piece_elements
 
 from flcore.model.dtypes import DTYPES as NUMPY_DTYPES
 from flcore.model.dtypes import INTEGERS
@@ -59,9 +59,9 @@ class WireFormat:
         return Layout((PayloadPart(MODEL_PART, tuple(Segment(dtype, segment.elements) for dtype, segment in pairs)),))
 
     @cached_property
-    def pieces(self) -> PiecePlan:
+    def pieces(self) -> PieceRanges:
         """All pieces of the payload, which are the chunks in which updates are folded, too."""
-        return PiecePlan(self.layout)
+        return PieceRanges(self.layout)
 
     @cached_property
     def nbytes(self) -> int:

@@ -42,7 +42,7 @@ class ModelDownload(Outbox):
         return piece
 
     def _report_sent(self, piece: bytes, index: int) -> None:
-        self._rounds.piece_sent(self._round, self._client, len(piece), is_last=index == len(self.plan) - 1)
+        self._rounds.piece_sent(self._round, self._client, len(piece), is_last=index == len(self.piece_ranges) - 1)
 
 
 class _RoundModel:

@@ -128,7 +128,7 @@ class PendingUpload:
         try:
             self.inbox.accept(piece)
         except (PieceError, ProtocolMismatch) as error:
-            expected = self.inbox.plan[min(self.inbox.received, len(self.inbox.plan) - 1)]
+            expected = self.inbox.piece_ranges[min(self.inbox.received, len(self.inbox.piece_ranges) - 1)]
             tensor, _ = self._spec.segments[expected.segment].locate(expected.first)
             raise CorruptUpdate(str(error), client=self.client, tensor=tensor.name) from error
         self.bytes += len(piece)
@@ -156,7 +156,7 @@ class UploadCall:
     @property
     def expected(self) -> int:
         """How many pieces it has in all."""
-        return len(self._upload.inbox.plan)
+        return len(self._upload.inbox.piece_ranges)
 
     def begin(self) -> "Future[None]":
         """The upload's turn has come; the future is done once there is memory for its pieces."""

@@ -9,6 +9,7 @@ from pathlib import Path
 import flcore_transport
 from flcore_transport import InProcessConnection, InProcessServer, Service
 
+from flcore.aggregation.budget import DEFAULT_BUDGET
 from flcore.client.client import Client
 from flcore.client.executor import Executor, require_tasks
 from flcore.client.notices import NoticeLogger, Notify
@@ -76,8 +77,11 @@ def run(
     with ExitStack() as stack:
 
         def listen(service: Service) -> Server:
-            # gRPC is imported here, with its first use.
-            return flcore_transport.GrpcServer(service) if count else InProcessServer(service)
+            # The budget that `serve` is given below counts these windows, so the transport must not exceed them.
+            in_flight_bytes = DEFAULT_BUDGET.in_flight_bytes
+            if count:
+                return flcore_transport.GrpcServer(service, in_flight_bytes=in_flight_bytes)  # imports gRPC
+            return InProcessServer(service, in_flight_bytes=in_flight_bytes)
 
         def started(server: Server, federation: Federation) -> None:
             if isinstance(server, InProcessServer):
@@ -88,7 +92,14 @@ def run(
                 )
 
         return serve(
-            loaded, listen, started=started, wait_for=len(names), directory=directory, fresh=fresh, observe=observe
+            loaded,
+            listen,
+            started=started,
+            wait_for=len(names),
+            directory=directory,
+            fresh=fresh,
+            observe=observe,
+            budget=DEFAULT_BUDGET,
         )
 
 
@@ -96,7 +107,7 @@ def run(
 def _client_threads(
     job: Job, names: tuple[str, ...], server: InProcessServer, give_up: Callable[[str], None], notify: Notify
 ) -> Iterator[None]:
-    """Host every client in a thread of its own, until the server has said goodbye to all."""
+    """Host every client in its own thread while the block lasts, and stop them at its end."""
     executors = [Executor(job, Site(name, names, job.contract.seed), notify) for name in names]
     clients = [Client(job, executor, InProcessConnection(server)) for executor in executors]
 

@@ -1,6 +1,6 @@
-"""A worker process: hosts some clients of a run on this machine. Started by `workers`, with its setup on stdin.
+"""A worker process, which hosts some clients of a run. `worker_processes` starts it, with its setup on stdin.
 
-Its standard output carries notices to the run, one JSON list a line; all other output goes to standard error.
+Its standard output carries notices to the run, one JSON list per line; all other output goes to standard error.
 """
 
 import json
@@ -23,7 +23,7 @@ from flcore.process import keep_freed_memory
 
 
 def main() -> int:
-    """Host the clients until the server says goodbye to all of them; a client that cannot go on ends the worker."""
+    """Host the clients until the server has said goodbye to all of them. A client that fails ends the worker."""
     keep_freed_memory()
     notify = _notices_to_parent()
     setup = json.loads(sys.stdin.readline())
@@ -45,7 +45,7 @@ def main() -> int:
 
 
 def _notices_to_parent() -> Notify:
-    """Take standard output for notices; what the job's code and its libraries print there goes to standard error."""
+    """Reserve standard output for notices, and redirect prints of the job's code to standard error."""
     descriptor = os.dup(sys.stdout.fileno())
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     lock = threading.Lock()
@@ -60,6 +60,6 @@ def _notices_to_parent() -> Notify:
 
 
 def _end_with_parent() -> None:
-    """Wait for the end of stdin, which is the end of the parent, and end this process at once."""
+    """End this process when its stdin closes, which happens when the parent ends."""
     os.read(sys.stdin.fileno(), 1)
     os._exit(1)

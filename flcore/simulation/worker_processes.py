@@ -15,8 +15,16 @@ from flcore.client.notices import Notify
 from flcore.job.job import Job
 
 STOP_TIMEOUT_S = 10.0
+"""Seconds that workers have to end after the server's goodbye, before they are killed."""
+
+ERROR_STOP_TIMEOUT_S = 1.0
+"""The same if the run has failed or was interrupted."""
+
 DRAIN_TIMEOUT_S = 1.0
+"""Seconds to read the remaining output of a worker that has ended; its children may hold the pipes open."""
+
 LOG_TAIL_BYTES = 2_000
+"""Bytes of a failed worker's output in the error."""
 
 # A worker's libraries must not start as many threads as there are cores for each client.
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -29,11 +37,10 @@ WORKER_PROGRAM = (
 
 
 class WorkerProcesses:
-    """Processes that each host some of the clients, as a context: they have ended when it ends.
+    """Processes that each host some of the clients, as a context. They have ended when the context ends.
 
-    A worker that ends with an error while clients are awaited is told to `give_up`, with the end of what it printed;
-    what its clients' code did wrong goes to `notify`. A worker lives no longer than this process: its standard input
-    closes, and it ends.
+    If a worker ends with an error, `give_up` is called with the tail of its output. Notices of its clients go to
+    `notify`. A worker ends with this process, because its standard input closes.
     """
 
     def __init__(
@@ -57,14 +64,14 @@ class WorkerProcesses:
         try:
             for setup in self._setups:
                 self._start(setup)
-        except BaseException:  # those that have been started end here; the context has not begun
+        except BaseException:  # end the started ones here: `__exit__` is not called if `__enter__` raises
             self.__exit__(*sys.exc_info())
             raise
         return self
 
     def _start(self, setup: str) -> None:
         process = subprocess.Popen(  # noqa: S603 - it is this Python
-            # -P: not the working directory, whose files may be called like modules.
+            # -P: leaves out the working directory, whose files may shadow modules.
             [sys.executable, "-P", "-c", WORKER_PROGRAM, *importable_directories()],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -85,7 +92,7 @@ class WorkerProcesses:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        give_up_at = time.monotonic() + (STOP_TIMEOUT_S if kind is None else 1.0)
+        give_up_at = time.monotonic() + (STOP_TIMEOUT_S if kind is None else ERROR_STOP_TIMEOUT_S)
         for process, _ in self._running:
             try:
                 process.wait(max(0.0, give_up_at - time.monotonic()))
@@ -107,7 +114,7 @@ class WorkerProcesses:
             reader.start()
         code = process.wait()
         give_up_at = time.monotonic() + DRAIN_TIMEOUT_S
-        for reader in readers:  # what a worker has started may hold its pipes open, and is not waited for
+        for reader in readers:  # bounded: a child of the worker may hold its pipes open
             reader.join(max(0.0, give_up_at - time.monotonic()))
         if code:
             self._give_up(f"a worker process ended with exit code {code}: {tail.text or 'it printed nothing'}")
@@ -115,7 +122,7 @@ class WorkerProcesses:
     def _read_notices(self, pipe: IO[str]) -> None:
         with pipe:
             for line in pipe:
-                with suppress(ValueError):  # what Python's start-up files print
+                with suppress(ValueError):  # lines that are not notices, such as prints of Python's start-up files
                     kind, text = json.loads(line)
                     self._notify(kind, text)
 
@@ -134,14 +141,14 @@ class _OutputTail:
 
     @property
     def text(self) -> str:
-        """What was printed last."""
+        """The last `LOG_TAIL_BYTES` of output."""
         return self._end.decode("utf-8", "replace").strip()
 
 
 def importable_directories() -> list[str]:
-    """Return the directories of this process's `sys.path` for its workers: all but "", the working directory.
+    """Return the directories of this process's `sys.path` for its workers, without "", the working directory.
 
-    A directory that was put there by name is passed on, wherever it is.
+    Directories that were added by name are included, even if one is the working directory.
     """
     entries = [entry for entry in sys.path if os.path.normpath(entry) != "."]
     return list(dict.fromkeys(os.path.abspath(entry) for entry in entries))  # noqa: PTH100 - they are str

@@ -1,9 +1,10 @@
 """The arithmetic of aggregation: flat typed buffers in, flat typed buffers out.
 
-A `Backend` offers the same verbs on every device: `fold` adds weighted operands to a running `Total`, `finish` turns it
-into a mean in the output's dtype, and `mean` does both in one pass; `merge`, `save` and `restore` move totals about;
-`inspect` looks for values that must not be folded, `encode` and `decode` convert. Nothing here knows of clients or
-rounds. Buffers hold one dtype in its *storage* form: 16-bit floats are the uint16 of their bits (`storage_dtype`).
+A `Backend` has the same verbs on every device. `fold` adds weighted operands to a running `Total`, `finish` writes its
+mean in a dtype, and `mean` does both in one pass. `merge`, `save` and `restore` combine and store totals of partial
+sums. `max_abs` and `inspect` look for values that must not be folded. `encode` and `decode` convert from and to
+float32. The package knows nothing of clients or rounds. A buffer has the *storage* of one dtype (`storage_dtype`):
+16-bit floats are the uint16 of their bits.
 
     >>> import numpy as np
     >>> from flcore_kernels import backend
@@ -14,7 +15,7 @@ rounds. Buffers hold one dtype in its *storage* form: 16-bit floats are the uint
     >>> out.tolist()
     [2.0, 3.0, 4.0]
 
-One after the other, in any order, on any machine, with the same bits:
+An exact total takes operands one after the other. Its bits do not depend on the order, the threads or the machine:
 
     >>> total = cpu.total(3, "exact")
     >>> for operand, weight in zip(operands, [3.0, 1.0]):
@@ -43,13 +44,14 @@ from flcore_kernels.errors import (
     WeightRange,
 )
 from flcore_kernels.inspection import Inspection
-from flcore_kernels.totals import ACCUMULATORS, Total, bytes_per_element
+from flcore_kernels.totals import ACCUMULATORS, MAX_TERMS, Total, bytes_per_element
 from flcore_kernels.weights import EXACT_RANGE
 
 __all__ = [
     "ACCUMULATORS",
     "EXACT_INTEGER_LIMIT",
     "EXACT_RANGE",
+    "MAX_TERMS",
     "STORAGE",
     "Backend",
     "BackendUnavailable",

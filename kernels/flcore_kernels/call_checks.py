@@ -1,4 +1,4 @@
-"""What a call has to satisfy before a device does anything, whichever device it is."""
+"""Checks of a call's arguments, before a device does anything; the same for all devices."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,15 +15,14 @@ from flcore_kernels.totals import Total
 
 
 def admit(total: Total, operands: Sequence[Operand], weights_: Sequence[float]) -> tuple[Any, Any]:
-    """Count operands in; return their weights, and their weights as the total takes them."""
+    """Check weights, and count operands in. Return the weights, and the weights on the total's scale."""
     values = weights.checked(weights_, total.accumulate)
     if len(operands) != values.size:
-        raise BufferMismatch(
-            f"expected one weight an operand: {len(operands)} operands came with {values.size} weights"
-        )
+        raise BufferMismatch(f"expected one weight per operand, got {values.size} weights for {len(operands)} operands")
     scale, taken, counted = total.scale, values, values
     if total.accumulate != "exact" and values.any():
         scale = weights.scale_of(values) if scale is None else scale
+        # The first weights that are not all 0 fix the scale of a float total. Later weights are scaled by it too.
         taken = weights.scaled(values, scale, total.accumulate)
         counted = np.ldexp(taken, scale)
     total.admit(len(operands), weights.exact_sum(counted))
@@ -32,41 +31,43 @@ def admit(total: Total, operands: Sequence[Operand], weights_: Sequence[float]) 
 
 
 def admit_total(total: Total, other: Total, kind: type = np.ndarray) -> None:
-    """Count another total's terms in, or raise `BufferMismatch`, `SpoiledTotal` or `TooManyTerms`."""
+    """Add another total's counts, or raise `BufferMismatch`, `SpoiledTotal` or `TooManyTerms`."""
     total.require_usable(kind)
     other.require_usable(kind)
     if total is other or (total.accumulate, total.elements) != (other.accumulate, other.elements):
         raise BufferMismatch(
-            f"two totals of a kind can be merged, not {total.elements} {total.accumulate} "
-            f"with {other.elements} {other.accumulate} elements"
+            f"expected another total of {total.elements} elements and accumulator {total.accumulate} to merge, got "
+            f"{'the same total' if total is other else f'{other.elements} elements and {other.accumulate}'}"
         )
     total.admit(other.terms, other.weight)
 
 
 def require_within(sizes: Sequence[int], total: Total) -> None:
-    """Raise `BufferMismatch` where buffers of these sizes reach beyond the total."""
+    """Raise `BufferMismatch` if buffers of these sizes reach beyond the total."""
     if sizes and (end := int(offsets_of(sizes)[-2]) + sizes[-1]) > total.elements:
-        raise BufferMismatch(f"the buffers reach to element {end}, the total has {total.elements}")
+        raise BufferMismatch(
+            f"expected buffers within the total's {total.elements} elements; these reach to element {end}"
+        )
 
 
 def require_result(dtype: str) -> Storage:
-    """Return the row of a result's dtype, or raise `BufferMismatch` for a quantized one."""
-    row = lookup(dtype)
-    if row.block:
-        raise BufferMismatch(f"a result has a dtype of its own, not {dtype}: encode it afterwards")
-    return row
+    """Return the storage of a result's dtype, or raise `BufferMismatch` for a quantized one."""
+    storage = lookup(dtype)
+    if storage.block:
+        raise BufferMismatch(f"a result cannot be {dtype}; write it as float32, and encode it afterwards")
+    return storage
 
 
 def divisor_of(total: Total) -> tuple[float, float]:
-    """Return the sum of weights as a total's values are to be divided by it, and what that float64 leaves of it."""
+    """Return the number by which a total's values are divided, as a float64 and a rest (0.0 for float totals)."""
     if total.weight == 0:
-        raise WeightRange("the sum of the weights is 0; a mean needs one above")
+        raise WeightRange("the sum of the weights is 0; a mean needs at least one weight above 0")
     divisor, rest = weights.as_float_pair(total.weight)
     return (divisor, rest) if total.scale is None else (float(np.ldexp(divisor, -total.scale)), 0.0)
 
 
 def require_encodable(dtype: str) -> None:
-    """Raise `BufferMismatch` for a dtype that float32 values are not encoded as."""
+    """Raise `BufferMismatch` unless float32 values can be encoded as `dtype`."""
     lookup(dtype)
     if not DTYPES[dtype].compresses_float32:
-        raise BufferMismatch(f"values are encoded as bfloat16, float16 or quantized int8, not as {dtype}")
+        raise BufferMismatch(f"expected bfloat16, float16 or a quantized dtype to encode to, got {dtype}")

@@ -1,8 +1,8 @@
-"""Where compiled code is kept: files with a digest, in a directory that only the user and root can change.
+"""The cache of compiled code: files with a checksum, in a directory that only the user and root can change.
 
-`FLCORE_CACHE_DIR` names another place than `~/.cache/flcore` (or `$XDG_CACHE_HOME/flcore`). Keeping code saves time and
-does nothing else. A directory that cannot be used, or a file that cannot be written, costs a warning and the time to
-compile. A damaged file costs the time to compile.
+The directory is `$FLCORE_CACHE_DIR`, `$XDG_CACHE_HOME/flcore` or `~/.cache/flcore`. The cache saves time and does
+nothing else: if a directory or a file cannot be used, code is compiled after a warning; if a file is damaged, without
+one.
 """
 
 import hashlib
@@ -19,10 +19,10 @@ from pathlib import Path
 
 DAY_S = 24 * 3600.0
 UNUSED_S = 30 * DAY_S
-"""A directory that was not used for so long is removed when a new one is made, unless it is among the newest."""
+"""Directories of other versions that were not used for 30 days are removed when a new one is made."""
 
 NEWEST = 4
-"""How many directories stay, however old, for a person who goes back and forth between versions."""
+"""The newest directories stay, however old, for a person who switches between versions."""
 
 _MAGIC = b"flcore-code 1\n"
 _HEAD_BYTES = len(_MAGIC) + hashlib.blake2b().digest_size
@@ -30,10 +30,9 @@ _OURS = re.compile(r"(kernels|cuda)-[0-9a-f]{20}")
 
 
 def directory_for(name: str) -> Path | None:
-    """Return the directory of this name, made if need be; None, after a warning, where it cannot be trusted or made.
+    """Return the directory of this name, which is created if missing; None, after a warning, if it cannot be used.
 
-    A directory of root's that nobody else can write to is as safe as the user's own, and is used as it is: an image may
-    bring one.
+    A directory that belongs to root, and that nobody else can write to, is used too: a container image may contain one.
     """
     try:
         root = _root()
@@ -49,7 +48,7 @@ def directory_for(name: str) -> Path | None:
     if trouble:
         warn_once(f"compiled kernels are not kept, because {trouble} (set FLCORE_CACHE_DIR to use another directory)")
         return None
-    with suppress(OSError):  # used, but not ours to touch or to clear
+    with suppress(OSError):  # root's directory cannot be changed, but used
         if is_new:
             _prune(root)
         elif time.time() - directory.stat().st_mtime > DAY_S:
@@ -58,7 +57,7 @@ def directory_for(name: str) -> Path | None:
 
 
 def read(path: Path) -> bytes | None:
-    """Return the bytes that `write` kept in a file of this directory and name; None where that is not what it holds."""
+    """Return the bytes that `write` stored under this directory and name; None if the file is missing or damaged."""
     try:
         with path.open("rb") as file:
             if _trouble(os.fstat(file.fileno()), path):
@@ -71,7 +70,7 @@ def read(path: Path) -> bytes | None:
 
 
 def write(path: Path, data: bytes) -> None:
-    """Keep bytes in a file, beside which they are written first; a warning says why where that is not possible."""
+    """Replace a file atomically: write beside it, then rename. Warns if that is not possible."""
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
     try:
         try:
@@ -88,7 +87,7 @@ def write(path: Path, data: bytes) -> None:
 
 @cache
 def warn_once(message: str) -> None:
-    """Warn of something that many kernels meet alike."""
+    """Warn, once per process, of something that concerns many kernels."""
     warnings.warn(f"flcore: {message}", RuntimeWarning, stacklevel=2)
 
 
@@ -100,7 +99,7 @@ def _root() -> Path:
 
 
 def _trouble(found: os.stat_result, place: Path) -> str:
-    """Return why code from a place cannot be trusted, or nothing."""
+    """Return why code from a place cannot be trusted, or an empty string."""
     if not hasattr(os, "getuid"):
         return ""
     if found.st_uid not in (os.getuid(), 0):
@@ -111,9 +110,9 @@ def _trouble(found: os.stat_result, place: Path) -> str:
 
 
 def _head(path: Path, data: bytes) -> bytes:
-    """Return what precedes the bytes in a file: their digest, and that of where they belong.
+    """Return the head of a file: a digest of its bytes and of its place.
 
-    Unpickling damaged bytes, or loading them as machine code, may do anything. So may another kernel's code.
+    Unpickling damaged bytes, or running them as machine code, may do anything. So may a file of another kernel.
     """
     digest = hashlib.blake2b(f"{path.parent.name}/{path.name}\0".encode())
     digest.update(data)
@@ -121,7 +120,7 @@ def _head(path: Path, data: bytes) -> bytes:
 
 
 def _prune(root: Path) -> None:
-    """Remove directories of other versions that were not used for long; a process that misses its own compiles anew."""
+    """Remove directories of other versions that were not used for long. A process that misses one recompiles."""
     used = {place: place.lstat() for place in root.iterdir() if _OURS.fullmatch(place.name)}
     places = [place for place, found in used.items() if stat.S_ISDIR(found.st_mode)]
     for place in sorted(places, key=lambda place: used[place].st_mtime, reverse=True)[NEWEST:]:

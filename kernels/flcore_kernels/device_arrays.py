@@ -1,8 +1,8 @@
-"""Arrays on a device, of whatever library: read where they are, through DLPack or `__cuda_array_interface__`.
+"""Arrays of any library on a device, read in place through DLPack or `__cuda_array_interface__`.
 
-Both protocols also tell in which order things happen. A DLPack exporter makes the stream that it is given wait for its
-own work; an array with the older interface names its stream, for which we wait ourselves. Their metadata is checked: it
-may be wrong, and a kernel that reads unmapped memory ends the whole process.
+Both protocols also order work on streams. A DLPack exporter makes the stream that it is given wait for the exporter's
+work. An array with the older interface names its stream, and ours waits for it. The arrays' metadata is checked,
+because a kernel that reads unmapped memory makes the device unusable for the whole process.
 """
 
 import ctypes
@@ -17,25 +17,26 @@ from flcore_layout import DTYPES
 from flcore_kernels.errors import BufferMismatch
 
 CUDA, CUDA_MANAGED = 2, 13
-"""DLPack's numbers of memory that a CUDA device reads."""
+"""DLPack's device types of memory that a CUDA device reads: its own, and managed memory."""
 
 LEGACY_STREAM = 1
-"""Both protocols' number of the stream that CUDA calls default, where the work of arrays that name none is."""
+"""CUDA's legacy default stream, in both protocols. Arrays that name no stream are written there."""
 
 MOST_ELEMENTS, MOST_RANK = 2**48, 64
+"""Bounds of plausible metadata: 2^48 elements are more than any device's memory, so no size overflows 64 bits."""
 
 IMMUTABLE = ("jax", "jaxlib")
-"""Libraries whose arrays are never written to, which neither protocol tells."""
+"""Libraries whose arrays must not be written to, although neither protocol says so."""
 
 BY_THREAD = ("torch", "cupy")
-"""Libraries whose exporters make us wait for the stream that is their thread's now, whichever array is asked for: one
-of them is asked for all that are read at once."""
+"""Libraries whose exporters wait for the current stream of the calling thread, whichever array is exported. So one
+export per call makes our stream wait for all arrays of the library."""
 
 _CODES = {0: "int", 1: "uint", 2: "float", 4: "bfloat", 6: "bool"}
 STORED: dict[str, np.dtype[Any]] = {
     name: np.dtype(row.storage) for name, row in DTYPES.items() if row.storage != name and not row.is_quantized
 }
-"""What dtypes are stored as that the kernels see as other numbers; the rest as what they are."""
+"""The storage of dtypes that kernels read as other numbers, such as bfloat16 as uint16. All others are their own."""
 
 
 class _Tensor(ctypes.Structure):
@@ -71,7 +72,7 @@ _is_valid = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.c_char_p)((
 
 
 class Flags(NamedTuple):
-    """What NumPy calls so."""
+    """The flags that NumPy's arrays have under these names."""
 
     c_contiguous: bool
     writeable: bool
@@ -92,21 +93,28 @@ class Place(Protocol):
 
 
 class Follower(Protocol):
-    """Our stream, which comes after what was asked of an array's before."""
+    """A stream of ours that can wait for an array's stream."""
 
     pointer: int
 
     def follow(self, pointer: int) -> None:
-        """Wait for somebody's stream."""
+        """Delay later work until the other stream has done what it has now."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class DeviceArray:
-    """Memory of a CUDA device, by its address; `owner` keeps it.
+    """Memory of a CUDA device.
 
-    `dtype` is the storage's, `name` the dtype that the library gives it (none for memory of ours). One that was only
-    `described` has its exporter as the owner, who is asked again when the elements are read.
+    Attributes:
+        address: The address of the first element.
+        shape: The shape of the array.
+        dtype: The NumPy dtype of the storage, such as uint16 for bfloat16.
+        device: The number of the device.
+        flags: Whether it is contiguous and writable.
+        owner: The object that keeps the memory alive. After `described`, the library's array.
+        name: The library's name of the dtype, such as "bfloat16"; empty for memory of flcore.
+        is_described: Whether `described` made it. Then the owner is exported again before elements are read.
     """
 
     address: int
@@ -130,9 +138,19 @@ class DeviceArray:
 
 
 def device_of(thing: Any) -> int | None:
-    """Return the number of the CUDA device that something's elements are on; None where they are on none.
+    """Return the number of the CUDA device that an array is on; None for anything else.
 
-    The older interface does not tell which; 0 is said of what has no other.
+    Does not read elements, and does not raise for an object that claims a protocol without supporting it.
+
+    Args:
+        thing: Any object.
+
+    Returns:
+        The number of the device. It is 0 for an array with `__cuda_array_interface__` only, which does not say.
+
+    Example:
+        >>> device_of(np.zeros(3)) is None
+        True
     """
     if isinstance(thing, DeviceArray):
         return thing.device
@@ -145,21 +163,28 @@ def device_of(thing: Any) -> int | None:
         if hasattr(thing, "__cuda_array_interface__"):
             return 0
     except (ArithmeticError, AttributeError, BufferError, RuntimeError, TypeError, ValueError):
-        return None  # it claims a protocol that it does not speak
+        return None  # it claims a protocol that it does not support
     return None
 
 
 def described(thing: Any) -> DeviceArray:
-    """Return what something on a device is, and where, or raise `BufferMismatch`. None of its elements is read."""
+    """Return the address, shape and dtype of an array on a device, without reading elements or waiting for its stream.
+
+    Args:
+        thing: An array with DLPack or `__cuda_array_interface__`, on a CUDA device.
+
+    Raises:
+        BufferMismatch: The array cannot be read on its device. The message says why.
+    """
     if isinstance(thing, DeviceArray):
         return thing
     return replace(_seen(thing, LEGACY_STREAM), owner=thing, is_described=True)
 
 
 def on_device(thing: Any, place: Place, stream: Follower, waited: set[str]) -> DeviceArray:
-    """Return what is on a device as the kernels take it, or raise `BufferMismatch`; nothing is copied.
+    """Return an array on a device, ready to be read on `stream` (zero-copy), or raise `BufferMismatch`.
 
-    `waited` are libraries that need not be asked to wait again.
+    `waited` are the libraries of `BY_THREAD` that the stream waits for already in this call; it is added to.
     """
     if isinstance(thing, DeviceArray) and not thing.is_described:
         return thing
@@ -176,7 +201,7 @@ def on_device(thing: Any, place: Place, stream: Follower, waited: set[str]) -> D
                 stream.follow(other)
             return found
         number = device_of(exporter)
-        if number != place.number:  # exporters make trouble where theirs is not the current device
+        if number != place.number:  # exporters fail, or wait wrongly, if their device is not the current one
             raise BufferMismatch(elsewhere("it", number, place.number))
         found = _seen(exporter, stream.pointer)
     if library in BY_THREAD:
@@ -185,7 +210,7 @@ def on_device(thing: Any, place: Place, stream: Follower, waited: set[str]) -> D
 
 
 def elsewhere(what: str, number: int | None, ours: int) -> str:
-    """Return what there is to say of an array on another device."""
+    """Return the error message for an array on another device."""
     return f"{what} is on device {number}, and this backend works on device {ours}: ask for backend('cuda:{number}')"
 
 
@@ -204,30 +229,32 @@ def _seen(thing: Any, stream: int) -> DeviceArray:
 def _capsule_of(thing: Any, stream: int) -> Any:
     try:
         return thing.__dlpack__(stream=stream, max_version=(1, 0))
-    except TypeError:  # an exporter from before DLPack had versions
+    except TypeError:  # an exporter of DLPack before version 1.0
         return thing.__dlpack__(stream=stream)
 
 
 def _from_capsule(capsule: Any) -> DeviceArray:
-    """Read a capsule, which is not consumed: it lets go of the tensor when it is let go itself."""
+    """Read a capsule without consuming it: its destructor then frees the exporter's tensor."""
     is_read_only = False
     if _is_valid(capsule, b"dltensor_versioned"):
         versioned = _Versioned.from_address(_pointer_of(capsule, b"dltensor_versioned"))
         if versioned.major != 1:
-            raise BufferError(f"it exports DLPack {versioned.major}; version 1 is understood here")
+            raise BufferError(f"it exports DLPack {versioned.major}; expected version 1")
         tensor, is_read_only = versioned.tensor, bool(versioned.flags & 1)
     else:
         tensor = _Tensor.from_address(_pointer_of(capsule, b"dltensor"))
     if tensor.device_type not in (CUDA, CUDA_MANAGED):
-        raise BufferError(f"it is in memory of DLPack's kind {tensor.device_type}, not on a CUDA device")
+        raise BufferError(f"it is in memory of DLPack's kind {tensor.device_type}; expected a CUDA device")
     if not 0 <= tensor.rank <= MOST_RANK or (tensor.rank and not tensor.shape):
-        raise BufferError(f"it says that it has {tensor.rank} dimensions")
+        raise BufferError(f"its number of dimensions is {tensor.rank}; expected 0 to {MOST_RANK}, with a shape")
     shape = tuple(tensor.shape[i] for i in range(tensor.rank))
     strides = tuple(tensor.strides[i] for i in range(tensor.rank)) if tensor.strides else None
     name = f"{_CODES.get(tensor.code, 'unknown')}{tensor.bits}"
     name = "bool" if name == "bool8" else name
     if tensor.vector != 1 or name.startswith("unknown"):
-        raise BufferError(f"its elements are of DLPack's kind {tensor.code} in vectors of {tensor.vector}")
+        raise BufferError(
+            f"its elements are of DLPack's kind {tensor.code} in vectors of {tensor.vector}; expected numbers"
+        )
     flags = Flags(_is_contiguous(shape, strides), not is_read_only)
     address = (tensor.data or 0) + tensor.offset
     return DeviceArray(address, shape, _storage(name), tensor.device, flags, capsule, name)
@@ -239,12 +266,12 @@ def _from_interface(thing: Any) -> DeviceArray:
     shape = tuple(int(extent) for extent in told["shape"])
     dtype: np.dtype[Any] = np.dtype(told["typestr"])
     if dtype.newbyteorder("=") != dtype or not dtype.itemsize:
-        raise ValueError(f"its elements are {told['typestr']!r}, which no kernel reads")
+        raise ValueError(f"its elements are {told['typestr']!r}; expected numbers in native byte order")
     if told.get("mask") is not None:
-        raise ValueError("it has a mask, which hides values that would count; fill it first")
+        raise ValueError("it has a mask, which kernels ignore; fill the masked elements first")
     strides = told.get("strides")
     if strides is not None and any(step % dtype.itemsize for step in strides):
-        raise ValueError(f"its strides, {tuple(strides)}, are no multiples of its elements' {dtype.itemsize} bytes")
+        raise ValueError(f"its strides are {tuple(strides)}; expected multiples of {dtype.itemsize} bytes")
     steps = None if strides is None else tuple(step // dtype.itemsize for step in strides)
     name = "bool" if dtype == np.bool_ else dtype.name
     flags = Flags(_is_contiguous(shape, steps), not is_read_only)
@@ -252,7 +279,7 @@ def _from_interface(thing: Any) -> DeviceArray:
 
 
 def _streams_of(thing: Any) -> list[int]:
-    """Return the streams whose work on an array with the older interface may not be done."""
+    """Return the streams that may still write to an array with the older interface: one or none."""
     told = thing.__cuda_array_interface__
     stream = told.get("stream")
     return [int(stream or LEGACY_STREAM)] if stream is not None or told["version"] < 3 else []
@@ -260,11 +287,11 @@ def _streams_of(thing: Any) -> list[int]:
 
 def _require_sound(array: DeviceArray) -> None:
     if any(extent < 0 for extent in array.shape) or array.size > MOST_ELEMENTS:
-        raise ValueError(f"its shape is {array.shape}")
+        raise ValueError(f"its shape is {array.shape}; expected at most 2^48 elements")
     if not 0 <= array.address < 2**64 - array.nbytes or (array.size and not array.address):
-        raise ValueError(f"its {array.size} elements are said to be at address {array.address}")
+        raise ValueError(f"its address is {array.address}, where {array.size} elements cannot be")
     if array.size and array.address % array.dtype.itemsize:
-        raise ValueError(f"it is at address {array.address}, which is no multiple of {array.dtype.itemsize} bytes")
+        raise ValueError(f"its address is {array.address}; expected a multiple of {array.dtype.itemsize} bytes")
 
 
 def _storage(name: str) -> np.dtype[Any]:

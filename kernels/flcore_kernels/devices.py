@@ -10,27 +10,36 @@ from flcore_kernels.backend import Backend
 from flcore_kernels.device_arrays import device_of
 from flcore_kernels.errors import BackendUnavailable
 
-KEPT = 8
-"""Backends of a device, with different budgets, that stay ready."""
+MAX_BACKENDS = 8
+"""CUDA backends (of one device, thread count and budget each) that stay ready. Each keeps page-locked memory."""
 
-SHARE, LEAST_PIECE = 16, 256 << 10
-"""A piece takes this share of a budget at most, of which several are under way; a smaller one would not be worth it."""
+BUDGET_SHARE, LEAST_PORTION = 16, 256 << 10
+"""A portion takes at most a 16th of a budget, because three are under way at once and totals need room. Less than
+256 KiB would not be worth a launch."""
 
 
 def backend(
     name: str = "auto", threads: int | None = None, *, like: Any = None, budget_bytes: int | None = None
 ) -> Backend:
-    """Return the backend called `name`: `"cpu"`, `"cuda"`, `"cuda:1"`, or `"auto"` for the one where the data is.
+    """Return the backend called `name`. Calls with the same arguments return the same backend.
 
-    `"cuda"` is device 0. The data is where the array `like` is. What is in host memory is served best by the CPU, for a
-    mean from there is bound by the bus to the device; and so is what is on a device that cannot be used here, after one
-    warning.
+    Numba or CuPy is imported with the first backend of its kind, not with the package.
 
-    `threads` is how many of the processor's are used at most: by default what `FLCORE_THREADS` says, or else the cores
-    that this process may use. No result depends on it. `budget_bytes` bounds the memory that is taken of a device.
-    Numba or CuPy is imported here, with the first backend of its kind, and not with the package.
+    Args:
+        name: `"cpu"`; `"cuda"`, which is device 0; `"cuda:1"`; or `"auto"`: the device of `like`. `"auto"` is the CPU
+            for arrays in host memory, because the bus to a device would limit them, and, after one warning, if the
+            device cannot be used.
+        threads: Threads of the CPU at most. Default: `FLCORE_THREADS`, or else the cores that this process may use. No
+            result depends on it.
+        like: An array on the device that `"auto"` chooses.
+        budget_bytes: Bytes of device memory at most. Default: no limit.
 
-    Raises `BackendUnavailable`, which says what there is.
+    Raises:
+        BackendUnavailable: No backend has this name, or its device or CuPy is missing. The message says which.
+
+    Example:
+        >>> backend("cpu").name
+        'cpu'
     """
     if name == "cpu":
         return _cpu(threads)
@@ -56,14 +65,16 @@ def _cpu(threads: int | None) -> Backend:
     return CpuBackend(threads)
 
 
-@lru_cache(KEPT)
+@lru_cache(MAX_BACKENDS)
 def _cuda(number: int, threads: int | None, budget_bytes: int | None) -> Backend:
     from flcore_kernels.cuda.backend import CudaBackend
     from flcore_kernels.cuda.device import CupyDevice
-    from flcore_kernels.cuda.ring import PIECE_BYTES
+    from flcore_kernels.cuda.ring import PORTION_BYTES
 
-    piece_bytes = PIECE_BYTES if budget_bytes is None else min(PIECE_BYTES, max(LEAST_PIECE, budget_bytes // SHARE))
-    return CudaBackend(CupyDevice(number, budget_bytes), threads, piece_bytes)
+    portion_bytes = PORTION_BYTES
+    if budget_bytes is not None:
+        portion_bytes = min(PORTION_BYTES, max(LEAST_PORTION, budget_bytes // BUDGET_SHARE))
+    return CudaBackend(CupyDevice(number, budget_bytes), threads, portion_bytes)
 
 
 @cache
@@ -72,7 +83,11 @@ def _warned() -> list[str]:
 
 
 def fall_back(error: Exception) -> None:
-    """Tell, once, why data that is on a device is brought to the CPU."""
+    """Warn, once per process, that arrays on a device are copied to the CPU, and why.
+
+    Args:
+        error: Why the device cannot be used.
+    """
     if not _warned():
         _warned().append(str(error))
         warnings.warn(
@@ -85,10 +100,17 @@ def fall_back(error: Exception) -> None:
 def warm(
     dtypes: Sequence[str] | None = None, processes: int | None = None
 ) -> Iterator[tuple[int, int, tuple[str, ...], bool]]:
-    """Compile the CPU's kernels ahead of their first use and keep them on disk; yields what is done after each.
+    """Compile the CPU's kernels ahead of their first use, and cache them on disk.
 
-    `dtypes`: keys of `STORAGE`, or `["all"]`; by default those in everyday use. Each item is (how many are done, how
-    many there are, which one, whether it had to be compiled).
+    Args:
+        dtypes: Keys of `STORAGE`, or `["all"]`. Default: float32, bfloat16, float16, float64, int64 and int8[256].
+        processes: Processes that compile. Default: as `threads` of `backend`.
+
+    Yields:
+        After each kernel: (kernels done, kernels in total, the kernel's key, whether it had to be compiled).
+
+    Raises:
+        KernelError: The cache's directory cannot be used, or Numba is told not to compile.
     """
     from flcore_kernels.cpu.warm import warm as warm_cpu
 

@@ -1,40 +1,40 @@
-"""What the kernels refuse.
+"""The errors of the kernels.
 
 KernelError
-├── UnknownDType          a dtype that no kernel folds
-├── BufferMismatch        a buffer of another length, dtype or shape than its neighbours
-├── WeightRange           a weight that is negative, not finite, or outside what an accumulator takes
-├── NotFinite             a NaN or an infinity in an operand
-├── Overflow              a term, a sum or a result that is too large
-├── TooManyTerms          more terms than an exact total can count
-├── SpoiledTotal          a total that an earlier error left half changed
-├── BadState              bytes that are not a saved total, or no longer
-├── OutOfDeviceMemory     a device, or the budget for it, that does not hold what is needed
-├── DeviceFailed          a device that reports an error of its own
-└── BackendUnavailable    a device that this machine or this installation does not have
+├── UnknownDType          no kernel folds this dtype
+├── BufferMismatch        a buffer has another size, dtype or place than expected
+├── WeightRange           a weight is negative, not finite, or outside the accumulator's range
+├── NotFinite             an operand has a NaN or an infinity
+├── Overflow              a term, a sum or a result is too large
+├── TooManyTerms          an exact total would have more terms than its digits can hold
+├── SpoiledTotal          an earlier error left the total half changed
+├── BadState              bytes are not a saved total, or are damaged
+├── OutOfDeviceMemory     the device's memory, or its budget, is used up
+├── DeviceFailed          the device reports an error
+└── BackendUnavailable    there is no such backend on this machine or in this installation
 """
 
 from flcore_layout import FlcoreError
 
 
 class KernelError(FlcoreError):
-    """The root of everything that the kernels raise on purpose."""
+    """The root of the errors that kernels raise."""
 
 
 class UnknownDType(KernelError):
-    """The dtype has no row in the table of wire dtypes."""
+    """The dtype is no key of `STORAGE`."""
 
 
 class BufferMismatch(KernelError):
-    """Buffers of one call do not fit each other."""
+    """A buffer has another size, dtype, layout or place than the call expects."""
 
 
 class WeightRange(KernelError):
-    """A weight is not one: negative, not finite, or outside what the accumulator takes."""
+    """A weight is negative, not finite, or outside the accumulator's range, or the sum of weights is 0."""
 
 
 class NotFinite(KernelError):
-    """An operand holds a NaN or an infinity: operand `operand`, at `element` of the total."""
+    """Operand number `operand` has a NaN or an infinity, `value`, at `element` of the total."""
 
     def __init__(self, operand: int, element: int, value: float) -> None:
         super().__init__(f"operand {operand}: element {element} is {value}")
@@ -42,7 +42,11 @@ class NotFinite(KernelError):
 
 
 class Overflow(KernelError):
-    """What came out at `element` is too large for `where` it should go; `operand` is to blame, or -1 for their sum."""
+    """A term, a sum or a result at `element` is too large.
+
+    `operand` is the number of the operand with a term that is too large, or -1 if a sum is. `where` names what a sum
+    does not fit into.
+    """
 
     def __init__(self, message: str, element: int, operand: int = -1, where: str = "") -> None:
         super().__init__(message)
@@ -50,19 +54,19 @@ class Overflow(KernelError):
 
 
 class TooManyTerms(KernelError):
-    """An exact total has counted as many terms as its digits can hold."""
+    """An exact total would have more than `MAX_TERMS` terms."""
 
 
 class SpoiledTotal(KernelError):
-    """A total was left half changed by an error, and holds nothing that can be used."""
+    """An earlier error left the total half changed. Clear it, or use a new one."""
 
 
 class BadState(KernelError):
-    """Bytes are not a saved total of this version, or were changed since."""
+    """Bytes are not a saved total of this version, or are damaged."""
 
 
 class OutOfDeviceMemory(KernelError):
-    """The device's memory, or the budget for it, does not hold `needed_bytes` more."""
+    """`needed_bytes` more do not fit into the device's memory, or into the budget for it."""
 
     def __init__(self, message: str, needed_bytes: int) -> None:
         super().__init__(message)
@@ -70,8 +74,8 @@ class OutOfDeviceMemory(KernelError):
 
 
 class DeviceFailed(KernelError):
-    """A device reports an error; after some of them, this process can use it no more."""
+    """The device reports an error. After some errors, this process cannot use the device any more."""
 
 
 class BackendUnavailable(KernelError):
-    """The named backend does not exist here."""
+    """There is no such backend on this machine or in this installation."""

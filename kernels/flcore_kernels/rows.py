@@ -1,4 +1,8 @@
-"""The tables that kernels walk: runs of elements, cut into rows, with the address of each in every operand."""
+"""The tables of kernels: where each row of elements begins in every operand.
+
+A *run* is one buffer of an operand. A *row* is a part of a run that one thread works on. A *batch* is several short
+rows, or one long one: the unit of work that threads take.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,14 +27,14 @@ def address_of(array: npt.NDArray[Any] | DeviceArray) -> int:
 
 
 def buffers_of(operand: Operand) -> list[Buffer]:
-    """Return an operand's buffers; a single one is a list of one."""
+    """Return an operand as a list of buffers."""
     if isinstance(operand, np.ndarray | DeviceArray | Quantized):
         return [operand]
     return list(operand)
 
 
 def offsets_of(sizes: Sequence[int]) -> Numbers:
-    """Return where buffers of these sizes begin in a total: each at the next multiple of 256, the end included."""
+    """Return where buffers of these sizes begin in a total, at multiples of 256, and where the last one ends."""
     padded = -(-np.array(sizes, np.int64) // ALIGNMENT) * ALIGNMENT
     places: Numbers = np.concatenate([np.zeros(1, np.int64), np.cumsum(padded)])
     return places
@@ -48,39 +52,42 @@ def sizes_of(operand: Operand) -> list[int]:
 
 
 def addresses_of(
-    operand: Operand, row: Storage, sizes: Sequence[int], what: str, kinds: Any = np.ndarray
+    operand: Operand, storage: Storage, sizes: Sequence[int], what: str, kinds: Any = np.ndarray
 ) -> tuple[list[int], list[int]]:
     """Return the addresses of an operand's buffers, and of their scales, or raise `BufferMismatch`.
 
-    `kinds`: the classes of arrays that are in memory which the backend reads.
+    `kinds`: the classes of arrays that the backend reads. `what` names the operand in errors.
     """
     buffers = buffers_of(operand)
     if len(buffers) != len(sizes):
         raise BufferMismatch(f"{what}: expected {len(sizes)} buffers, got {len(buffers)}")
-    if row.block:
-        return _quantized_addresses(buffers, row, sizes, what, kinds)
-    storage = row.storage
+    if storage.block:
+        return _quantized_addresses(buffers, storage, sizes, what, kinds)
+    dtype = storage.dtype
     addresses = []
     for index, (buffer, size) in enumerate(zip(buffers, sizes, strict=True)):
         if (
             not isinstance(buffer, kinds)
-            or buffer.dtype != storage
+            or buffer.dtype != dtype
             or buffer.size != size
             or not buffer.flags.c_contiguous
         ):
-            raise BufferMismatch(_mismatch(buffer, storage, size, what, index, len(sizes)))
+            raise BufferMismatch(_mismatch(buffer, dtype, size, what, index, len(sizes)))
         addresses.append(address_of(buffer))
     return addresses, addresses
 
 
 def _quantized_addresses(
-    buffers: list[Buffer], row: Storage, sizes: Sequence[int], what: str, kinds: Any
+    buffers: list[Buffer], storage: Storage, sizes: Sequence[int], what: str, kinds: Any
 ) -> tuple[list[int], list[int]]:
     codes, scales = [], []
     for index, (buffer, size) in enumerate(zip(buffers, sizes, strict=True)):
         if not isinstance(buffer, Quantized):
             raise BufferMismatch(f"{what}: expected Quantized codes and scales, got {type(buffer).__name__}")
-        wanted = ((buffer.codes, np.dtype(np.int8), size), (buffer.scales, np.dtype(np.float32), -(-size // row.block)))
+        wanted = (
+            (buffer.codes, np.dtype(np.int8), size),
+            (buffer.scales, np.dtype(np.float32), -(-size // storage.block)),
+        )
         for array, dtype, count in wanted:
             if (
                 not isinstance(array, kinds)
@@ -107,17 +114,24 @@ def _mismatch(buffer: Any, dtype: np.dtype[Any], size: int, what: str, index: in
 
 
 def require_writable(out: Operand) -> None:
-    """Raise `BufferMismatch` where a buffer of a result cannot be written to."""
+    """Raise `BufferMismatch` if a buffer of a result is read-only."""
     for buffer in buffers_of(out):
         for array in buffer if isinstance(buffer, Quantized) else (buffer,):
             if not array.flags.writeable:
-                raise BufferMismatch("out: expected a buffer that can be written to, got a read-only one")
+                raise BufferMismatch("out: expected a writable buffer, got a read-only one")
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Row r: `counts[r]` elements from element `starts[r]` of the total, which begin `along[r]` elements into run
-    `runs[r]`. `batches` cuts the rows into shares of work: batch b is rows `batches[b]` to `batches[b + 1]`."""
+    """The rows of a call: row r is a part of run `runs[r]`, and batch b is the rows `batches[b]` to `batches[b + 1]`.
+
+    Attributes:
+        runs: The run of each row.
+        along: The offset of a row in its run, in elements.
+        counts: Elements of each row.
+        starts: The element of the total at which each row begins.
+        batches: The first row of each batch, and the number of rows.
+    """
 
     runs: Numbers
     along: Numbers
@@ -127,21 +141,24 @@ class Rows:
 
     @classmethod
     def cut(cls, sizes: Sequence[int], row_elements: int) -> "Rows":
-        """Cut runs of these sizes into rows and batches of about `row_elements`, a multiple of 256."""
+        """Cut runs of these sizes into rows of at most `row_elements` (a multiple of 256), and these into batches."""
         lengths = np.array(sizes, np.int64)
-        pieces = -(-lengths // row_elements)
-        runs = np.repeat(np.arange(lengths.size), pieces)
-        first = np.cumsum(pieces) - pieces
+        rows_of_each = -(-lengths // row_elements)
+        runs = np.repeat(np.arange(lengths.size), rows_of_each)
+        first = np.cumsum(rows_of_each) - rows_of_each
         along = (np.arange(runs.size) - first[runs]) * row_elements
         counts = np.minimum(lengths[runs] - along, row_elements)
         starts = offsets_of(sizes)[:-1][runs] + along
-        # A run's share of the work is never less than that of 256 elements, so that tiny ones count too.
+        # A row counts as at least 256 elements: tiny rows have a fixed cost.
         share = np.cumsum(np.maximum(counts, ALIGNMENT)) // row_elements
         edges = np.flatnonzero(np.diff(share)) + 1
         return cls(runs, along, counts, starts, np.concatenate([[0], edges, [runs.size]]).astype(np.int64))
 
     def table(self, columns: Sequence[Sequence[int]], bytes_per_element: float) -> Addresses:
-        """Return the rows' addresses, one column per operand, from the addresses of the operands' runs."""
+        """Return the address of each row (first axis) in each operand (second axis).
+
+        `columns`: for each operand, the addresses of its runs. `bytes_per_element` is less than 1 for scales.
+        """
         offsets = (self.along * bytes_per_element).astype(np.uint64)
         runs = np.array(columns, np.uint64).reshape(len(columns), -1 if columns else 0).T
         return np.ascontiguousarray(runs[self.runs] + offsets[:, None])

@@ -1,10 +1,10 @@
-"""One call whose batches several threads work on, and a wait for its end that no exception gets out of.
+"""One call whose batches several threads work on, and a wait for its end that no exception interrupts.
 
-A thread that helps with a call may still write to the caller's arrays, so the caller must not go on before the last
-helper has left. Python runs signal handlers in the main thread between bytecodes, and a second Ctrl-C gets out of any
-wait that is written in Python. `SharedCall.close` is therefore one call of a C function that knows nothing of signals:
-it takes the write side of a POSIX read-write lock, whose read side each helper holds while it works. Once it is taken,
-no helper can begin.
+A helping thread may still write to the caller's arrays, so the caller must not return before the last helper has left.
+Python runs signal handlers in the main thread between bytecodes, and a second Ctrl-C interrupts any wait that is
+written in Python. `SharedCall.close` is therefore one call of a C function without signal handling: it takes the write
+side of a POSIX read-write lock, whose read side each helper holds while it works. Once it is taken, no helper can
+begin.
 """
 
 import atexit
@@ -18,10 +18,10 @@ from functools import partial
 from typing import Any
 
 HAS_GATES = os.name == "posix"
-"""Whether a caller can wait for helpers. Without it no thread helps."""
+"""Whether there are POSIX read-write locks to wait for helpers with. If not, the caller's thread works alone."""
 
 _GATE_WORDS = 32
-"""256 bytes: `pthread_rwlock_t` has 56 on Linux and 200 on macOS."""
+"""256 bytes, more than any `pthread_rwlock_t`: 56 bytes on Linux, 200 on macOS."""
 
 
 def _posix(name: str, arguments: int) -> Callable[..., int]:
@@ -41,10 +41,11 @@ _write = _posix("pthread_rwlock_wrlock", 1)
 
 
 class ExitGate:
-    """A gate that closes when the process begins to end: no other thread is within it then, and none gets in any more.
+    """A gate around compiled code that closes when the process begins to exit.
 
-    The interpreter frees what threads hold, their scratch memory for one, while threads in compiled code still run.
-    Only threads other than the main one pass it: a signal handler could keep the main one from leaving.
+    It waits until no thread is within it, and lets none in any more. Without it, the interpreter would free the
+    threads' scratch memory while compiled code still writes to it. The main thread does not pass the gate: a signal
+    handler could keep it from leaving.
     """
 
     def __init__(self) -> None:
@@ -66,11 +67,11 @@ class ExitGate:
 
     @contextmanager
     def within(self) -> Iterator[None]:
-        """Hold the end of the process up while the block lasts; never returns once the process has begun to end."""
+        """Delay the process's exit while the block lasts. Blocks for ever once the process has begun to exit."""
         if threading.get_ident() == threading.main_thread().ident:
             yield
             return
-        if self._forever is not None:  # the read-write lock alone would let readers in while there are others
+        if self._forever is not None:  # the lock alone would let readers in as long as others hold its read side
             self._forever.acquire()
         _read(self._gate)
         try:
@@ -80,11 +81,11 @@ class ExitGate:
 
 
 class SharedCall:
-    """Calls `work` for the batches 0 to `batches` - 1: the caller takes its share, and so does each helper.
+    """Calls `work` for the batches 0 to `batches` - 1, on the caller's thread and on helpers.
 
-    `close()` waits until the last helper has left, and lets none begin from then on. It is a C function. The caller has
-    it as the first thing in a `finally`: CPython runs signal handlers at the beginning of a function, at a jump
-    backwards and after a call, so none runs between the `try` block and the wait.
+    `close()` waits until the last helper has left, and lets none begin from then on. It is a C function, and must be
+    the first statement of a `finally`: CPython runs signal handlers at the beginning of a function, at a backward jump
+    and after a call, so none runs between the `try` block and the wait.
     """
 
     def __init__(self, work: Callable[[int], Any], batches: int) -> None:
@@ -119,9 +120,9 @@ class SharedCall:
 
     def results(self) -> list[Any]:
         """Return what `work` returned, in the order of the batches, or raise what it raised for a helper."""
-        failures, self._failures = self._failures, []  # an error refers to frames, and these to this call
+        failures, self._failures = self._failures, []  # breaks a cycle: an error's frames refer to this call
         results, self._results = self._results, {}
-        del self._work  # a helper lets go of this call late, or finds it late; the arrays must not wait for that
+        del self._work  # it refers to the caller's arrays, and a helper may keep this call for longer
         if failures:
             raise failures.pop(0)
         return [results[batch] for batch in range(self._batches)]

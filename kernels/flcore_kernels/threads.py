@@ -1,10 +1,11 @@
-"""Our own threads: a pool that runs compiled loops, which release the interpreter's lock.
+"""A pool of threads that run compiled loops, which release the interpreter's lock.
 
-Work comes as a list of batches that any thread may take; the caller's thread takes its share. No result depends on how
-many threads there are. (Numba's own threads are not used: its default layer ends the process when two threads call in.)
+A call has numbered batches that any thread may take; the caller's thread takes its share. No result depends on the
+number of threads. (Numba's own threads are not used: its default threading layer ends the process when two threads call
+it at once.)
 
-A call returns or raises only after the last thread has left its work (see `shared_call`), so the buffers of a call can
-be freed as soon as it has ended, also after Ctrl-C.
+A call returns or raises only after the last thread has left its work (see `shared_call`), so its buffers can be freed
+then, also after Ctrl-C.
 """
 
 import os
@@ -46,28 +47,28 @@ def _quota(cgroup: Path) -> int | None:
 
 
 def thread_count(asked: int | None) -> int:
-    """Return the argument, or else `FLCORE_THREADS`, or else the cores that are available."""
+    """Return `asked`, or else `FLCORE_THREADS`, or else the number of available cores."""
     if asked is None:
         given = os.environ.get(VARIABLE, "")
         if not given:
             return available_cores()
         if not given.isdecimal():
-            raise KernelError(f"{VARIABLE} is {given!r}; expected a whole number of threads, at least 1")
+            raise KernelError(f"expected a whole number of threads, at least 1, in {VARIABLE}, got {given!r}")
         asked = int(given)
     if asked < 1:
-        raise KernelError(f"the number of threads is {asked}; expected at least 1")
+        raise KernelError(f"expected at least 1 thread, got {asked}")
     return asked
 
 
 class Pool:
-    """Threads that share batches of work; made when first needed, and made anew in a forked process."""
+    """Threads that share batches of work. They start with the first call, and anew in a forked process."""
 
     def __init__(self, threads: int | None = None) -> None:
         self.threads = thread_count(threads) if HAS_GATES else 1
         self._forget()
 
     def run(self, work: Callable[[int], Result], batches: int) -> list[Result]:
-        """Call `work` for every batch number; return what it returned, in their order. Any thread may call."""
+        """Call `work` with every batch number, and return the results in order. Any thread may call."""
         with _exit.within():
             return self._run(work, batches)
 
@@ -88,7 +89,7 @@ class Pool:
         return call.results()
 
     def run_aside(self, work: Callable[[], Result]) -> Result:
-        """Return what `work` returns; where signals could interrupt it, it runs on another thread, to its end."""
+        """Return the result of `work`. In the main thread, where signals could interrupt it, another thread runs it."""
         if threading.get_ident() != threading.main_thread().ident or not HAS_GATES:
             return work()
         ended = threading.Lock()
@@ -110,11 +111,11 @@ class Pool:
         return call.results()[0]  # type: ignore[no-any-return]
 
     def _ready(self, helpers: int) -> "SimpleQueue[SharedCall]":
-        """Return the queue that at least so many threads take calls from."""
-        if self._process != os.getpid():  # forked: neither the threads nor a held lock came along
+        """Return the queue of calls, with at least `helpers` threads that take calls from it."""
+        if self._process != os.getpid():  # forked: the threads are gone, and a copy of the lock may be held for ever
             self._forget()
         with self._lock:
-            while self._helpers < helpers:  # by one call of C: Ctrl-C within `Thread.start` can leave a lock behind
+            while self._helpers < helpers:  # one C call, because Ctrl-C within `Thread.start` can leave a lock held
                 start_new_thread(_help, (self._calls,))
                 self._helpers += 1
         return self._calls
@@ -126,6 +127,6 @@ class Pool:
 
 
 def _help(calls: "SimpleQueue[SharedCall]") -> None:
-    """Help with one call after the other. No name here may refer to a call that has ended: it holds arrays."""
+    """Help with one call after the other. No variable keeps a call, and with it arrays, after it has ended."""
     while True:
         calls.get().help()

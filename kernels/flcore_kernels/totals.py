@@ -1,8 +1,8 @@
 """Totals: running weighted sums, their state, and how they are saved.
 
-`float32` and `float64` totals hold one number per element, and depend on the order of what was added. An `exact` total
-holds two int64 digits per element and a level per block of 64 (see `cpu.digits`), 16 1/32 bytes per element; nothing
-that is added to it, in whatever order, gives other bits.
+`float32` and `float64` totals hold one number per element; their bits depend on the order of the terms. An `exact`
+total holds two int64 digits per element and an int16 level per block of 64 (see `cpu.digits`), 16 1/32 bytes per
+element; its bits do not depend on the order or the grouping of the terms.
 """
 
 import hashlib
@@ -20,22 +20,35 @@ import numpy.typing as npt
 from flcore_kernels.errors import BadState, BufferMismatch, OutOfDeviceMemory, SpoiledTotal, TooManyTerms
 
 ACCUMULATORS = ("exact", "float64", "float32")
+"""What a total can be: exact integers, or one float per element."""
+
 BLOCK = 64
+"""Elements of an exact total that share a level."""
+
 EMPTY = -32768
+"""The level of a block without a term other than zero."""
+
 MAX_TERMS = 65_535
-"""An exact digit is at most 2^47, and 65,535 of them stay below 2^63."""
+"""Terms (one per operand) that an exact total takes: a digit is at most 2^47, and 65,535 · 2^47 < 2^63."""
 
 _MAGIC = b"flcore total 1\n\0"
 
 Zeros = Callable[[int, Any], Any]
-"""Makes an array of so many zeros of a dtype."""
+"""Makes an array of zeros from a number of elements and a dtype."""
 
 
 def bytes_per_element(accumulate: str) -> float:
-    """Return how much memory a total takes per element.
+    """Return the bytes of memory that a total takes per element.
 
-    >>> bytes_per_element("exact")
-    16.03125
+    Args:
+        accumulate: A name in `ACCUMULATORS`.
+
+    Raises:
+        BufferMismatch: No accumulator has this name.
+
+    Example:
+        >>> bytes_per_element("exact")
+        16.03125
     """
     _require_accumulator(accumulate)
     return {"float32": 4.0, "float64": 8.0, "exact": 16 + 2 / BLOCK}[accumulate]
@@ -48,11 +61,17 @@ def _require_accumulator(accumulate: str) -> None:
 
 @dataclass
 class Total:
-    """The weighted sum of some parts, `elements` long.
+    """A running weighted sum of operands. `Backend.total` makes one.
 
-    `values`: float32 or float64 per element, or for `exact` the int64 digits, 64 upper and 64 lower ones a block;
-    `levels`: int16 per block; both are where the backend works that made it. `terms` counts parts, `weight` is the
-    exact sum of their weights in units of 2^-1074, and a float total's weights are divided by 2^`scale`.
+    Attributes:
+        elements: Elements of the sum.
+        accumulate: `exact`, `float64` or `float32`.
+        values: For floats, one number per element. For `exact`, int64 digits: per block, 64 upper and 64 lower ones.
+        levels: For `exact`, an int16 per block; else empty. Both arrays are on the backend's device.
+        terms: How many operands were added.
+        weight: The exact sum of their weights, in units of 2^-1074.
+        scale: A float total's values are sums of weights divided by 2^scale; None as long as no weight is above 0.
+        is_spoiled: Whether an error has left the values half changed.
     """
 
     elements: int
@@ -66,14 +85,14 @@ class Total:
 
     @classmethod
     def zeros(cls, elements: int, accumulate: str, zeros: Zeros = np.zeros) -> "Total":
-        """Return an empty total; `zeros` makes its arrays."""
+        """Return an empty total whose arrays `zeros` makes."""
         total = cls.unwritten(elements, accumulate, zeros)
         total.levels.fill(EMPTY)
         return total
 
     @classmethod
     def unwritten(cls, elements: int, accumulate: str, zeros: Zeros = np.zeros) -> "Total":
-        """Return a total whose arrays, if they are NumPy's, take memory only where they are written to."""
+        """Return a total without levels, to be filled. NumPy's zeros take physical memory only when written to."""
         _require_accumulator(accumulate)
         if elements < 0:
             raise BufferMismatch(f"a total has 0 elements or more, not {elements}")
@@ -84,9 +103,9 @@ class Total:
         return cls(elements, accumulate, digits, zeros(blocks, np.dtype(np.int16)))
 
     def clear(self) -> None:
-        """Make it empty again, in the memory that it has: fresh pages can cost more than a fold."""
+        """Empty the total, and keep its memory: the page faults of fresh memory can cost more than a fold."""
         if self.accumulate == "exact":
-            self.levels.fill(EMPTY)  # digits of an empty block are not read
+            self.levels.fill(EMPTY)  # a fold overwrites the digits of an empty block
         else:
             self.values.fill(0)
         self.terms, self.weight, self.scale, self.is_spoiled = 0, 0, None, False
@@ -97,30 +116,30 @@ class Total:
         return int(self.values.nbytes + self.levels.nbytes)
 
     def require_usable(self, kind: type = np.ndarray) -> None:
-        """Raise `SpoiledTotal` if an error left it half changed, `BufferMismatch` if its arrays are not of a kind."""
+        """Raise `SpoiledTotal` after an error, or `BufferMismatch` if its arrays are not of type `kind`."""
         if not isinstance(self.values, kind):
             raise BufferMismatch(
-                "another backend made this total, and has it elsewhere: save it there, restore it here"
+                "this total is in another backend's memory; save it with that backend and restore it with this one"
             )
         if self.is_spoiled:
-            raise SpoiledTotal("an earlier error left this total half changed; begin with a new one")
+            raise SpoiledTotal("an earlier error left this total half changed; clear it or begin with a new one")
 
     def admit(self, terms: int, weight: int) -> None:
-        """Count terms in, or raise `TooManyTerms`."""
+        """Count terms and their sum of weights, or raise `TooManyTerms`."""
         if self.accumulate == "exact" and self.terms + terms > MAX_TERMS:
             raise TooManyTerms(
-                f"an exact total takes {MAX_TERMS} terms; it has {self.terms}, and {terms} more were to be added"
+                f"an exact total takes {MAX_TERMS} terms at most; it has {self.terms}, and {terms} more were given"
             )
         self.terms += terms
         self.weight += weight
 
 
-def save(total: Total, file: BinaryIO, pieces: Iterable[npt.NDArray[np.uint8]] | None = None) -> None:
+def save(total: Total, file: BinaryIO, chunks: Iterable[npt.NDArray[np.uint8]] | None = None) -> None:
     """Write a total's state: a magic line, the length of a JSON header, the header, the arrays, a BLAKE2b digest.
 
-    `pieces` are the bytes of its arrays, in order, of a total that is not in the processor's memory.
+    `chunks` are the bytes of its arrays, in order, if the total is on a device.
     """
-    total.require_usable(np.ndarray if pieces is None else object)
+    total.require_usable(np.ndarray if chunks is None else object)
     header = json.dumps(
         {
             "elements": total.elements,
@@ -133,7 +152,7 @@ def save(total: Total, file: BinaryIO, pieces: Iterable[npt.NDArray[np.uint8]] |
     ).encode()
     digest = hashlib.blake2b(digest_size=16)
     begin: list[Any] = [_MAGIC, struct.pack("<I", len(header)), header]
-    for part in chain(begin, pieces or _little(total)):
+    for part in chain(begin, chunks or _little(total)):
         digest.update(part)
         file.write(part)
     file.write(digest.digest())
@@ -144,13 +163,14 @@ def restore(
     zeros: Zeros = np.zeros,
     places: Callable[[Total], Iterable[npt.NDArray[np.uint8]]] | None = None,
 ) -> Total:
-    """Read what `save` wrote, or raise `BadState`.
+    """Read a total that `save` wrote, or raise `BadState`.
 
-    `zeros` makes the total's arrays, and `places` yields where to read their bytes to, one piece after the other.
+    `zeros` makes the total's arrays. `places`, if they are on a device, yields host memory to read their bytes into,
+    one chunk after the other.
     """
     digest = hashlib.blake2b(digest_size=16)
     if _read(file, len(_MAGIC), digest) != _MAGIC:
-        raise BadState("this is not a saved total of this version")
+        raise BadState("the file is not a saved total of this version: it begins with other bytes")
     (length,) = struct.unpack("<I", _read(file, 4, digest))
     if length > 4096:
         raise BadState(f"the header of a saved total is at most 4,096 bytes long, not {length}")
@@ -158,13 +178,13 @@ def restore(
     for place in (places or _bytes_of)(total):
         target = memoryview(place)  # type: ignore[arg-type]
         if file.readinto(target) != len(target):  # type: ignore[attr-defined]
-            raise BadState("the file ends early")
+            raise BadState("the saved total is incomplete: the file ends early")
         digest.update(target)
     if places is None and sys.byteorder == "big":
         for array in (total.values, total.levels):
             array.byteswap(inplace=True)
     if file.read(16) != digest.digest():
-        raise BadState("the digest does not match: the file was changed, or not written to its end")
+        raise BadState("the digest of the saved total does not match: the file is damaged")
     return total
 
 
@@ -180,7 +200,7 @@ def _little(total: Total) -> Iterator[npt.NDArray[np.uint8]]:
 def _read(file: BinaryIO, count: int, digest: "hashlib.blake2b") -> bytes:
     data = file.read(count)
     if len(data) != count:
-        raise BadState("the file ends early")
+        raise BadState("the saved total is incomplete: the file ends early")
     digest.update(data)
     return data
 
@@ -193,5 +213,5 @@ def _from_header(header: bytes, zeros: Zeros) -> Total:
         if not (total.scale is None or type(total.scale) is int):
             raise ValueError(f"a scale is a whole number, not {total.scale!r}")
     except (ValueError, KeyError, TypeError, OverflowError, MemoryError, BufferMismatch, OutOfDeviceMemory) as error:
-        raise BadState(f"the header of a saved total does not read: {error}") from None
+        raise BadState(f"the header of the saved total is invalid: {error}") from None
     return total

@@ -1,4 +1,4 @@
-"""Weights: what is one, their exact sum, and the scale on which a float sum takes them."""
+"""Weights: which are valid, their exact sum, and the scale on which a float sum takes them."""
 
 import math
 from collections.abc import Sequence
@@ -11,14 +11,16 @@ import numpy.typing as npt
 from flcore_kernels.errors import WeightRange
 
 EXACT_RANGE = (2.0**-64, 2.0**64)
-"""An exact total takes weights that are zero or within these bounds."""
+"""The smallest and the largest weight, other than 0, of an exact total: [2^-64, 2^64].
+
+The bounds keep float32 terms within float64's normal numbers, and 65,535 weights within an integer of 196 bits."""
 
 UNIT = 1074
-"""Every float64 is an integer times 2^-1074; sums of weights are kept in this unit."""
+"""Sums of weights are Python integers in units of 2^-1074. Every float64 is a multiple of it, so they are exact."""
 
 
 def checked(weights: Sequence[float], accumulate: str) -> npt.NDArray[np.float64]:
-    """Return weights as float64, or raise `WeightRange`: they are finite, >= 0, and for `exact` within its range."""
+    """Return weights as float64, or raise `WeightRange` unless they are finite, >= 0, and for `exact` in its range."""
     values = np.array(weights, np.float64).reshape(-1)
     good = np.isfinite(values) & (values >= 0)
     expected = "a finite number >= 0"
@@ -46,7 +48,7 @@ def exact_sum(weights: npt.NDArray[np.float64]) -> int:
 
 
 def as_float_pair(units: int) -> tuple[float, float]:
-    """Return a sum of weights as the nearest float64 and the nearest float64 to what that leaves.
+    """Return a sum of weights as a float64 and a rest: the nearest float64, and the nearest float64 to the difference.
 
     >>> as_float_pair(3 << 1073)
     (1.5, 0.0)
@@ -60,30 +62,33 @@ def as_float_pair(units: int) -> tuple[float, float]:
 
 
 def as_limbs(units: int) -> tuple[npt.NDArray[np.uint64], int]:
-    """Return a sum of weights as 64-bit limbs, lowest first, and the exponent of two that they are multiplied by."""
+    """Return a sum of weights as four 64-bit limbs, lowest first, and the exponent of two that they are multiplied by.
+
+    Only an exact sum is divided by limbs. Its odd part has at most 196 bits (see `cpu.long_division`).
+    """
     zeros = (units & -units).bit_length() - 1
     odd = units >> zeros
     return np.array([(odd >> shift) & (2**64 - 1) for shift in range(0, 256, 64)], np.uint64), zeros - UNIT
 
 
 def scale_of(weights: npt.NDArray[np.float64]) -> int:
-    """Return the exponent of the largest weight: weights divided by 2^exponent are at most 2.
+    """Return the exponent of the largest weight: weights divided by 2^exponent are below 2.
 
-    Dividing by a power of two changes no digit, and keeps products of tiny and huge weights within float32.
+    Dividing by a power of two changes no digit, and keeps products of huge or tiny weights in the range of float32.
     """
     largest = float(weights.max(initial=0.0))
     return math.frexp(largest)[1] - 1 if largest > 0 else 0
 
 
 def scaled(weights: npt.NDArray[np.float64], exponent: int, accumulate: str) -> npt.NDArray[np.float64]:
-    """Return weights · 2^-exponent as the accumulator takes them: rounded to its dtype, and still float64.
+    """Return weights · 2^-exponent, rounded to the accumulator's dtype, as float64.
 
-    Raises `WeightRange` where one leaves the accumulator's range. The sum of weights is that of the rounded ones, so
-    that the mean of equal operands is what they are.
+    The sum of weights is that of the rounded weights: otherwise the mean of equal operands would differ from them.
+    Raises `WeightRange` if a weight leaves the accumulator's range.
     """
     with np.errstate(over="ignore", under="ignore"):
         values: npt.NDArray[Any] = np.ldexp(weights, -exponent).astype(accumulate).astype(np.float64)
     if not np.isfinite(values).all():
         index = int(np.argmin(np.isfinite(values)))
-        raise WeightRange(f"weight {index} is {weights[index]}: too large beside the total's first, near 2^{exponent}")
+        raise WeightRange(f"weight {index} is {weights[index]}: too large for the scale of this total, 2^{exponent}")
     return values

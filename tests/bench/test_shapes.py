@@ -9,7 +9,7 @@ from flcore_bench.federation import SYNTHETIC_JOB, FederationSpec
 from flcore_bench.internals import WireFormat
 from flcore_bench.shapes import SHAPES, spec_named
 from flcore_bench.synthetic_payload import PATTERN_BYTES, SyntheticPayload
-from flcore_transport.piece_format import PiecePlan
+from flcore_transport.piece_format import PieceRanges
 
 import flcore
 
@@ -45,7 +45,7 @@ def test_a_tiled_model_is_one_that_a_server_accepts(shape: str) -> None:
     source = SyntheticPayload(WireFormat.uncompressed(spec), number=3)
     aggregator = flcore.Aggregator(spec)
     with aggregator.update(client="client", weight=1.0) as staged:
-        for piece in PiecePlan(source.layout):
+        for piece in PieceRanges(source.layout):
             staged.append(piece, b"".join(source.read(piece)))
     result = aggregator.finish().arrays()
     assert all(0 < np.abs(array.astype(np.float32)).max() < 1 for array in result.values() if array.size > 10)
@@ -54,7 +54,7 @@ def test_a_tiled_model_is_one_that_a_server_accepts(shape: str) -> None:
 def test_a_tiled_model_costs_no_copy_and_differs_between_clients() -> None:
     spec = spec_named("flat", 4 * PATTERN_BYTES)
     payload_of = partial(SyntheticPayload, WireFormat.uncompressed(spec))
-    first, *_, last = PiecePlan(payload_of(0).layout)
+    first, *_, last = PieceRanges(payload_of(0).layout)
     (*_, one), (*_, other) = payload_of(0).read(first), payload_of(1).read(first)
     assert isinstance(one, memoryview) and isinstance(other, memoryview)
     assert one.nbytes == other.nbytes == first.count * 4 and bytes(one) != bytes(other)

@@ -152,7 +152,7 @@ class Stage:
         stream = self.connect().session(Join(name, "1", held.to_bytes()))
         welcome = next(stream)
         assert isinstance(welcome, Welcome)
-        return welcome.session, stream
+        return welcome.session_secret, stream
 
     def result(self) -> Outcome:
         return self._outcome.result(60)

@@ -64,9 +64,9 @@ A, B = "hospital-a.safetensors", "hospital-b.safetensors"
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([A, B, "--weight", "1"], "Invalid value for --weight: 1 for 2 checkpoints"),
-        ([A, B, "--scale", "2"], "Invalid value for --scale: it scales differences from a --base"),
-        ([A, "--base", B, "--accumulate", "float32"], "--base takes neither: leave them out"),
+        ([A, B, "--weight", "1"], "Invalid value for --weight: expected 2 weights, one per checkpoint, got 1"),
+        ([A, B, "--scale", "2"], "Invalid value for --scale: it scales the differences from --base"),
+        ([A, "--base", B, "--accumulate", "float32"], "cannot be combined with --base; leave them out"),
     ],
 )
 def test_options_that_do_not_fit_together(folder: Path, arguments: list[str], words: str) -> None:
@@ -82,7 +82,7 @@ def test_options_that_do_not_fit_together(folder: Path, arguments: list[str], wo
         ([A, B, "--rule", "median"], "rule 'median' does not exist; expected one of mean"),
         ([A, "--budget", "1KB"], "64MiB would do"),
         ([A, "--weights", "bad.csv"], "bad.csv, line 1: expected CHECKPOINT,WEIGHT, got 'hospital-a.safetensors,much'"),
-        ([A, "--weights", "weights.csv"], f"weights.csv, line 1: '{B}' is none of the checkpoints given"),
+        ([A, "--weights", "weights.csv"], f"weights.csv, line 1: '{B}' is not among the given checkpoints"),
         ([B, A, "--weights", "weights.csv"], f"weights.csv has no weight for '{A}'"),
         ([B, A, "--weights", "nowhere.csv"], "flcore: nowhere.csv: No such file or directory"),
         ([A, "--weights", "math"], "flcore: math: Is a directory"),

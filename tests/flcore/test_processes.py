@@ -40,7 +40,7 @@ class Stalling(Outbox):
         return super().piece(index)
 
 message = UpdateMessage(returns="weights", weight=500.0, fingerprint=model.spec.fingerprint)
-request = UploadRequest(welcome.session, assignment.assignment_id, message.to_bytes(), model.layout)
+request = UploadRequest(welcome.session_secret, assignment.assignment_id, message.to_bytes(), model.layout)
 connection.upload(request, Stalling(model))
 """
 
@@ -177,7 +177,7 @@ def test_a_client_says_that_it_has_lost_its_server(folder: Path) -> None:
     port = address.partition(":")[2]
     command = ("-m", "flcore", "client", "small", "--server", address, "--insecure", "--name", "one")
     with started("-m", "flcore", "server", "small", "--insecure", "--port", port, cwd=folder) as server:
-        assert "plan batch, a budget of 1024MiB: 1344MiB of memory at most" in read_until(server, "--insecure")
+        assert "plan batch, budget 1024MiB: at most 1344MiB of memory" in read_until(server, "--insecure")
         with started(*command, cwd=folder) as client:
             read_until(client, "joined")
             os.kill(server.pid, signal.SIGKILL)

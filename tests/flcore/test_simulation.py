@@ -1,14 +1,18 @@
 """`flcore.run`: the same bits whoever hosts the clients, and the digits result that the README promises."""
 
+import sys
 from pathlib import Path
 
+import flcore_transport
 import numpy as np
 import pytest
+from flcore_transport import GrpcServer, InProcessServer, Service
 from sklearn.datasets import load_digits
 from threadpoolctl import threadpool_limits
 
 import flcore
 from flcore import Job, JobError, Model
+from flcore.aggregation.budget import DEFAULT_BUDGET
 from flcore.jobs.digits.digits import digits_file
 from flcore.simulation.baselines import compute_baselines
 from tests.reference import bits_of
@@ -51,6 +55,26 @@ def test_fifty_clients_in_two_processes(tmp_path: Path) -> None:
 def test_more_clients_than_scans_are_refused() -> None:
     with pytest.raises(JobError, match="too few for 400 clients"):
         flcore.run("digits", clients=400, workers=0)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_pieces_in_flight_stay_within_the_budget(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_flight = list[int]()
+
+    class RecordingGrpcServer(GrpcServer):
+        def __init__(self, service: Service, *, in_flight_bytes: int) -> None:
+            in_flight.append(in_flight_bytes)
+            super().__init__(service, in_flight_bytes=in_flight_bytes)
+
+    class RecordingInProcessServer(InProcessServer):
+        def __init__(self, service: Service, *, in_flight_bytes: int) -> None:
+            in_flight.append(in_flight_bytes)
+            super().__init__(service, in_flight_bytes=in_flight_bytes)
+
+    monkeypatch.setattr(flcore_transport, "GrpcServer", RecordingGrpcServer, raising=False)
+    monkeypatch.setattr(sys.modules["flcore.simulation.run"], "InProcessServer", RecordingInProcessServer)
+    flcore.run("digits", clients=2, workers=workers, rounds=1)
+    assert in_flight == [DEFAULT_BUDGET.in_flight_bytes] and in_flight[0] <= 128 << 20
 
 
 def test_a_number_of_workers_below_zero_is_refused() -> None:

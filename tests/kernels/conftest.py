@@ -1,7 +1,7 @@
 """The backends that the suite runs on: the CPU, the CUDA backend on a device that the processor plays, and a real one.
 
-Where there is a device, everything is done twice: with what lies in the host's memory, which goes there in pieces, and
-with what is on the device already.
+Where there is a device, everything is done twice: with what lies in the host's memory, which goes there in portions,
+and with what is on the device already.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from tests.kernels.resident import Resident
 from tests.kernels.shim.compiled import EMULATED
 from tests.kernels.shim.device import ShimDevice
 
-PIECE_BYTES = 48 << 10
+PORTION_BYTES = 48 << 10
 """Small enough that most cases take several turns of the ring."""
 
 
@@ -41,8 +41,8 @@ def pytest_collection_modifyitems(config: pytest.Config) -> None:
 
 BACKENDS = [
     "cpu",
-    *(pytest.param(f"shim, {where}", marks=EMULATED) for where in ("in pieces", "resident")),
-    *(pytest.param(f"cuda, {where}", marks=pytest.mark.gpu) for where in ("in pieces", "resident") if has_device()),
+    *(pytest.param(f"shim, {where}", marks=EMULATED) for where in ("in portions", "resident")),
+    *(pytest.param(f"cuda, {where}", marks=pytest.mark.gpu) for where in ("in portions", "resident") if has_device()),
 ]
 
 
@@ -63,7 +63,7 @@ def device(request: pytest.FixtureRequest) -> Iterator[Backend]:
         yield Resident.on_cuda() if where == "resident" else backend("cuda")
         return
     shim = request.getfixturevalue("shim")
-    played = CudaBackend(shim, 2, PIECE_BYTES)
+    played = CudaBackend(shim, 2, PORTION_BYTES)
     yield Resident(played, shim.resident, shim.told) if where == "resident" else played
 
 

@@ -82,14 +82,15 @@ def test_a_budget_bounds_the_devices_memory_and_the_error_says_what_there_is(cup
     devices._cuda.cache_clear()
     cuda = backend("cuda", budget_bytes=10 << 20)
     words = (
-        r"a stand-in \(device 0\) does not hold 16,\d+,\d+ bytes more: 5 of 6 bytes are free, .* a budget of 10,485,760"
+        r"16,\d+,\d+ bytes more do not fit into the memory of a stand-in \(device 0\): 5 of 6 bytes are free, .*"
+        r" a budget of 10,485,760"
     )
     with pytest.raises(OutOfDeviceMemory, match=words):
         cuda.total(1 << 20, "exact")
     operand = np.ones(1 << 19, np.float32)
     out = np.empty_like(operand)
     cuda.mean([operand] * 3, [1.0, 2.0, 3.0], out, "float32")
-    assert (out == 1).all(), "pieces are smaller where the budget is"
+    assert (out == 1).all(), "portions are smaller where the budget is"
     devices._cuda.cache_clear()
 
 

@@ -27,7 +27,7 @@ MUTATIONS = {
     "a fused multiply-add": (
         "terms_are_rounded_products",
         "double v = t + (bins.both - u);",
-        "double v = fma(lane[j].weight, double(D::value(lane[j].stored[i], lane[j].factor)), bins.both - u);",
+        "double v = fma(batch.weight[j], double(D::value(batch.stored[j][i], batch.factor[j])), bins.both - u);",
     ),
     "levels by the floor of log2": (
         "levels_change_at_half_a_bin",

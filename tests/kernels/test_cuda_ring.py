@@ -1,4 +1,4 @@
-"""The host's side of the CUDA backend, on a played device: pieces, streams, memory, arrays that are there already."""
+"""The host's side of the CUDA backend, on a played device: portions, streams, memory, arrays that are there already."""
 
 import io
 import threading
@@ -22,7 +22,7 @@ from tests.kernels.shim.device import ShimDevice, ShimStream
 pytestmark = EMULATED
 
 CPU = backend("cpu")
-PIECE = 64 << 10
+PORTION = 64 << 10
 SIZE = 100_003
 WEIGHTS = [1.0, 0.1, 3.0, 2.5]
 
@@ -34,7 +34,7 @@ def played() -> ShimDevice:
 
 @pytest.fixture
 def cuda(played: ShimDevice) -> CudaBackend:
-    return CudaBackend(played, 2, PIECE)
+    return CudaBackend(played, 2, PORTION)
 
 
 def parts_of(size: int = SIZE, count: int = 4) -> list[npt.NDArray[Any]]:
@@ -68,9 +68,9 @@ def test_a_total_goes_on_where_it_was_on_the_other_device(cuda: CudaBackend, acc
 
 def test_the_devices_memory_does_not_grow_with_what_goes_there(played: ShimDevice, cuda: CudaBackend) -> None:
     mean(cuda, parts_of(8 * SIZE), WEIGHTS, "float32", "exact", "float32", 8 * SIZE)
-    assert 8 * SIZE * 20 > 10 * SLOTS * 2 * PIECE > 10 * played.peak
+    assert 8 * SIZE * 20 > 10 * SLOTS * 2 * PORTION > 10 * played.peak
     cuda.fold(cuda.total(SIZE, "exact"), parts_of(), WEIGHTS, "float32")
-    assert played.peak <= SLOTS * 2 * PIECE + 16.04 * SIZE + 4096
+    assert played.peak <= SLOTS * 2 * PORTION + 16.04 * SIZE + 4096
 
 
 def test_one_launch_serves_a_chunk_whatever_the_number_of_clients(played: ShimDevice, cuda: CudaBackend) -> None:
@@ -111,7 +111,7 @@ def no_wait(*_: Any) -> None:
     """Where somebody should have waited."""
 
 
-@pytest.mark.parametrize("forgotten", ["a kernel for its piece", "a slot for its work"])
+@pytest.mark.parametrize("forgotten", ["a kernel for its portion", "a slot for its work"])
 def test_a_wait_that_is_forgotten_shows(
     cuda: CudaBackend, played: ShimDevice, monkeypatch: pytest.MonkeyPatch, forgotten: str
 ) -> None:
@@ -123,7 +123,7 @@ def test_a_wait_that_is_forgotten_shows(
         slot.done = None
         complete(slot)
 
-    if forgotten == "a kernel for its piece":
+    if forgotten == "a kernel for its portion":
         monkeypatch.setattr(ShimStream, "wait", no_wait)
     else:
         monkeypatch.setattr(Slot, "complete", hasty)
@@ -176,7 +176,11 @@ def test_arrays_that_cannot_be_what_they_are_folded_as_are_refused(cuda: CudaBac
         ),
         (Exporter(half, code=4, bits=16), "uint16", "operand 0: expected uint16, got an array of bfloat16"),
         (Exporter(half, device=2), "uint16", r"it is on device 2, and this backend works on device 0: .*'cuda:2'"),
-        (replace(half, address=half.address + 1), "uint16", "operand 0: it is at no multiple of its elements' 2 bytes"),
+        (
+            replace(half, address=half.address + 1),
+            "uint16",
+            "operand 0: expected an address that is a multiple of 2 bytes",
+        ),
         (replace(half, device=3), "uint16", "operand 0 is on device 3, and this backend works on device 0"),
         (Exporter(half, strides=(2,)), "uint16", r"got strided uint16 .*on a device"),
         (Exporter(half), "float32", "expected a contiguous buffer of 10 float32, got contiguous uint16"),
@@ -192,14 +196,14 @@ def test_arrays_that_cannot_be_what_they_are_folded_as_are_refused(cuda: CudaBac
 
 def test_memory_that_is_not_there_is_a_typed_error_and_nothing_is_lost() -> None:
     device = ShimDevice(budget=2 << 20)
-    cuda = CudaBackend(device, 1, PIECE)
+    cuda = CudaBackend(device, 1, PORTION)
     with pytest.raises(OutOfDeviceMemory) as caught:
         cuda.total(1 << 20, "exact")
     assert caught.value.needed_bytes == 16 << 20
     operands = parts_of(50_000)
     total = folded(cuda, operands, WEIGHTS, "float32", "exact", 50_000)
     before = state_of(cuda, total)
-    small = CudaBackend(ShimDevice(budget=900_000), 1, PIECE)
+    small = CudaBackend(ShimDevice(budget=900_000), 1, PORTION)
     held = small.total(50_000, "exact")
     with pytest.raises(OutOfDeviceMemory):
         small.fold(held, operands, WEIGHTS, "float32")
@@ -257,7 +261,7 @@ def test_tables_of_what_is_there_are_cut_into_pieces_too(played: ShimDevice, cud
     before = played.used
     cuda.fold(total, anything(there), [1.0] * 12, "float32")
     assert len([name for name, _ in played.launched if name.startswith("fold")]) > 1
-    assert played.used - before <= SLOTS * 2 * PIECE
+    assert played.used - before <= SLOTS * 2 * PORTION
     other = cuda.total(256 * 1500, "float32")
     cuda.fold(other, operands, [1.0] * 12, "float32")
     outs = [np.empty(2, np.float32) for _ in sizes]
@@ -296,7 +300,7 @@ def test_a_total_of_another_backend_is_refused_by_every_verb(cuda: CudaBackend) 
             partial(one.save, total, io.BytesIO()),
         ]
         for verb in verbs:
-            with pytest.raises(BufferMismatch, match="another backend made this total"):
+            with pytest.raises(BufferMismatch, match="in another backend's memory"):
                 verb()
 
 

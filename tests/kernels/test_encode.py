@@ -159,7 +159,7 @@ def test_integers_are_decoded_to_the_nearest_float32(device: Backend) -> None:
 
 def test_what_does_not_fit_is_refused_and_read_only_memory_is_not_written(device: Backend) -> None:
     values = np.ones(64, np.float32)
-    with pytest.raises(BufferMismatch, match="encoded as bfloat16"):
+    with pytest.raises(BufferMismatch, match="expected bfloat16, float16 or a quantized dtype"):
         device.encode(values, np.empty(64, np.float64), "float64")
     with pytest.raises(BufferMismatch, match="out: expected"):
         device.encode(values, np.empty(63, np.uint16), "bfloat16")

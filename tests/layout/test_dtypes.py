@@ -41,7 +41,7 @@ def test_a_row_is_complete(row: Dtype) -> None:
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_every_table_has_each_row(row: Dtype) -> None:
     assert wire_dtype(row.name) is row
-    assert (STORAGE[row.name].storage, STORAGE[row.name].block) == (np.dtype(row.storage), row.block)
+    assert (STORAGE[row.name].dtype, STORAGE[row.name].block) == (np.dtype(row.storage), row.block)
     assert DECODERS[row.name].bytes == row.itemsize
     assert f"struct {operand_type(row.name).partition('<')[0]} :" in source()
     if row.is_quantized:

@@ -79,7 +79,7 @@ class Collected:
 
     @property
     def expected(self) -> int:
-        return len(self._inbox.plan)
+        return len(self._inbox.piece_ranges)
 
     def write(self, _: SegmentRange, body: memoryview) -> None:
         self.bodies.append(bytes(body))
@@ -178,7 +178,7 @@ class Rig:
         self.sessions.append(session)
         welcome = next(session)
         assert isinstance(welcome, Welcome)
-        return welcome.session
+        return welcome.session_secret
 
     def fetch(self, session: str, first_piece: int = 0, assignment_id: int = 1) -> list[bytes]:
         return list(self.connect().download(DownloadRequest(session, assignment_id, first_piece)))

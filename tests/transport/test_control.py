@@ -96,7 +96,7 @@ def test_the_generated_code_is_fresh() -> None:
 
 def test_a_message_is_measured_before_it_is_parsed() -> None:
     data = pb.UploadRequest(content=bytes(1 << 20)).SerializeToString()
-    with pytest.raises(Refused, match="at most 1048576 bytes beside its pieces, not 1048580"):
+    with pytest.raises(Refused, match="a control message has at most 1048576 bytes, not 1048580"):
         decode_message(UploadRequest, data)
 
 

@@ -167,7 +167,7 @@ def test_a_cut_ends_the_transfers_of_one_order_of_one_client() -> None:
 
 
 def test_too_few_pieces_are_refused() -> None:
-    with pytest.raises(ValueError, match="4 pieces or more, not 3"):
+    with pytest.raises(ValueError, match="expected at least 4 pieces in flight, got 3"):
         FlowControl(3)
 
 

@@ -1,24 +1,32 @@
-"""Clients that read nothing: their connections are shut down, and nothing of the server's is lost by it."""
+"""The ends of connections: clients that read nothing are hung up on, and goodbyes arrive before sockets close."""
 
 import itertools
 import logging
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import grpc
 import pytest
 from flcore_layout import SegmentRange
 from flcore_transport import (
     ConnectionLost,
     DownloadRequest,
+    Goodbye,
+    GrpcConnection,
     GrpcServer,
+    Join,
     flow_control,
     grpc_client,
     grpc_flow_control,
+    grpc_server,
 )
+from flcore_transport.control import decode_from_server, encode_message
+from flcore_transport.grpc_channel import SERVICE
 from flcore_transport.piece_format import PIECE_BODY_BYTES
 
 from tests.transport.conftest import RecordingService, Rig, opened
@@ -121,3 +129,46 @@ def test_hanging_up_leaves_no_descriptor_and_other_connections_alone(tmp_path: P
         assert kept.recv(2) == b"on"
         for each in accepted:
             each.close()
+
+
+def test_a_closing_server_keeps_its_sessions_until_the_clients_have_hung_up(
+    service: RecordingService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grpc_server, "HANG_UP_TIMEOUT_S", 20.0)
+    monkeypatch.setattr(grpc_server, "GOODBYE_TIMEOUT_S", 20.0)
+    server = GrpcServer(service)
+    with grpc.insecure_channel(server.address) as channel:
+        join: grpc.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(f"/{SERVICE}/Session")
+        call = join(encode_message(Join("reads", "1")))
+        next(call)
+        closing = threading.Thread(target=server.close, args=("all done",))
+        closing.start()
+        assert decode_from_server(next(call)) == Goodbye("all done")
+        closing.join(0.2)
+        assert closing.is_alive() and call.is_active(), "the socket stays open after the goodbye"
+        call.cancel()
+        closing.join(5)
+        assert not closing.is_alive()
+
+
+def test_a_client_hangs_up_when_it_has_the_goodbye(service: RecordingService, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grpc_server, "HANG_UP_TIMEOUT_S", 20.0)
+    monkeypatch.setattr(grpc_server, "GOODBYE_TIMEOUT_S", 20.0)
+    server = GrpcServer(service)
+    session = GrpcConnection(server.address).session(Join("listens", "1"))
+    next(session)
+    began_at = time.monotonic()
+    closing = threading.Thread(target=server.close, args=("all done",))
+    closing.start()
+    assert next(session) == Goodbye("all done")  # the iterator is not asked for more
+    closing.join(20)
+    assert time.monotonic() - began_at < 10
+
+
+def test_a_server_does_not_wait_long_for_a_client_that_does_not_read(service: RecordingService) -> None:
+    server = GrpcServer(service)
+    session = GrpcConnection(server.address).session(Join("asleep", "1"))
+    next(session)
+    began_at = time.monotonic()
+    server.close("all done")
+    assert time.monotonic() - began_at < grpc_server.GOODBYE_TIMEOUT_S + 2

@@ -5,7 +5,7 @@ import pytest
 from flcore_layout import DTYPES, Layout, PayloadPart, Segment, SegmentRange
 from flcore_transport import Buffer, Inbox, Outbox, PieceError
 from flcore_transport.errors import PayloadIncomplete
-from flcore_transport.piece_format import PiecePlan, join_body, piece_elements, split_body
+from flcore_transport.piece_format import PieceRanges, join_body, piece_elements, split_body
 
 F32, I8, Q64 = (piece_elements(dtype) for dtype in ("float32", "int8", "int8[64]"))
 
@@ -66,7 +66,7 @@ LAYOUTS = [
 def test_a_payload_survives_the_journey(of: Layout) -> None:
     sent, received = filled(of), Memory(of)
     outbox, inbox = Outbox(sent), Inbox(of, received)
-    for index in range(len(outbox.plan)):
+    for index in range(len(outbox.piece_ranges)):
         assert not inbox.is_complete
         inbox.accept(outbox.piece(index))
     inbox.finish()
@@ -74,7 +74,7 @@ def test_a_payload_survives_the_journey(of: Layout) -> None:
 
 
 def test_the_plan_covers_every_element_once_and_in_order() -> None:
-    plan = PiecePlan(layout([("float32", 3 * F32 + 512), ("int8", 256)]))
+    plan = PieceRanges(layout([("float32", 3 * F32 + 512), ("int8", 256)]))
     assert [(p.segment, p.first, p.count) for p in plan] == [
         (0, 0, F32),
         (0, F32, F32),
@@ -87,7 +87,7 @@ def test_the_plan_covers_every_element_once_and_in_order() -> None:
 
 
 def test_a_full_piece_of_codes_has_as_many_elements_as_one_of_int8() -> None:
-    plan = PiecePlan(layout([("int8[64]", I8 + 256)]))
+    plan = PieceRanges(layout([("int8[64]", I8 + 256)]))
     assert [(p.first, p.count) for p in plan] == [(0, I8), (I8, 256)]
 
 
@@ -103,7 +103,7 @@ def test_a_source_that_gives_another_body_than_its_layout_has_is_refused_before_
 @pytest.mark.parametrize("segment", [("float32", 100), ("float32", -256), ("complex64", 256), ("int8[64]", 64)])
 def test_a_layout_that_no_model_has_is_refused(segment: tuple[str, int]) -> None:
     with pytest.raises(PieceError, match="multiple of 256"):
-        PiecePlan(layout([segment]))
+        PieceRanges(layout([segment]))
 
 
 def test_an_inbox_takes_pieces_in_order_only_and_says_where_it_stands() -> None:

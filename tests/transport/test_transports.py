@@ -32,7 +32,7 @@ def join(rig: Rig, client: str = "a", instance: str = "1", content: bytes = b"!"
     welcome = next(session)
     assert isinstance(welcome, Welcome)
     assert welcome.content == f"welcome, {client}".encode() + content
-    return welcome.session, session
+    return welcome.session_secret, session
 
 
 def test_orders_are_pushed_in_order_until_goodbye(rig: Rig) -> None:
@@ -95,7 +95,7 @@ def test_a_payload_is_read_whole_or_from_a_piece_on(rig: Rig) -> None:
     for piece in pieces:
         inbox.accept(piece)
     inbox.finish()
-    assert sink.bodies == [Pattern().read(piece)[0] for piece in inbox.plan]
+    assert sink.bodies == [Pattern().read(piece)[0] for piece in inbox.piece_ranges]
     assert rig.fetch(secret, first_piece=3) == pieces[3:]
     assert rig.fetch(secret, first_piece=4) == []
 
@@ -121,7 +121,7 @@ def test_an_upload_arrives_whole_and_is_receipted(rig: Rig) -> None:
     assert upload(rig, secret) == Receipt(1)
     delivery = rig.service.deliveries["a"]
     assert delivery.is_committed
-    assert delivery.bodies == [Pattern().read(piece)[0] for piece in Outbox(Pattern()).plan]
+    assert delivery.bodies == [Pattern().read(piece)[0] for piece in Outbox(Pattern()).piece_ranges]
     assert rig.service.contents == [b"mine"]
 
 
@@ -133,7 +133,7 @@ def test_float_and_quantized_segments_travel_together_both_ways(rig: Rig) -> Non
         fetched.accept(piece)
     assert rig.connect().upload(UploadRequest(secret, 1, b"", MIXED), Outbox(source)) == Receipt(1)
     for bodies in (fetched.bodies, rig.service.deliveries["a"].bodies):
-        for body, of in zip(bodies, Outbox(source).plan, strict=True):
+        for body, of in zip(bodies, Outbox(source).piece_ranges, strict=True):
             elements, scales = split_body(of.dtype, of.count, memoryview(body))
             assert (bytes(elements), bytes(scales)) == source.expected(of)
 
@@ -182,7 +182,7 @@ def test_an_interrupted_upload_goes_on_where_it_broke_off(rig: Rig) -> None:
     assert first >= 2
     assert rig.connect().upload(UploadRequest(secret, 1, b"mine", MODEL), Counting(Pattern())) == Receipt(1)
     assert made == list(range(first, 4))
-    assert delivery.bodies == [Pattern().read(piece)[0] for piece in Outbox(Pattern()).plan]
+    assert delivery.bodies == [Pattern().read(piece)[0] for piece in Outbox(Pattern()).piece_ranges]
 
 
 def test_a_corrupt_piece_ends_the_upload_with_a_refusal(rig: Rig) -> None:

@@ -1,10 +1,11 @@
-"""The bytes of federated learning: large payloads in pieces, between one server and many clients.
+"""The transport of large payloads in pieces, between one server and many clients.
 
-Nothing here knows of models, rules or rounds. A server implements `Service` and is served by a `GrpcServer` or by an
-`InProcessServer`; a client opens a `GrpcConnection` or an `InProcessConnection`. The reading order is `messages` (what
-is said), `framing` (one piece), `arrow_schema` (what stands before pieces in an Arrow stream), `pieces` (a payload),
-`endpoint` (the server's end without a socket), then the two transports. gRPC is imported with the first gRPC server or
-connection. The module `piece_format` is public, too: the sizes and the bytes of a piece, for code that stores pieces.
+It knows nothing of models, rules or rounds. A server's logic implements `Service`, and a `GrpcServer` or an
+`InProcessServer` serves it. A client opens a `GrpcConnection` or an `InProcessConnection`.
+
+Reading order: `messages` (control messages), `framing` (one piece), `arrow_schema` (the header of an Arrow stream of
+pieces), `pieces` (a payload), `endpoint` (the server's sessions), `flow_control`, then the two transports. gRPC is
+imported with the first gRPC server or connection. The module `piece_format` is public, too.
 """
 
 from typing import TYPE_CHECKING

@@ -1,8 +1,7 @@
 """The messages as protobuf bytes, and back.
 
-Each dataclass of `messages` has a protobuf message of the same name with the same fields, so one walk over the fields
-serves them all. What comes from the other end ends up in frozen values; bytes that do not parse are refused. Nothing
-else in the package knows protobuf.
+Each dataclass of `messages` has a protobuf message of the same name with the same fields, so one
+recursive conversion serves all of them. Bytes that do not parse are refused. No other module imports protobuf.
 """
 
 import re
@@ -20,9 +19,10 @@ from flcore_transport.messages import FromServer, UploadReply
 M = TypeVar("M")
 
 MAX_REPEATED = 64
+"""The most parts of a layout, and the most segments of a part."""
 
 MAX_MESSAGE_BYTES = 1 << 20
-"""Of what a client says beside its pieces: parsed, it may take thirty times as much."""
+"""The largest control message. A parsed message can take thirty times the memory of its bytes."""
 
 _MESSAGE_CLASSES: dict[str, type[Any]] = {
     message_type.__name__: message_type
@@ -59,28 +59,28 @@ def decode_message(message_type: type[M], data: bytes) -> M:
 
 
 def require_size(size: int) -> None:
-    """Raise `Refused` if what a client says beside its pieces has more bytes than are parsed."""
+    """Raise `Refused` if a control message is too large to be parsed."""
     if size > MAX_MESSAGE_BYTES:
-        raise Refused("malformed", f"a message has at most {MAX_MESSAGE_BYTES} bytes beside its pieces, not {size}")
+        raise Refused("malformed", f"a control message has at most {MAX_MESSAGE_BYTES} bytes, not {size}")
 
 
 def encode_from_server(message: FromServer) -> bytes:
-    """Return the bytes of what a session's stream carries."""
+    """Return the bytes of a message on a session's stream."""
     return pb.FromServer(**{_field_name(message): _to_pb(message)}).SerializeToString()
 
 
 def decode_from_server(data: bytes) -> FromServer:
-    """Return what a session's stream carries, or raise `Refused`."""
+    """Return the message on a session's stream that `data` encodes, or raise `Refused`."""
     return _only_field(pb.FromServer(), data)  # type: ignore[no-any-return]
 
 
 def encode_reply(reply: UploadReply) -> bytes:
-    """Return the bytes of what the stream back to an uploading client carries."""
+    """Return the bytes of a message on an upload's stream back to the client."""
     return pb.UploadReply(**{_field_name(reply): _to_pb(reply)}).SerializeToString()
 
 
 def decode_reply(data: bytes) -> UploadReply:
-    """Return what the stream back to an uploading client carries, or raise `Refused`."""
+    """Return the message on an upload's stream that `data` encodes, or raise `Refused`."""
     return _only_field(pb.UploadReply(), data)  # type: ignore[no-any-return]
 
 
@@ -109,7 +109,7 @@ def _from_pb(value: Any) -> Any:
 
 def _only_field(message: Message, data: bytes) -> Any:
     name = _parse(message, data).WhichOneof("message")
-    if name is None:
+    if name is None:  # a newer server's message is an unknown field, which protobuf skips
         raise Refused("malformed", f"{message.DESCRIPTOR.name}: a message of a kind that this version does not know")
     return _from_pb(getattr(message, name))
 

@@ -41,12 +41,12 @@ class Join(_message.Message):
     def __init__(self, protocol: _Optional[int] = ..., client: _Optional[str] = ..., instance: _Optional[str] = ..., content: _Optional[bytes] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("session", "content")
-    SESSION_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("session_secret", "content")
+    SESSION_SECRET_FIELD_NUMBER: _ClassVar[int]
     CONTENT_FIELD_NUMBER: _ClassVar[int]
-    session: str
+    session_secret: str
     content: bytes
-    def __init__(self, session: _Optional[str] = ..., content: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, session_secret: _Optional[str] = ..., content: _Optional[bytes] = ...) -> None: ...
 
 class TaskAssignment(_message.Message):
     __slots__ = ("assignment_id", "content", "payload", "payload_id")
@@ -87,26 +87,26 @@ class FromServer(_message.Message):
     def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping[str, object]]] = ..., task_assignment: _Optional[_Union[TaskAssignment, _Mapping[str, object]]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping[str, object]]] = ..., withdrawal: _Optional[_Union[Withdrawal, _Mapping[str, object]]] = ...) -> None: ...
 
 class DownloadRequest(_message.Message):
-    __slots__ = ("session", "assignment_id", "first_piece")
-    SESSION_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("session_secret", "assignment_id", "first_piece")
+    SESSION_SECRET_FIELD_NUMBER: _ClassVar[int]
     ASSIGNMENT_ID_FIELD_NUMBER: _ClassVar[int]
     FIRST_PIECE_FIELD_NUMBER: _ClassVar[int]
-    session: str
+    session_secret: str
     assignment_id: int
     first_piece: int
-    def __init__(self, session: _Optional[str] = ..., assignment_id: _Optional[int] = ..., first_piece: _Optional[int] = ...) -> None: ...
+    def __init__(self, session_secret: _Optional[str] = ..., assignment_id: _Optional[int] = ..., first_piece: _Optional[int] = ...) -> None: ...
 
 class UploadRequest(_message.Message):
-    __slots__ = ("session", "assignment_id", "content", "layout")
-    SESSION_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("session_secret", "assignment_id", "content", "layout")
+    SESSION_SECRET_FIELD_NUMBER: _ClassVar[int]
     ASSIGNMENT_ID_FIELD_NUMBER: _ClassVar[int]
     CONTENT_FIELD_NUMBER: _ClassVar[int]
     LAYOUT_FIELD_NUMBER: _ClassVar[int]
-    session: str
+    session_secret: str
     assignment_id: int
     content: bytes
     layout: Layout
-    def __init__(self, session: _Optional[str] = ..., assignment_id: _Optional[int] = ..., content: _Optional[bytes] = ..., layout: _Optional[_Union[Layout, _Mapping[str, object]]] = ...) -> None: ...
+    def __init__(self, session_secret: _Optional[str] = ..., assignment_id: _Optional[int] = ..., content: _Optional[bytes] = ..., layout: _Optional[_Union[Layout, _Mapping[str, object]]] = ...) -> None: ...
 
 class Credit(_message.Message):
     __slots__ = ("received", "allowed")
@@ -131,14 +131,14 @@ class UploadReply(_message.Message):
     def __init__(self, credit: _Optional[_Union[Credit, _Mapping[str, object]]] = ..., receipt: _Optional[_Union[Receipt, _Mapping[str, object]]] = ...) -> None: ...
 
 class Failure(_message.Message):
-    __slots__ = ("session", "assignment_id", "message")
-    SESSION_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("session_secret", "assignment_id", "message")
+    SESSION_SECRET_FIELD_NUMBER: _ClassVar[int]
     ASSIGNMENT_ID_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
-    session: str
+    session_secret: str
     assignment_id: int
     message: str
-    def __init__(self, session: _Optional[str] = ..., assignment_id: _Optional[int] = ..., message: _Optional[str] = ...) -> None: ...
+    def __init__(self, session_secret: _Optional[str] = ..., assignment_id: _Optional[int] = ..., message: _Optional[str] = ...) -> None: ...
 
 class Refusal(_message.Message):
     __slots__ = ("kind", "message")

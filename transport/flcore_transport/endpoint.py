@@ -1,7 +1,7 @@
-"""The server's end without a socket: who is connected, and which call belongs to whom.
+"""The server's sessions, without a socket: which clients are connected, and which client a call belongs to.
 
-A transport hands every call to an `Endpoint`, which knows the sessions and passes the call on to the `Service` above
-under the client's name. Both transports run on this class, so whatever it refuses is refused on both.
+A transport passes each call to an `Endpoint`. The endpoint looks up the session and passes the call on to the
+`Service` under the client's name. Both transports use this class, so both refuse the same calls.
 """
 
 import secrets
@@ -32,104 +32,108 @@ from flcore_transport.pieces import Outbox
 
 MAX_INSTANCE_CHARACTERS = 64
 MAX_REASON_BYTES = 3_000
+"""The longest reason of a refusal: gRPC limits a call's metadata to 8 KiB."""
 
 
 class ClientLink(Protocol):
-    """One stream to one client. Both methods return at once and may be called from any thread, at any time."""
+    """The service's handle of one session stream. Both methods return at once and may be called from any thread."""
 
     def send(self, message: FromServer) -> None:
-        """Put a message on the session's stream. It is dropped where the stream has ended."""
+        """Queue a message on the session's stream. It is dropped if the stream has ended."""
         ...
 
     def cancel_transfers(self, assignment_id: int) -> None:
-        """End the client's transfers of an order, whichever way they go and whether or not they move.
+        """End the client's running uploads and downloads of an assignment, even stalled ones.
 
-        It holds for those that are under way: the service refuses the calls that come after. The client may have
-        departed, and a link that is not its newest one does the same.
+        Later calls are not affected; the service has to refuse them. Any link of the client works: an older one does
+        the same as the newest.
         """
         ...
 
 
 class SessionStream(ClientLink, Protocol):
-    """A link as a transport has it."""
+    """A client link as its transport implements it."""
 
     def supersede(self) -> None:
-        """End the stream: its client has a newer one. Returns at once."""
+        """End the stream, because its client has opened a newer one. Returns at once."""
         ...
 
 
 class IncomingUpload(Protocol):
-    """One answer on its way in. A newer delivery of the same answer ends the older one."""
+    """The server's side of one upload call. A newer call for the same answer ends the older one."""
 
     @property
     def received(self) -> int:
-        """How many pieces are in; the client goes on from there."""
+        """The number of pieces received. The client resumes there."""
         ...
 
     @property
     def expected(self) -> int:
-        """How many pieces it has in all."""
+        """The number of pieces of the answer."""
         ...
 
     def begin(self) -> "Future[None]":
-        """Pieces could come now; the future is done as soon as they may."""
+        """Ask for memory for the answer. The future is done when pieces may come."""
         ...
 
     def accept(self, piece: bytes) -> "Future[None] | None":
-        """Take the next piece, or raise a `TransportError`.
+        """Take the next piece.
 
-        Returns a future that is done as soon as the piece after it may come, or None where it may at once.
+        Returns:
+            A future that is done when the next piece may come; None if it may come at once.
+
+        Raises:
+            TransportError: The piece is corrupt or unexpected, or the answer is no longer wanted.
         """
         ...
 
     def commit(self) -> Receipt:
-        """Make the answer count, or raise a `TransportError`; a second time gives the same receipt."""
+        """Commit the answer, or raise a `TransportError`. A second commit returns the same receipt."""
         ...
 
     def end(self) -> None:
-        """The call that brought it has ended, for whatever reason."""
+        """Called when the upload call has ended, for any reason."""
         ...
 
 
 class Service(Protocol):
-    """What stands above the transport on the server. Any thread may call; `Refused` says no to the client.
+    """The server's logic above the transport. Methods are called from any thread and raise `Refused` to refuse a call.
 
     `client_connected` and `client_disconnected` are called one at a time, in the order in which streams began and
-    ended, without a lock of the transport; they must return soon, as others wait for them.
+    ended, and without a lock of the transport. They must return soon, because later notifications wait for them.
     """
 
     def admit(self, client: str, content: bytes) -> bytes:
-        """Let a client in, and return the content of its welcome; or raise `Refused`."""
+        """Admit a client and return the content of its welcome, or raise `Refused`."""
         ...
 
     def client_connected(self, client: str, link: ClientLink) -> None:
-        """The client can be reached through `link` from now on; its welcome has been sent.
+        """Called when a client has a new stream, after its welcome was queued. `link` reaches the client.
 
-        It comes for each stream, so twice without a `client_disconnected` where a client joins again before its old
-        stream is gone.
+        A client that joins again before its old stream has ended causes two calls without a `client_disconnected`.
         """
         ...
 
     def client_disconnected(self, client: str) -> None:
-        """The client's stream is gone; it may come back."""
+        """Called when the client's stream has ended. The client may join again."""
         ...
 
     def begin_download(self, client: str, assignment_id: int) -> Outbox:
-        """Return the payload of a client's order."""
+        """Return the payload of a client's assignment."""
         ...
 
     def begin_upload(self, client: str, assignment_id: int, content: bytes, layout: Layout) -> IncomingUpload:
-        """Begin, or go on with, a client's answer to its order."""
+        """Begin or resume the upload of a client's answer."""
         ...
 
     def task_failed(self, client: str, assignment_id: int, message: str) -> None:
-        """The client could not do its order."""
+        """Called when the client has reported a failure."""
         ...
 
 
 @dataclass(eq=False)
 class Session:
-    """A client's claim to its name. The secret stays valid over reconnects of the same process."""
+    """One client process under its name. It outlives streams: the secret stays valid over reconnects of the process."""
 
     client: str
     instance: str
@@ -138,7 +142,7 @@ class Session:
 
 
 class Endpoint:
-    """All sessions of one server."""
+    """All sessions of one server. Thread-safe."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -150,14 +154,14 @@ class Endpoint:
         self._is_notifying = False
 
     def join(self, join: Join, link: SessionStream) -> Session:
-        """Open a session, or take up the one that the same process had; its welcome is the first thing sent."""
+        """Open a session or resume that of the same process, and queue its welcome as the first message."""
         if join.protocol != PROTOCOL:
             raise Refused(
                 "protocol", f"the server speaks protocol version {PROTOCOL}, client {join.client!r} {join.protocol}"
             )
         if len(join.instance) > MAX_INSTANCE_CHARACTERS:
             raise Refused("malformed", f"an instance has at most {MAX_INSTANCE_CHARACTERS} characters")
-        content = self._service.admit(join.client, join.content)
+        content = self._service.admit(join.client, join.content)  # without the lock: it compares contracts
         with self._lock:
             if self._goodbye:
                 raise Refused("over", self._goodbye.reason)
@@ -175,9 +179,9 @@ class Endpoint:
         return session
 
     def leave(self, session: Session, link: SessionStream) -> None:
-        """The stream behind `link` has ended. Nothing happens if the session has another one by now.
+        """Record that the stream of `link` has ended. Does nothing if the session has a newer stream.
 
-        Returns at once: the caller has the service told (`notify_service`), on a thread that may take its time.
+        Returns at once. The caller then calls `notify_service` on a thread that may block.
         """
         with self._lock:
             if session.link is not link:
@@ -185,7 +189,7 @@ class Endpoint:
             session.link = None
             self._notifications.append(partial(self._service.client_disconnected, session.client))
 
-    def session(self, secret: str) -> Session:
+    def find_session(self, secret: str) -> Session:
         """Return the session that a secret belongs to, or raise `Refused`."""
         with self._lock:
             session = self._by_secret.get(secret)
@@ -194,22 +198,24 @@ class Endpoint:
         return session
 
     def begin_download(self, request: DownloadRequest) -> Outbox:
-        """Return the payload that a client asks for."""
-        return self._service.begin_download(self.session(request.session).client, request.assignment_id)
+        """Return the payload that a client requests."""
+        return self._service.begin_download(self.find_session(request.session_secret).client, request.assignment_id)
 
     def begin_upload(self, request: UploadRequest) -> IncomingUpload:
-        """Begin, or go on with, an upload."""
+        """Begin or resume an upload."""
         return self._service.begin_upload(
-            self.session(request.session).client, request.assignment_id, request.content, request.layout
+            self.find_session(request.session_secret).client, request.assignment_id, request.content, request.layout
         )
 
     def report(self, failure: Failure) -> Receipt:
-        """Take note that a client could not do its order."""
-        self._service.task_failed(self.session(failure.session).client, failure.assignment_id, failure.message)
+        """Pass a client's failure on to the service."""
+        self._service.task_failed(
+            self.find_session(failure.session_secret).client, failure.assignment_id, failure.message
+        )
         return Receipt(failure.assignment_id)
 
     def close(self, reason: str, *, failed: bool = False) -> None:
-        """Say goodbye to every client, and let nobody in any more."""
+        """Queue a goodbye for every connected client, and refuse later joins with its reason."""
         with self._lock:
             self._goodbye = Goodbye(_truncate(reason), failed)
             for session in self._by_client.values():
@@ -217,7 +223,10 @@ class Endpoint:
                     session.link.send(self._goodbye)
 
     def notify_service(self) -> None:
-        """Tell the service who came and went: in order, and without the lock, so one thread does it for all."""
+        """Deliver queued notifications to the service, in order and without the lock.
+
+        If another thread is delivering, it delivers the new ones too, and this call returns.
+        """
         while True:
             with self._lock:
                 if self._is_notifying or not self._notifications:
@@ -236,12 +245,12 @@ class Endpoint:
         return new
 
 
-def refusal_for(error: TransportError) -> Refusal:
-    """Return what is said to a client whose call raised `error`."""
+def to_refusal(error: TransportError) -> Refusal:
+    """Return the refusal that tells a client why its call raised `error`."""
     kind = error.kind if isinstance(error, Refused) else "bad-piece"
     return Refusal(kind, _truncate(str(error)))
 
 
 def _truncate(reason: str) -> str:
-    """Return as much of a reason as fits into a call's metadata."""
+    """Return a reason cut to the size that fits into a call's metadata."""
     return reason.encode("utf-8", "replace")[:MAX_REASON_BYTES].decode("utf-8", "ignore")

@@ -1,20 +1,20 @@
-"""What can go wrong between two ends.
+"""The errors of the transport.
 
 TransportError
 ├── ProtocolMismatch      the other end speaks another version of the protocol
-├── PieceError            a piece that is corrupt, truncated, out of order or not what was announced
-├── PayloadIncomplete     a payload that ended before its last piece
-├── ConnectionLost        the other end is gone; what was sent may be sent again
-├── AddressUnavailable    the server's address cannot be bound
-├── InsecureAddress       plaintext was asked for beyond this machine
-└── Refused               the other end said no, and why: `kind` is a word for programs, the message is for people
+├── PieceError            a piece is corrupt, truncated, out of order or not as announced
+├── PayloadIncomplete     a payload ended before its last piece
+├── ConnectionLost        the connection is lost; the call can be retried
+├── AddressUnavailable    the server cannot listen on its address
+├── InsecureAddress       plaintext to or from another machine, without the option that allows it
+└── Refused               the other end refused the call: `kind` is for programs, the message for people
 """
 
 from flcore_layout import FlcoreError
 
 
 class TransportError(FlcoreError):
-    """The root of everything that the transport raises on purpose."""
+    """The root of the transport's errors."""
 
 
 class ProtocolMismatch(TransportError):
@@ -22,7 +22,7 @@ class ProtocolMismatch(TransportError):
 
 
 class PieceError(TransportError):
-    """A piece that is corrupt, truncated, out of order or not what was announced."""
+    """A piece is corrupt, truncated, out of order or not as announced."""
 
 
 class PayloadIncomplete(TransportError):
@@ -30,19 +30,19 @@ class PayloadIncomplete(TransportError):
 
 
 class ConnectionLost(TransportError):
-    """The other end is gone; what was sent may be sent again."""
+    """The connection is lost. The call can be retried."""
 
 
 class AddressUnavailable(TransportError):
-    """The server's address cannot be bound."""
+    """The server cannot listen on its address."""
 
 
 class InsecureAddress(TransportError):
-    """Plaintext was asked for beyond this machine."""
+    """Plaintext to or from another machine, without the option that allows it."""
 
 
 class Refused(TransportError):
-    """The other end said no: `kind` is a word for programs, the message is for people."""
+    """The other end refused the call: `kind` is for programs, the message for people."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)

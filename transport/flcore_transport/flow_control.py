@@ -1,18 +1,18 @@
-"""Whose turn it is to move pieces: credits, fairness, patience and supersession, without a socket or a clock.
+"""Flow control of all transfers of a server: windows, fair queueing, stall timeouts; without a socket or a clock.
 
-A *transfer* is one call that moves the pieces of one order in one direction. A server shares out so many pieces among
-all transfers: one gets a *window* of a few pieces, in the order in which they asked, and holds it from its first piece
-to its last. So the memory of all transfers has a bound, whatever the number of clients. Three rules go with it:
+A *transfer* is one call that moves the pieces of one assignment in one direction. A server has a fixed number of pieces
+for all transfers. A transfer queues for a *window* of a few pieces, first in, first out, and holds it from its first
+piece to its last. So the memory of all transfers is bounded for any number of clients. Three rules end transfers:
 
-- A transfer that stands still for longer than its patience while others wait gives way. An upload ends; its client
-  comes back and goes on where it broke off. A download gives its window back, but for the pieces that stand, and stands
-  in line again when they have gone; if they still stand when its patience is over once more, it ends as well. Patience
-  doubles each time, up to a minute, so that slow clients get through. It is the same for all calls of one order.
-- A client has one transfer of each kind: a newer one ends the older one.
-- The service may cut a client's transfers of an order.
+- A transfer that waits for its client longer than its timeout, while others queue, yields. An upload ends; its client
+  calls again and resumes at the first missing piece. A download returns its window except for the pieces already given
+  to gRPC, and queues again when they have left; if they have not left after another timeout, it ends too. The timeout
+  doubles each time, up to a minute, so that slow clients finish. All calls of one assignment share it.
+- A client has one upload and one download at a time: a newer call ends the older one.
+- The service can end a client's transfers of an assignment.
 
-`FlowControl` is told what happened and what time it is, and returns `Action`s. The two transports do what they say;
-`end` is how a transport says that it has, and only then is what the transfer held shared out anew.
+`FlowControl` is told events and the time, and returns `Action`s, which the two transports carry out. A transport calls
+`end` when a call has really ended. Only then are its pieces given to others, because its memory is in use until then.
 """
 
 import math
@@ -23,29 +23,33 @@ from enum import Enum
 from flcore_transport.errors import ConnectionLost, Refused, TransportError
 
 WINDOW_PIECES = 4
-"""How many pieces a transfer may have under way, where there is room for so many."""
+"""The largest window, in pieces: enough to receive, check and request at the same time."""
 
 DEFAULT_IN_FLIGHT_BYTES = 256 << 20
-"""How many bytes of pieces all transfers of a server have under way, unless it is told another number."""
+"""Bytes of pieces in flight over all transfers of a server, by default."""
 
-MIN_PIECES = 4
-"""The fewest pieces that a server shares out."""
+MIN_SHARED_PIECES = 4
+"""The fewest pieces that a server has for all transfers."""
+
+MIN_RESERVED_PIECES = 2
+"""The least that a transfer reserves: a window of one piece, and one piece in the buffers of its socket."""
 
 YIELD_AFTER_S = 2.0
-"""After how many seconds without a piece a transfer gives way to those that wait, the first time."""
+"""Seconds without a piece after which a transfer yields to queued ones, the first time."""
 
 MAX_YIELD_AFTER_S = 60.0
+"""The largest timeout that doubling reaches, in seconds."""
 
 
 class Ending(Enum):
     """Why a transfer has to end before its last piece."""
 
-    STALLED = "others wait: come back and go on"
+    STALLED = "others wait for its window: call again to resume"
     SUPERSEDED = "a newer call of this session took its place"
-    CANCELLED = "the server has ended the transfers of this order"
+    CANCELLED = "the server has ended the transfers of this assignment"
 
     def error(self) -> TransportError:
-        """Return what the client's call raises: it may come back only where it stood still."""
+        """Return the error of the client's call. Only a stalled transfer may be retried."""
         if self is Ending.STALLED:
             return ConnectionLost(self.value)
         return Refused("superseded" if self is Ending.SUPERSEDED else "cut", self.value)
@@ -62,8 +66,8 @@ class TransferEnded(Exception):
 class Instruction(Enum):
     """What a transfer does next."""
 
-    PROCEED = "it has its window"
-    YIELD_WINDOW = "its window is gone; it asks again when what stands has gone"
+    PROCEED = "it has a window"
+    YIELD_WINDOW = "its window is withdrawn; it requests another when the pieces in flight have left"
     END = "it ends, as its `ending` says"
 
 
@@ -71,8 +75,14 @@ class Instruction(Enum):
 class Transfer:
     """One call that moves pieces; only `FlowControl` changes it.
 
-    `window` is how many pieces may be under way, 0 while it has no turn. `reserved` is what it has of all that is
-    shared out: its window, and one more piece, which its socket's buffers take.
+    Attributes:
+        client: The client's name.
+        direction: "upload" or "download".
+        assignment_id: The assignment's number.
+        window: The pieces that may be in flight; 0 while it is queued.
+        reserved: The pieces taken from the server's total: the window, and one more in the buffers of the socket.
+        ending: Why it has to end, or None.
+        client_wait_since: The time since which it has waited for its client, or None.
     """
 
     client: str
@@ -88,7 +98,7 @@ Action = tuple[Transfer, Instruction]
 
 
 class FlowControl:
-    """Shares out `pieces` pieces. A transfer gets a window of up to 4, less where little is left, and never of none.
+    """Divides `pieces` pieces among transfers. A window has up to 4 pieces, fewer if few are left, and at least one.
 
     >>> flow_control = FlowControl(8)
     >>> transfer, _ = flow_control.begin("a", "upload", 1)
@@ -97,37 +107,37 @@ class FlowControl:
     """
 
     def __init__(self, pieces: int) -> None:
-        if pieces < MIN_PIECES:
-            raise ValueError(f"a server shares out {MIN_PIECES} pieces or more, not {pieces}")
+        if pieces < MIN_SHARED_PIECES:
+            raise ValueError(f"expected at least {MIN_SHARED_PIECES} pieces in flight, got {pieces}")
         self.free = pieces
         self._yield_after_s = YIELD_AFTER_S
         self._backoffs: dict[tuple[str, str], tuple[int, float]] = {}
         self._newest: dict[tuple[str, str], Transfer] = {}
         self._queue: OrderedDict[Transfer, None] = OrderedDict()
-        self._holders: dict[Transfer, None] = {}  # in the order in which their turns came
+        self._holders: dict[Transfer, None] = {}  # oldest window first
 
     @property
     def due_at(self) -> float:
-        """When `tick` has something to do next, if nothing else happens (infinity: never)."""
+        """The time of the next `tick` that would have an effect; infinity if there is none."""
         if not self._is_short_of_pieces:
             return math.inf
         return min((self._yields_at(transfer) for transfer in self._holders), default=math.inf)
 
     def yield_after_s(self, transfer: Transfer) -> float:
-        """Return for how many seconds a transfer may stand still while others wait."""
+        """Return the seconds that a transfer may wait for its client while others queue."""
         assignment_id, yield_after_s = self._backoffs.get(
             (transfer.client, transfer.direction), (transfer.assignment_id, self._yield_after_s)
         )
         return yield_after_s if assignment_id == transfer.assignment_id else self._yield_after_s
 
     def begin(self, client: str, direction: str, assignment_id: int) -> tuple[Transfer, list[Action]]:
-        """A call begins; it ends the client's older call of this kind."""
+        """Register a call. It ends the client's older call in the same direction."""
         transfer, older = Transfer(client, direction, assignment_id), self._newest.get((client, direction))
         self._newest[client, direction] = transfer
         return transfer, [] if older is None else self._request_end(older, Ending.SUPERSEDED)
 
     def request_window(self, transfer: Transfer) -> list[Action]:
-        """A transfer stands in line for a window."""
+        """Queue a transfer for a window."""
         if transfer.ending is not None or transfer.window or transfer in self._queue:
             return []
         self._return_pieces(transfer)
@@ -135,15 +145,15 @@ class FlowControl:
         return self._grant_windows()
 
     def begin_client_wait(self, transfer: Transfer, now: float) -> None:
-        """From now on a transfer waits for its client: for a piece to come, or to be taken."""
+        """Record that a transfer waits for its client to send a piece or to read one."""
         transfer.client_wait_since = now
 
     def end_client_wait(self, transfer: Transfer) -> None:
-        """What a transfer waited for has happened."""
+        """Record that a transfer no longer waits for its client."""
         transfer.client_wait_since = None
 
     def end(self, transfer: Transfer, *, is_done: bool = False) -> list[Action]:
-        """A call has ended, whatever the reason, and its pieces are gone; `is_done` says that all were moved."""
+        """Remove a call that has ended and whose pieces are freed. `is_done`: all of its pieces were moved."""
         key = transfer.client, transfer.direction
         if self._newest.get(key) is transfer:
             del self._newest[key]
@@ -155,7 +165,7 @@ class FlowControl:
         return self._grant_windows()
 
     def cancel(self, client: str, assignment_id: int) -> list[Action]:
-        """The service wants a client's transfers of an order to end."""
+        """End a client's transfers of an assignment, for the service."""
         transfers = [found for direction in ("download", "upload") if (found := self._newest.get((client, direction)))]
         return [
             action
@@ -165,7 +175,7 @@ class FlowControl:
         ]
 
     def tick(self, now: float) -> list[Action]:
-        """Let time pass: as many of those that have stood still for too long give way as there are others that wait."""
+        """Make transfers yield whose timeout has passed, the most overdue first, as long as queued ones need pieces."""
         actions: list[Action] = []
         for transfer in sorted(self._holders, key=self._yields_at):
             if not self._is_short_of_pieces or self._yields_at(transfer) > now:
@@ -175,9 +185,9 @@ class FlowControl:
 
     @property
     def _is_short_of_pieces(self) -> bool:
-        """Whether those that wait need more than those that are about to end will give back."""
+        """Whether queued transfers need more than is free and will be returned by transfers that are about to end."""
         leaving = sum(transfer.reserved for transfer in self._holders if transfer.ending is not None)
-        return self.free + leaving < 2 * len(self._queue)
+        return self.free + leaving < MIN_RESERVED_PIECES * len(self._queue)
 
     def _yields_at(self, transfer: Transfer) -> float:
         if transfer.client_wait_since is None or transfer.ending is not None:
@@ -189,14 +199,14 @@ class FlowControl:
         self._backoffs[transfer.client, transfer.direction] = transfer.assignment_id, yield_after_s
         if transfer.direction == "upload" or not transfer.window:
             return self._request_end(transfer, Ending.STALLED)
-        # Of a download one piece is on its way, and one more is made where the window has room for it.
+        # Up to two pieces stay in memory: one in gRPC, and the next, which is encoded meanwhile if the window has room.
         in_flight = min(2, transfer.window)
         self.free += transfer.reserved - in_flight
         transfer.window, transfer.reserved, transfer.client_wait_since = 0, in_flight, now
         return [(transfer, Instruction.YIELD_WINDOW), *self._grant_windows()]
 
     def _request_end(self, transfer: Transfer, why: Ending) -> list[Action]:
-        """Have a transfer end; it keeps what it holds until it has."""
+        """Ask a transfer to end. It keeps its pieces until its transport calls `end`."""
         if transfer.ending is not None:
             return []
         transfer.ending = why
@@ -211,8 +221,9 @@ class FlowControl:
 
     def _grant_windows(self) -> list[Action]:
         actions: list[Action] = []
-        while self._queue and self.free >= 2:
+        while self._queue and self.free >= MIN_RESERVED_PIECES:
             transfer, _ = self._queue.popitem(last=False)
+            # At most a quarter of the free pieces: when few are left, several transfers get small windows.
             transfer.window = max(1, min(WINDOW_PIECES, self.free // 4))
             transfer.reserved = transfer.window + 1
             self.free -= transfer.reserved

@@ -1,4 +1,4 @@
-"""What both ends of the gRPC transport agree on: the calls' names, the channel options, where plaintext may go."""
+"""Shared by gRPC server and client: names of calls and metadata, channel options, addresses, the rule for plaintext."""
 
 import ipaddress
 
@@ -10,31 +10,34 @@ from flcore_transport.pieces import PIECE_BODY_BYTES
 SERVICE = "flcore.transport.v1.Transport"
 REFUSAL_METADATA = "flcore-refusal-bin"
 SESSION_METADATA = "flcore-session-bin"
-"""The session's secret, with each call but the first: a call without one ends before anything else of it is read."""
+"""The session's secret, sent with all calls but `Session`. A call without a valid one ends before it is read."""
 
 MAX_PENDING_JOINS = 8
-"""How many calls of strangers a server reads at a time."""
+"""The most unauthenticated calls that a server reads at the same time."""
 
 UNAUTHENTICATED_BYTES = MAX_PENDING_JOINS * MAX_PIECE_BYTES
-"""What strangers' calls hold of a server's memory at most: each a message of the largest size, not yet whole."""
+"""The most memory that unauthenticated calls hold: each an incomplete message of the largest size."""
 
-TOO_MANY_JOINS = "too many join at once: come back"
+TOO_MANY_JOINS = "too many clients join at the same time: retry"
 
 KEEPALIVE_MS = 20_000
+"""Milliseconds of silence after which an end sends a ping. Below the idle timeouts of common NATs and firewalls."""
 
 OPTIONS: list[tuple[str, int]] = [
     ("grpc.max_receive_message_length", MAX_PIECE_BYTES),
     ("grpc.max_send_message_length", MAX_PIECE_BYTES),
-    # The bandwidth probe grows a stream's window to tens of megabytes; ours holds as much as a client is ever granted.
+    # The bandwidth probe grows a stream's HTTP/2 window to tens of megabytes, which would defeat our memory bound. The
+    # fixed window below holds as much as `FlowControl` ever grants one transfer.
     ("grpc.http2.bdp_probe", 0),
-    # A stranger's call may send as much before it is ended (docs/memory.md). With 64 KiB, a client far away would have
-    # a sixth of its rate: a piece would take two round trips. With the probe from 64 KiB on, sixty strangers held as
-    # much as with this.
+    # An unauthenticated call can send as much before it is ended (docs/security.md). A window of 64 KiB would cut a
+    # distant client's rate to a sixth, since a piece would take two round trips. With the probe starting at 64 KiB,
+    # sixty unauthenticated calls held as much memory as with this window.
     ("grpc.http2.lookahead_bytes", WINDOW_PIECES * PIECE_BODY_BYTES),
-    # A piece in one frame or a few, and not in a hundred and thirty of the usual 16 KiB.
-    ("grpc.http2.max_frame_size", 4 << 20),
+    # A piece fits into one frame, instead of 130 frames of the default 16 KiB.
+    ("grpc.http2.max_frame_size", MAX_PIECE_BYTES),
     ("grpc.max_concurrent_streams", 16),
-    # An end that vanished without a word is noticed within half a minute.
+    # An end that vanished (power failure, dropped route) is detected after 20 s + 10 s. Pings are also sent without
+    # calls and without data, because an idle session has neither.
     ("grpc.keepalive_time_ms", KEEPALIVE_MS),
     ("grpc.keepalive_timeout_ms", KEEPALIVE_MS // 2),
     ("grpc.http2.ping_timeout_ms", KEEPALIVE_MS // 2),
@@ -44,7 +47,7 @@ OPTIONS: list[tuple[str, int]] = [
 
 
 def split_address(address: str) -> tuple[str, int]:
-    """Return host and port of `"host:port"`, or raise `ValueError`. An IPv6 address stands in brackets.
+    """Return host and port of `"host:port"`, or raise `ValueError`. An IPv6 address has brackets.
 
     >>> split_address("localhost:8080"), split_address("[::1]:8080")
     (('localhost', 8080), ('::1', 8080))

@@ -1,8 +1,8 @@
-"""The gRPC client: what one client process says to its server.
+"""The gRPC client: one client's calls to its server.
 
-A session fails at once where the server cannot be reached, and says why; the other calls wait until it can. Errors of
-gRPC are mapped once, here: a refusal becomes `Refused`, a lost connection `ConnectionLost`, after which the same call
-may be made again; an upload then goes on where it broke off.
+`session` fails at once if the server cannot be reached, with the reason; the other calls wait for the server. gRPC's
+errors are mapped here and nowhere else: a refusal becomes `Refused`, a lost connection `ConnectionLost`. After
+`ConnectionLost` the same call may be retried; an upload then resumes at the first missing piece.
 """
 
 import itertools
@@ -32,6 +32,7 @@ from flcore_transport.messages import (
     DownloadRequest,
     Failure,
     FromServer,
+    Goodbye,
     Join,
     Receipt,
     Refusal,
@@ -44,21 +45,21 @@ CHANNEL_OPTIONS = [
     ("grpc.enable_http_proxy", 0),
     ("grpc.dns_ares_query_timeout", 3_000),
     ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.min_reconnect_backoff_ms", 2_000),  # for so long one attempt to connect lasts
+    ("grpc.min_reconnect_backoff_ms", 2_000),  # also the timeout of one attempt to connect
     ("grpc.max_reconnect_backoff_ms", 1_000),
 ]
 
 REJOIN_AFTER_S = 0.1
-"""After how many seconds a client joins again that came while too many joined; up to twice as many."""
+"""Seconds until a client joins again after `TOO_MANY_JOINS`; a random factor of 1 to 2 spreads the clients."""
 
 PROBE_TIMEOUT_S = 3.0
-"""For how many seconds an address is tried, to learn why the server cannot be reached."""
+"""Seconds for the probe that finds out why the server cannot be reached."""
 
 SHARED_CHANNEL_ELEMENTS = 32 << 10
-"""A payload up to this, of 256 KiB at most, goes through the session's socket."""
+"""Payloads of up to this many elements, at most 256 KiB, use the session's socket."""
 
 _DISCONNECTED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.INTERNAL)
-"""`INTERNAL` is what gRPC says of bytes that are no HTTP/2: the network has changed them."""
+"""gRPC reports bytes that are not HTTP/2, such as those corrupted by the network, as `INTERNAL`."""
 
 
 class GrpcConnection:
@@ -82,47 +83,58 @@ class GrpcConnection:
         self._report_call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self._control.unary_unary(f"/{SERVICE}/Report")
 
     def session(self, join: Join) -> Iterator[FromServer]:
-        """Join, and yield what the server says until its goodbye. `ConnectionLost` says why it cannot be reached."""
+        """Join, and yield the server's messages up to its goodbye. `ConnectionLost` says why it cannot be reached."""
         has_begun = False
         while True:
             try:
                 with self._open_call(lambda: self._session_call(encode_message(join))) as messages:
-                    for message in messages:
+                    for data in messages:
                         has_begun = True
-                        yield decode_from_server(message)
-                    return
+                        message = decode_from_server(data)
+                        if isinstance(message, Goodbye):
+                            break
+                        yield message
+                    else:
+                        return
+                # Leaving the call hangs up. A closing server waits for that, so hang up before the caller goes on.
+                yield message
+                return
             except _TooManyJoins:
-                self._closed.wait(REJOIN_AFTER_S * (1 + random.random()))  # noqa: S311 - so that not all come at once
+                self._closed.wait(REJOIN_AFTER_S * (1 + random.random()))  # noqa: S311 - not for security
             except ConnectionLost as error:
                 if has_begun or self._closed.is_set():
                     raise
                 reason = unreachable_reason(self.address)
-                if not reason:  # without gRPC's words, which are others at each attempt
+                if not reason:  # without gRPC's text, which differs at each attempt: callers compare reasons
                     raise ConnectionLost(
                         f"{self.address} can be reached, but no flcore server answers there"
                     ) from error
                 raise ConnectionLost(f"{self.address} cannot be reached: {reason}") from error
 
     def download(self, request: DownloadRequest, layout: Layout | None = None) -> Iterator[bytes]:
-        """Yield the pieces of an order's payload, which has `layout`, from `request.first_piece` on."""
+        """Yield the pieces of an assignment's payload from `request.first_piece` on. `layout` is the payload's."""
         call: grpc.UnaryStreamMultiCallable[bytes, bytes] = self._channel_for(layout).unary_stream(
             f"/{SERVICE}/Download"
         )
         with self._open_call(
-            lambda: call(encode_message(request), wait_for_ready=True, metadata=_session_metadata(request.session))
+            lambda: call(
+                encode_message(request), wait_for_ready=True, metadata=_session_metadata(request.session_secret)
+            )
         ) as pieces:
             yield from pieces
 
     def upload(self, request: UploadRequest, outbox: Outbox) -> Receipt:
-        """Send an answer, never more pieces than the server has granted, and return its receipt.
+        """Send an answer within the server's credits, and return its receipt.
 
-        What the outbox raises when it is asked for a piece ends the upload, and is raised here.
+        An exception of the outbox ends the upload and is raised here.
         """
         call: grpc.StreamStreamMultiCallable[bytes, bytes] = self._channel_for(request.layout).stream_stream(
             f"/{SERVICE}/Upload"
         )
         send_credit, failures = _SendCredit(), list[Exception]()
 
+        # gRPC iterates over this on a thread of its own, which blocks while there is no credit. An exception would
+        # reach the caller as a gRPC error without its type, so it is passed on in `failures`.
         def requests() -> Iterator[bytes]:
             yield encode_message(request)
             for index in send_credit.sendable_pieces():
@@ -134,13 +146,13 @@ class GrpcConnection:
                 yield piece
 
         try:
-            metadata = _session_metadata(request.session)
+            metadata = _session_metadata(request.session_secret)
             with self._open_call(lambda: call(requests(), wait_for_ready=True, metadata=metadata)) as replies:
                 for data in replies:
                     reply = decode_reply(data)
                     if isinstance(reply, Receipt):
                         return reply
-                    send_credit.extend(reply, len(outbox.plan))
+                    send_credit.extend(reply, len(outbox.piece_ranges))
         except TransportError:
             if not failures:
                 raise
@@ -151,15 +163,15 @@ class GrpcConnection:
         raise ConnectionLost(f"the server at {self.address} ended the upload without a receipt")
 
     def report(self, failure: Failure) -> Receipt:
-        """Tell the server that an order could not be done."""
-        data, metadata = encode_message(failure), _session_metadata(failure.session)
+        """Tell the server that an assignment could not be done."""
+        data, metadata = encode_message(failure), _session_metadata(failure.session_secret)
         with self._open_call(lambda: self._report_call.future(data, wait_for_ready=True, metadata=metadata)) as reply:
             return decode_message(Receipt, reply.result())
 
     def close(self) -> None:
         """End every call of this connection. May be called from any thread, and twice.
 
-        A channel goes when nothing refers to it: `Channel.close` can wait for ever for a call that was interrupted.
+        Channels are freed with their last reference: `Channel.close` can block for ever on an interrupted call.
         """
         with self._lock:
             self._closed.set()
@@ -168,10 +180,10 @@ class GrpcConnection:
             call.cancel()
 
     def _channel_for(self, layout: Layout | None) -> grpc.Channel:
-        """Return the channel that a payload goes through.
+        """Return the channel for a payload's transfer: a new one, or the session's for a small payload.
 
-        gRPC keeps buffers of a piece's size for each socket that one went through; so each transfer has one that goes
-        with it, unless it is small, and an idle client costs next to nothing at either end.
+        gRPC keeps buffers of a piece's size for each socket that carried one. With a socket per transfer they are freed
+        with it, so an idle client holds almost no memory at either end.
         """
         if layout is None:
             return self._channel()
@@ -179,7 +191,7 @@ class GrpcConnection:
         return self._control if elements <= SHARED_CHANNEL_ELEMENTS else self._channel()
 
     def _channel(self) -> grpc.Channel:
-        """Return a new channel, with a socket of its own."""
+        """Return a new channel with its own socket."""
         options = [*CHANNEL_OPTIONS, ("grpc.use_local_subchannel_pool", 1)]
         if self._credentials is None:
             return grpc.insecure_channel(self.address, options=options)
@@ -187,7 +199,7 @@ class GrpcConnection:
 
     @contextmanager
     def _open_call(self, start: Callable[[], Any]) -> Iterator[Any]:
-        """A call that `close` can end; gRPC's errors become ours."""
+        """A call that `close` can end and whose gRPC errors are mapped to `TransportError`s."""
         with self._lock:
             if self._closed.is_set():
                 raise ConnectionLost(f"the connection to {self.address} is closed")
@@ -217,11 +229,11 @@ class GrpcConnection:
 
 
 class _TooManyJoins(Exception):
-    """Too many clients join at once."""
+    """The server reads no more joins at the moment."""
 
 
 class _SendCredit:
-    """How many pieces may be sent: extended by the replies' thread, waited for by the requests' thread."""
+    """The credit of one upload: extended by the thread that reads replies, awaited by gRPC's sending thread."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -237,7 +249,7 @@ class _SendCredit:
             self._changed.notify()
 
     def sendable_pieces(self) -> Iterator[int]:
-        """Yield the index of each piece to send, as soon as it may be sent; the first grant says where to begin."""
+        """Yield the index of each piece to send, as soon as credit allows. The first credit tells where to begin."""
         with self._changed:
             self._changed.wait_for(lambda: self._is_closed or self._first is not None)
         for index in itertools.count(self._first or 0):

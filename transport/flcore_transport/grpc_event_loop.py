@@ -1,7 +1,7 @@
 """The event loop of this process's gRPC servers.
 
-gRPC's asyncio layer has one completion queue in a process, and loses events of every loop once one of them is closed
-(an exception in its poller ends the batch). So all servers of a process share one loop, which is never closed.
+gRPC's asyncio layer has one completion queue per process. When a loop that uses it is closed, an exception in gRPC's
+poller loses events of all other loops. So all servers of a process share one loop, which is never closed.
 """
 
 import asyncio

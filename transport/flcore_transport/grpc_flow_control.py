@@ -1,7 +1,7 @@
-"""`FlowControl` on the event loop: a call waits here for its turn and for its client, and learns that it has to end.
+"""`FlowControl` on the event loop: calls wait here for windows and for their clients, and are told to end.
 
-A call whose client reads nothing cannot be ended by gRPC: the status waits behind the piece that is on its way. After a
-second its connection is shut down instead. If that fails a few times, the call is left to gRPC and its window is free.
+gRPC cannot end a call whose client does not read: the status queues behind the piece in flight. After a second flcore
+shuts down the connection instead. If that fails several times, the call is left to gRPC and its window is freed.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from urllib.parse import unquote
 import grpc
 import grpc.aio
 
-from flcore_transport.endpoint import refusal_for
+from flcore_transport.endpoint import to_refusal
 from flcore_transport.errors import Refused
 from flcore_transport.flow_control import Action, Ending, FlowControl, Transfer, TransferEnded
 from flcore_transport.grpc_workers import CallAborter, Context, ignore_outcome
@@ -27,10 +27,10 @@ from flcore_transport.grpc_workers import CallAborter, Context, ignore_outcome
 logger = logging.getLogger(__name__)
 
 SHUT_DOWN_AFTER_S = 1.0
-"""For how many seconds a client may leave the end of its call unread."""
+"""Seconds that a client has to read the end of its call."""
 
 MAX_SHUT_DOWNS = 5
-"""How often a connection is shut down at most, `SHUT_DOWN_AFTER_S` apart, until its call ends."""
+"""The most attempts to shut down a connection, `SHUT_DOWN_AFTER_S` apart."""
 
 DESCRIPTOR_DIRECTORY = "/dev/fd"
 
@@ -47,7 +47,7 @@ class TransferScheduler:
     async def transfer(
         self, client: str, direction: str, assignment_id: int, context: Context
     ) -> "AsyncIterator[TransferCall]":
-        """Be a transfer while the block lasts; where the transfer has to end, end its call."""
+        """Register a transfer while the block lasts. If the transfer has to end, end its call."""
         transfer, actions = self._flow_control.begin(client, direction, assignment_id)
         call = self._calls[transfer] = TransferCall(self, self._flow_control, transfer)
         self.apply(actions)
@@ -60,18 +60,18 @@ class TransferScheduler:
             self.apply(self._flow_control.end(transfer, is_done=call.is_done))
 
     def cancel(self, client: str, assignment_id: int) -> None:
-        """End a client's transfers of an order."""
+        """End a client's transfers of an assignment."""
         self.apply(self._flow_control.cancel(client, assignment_id))
 
     def apply(self, actions: list[Action]) -> None:
-        """Wake the transfers for which something has changed, and set the clock for the next change."""
+        """Wake the calls whose transfers have changed, and set the timer for the next change."""
         for transfer, _ in actions:
             if transfer in self._calls:
                 self._calls[transfer].wake()
         self.arm_timer()
 
     def arm_timer(self) -> None:
-        """Have `FlowControl` told the time when something is due."""
+        """Set the timer to the time at which `FlowControl` is due."""
         due_at = self._flow_control.due_at
         if self._timer is not None and self._timer.when() > due_at:
             self._timer.cancel()
@@ -80,10 +80,10 @@ class TransferScheduler:
             self._timer = asyncio.get_running_loop().call_at(due_at, self._tick)
 
     async def _end_call(self, context: Context, ending: Ending) -> None:
-        """Tell the client why its call ends; hang up if it does not listen."""
+        """Tell the client why its call ends; shut down its connection if it does not read."""
         error = ending.error()
         aborting = asyncio.ensure_future(
-            self._aborter.refuse(context, refusal_for(error))
+            self._aborter.refuse(context, to_refusal(error))
             if isinstance(error, Refused)
             else self._aborter.abort(context, grpc.StatusCode.UNAVAILABLE, str(error))
         )
@@ -93,14 +93,14 @@ class TransferScheduler:
             if aborting.done():
                 break
             logger.info("%s does not read: its connection is shut down", context.peer())
-            # Not on the event loop: it looks at every descriptor of the process.
+            # On a thread: it examines every file descriptor of the process.
             shutting_down = asyncio.ensure_future(asyncio.to_thread(shut_down_connection, context.peer()))
             shutting_down.add_done_callback(ignore_outcome)
             await asyncio.wait({shutting_down})
             await asyncio.wait({aborting}, timeout=SHUT_DOWN_AFTER_S)
         if not aborting.done():
             logger.warning("%s does not read, and its connection cannot be shut down", context.peer())
-            raise asyncio.CancelledError  # as if gRPC had ended the call: nothing more is said in it
+            raise asyncio.CancelledError  # as if gRPC had cancelled the call: no status is sent
         await aborting
 
     def _tick(self) -> None:
@@ -109,7 +109,7 @@ class TransferScheduler:
 
 
 class TransferCall:
-    """One call that moves pieces. Its methods wait, and raise `TransferEnded` as soon as it has to end."""
+    """One upload or download call. Its methods wait, and raise `TransferEnded` as soon as it has to end."""
 
     def __init__(self, scheduler: TransferScheduler, flow_control: FlowControl, transfer: Transfer) -> None:
         self.is_done = False
@@ -119,16 +119,16 @@ class TransferCall:
 
     @property
     def window(self) -> int:
-        """How many pieces may be under way now."""
+        """The pieces that may be in flight now."""
         return self._transfer.window
 
     def wake(self) -> None:
-        """Have what waits look again."""
+        """Make the waiting method check the transfer again."""
         if not self._woken.done():
             self._woken.set_result(None)
 
     async def acquire_window(self) -> None:
-        """Wait in line for a window, unless it has one."""
+        """Queue for a window, unless the transfer has one."""
         if not self._transfer.window:
             self._scheduler.apply(self._flow_control.request_window(self._transfer))
         while not self._transfer.window:
@@ -136,13 +136,13 @@ class TransferCall:
         self._raise_if_ended()
 
     async def wait_for_server(self, future: "asyncio.Future[Any]") -> None:
-        """Wait for something of the server's own, which goes on even if this call ends."""
+        """Wait for work of the server, which continues even if this call ends. Not counted as a stall."""
         self._raise_if_ended()
         while not future.done():
             await self._wait_for_change(future)
 
     async def wait_for_client(self, future: "asyncio.Future[Any]") -> None:
-        """Wait for the client: for its next piece, or until it takes one."""
+        """Wait for the client to send or read a piece. Counted as a stall (`FlowControl`)."""
         if not future.done():
             self._flow_control.begin_client_wait(self._transfer, self._loop.time())
             self._scheduler.arm_timer()
@@ -150,7 +150,7 @@ class TransferCall:
         self._flow_control.end_client_wait(self._transfer)
 
     async def _wait_for_change(self, *future: "asyncio.Future[Any]") -> None:
-        """Wait until a future is done or `FlowControl` has said something. What gRPC has begun is never cancelled."""
+        """Wait until a future is done or `wake` is called. gRPC's operations are never cancelled (`asyncio.wait`)."""
         await asyncio.wait({self._woken, *future}, return_when=asyncio.FIRST_COMPLETED)
         if self._woken.done():
             self._woken = self._loop.create_future()
@@ -164,14 +164,14 @@ class TransferCall:
 def shut_down_connection(peer: str) -> None:
     """Shut down this process's connection from `peer`, as gRPC names it (`ipv4:127.0.0.1:8470`).
 
-    gRPC offers no way to end one. It sees the end of the connection, and ends all calls on it.
+    gRPC has no function for it. It notices that the connection has ended, and ends all calls on it.
     """
     host, _, port = unquote(peer).partition(":")[2].rpartition(":")
     for file in Path(DESCRIPTOR_DIRECTORY).iterdir():
         with _duplicate_socket(int(file.name)) as found:
             if found is None or found.family not in (socket.AF_INET, socket.AF_INET6):
                 continue
-            with suppress(OSError):  # one that listens, or is closed by now
+            with suppress(OSError):  # a listening socket, or one closed meanwhile
                 peer_address = found.getpeername()
                 if (peer_address[0].removeprefix("::ffff:"), peer_address[1]) == (host.strip("[]"), int(port)):
                     found.shutdown(socket.SHUT_RDWR)
@@ -179,13 +179,13 @@ def shut_down_connection(peer: str) -> None:
 
 @contextmanager
 def _duplicate_socket(descriptor: int) -> "Iterator[socket.socket | None]":
-    """The socket that a descriptor stands for while the block lasts, or None. The descriptor itself stays as it is."""
+    """A socket object for a duplicate of a descriptor, or None. The descriptor itself stays open and unchanged."""
     copy = -1
     try:
         if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
-            copy = os.dup(descriptor)  # gRPC may close its own meanwhile, and another connection get the number
+            copy = os.dup(descriptor)  # gRPC may close its own meanwhile, and its number be reused
         found = socket.socket(fileno=copy) if copy >= 0 else None
-    except OSError:  # it is closed by now, or there is none left for the copy
+    except OSError:  # closed meanwhile, or no descriptor is left for the duplicate
         found = None
     try:
         yield found

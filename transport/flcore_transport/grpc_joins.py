@@ -1,9 +1,9 @@
-"""Joins: what a stranger may send. Few are read at a time, each within seconds, and worked on beside the pieces.
+"""Joins, which are unauthenticated: few are read at a time, each with a timeout, on a thread apart from the pieces.
 
-gRPC takes up to some 8 MiB of a call before anybody has looked at it. So only a few calls have a slot at a time: from
-when one is read until its join is admitted or refused, even if the call has ended by then. The oldest that is not read
-yet gives way to a new one; where all are read, the new one gives way. A client that gave way comes back. A join is a
-few KiB, so a client's is read at once.
+gRPC buffers up to about 8 MiB of a call before flcore reads it. So only a few calls have a slot. A call holds its slot
+from the start of reading until its join is admitted or refused, even if the call has ended by then. If all slots are
+taken, a new call evicts the oldest call that is still being read; if all are read, the new call is refused. An evicted
+client retries. A join is a few KiB and is read at once, so peers that send slowly cannot keep clients out.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ from flcore_transport.grpc_workers import (
 from flcore_transport.messages import Join
 
 JOIN_TIMEOUT_S = 10.0
-"""Within how many seconds a join has to be read."""
+"""Seconds within which a join must arrive."""
 
 S = TypeVar("S", bound=SessionStream)
 
@@ -36,16 +36,16 @@ class JoinQueue:
 
     def __init__(self, endpoint: Endpoint, aborter: CallAborter) -> None:
         self._endpoint, self._aborter = endpoint, aborter
-        # One thread: a contract takes long to compare, and pieces must not wait for that.
+        # Its own thread: comparing contracts is slow, and pieces must not wait for it.
         self._workers = WorkerPool(aborter, 1, "flcore-joins")
         self._unread: dict[asyncio.Future[None], None] = {}
         self._admitting = 0
 
     async def accept(self, context: Context, make_stream: Callable[[str], S]) -> tuple[Session, S]:
-        """Return the session that a call's join opens, and the stream that `make_stream` made for its client's name.
+        """Return the session that a call's join opens, and the stream from `make_stream` for its client's name.
 
-        Ends the call if its join is refused, does not come in time, or gives way. If the call is cancelled meanwhile,
-        its session ends as soon as it has begun.
+        Ends the call if its join is refused, late or evicted. If the call is cancelled while the join is being
+        admitted, the session ends as soon as it has begun.
         """
 
         async def read_and_admit() -> tuple[Session, S]:
@@ -56,7 +56,7 @@ class JoinQueue:
         return await self._workers.refuse_on_error(context, read_and_admit())
 
     async def _admit(self, data: bytes, make_stream: Callable[[str], S]) -> tuple[Session, S]:
-        """Open the session of a join that has been read, and free its slot: not before, even if its call has ended."""
+        """Open the session of a join that has been read, and then free its slot, even if its call has ended."""
 
         def join() -> tuple[Session, S]:
             decoded = decode_message(Join, data)
@@ -69,7 +69,7 @@ class JoinQueue:
             self._admitting -= 1
 
     async def _read_join(self, context: Context) -> bytes:
-        """Return the message that a call begins with, of at most `MAX_MESSAGE_BYTES`, or end the call."""
+        """Return the first message of a call, of at most `MAX_MESSAGE_BYTES`, or end the call."""
         await self._free_slot(context)
         evicted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._unread[evicted] = None
@@ -80,18 +80,18 @@ class JoinQueue:
             await asyncio.wait(either, timeout=JOIN_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._unread.pop(evicted, None)
-        if evicted.done():  # even if it has been read meanwhile: the slot is another's
+        if evicted.done():  # even if it has been read meanwhile: the slot is already given away
             await self._refuse_crowded(context)
         if not reading.done():
             await self._aborter.abort(
                 context, grpc.StatusCode.UNAVAILABLE, f"no join of at most {MAX_MESSAGE_BYTES} bytes came in time"
             )
         data = reading.result() or b""
-        require_size(len(data))  # before it waits for the thread
+        require_size(len(data))  # before it waits for the thread, so that waiting joins are small
         return data
 
     async def _free_slot(self, context: Context) -> None:
-        """Have the oldest call that is not read yet give way if all slots are taken; end this one if all are read."""
+        """If all slots are taken, evict the oldest call that is still being read, or end this call if all are read."""
         if len(self._unread) + self._admitting < MAX_PENDING_JOINS:
             return
         if not self._unread:
@@ -104,7 +104,7 @@ class JoinQueue:
         await self._aborter.abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, TOO_MANY_JOINS)
 
     def leave(self, session: Session, stream: SessionStream) -> None:
-        """A session's stream has ended. Returns at once: what the service does then must not hold up the loop."""
+        """Record that a session's stream has ended. The service is told on the thread, as it may block."""
         self._endpoint.leave(session, stream)
         self._workers.submit(self._endpoint.notify_service)
 

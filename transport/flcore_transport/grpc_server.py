@@ -1,11 +1,11 @@
 """The gRPC server: one port, four calls, no thread per client.
 
-The calls run on an asyncio loop (`grpc_event_loop`), so that a thousand idle clients cost a thousand coroutines.
-Whatever may take longer than a moment (checking a piece, committing an answer) runs on a few worker threads, one piece
-at a time for each call, so that a slow client occupies nothing while it is slow.
+Calls are coroutines on an asyncio loop (`grpc_event_loop`), so a thousand idle clients cost a thousand coroutines and
+no thread. Work that may block the loop (checking a piece, committing an answer) runs on a few worker threads, one piece
+at a time per call. A slow client holds no thread while it is slow.
 
-A stranger costs little: a connection that calls nothing is closed, a call without a session's secret ends before its
-first message is read, and only a few joins are read at a time (`grpc_joins`).
+Unauthenticated peers have bounded cost: a connection without calls is closed, a call without a session's secret ends
+before its first message is read, and only a few joins are read at a time (`grpc_joins`).
 """
 
 import asyncio
@@ -20,7 +20,7 @@ import grpc
 import grpc.aio
 
 from flcore_transport.control import decode_message, encode_from_server, encode_message
-from flcore_transport.endpoint import Endpoint, Service, refusal_for
+from flcore_transport.endpoint import Endpoint, Service, to_refusal
 from flcore_transport.errors import AddressUnavailable, TransportError
 from flcore_transport.flow_control import DEFAULT_IN_FLIGHT_BYTES, Ending, FlowControl
 from flcore_transport.grpc_channel import (
@@ -39,16 +39,23 @@ from flcore_transport.grpc_workers import CallAborter, Context, WorkerPool, read
 from flcore_transport.messages import Failure, FromServer, Goodbye
 from flcore_transport.pieces import PIECE_BODY_BYTES
 
+GOODBYE_TIMEOUT_S = 3.0
+"""Seconds that a closing server waits for the delivery of its goodbyes."""
+
+HANG_UP_TIMEOUT_S = 1.0
+"""Seconds that a session stays open after its goodbye, unless its client hangs up before."""
+
 STOP_TIMEOUT_S = 1.0
+"""Seconds that other calls may continue before gRPC cuts them."""
 
 HANDSHAKE_TIMEOUT_S = 10
-"""For how many seconds a connection may say nothing that HTTP/2 begins with."""
+"""Seconds that a connection has for the HTTP/2 handshake."""
 
 IDLE_TIMEOUT_S = 30
-"""For how many seconds a connection may have no call."""
+"""Seconds after which a connection without calls is closed."""
 
 RESERVED_DESCRIPTORS = 256
-"""How many of the process's descriptors are for other things than connections, at most half of them."""
+"""File descriptors kept for files and libraries, but at most half of the process's limit."""
 
 SERVER_OPTIONS = [
     *OPTIONS,
@@ -61,11 +68,11 @@ SERVER_OPTIONS = [
 ]
 
 MAX_CONNECTIONS = 10_000
-"""An idle one takes some 12 KB."""
+"""An idle connection takes about 12 KB."""
 
 
 def connection_limit() -> int:
-    """Return how many connections a server takes: what the limit of descriptors leaves when the process has its own."""
+    """Return the most connections of a server: the limit of file descriptors less the reserved ones."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return (
         MAX_CONNECTIONS
@@ -91,9 +98,15 @@ def bind_error(host: str, port: int) -> str:
 
 
 class GrpcServer:
-    """Serves a `Service` until closed. `credentials=None` is plaintext, on loopback unless `allow_remote`.
+    """Serves a `Service` until closed.
 
-    All transfers together have up to `in_flight_bytes` of pieces under way, gRPC's own copies of them included.
+    Args:
+        service: The server's logic.
+        host: The address to listen on.
+        port: The port; 0 takes a free one.
+        credentials: For TLS. Default: None, plaintext.
+        allow_remote: Whether plaintext may be served beyond loopback.
+        in_flight_bytes: The most bytes of pieces in flight over all transfers, including gRPC's copies.
     """
 
     def __init__(
@@ -117,13 +130,16 @@ class GrpcServer:
         self._joins = JoinQueue(self._endpoint, self._aborter)
         self._loop = server_event_loop()
         self._is_closed = False
+        self._sessions: set[asyncio.Task[Any]] = set()
         bound = asyncio.run_coroutine_threadsafe(self._start(host, port, credentials), self._loop).result()
         self.address = join_address(host, bound)
 
     def close(self, reason: str = "the server has stopped", *, failed: bool = False) -> None:
-        """Say goodbye to all clients, end all calls and free the port. May be called twice.
+        """Deliver goodbyes to all clients, end all calls and free the port. May be called twice.
 
-        `failed` says that what the clients took part in did not succeed.
+        Args:
+            reason: Why the job has ended, for the clients.
+            failed: Whether the job has failed.
         """
         if self._is_closed:
             return
@@ -136,7 +152,7 @@ class GrpcServer:
     async def _start(self, host: str, port: int, credentials: grpc.ServerCredentials | None) -> int:
         options = [*SERVER_OPTIONS, ("grpc.max_allowed_incoming_connections", connection_limit())]
         self._server = grpc.aio.server(options=options)
-        # All take a stream of requests, so that they may end before the first is read.
+        # All are stream handlers: gRPC would read the request of a unary one before the call could be refused.
         handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
             "Session": grpc.stream_stream_rpc_method_handler(self._session),
             "Download": grpc.stream_stream_rpc_method_handler(self._authenticated(self._transfers.download)),
@@ -156,7 +172,12 @@ class GrpcServer:
         return bound
 
     async def _stop(self) -> None:
-        """Let sessions end by themselves after their goodbye, and cut off what is still being transferred."""
+        """Deliver the goodbyes, then cut the calls that are left."""
+        # gRPC closes the sockets when it stops, and a reset discards what the client has not read. So the port and the
+        # sessions stay open until the clients have hung up: a client that loses its goodbye would wait for this server
+        # as for one that restarts. A client that joins meanwhile is refused, with the reason.
+        if self._sessions:
+            await asyncio.wait(self._sessions, timeout=GOODBYE_TIMEOUT_S)
 
         async def stop() -> None:
             await self._server.stop(STOP_TIMEOUT_S)
@@ -170,32 +191,37 @@ class GrpcServer:
     def _authenticated(
         self, handler: Callable[[Context], Awaitable[None]]
     ) -> Callable[[Any, Context], Awaitable[None]]:
-        """Return a handler of calls that carry a session's secret; others end at once."""
+        """Return a handler that refuses calls without a valid session secret before reading them."""
 
         @wraps(handler)
         async def call(_: Any, context: Context) -> None:
             sent = dict(context.invocation_metadata() or ()).get(SESSION_METADATA, b"")
             try:
-                self._endpoint.session(sent if isinstance(sent, str) else sent.decode("utf-8", "replace"))
+                self._endpoint.find_session(sent if isinstance(sent, str) else sent.decode("utf-8", "replace"))
             except TransportError as error:
-                await self._aborter.refuse(context, refusal_for(error))
+                await self._aborter.refuse(context, to_refusal(error))
             await handler(context)
 
         return call
 
     async def _session(self, _: Any, context: Context) -> None:
-        """Push what the service says. No generator: one that gRPC cancels ends at a garbage collection, not at once."""
+        """Push the service's messages. Not a generator: a cancelled one would end at a garbage collection only."""
         session, stream = await self._joins.accept(context, partial(_SessionStream, self._loop, self._scheduler))
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - gRPC runs each call in a task
+        self._sessions.add(task)
         try:
             while True:
                 message = await stream.outgoing.get()
                 if message is None:
-                    await self._aborter.refuse(context, refusal_for(Ending.SUPERSEDED.error()))
+                    await self._aborter.refuse(context, to_refusal(Ending.SUPERSEDED.error()))
                     return
                 await context.write(encode_from_server(message))
                 if isinstance(message, Goodbye):
+                    await asyncio.sleep(HANG_UP_TIMEOUT_S)  # gRPC cancels this as soon as the client hangs up
                     return
         finally:
+            self._sessions.discard(task)
             self._joins.leave(session, stream)
 
     async def _report(self, context: Context) -> None:
@@ -206,20 +232,20 @@ class GrpcServer:
 
 
 class _SessionStream:
-    """One client's session stream: the `Link` that the service has to it."""
+    """The `ClientLink` of one session stream. The service's threads hand messages over to the event loop."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, scheduler: TransferScheduler, client: str) -> None:
         self.outgoing: asyncio.Queue[FromServer | None] = asyncio.Queue()
         self._client, self._loop, self._scheduler = client, loop, scheduler
 
     def send(self, message: FromServer) -> None:
-        """Put a message on the stream."""
+        """Queue a message."""
         self._loop.call_soon_threadsafe(self.outgoing.put_nowait, message)
 
     def cancel_transfers(self, assignment_id: int) -> None:
-        """End the client's transfers of an order."""
+        """End the client's transfers of an assignment."""
         self._loop.call_soon_threadsafe(self._scheduler.cancel, self._client, assignment_id)
 
     def supersede(self) -> None:
-        """End the stream: its client has a newer one."""
+        """End the stream, because its client has a newer one."""
         self._loop.call_soon_threadsafe(self.outgoing.put_nowait, None)

@@ -1,4 +1,4 @@
-"""The two calls of the gRPC server that move pieces. Each holds a window while it moves (`grpc_flow_control`)."""
+"""The gRPC server's uploads and downloads, each within its window (`grpc_flow_control`)."""
 
 import asyncio
 from typing import Any
@@ -18,11 +18,11 @@ class TransferHandlers:
         self._endpoint, self._workers, self._scheduler = endpoint, workers, scheduler
 
     async def upload(self, context: Context) -> None:
-        """Take an answer piece by piece, never granting more than the window holds; end with its receipt."""
+        """Receive an answer piece by piece, with credit for one window, and end with a receipt."""
         request = await self._workers.run_or_refuse(
             context, decode_message, UploadRequest, await read_message(context) or b""
         )
-        session = await self._workers.run_or_refuse(context, self._endpoint.session, request.session)
+        session = await self._workers.run_or_refuse(context, self._endpoint.find_session, request.session_secret)
         async with self._scheduler.transfer(session.client, "upload", request.assignment_id, context) as call:
             opening = run_with_cleanup(
                 self._workers.run(self._endpoint.begin_upload, request), lambda opened: opened.end()
@@ -39,7 +39,10 @@ class TransferHandlers:
                 upload.end()
 
     async def _receive_pieces(self, context: Context, call: TransferCall, upload: IncomingUpload) -> None:
-        """Take the pieces that are missing, one on its way while one is worked on; fewer if the client stops before."""
+        """Receive the missing pieces; return early if the client stops sending.
+
+        The next read begins before a piece is checked, so the network and the worker threads overlap.
+        """
         await call.acquire_window()
         await call.wait_for_server(asyncio.wrap_future(await self._workers.run_or_refuse(context, upload.begin)))
         await context.write(encode_reply(_credit_for(upload, call)))
@@ -58,11 +61,11 @@ class TransferHandlers:
             await context.write(encode_reply(_credit_for(upload, call)))
 
     async def download(self, context: Context) -> None:
-        """Send an order's payload; the next piece is made while one is on its way, if the window holds both."""
+        """Send an assignment's payload. The next piece is encoded while one is being sent, if the window holds both."""
         request = await self._workers.run_or_refuse(
             context, decode_message, DownloadRequest, await read_message(context) or b""
         )
-        session = await self._workers.run_or_refuse(context, self._endpoint.session, request.session)
+        session = await self._workers.run_or_refuse(context, self._endpoint.find_session, request.session_secret)
         async with self._scheduler.transfer(session.client, "download", request.assignment_id, context) as call:
             outbox = await self._workers.run_or_refuse(context, self._endpoint.begin_download, request)
             await self._send_pieces(context, call, outbox, request.first_piece)
@@ -70,10 +73,10 @@ class TransferHandlers:
 
     async def _send_pieces(self, context: Context, call: TransferCall, outbox: Outbox, first_piece: int) -> None:
         sending: asyncio.Future[Any] | None = None
-        for index in range(first_piece, len(outbox.plan)):
+        for index in range(first_piece, len(outbox.piece_ranges)):
             if sending is not None and call.window == 1:
                 await call.wait_for_client(sending)
-            if not call.window:  # at the beginning, and after it has given way
+            if not call.window:  # at the beginning, and after it has yielded
                 outbox.on_queued()
                 await call.acquire_window()
             piece = outbox.cached_piece(index) or await self._workers.run_or_refuse(context, outbox.piece, index)
@@ -85,14 +88,18 @@ class TransferHandlers:
                     await call.acquire_window()
             sending = asyncio.ensure_future(context.write(piece))
             sending.add_done_callback(ignore_outcome)
-            del piece  # it is gRPC's now
+            del piece  # gRPC holds it; a second reference would keep it for a piece longer
         if sending is not None:
             await call.wait_for_client(sending)
             sending.result()
 
 
 def _start_read(context: Context) -> "asyncio.Future[bytes | None]":
-    """Begin to read a message. gRPC writes into it whatever becomes of its call, so it is never cancelled."""
+    """Begin to read a message, as a task of its own that is never cancelled.
+
+    gRPC writes the message into a read that it has begun even after a cancellation, so the read must stay alive. A call
+    that ends leaves its read behind, and gRPC ends it with the call.
+    """
     read_task = asyncio.ensure_future(read_message(context))
     read_task.add_done_callback(ignore_outcome)
     return read_task

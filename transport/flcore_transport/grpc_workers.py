@@ -1,4 +1,4 @@
-"""What may take longer than a moment runs on a few worker threads, and what it refuses ends the call it was for."""
+"""Worker threads for work that would block the event loop, and the end of calls whose work is refused."""
 
 import asyncio
 import logging
@@ -12,7 +12,7 @@ import grpc
 import grpc.aio
 
 from flcore_transport.control import encode_message
-from flcore_transport.endpoint import refusal_for
+from flcore_transport.endpoint import to_refusal
 from flcore_transport.errors import TransportError
 from flcore_transport.grpc_channel import REFUSAL_METADATA
 from flcore_transport.messages import Refusal
@@ -25,7 +25,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class CallAborter:
-    """How the calls of one server end with an error: not at all once it is being stopped, because gRPC crashes then."""
+    """Ends calls of one server with an error; cancels them while the server stops, when gRPC crashes on an abort."""
 
     def __init__(self) -> None:
         self.is_stopping = False
@@ -55,24 +55,24 @@ class WorkerPool:
         self._executor = ThreadPoolExecutor(thread_count, thread_name_prefix=name)
 
     async def run(self, work: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
-        """Do `work` on a worker thread and return its result."""
+        """Run `work` on a worker thread and return its result."""
         return await asyncio.get_running_loop().run_in_executor(self._executor, partial(work, *arguments, **named))
 
     async def run_or_refuse(self, context: Context, work: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
-        """Do `work` on a worker thread and return its result; a `TransportError` of it ends the call."""
+        """Run `work` on a worker thread and return its result; its `TransportError` ends the call."""
         return await self.refuse_on_error(context, self.run(work, *arguments, **named))
 
     async def refuse_on_error(self, context: Context, coroutine: Awaitable[T]) -> T:
-        """Return the result of `coroutine`; a `TransportError` of it ends the call."""
+        """Return the result of `coroutine`; its `TransportError` ends the call."""
         try:
             return await coroutine
         except TransportError as error:
             # Without the traceback, whose frames hold the refused payload.
-            await self._aborter.refuse(context, refusal_for(error.with_traceback(None)))
+            await self._aborter.refuse(context, to_refusal(error.with_traceback(None)))
             raise  # not reached: abort has raised
 
     def submit(self, work: Callable[P, None], *arguments: P.args, **named: P.kwargs) -> None:
-        """Do `work` on a worker thread, or here if there is none any more."""
+        """Run `work` on a worker thread, or on this one if the pool is closed."""
         try:
             self._executor.submit(work, *arguments, **named)
         except RuntimeError:
@@ -86,14 +86,14 @@ class WorkerPool:
 async def read_message(context: Context) -> bytes | None:
     """Return the next message of a call, or None when its client sends no more.
 
-    It is read from the context: the iterator that gRPC hands out keeps the last message until a garbage collection.
+    Read from the context, because gRPC's iterator keeps the last message until a garbage collection.
     """
     message = await context.read()
     return None if message is grpc.aio.EOF else message
 
 
 def ignore_outcome(future: "asyncio.Future[Any]") -> None:
-    """Look at how a future ended that nobody waits for: its call was ended meanwhile, and nothing else is wrong."""
+    """Mark a future's exception as seen: its call has ended, so asyncio must not log it."""
     if not future.cancelled():
         future.exception()
 
@@ -101,7 +101,7 @@ def ignore_outcome(future: "asyncio.Future[Any]") -> None:
 async def run_with_cleanup(coroutine: Coroutine[Any, Any, T], cleanup: Callable[[T], object]) -> T:
     """Return the result of `coroutine`; if the call is cancelled meanwhile, `cleanup` gets the result.
 
-    A thread goes on when the call that it works for is cancelled, so what it opens then has to be closed.
+    A cancelled call does not stop its worker thread, so whatever the thread opens has to be closed.
     """
     task = asyncio.ensure_future(coroutine)
 

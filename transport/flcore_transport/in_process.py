@@ -1,7 +1,7 @@
-"""The in-process twin: the same service behind the same calls, with queues and function calls instead of sockets.
+"""The in-process transport: the same service and calls as over gRPC, with queues and function calls for sockets.
 
-It passes the same tests as gRPC, and lets one process host hundreds of simulated clients. The pieces are real: they are
-encoded, hashed and checked as on the wire, and moved in turn, as `flow_control` says.
+It passes the same tests as gRPC, and lets one process host hundreds of simulated clients. Pieces are encoded, hashed
+and checked as on the wire, within windows of the same `FlowControl`.
 """
 
 import threading
@@ -11,7 +11,7 @@ from queue import SimpleQueue
 
 from flcore_layout import Layout
 
-from flcore_transport.endpoint import Endpoint, Service, refusal_for
+from flcore_transport.endpoint import Endpoint, Service, to_refusal
 from flcore_transport.errors import ConnectionLost, Refused, TransportError
 from flcore_transport.flow_control import DEFAULT_IN_FLIGHT_BYTES, Ending, FlowControl
 from flcore_transport.in_process_flow_control import TransferCall, TransferScheduler
@@ -22,7 +22,7 @@ from flcore_transport.pieces import PIECE_BODY_BYTES, Outbox
 class InProcessServer:
     """Serves a `Service` to the connections of this process until closed.
 
-    All transfers together have up to `in_flight_bytes` of pieces under way.
+    All transfers together have up to `in_flight_bytes` of pieces in flight.
     """
 
     address = "in-process"
@@ -48,7 +48,7 @@ class InProcessConnection:
         self._is_closed = False
 
     def session(self, join: Join) -> Iterator[FromServer]:
-        """Join, and yield what the server says until its goodbye."""
+        """Join, and yield the server's messages up to its goodbye."""
         stream = _SessionStream(join.client, self._scheduler)
         with self._lock:
             self._stream = stream
@@ -66,7 +66,7 @@ class InProcessConnection:
 
     def upload(self, request: UploadRequest, outbox: Outbox) -> Receipt:
         """Send an answer and return its receipt."""
-        with self._transfer_call("upload", request.session, request.assignment_id) as call:
+        with self._transfer_call("upload", request.session_secret, request.assignment_id) as call:
             with self._server_step():
                 upload = self._endpoint.begin_upload(request)
             try:
@@ -89,11 +89,11 @@ class InProcessConnection:
                 upload.end()
 
     def download(self, request: DownloadRequest, layout: Layout | None = None) -> Iterator[bytes]:  # noqa: ARG002 - as over gRPC
-        """Yield the pieces of an order's payload from `request.first_piece` on."""
-        with self._transfer_call("download", request.session, request.assignment_id) as call:
+        """Yield the pieces of an assignment's payload from `request.first_piece` on."""
+        with self._transfer_call("download", request.session_secret, request.assignment_id) as call:
             with self._server_step():
                 outbox = self._endpoint.begin_download(request)
-            for index in range(request.first_piece, len(outbox.plan)):
+            for index in range(request.first_piece, len(outbox.piece_ranges)):
                 with self._server_step():
                     if not call.has_window:
                         outbox.on_queued()
@@ -104,7 +104,7 @@ class InProcessConnection:
             call.is_done = True
 
     def report(self, failure: Failure) -> Receipt:
-        """Tell the server that an order could not be done."""
+        """Tell the server that an assignment could not be done."""
         with self._server_step():
             return self._endpoint.report(failure)
 
@@ -120,9 +120,9 @@ class InProcessConnection:
 
     @contextmanager
     def _transfer_call(self, direction: str, session: str, assignment_id: int) -> Iterator[TransferCall]:
-        """One call that moves pieces; `close` ends it."""
+        """One upload or download call; `close` ends it."""
         with self._server_step():
-            client = self._endpoint.session(session).client
+            client = self._endpoint.find_session(session).client
         with self._scheduler.transfer(client, direction, assignment_id) as call:
             with self._lock:
                 self._calls.add(call)
@@ -134,7 +134,7 @@ class InProcessConnection:
 
     @contextmanager
     def _server_step(self) -> Iterator[None]:
-        """A step of the server's: refused by a closed connection; what it refuses arrives as it would over a wire."""
+        """A step on the server's side: fails if the connection is closed, and maps errors to `Refused` as gRPC does."""
         if self._is_closed:
             raise ConnectionLost("the connection is closed")
         try:
@@ -142,27 +142,27 @@ class InProcessConnection:
         except ConnectionLost:
             raise
         except TransportError as error:
-            refused = refusal_for(error)
+            refused = to_refusal(error)
             raise Refused(refused.kind, refused.message) from error
 
 
 class _SessionStream:
-    """One client's session stream: the `Link` that the service has to it."""
+    """The `ClientLink` of one session stream."""
 
     def __init__(self, client: str, scheduler: TransferScheduler) -> None:
         self.inbound: SimpleQueue[FromServer | TransportError] = SimpleQueue()
         self._client, self._scheduler = client, scheduler
 
     def send(self, message: FromServer) -> None:
-        """Put a message on the stream."""
+        """Queue a message."""
         self.inbound.put(message)
 
     def cancel_transfers(self, assignment_id: int) -> None:
-        """End the client's transfers of an order."""
+        """End the client's transfers of an assignment."""
         self._scheduler.cancel(self._client, assignment_id)
 
     def supersede(self) -> None:
-        """End the stream: its client has a newer one."""
+        """End the stream, because its client has a newer one."""
         self.end(Ending.SUPERSEDED.error())
 
     def end(self, error: TransportError) -> None:

@@ -1,6 +1,6 @@
-"""`FlowControl` for threads: a call waits here for its turn, and learns that it has to end when it next comes by.
+"""`FlowControl` for threads: calls queue here for windows, and find out at their next step that they have to end.
 
-There is no clock of its own: only calls that wait in line need to know the time, so the first of them keeps it.
+There is no timer thread. Timeouts matter only to queued calls, so the first queued call waits with a timeout and ticks.
 """
 
 import math
@@ -27,7 +27,7 @@ class TransferScheduler:
 
     @contextmanager
     def transfer(self, client: str, direction: str, assignment_id: int) -> "Iterator[TransferCall]":
-        """Be a transfer while the block lasts."""
+        """Register a transfer while the block lasts."""
         with self.lock:
             transfer, actions = self.flow_control.begin(client, direction, assignment_id)
             call = self.calls[transfer] = TransferCall(self, transfer)
@@ -40,36 +40,36 @@ class TransferScheduler:
                 self.apply(self.flow_control.end(transfer, is_done=call.is_done))
 
     def cancel(self, client: str, assignment_id: int) -> None:
-        """End a client's transfers of an order."""
+        """End a client's transfers of an assignment."""
         with self.lock:
             self.apply(self.flow_control.cancel(client, assignment_id))
 
     def apply(self, actions: list[Action]) -> None:
-        """Wake the transfers for which something has changed. The lock is held, as in all methods below."""
+        """Wake the calls whose transfers have changed. The caller holds the lock, as for all methods below."""
         pending = deque(actions)
         while pending:
             transfer, instruction = pending.popleft()
             call = self.calls.get(transfer)
             if call is not None:
                 call.changed.notify()
-                # While it waits for its client, its thread runs the client's code, and no piece is in flight.
+                # Its thread runs the client's code and may never return. No piece is in flight, so end it here.
                 if instruction is Instruction.END and call.is_waiting_for_client:
                     pending.extend(self.flow_control.end(transfer))
         self.arm_timer()
 
     def arm_timer(self) -> None:
-        """Have the first in line look at the time when something is due."""
+        """Wake the first queued call if `FlowControl` is due earlier than that call knows."""
         if self.flow_control.due_at < self._tick_at:
             self._tick_at = self.flow_control.due_at
             self.wake_first()
 
     def wake_first(self) -> None:
-        """Wake the first that waits."""
+        """Wake the first queued call, which keeps the time."""
         if self.waiting and self._tick_at < math.inf:
             next(iter(self.waiting)).changed.notify()
 
     def wait_for_change(self, changed: threading.Condition) -> None:
-        """Wait until something has changed, and let time pass."""
+        """Wait for a change or for the time at which `FlowControl` is due, and then tick."""
         changed.wait(None if self._tick_at == math.inf else max(0.0, self._tick_at - time.monotonic()))
         now = time.monotonic()
         if now >= self._tick_at:
@@ -78,7 +78,7 @@ class TransferScheduler:
 
 
 class TransferCall:
-    """One call that moves pieces. Its methods raise a `TransportError` as soon as it has to end."""
+    """One upload or download call. Its methods raise a `TransportError` as soon as it has to end."""
 
     def __init__(self, scheduler: TransferScheduler, transfer: Transfer) -> None:
         self.is_done = self.is_waiting_for_client = self._is_disconnected = False
@@ -91,7 +91,7 @@ class TransferCall:
         return bool(self._transfer.window)
 
     def acquire_window(self) -> None:
-        """Wait in line for a window, unless it has one."""
+        """Queue for a window, unless the transfer has one."""
         with self._scheduler.lock:
             self._scheduler.apply(self._scheduler.flow_control.request_window(self._transfer))
             self._scheduler.waiting[self] = None
@@ -104,7 +104,7 @@ class TransferCall:
         self.raise_if_ended()
 
     def wait_for_server(self, future: "Future[None]") -> None:
-        """Wait for something of the server's own."""
+        """Wait for work of the server. Not counted as a stall."""
 
         def tell(_: "Future[None]") -> None:
             with self._scheduler.lock:
@@ -119,9 +119,9 @@ class TransferCall:
 
     @contextmanager
     def waiting_for_client(self) -> Iterator[None]:
-        """What happens in the block is the client's: it makes a piece, or takes one."""
+        """A block in which the client produces or reads a piece. Counted as a stall (`FlowControl`)."""
         with self._scheduler.lock:
-            self.raise_if_ended()  # a call that was told to end before has a window still, and must not stand with it
+            self.raise_if_ended()  # a call that was told to end must not block the window that it still has
             self.is_waiting_for_client = True
             self._scheduler.flow_control.begin_client_wait(self._transfer, time.monotonic())
             self._scheduler.arm_timer()
@@ -143,7 +143,7 @@ class TransferCall:
         return self._is_disconnected or self._transfer.ending is not None
 
     def raise_if_ended(self) -> None:
-        """Raise what the call has to end with, if it has to end."""
+        """Raise the error with which the call has to end, if it has to end."""
         if self._is_disconnected:
             raise ConnectionLost("the connection is closed")
         if self._transfer.ending is not None:

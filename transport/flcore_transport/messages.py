@@ -1,10 +1,12 @@
-"""The vocabulary of the two ends: what is said beside the pieces.
+"""The control messages between server and client: everything but the pieces.
 
-`content` is opaque bytes of the layer above. Both transports pass these values; gRPC as protobuf (`control`), the
-in-process twin as they are. An *assignment* is what the server asks of one client, known by its number. Several may be
-open at once, and a client does them in the order in which they came. An order is open until its answer has a receipt,
-or its client has reported a failure, or the server has withdrawn it. A welcome begins the list of open orders anew:
-after it the server sends all of them again.
+`content` is opaque bytes of the layer above. gRPC sends these values as protobuf (`control`); the in-process transport
+passes them as they are.
+
+An *assignment* asks one client for an answer and is identified by its number. Several can be open at once; a client
+does them in the order of their arrival. An assignment is open until its answer has a receipt, the client has reported a
+failure, or the server has withdrawn it. After each welcome the server sends all open assignments again, so a client
+forgets the ones that it had.
 """
 
 from dataclasses import dataclass
@@ -14,11 +16,11 @@ from flcore_layout import ALIGNMENT, DTYPES, Dtype, Layout
 from flcore_transport.errors import PieceError
 
 PROTOCOL = 2
-"""The version of the protocol: of the messages, the pieces and their sequence. Both ends must have the same."""
+"""The protocol version of messages, pieces and their sequence. Both ends must have the same one."""
 
 
 def wire_dtype(dtype: str, elements: int = 0) -> Dtype:
-    """Return the row of `dtype`, or raise `PieceError` where no segment has that dtype or so many elements."""
+    """Return the row of `dtype` in `DTYPES`, or raise `PieceError` if dtype or number of elements is invalid."""
     row = DTYPES.get(dtype)
     if row is None or elements < 0 or elements % ALIGNMENT:
         raise PieceError(
@@ -29,7 +31,11 @@ def wire_dtype(dtype: str, elements: int = 0) -> Dtype:
 
 @dataclass(frozen=True, slots=True)
 class Join:
-    """Client to server, first of all: who I am. `instance` is drawn anew by each process, and kept over reconnects."""
+    """Client to server, the first message: opens a session.
+
+    `instance` is a random id of the client's process. It stays the same over reconnects, so the server can tell a
+    reconnect from a second client of the same name.
+    """
 
     client: str
     instance: str
@@ -39,15 +45,18 @@ class Join:
 
 @dataclass(frozen=True, slots=True)
 class Welcome:
-    """Server to client: you are in. `session` is the secret that the client's later calls carry."""
+    """Server to client: the client is admitted. Its later calls carry `session_secret`."""
 
-    session: str
+    session_secret: str
     content: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
 class TaskAssignment:
-    """Server to client: do this. `payload` can be fetched; `payload_id` tells whether the client has it already."""
+    """Server to client: a request for an answer.
+
+    The client downloads the payload, whose layout is `payload`, unless it has one with the same `payload_id` already.
+    """
 
     assignment_id: int
     content: bytes
@@ -57,14 +66,14 @@ class TaskAssignment:
 
 @dataclass(frozen=True, slots=True)
 class Withdrawal:
-    """Server to client: this order is over. It is not begun any more, and an answer to it is not taken."""
+    """Server to client: the assignment is withdrawn. The client does not start it, and its answer would be refused."""
 
     assignment_id: int
 
 
 @dataclass(frozen=True, slots=True)
 class Goodbye:
-    """Server to client: it is over, and why. `failed` says that what the client took part in did not succeed."""
+    """Server to client: the job has ended, and why. `failed` says whether it failed."""
 
     reason: str
     failed: bool = False
@@ -72,18 +81,18 @@ class Goodbye:
 
 @dataclass(frozen=True, slots=True)
 class DownloadRequest:
-    """Client to server: send me the payload of this order, from this piece on."""
+    """Client to server: requests the pieces of an assignment's payload, from `first_piece` on."""
 
-    session: str
+    session_secret: str
     assignment_id: int
     first_piece: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class UploadRequest:
-    """Client to server: here comes the answer to this order; the pieces of `layout` follow."""
+    """Client to server: announces an answer. The pieces of `layout` follow."""
 
-    session: str
+    session_secret: str
     assignment_id: int
     content: bytes
     layout: Layout = Layout()
@@ -91,7 +100,10 @@ class UploadRequest:
 
 @dataclass(frozen=True, slots=True)
 class Credit:
-    """Server to client: I hold the first `received` pieces; you may send up to the first `allowed`."""
+    """Server to client: the first `received` pieces have arrived; the client may send pieces below `allowed`.
+
+    Both count from the start of the payload, so a credit also tells where an interrupted upload resumes.
+    """
 
     received: int
     allowed: int
@@ -99,30 +111,30 @@ class Credit:
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """Server to client: the answer to this order is in, whole. It can be asked for again by offering again."""
+    """Server to client: the answer is committed. A client that loses the receipt uploads again and gets another."""
 
     assignment_id: int
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Client to server: I could not do this order, and why."""
+    """Client to server: the assignment could not be done, and why."""
 
-    session: str
+    session_secret: str
     assignment_id: int
     message: str
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Server to client: no, and why. It ends the call that it answers (`Refused` at the other end)."""
+    """Server to client: the call is refused, and why. The client raises it as `Refused`."""
 
     kind: str
     message: str
 
 
 FromServer = Welcome | TaskAssignment | Withdrawal | Goodbye
-"""What a session's stream carries."""
+"""The messages on a session's stream."""
 
 UploadReply = Credit | Receipt
-"""What the stream back to an uploading client carries."""
+"""The messages on an upload's stream back to the client."""

@@ -1,4 +1,4 @@
-"""The public names of a piece's format: sizes, bodies, Arrow messages; for code that builds, stores or reads pieces."""
+"""The public format of a piece: sizes, bodies and Arrow messages, for code that encodes, stores or reads pieces."""
 
 from flcore_transport.arrow_schema import arrow_schema_message
 from flcore_transport.framing import (
@@ -9,12 +9,12 @@ from flcore_transport.framing import (
     join_body,
     split_body,
 )
-from flcore_transport.pieces import PIECE_BODY_BYTES, PiecePlan, piece_elements
+from flcore_transport.pieces import PIECE_BODY_BYTES, PieceRanges, piece_elements
 
 __all__ = [
     "MAX_PIECE_BYTES",
     "PIECE_BODY_BYTES",
-    "PiecePlan",
+    "PieceRanges",
     "arrow_message_bytes",
     "arrow_metadata",
     "arrow_schema_message",

@@ -1,8 +1,8 @@
-"""A payload as a sequence of pieces, in both directions, with no socket in sight.
+"""A payload as a sequence of pieces, in both directions, without a socket.
 
-Which elements piece *i* carries follows from the layout alone (`PiecePlan`), so the two ends agree on it beforehand and
-nobody can send pieces of another shape. `Outbox` makes pieces, `Inbox` takes them, in order only, and knows at any time
-from which piece on an interrupted payload goes on.
+The layout alone determines the elements of piece *i* (`PieceRanges`), so both ends know each piece before it is sent.
+`Outbox` encodes pieces. `Inbox` accepts them in order and counts them, so an interrupted payload resumes at the first
+missing piece.
 """
 
 import threading
@@ -18,11 +18,11 @@ from flcore_transport.framing import Buffer, decode_piece, encode_piece
 from flcore_transport.messages import wire_dtype
 
 PIECE_BODY_BYTES = 2 << 20
-"""Bytes of elements in a full piece; the scales of quantized ones come on top."""
+"""Bytes of elements in a full piece, without the scales of a quantized dtype."""
 
 
 def piece_elements(dtype: str) -> int:
-    """Return how many elements of `dtype` a full piece carries.
+    """Return the number of elements of `dtype` in a full piece.
 
     >>> piece_elements("float32")
     524288
@@ -30,12 +30,12 @@ def piece_elements(dtype: str) -> int:
     return PIECE_BODY_BYTES // wire_dtype(dtype).itemsize
 
 
-class PiecePlan(Sequence[SegmentRange]):
+class PieceRanges(Sequence[SegmentRange]):
     """The ranges of all pieces of a layout. Every piece of a segment but the last is full.
 
     >>> from flcore_layout import Layout, PayloadPart, Segment
-    >>> plan = PiecePlan(Layout((PayloadPart("model", (Segment("float64", 262_400),)),)))
-    >>> [(piece.first, piece.count) for piece in plan]
+    >>> ranges = PieceRanges(Layout((PayloadPart("model", (Segment("float64", 262_400),)),)))
+    >>> [(range_.first, range_.count) for range_ in ranges]
     [(0, 262144), (262144, 256)]
     """
 
@@ -46,7 +46,7 @@ class PiecePlan(Sequence[SegmentRange]):
             for segment_index, segment in enumerate(part.segments)
         ]
         for _, _, segment in self._segments:
-            wire_dtype(segment.dtype, segment.elements)  # refuses what no segment is
+            wire_dtype(segment.dtype, segment.elements)  # raises for an invalid segment
         counts = (-(-segment.elements // piece_elements(segment.dtype)) for _, _, segment in self._segments)
         self._stops = list(accumulate(counts))
 
@@ -64,34 +64,34 @@ class PiecePlan(Sequence[SegmentRange]):
 
 
 class PayloadSource(Protocol):
-    """Where an outgoing payload's elements come from."""
+    """The elements of an outgoing payload."""
 
     @property
     def layout(self) -> Layout:
-        """What the payload consists of."""
+        """The layout of the payload."""
         ...
 
-    def read(self, piece: SegmentRange) -> Sequence[Buffer]:
-        """Return the bytes of a range, as buffers to be joined; views, where that needs no copy.
+    def read(self, range_: SegmentRange) -> Sequence[Buffer]:
+        """Return the bytes of a range as buffers to be joined, zero-copy if possible.
 
-        Those of a quantized range come as `join_body` orders them: the scales first.
+        A quantized range begins with its scales, as `join_body` returns it.
         """
         ...
 
 
 class PayloadSink(Protocol):
-    """Where an incoming payload's elements go."""
+    """The destination of an incoming payload's elements."""
 
-    def write(self, piece: SegmentRange, body: memoryview) -> None:
-        """Take the bytes of a range. They come once each, in order; `body` may be kept, it is never reused.
+    def write(self, range_: SegmentRange, body: memoryview) -> None:
+        """Take the bytes of a range. Ranges come in order, each once. The sink may keep `body`: it is not reused.
 
-        `split_body` tells the elements of a quantized range from their scales.
+        `split_body` separates the elements of a quantized range from their scales.
         """
         ...
 
 
 class PieceCache:
-    """The last few pieces that were made of one payload: those who read it side by side get the same bytes."""
+    """The last few encoded pieces of one payload, shared by the clients that download it at the same time."""
 
     def __init__(self, count: int = 8) -> None:
         self._count = count
@@ -99,75 +99,75 @@ class PieceCache:
         self._lock = threading.Lock()
 
     def get(self, index: int) -> bytes | None:
-        """Return a piece that is still here."""
+        """Return a cached piece, or None."""
         return self._pieces.get(index)
 
     def put(self, index: int, piece: bytes) -> None:
-        """Keep a piece, and let go of the oldest."""
+        """Cache a piece, and evict the oldest if there are too many."""
         with self._lock:
             self._pieces[index] = piece
             if len(self._pieces) > self._count:
                 del self._pieces[next(iter(self._pieces))]
 
     def clear(self) -> None:
-        """Let go of all."""
+        """Free all cached pieces."""
         with self._lock:
             self._pieces.clear()
 
 
 class Outbox:
-    """The sending side of one payload; `cache` is that of all outboxes of the same payload."""
+    """The sending side of one payload. Outboxes of the same payload can share a `cache`."""
 
     def __init__(self, source: PayloadSource, cache: PieceCache | None = None) -> None:
-        self.plan = PiecePlan(source.layout)
+        self.piece_ranges = PieceRanges(source.layout)
         self._source = source
         self._cache = cache
 
     def on_queued(self) -> None:
-        """The call that reads waits for its turn: it gets nothing, and not because its client is slow."""
+        """Called when the transfer queues for a window, which does not count as a stall of its client."""
 
     def cached_piece(self, index: int) -> bytes | None:
-        """Return piece `index` if that takes no work."""
+        """Return piece `index` if it is cached, else None."""
         return None if self._cache is None else self._cache.get(index)
 
     def piece(self, index: int) -> bytes:
-        """Return piece `index`, ready for the wire."""
+        """Return piece `index`, encoded."""
         encoded = None if self._cache is None else self._cache.get(index)
         if encoded is None:
-            piece = self.plan[index]
-            body = self._source.read(piece)
-            encoded = encode_piece(piece.part, piece.segment, piece.first, piece.dtype, piece.count, body)
+            range_ = self.piece_ranges[index]
+            body = self._source.read(range_)
+            encoded = encode_piece(range_.part, range_.segment, range_.first, range_.dtype, range_.count, body)
             if self._cache is not None:
                 self._cache.put(index, encoded)
         return encoded
 
 
 class Inbox:
-    """The receiving side of one payload: checks each piece against the plan and hands its elements on."""
+    """The receiving side of one payload: checks each piece and passes its elements to the sink."""
 
     def __init__(self, layout: Layout, sink: PayloadSink) -> None:
-        self.plan = PiecePlan(layout)
+        self.piece_ranges = PieceRanges(layout)
         self.received = 0
         self._sink = sink
 
     @property
     def is_complete(self) -> bool:
-        """Whether the last piece is in."""
-        return self.received == len(self.plan)
+        """Whether all pieces have been received."""
+        return self.received == len(self.piece_ranges)
 
     def accept(self, piece: bytes) -> None:
-        """Take the next piece. Raises `PieceError` or `ProtocolMismatch`, and then counts it as not received."""
+        """Take the next piece. An invalid one raises `PieceError` or `ProtocolMismatch` and is not counted."""
         if self.is_complete:
-            raise PieceError(f"piece {self.received} came, but the payload has only {len(self.plan)}")
-        expected = self.plan[self.received]
+            raise PieceError(f"piece {self.received} came, but the payload has only {len(self.piece_ranges)}")
+        expected = self.piece_ranges[self.received]
         try:
             body = decode_piece(piece, expected.part, expected.segment, expected.first, expected.dtype, expected.count)
         except (PieceError, ProtocolMismatch) as error:
-            raise type(error)(f"piece {self.received} of {len(self.plan)}: {error}") from error
+            raise type(error)(f"piece {self.received} of {len(self.piece_ranges)}: {error}") from error
         self._sink.write(expected, body)
         self.received += 1
 
     def finish(self) -> None:
-        """Raise `PayloadIncomplete` unless the last piece is in."""
+        """Raise `PayloadIncomplete` unless all pieces have been received."""
         if not self.is_complete:
-            raise PayloadIncomplete(f"{self.received} of {len(self.plan)} pieces came")
+            raise PayloadIncomplete(f"{self.received} of {len(self.piece_ranges)} pieces came")

@@ -1,1 +1,1 @@
-"""The CPU backend: `backend` drives loops that Numba compiles."""
+"""The CPU backend: kernels in Python that Numba compiles, and their drivers."""

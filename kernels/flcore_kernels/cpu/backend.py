@@ -1,4 +1,4 @@
-"""The CPU backend: checks what it is given, lays out the work, and drives the kernels on its own threads."""
+"""The CPU backend: checks arguments, cuts the work into rows, and runs kernels on its own threads."""
 
 import threading
 from collections.abc import Sequence
@@ -23,9 +23,14 @@ from flcore_kernels.threads import Pool
 from flcore_kernels.totals import BLOCK, Total
 
 ROW_ELEMENTS = 1 << 18
+"""Elements of a row at most. A call of a kernel costs little beside them, and batches end at nearly the same time."""
+
 SMALL_ELEMENTS = 1 << 14
+"""Elements of a batch at least. With fewer, calls of kernels would cost too much."""
+
 WORTH_SHARING = 1 << 22
-"""Elements read and written, of all operands, from which on a second thread saves more than it takes to wake it."""
+"""Elements read and written, of all operands, from which a second thread saves more time than waking it takes. (The
+smallest case of the benchmark took 0.33 ms on one thread, 0.49 ms on two.)"""
 
 
 class CpuBackend:
@@ -44,20 +49,20 @@ class CpuBackend:
     def fold(self, total: Total, operands: Sequence[Operand], weights_: Sequence[float], dtype: str) -> None:
         """Add Σ weightᵢ · partᵢ to `total` (see `Backend.fold`)."""
         total.require_usable()
-        row = lookup(dtype)
+        storage = lookup(dtype)
         sizes = sizes_of(operands[0]) if operands else []
         require_within(sizes, total)
-        columns = _columns(operands, row, sizes)
+        columns = _columns(operands, storage, sizes)
         values, taken = admit(total, operands, weights_)
         rows = self._rows(sizes, len(operands))
-        table, scales = _tables(rows, columns, row)
+        table, scales = _tables(rows, columns, storage)
         kernel = kernels.fold_kernel(dtype, total.accumulate)
 
         def work(batch: int) -> int:
             span = rows.batches[batch], rows.batches[batch + 1]
             return int(kernel(table, scales, rows.counts, rows.starts, *span, taken, *_state(total), self._scratch()))
 
-        total.is_spoiled = True  # unless all of it gets in
+        total.is_spoiled = True  # until all of it is added
         bad = first_of(self._pool.run(work, rows.batches.size - 1))
         if bad >= 0:
             raise locate_error(self, operands, values, dtype, bad, f"the {total.accumulate} total")
@@ -66,7 +71,7 @@ class CpuBackend:
     def merge(self, total: Total, other: Total) -> None:
         """Add `other` to `total` (see `Backend.merge`)."""
         admit_total(total, other)
-        total.is_spoiled = True  # unless all of it gets in
+        total.is_spoiled = True  # until all of it is added
         if total.accumulate == "exact":
             addresses = (*_state(total), *_state(other))
             blocks = total.levels.size
@@ -114,15 +119,15 @@ class CpuBackend:
         scale: int | None = None,
     ) -> None:
         """Fold and finish in one pass (see `Backend.mean`)."""
-        row, tally = lookup(dtype), Total.zeros(0, accumulate)
+        storage, tally = lookup(dtype), Total.zeros(0, accumulate)
         tally.scale = scale
         values, taken = admit(tally, operands, weights_)
         sizes = sizes_of(out)
-        columns = _columns(operands, row, sizes)
+        columns = _columns(operands, storage, sizes)
         rows = self._rows(sizes, len(operands))
-        result = result or ("float32" if row.block else dtype)
+        result = result or ("float32" if storage.block else dtype)
         target = Target.of(rows, out, base, result, sizes, tally)
-        table, scales = _tables(rows, columns, row)
+        table, scales = _tables(rows, columns, storage)
         kernel = kernels.mean_kernel(dtype, accumulate, result, base is not None)
         bad, unresolved = self._write(kernel, rows, (table, scales), target, taken)
         if bad < 0 and unresolved.size:
@@ -136,7 +141,8 @@ class CpuBackend:
     ) -> tuple[int, npt.NDArray[np.int64]]:
         """Run a kernel that writes results.
 
-        Returns the first element that does not fit (-1: all do), and where blocks begin that it left unresolved.
+        Returns the first element that does not fit, or -1, and the first elements of blocks that long division must
+        decide, in ascending order.
         """
         unresolved: list[npt.NDArray[np.int64]] = []
 
@@ -161,12 +167,15 @@ class CpuBackend:
         dtype: str,
         target: Target,
     ) -> int:
-        """Fold the unresolved blocks once more, into a total that stays, and divide at length."""
-        row = lookup(dtype)
+        """Fold the unresolved blocks again, into a total of these blocks only, and divide it by long division.
+
+        In `mean`, a tile's total is overwritten by the next tile. Few blocks are unresolved, so this costs little.
+        """
+        storage = lookup(dtype)
         where = np.searchsorted(rows.starts, unresolved, side="right") - 1
         along = unresolved - rows.starts[where]
-        bytes_along = (along * row.storage.itemsize).astype(np.uint64)[:, None]
-        scales_along = (along // row.block * 4).astype(np.uint64)[:, None] if row.block else bytes_along
+        bytes_along = (along * storage.dtype.itemsize).astype(np.uint64)[:, None]
+        scales_along = (along // storage.block * 4).astype(np.uint64)[:, None] if storage.block else bytes_along
         counts = np.minimum(BLOCK, rows.counts[where] - along)
         total = Total.zeros(unresolved.size * BLOCK, "exact")
         blocks = np.arange(unresolved.size)
@@ -183,10 +192,10 @@ class CpuBackend:
 
     def max_abs(self, operands: Sequence[Operand], dtype: str) -> list[float]:
         """Return the largest magnitude of each operand (see `Backend.max_abs`)."""
-        row = lookup(dtype)
+        storage = lookup(dtype)
         sizes = sizes_of(operands[0]) if operands else []
         rows = self._rows(sizes, len(operands))
-        table, scales = _tables(rows, _columns(operands, row, sizes), row)
+        table, scales = _tables(rows, _columns(operands, storage, sizes), storage)
         magnitudes = np.zeros((rows.counts.size, len(operands)))
         kernel = max_abs_kernel(dtype)
         self._pool.run(
@@ -196,7 +205,7 @@ class CpuBackend:
         return [float(top) for top in magnitudes.max(axis=0, initial=0.0)]
 
     def inspect(self, operand: Buffer, dtype: str) -> Inspection:
-        """Look at every element once (see `Backend.inspect`)."""
+        """Find the first bad element and the largest magnitude (see `Backend.inspect`)."""
         return inspect_buffer(self._pool, operand, dtype)
 
     def encode(self, values: npt.NDArray[np.float32], out: Buffer, dtype: str) -> None:
@@ -216,28 +225,28 @@ class CpuBackend:
         return totals.restore(file)
 
     def _rows(self, sizes: Sequence[int], operands: int) -> Rows:
-        """Cut the work so that every thread has a few batches, and none is too small to be worth handing over."""
+        """Cut runs of these sizes so that each thread gets about four batches, within the bounds above."""
         each = sum(sizes) // (4 * self._pool.threads)
         if sum(sizes) * (operands + 4) < WORTH_SHARING:
             each = ROW_ELEMENTS
         return Rows.cut(sizes, max(SMALL_ELEMENTS, min(ROW_ELEMENTS, each // SMALL_ELEMENTS * SMALL_ELEMENTS)))
 
     def _scratch(self) -> np.uint64:
-        """Return the address of this thread's own memory to work in."""
+        """Return the address of this thread's scratch memory."""
         scratch: npt.NDArray[np.uint8] | None = getattr(self._local, "scratch", None)
         if scratch is None:
             scratch = self._local.scratch = np.zeros(kernels.SCRATCH_BYTES, np.uint8)
         return np.uint64(address_of(scratch))
 
 
-def _columns(operands: Sequence[Operand], row: Storage, sizes: Sequence[int]) -> list[tuple[list[int], list[int]]]:
-    return [addresses_of(operand, row, sizes, f"operand {index}") for index, operand in enumerate(operands)]
+def _columns(operands: Sequence[Operand], storage: Storage, sizes: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+    return [addresses_of(operand, storage, sizes, f"operand {index}") for index, operand in enumerate(operands)]
 
 
-def _tables(rows: Rows, columns: list[tuple[list[int], list[int]]], row: Storage) -> tuple[Any, Any]:
-    """Return the addresses of the operands' rows, and of their scales (where there are none: of anything)."""
-    table = rows.table([codes for codes, _ in columns], row.storage.itemsize)
-    return table, rows.table([scales for _, scales in columns], 4 / row.block) if row.block else table
+def _tables(rows: Rows, columns: list[tuple[list[int], list[int]]], storage: Storage) -> tuple[Any, Any]:
+    """Return the tables of the addresses of rows and of their scales. Without scales, both are the same table."""
+    table = rows.table([codes for codes, _ in columns], storage.dtype.itemsize)
+    return table, rows.table([scales for _, scales in columns], 4 / storage.block) if storage.block else table
 
 
 def _state(total: Total) -> tuple[np.uint64, np.uint64]:

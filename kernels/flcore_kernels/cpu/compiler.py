@@ -1,9 +1,9 @@
-"""Compiling the loops, and keeping what was compiled.
+"""Compiling the kernels with Numba, and caching the results on disk.
 
-Compiled code lives in a directory that only the user and root can change, named by a digest of everything that it
-depends on: the sources of all kernels, the versions of Python, Numba and llvmlite, the processor and its features,
-Numba's settings. Whatever changes, changes the name, so stale code is never met. A kernel has one signature and one
-file, written beside and renamed, so that two processes may compile the same kernel at once.
+The cache's directory is named by a digest of everything that compiled code depends on: the sources of all kernels, the
+versions of Python, Numba and llvmlite, the processor and its features, and Numba's settings. If one of them changes,
+the name does, so stale code is never loaded. A kernel has one signature and one file, which is replaced atomically, so
+that two processes may compile the same kernel at once.
 """
 
 import gc
@@ -36,11 +36,11 @@ _INDIFFERENT = (
     *("_", "CACHE_", "COLOR_SCHEME", "CUDA_", "DISABLE_CUDA", "DISABLE_JIT", "GDB_BINARY", "HTML", "SHOW_HELP"),
     *("NUMBA_DEFAULT_NUM_THREADS", "NUMBA_NUM_THREADS", "THREADING_LAYER"),
 )
-"""How settings of Numba begin that do not change the code; all others count, those of later versions, too."""
+"""Prefixes of Numba's settings that do not change the code. All others count, including those of later versions."""
 
 
 def cache_directory() -> Path | None:
-    """Return where compiled code is kept, made if need be; None, after a warning, where no directory can be used."""
+    """Return the cache's directory, created if missing; None, after a warning, if no directory can be used."""
     if not _SOURCES:
         code_cache.warn_once("compiled kernels are not kept, because the sources that name them cannot be read")
         return None
@@ -58,19 +58,19 @@ def _processor() -> tuple[str, str]:
     name = llvmlite.binding.get_host_cpu_name()
     try:
         return name, llvmlite.binding.get_host_cpu_features().flatten()
-    except RuntimeError:  # LLVM does not know them everywhere
+    except RuntimeError:  # LLVM cannot tell them on every platform
         return name, ""
 
 
 def _settings() -> str:
-    """Return the settings of Numba that may change the code, from the environment, its file and what programs set."""
+    """Return the settings of Numba that may change the code: from the environment, its file and programs."""
     config = cast("Any", numba.config)
     config.reload_config()  # which the compiler does, too
     return repr(sorted((n, v) for n, v in vars(config).items() if n.isupper() and not n.startswith(_INDIFFERENT)))
 
 
 def _digest_of_sources(*folders: Path) -> str:
-    """Return a digest of the sources of all kernels, or nothing where there are none, as in an archive."""
+    """Return a digest of the sources of all kernels; an empty string if they cannot be read, as in a zip archive."""
     sources = [
         (source.relative_to(folder).as_posix(), source)
         for folder in folders
@@ -85,7 +85,7 @@ def _digest_of_sources(*folders: Path) -> str:
 
 
 _SOURCES = _digest_of_sources(Path(__file__).parents[1], Path(flcore_layout.__file__).parent)
-"""Taken when they are imported: a program that runs on while flcore is upgraded compiles what it imported."""
+"""Computed at import: if flcore is upgraded while a program runs, the program compiles the sources that it imported."""
 
 
 class Kernel:
@@ -103,9 +103,9 @@ class Kernel:
         return self._compiled(*arguments)  # type: ignore[misc]
 
     def warm(self, notice: bool = True) -> bool:
-        """Make the kernel ready; returns whether it had to be compiled. `notice` tells a person why it takes time.
+        """Load or compile the kernel, and return whether it was compiled.
 
-        Raises `KernelError` where Numba is told not to compile.
+        `notice` prints, on a terminal, why this takes time. Raises `KernelError` if NUMBA_DISABLE_JIT is set.
         """
         return self._compiled is None and _undisturbed(lambda: self._warm(notice))
 
@@ -116,7 +116,7 @@ class Kernel:
             if cast("Any", numba.config).DISABLE_JIT:
                 raise KernelError(_NO_JIT)
             function = self._build()
-            function.__qualname__ = self.name  # symbols bear it, and kernels that stand in for each other share names
+            function.__qualname__ = self.name  # becomes part of symbols; all builders name their functions alike
             dispatcher = njit(**OPTIONS)(function)
             dispatcher._cache = file = _File(self.path(), notice)  # noqa: SLF001 - see there
             with _without_collector():
@@ -126,7 +126,7 @@ class Kernel:
             return not file.was_loaded
 
     def path(self) -> Path | None:
-        """Return the file that the compiled code is kept in; None where it is not kept."""
+        """Return the file of the compiled code; None without a cache."""
         directory = cache_directory()
         return directory / f"{self.name}.nbc" if directory else None
 
@@ -134,10 +134,10 @@ class Kernel:
 class _File:
     """The file of a kernel, in place of Numba's own cache of compiled functions.
 
-    Numba would put it beside the source, key it by that one file's age, unpickle whatever it holds, let two processes
-    that compile different signatures at once write into one file, and end the computation where a file is damaged or
-    cannot be written. A dispatcher's `_cache`, and how a result is reduced and rebuilt, are not part of Numba's public
-    surface: pyproject.toml bounds its version for that, and a test holds that they still do what they did.
+    Numba's cache is beside the source, depends on the age of that one file only, unpickles whatever it finds, lets two
+    processes that compile different signatures write one index, and raises if a file is damaged or cannot be written. A
+    dispatcher's `_cache`, and `_reduce` and `_rebuild` of a result, are not part of Numba's public API: pyproject.toml
+    bounds its version for that, and a test checks that they still work.
     """
 
     def __init__(self, path: Path | None, notice: bool) -> None:
@@ -145,13 +145,13 @@ class _File:
         self.was_loaded = False
 
     def load_overload(self, _signature: Any, context: Any) -> Any:
-        """Return the kept result of compiling; None where there is none that can be used."""
+        """Return the cached result of compiling; None if there is none that can be used."""
         reduced = code_cache.read(self._path) if self._path else None
         if reduced is not None:
             try:
                 context.refresh()
                 result = cast("Any", CompileResult)._rebuild(context, *serialize.loads(reduced))  # noqa: SLF001
-            except Exception as error:  # noqa: BLE001 - whatever unpickling and linking raise, compiling needs neither
+            except Exception as error:  # noqa: BLE001 - after any error of unpickling or linking, compiling works
                 code_cache.warn_once(f"a compiled kernel is compiled anew, as it cannot be loaded: {error!r}")
             else:
                 self.was_loaded = True
@@ -161,7 +161,7 @@ class _File:
         return None
 
     def save_overload(self, _signature: Any, result: Any) -> None:
-        """Keep the result of compiling."""
+        """Write the result of compiling to the file."""
         if self._path is None:
             return
         if result.lifted or result.library.has_dynamic_globals:
@@ -171,17 +171,18 @@ class _File:
             return
         try:
             reduced = cast("Any", serialize).dumps(result._reduce())  # noqa: SLF001
-        except Exception as error:  # noqa: BLE001 - whatever pickling raises, the code is there and runs
+        except Exception as error:  # noqa: BLE001 - after any error of pickling, the compiled code still runs
             code_cache.warn_once(f"compiled kernels are not kept: {error!r}")
         else:
             code_cache.write(self._path, reduced)
 
 
 def _undisturbed(work: Callable[[], bool]) -> bool:
-    """Do something with Numba where no signal reaches it; the caller is interrupted at once, and the work is finished.
+    """Call `work` on a thread that no signal interrupts. After Ctrl-C, the caller returns at once; the work goes on.
 
-    Python handles signals in the main thread. What they raise there, as Ctrl-C does, leaves Numba's registries half
-    filled and LLVM's objects freed twice, and the next call, or the end of the process, crashes.
+    Python runs signal handlers in the main thread. An exception from one, such as KeyboardInterrupt, in the middle of
+    compiling leaves Numba's registries half filled and LLVM's objects freed twice; then the next call, or the exit of
+    the process, crashes.
     """
     if threading.current_thread() is not threading.main_thread():
         return work()
@@ -189,7 +190,7 @@ def _undisturbed(work: Callable[[], bool]) -> bool:
     try:
         try:
             future = pool.submit(work)
-        except RuntimeError:  # no more threads: a limit on them, or the interpreter ends
+        except RuntimeError:  # no thread can start: a limit, or the interpreter is shutting down
             return work()
         return future.result()
     finally:
@@ -198,7 +199,7 @@ def _undisturbed(work: Callable[[], bool]) -> bool:
 
 @contextmanager
 def _without_collector() -> Iterator[None]:
-    """Compiling makes millions of objects that are all in use; looking for garbage among them takes a sixth of it."""
+    """Pause garbage collection: compiling makes millions of objects, and scanning them takes a sixth of the time."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

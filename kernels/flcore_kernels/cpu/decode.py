@@ -1,7 +1,7 @@
-"""What an operand's bits mean: for each wire dtype, the value of an element and the largest magnitude of a block.
+"""How operands are read: for each dtype, the value of an element and the largest magnitude of a range.
 
-Quantized codes come with scales. A loop asks `factor` for the scale of the step that it is about to walk, and hands it
-to `value`; other dtypes have none. A code's value is fl32(scale · code), here and everywhere.
+Quantized codes have scales. A loop reads the scale of a step (`factor`) once, and passes it to `value`; other dtypes
+ignore it. The value of a code is fl32(scale · code) in every kernel of every backend.
 """
 
 from collections.abc import Callable
@@ -16,16 +16,17 @@ from flcore_kernels.cpu.device_function import device_function
 from flcore_kernels.dtypes import EXACT_INTEGER_LIMIT, QUANTIZED_BLOCKS, STORAGE
 
 STEP = 64
-"""Elements that the innermost loops walk: a block of an exact sum, and long enough for the widest vectors."""
+"""Elements of an innermost loop: a block of an exact sum, or four of the widest vectors (16 float32)."""
 
 
 @dataclass(frozen=True)
 class Decoder:
     """How one dtype is read.
 
-    `step` is the number of elements that share a factor, at most `STEP`. `value(address, factor, index)` is an element;
-    `max_abs(address, factor, first, count)` the largest magnitude of some, in float64, not finite where one is not.
-    Magnitudes beyond `limit` are refused.
+    `bytes` is the size of an element. `step`, at most `STEP`, is the number of elements that an innermost loop reads
+    with one factor. `value(address, factor, index)` returns an element. `max_abs(address, factor, first, count)`
+    returns the largest magnitude of a range as a float64, infinite or NaN if one of its elements is. Integers of a
+    magnitude beyond `limit` are refused.
     """
 
     bytes: int
@@ -37,14 +38,14 @@ class Decoder:
 
 
 def has_half_instructions() -> bool:
-    """Whether this processor converts float16 by itself."""
+    """Whether this processor has instructions that convert float16 (F16C on x86, FP16 on ARM)."""
     features = llvmlite.binding.get_host_cpu_features()
     return bool(features.get("f16c")) or bool(features.get("fullfp16"))
 
 
 @device_function
 def no_factor(scales: Any, first: Any) -> Any:
-    """Other dtypes than quantized ones."""
+    """Return 1: a dtype without scales."""
     return np.float32(1.0)
 
 
@@ -74,7 +75,11 @@ def float16_value_by_hardware(address: Any, factor: Any, index: Any) -> Any:
 
 @device_function
 def float16_value_by_bits(address: Any, factor: Any, index: Any) -> Any:
-    """The same for any processor: the exponent re-biased by a product, which also takes denormals (exactly)."""
+    """An element of a float16 operand, without the instruction: a product of 2^112 changes the exponent's bias.
+
+    The bias changes from 15 to 127. The product is exact, for denormals of float16 too. Infinities and NaN (an exponent
+    of 31) get float32's exponent of 255 instead.
+    """
     wide = np.uint32(memory.load_u16(address, index))
     sign = np.uint32(np.uint32(wide & np.uint32(0x8000)) << np.uint32(16))
     body = np.uint32(np.uint32(wide & np.uint32(0x7FFF)) << np.uint32(13))
@@ -87,6 +92,8 @@ float16_value = float16_value_by_hardware if has_half_instructions() else float1
 
 
 def _max_abs_float(load: Callable[..., Any], unsigned: Any, mask: int, decode: Callable[..., Any]) -> Any:
+    # Bits without the sign are in the order of magnitudes, and those of infinities and NaN are the largest: one integer
+    # maximum finds both, in vectors of up to four times as many elements as float64's.
     cut, zero = unsigned(mask), unsigned(0)
 
     @device_function
@@ -124,8 +131,8 @@ def _from_float16(bits: Any) -> Any:
 
 def _integer(name: str, load: Callable[..., Any]) -> Decoder:
     exact, zero = np.uint64(EXACT_INTEGER_LIMIT), np.uint64(0)
-    row = STORAGE[name]
-    widened = np.uint64 if row.storage.kind == "u" else np.int64
+    storage = STORAGE[name]
+    widened = np.uint64 if storage.dtype.kind == "u" else np.int64
 
     @device_function
     def value(address: Any, factor: Any, index: Any) -> Any:
@@ -133,14 +140,15 @@ def _integer(name: str, load: Callable[..., Any]) -> Decoder:
 
     @device_function
     def max_abs(address: Any, factor: Any, first: Any, count: Any) -> Any:
-        """In integers, for float64 does not tell 2^53 from what lies beyond, and 2^53 + 1 is rounded up."""
+        """Compare as integers: as a float64, 2^53 + 1 becomes 2^53, and would pass."""
+        # abs(-2^63) is -2^63 in int64, whose bits as an uint64 are 2^63.
         top = zero
         for i in range(count):
             top = max(top, np.uint64(abs(widened(load(address, first + i)))))
         rounded = np.float64(top)
         return rounded if top <= exact or rounded > 2.0**53 else 2.0**53 + 2.0
 
-    return Decoder(row.storage.itemsize, STEP, row.limit, no_factor, value, max_abs)
+    return Decoder(storage.dtype.itemsize, STEP, storage.limit, no_factor, value, max_abs)
 
 
 def _quantized(block: int) -> Decoder:
@@ -165,9 +173,9 @@ def _quantized(block: int) -> Decoder:
 
 
 def _float(name: str, load: Callable[..., Any], unsigned: Any, value: Callable[..., Any], decode: Any) -> Decoder:
-    row = STORAGE[name]
-    max_abs = _max_abs_float(load, unsigned, row.magnitude_mask, decode)
-    return Decoder(row.storage.itemsize, STEP, np.inf, no_factor, value, max_abs)
+    storage = STORAGE[name]
+    max_abs = _max_abs_float(load, unsigned, storage.magnitude_mask, decode)
+    return Decoder(storage.dtype.itemsize, STEP, np.inf, no_factor, value, max_abs)
 
 
 DECODERS: dict[str, Decoder] = {

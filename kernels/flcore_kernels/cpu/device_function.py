@@ -1,8 +1,8 @@
 """Device functions: functions that are compiled into every kernel that calls them, and never on their own.
 
-Numba would make machine code of each, and wrappers to call it from Python and from C: a third of the time that a kernel
-takes to compile, for code that nobody calls. So device functions have a pipeline of their own that ends with their LLVM
-module.
+By default, Numba makes machine code of each function, and wrappers to call it from Python and from C. That is a third
+of a kernel's compile time, for code that nobody calls. So device functions have a pipeline of their own, which ends
+with their LLVM module.
 """
 
 from collections.abc import Callable
@@ -16,6 +16,8 @@ from numba.core.typed_passes import NativeLowering
 
 njit = cast("Callable[..., Any]", numba.njit)
 OPTIONS = {"nogil": True, "boundscheck": False, "error_model": "numpy"}
+"""Threads run kernels without the interpreter's lock. A division by zero gives an infinity or a NaN, as in NumPy:
+checks that raise would be branches in loops. `fastmath` is off, which would contract and reorder operations."""
 
 
 class _DeviceFunctionLibrary(cast("Any", CPUCodeLibrary)):  # type: ignore[misc]
@@ -36,7 +38,7 @@ class _DeviceFunctionLowering(NativeLowering):
         state.flags.no_compile = True
         state.library = _DeviceFunctionLibrary(state.targetctx.codegen(), state.func_id.func_qualname)
         cast("Any", super()).run_pass(state)
-        # Numba knows a compiled function by a builtin; this one is never called, and is like no other.
+        # Numba registers a compiled function under a builtin, which must be unique. This bound method is never called.
         stand_in: Any = [None].append
         result = state["cr"]
         state.targetctx.insert_user_function(stand_in, result.fndesc, [state.library])
@@ -55,10 +57,7 @@ class _DeviceFunctionCompiler(CompilerBase):
 
 
 def device_function(function: Callable[..., Any]) -> Any:
-    """Make a function callable from kernels; it is compiled into each of them, where it is called.
-
-    Inlining is not left to LLVM's judgement: a call in a hot loop would keep it from being vectorised.
-    """
+    """Make a function callable from kernels. It is always inlined, because a call in a loop prevents vectorisation."""
     return njit(
         **OPTIONS,
         forceinline=True,

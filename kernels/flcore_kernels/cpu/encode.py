@@ -34,9 +34,10 @@ class Encoder:
 def _round_to(precision: int, lowest: int) -> Callable[..., Any]:
     """Return the rounding to `precision` significant bits, but to no finer step than 2^lowest. NaN and infinity stay.
 
-    Half a unit, less one where the last bit that stays is 0, is added to the bits, and what is cut off is cleared; a
-    carry runs into the exponent as it should. Below the smallest normal number, 1.5 · 2^52 steps are added and taken
-    away again. Both ways are walked, so that the loop has no branches.
+    Normal numbers: half a unit of the last bit that stays (minus one bit, if that bit is 0: ties to even) is added to
+    the bits as an integer, and the lower bits are cleared. A carry out of the significand increments the exponent, as
+    it should. Below the smallest normal number: adding and subtracting 1.5 · 2^52 steps rounds to a multiple of the
+    step. Both are computed and one is selected, so that the loop has no branches.
     """
     cut = 53 - precision
     one, below_half, keep = np.int64(1), np.int64((1 << (cut - 1)) - 1), np.int64(-(1 << cut))
@@ -56,19 +57,19 @@ def _round_to(precision: int, lowest: int) -> Callable[..., Any]:
 
 @device_function
 def round_float64(value: Any) -> Any:
-    """A float64 is one."""
+    """Return a float64 unchanged."""
     return value
 
 
 @device_function
 def round_float32(value: Any) -> Any:
-    """By the processor's own conversion."""
+    """Round to float32 with the processor's conversion."""
     return np.float64(np.float32(value))
 
 
 @device_function
 def round_integer(value: Any) -> Any:
-    """Half to even."""
+    """Round to an integer, ties to even."""
     return np.rint(value)
 
 
@@ -86,7 +87,8 @@ def store_float32(address: Any, index: Any, rounded: Any) -> None:
 
 @device_function
 def store_bfloat16(address: Any, index: Any, rounded: Any) -> None:
-    """Write the upper half of the float32 that a bfloat16 is; a NaN stays one."""
+    """Write the upper half of the float32 that has the value of a rounded bfloat16."""
+    # The highest bit of a NaN's fraction is set: a NaN with only lower bits would be cut to an infinity.
     bits = memory.f32_bits(rounded)
     quiet = np.uint32(0x00400000) if rounded != rounded else np.uint32(0)
     memory.store_u16(address, index, np.uint16(np.uint32(bits | quiet) >> np.uint32(16)))
@@ -94,9 +96,9 @@ def store_bfloat16(address: Any, index: Any, rounded: Any) -> None:
 
 @device_function
 def store_single_bfloat16(address: Any, index: Any, value: Any) -> None:
-    """Round a float32 to its upper half: half a unit is added to what is cut off, less one to an even half.
+    """Round a float32 to its upper half, ties to even (see `_round_to`).
 
-    A NaN is made quiet instead, as a carry out of it would make something else of it.
+    A NaN is made quiet instead: a carry could turn it into a zero, and cutting into an infinity.
     """
     bits = memory.f32_bits(value)
     odd = np.uint32(np.uint32(bits >> np.uint32(16)) & np.uint32(1))
@@ -113,7 +115,11 @@ def store_float16_by_hardware(address: Any, index: Any, rounded: Any) -> None:
 
 @device_function
 def store_float16_by_bits(address: Any, index: Any, rounded: Any) -> None:
-    """The same for any processor: the exponent re-biased by a product, which makes denormals too (exactly)."""
+    """Write a float16 without the instruction: a product of 2^-112 changes the exponent's bias from 127 to 15.
+
+    The product is exact, because the value is a float16 already: those below 2^-14 become denormals of float32, whose
+    bits 13 and up are the denormals of float16.
+    """
     bits = memory.f32_bits(rounded)
     sign = np.uint32(np.uint32(bits >> np.uint32(16)) & np.uint32(0x8000))
     small = memory.f32_bits(np.abs(np.float32(rounded)) * np.float32(2.0**-112))
@@ -128,7 +134,7 @@ store_float16 = store_float16_by_hardware if has_half_instructions() else store_
 
 
 def _integer(name: str) -> Encoder:
-    kind = STORAGE[name].storage
+    kind = STORAGE[name].dtype
     write = getattr(memory, f"store_{kind.kind}{8 * kind.itemsize}")
     number = kind.type
     low, high = STORAGE[name].range

@@ -1,13 +1,16 @@
-"""Exact sums: integer digits on absolute exponent bins, which no order of arrival can move.
+"""Exact sums: integer digits in bins of fixed exponents, so that the sum does not depend on the order of its terms.
 
-`cpu.digits` tells what the digits are. (Demmel and Nguyen, *Parallel Reproducible Summation*, 2015, keep them as
-floats.) The rules that make the sum independent of its order:
+`cpu.digits` defines bins, digits and levels. The bins are those of Demmel and Nguyen (*Parallel Reproducible
+Summation*, IEEE Transactions on Computers, 2015) and of Ahrens, Demmel and Nguyen (*Algorithms for Efficient
+Reproducible Floating Point Summation*, ACM TOMS, 2020); they keep digits as floats, here they are integers. Three rules
+make the sum independent of its order:
 
-1. A digit depends on the term t = fl64(weight · x) and the bin alone. Adding M = 1.5 · 2^(52 + 48·B) to t rounds it to
-   a multiple of the bin's unit, and the low bits of the sum *are* the digit: bits(t + M) − bits(M). The rest t − digit
-   goes to the bin below in the same way. A block's level depends on its largest term alone.
+1. A digit depends only on the term t = fl64(weight · x) and on the bin. Adding M = 1.5 · 2^(52 + 48·B) to t rounds it
+   to a multiple of the bin's unit, and the low bits of the sum *are* the digit: bits(t + M) − bits(M). The remainder,
+   t − digit · unit, is exact and goes to the bin below in the same way. A block's level depends only on its largest
+   term.
 2. Digits are added as integers; nothing is carried from one bin to the other before the end.
-3. A term is one product, rounded to float64. It is never contracted with the sum that follows.
+3. A term is one product, rounded to float64. It is never contracted with the addition that follows.
 """
 
 from collections.abc import Callable
@@ -20,28 +23,32 @@ from flcore_kernels.cpu import memory
 from flcore_kernels.cpu.decode import Decoder
 from flcore_kernels.cpu.device_function import device_function
 from flcore_kernels.cpu.digits import (
-    BLOCK,
     BLOCK_BYTES,
     CEILING,
-    EMPTY,
     begin_block,
     bins_of,
     fetch_block,
     level_of,
     stored_level,
 )
+from flcore_kernels.totals import BLOCK, EMPTY
 
 TILE = 512
-"""Elements of a tile: 8 KiB of digits, in the first-level cache beside what is read of four operands."""
+"""Elements of a tile. Its digits (8 KiB) stay in the first-level cache while all operands are added, beside the lines
+that are read of four operands. Tiles of 2,048 elements (32 KiB) were slower."""
+
 LEVELS, SEEN = np.uint64(16 * TILE), np.uint64(16 * TILE + 8 * (TILE // BLOCK))
 GUESS = np.uint64(16 * TILE + 16 * (TILE // BLOCK))
-"""Where in a tile's work its blocks' levels are (int64), and what was seen of their digits."""
+"""Byte offsets in a tile's scratch memory, behind the digits: the level of each block (int64), the OR of its digits
+(int64), and the level that the next tile's blocks are assumed to have (one int64)."""
+
 WORK_BYTES = int(GUESS) + 8
 
 AHEAD_BYTES = 8192
-"""How far ahead the operands are fetched: further than in a float sum, for there is more to do with each byte."""
+"""Bytes by which operands are prefetched ahead. In a float sum it is 2 or 4 KiB."""
+
 MAGNITUDE = np.int64(0x7FFFFFFFFFFFFFFF)
-"""All bits of a float64 but its sign."""
+"""All bits of a float64 but its sign. As integers, the bits of magnitudes are in the order of the magnitudes."""
 
 
 def _unmoved(term: Any, factor: Any) -> Any:
@@ -54,13 +61,13 @@ def _moved(term: Any, factor: Any) -> Any:
 
 @device_function
 def place(at: Any) -> Any:
-    """Where the upper digit of a tile's element is."""
+    """The index of the upper digit of a tile's element: 128 digits a block, of which the first 64 are upper ones."""
     return 2 * at - at % BLOCK
 
 
 @device_function
 def mark(seen: Any, at: Any, now: Any) -> None:
-    """Add to what was seen of the digits of an element's block."""
+    """OR bits into those seen of the digits of an element's block."""
     memory.store_i64(seen, at // BLOCK, memory.peek_i64(seen, at // BLOCK) | now)
 
 
@@ -68,8 +75,12 @@ def mark(seen: Any, at: Any, now: Any) -> None:
 def exact_sum(decode: Decoder, is_wide: bool) -> Callable[..., Any]:
     """Return the loop that sums a tile of some operands, on top of a total's blocks or on their own.
 
-    `is_wide`: the dtype reaches beyond bins -18 to 18 (float64 alone does), and terms are scaled there, exactly.
+    `is_wide`: terms may have levels beyond -18 to 18, and are moved by a power of two (see `digits.shift_of`). Only
+    float64 has such terms: with weights from 2^-64 to 2^64, float32 elements give terms from 2^-213 to 2^192, whose
+    levels are -5 to 4.
     """
+    # Moving a small block up is exact. Moving a large block down may round terms below 2^-830 to denormals; their
+    # digits, whose units are at least 2^672 there, are zero either way.
     value, factor, step = decode.value, decode.factor, decode.step
     width, size = decode.bytes, np.uint64(decode.bytes)
     moved = device_function(_moved if is_wide else _unmoved)
@@ -99,6 +110,7 @@ def exact_sum(decode: Decoder, is_wide: bool) -> Callable[..., Any]:
     def survey(operands: Any, scales: Any, row: Any, first: Any, count: Any, weights: Any) -> Any:
         """The largest |weight · x| of a block, compared by its bits, for which a NaN is larger than any number."""
         top = np.int64(0)
+        # Where fewer than four operands are left, the last one is looked at again: a maximum does not change by that.
         last = weights.size - 1
         for k in range(0, weights.size, 4):
             k1, k2, k3 = min(k + 1, last), min(k + 2, last), min(k + 3, last)
@@ -120,8 +132,11 @@ def exact_sum(decode: Decoder, is_wide: bool) -> Callable[..., Any]:
         w0, w1, w2, w3 = w
         f0, f1, f2, f3 = factor(s[0], first), factor(s[1], first), factor(s[2], first), factor(s[3], first)
         high, low, scale = bins
-        both = high + low
+        both = high + low  # exact: low is 24 units of the upper bin
         one = memory.f64_bits(high)
+        # The bits of M are near 2^62, so sums of four of them wrap around in an int64. Their difference from 4 ·
+        # bits(M) is a sum of four digits, at most 2^49, and is right modulo 2^64. So M is subtracted once for four
+        # operands.
         high_bits, low_bits = np.int64(4) * one, np.int64(4) * memory.f64_bits(low)
         seen = np.int64(0)
         for i in range(n):
@@ -131,8 +146,13 @@ def exact_sum(decode: Decoder, is_wide: bool) -> Callable[..., Any]:
             t2 = moved(w2 * np.float64(value(a2, f2, j)), scale)
             t3 = moved(w3 * np.float64(value(a3, f3, j)), scale)
             u0, u1, u2, u3 = t0 + high, t1 + high, t2 + high, t3 + high
-            # both - u is M of the lower bin minus the digit's value, exactly; one more sum rounds the rest there.
+            # The remainder t - digit · unit, plus M of the lower bin, with one rounding. `both - u` is M of the lower
+            # bin minus digit · unit: a multiple of the unit of less than 2^53 units, hence exact. The last addition
+            # rounds to the lower bin's unit, because its sum is between 23.5 and 24.5 units of the upper bin, where
+            # neighbouring float64 are 2^-48 of these units apart. (Error-free as in Dekker's Fast2Sum, 1971: one
+            # addition less than to extract digit and remainder separately.)
             v0, v1, v2, v3 = t0 + (both - u0), t1 + (both - u1), t2 + (both - u2), t3 + (both - u3)
+            # Exponent and sign are compared too: an infinity, a NaN or a term far too large changes them.
             b0, b1, b2, b3 = memory.f64_bits(u0), memory.f64_bits(u1), memory.f64_bits(u2), memory.f64_bits(u3)
             seen |= np.int64(np.int64(b0 ^ one) | np.int64(b1 ^ one))
             seen |= np.int64(np.int64(b2 ^ one) | np.int64(b3 ^ one))
@@ -164,7 +184,8 @@ def exact_sum(decode: Decoder, is_wide: bool) -> Callable[..., Any]:
     @device_function
     def deposit(digits, levels, seen, total, operands, scales, row, offset, begin, end, weights):  # type: ignore[no-untyped-def]
         clients = weights.size
-        # What is left of a step is added operand by operand: a count that is a constant is vectorised better.
+        # Whole steps have a constant count, which LLVM vectorises without a remainder loop. The rest of the last step
+        # is added operand by operand.
         whole = end - (end - begin) % step
         k = 0
         while k + 4 <= clients:
@@ -174,7 +195,8 @@ def exact_sum(decode: Decoder, is_wide: bool) -> Callable[..., Any]:
             for at in range(begin, whole, step):
                 if k == 0 and total != np.uint64(0):
                     fetch_block(total + np.uint64(16 * at))
-                # One operand at a time, for memory is fastest at what lies together.
+                # In each step, four steps' lines of one operand are prefetched, in turn. A line of each operand in each
+                # step was slower (0.36 against 0.28 ns a term for operands at the same offset of their pages).
                 turn = at // step % 4
                 fetch(operands[row, k + turn], offset + at - turn * step, np.int64(4 * step))
                 bins = bins_of(memory.peek_i64(levels, at // BLOCK))
@@ -201,9 +223,10 @@ def exact_sum(decode: Decoder, is_wide: bool) -> Callable[..., Any]:
     def add_up(work, total, stored, operands, scales, row, offset, count, weights):  # type: ignore[no-untyped-def]
         """Sum a tile into `work`: digits on top of `total`'s, levels on top of the `stored` ones (0: no total).
 
-        Returns -1, or the index of a block that is not finite. A block's level is taken to be the total's, or the
-        highest one of the last tile, so that operands are read but once. Where the digits show that it is lower, it is
-        tried one lower; where they leave it open, the block is surveyed; where it was another, it is summed anew.
+        Returns -1, or the index of a block that has a term which is not finite. A block's level is assumed to be the
+        total's, or the highest one of the last tile, so that operands are usually read once. If the digits show that
+        the level is lower, the next lower one is tried. If they leave it open, the block's largest term is looked up
+        (`survey`). A block whose level was wrong is summed again.
         """
         digits, levels, seen = work, work + LEVELS, work + SEEN
         blocks = (count + BLOCK - 1) // BLOCK
@@ -214,13 +237,18 @@ def exact_sum(decode: Decoder, is_wide: bool) -> Callable[..., Any]:
             memory.store_i64(levels, b, level)
             memory.store_i64(seen, b, np.int64(0))
             begin_block(digits + np.uint64(b * BLOCK_BYTES), total + np.uint64(b * BLOCK_BYTES), held, level)
-        b, begin, end, is_lowered = 0 * count, 0 * count, count, False  # int64, as Numba tells a literal 0 apart
+        # 0 * count: an int64. Numba would give a literal 0 another type than the values assigned later.
+        b, begin, end, is_lowered = 0 * count, 0 * count, count, False
         while begin < end:
             deposit(digits, levels, seen, total, operands, scales, row, offset, begin, end, weights)
             begin = end
             while begin == end and b < blocks:
                 held, level, now = stored_level(stored, b), memory.peek_i64(levels, b), memory.peek_i64(seen, b)
+                # All upper digits are zero exactly if all |t| are at most half a unit of the level (a tie rounds to M,
+                # whose significand is even), which is the bound of the level below. A total's own level never falls.
                 is_low = held == EMPTY and now == np.int64(0)
+                # A digit outside -2^46 ≤ digit < 2^46: the level may be right (|digit| ≤ 2^47) or too low. After a step
+                # down it cannot be too low: the digits of the level above were all zero.
                 is_open = not is_lowered and now >> np.int64(CEILING + 1) != np.int64(0)
                 right, is_resolved = level, True
                 if is_low and not is_lowered:
@@ -235,7 +263,7 @@ def exact_sum(decode: Decoder, is_wide: bool) -> Callable[..., Any]:
                 if right != level:
                     memory.store_i64(levels, b, right)
                     memory.store_i64(seen, b, np.int64(0))
-                    if right != EMPTY:
+                    if right != EMPTY:  # else all terms are zero, and so are the digits that they added
                         begin_block(
                             digits + np.uint64(b * BLOCK_BYTES), total + np.uint64(b * BLOCK_BYTES), held, right
                         )
@@ -251,5 +279,5 @@ def exact_sum(decode: Decoder, is_wide: bool) -> Callable[..., Any]:
 
 @device_function
 def begin_guessing(work: Any) -> None:
-    """What the first tile's levels are taken to be: those of numbers about 1."""
+    """Assume level 0 for the first tile: terms of magnitudes from 2^-1 (exclusive) to 2^47."""
     memory.store_i64(work + GUESS, 0, np.int64(0))

@@ -1,4 +1,4 @@
-"""Where results go, and the exact fallback for those that float64 cannot tell (see `cpu.quotient`)."""
+"""Where results are written, and the exact fallback for quotients that float64 cannot decide (see `cpu.quotient`)."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,12 +16,16 @@ from flcore_kernels.rows import Rows, address_of, addresses_of, require_writable
 from flcore_kernels.totals import BLOCK, Total
 
 PAST_CACHE_BYTES = 4 << 20
-"""Results larger than this are written past the cache: they would only push the operands out of it."""
+"""Larger results are written with non-temporal stores: in the cache they would displace operands, and be displaced
+themselves before anything reads them."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """The rows of a result: their addresses, those of the base (0: none), and the sum of weights to divide by."""
+    """Where the rows of a result are written, the rows of the base (address 0: none), and the sum of weights.
+
+    `weight` is the exact sum in units of 2^-1074; `divisor` + `rest` are the two float64 next to it.
+    """
 
     dtype: str
     targets: npt.NDArray[np.uint64]
@@ -36,19 +40,19 @@ class Target:
         cls, rows: Rows, out: Operand, base: Operand | None, dtype: str, sizes: Sequence[int], total: Total
     ) -> "Target":
         """Lay out where the rows' results go, or raise `BufferMismatch` or `WeightRange`."""
-        row = require_result(dtype)
-        targets = rows.table([addresses_of(out, row, sizes, "out")[0]], row.storage.itemsize)[:, 0]
+        storage = require_result(dtype)
+        targets = rows.table([addresses_of(out, storage, sizes, "out")[0]], storage.dtype.itemsize)[:, 0]
         require_writable(out)
         bases = np.zeros_like(targets)
         if base is not None:
-            bases = rows.table([addresses_of(base, row, sizes, "base")[0]], row.storage.itemsize)[:, 0]
+            bases = rows.table([addresses_of(base, storage, sizes, "base")[0]], storage.dtype.itemsize)[:, 0]
         divisor, rest = divisor_of(total)
-        large = sum(sizes) * row.storage.itemsize > PAST_CACHE_BYTES
+        large = sum(sizes) * storage.dtype.itemsize > PAST_CACHE_BYTES
         return cls(dtype, targets.copy(), bases.copy(), total.weight, divisor, rest, large)
 
     @property
     def arguments(self) -> tuple[Any, ...]:
-        """What the kernels take."""
+        """The arguments of a kernel, in its order."""
         return self.targets, self.bases, self.divisor, self.rest, int(self.past_cache)
 
 
@@ -59,11 +63,11 @@ def write_unresolved(
     unresolved: npt.NDArray[np.int64],
     target: Target,
 ) -> int:
-    """Write the results of a total's blocks, which begin at elements `unresolved` of the rows, by long division.
+    """Write results by long division: of block `blocks[i]` of the total, to the rows from element `unresolved[i]` on.
 
-    Returns the first element that does not fit, or -1.
+    The two differ if the total holds unresolved blocks only. Returns the first element that does not fit, or -1.
     """
-    size = lookup(target.dtype).storage.itemsize
+    size = lookup(target.dtype).dtype.itemsize
     where = np.searchsorted(rows.starts, unresolved, side="right") - 1
     along = unresolved - rows.starts[where]
     counts = np.minimum(BLOCK, rows.counts[where] - along)

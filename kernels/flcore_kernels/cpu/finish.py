@@ -1,10 +1,10 @@
 """From a total to a result: divide, round once, cast and write, in one pass, 64 elements at a time.
 
-With a base, the mean (to within a few units of float64's last place, and for integers the rounded mean) is added to the
-base's elements before the result is rounded. A large result goes past the cache, for it is not read again soon.
+With a base, the mean is added to the base's elements before the sum is rounded to the result's dtype. That mean is
+right to a few ulp of float64; for integers it is the rounded mean. Large results are written with non-temporal stores.
 
-Each loop here is made of a function that gives element i's rounded value; the loop stores values and notes whether one
-does not fit, in which case another walk finds the first.
+Inner loops have no branches, so that LLVM vectorises them: they store every value and combine flags of those that do
+not fit. Only if a flag is set, a second loop looks for the first such element.
 """
 
 from collections.abc import Callable
@@ -16,20 +16,24 @@ import numpy as np
 from flcore_kernels.cpu import memory
 from flcore_kernels.cpu.decode import Decoder
 from flcore_kernels.cpu.device_function import device_function
-from flcore_kernels.cpu.digits import BLOCK, EMPTY, WIDTH, fetch_block
+from flcore_kernels.cpu.digits import WIDTH, fetch_block
 from flcore_kernels.cpu.encode import Encoder
 from flcore_kernels.cpu.long_division import nearest
 from flcore_kernels.cpu.quotient import careful_mean, carried, quick_mean, scale
 from flcore_kernels.dtypes import STORAGE, Storage
+from flcore_kernels.totals import BLOCK, EMPTY
 
 FITS, MISFIT = np.int64(0), np.int64(1)
 
 
 @device_function
 def emit(target: Any, source: Any, size: Any, past_cache: Any) -> None:
-    """Copy `size` bytes; past the cache if that is asked for and the target is aligned for it."""
+    """Copy `size` bytes, with non-temporal stores if `past_cache` and the target's alignment (16) allow it."""
     done = 0
     if past_cache and target & np.uint64(15) == np.uint64(0):
+        # A normal store reads the cache line first and evicts another one. A non-temporal one does neither. `source` is
+        # a block in the first-level cache, because the loop that computes values cannot use such stores itself: they
+        # write whole vectors at aligned addresses, and a result may be narrow and begin anywhere.
         for i in range(0, size - 15, 16):
             memory.stream_16(target + np.uint64(i), source + np.uint64(i))
         done = size - size % 16
@@ -48,24 +52,27 @@ def _value_of(base_of: Decoder | None) -> Callable[..., Any]:
 
 
 @cache
-def float_finish(real: Any, row: Storage, encode: Encoder, base_of: Decoder | None) -> Callable[..., Any]:
+def float_finish(real: Any, storage: Storage, encode: Encoder, base_of: Decoder | None) -> Callable[..., Any]:
     """Return the loop that finishes a tile of a float32 or float64 total; `base_of` reads a base, if there is one.
 
-    `finish(total, count, divisor, target, base, past_cache, line)`: `total`, `target` and `base` are
-    addresses, `line` that of 512 bytes to work in. Returns the first element that does not fit, or -1.
+    `finish(total, count, divisor, target, base, past_cache, line)`: `total`, `target` and `base` are addresses. `line`
+    is the address of 512 bytes of scratch memory: a block of the widest dtype. Returns the first element that does not
+    fit, or -1.
     """
     peek = memory.peek_f32 if real is np.float32 else memory.peek_f64
     round_once, base_value, store, low, high = encode.round, _value_of(base_of), encode.store, encode.low, encode.high
     size = encode.bytes
     has_base = base_of is not None
-    is_single, is_integer = real is np.float32, not row.is_float
-    # The mean of a float32 total is a float32, and is rounded from there, in vectors twice as long.
+    is_single, is_integer = real is np.float32, not storage.is_float
+    # The mean of a float32 total is defined as a float32, which is then rounded to a narrower dtype: float32 vectors
+    # hold twice as many elements as float64 vectors.
     is_short = is_single and not has_base and encode.store_single is not None
     store_single, high_single = encode.store_single or store, np.float32(min(high, STORAGE["float32"].range[1]))
 
     @device_function
     def mean(total: Any, index: Any, divisor: Any, inverse: Any) -> Any:
         if is_single:
+            # One division for all elements: in float64, the error of the inverse is far below float32's last place.
             return np.float64(peek(total, index)) * inverse
         return np.float64(peek(total, index)) / divisor
 
@@ -76,7 +83,7 @@ def float_finish(real: Any, row: Storage, encode: Encoder, base_of: Decoder | No
             if is_integer:
                 value = round_once(value)
             value += np.float64(base_value(base, np.float32(1.0), index))
-        return round_once(value) + 0.0
+        return round_once(value) + 0.0  # -0.0 becomes 0.0: no result depends on how a zero came about
 
     @device_function
     def block(total: Any, start: Any, count: Any, divisor: Any, inverse: Any, base: Any, line: Any) -> Any:
@@ -108,19 +115,19 @@ def float_finish(real: Any, row: Storage, encode: Encoder, base_of: Decoder | No
 
 
 @cache
-def exact_finish(row: Storage, encode: Encoder, base_of: Decoder | None) -> Callable[..., Any]:
+def exact_finish(storage: Storage, encode: Encoder, base_of: Decoder | None) -> Callable[..., Any]:
     """Return the loop that finishes a tile of an exact total; `base_of` reads a base, if there is one.
 
     `finish(digits, levels, first, count, divisor, rest, target, base, past_cache, line, unresolved)`: `first` is the
-    tile's first element in the total, `rest` what the float64 `divisor` leaves of the sum of weights. Blocks that long
-    division must settle, among them those where a value does not fit, are appended to `unresolved` (their number is
-    `unresolved[0]`) and not written.
+    index of the tile's first element in the total; `divisor` + `rest` is the sum of weights. Blocks with an uncertain
+    quotient or a value that does not fit are not written. Their first elements are appended to `unresolved`, whose
+    first item counts them; the caller has them divided by `exact_fallback`.
     """
-    quick, careful = quick_mean(row, encode), careful_mean(row, encode)
+    quick, careful = quick_mean(storage, encode), careful_mean(storage, encode)
     round_once, base_value, store, low, high = encode.round, _value_of(base_of), encode.store, encode.low, encode.high
     size = encode.bytes
     has_base = base_of is not None
-    is_integer, is_float64 = not row.is_float, row.precision == 53
+    is_integer, is_float64 = not storage.is_float, storage.precision == 53
 
     @device_function
     def shifted(digits: Any, index: Any, arguments: Any) -> Any:
@@ -159,12 +166,14 @@ def exact_finish(row: Storage, encode: Encoder, base_of: Decoder | None) -> Call
             if level == EMPTY:
                 level = np.int64(0)
             unit = scale(1.0, WIDTH * (level - 1))
+            # Up to level ±15, no quotient leaves float64's normal numbers (`cpu.quotient`). Other levels, which only
+            # float64 operands have, go to long division.
             uncertain = MISFIT
             if -15 <= level <= 15:
                 if has_base:
                     uncertain = write_shifted(here, n, (unit / divisor, base, start), line)
                 else:
-                    if not is_float64:
+                    if not is_float64:  # a float64 quotient has no spare bits to tell how near a midpoint is
                         uncertain = write_quick(here, n, (unit / divisor,), line)
                     if uncertain != FITS:
                         uncertain = write_careful(here, n, (unit, divisor, rest), line)
@@ -178,14 +187,15 @@ def exact_finish(row: Storage, encode: Encoder, base_of: Decoder | None) -> Call
 
 
 @cache
-def exact_fallback(row: Storage, encode: Encoder, base_of: Decoder) -> Callable[..., Any]:
+def exact_fallback(storage: Storage, encode: Encoder, base_of: Decoder) -> Callable[..., Any]:
     """Return the loop that finishes a block of an exact total by long division, whatever its level."""
     round_once, base_value, store, low, high = encode.round, base_of.value, encode.store, encode.low, encode.high
-    is_integer, precision, lowest = not row.is_float, row.precision, row.lowest
+    is_integer, precision, lowest = not storage.is_float, storage.precision, storage.lowest
 
     @device_function
     def divide_elements(digits, level, count, limbs, exponent, target, base, work):  # type: ignore[no-untyped-def]
-        # A float's base is added to the quotient in float64, and their sum is rounded.
+        # With a base of floats, the quotient is rounded to float64, added in float64, and the sum is rounded. Integers
+        # are rounded before the base is added.
         has_float_base = base != np.uint64(0) and not is_integer
         bits, step = (53, -1074) if has_float_base else (precision, lowest)
         for i in range(count):

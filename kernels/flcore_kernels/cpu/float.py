@@ -1,9 +1,9 @@
 """Sums in float32 and float64: total += Σ weight · value, operand by operand in the order given.
 
 A tile of the total stays in the cache while all operands stream through it, five at a time, so that the total is read
-and written once for five operands; where two to four are left, the last stands in for the missing ones, with weight 0.
-Each product and each sum is rounded; nothing is contracted or reordered, so the result of a call does not depend on the
-processor's vectors.
+and written once for five operands. If two to four operands are left, the last one fills the empty places with weight 0.
+Each product and each sum is rounded. Nothing is contracted (FMA) or reordered, so the result does not depend on the
+processor's vector width.
 """
 
 from collections.abc import Callable
@@ -17,21 +17,22 @@ from flcore_kernels.cpu.decode import STEP, Decoder
 from flcore_kernels.cpu.device_function import device_function
 
 FLOAT_TILE = 8192
-"""Elements of a tile: 64 KiB of float64, in the second-level cache beside what is fetched ahead."""
+"""Elements of a tile: 32 KiB of float32 or 64 KiB of float64, in the second-level cache beside prefetched lines."""
 
 
 @cache
 def float_sum(decode: Decoder, real: Any) -> Callable[..., Any]:
     """Return the loop that adds some operands to one tile of a total of `real` (float32 or float64).
 
-    `add(total, operands, scales, row, offset, first, count, weights)`: `operands[row, k]` is the address of operand k,
-    `offset` the element of it that falls on the tile's first, `total` the tile's address.
+    `add(total, operands, scales, row, offset, count, weights)`: `operands[row, k]` is the address of operand k, whose
+    element `offset` is added to the tile's first element. `total` is the tile's address, `count` its elements.
     """
     peek, store = (memory.peek_f32, memory.store_f32) if real is np.float32 else (memory.peek_f64, memory.store_f64)
     value, factor, step = decode.value, decode.factor, decode.step
     size = np.uint64(decode.bytes)
     line = 64 // decode.bytes
-    ahead_bytes = np.uint64(2048 if decode.bytes >= 4 else 4096)  # as measured: narrow operands gain from more
+    # Measured. Narrow operands take less time per line, so the same latency is more lines.
+    ahead_bytes = np.uint64(2048 if decode.bytes >= 4 else 4096)
 
     @device_function
     def fetch(address: Any, index: Any, count: Any) -> None:
@@ -70,6 +71,9 @@ def float_sum(decode: Decoder, real: Any) -> Callable[..., Any]:
         a = (operands[row, k], operands[row, k1], operands[row, k2], operands[row, k3], operands[row, k4])
         s = (scales[row, k], scales[row, k1], scales[row, k2], scales[row, k3], scales[row, k4])
         w = (
+            # A missing operand adds 0 · value, which is ±0 and changes no sum that is not -0. The total begins at +0,
+            # and no sum of +0 and other numbers rounds to -0. A value that is not finite gives a NaN, but the total is
+            # not finite by then: the value was added with its own weight.
             real(weights[k]),
             real(weights[k1] if k + 1 <= last else 0.0),
             real(weights[k2] if k + 2 <= last else 0.0),
@@ -78,7 +82,7 @@ def float_sum(decode: Decoder, real: Any) -> Callable[..., Any]:
         )
         for at in range(0, count, step):
             first = offset + at
-            turn = at // step % 5  # one operand at a time, for memory is fastest at what lies together
+            turn = at // step % 5  # in turn: five steps' lines of one operand at once are faster than a line of each
             if k + turn <= last:
                 fetch(operands[row, k + turn], first - turn * step, np.int64(5 * step))
             if at + step <= count:
@@ -107,7 +111,10 @@ def float_sum(decode: Decoder, real: Any) -> Callable[..., Any]:
 
 @cache
 def beyond_limit(decode: Decoder) -> Callable[..., Any]:
-    """Return the loop that looks for integers too large for float64: where such a one is near, or -1."""
+    """Return the loop that looks for integers beyond `Decoder.limit`: the offset of a step that has one, or -1.
+
+    For dtypes without a limit, the loop is empty and costs nothing.
+    """
     max_abs, limit = decode.max_abs, decode.limit
     is_needed = limit < np.inf
 

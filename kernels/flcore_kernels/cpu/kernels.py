@@ -1,8 +1,9 @@
-"""The kernels: loops put together for one dtype and one accumulator, each compiled when it is first called.
+"""The kernels: a decoder, an accumulator and an encoder composed to one loop, compiled when it is first called.
 
-All take *rows*: row r is a run of `counts[r]` elements whose first is element `starts[r]` of the total, and
-`operands[r, k]` is the address of its first element in operand k (`scales[r, k]` that of its first scale). So one call
-serves one tensor of a billion elements, cut into rows, and ten thousand tensors of a few, and threads share the rows.
+Every kernel takes a table of *rows*. Row r has `counts[r]` elements, which begin at element `starts[r]` of the total.
+`operands[r, k]` is the address of its first element in operand k, and `scales[r, k]` of its first scale. So one call
+serves one tensor of a billion elements, cut into rows, as well as ten thousand tensors of a few elements. `first` and
+`last` are the range of rows of this call; threads call with different ranges.
 """
 
 from collections.abc import Callable
@@ -16,16 +17,19 @@ from flcore_kernels.cpu import memory
 from flcore_kernels.cpu.compiler import Kernel
 from flcore_kernels.cpu.decode import DECODERS, Decoder
 from flcore_kernels.cpu.device_function import device_function
-from flcore_kernels.cpu.digits import BLOCK, BLOCK_BYTES, EMPTY, merge_block
+from flcore_kernels.cpu.digits import BLOCK_BYTES, merge_block
 from flcore_kernels.cpu.encode import ENCODERS
 from flcore_kernels.cpu.exact import LEVELS, TILE, WORK_BYTES, begin_guessing, exact_sum
 from flcore_kernels.cpu.finish import exact_fallback, exact_finish, float_finish
 from flcore_kernels.cpu.float import FLOAT_TILE, beyond_limit, float_sum
 from flcore_kernels.dtypes import STORAGE
+from flcore_kernels.totals import BLOCK, EMPTY
 
 LINE = np.uint64(max(WORK_BYTES, 8 * FLOAT_TILE))
+"""Byte offset of a block of results in scratch memory, behind a tile of a total."""
+
 SCRATCH_BYTES = int(LINE) + 8 * BLOCK
-"""What a kernel works in: a tile of a total, and the results of a block."""
+"""Scratch memory of a kernel, one per thread: a tile of a total, and a block of results of 8 bytes."""
 
 _U64, _I64, _F64 = types.uint64, types.int64, types.float64
 _TABLE = types.Array(_U64, 2, "C")
@@ -80,7 +84,7 @@ def merge_kernel() -> Kernel:
 
 @device_function
 def clear(address: Any, count: Any) -> None:
-    """Set some int64 to 0."""
+    """Set `count` int64 to 0."""
     for i in range(count):
         memory.store_i64(address, i, np.int64(0))
 
@@ -107,6 +111,7 @@ def _float_fold(dtype: str, accumulate: str) -> Callable[..., Any]:
                 if at >= 0:
                     return starts[row] + offset + at
                 add(here, operands, scales, row, offset, count, weights)
+                # Without a branch first, so that LLVM vectorises it; the search runs only if something is wrong.
                 is_bad = np.int64(0)
                 for i in range(count):
                     is_bad |= np.int64(0) if np.abs(peek(here, i)) < np.inf else np.int64(1)

@@ -1,7 +1,9 @@
-"""The quotient of an exact total by the exact sum of weights, by long division in integers, rounded once.
+"""The quotient of an exact total and the exact sum of weights, by long division in integers, rounded once.
 
-A total is (upper · 2^48 + lower) · 2^(48·(level − 1)), an integer of up to 112 bits; the sum of weights an integer of
-up to 196 bits times a power of two. This settles what `cpu.quotient` cannot tell, one element at a time.
+It decides, one element at a time, what `cpu.quotient` leaves undecided. An element of a total is an integer of up to
+112 bits, upper · 2^48 + lower, times a power of two. The sum of weights is an integer of up to 196 bits times a power
+of two: weights are multiples of 2^-116 (53 bits, at least 2^-64), and 65,535 of them of at most 2^64 are below 2^80.
+Integers are arrays of 64-bit limbs, the lowest first.
 """
 
 from typing import Any
@@ -22,6 +24,7 @@ def multiply(a: Any, b: Any) -> Any:
     a_low, a_high = np.uint64(a & _LOW), np.uint64(a >> _32)
     b_low, b_high = np.uint64(b & _LOW), np.uint64(b >> _32)
     low = np.uint64(a_low * b_low)
+    # Neither sum overflows: (2^32 - 1)^2 + (2^32 - 1) < 2^64.
     middle = np.uint64(np.uint64(a_high * b_low) + np.uint64(low >> _32))
     other = np.uint64(np.uint64(a_low * b_high) + np.uint64(middle & _LOW))
     upper = np.uint64(np.uint64(a_high * b_high) + np.uint64(middle >> _32) + np.uint64(other >> _32))
@@ -30,7 +33,7 @@ def multiply(a: Any, b: Any) -> Any:
 
 @device_function
 def bit_length(limbs: Any) -> Any:
-    """Position above the highest set bit of some limbs."""
+    """The number of bits of a non-negative integer; 0 for zero."""
     for i in range(limbs.size - 1, -1, -1):
         if limbs[i] != np.uint64(0):
             length, rest = 64 * i, limbs[i]
@@ -43,11 +46,11 @@ def bit_length(limbs: Any) -> Any:
 
 @device_function
 def shift_left(limbs: Any, bits: Any) -> None:
-    """limbs <<= bits, in place; what leaves at the top is zero."""
+    """limbs <<= bits, in place. The caller shifts out zeros only."""
     whole, part = bits // 64, np.uint64(bits % 64)
     for i in range(limbs.size - 1, -1, -1):
         upper = limbs[i - whole] if i >= whole else np.uint64(0)
-        if part == np.uint64(0):
+        if part == np.uint64(0):  # a shift by 64 - 0 bits is undefined
             limbs[i] = upper
         else:
             lower = limbs[i - whole - 1] if i >= whole + 1 else np.uint64(0)
@@ -72,7 +75,7 @@ def subtract_product(limbs: Any, factor: Any, other: Any) -> None:
 
 @device_function
 def compare(a: Any, b: Any) -> Any:
-    """The sign of a - b, both non-negative."""
+    """-1, 0 or 1: the sign of a - b, for a and b that are not negative."""
     for i in range(a.size - 1, -1, -1):
         if a[i] != b[i]:
             return 1 if a[i] > b[i] else -1
@@ -81,7 +84,7 @@ def compare(a: Any, b: Any) -> Any:
 
 @device_function
 def as_float(limbs: Any) -> Any:
-    """Limbs in two's complement, near enough, as a float64."""
+    """An integer in two's complement as a float64, with a relative error of a few 2^-53."""
     is_negative = limbs[limbs.size - 1] >> np.uint64(63) != np.uint64(0)
     value = 0.0
     for i in range(limbs.size - 1, -1, -1):
@@ -96,9 +99,12 @@ def nearest(
 ) -> Any:
     """The quotient, rounded once, ties to even, to `precision` bits and to no finer step than 2^lowest.
 
-    The limbs of the total and of the divisor are shifted so that the integer quotient has 62 or 63 bits. A float64
-    estimate of it is right to 2^13; the exact remainder says by how much it is off, and then what was cut off. `work`
-    are two arrays of 6 limbs.
+    The total or the divisor is shifted left so that the integer quotient has 62 or 63 bits. It is estimated in float64
+    and corrected by its exact remainder, which also shows whether a fraction was cut off.
+
+    `divisor` are limbs, times 2^`exponent`. `work` are two arrays of 6 limbs: a dividend of at most 112 bits and a
+    divisor of at most 196, shifted to a difference of 62 bits, have at most 258 bits; the rest is room for the sign of
+    a remainder.
     """
     is_negative = upper < 0 or (upper == 0 and lower < 0)
     if is_negative:
@@ -123,12 +129,16 @@ def nearest(
     if total_bits == 0:
         return 0.0
     shift = 62 - (total_bits - other_bits)
+    # Both are scaled to [1/2, 1), because their own values could leave float64's range. The estimate is at most
+    # 2^63. Its relative error of a few 2^-53 makes it wrong by less than 2^13.
     estimate = scale(as_float(total), -total_bits) / scale(as_float(other), -other_bits) * 2.0**62
     if shift >= 0:
         shift_left(total, shift)
     else:
         shift_left(other, -shift)
     quotient = np.uint64(estimate)
+    # The remainder may be negative; limbs then hold it in two's complement. Its quotient in float64 is off by one at
+    # most, which the two loops below mend.
     subtract_product(total, quotient, other)
     off = np.int64(np.floor(as_float(total) / as_float(other)))
     if off >= 0:
@@ -165,13 +175,13 @@ def add_product(limbs: Any, factor: Any, other: Any) -> None:
 
 @device_function
 def round_bits(quotient: Any, has_rest: Any, last: Any, precision: Any, lowest: Any) -> Any:
-    """(quotient + rest) · 2^last, rounded; 0 < rest < 1 where `has_rest`, and quotient has 62 or 63 bits."""
+    """(quotient + fraction) · 2^last, rounded once; 0 < fraction < 1 if `has_rest`. `quotient` has 62 or 63 bits."""
     length = 63 if quotient >> np.uint64(62) != np.uint64(0) else 62
     drop = max(length - min(precision, 53), lowest - last)
-    if drop > 63:
+    # The precision (64 for integers) is limited to the 53 bits of the float64 that is returned, so at least 9 bits are
+    # dropped; more, if the result's finest step, 2^lowest, is larger than its last bit.
+    if drop > 63:  # below half of the finest step
         return 0.0
-    if drop <= 0:
-        return scale(np.float64(quotient), last)
     kept = np.uint64(quotient >> np.uint64(drop))
     cut = np.uint64(quotient & np.uint64(np.uint64(np.uint64(1) << np.uint64(drop)) - np.uint64(1)))
     half = np.uint64(np.uint64(1) << np.uint64(drop - 1))

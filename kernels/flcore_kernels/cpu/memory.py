@@ -1,9 +1,11 @@
-"""How the compiled loops reach memory: typed loads and stores at an address, and hints to the processor.
+"""How compiled loops access memory: typed loads and stores at an address, and hints to the processor.
 
-A kernel gets its buffers as addresses, because one call serves any number of operands. Loads assume no alignment, so
-that mapped files and slices of received messages are read where they lie. A load from an operand and a store elsewhere
-carry alias scopes: LLVM then vectorises a loop without checking at run time that the two do not overlap. What is read
-and written in one loop (a total) goes through `peek_*` and `store_*`, which share a scope.
+A kernel gets its buffers as addresses, because one call serves any number of operands. Loads and stores assume no
+alignment, so mapped files and slices of received messages are read in place (zero-copy).
+
+`load_*` reads operands: memory that the same loop does not write. `peek_*` reads memory that the loop also writes with
+`store_*`, such as a total. LLVM's alias metadata says that a `load_*` and a `store_*` never overlap, so that it
+vectorises a loop without checking addresses at run time. Between `peek_*` and `store_*`, LLVM assumes that they may.
 """
 
 from collections.abc import Callable
@@ -105,12 +107,16 @@ store_f32, store_f64 = _store(types.float32), _store(types.float64)
 
 @intrinsic
 def prefetch(typing: Any, address: Any) -> Any:
-    """Ask for the cache line at an address; into the second level, so that the first is left to the loop at work."""
+    """Prefetch the cache line at an address, which need not be mapped.
+
+    Into the second-level cache (locality 2): the first level is too small for lines that are needed some KiB later.
+    """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
         kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
         called = get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        # Arguments: address, 0 for a read, locality 2, 1 for data. A prefetch beyond a buffer's end does not fault.
         builder.call(called, [builder.inttoptr(arguments[0], byte), number(0), number(2), number(1)])
         return context.get_dummy_value()
 
@@ -119,7 +125,10 @@ def prefetch(typing: Any, address: Any) -> Any:
 
 @intrinsic
 def stream_16(typing: Any, target: Any, source: Any) -> Any:
-    """Copy 16 bytes past the cache; `target` is a multiple of 16. A large result is not read again soon."""
+    """Copy 16 bytes with a non-temporal store; `target` is a multiple of 16.
+
+    16 bytes are the widest store that every x86-64 and ARM64 processor has. A large result is not read again soon.
+    """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         kind = ir.VectorType(ir.IntType(32), 4).as_pointer()
@@ -133,7 +142,7 @@ def stream_16(typing: Any, target: Any, source: Any) -> Any:
 
 @intrinsic
 def half_to_f32(typing: Any, bits: Any) -> Any:
-    """The value of a float16's bits, by the processor's own instruction (x86: F16C)."""
+    """The value of a float16's bits, by the processor's instruction (x86: F16C)."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.fpext(builder.bitcast(arguments[0], ir.HalfType()), ir.FloatType())
@@ -143,7 +152,7 @@ def half_to_f32(typing: Any, bits: Any) -> Any:
 
 @intrinsic
 def f32_to_half(typing: Any, value: Any) -> Any:
-    """The float16 bits of a value, by the processor's own instruction."""
+    """The float16 bits of a value, rounded to nearest even, by the processor's instruction."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.bitcast(builder.fptrunc(arguments[0], ir.HalfType()), ir.IntType(16))

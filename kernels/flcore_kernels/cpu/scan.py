@@ -1,4 +1,4 @@
-"""Looking at operands and converting them: `inspect`, `encode` and `decode`."""
+"""Inspecting and converting operands: the kernels and drivers of `max_abs`, `inspect`, `encode` and `decode`."""
 
 from collections.abc import Callable
 from functools import cache
@@ -23,16 +23,17 @@ from flcore_kernels.rows import addresses_of, require_writable, sizes_of
 from flcore_kernels.threads import Pool
 
 TILE = 4096
-"""Elements whose largest magnitude is found in one loop, which the compiler turns into vector instructions."""
+"""Elements of one vectorised loop that finds a largest magnitude. The loop's end costs little beside them."""
 
 STRETCH = 4 * TILE
-"""Elements that are searched for a bad one together, in float64."""
+"""Elements of one result of `max_abs` in `inspect`. If it is not finite, NumPy searches them for the first bad element,
+with a temporary of 128 KiB (float64)."""
 
 SHARE = 64 * STRETCH
-"""Elements that one thread takes at once: below, waking another takes longer than it saves."""
+"""Elements (one million) of a thread's batch. With smaller ones, waking a thread takes longer than it saves."""
 
 LARGEST_SCALE = np.nextafter(np.float32(np.finfo(np.float32).max / 127), np.float32(0))
-"""With a larger one, code 127 would stand for infinity."""
+"""The largest float32 for which fl32(127 · scale) is finite."""
 
 _U64, _I64, _F64 = types.uint64, types.int64, types.float64
 _TABLE, _NUMBERS = types.Array(_U64, 2, "C"), types.Array(_I64, 1, "C")
@@ -68,7 +69,7 @@ def decode_kernel(dtype: str) -> Kernel:
 def _max_abs(dtype: str) -> Callable[..., Any]:
     decode = DECODERS[dtype]
     factor, max_abs = decode.factor, decode.max_abs
-    # A factor holds for `step` elements; without one, the largest of a tile is sought in one go.
+    # A factor holds for `step` elements. Without factors, a loop takes a whole tile.
     reach = TILE if factor is no_factor else decode.step
 
     def find(operands, scales, counts, first, last, magnitudes):  # type: ignore[no-untyped-def]
@@ -79,7 +80,7 @@ def _max_abs(dtype: str) -> Callable[..., Any]:
                     here = max_abs(
                         operands[row, k], factor(scales[row, k], start), start, min(reach, counts[row] - start)
                     )
-                    if not here <= top and top == top:
+                    if not here <= top and top == top:  # a NaN replaces a number, and stays
                         top = here
                 magnitudes[row, k] = top
 
@@ -97,12 +98,13 @@ def _encode(dtype: str) -> Callable[..., Any]:
 
 
 def _rounded_in_float64(dtype: str) -> Callable[..., Any]:
-    """Return what rounds a float32 and writes it, where the processor has no short way."""
+    """Return a function that rounds a float32 and writes it, for a processor without instructions for `dtype`."""
     round_once, write = ENCODERS[dtype].round, ENCODERS[dtype].store
 
     @device_function
     def store(address: Any, index: Any, single: Any) -> None:
         value = np.float64(single)
+        # Rounding adds and subtracts, which may lose the sign of a zero.
         write(address, index, np.copysign(round_once(value), value))
 
     return store  # type: ignore[no-any-return]
@@ -119,8 +121,10 @@ def _quantize(block: int) -> Callable[..., Any]:
             if not top < np.inf:
                 return b
             scale = np.float32(np.float32(top) / np.float32(127.0))
+            # A denormal scale has too few bits for the documented error. The block, below 127 · 2^-126, becomes zeros.
             if scale < np.float32(2.0**-126):
                 scale = np.float32(0.0)
+            # Rounding up the quotient near float32's end would make 127 · scale an infinity.
             scale = min(scale, LARGEST_SCALE)
             memory.store_f32(scales, b, scale)
             for i in range(count):
@@ -147,15 +151,15 @@ def _decode(dtype: str) -> Callable[..., Any]:
 
 def inspect_buffer(pool: Pool, operand: Buffer, dtype: str) -> Inspection:
     """Find the first bad element and the largest magnitude (see `Backend.inspect`)."""
-    row = lookup(dtype)
+    storage = lookup(dtype)
     (size,) = sizes_of(operand)
-    ((address,), (scales,)) = addresses_of(operand, row, [size], "operand")
+    ((address,), (scales,)) = addresses_of(operand, storage, [size], "operand")
     tops = _tops(pool, np.uint64(address), np.uint64(scales), size, dtype)
     sound = np.isfinite(tops)
     top, first = float(tops[sound].max(initial=0.0)), -1
     for stretch in np.flatnonzero(~sound).tolist():
         start = stretch * STRETCH
-        values = values_of(operand, row, dtype, start, min(size, start + STRETCH))
+        values = values_of(operand, storage, dtype, start, min(size, start + STRETCH))
         finite = np.isfinite(values)
         top = max(top, float(np.abs(values[finite]).max(initial=0.0)))
         first = first if first >= 0 else start + int(np.argmin(finite))
@@ -164,11 +168,11 @@ def inspect_buffer(pool: Pool, operand: Buffer, dtype: str) -> Inspection:
 
 def _tops(pool: Pool, address: np.uint64, scales: np.uint64, size: int, dtype: str) -> npt.NDArray[np.float64]:
     """Return the largest magnitude of each stretch of an operand, infinite or NaN where not all of it is finite."""
-    row, kernel = lookup(dtype), max_abs_kernel(dtype)
+    storage, kernel = lookup(dtype), max_abs_kernel(dtype)
     starts = np.arange(0, size, STRETCH)
     counts = np.minimum(STRETCH, size - starts)
-    table = (address + (starts * row.storage.itemsize).astype(np.uint64))[:, None]
-    beside = (scales + (starts // row.block * 4).astype(np.uint64))[:, None] if row.block else table
+    table = (address + (starts * storage.dtype.itemsize).astype(np.uint64))[:, None]
+    beside = (scales + (starts // storage.block * 4).astype(np.uint64))[:, None] if storage.block else table
     tops, each = np.zeros((starts.size, 1)), SHARE // STRETCH
     pool.run(
         lambda batch: kernel(table, beside, counts, batch * each, min(starts.size, (batch + 1) * each), tops),
@@ -179,20 +183,20 @@ def _tops(pool: Pool, address: np.uint64, scales: np.uint64, size: int, dtype: s
 
 def encode_buffer(pool: Pool, values: Array, out: Buffer, dtype: str) -> None:
     """Round float32 values to a narrower dtype (see `Backend.encode`)."""
-    row = lookup(dtype)
+    storage = lookup(dtype)
     ((source,), _) = addresses_of(values, lookup("float32"), [values.size], "values")
-    ((target,), (scales,)) = addresses_of(out, row, [values.size], "out")
+    ((target,), (scales,)) = addresses_of(out, storage, [values.size], "out")
     require_writable(out)
     require_encodable(dtype)
-    if not row.block:
+    if not storage.block:
         narrow = encode_kernel(dtype)
         pool.run(
             lambda batch: narrow(source, target, batch * SHARE, min(values.size, (batch + 1) * SHARE)),
             -(-values.size // SHARE),
         )
         return
-    kernel = quantize_kernel(row.block)
-    blocks, share = -(-values.size // row.block), SHARE // row.block
+    kernel = quantize_kernel(storage.block)
+    blocks, share = -(-values.size // storage.block), SHARE // storage.block
     bad = pool.run(
         lambda batch: int(kernel(source, target, scales, batch * share, min(blocks, (batch + 1) * share), values.size)),
         -(-blocks // share),

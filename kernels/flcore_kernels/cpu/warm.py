@@ -14,12 +14,12 @@ from flcore_kernels.errors import KernelError
 from flcore_kernels.threads import thread_count
 from flcore_kernels.totals import ACCUMULATORS
 
-USUAL_DTYPES = ("float32", "bfloat16", "float16", "float64", "int64", "int8[256]")
+COMMON_DTYPES = ("float32", "bfloat16", "float16", "float64", "int64", "int8[256]")
 
 _NOT_KEPT = "compiled kernels cannot be kept here: see the warning above"
 
 Key = tuple[str, ...]
-"""What a kernel does, and for which dtypes and accumulator: `("mean", "bfloat16", "exact", "float32")`."""
+"""A kernel's verb and its dtypes and accumulator, such as `("mean", "bfloat16", "exact", "float32")`."""
 
 _KERNELS: dict[str, Callable[..., Kernel]] = {
     "fold": kernels.fold_kernel,
@@ -37,17 +37,17 @@ _KERNELS: dict[str, Callable[..., Kernel]] = {
 
 
 def keys_of(dtypes: Sequence[str]) -> list[Key]:
-    """Return the kernels that work on some dtypes."""
+    """Return the keys of the kernels that read or write these dtypes."""
     keys: list[Key] = []
     for dtype in dtypes:
-        row = lookup(dtype)
-        result = "float32" if row.block else dtype
+        storage = lookup(dtype)
+        result = "float32" if storage.block else dtype
         for accumulate in ACCUMULATORS:
             keys += [("mean", dtype, accumulate, result), ("fold", dtype, accumulate), ("finish", accumulate, result)]
         keys += [("mean-base", dtype, "exact", result), ("exact-fallback", result)]
         keys += [("max-abs", dtype), ("decode", dtype)]
-        keys += [("quantize", str(row.block))] if row.block else []
-        keys += [("encode", dtype)] if DTYPES[dtype].compresses_float32 and not row.block else []
+        keys += [("quantize", str(storage.block))] if storage.block else []
+        keys += [("encode", dtype)] if DTYPES[dtype].compresses_float32 and not storage.block else []
     return list(dict.fromkeys([*keys, ("merge",)]))
 
 
@@ -57,16 +57,16 @@ def kernel_of(key: Key) -> Kernel:
 
 
 def warm(dtypes: Sequence[str] | None = None, processes: int | None = None) -> Iterator[tuple[int, int, Key, bool]]:
-    """Compile the kernels for some dtypes (all usual ones by default) and keep them on disk; see `compile_ahead`."""
-    keys = keys_of(list(STORAGE) if dtypes is not None and "all" in dtypes else dtypes or USUAL_DTYPES)
+    """Compile the kernels for some dtypes, by default `COMMON_DTYPES`, ahead of their first use (`compile_ahead`)."""
+    keys = keys_of(list(STORAGE) if dtypes is not None and "all" in dtypes else dtypes or COMMON_DTYPES)
     return compile_ahead(keys, processes)
 
 
 def compile_ahead(keys: Sequence[Key], processes: int | None = None) -> Iterator[tuple[int, int, Key, bool]]:
-    """Compile some kernels in several processes and keep them on disk.
+    """Compile kernels in several processes, and cache them on disk.
 
-    Yields (how many are done, how many there are, which one, whether it had to be compiled) after each. Raises
-    `KernelError` where compiled code cannot be kept.
+    Yields (kernels done, kernels in total, key, whether it was compiled) after each. Raises `KernelError` if compiled
+    code cannot be cached.
     """
     if cache_directory() is None:
         raise KernelError(_NOT_KEPT)
@@ -88,11 +88,10 @@ def _compile(group: list[Key]) -> list[bool]:
 
 
 def _groups(keys: Sequence[Key]) -> list[list[Key]]:
-    """Return the keys, largest group first, so that kernels made of the same device functions are compiled by one
-    process.
+    """Return the keys in groups that one process compiles, the largest group first.
 
-    Such a function is compiled once in a process, and then costs the next kernel nothing: two thirds of the time of a
-    `fold` after the `mean` of its dtype and accumulator.
+    Kernels of a group share device functions. A process compiles each function once. So a `fold` after the `mean` of
+    its dtype and accumulator takes a third of its time.
     """
     groups: dict[tuple[str, str], list[Key]] = {}
     for key in keys:

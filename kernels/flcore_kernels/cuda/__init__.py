@@ -1,1 +1,1 @@
-"""The CUDA backend: the twin of `cpu`, over C++ templates in `source`."""
+"""The CUDA backend, the twin of `cpu`: C++ templates in `source`, and their drivers."""

@@ -1,8 +1,8 @@
-"""The CUDA backend: checks what it is given, lays out the work, and has a device do it.
+"""The CUDA backend: checks arguments, cuts the work into rows, and launches kernels.
 
-The twin of `cpu`: the same verbs, in the same order. What is on the device is worked on where it is, after what was
-asked of it before; what is in the host's memory goes there in pieces (see `cuda.ring`). A verb returns when its work is
-done.
+The twin of `cpu.backend`, with the same verbs in the same order. Arrays on the device are read in place, after the work
+that was enqueued on them before. Arrays in host memory are copied there in portions (see `cuda.ring`). A verb returns
+when its work is done: kernels find the errors, so the caller must wait for them anyway.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,9 +17,9 @@ from flcore_kernels.backend import Buffer, Operand, Quantized
 from flcore_kernels.call_checks import admit, admit_total, divisor_of, require_result, require_within
 from flcore_kernels.cuda import kernels
 from flcore_kernels.cuda.device import Device, Stream
-from flcore_kernels.cuda.device_memory import OwnArray, fetched, launch_blocks, load_pieces, pieces_of, run_alone
+from flcore_kernels.cuda.device_memory import OwnArray, fetched, launch_blocks, load_portions, portions_of, run_alone
 from flcore_kernels.cuda.launch import NONE, Answers, Column, Span, columns_of, cut_rows, no_bad, work
-from flcore_kernels.cuda.ring import PIECE_BYTES, Ring
+from flcore_kernels.cuda.ring import PORTION_BYTES, Ring
 from flcore_kernels.cuda.scan import decode_buffer, encode_buffer, inspect_buffer, scan
 from flcore_kernels.device_arrays import device_of, on_device
 from flcore_kernels.dtypes import lookup
@@ -36,10 +36,10 @@ Made = TypeVar("Made")
 _DIVISOR = np.dtype([("nearest", "f8"), ("rest", "f8"), ("limbs", "u8", 4), ("exponent", "i8")])
 
 
-def _whole(
+def _uninterrupted(
     verb: "Callable[Concatenate[CudaBackend, Given], Made]",
 ) -> "Callable[Concatenate[CudaBackend, Given], Made]":
-    """Run a verb on a thread that no signal interrupts: the device uses its arrays until it has ended."""
+    """Run a verb on a thread that no signal interrupts, because the device uses the arrays until it has ended."""
 
     @wraps(verb)
     def run(self: "CudaBackend", /, *arguments: Given.args, **keywords: Given.kwargs) -> Made:
@@ -49,21 +49,21 @@ def _whole(
 
 
 class CudaBackend:
-    """The verbs of `Backend`, on one CUDA device. `threads`: of the host, that copy pieces (see `thread_count`)."""
+    """The verbs of `Backend`, on one CUDA device. `threads` of the CPU copy portions (see `thread_count`)."""
 
     name = "cuda"
 
-    def __init__(self, device: Device, threads: int | None = None, piece_bytes: int = PIECE_BYTES) -> None:
-        self._ring = Ring(device, Pool(threads), piece_bytes)
+    def __init__(self, device: Device, threads: int | None = None, portion_bytes: int = PORTION_BYTES) -> None:
+        self._ring = Ring(device, Pool(threads), portion_bytes)
         self._lock = self._ring.lock
 
-    @_whole
+    @_uninterrupted
     def total(self, elements: int, accumulate: str) -> Total:
         """Return an empty total (see `Backend.total`)."""
         with self._lock:
             return Total.zeros(elements, accumulate, self._zeros)
 
-    @_whole
+    @_uninterrupted
     def fold(self, total: Total, operands: Sequence[Operand], weights_: Sequence[float], dtype: str) -> None:
         """Add Σ weightᵢ · partᵢ to `total` (see `Backend.fold`)."""
         with self._lock:
@@ -78,21 +78,21 @@ class CudaBackend:
             def launch(span: Span, stream: Stream) -> None:
                 self._launch(stream, kernel, span.count, span.rows, *_state(total), span.answers[0])
 
-            total.is_spoiled = True  # unless all of it gets in
+            total.is_spoiled = True  # until all of it is added
             rows = cut_rows(sizes, _flat(columns), self._ring)
             bad = _first(work(self._ring, rows, launch, operands=columns, weights=taken, initial=no_bad))
             if bad >= 0:
                 raise self._locate_error(operands, values, dtype, bad, f"the {total.accumulate} total")
             total.is_spoiled = False
 
-    @_whole
+    @_uninterrupted
     def merge(self, total: Total, other: Total) -> None:
         """Add `other` to `total` (see `Backend.merge`)."""
         with self._lock:
             self._require_ours(total)
             self._require_ours(other)
             admit_total(total, other, OwnArray)
-            total.is_spoiled = True  # unless all of it gets in
+            total.is_spoiled = True  # until all of it is added
             kernel = kernels.merge_kernel(total.accumulate)
             if total.accumulate == "exact":
                 blocks = total.levels.size
@@ -104,7 +104,7 @@ class CudaBackend:
                 run_alone(self._ring, kernel, -(-total.elements // 4), (*addresses, *moved))
             total.is_spoiled = False
 
-    @_whole
+    @_uninterrupted
     def finish(self, total: Total, out: Operand, dtype: str, base: Operand | None = None) -> None:
         """Write the mean, or base plus mean, to `out` (see `Backend.finish`)."""
         with self._lock:
@@ -131,7 +131,7 @@ class CudaBackend:
             if bad >= 0:
                 raise Overflow(f"element {bad} of the result does not fit into {dtype}", bad, where=dtype)
 
-    @_whole
+    @_uninterrupted
     def mean(
         self,
         operands: Sequence[Operand],
@@ -146,13 +146,13 @@ class CudaBackend:
     ) -> None:
         """Fold and finish in one pass (see `Backend.mean`)."""
         with self._lock:
-            row, tally = lookup(dtype), Total.zeros(0, accumulate)
+            storage, tally = lookup(dtype), Total.zeros(0, accumulate)
             tally.scale = scale
             operands, out, base = self._all_here(operands), self._here(out), None if base is None else self._here(base)
             values, taken = admit(tally, operands, weights_)
             sizes = sizes_of(out)
             columns = self._columns(operands, dtype, sizes)
-            result = result or ("float32" if row.block else dtype)
+            result = result or ("float32" if storage.block else dtype)
             targets, bases = self._targets(out, base, result, sizes)
             kernel = kernels.mean_kernel(dtype, accumulate, result, base is not None)
             divisor = _divisor(tally)
@@ -176,7 +176,7 @@ class CudaBackend:
                 where = result if accumulate == "exact" else f"{result}, summed in {accumulate}"
                 raise self._locate_error(operands, values, dtype, bad, where)
 
-    @_whole
+    @_uninterrupted
     def max_abs(self, operands: Sequence[Operand], dtype: str) -> list[float]:
         """Return the largest magnitude of each operand (see `Backend.max_abs`)."""
         with self._lock:
@@ -185,36 +185,36 @@ class CudaBackend:
             tops, firsts = scan(self._ring, sizes, self._columns(operands, dtype, sizes), dtype)
             return [float(top) for top in np.where(firsts == NONE, tops, np.nan)]
 
-    @_whole
+    @_uninterrupted
     def inspect(self, operand: Buffer, dtype: str) -> Inspection:
         """Find the first bad element and the largest magnitude (see `Backend.inspect`)."""
         with self._lock:
             return inspect_buffer(self._ring, self._here(operand), dtype)
 
-    @_whole
+    @_uninterrupted
     def encode(self, values: npt.NDArray[np.float32], out: Buffer, dtype: str) -> None:
         """Round float32 values to a narrower dtype (see `Backend.encode`)."""
         with self._lock:
             encode_buffer(self._ring, self._here(values), self._here(out), dtype)
 
-    @_whole
+    @_uninterrupted
     def decode(self, operand: Buffer, out: npt.NDArray[np.float32], dtype: str) -> None:
         """Write the float32 values of an operand (see `Backend.decode`)."""
         with self._lock:
             decode_buffer(self._ring, self._here(operand), self._here(out), dtype)
 
-    @_whole
+    @_uninterrupted
     def save(self, total: Total, file: BinaryIO) -> None:
         """Write a total's state (see `Backend.save`)."""
         with self._lock:
             self._require_ours(total)
-            totals.save(total, file, pieces_of(total, self._ring))
+            totals.save(total, file, portions_of(total, self._ring))
 
-    @_whole
+    @_uninterrupted
     def restore(self, file: BinaryIO) -> Total:
         """Return a saved total (see `Backend.restore`)."""
         with self._lock:
-            return totals.restore(file, self._zeros, lambda total: load_pieces(total, self._ring))
+            return totals.restore(file, self._zeros, lambda total: load_portions(total, self._ring))
 
     def _require_ours(self, total: Total) -> None:
         """Raise `SpoiledTotal`, or `BufferMismatch` for a total that is not in this device's memory."""
@@ -226,13 +226,13 @@ class CudaBackend:
         return OwnArray.zeros(self._ring, count, np.dtype(dtype))
 
     def _launch(self, stream: Stream, kernel: str, blocks: int, *arguments: Any) -> None:
-        """Launch as many blocks as there is work for, or as the device runs at once: kernels walk on by themselves."""
+        """Launch a block per row, or as many blocks as the device runs at once: kernels loop over the rest."""
         if blocks:
             blocks = launch_blocks(self._ring, blocks * kernels.THREADS)
             stream.launch(kernel, blocks, kernels.THREADS, arguments)
 
     def _here(self, operand: Any, waited: set[str] | None = None) -> Any:
-        """Return an operand of NumPy arrays and `DeviceArray`s; others are seen through their protocols."""
+        """Return an operand in which each device array of another library is a `DeviceArray` of its memory."""
         waited = set() if waited is None else waited
         if isinstance(operand, np.ndarray):
             return operand
@@ -247,7 +247,7 @@ class CudaBackend:
         return [self._here(operand, waited) for operand in operands]
 
     def _columns(self, operands: Sequence[Any], dtype: str, sizes: Sequence[int]) -> list[list[Column]]:
-        """Return the operands' columns, and those of their scales where they have some."""
+        """Return the group of the operands' columns and, for quantized ones, that of their scales."""
         device = self._ring.device.number
         both = [columns_of(operand, dtype, sizes, f"operand {index}", device) for index, operand in enumerate(operands)]
         groups = [[codes for codes, _ in both], [scales for _, scales in both]]
@@ -278,7 +278,7 @@ def _state(total: Total) -> tuple[np.uint64, np.uint64]:
 
 
 def _first(found: list[Answers]) -> int:
-    """Return the smallest element that a launch found something wrong with, or -1."""
+    """Return the first element with an error, or else the first result that does not fit, or -1."""
     for each in range(2):
         first = min((bad[each] for (bad,) in found), default=NONE)
         if first != NONE:
@@ -287,7 +287,7 @@ def _first(found: list[Answers]) -> int:
 
 
 def _divisor(total: Total) -> npt.NDArray[Any]:
-    """Return the sum of weights as the kernels take it."""
+    """Return the sum of weights as the struct `Divisor` of quotient.cuh."""
     divisor = np.zeros(1, _DIVISOR)
     nearest, rest = divisor_of(total)
     limbs, exponent = weights.as_limbs(total.weight)

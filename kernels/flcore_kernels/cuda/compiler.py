@@ -1,7 +1,7 @@
-"""Kernels compiled for one device by CuPy's NVRTC, and kept on disk.
+"""Kernels compiled with NVRTC for one device, and cached on disk.
 
-CuPy's own way of compiling adds an option that flushes denormal numbers to zero, whatever is asked for, and then bits
-are not what they should be; so its compiler is asked directly, and CuPy loads what came out.
+CuPy's `RawModule` always adds an option that flushes denormal numbers to zero, which changes bits. So NVRTC is called
+through CuPy's lower layer, with our options only, and CuPy loads the result.
 """
 
 import hashlib
@@ -14,13 +14,13 @@ from flcore_kernels.errors import BackendUnavailable
 
 
 class CubinCache:
-    """The current device's compiled kernels: a file each, which holds a kernel's name in the code, and the code."""
+    """The current device's compiled kernels, one file each: the kernel's mangled name, a zero byte, and the code."""
 
     def __init__(self, cupy: Any) -> None:
         self._cupy = cupy
 
     def load(self, kernel: str) -> Any:
-        """Return a kernel, or raise `BackendUnavailable` where it cannot be compiled."""
+        """Return a kernel, or raise `BackendUnavailable` if it cannot be compiled."""
         cupy = self._cupy
         try:
             path = self._path(kernel)
@@ -28,7 +28,7 @@ class CubinCache:
             if found is not None:
                 try:
                     return self._function(found)
-                except RuntimeError as error:  # a driver that does not take it may take what is compiled with it
+                except RuntimeError as error:  # perhaps a driver older than the code
                     code_cache.warn_once(f"a compiled kernel is compiled anew, as it cannot be loaded: {error}")
             code, names = cupy.cuda.compiler.compile_using_nvrtc(
                 source(), OPTIONS, name_expressions=(kernel,), cache_in_memory=True
@@ -39,8 +39,8 @@ class CubinCache:
             return self._function(made)
         except (ImportError, OSError, RuntimeError, cupy.cuda.compiler.CompileException) as error:
             raise BackendUnavailable(
-                f"CuPy does not compile kernels here: {error}. It takes NVRTC, which flcore[cuda13] and "
-                "flcore[cuda12] bring, or a CUDA Toolkit"
+                f"CUDA kernels cannot be compiled: {error}. That needs NVRTC: install flcore[cuda13], flcore[cuda12] "
+                "or a CUDA Toolkit"
             ) from error
 
     def _function(self, named_code: bytes) -> Any:
@@ -50,7 +50,7 @@ class CubinCache:
         return module.get_function(name.decode())
 
     def _path(self, kernel: str) -> Path | None:
-        """Return the file of a kernel for the current device's kind; None where none is kept."""
+        """Return the file of a kernel for the current device's compute capability; None without a cache."""
         cupy = self._cupy
         capability = cupy.cuda.Device().compute_capability
         versions = f"{cupy.__version__} {cupy.cuda.nvrtc.getVersion()} {capability}"

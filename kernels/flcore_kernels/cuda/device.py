@@ -1,7 +1,6 @@
-"""What the CUDA backend asks of a device, and how CuPy does it: the one file of the kernels that imports CuPy.
+"""The interface `Device` that the CUDA backend uses, and its implementation with CuPy, which only this file imports.
 
-The backend itself knows addresses, streams and the names of kernels. Whatever offers `Device` can stand in for CuPy,
-which is how the backend is tested where there is no device.
+The backend itself knows addresses, streams and names of kernels. Tests without a device pass another implementation.
 """
 
 from collections.abc import Iterator
@@ -16,13 +15,13 @@ from flcore_kernels.cuda.kernels import FILL_KERNEL
 from flcore_kernels.errors import BackendUnavailable, DeviceFailed, OutOfDeviceMemory
 
 UPLOAD, DOWNLOAD = 1, 2
-"""CUDA's numbers of a copy's direction."""
+"""`cudaMemcpyHostToDevice` and `cudaMemcpyDeviceToHost`."""
 
 LEAST_CAPABILITY = (7, 0)
-"""Since Volta, threads of a warp go their own ways, as the halves of ours do."""
+"""Volta. Since then, threads of a warp may be in different branches, as the two halves of a warp in our kernels are."""
 
-MUCH = 64 << 20
-"""Bytes that are not kept for the next total, but given back."""
+LARGE_BYTES = 64 << 20
+"""Memory of this size or more is returned to the device when it is freed. Less stays in the pool for the next total."""
 
 INSTALL = "install flcore[cuda13] with a driver for CUDA 13, flcore[cuda12] with one for CUDA 12"
 
@@ -30,7 +29,7 @@ Bytes = npt.NDArray[np.uint8]
 
 
 class Memory(Protocol):
-    """Some bytes of a device, given back when this is let go of; `address` is a multiple of 256."""
+    """Memory of a device, freed with this object. `address` is a multiple of 256."""
 
     address: int
 
@@ -39,12 +38,12 @@ class Event(Protocol):
     """A point in a stream's work."""
 
     def synchronize(self) -> None:
-        """Return when the stream has come there."""
+        """Wait until the stream has reached this point."""
         ...
 
 
 class Stream(Protocol):
-    """Work that a device does in order; nothing here waits for it."""
+    """Work that a device does in order. Its methods enqueue work, and do not wait for it."""
 
     pointer: int
 
@@ -57,24 +56,24 @@ class Stream(Protocol):
         ...
 
     def launch(self, kernel: str, blocks: int, threads: int, arguments: tuple[Any, ...]) -> None:
-        """Run a kernel, by its name; arguments are NumPy scalars of the parameters' widths."""
+        """Run a kernel by its name. Arguments are NumPy scalars of the parameters' widths."""
         ...
 
     def record(self) -> Event:
-        """Return the point that the work has when all that was asked for is done."""
+        """Return the point at which all work that was enqueued so far is done."""
         ...
 
     def wait(self, event: Event) -> None:
-        """Do what is asked for from now on after an event of another stream."""
+        """Delay work that is enqueued from now on until an event of another stream."""
         ...
 
     def follow(self, pointer: int) -> None:
-        """Do what is asked for from now on after what was asked of somebody's stream so far."""
+        """Delay work that is enqueued from now on until another library's stream has done what it has now."""
         ...
 
 
 class Device(Protocol):
-    """One device. `multiprocessors` and `threads` (of each of them) say how much it does at once."""
+    """One device, with `multiprocessors` that each run up to `threads` threads at once."""
 
     number: int
     name: str
@@ -90,7 +89,7 @@ class Device(Protocol):
         ...
 
     def page_locked(self, nbytes: int) -> Bytes:
-        """Return memory of the host that copies go to and come from while the processor does something else."""
+        """Return page-locked host memory: copies from and to it do not occupy the CPU."""
         ...
 
     def number_at(self, address: int) -> int:
@@ -103,7 +102,7 @@ class Device(Protocol):
 
 
 class CupyDevice:
-    """A device by CuPy, with a memory pool of its own."""
+    """A device of CuPy's, with a memory pool of its own."""
 
     def __init__(self, number: int = 0, budget_bytes: int | None = None) -> None:
         cupy = self._cupy = _import_cupy()
@@ -111,8 +110,8 @@ class CupyDevice:
             count = cupy.cuda.runtime.getDeviceCount()
         except cupy.cuda.runtime.CUDARuntimeError as error:
             raise BackendUnavailable(
-                f"there is no CUDA device that can be used: {error}. It takes an NVIDIA driver, and CuPy for its CUDA "
-                f"({INSTALL}); backend='cpu' works anywhere"
+                f"no CUDA device can be used: {error}. It needs an NVIDIA driver, and CuPy for the driver's "
+                f"CUDA version ({INSTALL}); backend='cpu' works anywhere"
             ) from None
         if number >= count:
             raise BackendUnavailable(f"there is no CUDA device {number}; this machine has {count}, counted from 0")
@@ -123,7 +122,7 @@ class CupyDevice:
         if (told["major"], told["minor"]) < LEAST_CAPABILITY:
             raise BackendUnavailable(
                 f"{self.name} (device {number}) has compute capability {told['major']}.{told['minor']}; the kernels "
-                f"take {LEAST_CAPABILITY[0]}.{LEAST_CAPABILITY[1]} or more"
+                f"need {LEAST_CAPABILITY[0]}.{LEAST_CAPABILITY[1]} or higher"
             )
         self._pool, self._budget = cupy.cuda.MemoryPool(), budget_bytes
         self._kernels: dict[str, Any] = {}
@@ -131,7 +130,7 @@ class CupyDevice:
             if budget_bytes is not None:
                 self._pool.set_limit(size=max(1, budget_bytes))
         self._code = CubinCache(cupy)
-        self.kernel(FILL_KERNEL)  # an installation that cannot compile is told now
+        self.kernel(FILL_KERNEL)  # an installation that cannot compile kernels fails here, not in the first fold
 
     def stream(self) -> "CupyStream":
         """Return a new stream, which does not wait for CUDA's default one."""
@@ -139,7 +138,7 @@ class CupyDevice:
             return CupyStream(self, self._cupy, self._cupy.cuda.Stream(non_blocking=True))
 
     def allocate(self, nbytes: int) -> "CupyMemory":
-        """Return memory of our own pool."""
+        """Return memory from the pool, or raise `OutOfDeviceMemory`."""
         with self.current():
             try:
                 return CupyMemory(self._pool, self._pool.malloc(nbytes), nbytes)
@@ -152,8 +151,8 @@ class CupyDevice:
                 used = self._pool.used_bytes()
         budget = "no budget" if self._budget is None else f"a budget of {self._budget:,} bytes"
         raise OutOfDeviceMemory(
-            f"{self.name} (device {self.number}) does not hold {nbytes:,} bytes more: {free:,} of {total:,} bytes are "
-            f"free, {used:,} are ours, with {budget}",
+            f"{nbytes:,} bytes more do not fit into the memory of {self.name} (device {self.number}): {free:,} of "
+            f"{total:,} bytes are free, {used:,} are used by flcore, with {budget}",
             nbytes,
         )
 
@@ -177,7 +176,7 @@ class CupyDevice:
 
     @contextmanager
     def current(self) -> Iterator[None]:
-        """Make this device the current one; what CUDA has to complain of is a `DeviceFailed`."""
+        """Make this device the current one. CUDA's errors become `DeviceFailed`."""
         try:
             with self._device:
                 yield
@@ -186,7 +185,7 @@ class CupyDevice:
 
 
 class CupyMemory:
-    """Bytes of the pool; when much is let go of, the pool gives it back to the device, and to others."""
+    """Memory of the pool. Large memory is returned to the device when it is freed, for other libraries."""
 
     def __init__(self, pool: Any, memory: Any, nbytes: int) -> None:
         self._pool, self._memory, self._nbytes = pool, memory, nbytes
@@ -194,7 +193,7 @@ class CupyMemory:
 
     def __del__(self) -> None:
         self._memory = None
-        if self._nbytes >= MUCH:
+        if self._nbytes >= LARGE_BYTES:
             self._pool.free_all_blocks()
 
 
@@ -207,7 +206,7 @@ class CupyEvent:
         cupy.cuda.runtime.eventRecord(self.event.ptr, pointer)
 
     def synchronize(self) -> None:
-        """Return when the stream has come there."""
+        """Wait until the stream has reached this point."""
         with self._device.current():
             self.event.synchronize()
 
@@ -237,17 +236,17 @@ class CupyStream:
             self._device.kernel(kernel)((blocks,), (threads,), arguments)
 
     def record(self) -> CupyEvent:
-        """Return the point that the work has when all that was asked for is done."""
+        """Return the point at which all work that was enqueued so far is done."""
         with self._device.current():
             return CupyEvent(self._device, self._cupy, self.pointer)
 
     def wait(self, event: Any) -> None:
-        """Do what is asked for from now on after an event."""
+        """Delay work that is enqueued from now on until an event."""
         with self._device.current():
             self._stream.wait_event(event.event)
 
     def follow(self, pointer: int) -> None:
-        """Do what is asked for from now on after somebody's stream."""
+        """Delay work that is enqueued from now on until another library's stream has done what it has now."""
         with self._device.current():
             self._stream.wait_event(CupyEvent(self._device, self._cupy, pointer).event)
 

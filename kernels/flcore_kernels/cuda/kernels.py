@@ -1,7 +1,7 @@
-"""The kernels' sources, in the order in which they are read, and the names of what is made of them.
+"""The kernels' sources, their compiler options, and the names of their instances.
 
-They are C++ templates in `cuda/source`, compiled for one dtype and one accumulator when they are first launched. No
-product is contracted with a sum, and no denormal number is flushed: bits depend on it.
+The sources in `cuda/source` are C++ templates, compiled for one dtype and one accumulator when they are first launched.
+The options forbid what would change bits: contracting a product with a sum, flushing denormals, imprecise division.
 """
 
 from functools import cache
@@ -12,7 +12,7 @@ FILES = (
     "kernels",
 )
 THREADS = 256
-"""Threads of a block."""
+"""Threads of a block: 16 groups of sixteen lanes. The sources' launch bounds assume it."""
 
 OPTIONS = ("--std=c++17", "--fmad=false", "--ftz=false", "--prec-div=true", f"-DTHREADS={THREADS}")
 
@@ -22,13 +22,13 @@ ENCODERS = {"float64": "ToFloat64", "float32": "ToFloat32", "float16": "ToFloat1
 
 @cache
 def source() -> str:
-    """Return the whole source, one file after the other."""
+    """Return the whole source: all files, concatenated in the order of `FILES`."""
     directory = Path(__file__).parent / "source"
     return "\n".join((directory / f"{name}.cuh").read_text(encoding="utf-8") for name in FILES)
 
 
 def operand_type(dtype: str) -> str:
-    """Return the C++ type that says how a dtype is read.
+    """Return the C++ type that reads a dtype.
 
     >>> operand_type("int8[256]"), operand_type("bool"), operand_type("bfloat16")
     ('quantized<256>', 'boolean', 'bfloat16')
@@ -39,7 +39,7 @@ def operand_type(dtype: str) -> str:
 
 
 def result_type(dtype: str) -> str:
-    """Return the C++ type that says how a dtype is written.
+    """Return the C++ type that rounds and writes a dtype.
 
     >>> result_type("int16"), result_type("bool"), result_type("float16")
     ('ToInteger<int16>', 'ToBoolean', 'ToFloat16')

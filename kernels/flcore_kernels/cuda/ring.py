@@ -1,9 +1,9 @@
-"""How bytes get to a device and back: a fixed ring of page-locked pieces, and two streams.
+"""How bytes get to a device and back: a ring of three slots of page-locked memory, and two streams.
 
-A *piece* is what one launch needs of the host's memory: the tables, and the elements that lie there. It is gathered
-into a slot's page-locked memory, copied to the slot's memory on the device by the first stream, and worked on by the
-second, which also copies back what came out. Meanwhile the next slot is gathered. A slot is filled anew only when its
-work is done and its results have been taken, so that neither memory grows with the model.
+A *portion* is what one launch needs of host memory: the tables of rows, and the elements that lie there. The CPU
+gathers it into a slot's page-locked memory. The first stream copies it to the slot's memory on the device. The second
+stream waits for that copy, runs the kernel and copies results back. Meanwhile the CPU gathers the next portion. A slot
+is reused only after its results have been taken, so that memory on both sides is bounded, whatever the model's size.
 """
 
 import ctypes
@@ -18,24 +18,28 @@ from flcore_kernels.cuda.device import Bytes, Device, Event, Memory, Stream
 from flcore_kernels.threads import Pool
 
 SLOTS = 3
-ALIGNMENT = 256
-PIECE_BYTES = 32 << 20
-"""What is gathered at once: enough for a copy to run at full rate, little enough to stay in the processor's caches."""
+"""One slot is gathered, one is copied to the device, and one is worked on."""
+
+SLOT_ALIGNMENT_BYTES = 256
+"""Items of a slot begin at multiples of what CUDA's allocations do: kernels load vectors of 16 bytes."""
+
+PORTION_BYTES = 32 << 20
+"""Bytes of a portion: enough for a copy to run at full rate, little enough to stay in the CPU's last-level cache."""
 
 COPY_BYTES = 4 << 20
-"""What one thread copies at a time."""
+"""Bytes that one thread of the CPU copies at a time."""
 
 Numbers = npt.NDArray[np.int64]
 Addresses = npt.NDArray[np.uint64]
 
 
 def padded(lengths: Any) -> Any:
-    """Return lengths in bytes rounded up to what a slot gives each item."""
-    return -(-lengths // ALIGNMENT) * ALIGNMENT
+    """Return lengths in bytes, rounded up to the alignment of a slot's items."""
+    return -(-lengths // SLOT_ALIGNMENT_BYTES) * SLOT_ALIGNMENT_BYTES
 
 
 class Slot:
-    """Page-locked memory, as much on the device, and the work that uses both."""
+    """Page-locked memory, as much memory on the device, and the work that uses both."""
 
     def __init__(self) -> None:
         self.host: Bytes = np.zeros(0, np.uint8)
@@ -44,14 +48,15 @@ class Slot:
         self.take: Callable[[], None] | None = None
 
     def hold(self, device: Device, nbytes: int) -> None:
-        """Have at least so many bytes."""
+        """Make both memories at least `nbytes` large. The slot has no work."""
         if self.host.size < nbytes:
-            self.host, self.memory = np.zeros(0, np.uint8), None
+            self.host, self.memory = np.zeros(0, np.uint8), None  # freed first: a budget may not hold both
             self.memory = device.allocate(nbytes)
             self.host = device.page_locked(nbytes)
 
     def complete(self) -> None:
         """Wait for the work, and take its results."""
+        # Forgotten first, so that a slot whose wait or copy fails is not completed a second time.
         done, take = self.done, self.take
         self.done = self.take = None
         if done is not None:
@@ -61,47 +66,51 @@ class Slot:
 
 
 class Ring:
-    """The slots of one device, filled in turn. The lock is held while they, or its streams, are used."""
+    """The slots and the two streams of one device. A caller holds `lock` while it uses either."""
 
-    def __init__(self, device: Device, pool: Pool, piece_bytes: int = PIECE_BYTES) -> None:
-        self.device, self.pool, self.piece_bytes = device, pool, piece_bytes
+    def __init__(self, device: Device, pool: Pool, portion_bytes: int = PORTION_BYTES) -> None:
+        self.device, self.pool, self.portion_bytes = device, pool, portion_bytes
         self.upload, self.work = device.stream(), device.stream()
         self.lock = threading.RLock()
         self._slots = [Slot() for _ in range(SLOTS)]
         self._turn = 0
         self._staging: Bytes = np.zeros(0, np.uint8)
 
-    def piece(self, nbytes: int) -> "Piece":
+    def portion(self, nbytes: int) -> "Portion":
         """Return the next slot's memory, of at least `nbytes`, to be filled."""
         slot = self._slots[self._turn % SLOTS]
         self._turn += 1
         slot.complete()
         slot.hold(self.device, nbytes)
-        return Piece(self, slot)
+        return Portion(self, slot)
 
     def drain(self) -> None:
-        """Wait for all work, and take all results, in the order in which it was asked for."""
+        """Wait for all work, and take all results, oldest first."""
         for turn in range(self._turn, self._turn + SLOTS):
             self._slots[turn % SLOTS].complete()
 
     def abandon(self) -> None:
-        """Wait for all work, and take nothing: what it was for has failed, perhaps before a slot knew of its work."""
+        """Wait for all work, and take no results, after a call has failed.
+
+        Waits for the streams, not for the slots: the failure may have come after a launch and before its slot knew.
+        """
         for slot in self._slots:
             slot.take = slot.done = None
         for stream in (self.upload, self.work):
             stream.record().synchronize()
 
     def staging(self, nbytes: int) -> Bytes:
-        """Return page-locked memory for what is copied by itself; the same each time, unless more is asked for."""
+        """Return page-locked memory for a single copy. It is the same memory each time."""
         if self._staging.size < nbytes:
             self._staging = self.device.page_locked(nbytes)
         return self._staging[:nbytes]
 
 
-class Piece:
-    """A slot being filled: first results, then answers, then what goes to the device.
+class Portion:
+    """A slot that is being filled, in this order: results, answers, everything else.
 
-    Results only come back, answers (small arrays) go there and come back, everything else only goes there.
+    Results only come back. Answers (small arrays) go to the device and come back. Everything else only goes there. In
+    this order, what goes and what comes back are one contiguous range each: one copy in each direction per launch.
     """
 
     def __init__(self, ring: Ring, slot: Slot) -> None:
@@ -112,36 +121,37 @@ class Piece:
         self._results: list[tuple[int, int, int]] = []
 
     def results(self, targets: Addresses, lengths: Numbers) -> Addresses:
-        """Return where to write results that are then copied to addresses of the host's memory."""
+        """Reserve room for results. Returns its addresses on the device; results are then copied to `targets`."""
         offsets = self._rooms(lengths)
         self._results += zip(offsets.tolist(), targets.tolist(), lengths.tolist(), strict=True)
         self._first_up = self._stop_down = self._size
         return self._addresses(offsets)
 
     def answer(self, initial: npt.NDArray[Any]) -> np.uint64:
-        """Have a small array copied there, and what the kernel made of it copied back into it."""
+        """Send a small array that the kernel changes, and that is copied back. Returns its address on the device."""
         offset = self._put(initial)
         self._answers.append((offset, initial))
         self._stop_down = self._size
         return np.uint64(self._base() + offset)
 
     def put(self, array: npt.NDArray[Any]) -> np.uint64:
-        """Copy a small array; returns where it will be on the device."""
+        """Send a small array. Returns its address on the device."""
         return np.uint64(self._base() + self._put(array))
 
     def gather(self, sources: Addresses, lengths: Numbers) -> Addresses:
-        """Have bytes of the host's memory copied, by their addresses; returns where each will be on the device."""
+        """Send ranges of host memory, by their addresses. Returns their addresses on the device."""
         offsets = self._rooms(lengths)
         self._copies += zip(sources.tolist(), offsets.tolist(), lengths.tolist(), strict=True)
         return self._addresses(offsets)
 
     def run(self, launch: Callable[[Stream], None]) -> None:
-        """Gather and send it, work on it, and ask for what comes back. Returns before any of that is done."""
+        """Gather the portion, and enqueue its upload, the kernel and the download. Returns before these are done."""
         slot, ring = self._slot, self._ring
         here = slot.host.__array_interface__["data"][0]
         _copy_all(ring.pool, [(source, here + offset, length) for source, offset, length in self._copies])
         ring.upload.upload(self._base() + self._first_up, slot.host[self._first_up : self._size])
         ring.work.wait(ring.upload.record())
+        # The download is on the kernel's stream, which orders it behind the kernel. The next portion's upload is not.
         launch(ring.work)
         if self._stop_down:
             ring.work.download(slot.host[: self._stop_down], self._base())
@@ -173,7 +183,7 @@ class Piece:
 
 
 def _copy_all(pool: Pool, copies: Sequence[tuple[int, int, int]]) -> None:
-    """Copy (from, to, bytes) of the host's memory, in threads where there is much of it."""
+    """Copy ranges of host memory, each (source, target, bytes), on several threads if they are large."""
     cut = [
         (source + at, target + at, min(COPY_BYTES, length - at))
         for source, target, length in copies

@@ -1,4 +1,4 @@
-"""Looking at operands and converting them on a device: `inspect`, `encode` and `decode`."""
+"""Inspecting and converting operands on a device: `max_abs`, `inspect`, `encode` and `decode`."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +17,7 @@ from flcore_kernels.cuda.launch import (
     Span,
     columns_of,
     cut_rows,
-    elements_of_piece,
+    elements_of_portion,
     no_answers,
     no_bad,
     work,
@@ -29,7 +29,7 @@ from flcore_kernels.inspection import Inspection
 from flcore_kernels.rows import Rows, require_writable, sizes_of
 
 TILE = 4096
-"""A piece of a buffer that is converted is a multiple of it, or the last."""
+"""A portion of a converted buffer is a multiple of this, except for the last: whole blocks of scales, and aligned."""
 
 
 def scan(
@@ -61,21 +61,23 @@ def inspect_buffer(ring: Ring, operand: Any, dtype: str) -> Inspection:
 
 def encode_buffer(ring: Ring, values: Any, out: Any, dtype: str) -> None:
     """Round float32 values to a narrower dtype (see `Backend.encode`)."""
-    row = lookup(dtype)
+    storage = lookup(dtype)
     source = columns_of(values, "float32", [values.size], "values", ring.device.number)[0]
     codes, scales = columns_of(out, dtype, [values.size], "out", ring.device.number)
     require_writable(out)
     require_encodable(dtype)
-    kernel = kernels.quantize_kernel(row.block) if row.block else kernels.encode_kernel(dtype)
+    kernel = kernels.quantize_kernel(storage.block) if storage.block else kernels.encode_kernel(dtype)
 
     def launch(span: Span, stream: Stream) -> None:
         places = [table[0, 0] for table in span.places]
-        blocks = launch_blocks(ring, -(-span.elements // row.block) * 32 if row.block else -(-span.elements // 4))
+        blocks = launch_blocks(
+            ring, -(-span.elements // storage.block) * 32 if storage.block else -(-span.elements // 4)
+        )
         stream.launch(kernel, blocks, kernels.THREADS, (*places, np.int64(span.elements), *span.answers))
 
-    writes = [[codes], [scales]] if row.block else [[codes]]
-    rows = _flat_rows(values.size, [source, codes, *([scales] if row.block else [])], ring)
-    initial = no_bad if row.block else no_answers
+    writes = [[codes], [scales]] if storage.block else [[codes]]
+    rows = _flat_rows(values.size, [source, codes, *([scales] if storage.block else [])], ring)
+    initial = no_bad if storage.block else no_answers
     found = work(ring, rows, launch, operands=[[source]], writes=writes, initial=initial, is_row_alone=True)
     if any((bad != NONE).any() for answers in found for bad in answers):
         first = inspect_buffer(ring, values, "float32").first_bad
@@ -84,7 +86,7 @@ def encode_buffer(ring: Ring, values: Any, out: Any, dtype: str) -> None:
 
 def decode_buffer(ring: Ring, operand: Any, out: Any, dtype: str) -> None:
     """Write the float32 values of an operand (see `Backend.decode`)."""
-    row = lookup(dtype)
+    storage = lookup(dtype)
     codes, scales = columns_of(operand, dtype, [out.size], "operand", ring.device.number)
     target = columns_of(out, "float32", [out.size], "out", ring.device.number)[0]
     require_writable(out)
@@ -92,15 +94,15 @@ def decode_buffer(ring: Ring, operand: Any, out: Any, dtype: str) -> None:
 
     def launch(span: Span, stream: Stream) -> None:
         source, written = span.places[0][0, 0], span.places[-1][0, 0]
-        beside = span.places[1][0, 0] if row.block else source
+        beside = span.places[1][0, 0] if storage.block else source
         blocks = launch_blocks(ring, -(-span.elements // 4))
         stream.launch(kernel, blocks, kernels.THREADS, (source, beside, written, np.int64(span.elements)))
 
-    operands = [[codes], [scales]] if row.block else [[codes]]
-    rows = _flat_rows(out.size, [codes, target, *([scales] if row.block else [])], ring)
+    operands = [[codes], [scales]] if storage.block else [[codes]]
+    rows = _flat_rows(out.size, [codes, target, *([scales] if storage.block else [])], ring)
     work(ring, rows, launch, operands=operands, writes=[[target]], is_row_alone=True)
 
 
 def _flat_rows(size: int, columns: Sequence[Column], ring: Ring) -> Rows:
-    """Cut a buffer into pieces of whole tiles; not at all where it is on the device."""
-    return Rows.cut([size], max(TILE, elements_of_piece(columns, ring) // TILE * TILE))
+    """Cut a buffer in host memory into rows of whole tiles. One on the device is a single row."""
+    return Rows.cut([size], max(TILE, elements_of_portion(columns, ring) // TILE * TILE))

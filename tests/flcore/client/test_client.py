@@ -69,10 +69,10 @@ class Server:
     def download(self, request: DownloadRequest, layout: Layout | None = None) -> Iterator[bytes]:
         self.downloads += 1
         outbox = Outbox(MODEL)
-        return iter([outbox.piece(index) for index in range(request.first_piece, len(outbox.plan))])
+        return iter([outbox.piece(index) for index in range(request.first_piece, len(outbox.piece_ranges))])
 
     def upload(self, request: UploadRequest, outbox: Outbox) -> Receipt:
-        pieces = [outbox.piece(index) for index in range(len(outbox.plan))]
+        pieces = [outbox.piece(index) for index in range(len(outbox.piece_ranges))]
         with self.changed:
             self.uploads.append((request.assignment_id, request.content, pieces))
             self.changed.notify_all()

@@ -29,7 +29,7 @@ def arrived(wire_format: WireFormat, source: Any) -> Arrays:
     """What the other end has of a payload, piece by piece over the wire."""
     outbox, model = Outbox(source), Model(wire_format.spec)
     inbox = Inbox(wire_format.layout, Decompressor(wire_format, model))
-    for index in range(len(outbox.plan)):
+    for index in range(len(outbox.piece_ranges)):
         inbox.accept(outbox.piece(index))
     inbox.finish()
     return model.arrays()

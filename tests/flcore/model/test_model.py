@@ -50,7 +50,7 @@ def test_a_payload_arrives_as_it_was_sent(flat: bool) -> None:
     outbox = Outbox(Model.of(ARRAYS) if flat else NamedArrays(spec, ARRAYS))
     received = Model(spec)
     inbox = Inbox(received.layout, received)
-    for index in range(len(outbox.plan)):
+    for index in range(len(outbox.piece_ranges)):
         inbox.accept(outbox.piece(index))
     inbox.finish()
     assert same(received.arrays(), ARRAYS)
@@ -59,8 +59,8 @@ def test_a_payload_arrives_as_it_was_sent(flat: bool) -> None:
 def test_both_sources_make_the_same_pieces() -> None:
     spec = ModelSpec.of(ARRAYS)
     flat, named = Outbox(Model.of(ARRAYS)), Outbox(NamedArrays(spec, ARRAYS))
-    assert len(flat.plan) == 7
-    for index in range(len(flat.plan)):
+    assert len(flat.piece_ranges) == 7
+    for index in range(len(flat.piece_ranges)):
         assert flat.piece(index) == named.piece(index)
 
 
@@ -68,7 +68,7 @@ def test_arrays_are_sent_from_their_own_memory_strided_ones_too() -> None:
     strided = np.arange(20, dtype=np.float32).reshape(4, 5).T
     arrays = {"w": strided, "v": np.arange(3, dtype=np.float32)}
     source = NamedArrays(ModelSpec.of(arrays), arrays)
-    piece = Outbox(source).plan[0]
+    piece = Outbox(source).piece_ranges[0]
     data = b"".join(bytes(buffer) for buffer in source.read(piece))
     values = np.frombuffer(data, np.float32)
     assert values[:20].tolist() == strided.reshape(-1).tolist()

@@ -72,7 +72,7 @@ def test_the_three_tables_of_dtypes_have_the_same_rows() -> None:
     assert list(NUMPY_DTYPES) == [name for name, row in DTYPES.items() if not row.block]  # quantized: on the wire alone
     assert set(DTYPES) == set(STORAGE)
     for name, row in DTYPES.items():
-        assert (row.itemsize, row.block) == (STORAGE[name].storage.itemsize, STORAGE[name].block)
+        assert (row.itemsize, row.block) == (STORAGE[name].dtype.itemsize, STORAGE[name].block)
     for name, dtype in NUMPY_DTYPES.items():
         assert DTYPES[name].itemsize == dtype.itemsize
 

@@ -125,7 +125,9 @@ def test_what_others_write_is_read(tmp_path: Path) -> None:
 
 def test_a_stored_model_is_sent_as_the_model_in_memory_is(tmp_path: Path) -> None:
     flat, stored = Outbox(Model.of(ARRAYS)), Outbox(written(ARRAYS, tmp_path))
-    assert [stored.piece(index) for index in range(len(flat.plan))] == [flat.piece(i) for i in range(len(flat.plan))]
+    assert [stored.piece(index) for index in range(len(flat.piece_ranges))] == [
+        flat.piece(i) for i in range(len(flat.piece_ranges))
+    ]
 
 
 def test_thousands_of_tiny_tensors_are_read_with_few_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

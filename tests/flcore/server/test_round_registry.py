@@ -260,7 +260,7 @@ def events_per_second(count: int) -> float:
         connection = InProcessConnection(server)
         stream = connection.session(Join(name, "1", join))
         welcome = cast("Welcome", next(stream))
-        sessions.append((connection, stream, welcome.session))
+        sessions.append((connection, stream, welcome.session_secret))
     message = TaskMessage(task="survey", round=1, rounds=1, seed=0, hyperparameters={})
     model = Model.of({"w": np.zeros(4, np.float32)})
     open_round = federation.start_round(dict.fromkeys(names, message), model, RoundPolicy(1000.0))

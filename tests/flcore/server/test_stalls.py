@@ -154,7 +154,7 @@ def test_coming_back_without_bytes_is_no_progress(large: Stage) -> None:
             with suppress(BrokenPipeError):
                 large.connect().upload(request, Breaking(model))
 
-    with pytest.raises(Refused, match=r"not taken|has ended the transfers of this order"):
+    with pytest.raises(Refused, match=r"not taken|has ended the transfers of this assignment"):
         insist()
     has_failed.set()
     outcome = large.result()

@@ -113,7 +113,9 @@ def _compile(arguments: list[str], target: Path) -> None:
     temporary = target.with_suffix(".unfinished")
     command = [str(COMPILER), *FLAGS, *arguments, "-o", str(temporary)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=target.parent)
-    assert done.returncode == 0, done.stderr[:4000]
+    # Not an AssertionError: a mutation that does not compile must not pass for one that the law rejects.
+    if done.returncode != 0:
+        raise RuntimeError(done.stderr[:4000])
     temporary.rename(target)
 
 

@@ -1,7 +1,7 @@
 """`flcore_kernels.cuda.device.Device`, played by the processor.
 
-Streams do nothing until somebody waits, so that what must be waited for and is not shows: a piece filled anew too early
-is copied as it is then, a kernel that does not wait for a copy reads what was there before.
+Streams do nothing until somebody waits, so that what must be waited for and is not shows: a portion filled anew too
+early is copied as it is then, a kernel that does not wait for a copy reads what was there before.
 """
 
 import contextlib

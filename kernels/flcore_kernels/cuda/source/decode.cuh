@@ -1,7 +1,8 @@
-// What an operand's bits mean: for each wire dtype, the value of an element and its magnitude.
+// How operands are read: for each dtype, the value of an element and its magnitude (see cpu/decode.py).
 //
-// `lanes` elements are read by a thread at once. Quantized codes come with scales: a code's value is
-// fl32(scale * code). `is_beyond` tells what no sum takes: an integer that float64 does not hold, or no boolean.
+// A thread reads `lanes` elements at once: 16 bytes, but at most 8 elements, because each takes registers as a float.
+// The value of a quantized code is fl32(scale * code). `is_beyond` is true for an element that no sum takes: an integer
+// beyond 2^53, or a boolean other than 0 and 1.
 
 template <typename T, int LANES>
 struct Plain {
@@ -29,7 +30,8 @@ struct bfloat16 : Plain<u16, 8> {
     __device__ static double magnitude(u16 stored, float) { return fabs(double(value(stored, 1.0f))); }
 };
 
-// The exponent is re-biased by a product, which also takes denormals, exactly; a NaN is made quiet.
+// A product of 2^112 changes the exponent's bias from 15 to 127, exactly, for denormals too. A NaN is made quiet, as
+// the CPU's instruction does.
 struct float16 : Plain<u16, 8> {
     __device__ static float value(u16 stored, float) {
         u32 sign = (u32(stored) & 0x8000u) << 16, body = (u32(stored) & 0x7FFFu) << 13;
@@ -49,7 +51,7 @@ struct uint32 : Plain<u32, 4> {};
 
 constexpr u64 MOST = 1ull << 53;
 
-// Compared in integers, for float64 does not tell 2^53 from what lies beyond, and 2^53 + 1 is rounded up.
+// Compared as integers: as a float64, 2^53 + 1 becomes 2^53, and would pass.
 __device__ inline double magnitude_of(u64 size) {
     return size <= MOST || double(size) > 0x1p53 ? double(size) : 0x1p53 + 2.0;
 }

@@ -1,7 +1,7 @@
-// Blocks of digits: what an exact total is made of (see cpu/digits.py, whose state this is, bit for bit).
+// Blocks of digits: the state of an exact total. cpu/digits.py defines it, gives its bounds, and has the same bits.
 //
-// Bin B counts multiples of 2^(48 B). Of a block of 64 elements, the digits of its level (its top bin) and of the bin
-// below are kept: 64 upper ones, then 64 lower ones.
+// Bin B counts multiples of 2^(48 B). A block of 64 elements keeps the digits of its level (its top bin) and of the bin
+// below: first 64 upper digits, then 64 lower digits.
 
 constexpr int WIDTH = 48, BLOCK = 64, EMPTY = -32768, CEILING = 46;
 
@@ -9,7 +9,7 @@ constexpr int WIDTH = 48, BLOCK = 64, EMPTY = -32768, CEILING = 46;
 __device__ inline i32 level_of(i64 bits) {
     if (bits == 0) return EMPTY;
     i64 below = 0;
-    if (bits >> 52 == 0) {  // not normal: a whole number of 2^-1074
+    if (bits >> 52 == 0) {  // a denormal
         bits = bits_of(double(bits));
         below = -1074;
     }
@@ -18,7 +18,7 @@ __device__ inline i32 level_of(i64 bits) {
     return i32((ceiling + WIDTH * 30) / WIDTH) - 30;
 }
 
-// M of a level's two bins, their sum, and the factor that brings terms there, so that M stays a normal number.
+// M of a level's two bins, their sum, and the factor by which terms are moved, so that M stays a normal number.
 struct Bins {
     double high, low, both, factor;
     __device__ explicit Bins(i32 level) {
@@ -32,7 +32,8 @@ struct Bins {
     }
 };
 
-// Four elements' digits, in a lane's registers. Sums of digits wrap as unsigned numbers do; they never need to.
+// Four elements' digits, in a lane's registers. No sum of digits overflows; u64, because bits(t + M) - bits(M) may wrap
+// around for a wrong level, and a signed overflow is undefined in C++.
 struct Digits {
     u64 upper[EACH_LANE], lower[EACH_LANE];
 

@@ -1,9 +1,8 @@
 // Rounding a float64 to a dtype, once, to nearest even, and how the result is stored (see cpu/encode.py).
 //
-// `narrow` rounds a float32 instead, NaN and infinity too, for the dtypes that have a short way (`has_narrow`).
+// `narrow` rounds a float32 instead, NaN and infinity too, if `has_narrow`.
 
-// To PRECISION significant bits, but to no finer step than 2^LOWEST: half a unit, less one where the last bit that
-// stays is 0, is added to the bits; below the smallest normal number, 1.5 * 2^52 steps are added and taken away again.
+// To PRECISION significant bits, but to no finer step than 2^LOWEST. cpu/encode.py explains both ways.
 template <int PRECISION, int LOWEST>
 __device__ inline double round_to(double value) {
     constexpr int CUT = 53 - PRECISION;
@@ -43,7 +42,7 @@ struct ToBfloat16 : bfloat16 {
     __device__ static double high() { return 0x1.fep127; }
     __device__ static double round(double value) { return round_to<precision, lowest>(value); }
     __device__ static u16 stored(double rounded) { return u16(bits_of(float(rounded)) >> 16); }
-    // Half a unit is added to what is cut off, less one to an even half; a NaN is made quiet instead.
+    // As `store_single_bfloat16` of cpu/encode.py.
     __device__ static u16 narrow(float value) {
         u32 bits = bits_of(value);
         u32 rounded = bits + 0x7FFFu + (bits >> 16 & 1u);
@@ -57,7 +56,7 @@ struct ToFloat16 : float16 {
     __device__ static double low() { return -high(); }
     __device__ static double high() { return 65504.0; }
     __device__ static double round(double value) { return round_to<precision, lowest>(value); }
-    // The exponent is re-biased by a product, which makes denormals too, exactly.
+    // A product of 2^-112 changes the exponent's bias from 127 to 15, exactly, for denormals too.
     __device__ static u16 stored(double rounded) {
         u32 sign = bits_of(float(rounded)) >> 16 & 0x8000u;
         u32 body = bits_of(fabsf(float(rounded)) * 0x1p-112f) >> 13 & 0x7FFFu;

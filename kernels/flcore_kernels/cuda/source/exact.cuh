@@ -1,9 +1,7 @@
-// Exact sums: integer digits on absolute exponent bins, which no order of arrival can move (see cpu/exact.py).
-//
-// Adding M to a term t = fl64(weight * x) rounds it to a multiple of the bin's unit, and bits(t + M) - bits(M) are its
-// digit; what is left goes to the bin below. Nothing is carried, and a term is never contracted with a sum.
+// Exact sums: integer digits in bins of fixed exponents. cpu/exact.py gives the rules, the derivations and the sources.
 
-// Operands that are read before the first of them is added; fewer wide ones, for registers are few here.
+// Operands whose elements are loaded before the first is added. Four, or two of 8 bytes an element: four elements of
+// four such operands would take 32 of the 128 registers that a thread has if two blocks are to fit a multiprocessor.
 template <typename D>
 constexpr int at_once = sizeof(typename D::storage) == 8 ? 2 : AT_ONCE;
 
@@ -23,17 +21,17 @@ __device__ inline u64 deposit_batch(Digits &digits, const Bins &bins, const Batc
             double t = term_of(batch, j, i);
             if (D::is_wide) t *= bins.factor;
             double u = t + bins.high;
-            // both - u is M of the lower bin minus the digit's value, exactly; one more sum rounds the rest there.
             double v = t + (bins.both - u);
             seen |= u64(bits_of(u) ^ high_bits);
             digits.upper[i] += u64(bits_of(u)) - u64(high_bits);
             digits.lower[i] += u64(bits_of(v)) - u64(low_bits);
         }
     }
+    // An element that no sum takes makes the block look open, so that `survey` finds it.
     return batch.is_beyond() ? seen | 1ull << 63 : seen;
 }
 
-// Add four elements of each operand to digits; returns what was seen of the upper ones.
+// Add four elements of each operand to digits. Returns the OR of the differing bits of the upper ones.
 template <typename D>
 __device__ inline u64 deposit(Digits &digits, const Bins &bins, const Row &row, i64 index) {
     u64 seen = 0;
@@ -53,8 +51,8 @@ __device__ inline u64 deposit(Digits &digits, const Bins &bins, const Row &row, 
     return seen;
 }
 
-// The largest |weight * x| of a block by its bits, for which a NaN is larger than any number; all bits for an element
-// that no sum takes.
+// The largest |weight * x| of a block, by its bits: those of a NaN are larger than those of any number. All bits are
+// set for an element that no sum takes.
 template <typename D>
 __device__ inline u64 survey(const Row &row, i64 index) {
     u64 top = 0;
@@ -67,11 +65,12 @@ __device__ inline u64 survey(const Row &row, i64 index) {
     return largest_of_sixteen(top);
 }
 
-// Sum a block into a lane's digits, on top of a total's (`held` is EMPTY: of none). Returns its level, or BAD where a
-// term is not finite. The level is taken to be the total's, or `guess`; what is seen of the digits tells whether that
-// was right, so that operands are read but once. Where they are all below it, the level under it is tried, which any of
-// them then fits; where it was wrong otherwise, the block is surveyed and summed anew.
+// Not a level: those of float64 terms are -23 to 21, or EMPTY.
 constexpr i32 BAD = -32767;
+
+// Sum a block into a lane's digits, on top of those of a total's block of level `held` (EMPTY: there are none). Returns
+// the block's level, or BAD if a term is not finite. The level is assumed to be `held` or `guess` and verified by the
+// digits, as in cpu/exact.py. All sixteen lanes take the same way: `seen` and `top` are the same in each.
 
 template <typename D>
 __device__ inline i32 add_up(Digits &digits, u64 total, i32 held, i32 guess, const Row &row, i64 start, int lane) {

@@ -1,6 +1,6 @@
-// From a total to a result: divide, round once, cast (see cpu/finish.py, whose results these are, bit for bit).
+// From a total to a result: divide, round once, cast. cpu/finish.py gives the reasons, and has the same bits.
 
-// A result's elements in a thread's registers, those of the base, and whether one does not fit.
+// A thread's elements of the result and of the base, and the first of them that does not fit.
 template <typename R, int N>
 struct Result {
     typename R::storage values[N], bases[N];
@@ -13,7 +13,7 @@ struct Result {
     __device__ double base(int i) const { return double(R::value(bases[i], 1.0f)); }
     __device__ void set(int i, double value, bool is_inside) {
         if (is_inside && !fits<R>(value) && misfit < 0) misfit = i;
-        values[i] = R::stored(fits<R>(value) ? value : 0.0);
+        values[i] = R::stored(fits<R>(value) ? value : 0.0);  // converting a number out of range is undefined in C++
     }
 };
 
@@ -36,7 +36,9 @@ __device__ inline void divide_float(Result<R, N> &result, const A (&held)[N], do
     }
 }
 
-// Four elements of a block. With a base, a block of which one element does not fit is settled by long division.
+// Four elements of a block. Without a base, every way gives the correctly rounded quotient, so each element goes its
+// own. With a base, the fast way adds a mean that is a few ulp off, and long division one that is not. So if one
+// element of a block needs long division, all of them take it, as on the CPU, where the block is the unit.
 template <typename R, bool HAS_BASE>
 __device__ inline void divide_exact(Result<R, EACH_LANE> &result, const Digits &digits, i32 level, const Divisor &by,
                                     i64 index, i64 count) {

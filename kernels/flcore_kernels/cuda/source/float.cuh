@@ -1,9 +1,9 @@
 // Sums in float32 and float64: held += weight * value, operand by operand in the order given, in registers.
 //
-// Each product and each sum is rounded (the compiler is told not to contract them), so that the bits are the CPU's.
+// Each product and each sum is rounded (compiled with --fmad=false), so that the bits are the CPU's.
 
-// A row of the tables: where its first element, and its first scale, is in each operand; whether all operands' elements begin
-// at multiples of 16.
+// A row of the tables: the address of its first element, and of its first scale, in each operand. `is_aligned`: all
+// these elements are at multiples of 16 bytes.
 struct Row {
     const u64 *operands, *scales;
     const double *weights;
@@ -11,15 +11,18 @@ struct Row {
     bool is_aligned;
 };
 
-// Some elements of COUNT operands, and what they are multiplied by. Where there are not as many operands, the last one stands
-// in for those that are missing, with a weight of 0, which changes no bit of a sum.
+// N elements of each of COUNT operands, with their factors and weights. If fewer operands are left, the last one fills
+// the empty places with weight 0. That changes no bit: see cpu/float.py; in an exact sum, the digits of a zero are
+// zero.
 template <typename D, int COUNT, int N>
 struct Batch {
     typename D::storage stored[COUNT][N];
     float factor[COUNT];
     double weight[COUNT];
 
-    // Ask for all of it before the first of it has come: addresses first, and then vectors, without a branch.
+    // Issue all loads before the first result is used: a thread has few instructions to hide a load's latency of
+    // hundreds of cycles behind. Addresses come first, because vectors depend on them. A branch around a load would
+    // order them.
     __device__ void read_whole(const Row &row, i64 first, i64 index) {
         u64 operand[COUNT], scale[COUNT];
 #pragma unroll
@@ -35,7 +38,7 @@ struct Batch {
         for (int j = 0; j < COUNT; j++) factor[j] = factor_at<D>(scale[j], index);
     }
 
-    // One operand's, of which some may lie beyond the end or at any address.
+    // One operand, at any address; elements may lie beyond the end.
     __device__ void read_any(const Row &row, i64 operand, i64 index) {
         load(stored[0], row.operands[operand], index, row.count);
         factor[0] = index < row.count ? factor_at<D>(row.scales[operand], index) : 1.0f;
@@ -50,7 +53,7 @@ struct Batch {
     }
 };
 
-constexpr int AT_ONCE = 4;
+constexpr int AT_ONCE = 4;  // operands whose elements are loaded before the first is added
 
 template <typename D, int COUNT, typename R, int N>
 __device__ inline bool add_batch(R (&held)[N], const Batch<D, COUNT, N> &batch) {
@@ -62,9 +65,9 @@ __device__ inline bool add_batch(R (&held)[N], const Batch<D, COUNT, N> &batch) 
     return batch.is_beyond();
 }
 
-// Add elements of all operands; returns whether one of them is what no sum takes.
+// Add elements of all operands. Returns whether one of them is an element that no sum takes.
 template <typename D, typename R, int N>
-__device__ inline bool add_parts(R (&held)[N], const Row &row, i64 index) {
+__device__ inline bool add_operands(R (&held)[N], const Row &row, i64 index) {
     bool is_bad = false;
     i64 k = 0;
     if (row.is_aligned && index + N <= row.count) {

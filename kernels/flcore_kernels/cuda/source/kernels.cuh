@@ -1,16 +1,19 @@
-// The kernels: what each thread is given to do. A launch serves one piece of all operands, whatever their number.
+// The kernels: how rows are shared among threads. A launch serves the same rows of all operands, whatever their number.
 //
-// Row r is a run of counts[r] elements whose first is element starts[r] of the total; operands[r * clients + k] is where
-// its first element is in operand k, and scales[...] where its first scale is. Threads walk the rows in strides, so that
-// any launch shape is right. `bad` becomes the smallest element that something is wrong with; where a total does not show
-// what its operands held, bad[1] that of results that do not fit, which count only if all operands are sound.
+// Row r has counts[r] elements, which begin at element starts[r] of the total. operands[r * clients + k] is the address
+// of its first element in operand k, and scales[r * clients + k] of its first scale. Blocks walk the rows and threads
+// the elements with strides, so that any number of blocks is right.
 //
-// How many blocks of THREADS threads are to fit a multiprocessor is said where operands are read: with more, the compiler
-// would save registers by asking for one operand after the other.
+// Errors are reported as element indices: bad[0] becomes the smallest index of an error. An exact mean reports results
+// that do not fit as bad[1], because an error of an operand at a later element takes precedence.
+//
+// __launch_bounds__ names the blocks of 256 threads that must fit a multiprocessor with its 65,536 registers: 4 blocks
+// leave 64 registers a thread, 3 leave 80, 2 leave 128. If more had to fit, the compiler would save registers by
+// loading one operand after the other, which loses the overlap of loads.
 
 __device__ inline void report(u64 *bad, i64 element) { atomicMin(bad, u64(element)); }
 
-// What the rows of all operands are; `aligned` tells of which rows all operands' elements begin at multiples of 16.
+// The table of rows. aligned[r]: row r begins at a multiple of 16 bytes in every operand.
 struct Rows {
     const u64 *operands, *scales;
     const i64 *counts, *starts;
@@ -33,7 +36,7 @@ fold_float(const Rows *given, u64 total, u64 levels, u64 *bad) {
         for (i64 index = i64(threadIdx.x) * D::lanes; index < row.count; index += i64(blockDim.x) * D::lanes) {
             A held[D::lanes];
             load(held, here, index, row.count);
-            bool is_bad = add_parts<D>(held, row, index);
+            bool is_bad = add_operands<D>(held, row, index);
             store(here, index, row.count, held);
             for (int i = 0; i < D::lanes; i++)
                 if (index + i < row.count && (is_bad || !is_finite(double(held[i])))) {
@@ -54,7 +57,7 @@ mean_float(const Rows *given, const u64 *targets, const u64 *bases, const Diviso
             A held[D::lanes] = {};
             Result<R, D::lanes> result;
             result.take_base(HAS_BASE, bases[r], index, row.count);
-            bool is_bad = add_parts<D>(held, row, index);
+            bool is_bad = add_operands<D>(held, row, index);
             divide_float<R, HAS_BASE>(result, held, by->nearest, index, row.count);
             store(targets[r], index, row.count, result.values);
             if (is_bad || result.misfit >= 0) report(bad, rows.starts[r] + index + larger(result.misfit, i64(0)));
@@ -82,7 +85,7 @@ finish_float(const Rows *given, u64 total, u64 levels, const u64 *targets, const
     }
 }
 
-// Where sixteen lanes begin in a row, and how far they go on: a block of 64 elements each.
+// The element of a row at which sixteen lanes begin, and their stride: each group has a block of 64 elements.
 __device__ inline i64 own_block() { return i64(threadIdx.x / SIXTEEN) * BLOCK; }
 __device__ inline i64 all_blocks() { return i64(blockDim.x / SIXTEEN) * BLOCK; }
 
@@ -106,7 +109,7 @@ fold_exact(const Rows *given, u64 total, u64 levels, u64 *bad) {
             }
             if (level != EMPTY) guess = level;
             digits.write(block_address(total, block), lane);
-            __syncwarp(sixteen());  // all of them have read the level
+            __syncwarp(sixteen());  // all sixteen have read the old level
             if (lane == 0) *stored_level = i16(level);
         }
     }
@@ -176,7 +179,7 @@ merge_exact(u64 total, u64 levels, u64 other, u64 other_levels, i64 blocks) {
             digits.lower[i] += added.lower[i];
         }
         digits.write(block_address(total, block), lane);
-        __syncwarp(sixteen());  // all of them have read the level
+        __syncwarp(sixteen());  // all sixteen have read the old level
         if (lane == 0) reinterpret_cast<i16 *>(levels)[block] = i16(level);
     }
 }
@@ -196,8 +199,8 @@ merge_float(u64 total, u64 other, i64 elements, i32 exponent) {
     }
 }
 
-// tops[k] becomes the largest magnitude of operand k's finite elements, by its bits; bad[k] the smallest element that is
-// another. Bits are compared, for many devices are slow in float64.
+// tops[k] becomes the largest magnitude of operand k's finite elements, by its bits; bad[k] the smallest element that
+// is another. Bits are compared, for many devices are slow in float64.
 template <typename D>
 __global__ void __launch_bounds__(THREADS)
 max_abs(const Rows *given, u64 *tops, u64 *bad) {

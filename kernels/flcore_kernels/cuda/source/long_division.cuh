@@ -1,7 +1,9 @@
-// The quotient by long division in integers, rounded once: settles what float64 cannot tell, one element at a time.
+// The quotient by long division in integers, rounded once: decides what float64 cannot, one element at a time.
 //
-// Dividend and divisor are shifted so that their highest bits meet, at 256 bits at most; then 63 bits of the quotient
-// are found one after the other, and whether anything is left. All limbs are in registers, for loops are unrolled.
+// The shorter of dividend (at most 112 bits) and divisor (at most 196) is shifted so that their highest bits meet. Then
+// the dividend is below twice the divisor, and stays so: 63 steps of subtracting and doubling give 63 bits of the
+// quotient, and whether a fraction is left. Doubled, it has at most 197 of 256 bits. The CPU estimates the quotient in
+// float64 instead, with the same result. Loops are unrolled, so that all limbs are in registers.
 
 struct Wide {
     u64 limb[4];
@@ -45,24 +47,24 @@ struct Wide {
     }
 };
 
-// value * 2^exponent, in steps that are powers of two of a normal exponent; exact unless it leaves float64.
+// value * 2^exponent; exact if the result is a float64, which 2^exponent need not be.
 __device__ inline double scale(double value, i64 exponent) {
     for (; exponent > 1000; exponent -= 1000) value *= 0x1p1000;
     for (; exponent < -1000; exponent += 1000) value *= 0x1p-1000;
     return value * power_of_two(exponent);
 }
 
-// (quotient + rest) * 2^last, rounded; 0 < rest < 1 where `has_rest`, and quotient has 62 or 63 bits.
+// (quotient + fraction) * 2^last, rounded once; 0 < fraction < 1 if `has_rest`. `quotient` has 62 or 63 bits.
 __device__ inline double round_bits(u64 quotient, bool has_rest, i64 last, int precision, i64 lowest) {
     i64 length = quotient >> 62 != 0 ? 63 : 62;
     i64 drop = larger(length - smaller(precision, 53), lowest - last);
     if (drop > 63) return 0.0;
-    if (drop <= 0) return scale(double(quotient), last);
     u64 kept = quotient >> drop, cut = quotient & ((1ull << drop) - 1), half = 1ull << (drop - 1);
     if (cut > half || (cut == half && (has_rest || kept & 1))) kept++;
     return scale(double(kept), last + drop);
 }
 
+// Not inlined: seldom called, and its limbs would take registers of every kernel that can call it.
 __device__ __noinline__ double divided(i64 upper, i64 lower, i32 level, const Divisor &by, int precision, i64 lowest) {
     bool is_negative = upper < 0 || (upper == 0 && lower < 0);
     if (is_negative) {

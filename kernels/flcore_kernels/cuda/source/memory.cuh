@@ -1,7 +1,8 @@
-// How the kernels reach memory: numbers by their widths, bits of floats, vectors of 16 bytes, lanes that work together.
+// How the kernels access memory: number types by width, bits of floats, vectors of 16 bytes, groups of sixteen lanes.
 //
-// A kernel gets its buffers as addresses, because one launch serves any number of operands. Positions are 64 bits wide
-// everywhere. Plain C++ but for a few names of CUDA, so that a host's compiler takes it too.
+// A kernel gets its buffers as addresses, because one launch serves any number of operands. Indices have 64 bits,
+// because a model may have more than 2^31 elements. The sources are plain C++ with a few names of CUDA, so that g++
+// compiles them for tests. They assume compute capability 7.0: the two halves of a warp may be in different branches.
 
 typedef signed char i8;
 typedef unsigned char u8;
@@ -28,7 +29,7 @@ __device__ inline auto smaller(A a, B b) -> decltype(a + b) { return a < b ? a :
 template <typename A, typename B>
 __device__ inline auto larger(A a, B b) -> decltype(a + b) { return a > b ? a : b; }
 
-// One access of BYTES bytes: streamed, for an operand is read once.
+// The type of one access of BYTES bytes. Loads are streaming (__ldcs: evicted first), because an operand is read once.
 template <int BYTES> struct Word;
 template <> struct Word<1> { typedef unsigned char type; };
 template <> struct Word<2> { typedef unsigned short type; };
@@ -36,12 +37,12 @@ template <> struct Word<4> { typedef unsigned int type; };
 template <> struct Word<8> { typedef uint2 type; };
 template <> struct Word<16> { typedef uint4 type; };
 
-// Bytes of the accesses to N elements.
+// Bytes of one access to N elements: 16 is the widest that a lane has.
 template <typename T, int N>
 constexpr int width_of = sizeof(T) * N < 16 ? sizeof(T) * N : 16;
 
-// Elements `index` to `index + N` at an address, all of which are there and may be read as vectors: without a branch,
-// so that a thread can ask for those of several operands before the first has come.
+// Load elements `index` to `index + N`. The caller knows that all of them exist and that they are aligned. There is no
+// branch, so that the compiler issues the loads of several operands before it waits for the first.
 template <typename T, int N>
 __device__ inline void load_whole(T (&into)[N], u64 address, i64 index) {
     constexpr int EACH = width_of<T, N> / sizeof(T);
@@ -56,7 +57,7 @@ __device__ inline void load_whole(T (&into)[N], u64 address, i64 index) {
     }
 }
 
-// The same of `count` elements, 0 beyond the last, at any address; vectors where that allows it.
+// The same for any address and any end: elements at or beyond `count` are 0. Vectors if alignment and end allow them.
 template <typename T, int N>
 __device__ inline void load(T (&into)[N], u64 address, i64 index, i64 count) {
     const T *from = reinterpret_cast<const T *>(address) + index;
@@ -88,11 +89,16 @@ __device__ inline void store(u64 address, i64 index, i64 count, const T (&values
     }
 }
 
-// SIXTEEN lanes of a warp work on one block of 64 elements, four each; the two halves of a warp go their own ways.
+// Sixteen lanes share a block of 64 elements, four each: of float32, a lane's elements are one load of 16 bytes, and
+// their digits take 16 registers. The halves of a warp work on different blocks and may be in different branches, so
+// shuffles name their half only (`sixteen`). Within a half, every branch around a shuffle must be the same for all
+// lanes: conditions there are made of values that a shuffle has distributed.
 constexpr int SIXTEEN = 16, EACH_LANE = 4;
 
 __device__ inline u32 sixteen() { return 0xFFFFu << (threadIdx.x % 32 / SIXTEEN * SIXTEEN); }
 
+// The bitwise OR, or the maximum, of sixteen lanes' values. Exchanging with xor leaves it in every lane, not in one
+// only.
 __device__ inline u64 all_of_sixteen(u64 value) {
     for (int apart = SIXTEEN / 2; apart > 0; apart /= 2) value |= __shfl_xor_sync(sixteen(), value, apart);
     return value;

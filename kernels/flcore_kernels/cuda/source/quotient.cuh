@@ -1,9 +1,9 @@
-// The quotient of an exact total by the exact sum of weights, rounded once: as far as float64 can tell (see
-// cpu/quotient.py for why, and for the sources of the formulas). `is_sure` turns false where it cannot.
+// The quotient of an exact total and the exact sum of weights, rounded once, wherever float64 can decide it; else
+// `is_sure` is false. cpu/quotient.py gives the steps, the bounds and the sources.
 
 constexpr double ERROR = 0x1p-49;
 
-// A sum of weights: the nearest float64, what that leaves, and all of it as an odd integer times a power of two.
+// A sum of weights: as the nearest float64 and the nearest to the rest, and exactly as an odd integer times 2^exponent.
 struct Divisor {
     double nearest, rest;
     u64 limbs[4];
@@ -22,6 +22,7 @@ __device__ inline double two_sum(double a, double b, double &left) {
     return total;
 }
 
+// With the instruction that every device has; the same two numbers as Dekker's product on the CPU.
 __device__ inline double two_product(double a, double b, double &left) {
     double product = a * b;
     left = fma(a, b, -product);
@@ -43,7 +44,7 @@ __device__ inline double quick_mean(i64 upper, i64 lower, double factor, bool &i
         return below + 0.0;
     }
     constexpr int CUT = R::precision < 53 ? 53 - R::precision : 1;
-    // Moved so that the middle is 0 modulo 2^CUT, with 16 units to either side of it: nothing is left above them.
+    // Moved so that the midpoint is 16 modulo 2^CUT: within 16 ulp of it are the values 0 to 32.
     i64 beyond_half = (bits_of(quotient) + ((1LL << (CUT - 1)) + 16)) & ((1LL << CUT) - 1);
     is_sure = beyond_half > 32 && fabs(quotient) >= power_of_two(larger(R::lowest + R::precision - 1, -1022));
     return R::round(quotient);
@@ -69,7 +70,7 @@ __device__ inline double careful_mean(i64 upper, i64 lower, double unit, const D
     bool is_odd = bits_of(quotient) & 1;
     is_sure = fabs(double(upper)) < 0x1p53;
     if (R::precision == 53) {
-        // The remainder is compared with half a step times S; at half a step the even neighbour is right.
+        // Compare the remainder with half a step times S. At half a step, the neighbour with an even last bit is right.
         double beside = neighbour(quotient, whole);
         double over = fabs(whole) - fabs(beside - quotient) * 0.5 * by.nearest;
         is_sure = is_sure && fabs(over) >= error;

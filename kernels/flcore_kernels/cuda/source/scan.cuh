@@ -1,9 +1,9 @@
-// Looking at operands and converting them: what one thread, or sixteen, does with a few elements (see cpu/scan.py).
+// Quantizing: the codes and the scale of a block (see cpu/scan.py).
 
-constexpr float LARGEST_SCALE = 0x1.020406p121f;  // with a larger one, code 127 would stand for infinity
-
-// A block's codes and scale; E consecutive elements a lane, 32 lanes. Returns whether all of them are finite.
+constexpr float LARGEST_SCALE = 0x1.020406p121f;  // the largest one for which 127 * scale is finite
 constexpr u32 ALL = 0xFFFFFFFFu;
+
+// A warp quantizes a block of 32 * E elements, E consecutive ones a lane. Returns whether all of them are finite.
 
 template <int E>
 __device__ inline bool quantize_block(u64 values, u64 codes, u64 scales, i64 block, i64 size) {
