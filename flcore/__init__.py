@@ -5,7 +5,7 @@ directly with `flcore.aggregate` and `flcore.Aggregator`. The code of a job rece
 `flcore.Update`.
 """
 
-import flcore.posix  # noqa: F401 - before all that needs it
+import flcore.posix  # noqa: F401 - first, for a clear error on other systems
 from flcore.aggregation.aggregate import aggregate
 from flcore.aggregation.aggregator import Aggregator
 from flcore.aggregation.budget import Budget

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 if not sys.flags.safe_path and sys.path[:1] == [str(Path.cwd())]:
-    del sys.path[0]  # as for the command, modules in the working directory are nobody's
+    del sys.path[0]  # like the command `flcore`, never import modules from the working directory
 
 from flcore.cli.main import main
 

@@ -1,11 +1,11 @@
-"""All exceptions that flcore and the packages below it raise.
+"""All exceptions that flcore and its lower packages raise. Each message names the place and what to do, where known.
 
 FlcoreError
 ├── SpecError             arrays that do not form a valid model: a bad name, an unknown dtype, no tensors
-├── JobError              a contract or code that cannot be run; names the place in job.toml
+├── JobError              a contract or code that cannot be run; names the key of job.toml
 ├── ContractMismatch      the contracts, or the code, of client and server differ
 ├── NotInvited            the client's name is not in the job's list of clients
-├── UpdateError           one client's update is refused; names the client, and the tensor if there is one
+├── UpdateError           one client's update is refused; names the client, and the tensor if there is a single one
 │   ├── TensorMismatch    a missing, extra, misshaped or mistyped tensor
 │   ├── NonFinite         a NaN or an infinity
 │   ├── OutOfBounds       a value, a weight or metrics beyond the job's bounds
@@ -14,16 +14,16 @@ FlcoreError
 │   ├── StagingError      the server could not store or read back the update; the client is not at fault
 │   └── Untimely          an answer that is late, stale or unrequested
 ├── BudgetError           a memory budget or a limit of open files is too small; the message names a sufficient value
-├── TaskFailed            a client could not carry out a task, mostly as its own code raised
+├── TaskFailed            a client could not execute a task: its code raised, or returned what cannot be sent
 ├── HistoryError          a directory without a run's history, or a history that cannot be read
 ├── RunExists             the run directory is owned by another process, or holds an earlier run
 ├── JobFailed             the server reported that the job has failed
 ├── QuorumError           too few clients are connected, or too few updates are in
 ├── UpdatesLost           committed updates cannot be read back from disk
 ├── AggregationError      the result does not fit into the tensor's dtype
-├── MalformedMessage      a message of the other end that is not as expected (`flcore.job.messages`)
+├── MalformedMessage      a message of the other end that is invalid (`flcore.job.messages`)
 ├── UnknownDtypeName      a name that is neither a dtype's nor an alias of one (`flcore_layout`)
-├── KernelError           what a kernel refuses (`flcore_kernels`)
+├── KernelError           a call that a kernel refuses (`flcore_kernels`)
 │   ├── UnknownDType          a dtype that no kernel folds
 │   ├── BufferMismatch        a buffer of another length, dtype or shape than its neighbours
 │   ├── WeightRange           a weight that is negative, not finite, or outside an accumulator's range
@@ -31,20 +31,21 @@ FlcoreError
 │   ├── Overflow              a term, a sum or a result that is too large
 │   ├── TooManyTerms          more terms than an exact total can count
 │   ├── SpoiledTotal          a total that an earlier error left half changed
-│   ├── BadState              bytes that are not a saved total, or were changed since
-│   ├── OutOfDeviceMemory     a device, or its budget, without the memory that is needed
-│   ├── DeviceFailed          a device that reports an error of its own
+│   ├── BadState              bytes that are not a saved total, or were changed after it was saved
+│   ├── OutOfDeviceMemory     a device, or its budget, with too little memory
+│   ├── DeviceFailed          an error that a device reports
 │   └── BackendUnavailable    a device that this machine or this installation does not have
-└── TransportError        a connection, a message or a piece that is not as expected (`flcore_transport`)
+└── TransportError        a failed connection, or an invalid message or piece (`flcore_transport`)
     ├── ProtocolMismatch      the other end speaks another version of the protocol
     ├── PieceError            a piece that is corrupt, truncated, out of order or not as announced
     ├── PayloadIncomplete     an upload that ended before its last piece
-    ├── ConnectionLost        the other end is gone; what was sent may be sent again
+    ├── ConnectionLost        the connection broke; the call may be repeated
     ├── AddressUnavailable    the server's address cannot be bound
-    ├── InsecureAddress       plaintext was asked for beyond this machine
-    └── Refused               the other end refused; `kind` is for programs, the message is for people
+    ├── InsecureAddress       a plaintext connection to another machine that was not allowed
+    └── Refused               the other end refused; `kind` is for programs, the message for people
 
-The benchmarks have children of `FlcoreError` of their own.
+Classes with a `kind` travel: a server refuses a client with it, and the client raises `Refused` of that kind. The
+benchmarks have subclasses of `FlcoreError` of their own.
 """
 
 from flcore_layout import FlcoreError as FlcoreError
@@ -79,9 +80,12 @@ class NotInvited(FlcoreError):
 
 
 class UpdateError(FlcoreError):
-    """One client's update is refused. `client` and `tensor` name the place; `tensor` is "" if there is no single one.
+    """One client's update is refused.
 
-    `sender` is the word for `client` in the message: "checkpoint" if `client` is the path of a checkpoint.
+    Attributes:
+        client: The client's name; "" if it is not known yet.
+        tensor: The tensor's name; "" if there is no single one.
+        sender: The word for `client` in the message: "checkpoint" if `client` is the path of a checkpoint.
     """
 
     kind = "update"
@@ -91,9 +95,9 @@ class UpdateError(FlcoreError):
         self.client, self.tensor, self.sender = client, tensor, sender
 
     def __str__(self) -> str:
-        # Composed late: the checks are the same for updates and checkpoints, and their callers know which it was.
-        whose, where = self.client and f"{self.sender} {self.client!r}", self.tensor and f"tensor {self.tensor!r}"
-        return ": ".join(filter(None, [", ".join(filter(None, [whose, where])), super().__str__()]))
+        # Composed late: inner layers raise without the client, and outer layers fill it in.
+        source, place = self.client and f"{self.sender} {self.client!r}", self.tensor and f"tensor {self.tensor!r}"
+        return ": ".join(filter(None, [", ".join(filter(None, [source, place])), super().__str__()]))
 
 
 class TensorMismatch(UpdateError):
@@ -143,7 +147,7 @@ class BudgetError(FlcoreError):
 
 
 class TaskFailed(FlcoreError):
-    """A client could not carry out a task: its code raised, or returned what cannot be sent."""
+    """A client could not execute a task: its code raised, or returned what cannot be sent."""
 
 
 class JobFailed(FlcoreError):
@@ -153,7 +157,9 @@ class JobFailed(FlcoreError):
 class QuorumError(FlcoreError):
     """Too few clients are connected, or a round has fewer updates than its quorum.
 
-    `summary` counts them. `reasons` quotes clients, so it is shown at the server only."""
+    Attributes:
+        summary: The message without `reasons`, which quote clients and stay at the server.
+    """
 
     def __init__(self, summary: str, *, reasons: str = "") -> None:
         super().__init__(f"{summary}: {reasons}" if reasons else summary)
@@ -161,7 +167,11 @@ class QuorumError(FlcoreError):
 
 
 class UpdatesLost(FlcoreError):
-    """Committed updates cannot be read back. `lost` maps each client to the reason; the other updates are kept."""
+    """Committed updates cannot be read back from disk. The other updates are kept.
+
+    Attributes:
+        lost: The reason by client.
+    """
 
     def __init__(self, lost: dict[str, str]) -> None:
         super().__init__("; ".join(lost.values()))

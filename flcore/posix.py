@@ -1,4 +1,4 @@
-"""flcore runs on POSIX systems. Importing this module first says so, where otherwise some module would be missing."""
+"""flcore needs a POSIX system. This module is imported first, so that other systems get one clear error."""
 
 try:
     import fcntl  # noqa: F401

@@ -1,4 +1,7 @@
-"""What a process must be to move large payloads, and how programs that do nothing else set theirs."""
+"""Settings and checks of a process: malloc, open files, signals, threads and forks.
+
+The settings are for flcore's own programs. A library must not change the settings of its process.
+"""
 
 import ctypes
 import os
@@ -11,17 +14,18 @@ from functools import cache
 from flcore.errors import FlcoreError
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
-"""Names of `mallopt`'s parameters, in glibc's malloc.h."""
+"""Parameters of `mallopt` in glibc's malloc.h: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX."""
 
 MMAP_THRESHOLD_BYTES = 32 << 20
-"""Bytes: what is larger is mapped by itself, and given back when it is freed; glibc allows no higher bound."""
+"""Larger blocks are mapped one by one and returned to the system when freed. 32 MiB is glibc's highest threshold."""
 
 
 def keep_freed_memory() -> None:
-    """Have freed memory used again, and not given back and taken anew: fresh pages cost ten times a copy into old ones.
+    """Make malloc keep freed memory for reuse.
 
-    Also, all threads share it, so that pieces that one thread receives and another lets go leave no holes. Does nothing
-    where the C library is not glibc.
+    On virtual machines, writing to a fresh page costs ten times as much as writing to one that was used before.
+    All threads share one arena: one thread allocates a piece and another frees it, which would fragment arenas per
+    thread. Does nothing if the C library is not glibc.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -33,18 +37,18 @@ def keep_freed_memory() -> None:
 
 
 def raise_open_file_limit() -> None:
-    """Raise the process's limit of open files as far as it may itself: each connection of a server takes one."""
+    """Raise the soft limit of open files to the hard limit. Each connection of a server takes a descriptor."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def exit_on_sigterm() -> None:
-    """Have SIGTERM end this process as Ctrl-C does: clients are told, and files that are of no more use removed.
+    """Make SIGTERM end the process in order, as Ctrl-C does: clients are notified and temporary files removed.
 
-    Another SIGTERM while it ends changes nothing. Either signal may come in the middle of a finalizer, where Python
-    drops what it raises; then it is sent again.
+    Further SIGTERMs during the shutdown are ignored. A signal that arrives in a finalizer raises there, and Python
+    drops the exception; such a signal is sent again.
     """
-    usual = sys.unraisablehook
+    default_hook = sys.unraisablehook
 
     def end(*_: object) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -53,11 +57,12 @@ def exit_on_sigterm() -> None:
     def send_again(dropped: "sys.UnraisableHookArgs") -> None:
         if isinstance(dropped.exc_value, SystemExit):
             signal.signal(signal.SIGTERM, end)
+            # By another thread: Python would handle it inside this hook otherwise, and drop the exception again.
             start_new_thread(os.kill, (os.getpid(), signal.SIGTERM))
         elif isinstance(dropped.exc_value, KeyboardInterrupt):
             start_new_thread(os.kill, (os.getpid(), signal.SIGINT))
         else:
-            usual(dropped)
+            default_hook(dropped)
 
     sys.unraisablehook = send_again
     signal.signal(signal.SIGTERM, end)
@@ -67,29 +72,30 @@ PATCHING_LIBRARIES = {
     "gevent": ("gevent.monkey", "is_module_patched", ("threading", "queue", "subprocess", "select", "os")),
     "eventlet": ("eventlet.patcher", "is_monkey_patched", ("thread", "subprocess", "select", "os")),
 }
-"""Libraries that replace Python's modules: the module and the function that tell which, and what must be Python's."""
+"""Libraries that replace Python's modules: their module and function that tell which, and the modules flcore needs."""
 
 
 def require_native_threads(what: str) -> None:
-    """Raise `FlcoreError` where a library has replaced the system's threads, in which some calls would never end."""
+    """Raise `FlcoreError` if a library such as gevent has replaced threads, because some calls would then never end."""
     for library, (module, is_patched, needed) in PATCHING_LIBRARIES.items():
         if module not in sys.modules:
             continue
         patched = [name for name in needed if getattr(sys.modules[module], is_patched)(name)]
         if patched:
             raise FlcoreError(
-                f"{what} needs Python's own {', '.join(patched)}, and {library} has replaced them in this process: "
-                "call it in a process of its own (`flcore run`), or do not patch them"
+                f"{what} needs Python's own {', '.join(patched)}, which {library} has replaced in this process: "
+                "call it in another process (`flcore run`), or do not patch them"
             )
 
 
 @cache
 def _grpc_process() -> int:
+    """Return the process that first used gRPC. The cache is inherited by forks, so they see their parent's."""
     return os.getpid()
 
 
 def require_own_grpc(what: str) -> None:
-    """Raise `FlcoreError` in a process that was forked from one that called this: gRPC's threads were left behind."""
+    """Raise `FlcoreError` in a fork of a process that called this: gRPC's threads do not exist in the fork."""
     if _grpc_process() != os.getpid():
         raise FlcoreError(
             f"{what} cannot use gRPC in process {os.getpid()}, a fork of process {_grpc_process()}, which uses it: its "

@@ -1,7 +1,7 @@
-"""Text that others wrote.
+"""Text from files and from other processes.
 
-Files are UTF-8, with or without the byte order mark that Windows' editors and Excel put first. Other encodings are
-refused by name: a guess that is wrong would change names silently.
+Files are UTF-8, with or without a byte order mark, as Excel and editors on Windows write it. Other encodings are
+refused by name, not guessed: a wrong guess would silently change names.
 """
 
 _OTHER_MARKS = (
@@ -13,7 +13,9 @@ _OTHER_MARKS = (
 
 
 def decode_text(data: bytes | bytearray) -> str:
-    """Return the text of a file, without a byte order mark; or raise `ValueError` that says which encoding it is in.
+    """Decode the content of a file, without a byte order mark.
+
+    Raises `ValueError`, which names the encoding if it is known.
 
     >>> decode_text(b"\\xef\\xbb\\xbfname")
     'name'
@@ -38,7 +40,9 @@ def decode_text(data: bytes | bytearray) -> str:
 
 
 def printable(text: str, limit: int = 500) -> str:
-    """Return at most `limit` characters of a text that others wrote, on one line, with control characters escaped.
+    """Return at most `limit` characters of a text on one line, with control characters escaped.
+
+    For texts of clients and users in logs and errors: they must not start a new line of a log or control a terminal.
 
     >>> printable("no such file\\n\\x1b[2J"), printable("a" * 9, 4)
     ('no such file\\\\n\\\\x1b[2J', 'a...')

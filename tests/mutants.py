@@ -65,18 +65,18 @@ MUTANTS = [
     Mutant("merge-keeps-far-digits", "kernels/flcore_kernels/cpu/digits.py", "== level + 1", ">= level + 1", KERNELS),
     Mutant("scale-unbounded", "kernels/flcore_kernels/cpu/scan.py", "min(scale, LARGEST_SCALE)", "scale", KERNELS),
     Mutant(
-        "spill-keeps-its-claim",
-        "flcore/aggregation/staged_update.py",
-        "                self._release(self._acquired_bytes)\n"
-        "                self._unreserve()\n                return False\n",
-        "                self._release(self._acquired_bytes)\n                return False\n",
+        "spill-keeps-its-reservation",
+        "flcore/aggregation/staged_chunks.py",
+        "                self._release_chunks(self._acquired_bytes)\n"
+        "                self._release_reservation()\n                return False\n",
+        "                self._release_chunks(self._acquired_bytes)\n                return False\n",
         STAGING,
     ),
-    Mutant("claim-jumps-the-queue", "flcore/aggregation/memory_quota.py", " and not self.queue\n", "\n", STAGING),
+    Mutant("reservation-jumps-the-queue", "flcore/aggregation/memory_quota.py", " and not self.queue\n", "\n", STAGING),
     Mutant(
         "torn-fold-unnoticed",
         "flcore/aggregation/incremental.py",
-        "            self._is_partially_folded = True  # unless all of it gets in\n"
+        "            self._is_partially_folded = True  # until the whole group is in\n"
         "            total.fold(self._pending)\n",
         "            total.fold(self._pending)\n            self._is_partially_folded = True\n",
         STAGING,

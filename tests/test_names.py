@@ -31,6 +31,7 @@ MODULES = """
     flcore.model.dtype_conversion
     flcore.model.open_file_limit
     flcore.model.writer flcore.server.asking flcore.server.playbooks flcore.server.rounds
+    flcore.server.task_round flcore.server.open_round flcore.server.round_registry
     flcore.server.uploading flcore.simulation.workers flcore_kernels.admission flcore_kernels.cpu_cache
     flcore_kernels.cpu_decode flcore_kernels.cpu_digits flcore_kernels.cpu_encode flcore_kernels.cpu_exact
     flcore_kernels.cpu_finish flcore_kernels.cpu_float flcore_kernels.cpu_kernels
@@ -42,11 +43,14 @@ MODULES = """
     flcore_transport.grpc_work flcore_transport.in_process_turns flcore_transport.windows
 """
 NAMES = """
-    Asking AskingAgain AtClose Averaged Background Beside BlankRecord Cubins Delivery Departed Feedback Fetch
+    Asking AskingAgain AtClose Averaged Background Batch Beside BlankRecord Cubins Delivery Departed Feedback Fetch
     Gather Give Grant Kind Known Later Likeness Limits Logged Mailbox Metadata Mover Narrowed NoBest
     OddMetrics Offer OnDisk Order PieceRange PLAYBOOKS Playbook Ranges Recast ReusedModels Room RoundDone RoundRules
     Rounds Running Settings Shards SharedPieces Singles Totals TurnedAway Turns UploadStream Uploading WIRE_DTYPES
+    TaskRound OpenRound Release RoundPolicy RoundRegistry JoinMessage WelcomeMessage TaskMessage UpdateMessage
+    start_round require_round rerun_lost parse_message check_message untimely_refusal is_given_up
     PiecePlan Widened WireDType Windows _Credit _Crowded doubts largest_kernel part_of_kernel settle settle_kernel
+    constant_mask constants_reference has_constants has_no_constants shared_constants _Twice
 """
 OLD_MODULES, OLD_NAMES = MODULES.split(), set(NAMES.split())
 

@@ -10,19 +10,19 @@ from flcore.client.client import Client
 from flcore.client.executor import Executor
 from flcore.client.task import Site
 from flcore.job.messages import (
-    JoinMessage,
-    TaskMessage,
-    UpdateMessage,
-    WelcomeMessage,
+    AnswerContent,
+    JoinContent,
+    TaskContent,
+    WelcomeContent,
     decode_spec,
-    parse_message,
+    parse_content,
 )
 from flcore.model.wire_format import WireFormat
 from flcore.process import keep_freed_memory
 from flcore.server.events import Event, TaskSent
 from flcore.server.federation import Federation
 from flcore.server.serve import serve
-from flcore.server.task_round import RoundPolicy
+from flcore.server.task_attempt import AttemptPolicy
 
 __all__ = [
     "DEFAULT_BUDGET",
@@ -32,16 +32,16 @@ __all__ = [
     "Event",
     "Executor",
     "Federation",
-    "JoinMessage",
-    "RoundPolicy",
+    "JoinContent",
+    "AttemptPolicy",
     "Site",
     "Staging",
-    "TaskMessage",
-    "UpdateMessage",
-    "WelcomeMessage",
+    "TaskContent",
+    "AnswerContent",
+    "WelcomeContent",
     "aggregate_checkpoints",
     "keep_freed_memory",
-    "parse_message",
+    "parse_content",
     "serve",
     "decode_spec",
     "WireFormat",

@@ -35,13 +35,13 @@ from flcore_transport import (
 
 import flcore
 from flcore_bench.internals import (
-    JoinMessage,
-    TaskMessage,
-    UpdateMessage,
-    WelcomeMessage,
+    AnswerContent,
+    JoinContent,
+    TaskContent,
+    WelcomeContent,
     WireFormat,
     decode_spec,
-    parse_message,
+    parse_content,
 )
 from flcore_bench.process import receive_setup, send_to_parent
 from flcore_bench.synthetic_payload import DiscardingSink, SyntheticPayload
@@ -66,7 +66,7 @@ class SyntheticClient:
     def run(self) -> None:
         """Answer every assignment until the server says goodbye."""
         contract = self._job.contract.to_json()
-        held = JoinMessage(contract=contract, code_digest=self._job.code_digest, version=flcore.__version__)
+        held = JoinContent(contract=contract, code_digest=self._job.code_digest, version=flcore.__version__)
         welcome = Welcome("")
         try:
             for message in self._connection.session(Join(self._name, secrets.token_hex(8), held.to_bytes())):
@@ -84,7 +84,7 @@ class SyntheticClient:
 
     def _perform(self, welcome: Welcome, assignment: TaskAssignment) -> None:
         read_at = time.monotonic()
-        given = parse_message(TaskMessage, assignment.content).hyperparameters
+        given = parse_content(TaskContent, assignment.content).hyperparameters
         stalls = bool(given.get("stalls")) and self._name != self._job.contract.client_names[0]
         pause_s = given.get("pause_s", 0.0)
         if isinstance(pause_s, float) and not stalls:
@@ -108,18 +108,18 @@ class SyntheticClient:
 
     def _upload(self, welcome: Welcome, assignment: TaskAssignment, read_at: float, *, stalls: bool) -> None:
         spec = spec_from(welcome.content)
-        returns = self._job.contract.tasks[parse_message(TaskMessage, assignment.content).task].returns
+        returns = self._job.contract.tasks[parse_content(TaskContent, assignment.content).task].returns
         source = (
             _EmptySource()
             if returns == "metrics"
             else SyntheticPayload(WireFormat.compressed(spec, self._job.contract.wire.upload), self._number)
         )
-        message = UpdateMessage(
+        message = AnswerContent(
             returns=returns,
-            attempt=secrets.token_hex(8),
+            upload_id=secrets.token_hex(8),
             weight=100.0 + self._number,
             metrics={READ_AT: read_at},
-            fingerprint="" if returns == "metrics" else spec.fingerprint,
+            spec_fingerprint="" if returns == "metrics" else spec.fingerprint,
         )
         outbox = StallingOutbox(source) if stalls else Outbox(source)
         try:
@@ -159,7 +159,7 @@ def spec_from(welcome: bytes) -> flcore.ModelSpec:
 
 @lru_cache(maxsize=1)
 def _parsed(welcome: bytes) -> flcore.ModelSpec:
-    return decode_spec(parse_message(WelcomeMessage, welcome).tensors)
+    return decode_spec(parse_content(WelcomeContent, welcome).tensors)
 
 
 def _end(arguments: threading.ExceptHookArgs) -> None:

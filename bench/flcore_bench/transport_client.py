@@ -25,7 +25,7 @@ from flcore_transport import (
 import flcore
 from flcore_bench.bare_grpc import BareClient
 from flcore_bench.federation import SYNTHETIC_JOB, FederationSpec
-from flcore_bench.internals import JoinMessage, UpdateMessage, WireFormat
+from flcore_bench.internals import AnswerContent, JoinContent, WireFormat
 from flcore_bench.process import ChildProcess
 from flcore_bench.shapes import spec_named
 from flcore_bench.synthetic_payload import DiscardingSink, SyntheticPayload
@@ -50,8 +50,8 @@ class JoinedClient:
 
     def upload(self, assignment_id: int) -> None:
         """Send the model as the answer to an assignment."""
-        message = UpdateMessage(
-            returns="weights", attempt=secrets.token_hex(8), weight=100.0, fingerprint=self._spec.fingerprint
+        message = AnswerContent(
+            returns="weights", upload_id=secrets.token_hex(8), weight=100.0, spec_fingerprint=self._spec.fingerprint
         )
         request = UploadRequest(self._secret, assignment_id, message.to_bytes(), self._model.layout)
         self._connection.upload(request, Outbox(self._model))
@@ -120,7 +120,7 @@ def folded_sample(size: int, accumulate: str, tuning: Tuning, threads: int) -> I
         "contract": run.overrides,
     }
     job = flcore.Job.load(SYNTHETIC_JOB, **run.overrides)
-    held = JoinMessage(contract=job.contract.to_json(), code_digest=job.code_digest, version=flcore.__version__)
+    held = JoinContent(contract=job.contract.to_json(), code_digest=job.code_digest, version=flcore.__version__)
     with _server(setup, tuning, threads) as (server, address), ExitStack() as stack:
         names = [f"c{number}" for number in range(count)]
         lines = [stack.enter_context(closing(JoinedClient(address, name, spec, held.to_bytes()))) for name in names]

@@ -11,7 +11,7 @@ from flcore_transport import ClientLink, GrpcServer, Inbox, Outbox, Receipt
 import flcore
 from flcore_bench.bare_grpc import serve_bare
 from flcore_bench.federation import SYNTHETIC_JOB
-from flcore_bench.internals import Federation, RoundPolicy, Staging, TaskMessage, WireFormat
+from flcore_bench.internals import AttemptPolicy, Federation, Staging, TaskContent, WireFormat
 from flcore_bench.process import receive_setup, send_to_parent
 from flcore_bench.shapes import spec_named
 from flcore_bench.synthetic_payload import DiscardingSink, SyntheticPayload
@@ -94,14 +94,14 @@ def serve_folding(setup: dict[str, Any]) -> None:
     federation = Federation(job, model.spec)
     server = GrpcServer(federation)
     send_to_parent({"address": server.address})
-    clients = federation.rounds.wait_for_clients(setup["clients"], None)
-    message = TaskMessage(task="train", round=1, rounds=1, seed=0, hyperparameters={})
+    clients = federation.state.wait_for_clients(setup["clients"], None)
+    message = TaskContent(task="train", round=1, rounds=1, seed=0, hyperparameters={})
     while True:
         aggregator = flcore.Aggregator(model.spec, accumulate=setup["accumulate"], plan="streaming")
-        asked = federation.start_round(dict.fromkeys(clients, message), model, RoundPolicy(FOREVER_S), aggregator)
-        federation.rounds.wait_until_closed(asked, Staging())
-        if asked.state.failed:
-            raise RuntimeError(f"clients have failed: {asked.state.failed}")
+        asked = federation.open_attempt(dict.fromkeys(clients, message), model, AttemptPolicy(FOREVER_S), aggregator)
+        federation.state.wait_until_closed(asked, Staging())
+        if asked.attempt.failed:
+            raise RuntimeError(f"clients have failed: {asked.attempt.failed}")
         folding_s = wait_until_idle()
         aggregator.finish()
         send_to_parent({"folding_s": folding_s})

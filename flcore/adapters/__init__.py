@@ -1,1 +1,1 @@
-"""flcore inside other frameworks: each adapter is imported by itself, beside the framework that it is for."""
+"""flcore inside other frameworks. `import flcore` imports no adapter: each needs its framework."""

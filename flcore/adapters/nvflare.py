@@ -1,36 +1,33 @@
 """flcore inside NVIDIA FLARE: an aggregator for `FedAvgRecipe(aggregator=...)` and for `ScatterAndGather`.
 
-It takes full weights and differences, NumPy's and PyTorch's arrays, and the lazy references of tensors that NVFLARE has
-put on disk. The result has the same kind of arrays.
+It accepts full weights or differences, as NumPy arrays, PyTorch tensors, or NVFLARE's references to tensors on disk.
+The result has arrays of the same library.
 """
 
 import logging
 import math
-import numbers
 import re
 import threading
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from nvflare.apis.dxo import from_shareable
 from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_constant import FLMetaKey, ReservedKey, ReturnCode
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
-from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
+from nvflare.app_common.abstract.fl_model import FLModel
 from nvflare.app_common.aggregators.model_aggregator import ModelAggregator
 from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 
+from flcore.adapters.nvflare_round import RoundResults, is_number
 from flcore.aggregation.incremental import IncrementalAggregator, require_settings
 from flcore.errors import AggregationError, JobError, QuorumError, TensorMismatch, UpdateError, WeightError
 
 logger = logging.getLogger(__name__)
 
-MAX_MAGNITUDE = 1e300
-"""The upper bound of steps and metrics: beyond it, products overflow."""
 
-
-class FlcoreAggregator(ModelAggregator):  # type: ignore[misc]  # it has a type only where NVFLARE is installed
+class FlcoreAggregator(ModelAggregator):  # type: ignore[misc]  # mypy runs without NVFLARE
     """The weighted mean of FedAvg (McMahan et al., 2017), computed by flcore as results arrive.
 
     The weight of a result is the `NUM_STEPS_CURRENT_ROUND` of its meta, a finite number >= 0, times its client's entry
@@ -70,7 +67,7 @@ class FlcoreAggregator(ModelAggregator):  # type: ignore[misc]  # it has a type 
         super().__init__()
         require_settings(rule, accumulate, group, math.inf if max_abs is None else max_abs)
         for client, share in (aggregation_weights or {}).items():
-            if not _is_number(share) or share < 0:
+            if not is_number(share) or share < 0:
                 raise JobError(f"aggregation_weights: {client!r} has {share!r}, expected a finite number >= 0")
         try:
             re.compile(exclude_vars or "")
@@ -80,10 +77,10 @@ class FlcoreAggregator(ModelAggregator):  # type: ignore[misc]  # it has a type 
         self.exclude_vars, self.aggregation_weights = exclude_vars, aggregation_weights
         self.average_bytes = average_bytes
         self._lock = threading.Lock()
-        self._round = _RoundResults()
+        self._round = RoundResults()
         self._aggregator: IncrementalAggregator | None = None
         self._tensor_aggregators: dict[str, IncrementalAggregator] = {}
-        self._is_partially_folded = False
+        self._is_partially_folded = False  # a lazy result was folded in some tensors only
 
     def accept_model(self, model: FLModel) -> None:
         """Add a result to the round.
@@ -100,7 +97,7 @@ class FlcoreAggregator(ModelAggregator):  # type: ignore[misc]  # it has a type 
             self._require_consistent()
             try:
                 params, weight = self._params(model, client), self._weight(model, client)
-                is_lazy = any(callable(getattr(each, "materialize", None)) for each in params.values())
+                is_lazy = any(callable(getattr(tensor, "materialize", None)) for tensor in params.values())
                 self._round.require_same_kind(model, is_lazy, client)
                 (self._add_lazy if is_lazy else self._add)(params, weight, client)
             except UpdateError as error:
@@ -124,16 +121,16 @@ class FlcoreAggregator(ModelAggregator):  # type: ignore[misc]  # it has a type 
             try:
                 params = self._finished()
             except QuorumError as error:
-                first = f"; the first that was refused: {self._round.refusals[0]}" if self._round.refusals else ""
+                first = f"; the first refusal: {self._round.refusals[0]}" if self._round.refusals else ""
                 raise QuorumError(f"{error}{first}") from None
             metrics, kind = self._round.metrics(), self._round.kind
-            self._round = _RoundResults()
+            self._round = RoundResults()
             return FLModel(params=params, params_type=kind, metrics=metrics)
 
     def reset_stats(self) -> None:
-        """Discard the results of the round; keep the model's tensors."""
+        """Discard the results of the round. The names, shapes and dtypes of the job's tensors stay known."""
         with self._lock:
-            self._round, self._is_partially_folded = _RoundResults(), False
+            self._round, self._is_partially_folded = RoundResults(), False
             for aggregator in self._aggregators():
                 aggregator.clear()
 
@@ -156,12 +153,12 @@ class FlcoreAggregator(ModelAggregator):  # type: ignore[misc]  # it has a type 
             from_shareable(shareable)
             model = FLModelUtils.from_shareable(shareable, fl_ctx)
         except (ValueError, TypeError) as error:
-            self.log_error(fl_ctx, f"client {client!r}: this is no model: {error}")
+            self.log_error(fl_ctx, f"client {client!r}: expected a model: {error}")
             return False
         model.meta["client_name"] = client
         try:
             self.accept_model(model)
-        except UpdateError:  # it is logged already
+        except UpdateError:  # logged by `_refuse`
             return False
         return True
 
@@ -177,7 +174,7 @@ class FlcoreAggregator(ModelAggregator):  # type: ignore[misc]  # it has a type 
             accumulate=self.accumulate,
             group=group,
             max_abs=math.inf if self.max_abs is None else self.max_abs,
-            may_double=True,
+            double_buffer=True,
             average_bytes=self.average_bytes,
         )
 
@@ -197,15 +194,19 @@ class FlcoreAggregator(ModelAggregator):  # type: ignore[misc]  # it has a type 
             self._drop_rejected()
 
     def _add_lazy(self, params: Mapping[str, Any], weight: float, client: str) -> None:
-        """Check all tensors, then fold them; one is in memory at a time."""
+        """Check all tensors, then fold them, with one tensor in memory at a time.
+
+        There is one aggregator for each tensor. Each tensor is read twice, because a refused result must leave no trace
+        in any of them.
+        """
         if odd := sorted(set(self._tensor_aggregators) ^ set(params)) if self._tensor_aggregators else []:
             raise TensorMismatch("it is not a tensor of both this result and the first", client=client, tensor=odd[0])
         aggregators = self._tensor_aggregators or {name: self._create_aggregator(1) for name in params}
-        for name, each in params.items():
-            aggregators[name].check({name: _materialized(each)}, weight, client)
-        self._is_partially_folded = True  # until all of them are folded
-        for name, each in params.items():
-            aggregators[name].add({name: _materialized(each)}, weight, client)
+        for name, tensor in params.items():
+            aggregators[name].check({name: _materialized(tensor)}, weight, client)
+        self._is_partially_folded = True  # until all tensors are folded; an exception leaves it set
+        for name, tensor in params.items():
+            aggregators[name].add({name: _materialized(tensor)}, weight, client)
         self._tensor_aggregators, self._is_partially_folded = aggregators, False
 
     def _finished(self) -> dict[str, Any]:
@@ -219,10 +220,12 @@ class FlcoreAggregator(ModelAggregator):  # type: ignore[misc]  # it has a type 
     def _require_consistent(self) -> None:
         """Raise `AggregationError` if tensors of a result are folded and others are not."""
         if self._is_partially_folded:
-            raise AggregationError("a result could be read once, and not again to be folded: this round has no mean")
+            raise AggregationError(
+                "a result on disk could be read when it was checked, but not when it was folded: this round has no mean"
+            )
 
     def _drop_rejected(self) -> None:
-        """Remove and log results that were accepted and whose values were found invalid later."""
+        """Remove and log accepted results whose values were found invalid when their group was folded."""
         for aggregator in self._aggregators():
             for error in aggregator.pop_rejected():
                 self._round.discount(error.client)
@@ -236,7 +239,7 @@ class FlcoreAggregator(ModelAggregator):  # type: ignore[misc]  # it has a type 
         if not isinstance(model.params, Mapping) or not model.params:
             raise TensorMismatch("its result has no parameters", client=client)
         excluded = re.compile(self.exclude_vars) if self.exclude_vars else None
-        return {name: each for name, each in model.params.items() if not (excluded and excluded.search(str(name)))}
+        return {name: tensor for name, tensor in model.params.items() if not (excluded and excluded.search(str(name)))}
 
     def _weight(self, model: FLModel, client: str) -> Any:
         if self.rule == "unweighted_mean":
@@ -249,75 +252,9 @@ class FlcoreAggregator(ModelAggregator):  # type: ignore[misc]  # it has a type 
                 client=client,
             )
         steps, share = meta[FLMetaKey.NUM_STEPS_CURRENT_ROUND], (self.aggregation_weights or {}).get(client)
-        return steps if share is None or not _is_number(steps) else float(steps) * share
+        return steps if share is None or not is_number(steps) else float(steps) * share
 
 
-class _Result(NamedTuple):
-    client: str
-    kind: ParamsType | None
-    is_lazy: bool
-    metrics: Mapping[str, Any]
-    weight: float
-
-
-class _RoundResults:
-    """The state of a round beside its tensors: the kind of its results (weights or differences), and their metrics."""
-
-    def __init__(self) -> None:
-        self.refusals: list[str] = []
-        self._results: list[_Result] = []
-
-    @property
-    def has_results(self) -> bool:
-        """Whether there is a result that counts."""
-        return bool(self._results)
-
-    @property
-    def kind(self) -> ParamsType | None:
-        """The kind of the results: full weights, or differences."""
-        return self._results[0].kind if self._results else None
-
-    @property
-    def is_lazy(self) -> bool:
-        """Whether the results are references to tensors on disk."""
-        return bool(self._results) and self._results[0].is_lazy
-
-    def require_same_kind(self, model: FLModel, is_lazy: bool, client: str) -> None:
-        """Raise `UpdateError` if a result is of another kind than the round's: differences or weights, lazy or not."""
-        if self._results and model.params_type != self.kind:
-            raise UpdateError(f"its parameters are {model.params_type}, others' {self.kind}", client=client)
-        if self._results and is_lazy != self.is_lazy:
-            here, there = ("on disk", "in memory") if is_lazy else ("in memory", "on disk")
-            raise UpdateError(f"its tensors are {here}, others' {there}", client=client)
-
-    def count(self, model: FLModel, is_lazy: bool, weight: float, client: str) -> None:
-        """Record a result that counts."""
-        metrics = model.metrics if isinstance(model.metrics, Mapping) else {}
-        self._results.append(_Result(client, model.params_type, is_lazy, metrics, float(weight)))
-
-    def discount(self, client: str) -> None:
-        """Remove the last result of a client."""
-        for number in reversed(range(len(self._results))):
-            if self._results[number].client == client:
-                del self._results[number]
-                return
-
-    def metrics(self) -> dict[str, float] | None:
-        """Return weighted means of the metrics that are finite numbers in every result, or None if there are none."""
-        total = math.fsum(result.weight for result in self._results)
-        means = {
-            name: math.fsum(float(result.metrics[name]) * (result.weight / total) for result in self._results)
-            for name in (self._results[0].metrics if self._results else ())
-            if all(_is_number(result.metrics.get(name)) for result in self._results)
-        }
-        return means or None
-
-
-def _is_number(value: Any) -> bool:
-    is_real = isinstance(value, numbers.Real)
-    return is_real and bool(abs(value) < MAX_MAGNITUDE)
-
-
-def _materialized(each: Any) -> Any:
-    materialize = getattr(each, "materialize", None)
-    return materialize() if callable(materialize) else each
+def _materialized(tensor: Any) -> Any:
+    materialize = getattr(tensor, "materialize", None)
+    return materialize() if callable(materialize) else tensor

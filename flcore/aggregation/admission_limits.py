@@ -1,7 +1,7 @@
 """Limits of weights and elements at admission, so that no admitted update can make a round fail.
 
-They follow from the accumulator, the base, the result's dtype and the number of updates that a round takes, on a fixed
-scale of weights. They do not depend on other updates.
+They follow from the accumulator, the base, the result's dtype and the largest number of updates, on a fixed scale of
+weights. They do not depend on other updates, so one client cannot make another one's update inadmissible.
 """
 
 import math
@@ -11,30 +11,40 @@ from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 import numpy as np
-from flcore_kernels import ACCUMULATORS, EXACT_RANGE, STORAGE, Backend, storage_dtype
+from flcore_kernels import ACCUMULATORS, EXACT_RANGE, MAX_TERMS, STORAGE, Backend, storage_dtype
 from flcore_layout import SegmentRange
 
 from flcore.aggregation.contributions import to_host
-from flcore.aggregation.reference_model import Mask, ReferenceModel, Values, constant_mask, differing_bits, zero_where
+from flcore.aggregation.passthrough import Mask, Values, differing_bits, passthrough_mask, zero_where
+from flcore.aggregation.reference_model import ReferenceModel
 from flcore.aggregation.rules import Rule
 from flcore.errors import JobError, NonFinite, OutOfBounds, WeightError
 from flcore.model.compression import KernelArray, to_float32
 from flcore.model.dtypes import DTYPES, INTEGERS
 from flcore.model.spec import ModelSpec
 
-MAX_UPDATES = 65_535
-"""As many terms as an exact sum takes."""
+MAX_UPDATES = MAX_TERMS
+"""The largest number of updates of a round: n < 2^16 in the bounds below."""
 
 WEIGHT_RANGES = {"exact": EXACT_RANGE, "float64": (2.0**-400, 2.0**400), "float32": (2.0**-24, 2.0**40)}
-"""The range of weights beside 0. The upper ends leave headroom for elements, the lower ones keep their precision."""
+"""The accumulators' ranges of weights other than 0. Upper ends leave headroom for elements; lower ends keep terms of
+ordinary elements out of the denormal numbers, which have fewer digits."""
 
+# A sum must stay finite. In float32, let |c·x| <= T for each of n < 2^16 terms. Kernels of a mean divide weights by the
+# power of two of the largest one. If that is below 1, this multiplies, up to c <= 2, so T counts twice. Each rounding
+# adds at most a factor 1 + 2^-24, and (1 + 2^-24)^n < 2^(1/64). So
+#     |sum| < 2^16 · 2 · T · 2^(1/64) < 2^128   for T = 2^110.
+# In float64, likewise: 2^16 · 2 · 2^1006 · (1 + 2^-53)^n < 2^1024. In an exact sum, digits cannot overflow (a digit is
+# at most 2^47, and n · 2^47 < 2^63), but fl64(c·x) must be finite: 2^-50 below the end it does not round to infinity.
 MAX_TERM = {"exact": float(np.finfo(np.float64).max) * (1 - 2.0**-50), "float64": 2.0**1006, "float32": 2.0**110}
-"""What a weight (or 1, if that is more) times an element may be: 65,535 such terms and their roundings stay within
-float64 and float32, also where weights are divided by a power of two up to the largest. Exact sums take any terms."""
+"""The bound T of max(1, coefficient) · |element|."""
 
+# A mean m = Σ cᵢxᵢ / Σ cᵢ is computed as m', with |m' - m| <= ε · Σ cᵢ|xᵢ| / Σ cᵢ. With a unit roundoff u, each of n
+# terms passes at most n roundings, so ε <= 2 · n · u; the factor 2 covers products, weights and the division:
+#     float32: 2 · 2^16 · 2^-24 = 2^-7     float64: 2 · 2^16 · 2^-53 = 2^-36
+# An exact sum keeps 2^-48 of the largest magnitude among 64 neighbours; 2^-45 has a margin.
 MAX_RELATIVE_ERROR = {"exact": 2.0**-45, "float64": 2.0**-36, "float32": 2.0**-7}
-"""By how much a mean may be off, relative to the largest magnitude: 65,535 roundings of half a unit of the last place
-each, with a margin; an exact sum keeps 2^-48 of the largest magnitude."""
+"""The bound ε of a mean's error, relative to the weighted mean of its elements' magnitudes."""
 
 
 def require_accumulator(accumulate: str) -> str:
@@ -50,24 +60,25 @@ def accumulator_for(dtype: str, accumulate: str) -> str:
 
 
 def require_positive_weight(coefficients: Sequence[float]) -> None:
-    """Raise `WeightError` if all weights are zero."""
+    """Raise `WeightError` if all coefficients are zero: their mean would be 0 / 0."""
     if not math.fsum(coefficients) > 0:
         raise WeightError(f"the weights of all {len(coefficients)} updates are zero")
 
 
-def tensor_values(spec: ModelSpec, piece: SegmentRange, part: KernelArray) -> Values:
-    """Return a part's elements in the tensors' dtype, decompressed if they were compressed on the wire."""
-    own = spec.segments[piece.segment].dtype
-    if piece.dtype == own:
-        return to_host(part).view(DTYPES[own])
-    return to_float32(piece.dtype, part).astype(DTYPES[own], copy=False)
+def tensor_values(spec: ModelSpec, range_: SegmentRange, array: KernelArray) -> Values:
+    """Return a range's elements in the tensors' dtype, decoded if they are narrower on the wire."""
+    dtype = spec.segments[range_.segment].dtype
+    if range_.dtype == dtype:
+        return to_host(array).view(DTYPES[dtype])
+    return to_float32(range_.dtype, array).astype(DTYPES[dtype], copy=False)
 
 
 @dataclass(frozen=True)
 class AggregationSettings:
-    """The settings of an aggregation, for any model. Raises `JobError` for settings that are invalid for every round.
+    """The settings of an aggregation, for any model. Raises `JobError` for invalid ones.
 
-    `max_abs` bounds magnitudes beside what arithmetic allows; `average_bytes` says that unsigned bytes are numbers.
+    `max_abs` bounds magnitudes in addition to the limits of arithmetic. `average_bytes` declares that unsigned bytes
+    are numbers and not packed codes.
     """
 
     rule: Rule
@@ -83,10 +94,10 @@ class AggregationSettings:
 
 
 class AdmissionLimits:
-    """What may be admitted to a combination whose results have `dtypes`, one per segment (default: the model's).
+    """The limits of a combination whose results have `dtypes`, one per segment (default: the model's).
 
-    With a reference model, elements that are no quantities must be that model's (its differences zero), and so
-    must unsigned bytes, unless they are averaged. `accumulators` are what segments are summed in.
+    With a reference model, passthrough elements must be equal to that model's, and so must unsigned bytes unless they
+    are averaged. In differences, both must be zero. `accumulators` has one accumulator per segment.
     """
 
     def __init__(
@@ -102,7 +113,12 @@ class AdmissionLimits:
         self._strictest = "exact" if "exact" in self.accumulators else settings.accumulate
 
     def check_weight(self, weight: Any, client: str) -> float:
-        """Return a weight as a float, or raise `WeightError`: it is 0, or a number within the accumulator's range."""
+        """Return a weight as a float, or raise `WeightError` unless it is 0 or within the accumulator's range.
+
+        0 is admitted here, as callers have all updates: they may weight one out, and `require_positive_weight` refuses
+        a round of zeros. A job refuses 0 at the upload (`check_content` in `flcore/server/uploads.py`): such an update
+        would count for the quorum and contribute nothing.
+        """
         is_number = isinstance(weight, numbers.Real) and not isinstance(weight, bool)
         try:
             value = float(weight) if is_number else math.nan
@@ -121,86 +137,100 @@ class AdmissionLimits:
 
     def max_magnitude(self, segment: int, coefficient: float) -> float:
         """Return the largest magnitude that an element may have in an update of this coefficient."""
-        own, result, accumulate = self._spec.segments[segment].dtype, self.dtypes[segment], self.accumulators[segment]
-        is_near = result not in INTEGERS and MAX_RELATIVE_ERROR[accumulate] >= 2.0 ** -(STORAGE[result].precision + 1)
-        room = 1 - MAX_RELATIVE_ERROR[accumulate] if is_near else 1.0  # else what a mean is off is rounded away
-        ends = max(map(abs, STORAGE[own].range)), max(map(abs, STORAGE[result].range)) * room
+        dtype, result, accumulate = self._spec.segments[segment].dtype, self.dtypes[segment], self.accumulators[segment]
+        error = MAX_RELATIVE_ERROR[accumulate]
+        # |mean| <= max |x| · (1 + ε). If ε is below half a unit of the result's last place, rounding to the result's
+        # dtype removes it. If not, elements stay ε below the dtype's end: (1 - ε)(1 + ε) < 1.
+        may_exceed = result not in INTEGERS and error >= 2.0 ** -(STORAGE[result].precision + 1)
+        headroom = 1 - error if may_exceed else 1.0
+        ends = max(map(abs, STORAGE[dtype].range)), max(map(abs, STORAGE[result].range)) * headroom
         return min(self._settings.max_abs, MAX_TERM[accumulate] / max(1.0, coefficient), *ends)
 
-    def check(self, piece: SegmentRange, part: KernelArray, coefficient: float, client: str) -> None:
-        """Raise `NonFinite` or `OutOfBounds`, naming the tensor, unless a range's elements may be admitted."""
-        limit, reference_model = self.max_magnitude(piece.segment, coefficient), self._reference_model
-        seen = self._settings.device.inspect(part, piece.dtype)
+    def check_range(self, range_: SegmentRange, array: KernelArray, coefficient: float, client: str) -> None:
+        """Raise `NonFinite` or `OutOfBounds`, naming client and tensor, unless elements are within the limits.
+
+        One pass of a kernel decides for nearly all ranges. All other steps are for passthrough elements, for errors,
+        and for bases near a dtype's end.
+        """
+        limit, reference_model = self.max_magnitude(range_.segment, coefficient), self._reference_model
+        seen = self._settings.device.inspect(array, range_.dtype)
         if reference_model is not None and (
-            seen.first_bad >= 0 or seen.magnitude > limit or reference_model.has_constants(piece)
+            seen.first_bad >= 0 or seen.magnitude > limit or reference_model.has_passthrough(range_)
         ):
-            part = self._zero_constants(reference_model, piece, part, client)
-            piece = replace(piece, dtype=self._spec.segments[piece.segment].dtype)
-            seen = self._settings.device.inspect(part, piece.dtype)
+            array = self._zero_passthrough(reference_model, range_, array, client)
+            range_ = replace(range_, dtype=self._spec.segments[range_.segment].dtype)
+            seen = self._settings.device.inspect(array, range_.dtype)
         if seen.first_bad >= 0:
-            self._refuse(piece, tensor_values(self._spec, piece, part), seen.first_bad, client)
+            self._refuse(range_, tensor_values(self._spec, range_, array), seen.first_bad, client)
         if seen.magnitude > limit:
-            values = part if piece.dtype in INTEGERS else tensor_values(self._spec, piece, part)  # a boolean may be 7
+            # Integers are compared as stored: a byte that is not 0 or 1 would become True in a boolean's dtype.
+            values = array if range_.dtype in INTEGERS else tensor_values(self._spec, range_, array)
             where = int(np.argmax(np.abs(to_host(values).astype(np.float64))))
             why = f"has magnitude {seen.magnitude:g}, more than the {limit:g} allowed"
-            self._refuse(piece, to_host(values), where, client, why)
-        if reference_model is not None and piece.dtype == "uint8" and not self._settings.average_bytes:
-            values = tensor_values(self._spec, piece, part)
-            self._require_constants(reference_model, piece, values, np.ones(values.size, np.bool_), client)
-        if reference_model is not None and reference_model.are_deltas:
-            self._require_headroom(reference_model, piece, part, seen.magnitude, client)
+            self._refuse(range_, to_host(values), where, client, why)
+        if reference_model is not None and range_.dtype == "uint8" and not self._settings.average_bytes:
+            values = tensor_values(self._spec, range_, array)
+            self._require_reference_elements(reference_model, range_, values, np.ones(values.size, np.bool_), client)
+        if reference_model is not None and reference_model.updates_are_deltas:
+            self._require_headroom(reference_model, range_, array, seen.magnitude, client)
 
-    def _zero_constants(
-        self, reference_model: ReferenceModel, piece: SegmentRange, part: KernelArray, client: str
+    def _zero_passthrough(
+        self, reference_model: ReferenceModel, range_: SegmentRange, array: KernelArray, client: str
     ) -> Values:
-        """Return a range's elements as they are stored, with zeros for those that are no quantities."""
-        values = tensor_values(self._spec, piece, part)
-        mask = constant_mask(values) | reference_model.constant_mask(piece)
-        self._require_constants(reference_model, piece, values, mask, client)
-        return zero_where(values, mask).view(storage_dtype(self._spec.segments[piece.segment].dtype))
+        """Return a range's elements in storage form, with zeros for passthrough elements. Raises if one differs."""
+        values = tensor_values(self._spec, range_, array)
+        mask = passthrough_mask(values) | reference_model.passthrough_mask(range_)
+        self._require_reference_elements(reference_model, range_, values, mask, client)
+        return zero_where(values, mask).view(storage_dtype(self._spec.segments[range_.segment].dtype))
 
-    def _require_constants(
-        self, reference_model: ReferenceModel, piece: SegmentRange, values: Values, mask: Mask, client: str
+    def _require_reference_elements(
+        self, reference_model: ReferenceModel, range_: SegmentRange, values: Values, mask: Mask, client: str
     ) -> None:
-        """Raise `NonFinite` or `OutOfBounds` where an element that the mask names is not the reference model's."""
-        differs = mask & (
-            values != 0 if reference_model.are_deltas else differing_bits(values, reference_model.values(piece))
-        )
+        """Raise `NonFinite` or `OutOfBounds` where a masked element differs from the reference model's."""
+        if reference_model.updates_are_deltas:
+            differs = mask & (values != 0)
+        else:
+            differs = mask & differing_bits(values, reference_model.values(range_))
         if differs.any():
             where = int(np.argmax(differs))
-            why = f"is {values[where]}, where the model that was sent has {reference_model.values(piece)[where]}"
-            if piece.dtype == "uint8":
+            why = f"is {values[where]}, where the model that was sent has {reference_model.values(range_)[where]}"
+            if range_.dtype == "uint8":
                 why += ": bytes may be packed codes, so they must stay as they are (average_bytes=True averages them)"
-            elif reference_model.constant_mask(piece)[where]:
+            elif reference_model.passthrough_mask(range_)[where]:
                 why += ": NaN, infinities and integers beyond 2**53 are not averaged, so they must stay as they are"
-            self._refuse(piece, values, where, client, why)
+            self._refuse(range_, values, where, client, why)
 
     def _require_headroom(
-        self, reference_model: ReferenceModel, piece: SegmentRange, part: KernelArray, magnitude: float, client: str
+        self, reference_model: ReferenceModel, range_: SegmentRange, array: KernelArray, magnitude: float, client: str
     ) -> None:
-        """Raise `OutOfBounds` where base plus element leaves the result's dtype; looks at elements only near its end.
+        """Raise `OutOfBounds` where base plus element leaves the result's dtype.
 
-        The result lies between the smallest and the largest sum of base and difference, so it fits if each sum does.
+        The result is b + m', with |m' - m| <= ε · Σ cᵢ|dᵢ| / Σ cᵢ for the differences dᵢ. So it lies between the
+        smallest b + dᵢ - ε|dᵢ| and the largest b + dᵢ + ε|dᵢ|, and fits if the bounds of each update do. This does not
+        depend on the other updates.
         """
-        dtype, slack = self.dtypes[piece.segment], MAX_RELATIVE_ERROR[self.accumulators[piece.segment]]
+        dtype, error = self.dtypes[range_.segment], MAX_RELATIVE_ERROR[self.accumulators[range_.segment]]
         low, high = STORAGE[dtype].range
-        if reference_model.magnitude(piece) + magnitude * (1 + slack) <= min(high, -low or high) * (1 - 2.0**-50):
+        # The largest magnitudes decide for nearly all ranges: |b| + |d|(1 + ε) <= end. This side is computed with a few
+        # roundings of 2^-53, which 2^-50 covers. (An unsigned dtype's low end is 0; base and difference are not below.)
+        if reference_model.magnitude(range_) + magnitude * (1 + error) <= min(high, -low or high) * (1 - 2.0**-50):
             return
-        values, base = tensor_values(self._spec, piece, part), reference_model.values(piece)
+        values, base = tensor_values(self._spec, range_, array), reference_model.values(range_)
         wide = np.longdouble if values.dtype.itemsize == 8 else np.float64
-        half = 2.0 ** (math.frexp(high)[1] - 1 - STORAGE[dtype].precision)  # of a step: less is rounded back
-        half, slack = (0.5, 0.0) if dtype in INTEGERS else (half, slack)
+        # A sum up to half a step beyond the end rounds back to it. Sums of integers are exact, so there ε is 0.
+        half_step = 2.0 ** (math.frexp(high)[1] - 1 - STORAGE[dtype].precision)
+        half_step, error = (0.5, 0.0) if dtype in INTEGERS else (half_step, error)
         with np.errstate(all="ignore"):
-            sums, spread = base.astype(wide) + values.astype(wide), np.abs(values.astype(wide)) * slack
-            fits = (sums + spread < wide(high) + wide(half)) & (sums - spread > wide(low) - wide(half))
-        leaves = ~fits & ~constant_mask(base)
+            sums, spread = base.astype(wide) + values.astype(wide), np.abs(values.astype(wide)) * error
+            fits = (sums + spread < wide(high) + wide(half_step)) & (sums - spread > wide(low) - wide(half_step))
+        leaves = ~fits & ~passthrough_mask(base)
         if leaves.any():
             where = int(np.argmax(leaves))
             why = f"is {values[where]}: with the base, {base[where]}, it leaves {dtype}"
-            self._refuse(piece, values, where, client, why)
+            self._refuse(range_, values, where, client, why)
 
-    def _refuse(self, piece: SegmentRange, values: Values, where: int, client: str, why: str = "") -> NoReturn:
+    def _refuse(self, range_: SegmentRange, values: Values, where: int, client: str, why: str = "") -> NoReturn:
         """Raise `NonFinite` or `OutOfBounds` for one of a range's elements."""
-        tensor, element = self._spec.segments[piece.segment].locate(piece.first + where)
+        tensor, element = self._spec.segments[range_.segment].locate(range_.first + where)
         kind = OutOfBounds if np.isfinite(values[where]) else NonFinite
         raise kind(f"element {element} {why or f'is {values[where]}'}", client=client, tensor=tensor.name)

@@ -10,16 +10,17 @@ from flcore_kernels import backend as backend_named
 
 from flcore.aggregation.admission_limits import AggregationSettings
 from flcore.aggregation.array_combiner import ModelTotal, combine_arrays
-from flcore.aggregation.combiner import Combiner
+from flcore.aggregation.combiner import MAX_GROUP, Combiner
 from flcore.aggregation.contributions import ArrayContribution, Buffers
 from flcore.aggregation.output_template import OutputTemplate, allocate_like, require_no_overlap
-from flcore.aggregation.reference_model import ReferenceModel, constants_reference
+from flcore.aggregation.reference_model import ReferenceModel, passthrough_reference
 from flcore.aggregation.rules import Rule, Sum, resolve_rule
 from flcore.errors import AggregationError, QuorumError, SpecError, UpdateError
 from flcore.model.arrays import AnyArrays, converters_for, flatten
 from flcore.model.spec import ModelSpec
 
-DEFAULT_GROUP, MAX_GROUP = 4, 8
+DEFAULT_GROUP = 4
+"""How many updates of an iterator are alive at once, if no budget says otherwise."""
 
 Outcome = TypeVar("Outcome")
 
@@ -115,8 +116,9 @@ def aggregate(
     device = backend_named(backend, like=next(iter(example.values()), None), budget_bytes=budget_bytes)
     is_sum = isinstance(settings.rule, Sum)
 
-    def start(place: Backend) -> "_Aggregation":
-        chosen = replace(settings, device=place) if is_sum else settings  # other rules are NumPy's
+    def start(device: Backend) -> "_Aggregation":
+        # Rules that are not sums are NumPy code, so they stay on the CPU.
+        chosen = replace(settings, device=device) if is_sum else settings
         return _Aggregation(spec, chosen, example, base, out)
 
     if isinstance(updates, Sequence) or not is_sum:
@@ -142,7 +144,7 @@ def _with_fallback(backend: str, device: Backend, work: Callable[[Backend], Outc
 
 
 class _Aggregation:
-    """One call of `aggregate` on one device: drives the engine over arrays."""
+    """One call of `aggregate` on one device."""
 
     def __init__(
         self,
@@ -160,18 +162,20 @@ class _Aggregation:
             buffer_reader.output_buffers(out) if out is not None else buffer_reader.buffers(self._values, "")
         )
         if self._bases:
-            self._combiner = Combiner(spec, settings, ReferenceModel(spec, self._bases[0], device, are_deltas=True))
+            self._combiner = Combiner(
+                spec, settings, ReferenceModel(spec, self._bases[0], device, updates_are_deltas=True)
+            )
         self._total: ModelTotal | None = None
 
     def at_once(self, updates: Sequence[Any]) -> dict[str, Any]:
-        """Combine a sequence."""
+        """Combine a sequence in one pass."""
         contributions = self._contributions(updates, 0)
-        is_in_place = self._is_in_place([each.buffers for each in contributions])
+        is_in_place = self._is_in_place([contribution.buffers for contribution in contributions])
         combine_arrays(self._combiner, contributions, self._targets, is_in_place=is_in_place)
         return self._result()
 
     def with_total(self) -> "_Aggregation":
-        """Allocate the memory of the totals."""
+        """Allocate the totals, so that a device without enough memory shows before an iterator is consumed."""
         self._total = ModelTotal(self._combiner)
         return self
 
@@ -190,36 +194,44 @@ class _Aggregation:
         return self._result()
 
     def _is_in_place(self, sources: Sequence[Buffers]) -> bool:
-        """Whether results are written in place of what is read; raises `TensorMismatch` (see `require_no_overlap`)."""
+        """Return whether a result overwrites an input. Raises `TensorMismatch` (see `require_no_overlap`)."""
         return self._out is not None and require_no_overlap(
             self._combiner.spec, self._targets, [*sources, *self._bases]
         )
 
     def _fold(self, contributions: list[ArrayContribution], *, is_first: bool) -> None:
-        """Add a group. If it is refused, retry with the first update's constants and bytes as the reference."""
+        """Fold a group. If the first one is refused, retry with the first update as the reference model.
+
+        A sequence shows whether all updates have the same passthrough elements; an iterator does not. So later updates
+        must have those of the first one. Unsigned bytes are compared from the start: their sum would not fail.
+        """
         if is_first and not self._bases and any(segment.dtype == "uint8" for segment in self._combiner.spec.segments):
-            self._use_constants(contributions[0])
+            self._use_passthrough(contributions[0])
         try:
             if self._combiner.reference_model is not None:
-                self._combiner.admit(contributions)
+                self._combiner.check_arrays(contributions)
             if self._total is not None:
                 self._total.fold(contributions)
         except (UpdateError, AggregationError):
-            if not is_first or self._combiner.reference_model is not None or not self._use_constants(contributions[0]):
+            if (
+                not is_first
+                or self._combiner.reference_model is not None
+                or not self._use_passthrough(contributions[0])
+            ):
                 raise
             self._fold(contributions, is_first=False)
 
-    def _use_constants(self, first: ArrayContribution) -> bool:
-        """Restart with an update's constants and bytes as the reference; return whether it has any."""
+    def _use_passthrough(self, first: ArrayContribution) -> bool:
+        """Restart with an update's passthrough elements and bytes as the reference; return whether it has any."""
         combiner = self._combiner
-        reference_model = constants_reference(combiner.spec, first.buffers, combiner.device)
+        reference_model = passthrough_reference(combiner.spec, first.buffers, combiner.device)
         if reference_model is not None:
             self._combiner, self._total = Combiner(combiner.spec, combiner.settings, reference_model), None
             self.with_total()
         return reference_model is not None
 
     def _result(self) -> dict[str, Any]:
-        """Return the result in the updates' libraries and nesting; arrays of `out` unchanged."""
+        """Return the result in the updates' libraries and nesting, or the arrays of `out`."""
         if self._out is not None:
             return self._values
         for bases in self._bases:

@@ -18,15 +18,12 @@ from flcore.aggregation.plans import PLANS, require_plan
 from flcore.aggregation.reference_model import ReferenceModel
 from flcore.aggregation.rules import Rule, resolve_rule
 from flcore.aggregation.staged_update import StagedUpdate
-from flcore.aggregation.staging import Staging
+from flcore.aggregation.staging import SPILL_AFTER_S, Staging
 from flcore.aggregation.storage import Storage, read_chunks_within
 from flcore.errors import SpecError, UpdateError, UpdatesLost
 from flcore.model.chunks import GlobalModel
 from flcore.model.spec import ModelSpec
 from flcore.model.wire_format import WireFormat
-
-SPILL_AFTER_S = 2.0
-"""How long an update waits for memory before it is staged on disk."""
 
 
 class Aggregator:
@@ -98,15 +95,16 @@ class Aggregator:
                 "began with, to have them stay as they are, or average_bytes=True if they are numbers"
             )
         reference_model = (
-            None if model is None else ReferenceModel(spec, model, settings.device, are_deltas=base is not None)
+            None if model is None else ReferenceModel(spec, model, settings.device, updates_are_deltas=base is not None)
         )
         self._combiner = Combiner(spec, settings, reference_model)
         self._wire_format, self._staging = wire_format or WireFormat.uncompressed(spec), storage.staging
         self._plan = PLANS[storage.plan](self._wire_format, self._combiner, storage)
         self._lock = threading.Lock()
         self._clients: set[str] = set()
+        self._may_restore_round = False
         self.lost: dict[str, str] = {}
-        """Why the last `finish` left clients out: by client, the error that reading its update back raised."""
+        """The updates that the last `finish` could not read back from disk: the error, by client."""
 
     @contextmanager
     def update(self, *, client: str, weight: float) -> Iterator[StagedUpdate]:
@@ -127,11 +125,11 @@ class Aggregator:
         """
         staged = self.stage(client, weight)
         try:
-            begun = self.allocate(staged)
-            wait([begun], SPILL_AFTER_S)
-            if not begun.done():
+            allocated = self.allocate(staged)
+            wait([allocated], SPILL_AFTER_S)
+            if not allocated.done():
                 staged.spill()
-            begun.result()
+            allocated.result()
             yield staged
             self.commit(staged)
         except BaseException:
@@ -152,11 +150,14 @@ class Aggregator:
 
         Raises:
             TensorMismatch: The update is incomplete.
-            UpdateError: The client has an update already, or the aggregation is full.
+            UpdateError: The client has an update already, the aggregation is full, or `finish` runs with
+                `exclude_lost=False`.
         """
         staged.require_complete()
         staged.seal()
         with self._lock:
+            if self._may_restore_round:
+                raise UpdateError("the aggregation is being finished: commit again afterwards", client=staged.client)
             if staged.client in self._clients:
                 raise UpdateError("it has an update in this aggregation already", client=staged.client)
             if len(self._clients) >= MAX_UPDATES:
@@ -164,11 +165,13 @@ class Aggregator:
             self._clients.add(staged.client)
             self._plan.add(staged)
 
-    def finish(self, *, leave_out: bool = True) -> GlobalModel:
+    def finish(self, *, exclude_lost: bool = True) -> GlobalModel:
         """Return the combination of all committed updates, and free them.
 
+        Updates that are committed while it runs count for the next result; with `exclude_lost=False` they are refused.
+
         Args:
-            leave_out: Leave out an update that cannot be read back from disk, and record it in `lost` (default). If
+            exclude_lost: Exclude updates that cannot be read back from disk, and record them in `lost` (default). If
                 False, raise `UpdatesLost`: the other updates stay committed, and the clients of lost ones may commit
                 again before the next `finish`.
 
@@ -178,17 +181,23 @@ class Aggregator:
         Raises:
             QuorumError: There is no update.
             WeightError: All weights are zero.
-            UpdatesLost: Updates could not be read back, and `leave_out` is False.
+            UpdatesLost: Updates could not be read back, and `exclude_lost` is False.
         """
-        with self._lock:  # not while the updates are folded
+        with self._lock:  # released while updates are folded, which takes long
             clients, self._clients, self.lost = self._clients, set(), {}
             taken = self._plan.pop_round()
+            self._may_restore_round = not exclude_lost
         try:
-            return self._plan.finish(taken, self.lost, leave_out=leave_out)
+            return self._plan.finish(taken, self.lost, exclude_lost=exclude_lost)
         except UpdatesLost as error:
+            # Nothing was committed since `pop_round`, so the restored round replaces an empty one.
             with self._lock:
+                self._plan.restore_round(taken)
                 self._clients |= clients - error.lost.keys()
             raise
+        finally:
+            with self._lock:
+                self._may_restore_round = False
 
     def close(self) -> None:
         """Free the base and the reference model, after the last round."""
@@ -204,7 +213,7 @@ class Aggregator:
 
 
 def _storage(plan: str, budget_bytes: int | None) -> Storage:
-    """Return the storage of one aggregation, in memory up to a budget of which half is for staging."""
+    """Return the storage of one aggregation: staging and reads from disk within a budget, and results in memory."""
     if budget_bytes is None:
         return Storage(plan)
     budget = Budget(budget_bytes)

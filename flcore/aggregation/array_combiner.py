@@ -1,4 +1,4 @@
-"""Arrays in memory or on a device: combined at once, or added up group by group."""
+"""Arrays in host memory or on a device: combined at once, or folded group by group."""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ import numpy.typing as npt
 from flcore_layout import SegmentRange
 
 from flcore.aggregation.admission_limits import require_positive_weight
-from flcore.aggregation.combiner import Batch, Combiner
+from flcore.aggregation.combiner import Combiner
 from flcore.aggregation.contributions import (
     ArrayContribution,
     ArraySink,
@@ -18,11 +18,16 @@ from flcore.aggregation.contributions import (
     model_ranges,
     segment_ranges,
 )
+from flcore.aggregation.range_inputs import RangeInputs
 from flcore.aggregation.rules import Sum
 from flcore.errors import AggregationError, UpdateError
 
 HEADROOM_EXPONENT = 16
-"""Powers of two between the largest element that the mean takes unseen and the end of float32."""
+"""By how many powers of two `RunningMean` lowers the scale of its weights, so that its mean stays away from overflow.
+
+The largest scaled weight is then in [2^15, 2^16). A sum that stays below 2^128, divided by at least 2^15, is a mean
+below 2^113. So on the usual scale, where weights are below 1, the mean and a group of admitted updates cannot overflow:
+2^15 terms of 2^113 fit. Without this, a huge element of one client could be taken, and make a later group fail."""
 
 Tensors = list[npt.NDArray[Any]]
 
@@ -30,103 +35,110 @@ Tensors = list[npt.NDArray[Any]]
 def combine_arrays(
     combiner: Combiner, contributions: Sequence[ArrayContribution], targets: Buffers, *, is_in_place: bool = False
 ) -> None:
-    """Write the combination of all contributions to a model's tensors, each segment in one pass where that is possible.
+    """Write the combination of all contributions to a model's tensors, each segment in one pass where possible.
 
-    A rule that is no sum, and constants, need ranges. So does a result in place of what is read: after an error, a
-    segment could not be read again.
+    Other rules than a sum, and passthrough elements, are combined in ranges. So is a result that overwrites an input:
+    if the pass over a whole segment failed, its elements could not be read again.
     """
     if isinstance(combiner.rule, Sum):
         require_positive_weight(combiner.coefficients(contributions))
-    left = [
+    remaining = [
         whole.segment
         for whole in segment_ranges(combiner.spec)
         if is_in_place or not _combine_segment(combiner, whole, contributions, targets[whole.segment])
     ]
-    if left:
+    if remaining:
         sink = ArraySink(combiner.spec, targets)
-        for _ in combiner.run(contributions, model_ranges(combiner.spec, segments=left), sink):
+        for _ in combiner.run(contributions, model_ranges(combiner.spec, segments=remaining), sink):
             pass
 
 
 def _combine_segment(
     combiner: Combiner, whole: SegmentRange, contributions: Sequence[ArrayContribution], out: list[Any]
 ) -> bool:
-    """Combine a segment in one pass; return whether that was possible."""
-    has_sentinels = whole.dtype in ("int64", "uint64") and combiner.has_constants(whole)
-    if not isinstance(combiner.rule, Sum) or has_sentinels:  # a base beyond 2^53 would be rounded without a word
+    """Combine a segment in one pass. Return False if it must be combined in ranges."""
+    # The kernels refuse a base that is not finite, but would round an integer base beyond 2^53.
+    has_sentinels = whole.dtype in ("int64", "uint64") and combiner.has_passthrough(whole)
+    if not isinstance(combiner.rule, Sum) or has_sentinels:
         return False
-    parts = [each.buffers[whole.segment] for each in contributions]
+    arrays = [contribution.buffers[whole.segment] for contribution in contributions]
     try:
-        combiner.average(Batch(whole, contributions, parts, combiner.coefficients(contributions)), out)
+        combiner.average(RangeInputs(whole, contributions, arrays, combiner.coefficients(contributions)), out)
     except (UpdateError, AggregationError):
-        if not all(are_on_host(tensors) for tensors in (*parts, out)):
-            raise
+        if not all(are_on_host(tensors) for tensors in (*arrays, out)):
+            raise  # ranges are NumPy arrays
         return False
     return True
 
 
 class ModelTotal:
-    """The running total of admitted contributions, for a `Sum`. Its memory is allocated at once, and freed with it.
+    """The running total of admitted contributions, for a `Sum`. Its memory is allocated once and reused.
 
-    Constants of the reference model need ranges, as copies without them are made range by range; else whole segments
-    are added at once. With `may_double`, float32 segments are running means (see `RunningMean`).
+    Whole segments are folded at once, read in place. If the reference model has passthrough elements, ranges are
+    folded instead, because each needs a copy with zeros. With `double_buffer`, float32 segments are running means
+    (see `RunningMean`).
     """
 
-    def __init__(self, combiner: Combiner, *, may_double: bool = False) -> None:
-        pieces = segment_ranges(combiner.spec)
+    def __init__(self, combiner: Combiner, *, double_buffer: bool = False) -> None:
+        ranges = segment_ranges(combiner.spec)
         self._combiner = combiner
         self._means = [
-            RunningMean(combiner, piece)
-            for piece in pieces
-            if may_double and piece.dtype == "float32" and not combiner.has_constants(piece)
+            RunningMean(combiner, whole)
+            for whole in ranges
+            if double_buffer and whole.dtype == "float32" and not combiner.has_passthrough(whole)
         ]
-        averaged = [mean.piece for mean in self._means]
-        pieces = [piece for piece in pieces if piece not in averaged]
-        self._segments = [piece.segment for piece in pieces]
-        self._are_whole = not any(combiner.has_constants(piece) for piece in pieces)
-        self._pieces = pieces if self._are_whole else model_ranges(combiner.spec, segments=self._segments)
-        self._totals = [combiner.total(piece) for piece in self._pieces]
+        averaged = [mean.whole for mean in self._means]
+        ranges = [whole for whole in ranges if whole not in averaged]
+        self._segments = [whole.segment for whole in ranges]
+        self._are_whole = not any(combiner.has_passthrough(whole) for whole in ranges)
+        self._ranges = ranges if self._are_whole else model_ranges(combiner.spec, segments=self._segments)
+        self._totals = [combiner.new_total(range_) for range_ in self._ranges]
         self.coefficients: list[float] = []
-        """Of all that was added."""
+        """The coefficients of all contributions that were folded."""
 
     def prepare(self, contributions: Sequence[ArrayContribution]) -> None:
-        """Raise an `UpdateError` unless a group may be admitted, so that adding it goes well."""
-        bounds_all = self._combiner.settings.max_abs < math.inf  # else a mean shows by itself what it may not take
-        self._combiner.admit(contributions, None if bounds_all else self._segments)
+        """Raise an `UpdateError` unless a group is within the limits, so that `fold` cannot fail in the middle."""
+        # A running mean detects NaN and overflow itself, but not an element above `max_abs`.
+        bounds_all = self._combiner.settings.max_abs < math.inf
+        self._combiner.check_arrays(contributions, None if bounds_all else self._segments)
         for mean in self._means:
             mean.prepare(contributions)
 
     def fold(self, contributions: Sequence[ArrayContribution]) -> None:
-        """Add a group, all of it; means take what `prepare` has made."""
-        by = self._combiner.coefficients(contributions)
-        for piece, total in zip(self._pieces, self._totals, strict=True):
-            parts = [
-                each.buffers[piece.segment] if self._are_whole else each.read_range(piece) for each in contributions
+        """Add a group. Running means take what `prepare` has computed."""
+        coefficients = self._combiner.coefficients(contributions)
+        for range_, total in zip(self._ranges, self._totals, strict=True):
+            arrays = [
+                contribution.buffers[range_.segment] if self._are_whole else contribution.read_range(range_)
+                for contribution in contributions
             ]
-            self._combiner.fold(total, Batch(piece, contributions, parts, by))
+            self._combiner.fold(total, RangeInputs(range_, contributions, arrays, coefficients))
         for mean in self._means:
             mean.commit()
-        self.coefficients += by
+        self.coefficients += coefficients
 
     def finish(self, targets: Buffers, *, may_replace: bool = False) -> None:
-        """Write the combination of all that was added to a model's tensors, or put others in their place."""
+        """Write the mean of everything folded to a model's tensors.
+
+        With `may_replace`, tensors in `targets` are replaced by those of running means, which saves a copy.
+        """
         require_positive_weight(self.coefficients)
         sink = ArraySink(self._combiner.spec, targets)
-        for piece, total in zip(self._pieces, self._totals, strict=True):
+        for range_, total in zip(self._ranges, self._totals, strict=True):
             if self._are_whole:
-                self._combiner.finish(total, piece, targets[piece.segment])
+                self._combiner.finish(total, range_, targets[range_.segment])
             else:
-                self._combiner.finish_into(sink, total, piece)
+                self._combiner.finish_into(sink, total, range_)
         for mean in self._means:
-            values, index = mean.pop(), mean.piece.segment
-            if may_replace:  # what was there takes no memory before it is written to
+            values, index = mean.pop(), mean.whole.segment
+            if may_replace:  # the replaced arrays were never written to, so they have no pages
                 targets[index] = values
             else:
-                for target, each in zip(targets[index], values, strict=True):
-                    target[...] = each
+                for target, value in zip(targets[index], values, strict=True):
+                    target[...] = value
 
     def clear(self) -> None:
-        """Begin anew, in the same memory."""
+        """Begin again, in the same memory."""
         for total in self._totals:
             self._combiner.reset_total(total)
         for mean in self._means:
@@ -135,52 +147,58 @@ class ModelTotal:
 
 
 class RunningMean:
-    """The mean of one float32 segment so far, and memory for the next one: 8 bytes per element.
+    """The mean of one float32 segment so far, and a second buffer for the next one: 8 bytes per element.
 
-    The mean of what there was and what came is written elsewhere, and taken if it is sound. No element is looked at
-    first, so this is the fastest way to add one update after the other, where there is memory.
+    `prepare` writes the mean of the old mean and a group into the second buffer, and `commit` swaps the two. A group
+    that is refused thus costs nothing, and no element is checked in a pass of its own. With enough memory, this is the
+    fastest way to add updates one by one.
     """
 
     def __init__(self, combiner: Combiner, whole: SegmentRange) -> None:
-        self._combiner, self.piece = combiner, whole
+        self._combiner, self.whole = combiner, whole
         self._mean: Tensors | None = None
         self._spare: Tensors | None = None
-        self._next_weight: float | None = None
         self._weight = 0.0
+        self._next_weight: float | None = None
+        """The weight of the mean that `prepare` wrote; None if there is none to commit."""
 
     def prepare(self, contributions: Sequence[ArrayContribution]) -> None:
-        """Write the next mean. Raises an `UpdateError` for a contribution that may not be admitted."""
-        by, index = self._combiner.coefficients(contributions), self.piece.segment
-        weight, self._next_weight = math.fsum([self._weight, *by]), None
-        if weight == 0:
-            self._combiner.admit(contributions, [index])
+        """Write the next mean. Raises an `UpdateError` for a contribution that is not within the limits."""
+        coefficients, index = self._combiner.coefficients(contributions), self.whole.segment
+        weight, self._next_weight = math.fsum([self._weight, *coefficients]), None
+        if weight == 0:  # there is no mean yet, but a NaN of weight 0 must be refused too
+            self._combiner.check_arrays(contributions, [index])
             return
         spans = self._combiner.spec.segments[index].spans
         self._spare = self._spare or [np.empty(span.tensor.shape, np.float32) for span in spans]
-        batch = Batch(self.piece, contributions, [each.buffers[index] for each in contributions], by)
+        arrays = [contribution.buffers[index] for contribution in contributions]
+        inputs = RangeInputs(self.whole, contributions, arrays, coefficients)
         if self._mean is not None:
             so_far = ArrayContribution("the mean so far", self._weight, self._combiner.spec, [])
-            batch = Batch(self.piece, [so_far, *contributions], [self._mean, *batch.arrays], [self._weight, *by])
-        scale = math.frexp(max(batch.coefficients))[1]
-        try:  # on a scale on which what may not be admitted overflows, and most of what may be does not
-            self._combiner.average(batch, self._spare, scale - HEADROOM_EXPONENT)
+            inputs = RangeInputs(
+                self.whole, [so_far, *contributions], [self._mean, *arrays], [self._weight, *coefficients]
+            )
+        scale = math.frexp(max(inputs.coefficients))[1]
+        try:
+            self._combiner.average(inputs, self._spare, scale - HEADROOM_EXPONENT)
         except AggregationError:
-            self._combiner.admit(contributions, [index])  # raises for the contribution that causes the error, if any
-            self._combiner.average(batch, self._spare, scale)
+            # Either an element is beyond the limits, and this raises its error, or an admissible sum came near 2^128.
+            self._combiner.check_arrays(contributions, [index])
+            self._combiner.average(inputs, self._spare, scale)
         self._next_weight = weight
 
     def commit(self) -> None:
-        """Take the new mean; the memory of the old one is the next to be written to."""
+        """Take the new mean. The buffer of the old one is written to next."""
         if self._next_weight is not None:
             self._mean, self._spare, self._weight = self._spare, self._mean, self._next_weight
         self._next_weight = None
 
     def pop(self) -> Tensors:
-        """Return the mean, in memory that is the caller's from now on, and begin anew."""
+        """Return the mean in its buffer, which now belongs to the caller, and begin again."""
         mean, self._mean = self._mean, None
         self.clear()
         return mean or []
 
     def clear(self) -> None:
-        """Let the mean go; its memory stays."""
+        """Drop the mean, and keep one buffer."""
         self._spare, self._mean, self._weight, self._next_weight = self._spare or self._mean, None, 0.0, None

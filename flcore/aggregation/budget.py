@@ -1,4 +1,4 @@
-"""The memory budget of a server's payloads: its parts, and the peak memory of the process that follows from it."""
+"""The memory budget of a server's payloads: its parts, and the peak memory of the process."""
 
 import os
 import re
@@ -14,12 +14,15 @@ from flcore.errors import BudgetError
 from flcore.model.spec import ModelSpec
 
 OVERHEAD_BYTES = (288 << 20) + UNAUTHENTICATED_BYTES
-"""Memory of a server beside its payloads, 320 MiB: Python, libraries, compiled kernels, connections, and data that
-unauthenticated peers send."""
+"""Memory of a server beside its payloads, 320 MiB: Python, libraries, compiled kernels, connections, and messages of
+peers that have not joined. `peak_bytes` adds it; the budget does not contain it."""
 
 MIN_BUDGET_BYTES = 64 << 20
+"""The least budget. A quarter of it, 16 MiB, holds two windows of 8 MiB, or four chunks of 2 MiB that are combined
+while four are read."""
 
 CGROUPS = Path("/sys/fs/cgroup")
+"""Where Linux mounts control groups."""
 
 _UNITS = {"B": 1} | {
     f"{prefix}{kind}": base**power
@@ -113,6 +116,7 @@ class Budget:
             return self.nbytes + OVERHEAD_BYTES
         if plan != "streaming":
             raise BudgetError(f"plan {plan!r} does not exist; expected batch or streaming")
+        # Two models: the one that clients read, and the next one, which `finish` makes from the total.
         total = sum(
             segment.elements * bytes_per_element(accumulator_for(segment.dtype, accumulate))
             for segment in spec.segments
@@ -135,34 +139,36 @@ class Budget:
         needed = self.peak_bytes(plan, spec, accumulate)
         if needed <= available:
             return
-        fitting = available - (needed - self.nbytes)
+        fitting = available - (needed - self.nbytes)  # the largest budget with this plan
         remedies = [f"a budget of {_format_size(fitting)}"] if fitting >= MIN_BUDGET_BYTES else []
         batch = Budget(min(self.nbytes, max(MIN_BUDGET_BYTES, available - OVERHEAD_BYTES)))
         if plan != "batch" and batch.peak_bytes("batch", spec, accumulate) <= available:
             remedies.append(f"the plan batch with a budget of {_format_size(batch.nbytes)}")
-        does = f"; {' would do, or '.join(remedies)} would do" if remedies else ""
+        remedy = f"; {' would do, or '.join(remedies)} would do" if remedies else ""
         raise BudgetError(
             f"a server with the plan {plan}, a budget of {_format_size(self.nbytes)} "
             f"and a model of {_format_size(spec.nbytes)} "
-            f"takes up to {_format_size(needed)} of memory, and there are {_format_size(available)}{does}"
+            f"takes up to {_format_size(needed)} of memory, and there are {_format_size(available)}{remedy}"
         )
 
 
-def memory_bytes(groups: Path = CGROUPS, own: Path = Path("/proc/self/cgroup")) -> int:
+def memory_bytes(groups: Path = CGROUPS, membership: Path = Path("/proc/self/cgroup")) -> int:
     """Return the available memory in bytes: the minimum of the machine's and the limits of this process's cgroups."""
     limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     with suppress(OSError):
-        for line in own.read_text().splitlines():
+        for line in membership.read_text().splitlines():
             _, controllers, path = line.split(":", 2)
             if controllers in ("", "memory"):  # version 2, or the memory controller of version 1
                 group = groups / controllers / path.lstrip("/")
-                limits += [_limit(each) for each in (group, *group.parents) if each.is_relative_to(groups)]
+                # The limits of all parents hold too.
+                limits += [_limit(parent) for parent in (group, *group.parents) if parent.is_relative_to(groups)]
     return min(limits)
 
 
 def _limit(group: Path) -> int:
+    """Return a control group's limit in bytes, of version 2 or 1; 2^63 if it has none."""
     for name in ("memory.max", "memory.limit_in_bytes"):
-        with suppress(OSError, ValueError):  # no limit is "max", or no such file
+        with suppress(OSError, ValueError):  # "max" is no limit; the other version's file does not exist
             return int((group / name).read_text())
     return 1 << 63
 

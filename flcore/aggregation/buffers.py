@@ -1,6 +1,6 @@
-"""Named arrays as the kernels take them: one list of buffers per segment, read where they are.
+"""Named arrays as the kernels take them: one list of buffers per segment, read in place.
 
-Nothing is copied but a tensor that is not contiguous in memory, or on a device while the kernels are the CPU's.
+A tensor is copied only if it is not contiguous, or if it is on a device and the CPU combines.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,12 +28,16 @@ from flcore.model.spec import ModelSpec, SegmentSpec
 
 
 class BufferReader:
-    """Reads updates of one model, flat or nested, for the kernels of one device."""
+    """Reads updates of one model, flat or nested, for the kernels of one device.
+
+    Dtypes and shapes are looked up once: an update may have thousands of small tensors, and each takes Python code.
+    """
 
     def __init__(self, spec: ModelSpec, device: Backend | None = None) -> None:
         self.spec = spec
         self._names = frozenset(tensor.name for tensor in spec.tensors)
         self._as_buffer = as_array if device is None or device.name == "cpu" else as_buffer
+        # For each segment: the dtype to view its tensors in (None: their own), and their names, dtypes and shapes.
         self._segments = [
             (
                 storage_dtype(segment.dtype) if DTYPES[segment.dtype] != storage_dtype(segment.dtype) else None,
@@ -67,14 +71,17 @@ class BufferReader:
         return gathered
 
     def output_buffers(self, out: Mapping[str, Any]) -> Buffers:
-        """Return the buffers of arrays that are to be written to, or raise `TensorMismatch`."""
+        """Return the buffers of arrays to write into, or raise `TensorMismatch` if one cannot be written in place."""
         arrays = {}
-        for name, thing in flatten(out).items():
-            array = self._as_buffer(thing, name)
-            arrays[name] = thing if isinstance(array, DeviceArray) else array
-            is_copy = not isinstance(array, DeviceArray) and requires_copy(thing)
-            if array is not thing and (is_copy or address_of(array) != address_of(self._as_buffer(thing, name))):
-                raise TensorMismatch("out: expected an array in memory, got what can only be copied", tensor=name)
+        for name, given in flatten(out).items():
+            array = self._as_buffer(given, name)
+            arrays[name] = given if isinstance(array, DeviceArray) else array
+            is_copy = not isinstance(array, DeviceArray) and requires_copy(given)
+            # A second conversion has the same address only if both are views.
+            if array is not given and (is_copy or address_of(array) != address_of(self._as_buffer(given, name))):
+                raise TensorMismatch(
+                    "out: expected an array in memory, got one whose values can only be copied", tensor=name
+                )
             if not array.flags.c_contiguous or not array.flags.writeable:
                 raise TensorMismatch(
                     "out: expected a contiguous array in memory that can be written to, got one that is "
@@ -87,26 +94,27 @@ class BufferReader:
             raise TensorMismatch(f"out: {error}") from None
 
     def _flattened_buffers(self, arrays: AnyArrays, client: str) -> Buffers:
-        """Return the buffers of an update that has other names than the model unless it is flattened."""
+        """Flatten a nested update and return its buffers. Raises `TensorMismatch` if its names differ then too."""
         flat = flatten(arrays)
         if flat is arrays:
             self._refuse(arrays, client)
         return self.buffers(flat, client)
 
     def _refuse(self, arrays: Mapping[str, Any], client: str) -> None:
+        """Raise `TensorMismatch` for an update whose tensors are not the model's."""
         if not arrays:
             raise TensorMismatch("it is missing", client=client, tensor=self.spec.tensors[0].name)
         self.spec.require_match(ModelSpec.of(arrays), client=client)
 
 
 def address_of(array: npt.NDArray[Any] | DeviceArray) -> int:
-    """Return where an array begins."""
+    """Return the address of an array's first byte."""
     return array.address if isinstance(array, DeviceArray) else int(array.__array_interface__["data"][0])
 
 
 @contextmanager
 def attribute_errors(segment: SegmentSpec, contributions: Sequence[Contribution], first: int) -> Iterator[None]:
-    """Turn what the kernels refuse, of elements from `first` on, into errors that name the client and the tensor."""
+    """Turn errors of kernels, of elements from `first` on, into errors that name the client and the tensor."""
     try:
         yield
     except NotFinite as error:
@@ -123,5 +131,5 @@ def attribute_errors(segment: SegmentSpec, contributions: Sequence[Contribution]
         raise OutOfBounds(f"element {element}: {error}", client=client, tensor=tensor.name) from None
     except WeightRange as error:
         raise WeightError(str(error)) from None
-    except (TooManyTerms, BufferMismatch) as error:  # the latter where updates are on several devices
+    except (TooManyTerms, BufferMismatch) as error:  # BufferMismatch: updates are on several devices
         raise AggregationError(str(error)) from None

@@ -1,4 +1,4 @@
-"""Checkpoints in, one checkpoint out: range by range, from files and into files, in memory that a budget sets."""
+"""Combines checkpoints into one, range by range, from files into files, in memory that a budget bounds."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +15,12 @@ from flcore_kernels import storage_dtype
 from flcore.aggregation.admission_limits import AggregationSettings
 from flcore.aggregation.budget import DEFAULT_BUDGET, Budget
 from flcore.aggregation.combiner import Combiner
-from flcore.aggregation.contributions import ConvertedContribution, StoredContribution, model_ranges
+from flcore.aggregation.contributions import (
+    RANGE_ELEMENTS,
+    ConvertedContribution,
+    StoredContribution,
+    model_ranges,
+)
 from flcore.aggregation.rules import Columns, Rule, Sum, resolve_rule
 from flcore.errors import BudgetError, QuorumError, UpdateError, WeightError
 from flcore.model.atomic_replace import AtomicReplace
@@ -29,19 +34,21 @@ from flcore.model.shard_layout import plan_like
 from flcore.model.spec import ModelSpec
 from flcore.model.stored_model import StoredModel, count_files
 
-MAX_RANGE_ELEMENTS, MIN_RANGE_ELEMENTS = 1 << 19, 1 << 12
-"""Of a range: more do not make it faster, and fewer are mostly calls to the system."""
+MIN_RANGE_ELEMENTS = 1 << 12
+"""The smallest range: reading shorter ones takes longer in calls to the system than in copies."""
 
 COPIES = 2
-"""Of an element of each checkpoint: the range that is combined, and the next one. A rule that is no sum has as many."""
+"""How often an element of a checkpoint is in memory, for a sum: in the range that is combined, and in the next one.
+
+Other rules take twice as many: columns in the tensors' dtype, and copies without gaps or passthrough elements."""
 
 WORK_BYTES_PER_ELEMENT = 5 * 8
-"""What combining and writing an element takes besides, at most."""
+"""The largest number of bytes that an element of the result takes beside the checkpoints: total, result and buffers."""
 
 
 @contextmanager
 def _checkpoint_errors() -> Iterator[None]:
-    """Have the errors of updates, which the checks here share, call their senders checkpoints."""
+    """Have errors of updates say "checkpoint" for "client": the checks are those of updates."""
     try:
         yield
     except UpdateError as error:
@@ -64,45 +71,61 @@ def aggregate_checkpoints(
     average_bytes: bool = False,
     on_progress: Callable[[int, int], None] = lambda *_: None,
 ) -> StoredModel:
-    """Combine checkpoints into a new one, `out`, and return it.
+    """Combine checkpoints into a new one. It appears when it is complete.
 
-    A path is a safetensors file, an index of several, or a directory with either (see `open_model`); `out` is
-    `NAME.safetensors` or a directory (see `save`). All checkpoints have the tensors of the first, in any order; the
-    result is spread over files as the first is, with its metadata. It appears when it is whole.
+    All checkpoints have the tensors of the first one, in any order. The result has its metadata and is split into files
+    as the first one is.
 
-    `weights` has one for each path (all 1 by default); `rule`, `accumulate` and `average_bytes` are those of
-    `aggregate`. `dtype` is what floats of the result have instead of their own; with it, a tensor's floats may be of
-    several dtypes, and are combined in the smallest one that holds all of them. With `base`, the result is base +
-    scale · Σ weightᵢ · (checkpointᵢ - base), in float64 and rounded once: task arithmetic (Ilharco et al., 2023,
-    arXiv:2212.04089), where weights and scale are any finite numbers and nothing is divided. `on_progress` is told how
-    many of how many bytes of the result are done. At most `budget` is in memory beside Python and its libraries.
+    Args:
+        paths: The checkpoints: a safetensors file, an index of several, or a directory with either (see `open_model`).
+        out: The result: `NAME.safetensors` or a directory (see `save`).
+        weights: One weight per path. Default: None, all 1.
+        rule: As in `aggregate`. Ignored with `base`.
+        accumulate: As in `aggregate`.
+        dtype: The dtype of the result's floats. A tensor's floats may then be of several dtypes, and are combined in
+            the smallest one that holds all of them. Default: None, their own dtypes, which must be equal.
+        base: A checkpoint for task arithmetic (Ilharco et al., 2023, arXiv:2212.04089): the result is
+            base + scale · Σ weightᵢ · (checkpointᵢ - base), in float64 and rounded once. Weights are any finite
+            numbers, and nothing is divided. Default: None.
+        scale: The factor of the differences from `base`. Default: 1.
+        budget: The memory beside Python and its libraries. Default: 1 GiB.
+        average_bytes: As in `aggregate`.
+        on_progress: Called after each range with the bytes of the result that are done, and all of its bytes.
 
-    Raises `SpecError` for files that are no model, `TensorMismatch`, `NonFinite` and `WeightError`, which name the
-    file, `BudgetError` for more checkpoints than the budget or the process's limit of open files allows, and
-    `AggregationError` where the dtype cannot hold the result.
+    Returns:
+        The result, opened.
+
+    Raises:
+        QuorumError: There are no checkpoints.
+        SpecError: A file is not a model.
+        TensorMismatch: A checkpoint's tensors differ from the first one's. This error and the next two name the file.
+        NonFinite: A checkpoint has a value that is not finite, and others have not.
+        WeightError: A weight is outside its range, or all are zero.
+        BudgetError: There are more checkpoints than the budget or the limit of open files allows.
+        AggregationError: The dtype cannot hold the result.
     """
     if not paths:
         raise QuorumError("there is nothing to aggregate: no checkpoint was given")
     names = [str(path) for path in paths]
-    given = [1.0] * len(paths) if weights is None else list(weights)
-    if len(given) != len(paths):
-        raise WeightError(f"expected one weight for each of {len(paths)} checkpoints, got {len(given)}")
-    chosen = resolve_rule(rule) if base is None else _task_arithmetic(names, given, scale)
+    factors = [1.0] * len(paths) if weights is None else list(weights)
+    if len(factors) != len(paths):
+        raise WeightError(f"expected one weight for each of {len(paths)} checkpoints, got {len(factors)}")
+    chosen = resolve_rule(rule) if base is None else _task_arithmetic(names, factors, scale)
     require_files_fit(*count_files(paths, base))
     if base is not None:
-        paths, names, given = [*paths, base], [*names, str(base)], [*given, 1.0]
+        paths, names, factors = [*paths, base], [*names, str(base)], [*factors, 1.0]
     models = [open_model(path) for path in paths]
     spec = models[0].spec if dtype is None else _widest_spec([model.spec for model in models])
     conversion = plan_dtype_conversion(spec, dtype)
     settings = AggregationSettings(chosen, accumulate, backend_named(), average_bytes or base is not None)
     combiner = Combiner(spec, settings, dtypes=conversion.dtypes)
     if base is None:
-        given = [combiner.admit_weight(weight, name) for name, weight in zip(names, given, strict=True)]
+        factors = [combiner.admit_weight(weight, name) for name, weight in zip(names, factors, strict=True)]
     copies = COPIES if isinstance(chosen, Sum) else 2 * COPIES
     elements = _range_elements(budget, spec, copies, len(models))
     contributions = [
         _contribution(name, weight, model, spec, elements, may_widen=dtype is not None)
-        for name, weight, model in zip(names, given, models, strict=True)
+        for name, weight, model in zip(names, factors, models, strict=True)
     ]
     with ShardWriter(plan_like(conversion.target, models[0].shards), AtomicReplace(*split_model_path(out))) as writer:
         sink = _ConvertingSink(conversion, writer, elements)
@@ -112,7 +135,7 @@ def aggregate_checkpoints(
 
 
 class _ConvertingSink:
-    """The file that a result is written to, range by range, in its own dtypes."""
+    """A `ChunkSink` over the result's files, in the result's dtypes."""
 
     def __init__(self, conversion: DtypeConversion, writer: ShardWriter, elements: int) -> None:
         self.spec, self._conversion, self._writer = conversion.source, conversion, writer
@@ -124,7 +147,7 @@ class _ConvertingSink:
         return self._values.view(storage_dtype(self._conversion.dtypes[segment]))[: stop - first]
 
     def put(self, segment: int, first: int, values: npt.NDArray[Any]) -> None:
-        """Write elements of a segment from `first` on where they belong."""
+        """Write elements of a segment, from `first` on, to the files."""
         self._conversion.put(self._writer, segment, first, values)
         self.done_bytes += values.nbytes
 
@@ -132,9 +155,11 @@ class _ConvertingSink:
 def _contribution(
     name: str, weight: float, model: StoredModel, spec: ModelSpec, elements: int, *, may_widen: bool
 ) -> StoredContribution | ConvertedContribution:
-    """Return a checkpoint as it is read, or raise `TensorMismatch` unless it has the tensors of `spec`."""
+    """Return the contribution of a checkpoint, or raise `TensorMismatch` unless it has the tensors of `spec`."""
     dtypes = {tensor.name: tensor.dtype for tensor in spec.tensors}
-    wide = [replace(each, dtype=_common_dtype(each.dtype, dtypes.get(each.name, ""))) for each in model.spec.tensors]
+    wide = [
+        replace(tensor, dtype=_common_dtype(tensor.dtype, dtypes.get(tensor.name, ""))) for tensor in model.spec.tensors
+    ]
     if not may_widen or wide == list(model.spec.tensors):
         return StoredContribution(name, weight, model.reordered(spec, name), elements)
     spec.require_match(ModelSpec(tuple(wide)), client=name)
@@ -142,12 +167,14 @@ def _contribution(
 
 
 def _widest_spec(specs: Sequence[ModelSpec]) -> ModelSpec:
-    """Return the first spec, each of its floats as wide as all specs need it."""
-    found: dict[str, list[str]] = {}
+    """Return the first spec, with floats of the smallest dtypes that hold those of all specs."""
+    dtypes: dict[str, list[str]] = {}
     for spec in specs:
         for tensor in spec.tensors:
-            found.setdefault(tensor.name, []).append(tensor.dtype)
-    return ModelSpec(tuple(replace(each, dtype=reduce(_common_dtype, found[each.name])) for each in specs[0].tensors))
+            dtypes.setdefault(tensor.name, []).append(tensor.dtype)
+    return ModelSpec(
+        tuple(replace(tensor, dtype=reduce(_common_dtype, dtypes[tensor.name])) for tensor in specs[0].tensors)
+    )
 
 
 def _common_dtype(dtype: str, other: str) -> str:
@@ -162,7 +189,7 @@ def _common_dtype(dtype: str, other: str) -> str:
 
 
 def _task_arithmetic(names: Sequence[str], weights: Sequence[float], scale: float) -> Columns:
-    """Return the rule that adds up differences from the last model, the base, and adds them to it."""
+    """Return the rule base + scale · Σ weightᵢ · (checkpointᵢ - base). The last contribution is the base."""
     for name, weight in zip(names, weights, strict=True):
         if not math.isfinite(weight):
             raise WeightError(f"expected a finite weight, got {weight!r}", client=name)
@@ -171,7 +198,7 @@ def _task_arithmetic(names: Sequence[str], weights: Sequence[float], scale: floa
 
     def combine(columns: Sequence[npt.NDArray[Any]], weights: Sequence[float]) -> npt.NDArray[np.float64]:
         base = columns[-1].astype(np.float64)
-        total, difference = np.zeros_like(base), np.empty_like(base)  # new memory for each would take longer than sums
+        total, difference = np.zeros_like(base), np.empty_like(base)  # reused: fresh pages cost more than the sums
         with np.errstate(over="ignore", invalid="ignore"):
             for weight, column in zip(weights[:-1], columns[:-1], strict=True):
                 np.subtract(column, base, out=difference, dtype=np.float64)
@@ -185,12 +212,14 @@ def _task_arithmetic(names: Sequence[str], weights: Sequence[float], scale: floa
 
 
 def _range_elements(budget: Budget, spec: ModelSpec, copies: int, models: int) -> int:
-    """Return how many elements of each model are read at once, in so many copies, or raise `BudgetError`."""
-    each = copies * models * max(DTYPES[segment.dtype].itemsize for segment in spec.segments) + WORK_BYTES_PER_ELEMENT
-    elements = min(MAX_RANGE_ELEMENTS, budget.nbytes // each // MIN_RANGE_ELEMENTS * MIN_RANGE_ELEMENTS)
+    """Return how many elements of each checkpoint are read at once, or raise `BudgetError` if they are too few."""
+    element_bytes = (
+        copies * models * max(DTYPES[segment.dtype].itemsize for segment in spec.segments) + WORK_BYTES_PER_ELEMENT
+    )
+    elements = min(RANGE_ELEMENTS, budget.nbytes // element_bytes // MIN_RANGE_ELEMENTS * MIN_RANGE_ELEMENTS)
     if not elements:
         raise BudgetError(
-            f"{models} checkpoints at once take {each * MIN_RANGE_ELEMENTS >> 20}MiB or more, "
+            f"{models} checkpoints at once take {element_bytes * MIN_RANGE_ELEMENTS >> 20}MiB or more, "
             f"and the budget is {budget.nbytes >> 20}MiB"
         )
     return elements

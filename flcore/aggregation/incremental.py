@@ -1,4 +1,4 @@
-"""Incremental aggregation, one update after the other. The adapters are built on it."""
+"""Incremental aggregation, update by update. The adapters are built on it."""
 
 import math
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from flcore.aggregation.array_combiner import ModelTotal, combine_arrays
 from flcore.aggregation.combiner import Combiner
 from flcore.aggregation.contributions import ArrayContribution, Buffers
 from flcore.aggregation.output_template import OutputTemplate, allocate
-from flcore.aggregation.reference_model import constants_reference
+from flcore.aggregation.reference_model import passthrough_reference
 from flcore.aggregation.rules import Rule, Sum, resolve_rule
 from flcore.errors import AggregationError, JobError, QuorumError, SpecError, TensorMismatch, UpdateError, WeightError
 from flcore.model.arrays import AnyArrays, converters_for
@@ -21,13 +21,28 @@ from flcore.model.spec import ModelSpec
 
 
 class IncrementalAggregator:
-    """Takes updates as they come, holds them until `group` are there, folds these in one pass and lets them go.
+    """Takes updates one by one, holds `group` of them, folds these in one pass and drops them.
 
-    Updates have the tensors of `spec`, or of the first one that counts. One that is refused leaves no trace: by `add`,
-    or, if its values turn out to be unsound once others have come, later (see `pop_rejected`). Beside the updates held,
-    there is a total of 4, 8 or 16 bytes per parameter, whose memory is kept for the next round; `may_double` allows
-    another 4 for float32, which is then faster. Without a `group`, and for a rule that is no sum, all updates of a
-    round are held. One thread at a time.
+    An update that is refused leaves no trace. `add` raises its error, or, if its values are checked only when the group
+    is folded, `pop_rejected` returns it later.
+
+    Memory: the held updates, and a total of 4, 8 or 16 bytes per parameter, which is kept for the next round.
+
+    Not thread-safe.
+
+    Args:
+        rule: A key of `RULES` (default: "mean"), or a rule.
+        accumulate: "exact" (default), "float64" or "float32".
+        backend: "auto" (default), "cpu", "cuda" or "cuda:1".
+        group: How many updates are folded at once. Default: 1. With None, and for a rule that is not a sum, all updates
+            of a round are held.
+        max_abs: The largest magnitude of an element. Default: no bound but that of the dtype.
+        spec: The tensors of the model. Default: None, those of the first update that counts.
+        double_buffer: For float32 sums, take another 4 bytes per parameter, which is faster (see `RunningMean`).
+        average_bytes: Average unsigned bytes, instead of keeping them unchanged. Default: False.
+
+    Raises:
+        JobError: A setting is invalid.
     """
 
     def __init__(
@@ -39,14 +54,14 @@ class IncrementalAggregator:
         group: int | None = 1,
         max_abs: float = math.inf,
         spec: ModelSpec | None = None,
-        may_double: bool = False,
+        double_buffer: bool = False,
         average_bytes: bool = False,
     ) -> None:
         require_settings(rule, accumulate, group, max_abs)
         self._settings = AggregationSettings(
             resolve_rule(rule), accumulate, backend_named(backend), average_bytes, max_abs
         )
-        self.group, self._may_double = group, may_double and accumulate == "float32"
+        self.group, self._may_double = group, double_buffer and accumulate == "float32"
         self._fixed_spec = spec
         self._combiner = None if spec is None else Combiner(spec, self._settings)
         self._total: ModelTotal | None = None
@@ -57,13 +72,13 @@ class IncrementalAggregator:
 
     @property
     def spec(self) -> ModelSpec | None:
-        """What the model is, once that is known."""
+        """The model's tensors; None before the first update."""
         return None if self._combiner is None else self._combiner.spec
 
     def begin_round(self, model: AnyArrays) -> None:
-        """Begin a round of updates of a model: what is not averaged (see `flcore.aggregate`) must stay what it is here.
+        """Begin a round with the model that was sent. Updates must have its passthrough elements and unsigned bytes.
 
-        Arrays are copied only where they have such elements.
+        Copies only the tensors that have such elements.
         """
         self.clear()
         self._fixed_spec = ModelSpec.of(model)
@@ -71,38 +86,46 @@ class IncrementalAggregator:
         self._use_combiner(combiner, combiner.buffer_reader.buffers(model, "the model"))
 
     def check(self, arrays: AnyArrays, weight: Any, client: str) -> None:
-        """Raise `UpdateError` unless an update can be counted in. Reads all of it."""
+        """Raise `UpdateError` unless an update is admissible. Reads all of it."""
         combiner, contribution = self._admit(arrays, weight, client)
-        combiner.admit([contribution])
+        combiner.check_arrays([contribution])
 
     def add(self, arrays: AnyArrays, weight: Any, client: str) -> None:
-        """Count an update in, or raise `UpdateError` and leave everything as it was."""
+        """Take an update, or raise `UpdateError` and change nothing."""
         self._require_consistent()
         is_sum = isinstance(self._settings.rule, Sum)
         if any(update.client == client for update in self._pending):
             if not is_sum:
                 raise UpdateError("it has an update in this round already", client=client)
-            self._fold()  # so that a name says whose update is refused
+            self._fold()  # errors name clients, so a name is held once at most
         combiner, update = self._admit(arrays, weight, client)
         if self._fixed_spec is None and not self._count:
-            combiner.admit([update])  # the first update says what the model is, so it is checked at once
+            combiner.check_arrays([update])  # the first update defines the model, so it is checked at once
             self._use_combiner(combiner, update.buffers)
         self._pending.append(update)
         if self.group is not None and is_sum and len(self._pending) >= self.group:
             try:
                 self._fold()
             except BaseException:
-                self._pending = [each for each in self._pending if each is not update]
+                self._pending = [held for held in self._pending if held is not update]
                 raise
             for number, error in enumerate(self._rejected):
                 if error.client == client:
                     raise self._rejected.pop(number)
 
     def finish(self, out: Mapping[str, npt.NDArray[Any]] | None = None) -> dict[str, Any]:
-        """Return the combination of all updates and begin anew, with the same tensors; `out`: where to put it.
+        """Return the combination of all updates, and begin again with the same tensors.
 
-        The result is of the first update's kinds, or in the arrays of `out`. Raises `QuorumError` where there is no
-        update, `WeightError` where all weights are zero, and `AggregationError` where a rule's result does not fit.
+        Args:
+            out: The arrays to write the result into. Default: None, new arrays of the first update's libraries.
+
+        Returns:
+            The combined model.
+
+        Raises:
+            QuorumError: There is no update.
+            WeightError: All weights are zero.
+            AggregationError: A dtype cannot hold the result, or an error has left an update half folded.
         """
         self._require_consistent()
         combiner = self._combiner
@@ -119,7 +142,7 @@ class IncrementalAggregator:
             else:
                 self._combine_pending(combiner, results)
         except (AggregationError, WeightError):
-            self._reset()  # no other result is to come of these updates
+            self._reset()  # another attempt with these updates would fail in the same way
             raise
         template, self._fixed_spec = self._template, combiner.spec
         self._reset()
@@ -129,18 +152,18 @@ class IncrementalAggregator:
         return named if template is None else template.restore(named)
 
     def pop_rejected(self) -> list[UpdateError]:
-        """Return why updates that were added do not count after all, those since the last call."""
+        """Return the errors of updates that `add` took and that were refused later, since the last call."""
         taken, self._rejected = self._rejected, []
         return taken
 
     def clear(self) -> None:
-        """Let all updates go; what the model is stays, if there was a result of it."""
+        """Drop all updates. The model's tensors stay if a round has had a result."""
         self._rejected = []
         self._reset()
 
     @property
     def _count(self) -> int:
-        """How many updates count, or may: those that are folded, and those that are held."""
+        """How many updates have been taken: folded or held."""
         return len(self._pending) + (len(self._total.coefficients) if self._total is not None else 0)
 
     def _reset(self) -> None:
@@ -151,7 +174,7 @@ class IncrementalAggregator:
             self._total.clear()
 
     def _require_consistent(self) -> None:
-        """Raise `AggregationError` if some of an update is folded and some is not."""
+        """Raise `AggregationError` if an exception, such as Ctrl-C, has interrupted a fold."""
         if self._is_partially_folded:
             raise AggregationError("an error in the middle of a fold left this round half folded: it has no result")
 
@@ -168,23 +191,23 @@ class IncrementalAggregator:
         return combiner, ArrayContribution(client, accepted, combiner.spec, buffers, converters)
 
     def _use_combiner(self, combiner: Combiner, buffers: Buffers) -> None:
-        """Take a combiner for a model; later updates must keep what is not averaged of these tensors."""
-        reference_model, before = constants_reference(combiner.spec, buffers, combiner.device), self._combiner
+        """Use a combiner. Later updates must have the passthrough elements and unsigned bytes of these tensors."""
+        reference_model, before = passthrough_reference(combiner.spec, buffers, combiner.device), self._combiner
         if (
             reference_model is None
             and before is not None
             and before.reference_model is None
             and before.spec == combiner.spec
         ):
-            return  # the memory of the last round's totals serves again
+            return  # keep the last round's total: its memory is reused
         self._combiner, self._total = Combiner(combiner.spec, self._settings, reference_model), None
 
     def _combine_pending(self, combiner: Combiner, results: Buffers) -> None:
-        """Combine what is held, which is all there is, without those that turn out to be unsound."""
+        """Combine the held updates, when nothing is folded yet. Rejects those that are at fault."""
         while self._pending:
             try:
                 if self._settings.max_abs < math.inf or combiner.reference_model is not None:
-                    combiner.admit(self._pending)
+                    combiner.check_arrays(self._pending)
                 combine_arrays(combiner, self._pending, results)
             except UpdateError as error:
                 self._reject(error)
@@ -194,22 +217,22 @@ class IncrementalAggregator:
         raise QuorumError("there is nothing to aggregate: no update could be counted")
 
     def _fold(self) -> None:
-        """Fold what is held but for those that may not be; unless all of it goes well, nothing has changed."""
+        """Fold the held updates. Rejects those that are at fault before anything is folded."""
         while self._pending and self._combiner is not None:
-            total = self._total = self._total or ModelTotal(self._combiner, may_double=self._may_double)
+            total = self._total = self._total or ModelTotal(self._combiner, double_buffer=self._may_double)
             try:
                 total.prepare(self._pending)
             except UpdateError as error:
                 self._reject(error)
                 continue
-            self._is_partially_folded = True  # unless all of it gets in
+            self._is_partially_folded = True  # until the whole group is in
             total.fold(self._pending)
             self._update_template(self._combiner)
             self._pending = []
             self._is_partially_folded = False
 
     def _update_template(self, combiner: Combiner) -> None:
-        """Take note of what the updates that count look like."""
+        """Record the libraries, nesting and shared arrays of the updates that count."""
         self._template = self._template or OutputTemplate(combiner.spec)
         for update in self._pending:
             self._template.add_update(update)
@@ -221,20 +244,20 @@ class IncrementalAggregator:
             raise error
         self._pending = kept
         error.__context__ = None
-        self._rejected.append(error.with_traceback(None))  # whose frames would keep the arrays
+        self._rejected.append(error.with_traceback(None))  # its frames reference the arrays
         if not self._count:
             self._reset()
 
 
 def require_settings(rule: str | Rule, accumulate: str, group: int | None, max_abs: float) -> None:
-    """Raise `JobError` for settings that no round could have."""
+    """Raise `JobError` for invalid settings."""
     AggregationSettings(resolve_rule(rule), accumulate, backend_named(), max_abs=max_abs)
     if group is not None and group < 1:
         raise JobError(f"group: expected a whole number of at least 1, got {group!r}")
 
 
 def _named_arrays(spec: ModelSpec, buffers: Buffers) -> dict[str, npt.NDArray[Any]]:
-    """Return buffers as the tensors that they are, in the order of the spec."""
+    """Return buffers as named arrays, in the order of the spec."""
     named = {
         span.tensor.name: values.view(DTYPES[segment.dtype])
         for segment, tensors in zip(spec.segments, buffers, strict=True)

@@ -1,4 +1,11 @@
-"""The memory quota of staged updates: reserved by the update, acquired and released by the chunk."""
+"""The memory quota of staged updates: an update reserves all of its bytes, and its chunks acquire and release theirs.
+
+Two pools of the same size count the same bytes at different times. *Reservations* decide which updates may be received
+in memory; *chunks* decide how many bytes are there. An update's chunks fit into its reservation, so they never wait
+for another update that is being received. When an update begins to be folded, its reservation is released at once and
+its chunks are released one by one. The next update's reservation is granted then, and its chunks wait only until those
+of the folded one leave. So at most `limit_bytes` of chunks are in memory, and receiving overlaps with folding.
+"""
 
 import math
 import threading
@@ -20,7 +27,7 @@ class _Pool:
     queue: deque[tuple[int, QuotaRequest]] = field(default_factory=deque)
 
     def fits(self, nbytes: int) -> bool:
-        """Whether so many bytes are free, and no request waits."""
+        """Return whether so many bytes are free and no request waits: a small request must not overtake a large one."""
         return self.used + nbytes <= self.limit and not self.queue
 
     def grant(self) -> list[QuotaRequest]:
@@ -31,6 +38,7 @@ class _Pool:
             if not request.cancelled():
                 if self.used + nbytes > self.limit:
                     break
+                # False if the request is cancelled between the two lines: it must not take bytes then.
                 if request.set_running_or_notify_cancel():
                     self.used += nbytes
                     granted.append(request)
@@ -39,11 +47,10 @@ class _Pool:
 
 
 class MemoryQuota:
-    """At most `limit_bytes` of chunks in memory (None: no bound). Any thread may call its methods; none of them waits.
+    """At most `limit_bytes` of chunks in memory (None: no bound). Thread-safe; no method blocks.
 
-    An update reserves memory for all its chunks before the first one arrives, so partly received updates never wait for
-    each other. The reservation is cancelled when its chunks begin to be freed one by one. The next update may then
-    start, and its chunks are admitted in turn as others are freed.
+    Futures are completed without the lock, because their callbacks may call the quota again. A caller must not hold a
+    lock of its own that such a callback takes: `StagedChunks` releases its bytes after its lock.
     """
 
     def __init__(self, limit_bytes: int | None = None, clock: Callable[[], float] = time.monotonic) -> None:
@@ -54,9 +61,17 @@ class MemoryQuota:
         self._reservations, self._chunks = _Pool(limit), _Pool(limit)
 
     def reserve(self, nbytes: int, *, may_wait: bool) -> QuotaRequest:
-        """Request a reservation; the future's result is whether it was granted. Cancelling the future withdraws it.
+        """Request a reservation for a whole update.
 
-        With `may_wait`, the request queues until others release theirs. Without, it is granted at once or not at all.
+        A reservation comes before the first chunk. Otherwise several updates could fill the memory with halves, each
+        waiting for another one's rest.
+
+        Args:
+            nbytes: The bytes of all its chunks.
+            may_wait: Queue until others release their reservations. If False, the request is granted at once or never.
+
+        Returns:
+            A future: whether the reservation was granted. Cancelling it withdraws the request.
         """
         with self._lock:
             if nbytes <= self._reservations.limit and (may_wait or self._reservations.fits(nbytes)):
@@ -66,17 +81,17 @@ class MemoryQuota:
                 request.set_result(False)
         return self._notify(self._reservations, request, granted)
 
-    def cancel_reservation(self, nbytes: int) -> None:
-        """Release a reservation."""
+    def release_reservation(self, nbytes: int) -> None:
+        """Release a reservation: the update's chunks begin to be freed, or are on disk."""
         self._return(self._reservations, nbytes)
 
-    def acquire(self, nbytes: int) -> QuotaRequest:
-        """Request memory for a chunk; the future is done once it is granted. Cancelling it withdraws the request."""
+    def acquire_chunk(self, nbytes: int) -> QuotaRequest:
+        """Request memory for a chunk. The future is done once it is granted; cancelling it withdraws the request."""
         with self._lock:
             request, granted = self._enqueue(self._chunks, nbytes)
         return self._notify(self._chunks, request, granted)
 
-    def release(self, nbytes: int) -> None:
+    def release_chunks(self, nbytes: int) -> None:
         """Release the memory of chunks."""
         self._return(self._chunks, nbytes)
 
@@ -86,9 +101,9 @@ class MemoryQuota:
         return request, pool.grant()
 
     def _notify(self, pool: _Pool, request: QuotaRequest, granted: list[QuotaRequest]) -> QuotaRequest:
-        """Complete granted futures outside the lock, as callbacks may re-enter. Cancelling lets the next one pass."""
-        for each in granted:
-            each.set_result(True)
+        """Complete granted futures. If the new request still waits, have its cancellation grant the one behind it."""
+        for future in granted:
+            future.set_result(True)
         if not request.done():
             request.add_done_callback(lambda ended: self._return(pool, 0) if ended.cancelled() else None)
         return request
@@ -99,5 +114,5 @@ class MemoryQuota:
             if nbytes:
                 self.released_at = self._clock()
             granted = pool.grant()
-        for each in granted:
-            each.set_result(True)
+        for future in granted:
+            future.set_result(True)

@@ -1,4 +1,4 @@
-"""The arrays that results are written to, and how they are given back: alike the first update's."""
+"""The arrays of a result: how they are allocated, converted to the first update's libraries, and shared."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,27 +10,30 @@ from flcore_kernels import Backend, DeviceArray
 from flcore.aggregation.buffers import address_of
 from flcore.aggregation.contributions import ArrayContribution, Buffers
 from flcore.errors import TensorMismatch
-from flcore.model.arrays import AnyArrays, empty_like, restore
+from flcore.model.arrays import AnyArrays, apply_converters, empty_like
 from flcore.model.dtypes import DTYPES
 from flcore.model.spec import ModelSpec
 
 
 def allocate(spec: ModelSpec) -> dict[str, npt.NDArray[Any]]:
-    """Return new arrays for a model, with anything in them."""
+    """Return uninitialized arrays for a model."""
     return {tensor.name: np.empty(tensor.shape, DTYPES[tensor.dtype]) for tensor in spec.tensors}
 
 
 def allocate_like(spec: ModelSpec, like: Mapping[str, Any], device: Backend) -> dict[str, Any]:
-    """Return new arrays for a model, on the device that combines where those of `like` are and can be made."""
+    """Return uninitialized arrays for a model: on the device that combines, for those of `like` that are there."""
     if device.name == "cpu":
         return allocate(spec)
-    return {each.name: empty_like(like.get(each.name), each.shape, DTYPES[each.dtype]) for each in spec.tensors}
+    return {
+        tensor.name: empty_like(like.get(tensor.name), tensor.shape, DTYPES[tensor.dtype]) for tensor in spec.tensors
+    }
 
 
 class OutputTemplate:
-    """How results are given back: of the first update's kinds and nesting, with what all updates tie tied.
+    """What a result looks like: the first update's libraries, devices and nesting, and the tensors that share an array.
 
-    Tensors are tied where they are one array in memory.
+    Tensors are *tied* if they are one array in memory, such as an embedding that is also the output layer. Tensors that
+    are tied in all updates are tied in the result.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -40,17 +43,17 @@ class OutputTemplate:
 
     @property
     def is_empty(self) -> bool:
-        """Whether no update was seen yet."""
+        """Whether no update has been added."""
         return self._converters is None
 
     def add_update(self, update: ArrayContribution) -> None:
-        """Take note of what kinds of arrays an update has, if it is the first one, and of which of them are one."""
+        """Record the first update's libraries and nesting, and every update's ties."""
         self._converters = update.converters if self._converters is None else self._converters
         self.keep_common_ties(update.buffers)
 
     def keep_common_ties(self, buffers: Buffers) -> None:
-        """Keep tied only what these buffers tie too."""
-        if not self._tied:
+        """Keep the ties that these buffers have too."""
+        if not self._tied:  # the usual case, after the first update
             return
         names = {name for names in self._tied for name in names}
         places = {
@@ -67,32 +70,39 @@ class OutputTemplate:
         self._tied = [group for group in tied.values() if len(group) > 1]
 
     def restore(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a result: NumPy arrays by name where no update was seen."""
+        """Return a result in the first update's libraries and nesting; NumPy arrays by name if there was no update."""
         if self._converters is None:
             return dict(values)
-        return restore(values, self._converters, {name: names[0] for names in self._tied for name in names[1:]})
+        return apply_converters(
+            values, self._converters, {name: names[0] for names in self._tied for name in names[1:]}
+        )
 
 
 def require_no_overlap(spec: ModelSpec, targets: Buffers, sources: Sequence[Buffers]) -> bool:
-    """Return whether results are written in place of an array that is read.
+    """Return whether a result overwrites an input.
 
-    Raises `TensorMismatch` where the array of a tensor in `out` overlaps that of another one there, or any that is read
-    but the array of the same tensor, which is read before it is written.
+    Only the array of the same tensor may be overwritten: kernels read an element of all inputs before they write it.
+
+    Raises:
+        TensorMismatch: An array of `out` overlaps another one of `out`, or an input other than the same tensor's array.
     """
     names = [span.tensor.name for segment in spec.segments for span in segment.spans]
-    outs, places = _memory_ranges([targets]), _memory_ranges(sources)
+    outs, inputs = _memory_ranges([targets]), _memory_ranges(sources)
+    # Sorted targets that do not overlap are searched in logarithmic time: there may be clients · tensors inputs.
     order = np.argsort(outs[:, 0], kind="stable")
     starts, ends = outs[order].T
     clashes = np.flatnonzero(starts[1:] < ends[:-1])
     if clashes.size:
         raise _overlap_error("another array of out", names[order[clashes[0] + 1]])
-    low = np.searchsorted(ends, places[:, 0], "right")  # the first target that ends behind where an array begins
-    high = np.searchsorted(starts, places[:, 1], "left")
-    nearest, tensors = order[np.minimum(low, order.size - 1)], np.arange(len(places)) % len(names)
-    is_same = (high == low + 1) & (nearest == tensors) & (outs[nearest] == places).all(axis=1)
-    odd = np.flatnonzero((low < high) & ~is_same)
-    if odd.size:
-        raise _overlap_error(f"tensor {names[tensors[odd[0]]]!r} in an update or the base", names[nearest[odd[0]]])
+    # An input overlaps the targets from `low` (the first that ends after its begin) to `high` (excluded).
+    low = np.searchsorted(ends, inputs[:, 0], "right")
+    high = np.searchsorted(starts, inputs[:, 1], "left")
+    nearest, tensors = order[np.minimum(low, order.size - 1)], np.arange(len(inputs)) % len(names)
+    is_same = (high == low + 1) & (nearest == tensors) & (outs[nearest] == inputs).all(axis=1)
+    refused = np.flatnonzero((low < high) & ~is_same)
+    if refused.size:
+        first = refused[0]
+        raise _overlap_error(f"tensor {names[tensors[first]]!r} in an update or the base", names[nearest[first]])
     return bool(is_same.any())
 
 
@@ -105,13 +115,13 @@ def _overlap_error(what: str, tensor: str) -> TensorMismatch:
 
 
 def _memory_ranges(models: Sequence[Buffers]) -> "np.ndarray[tuple[int, int], np.dtype[np.int64]]":
-    """Return where each tensor begins and ends; those without elements, nowhere."""
-    found = [
-        (address_of(each), address_of(each) + each.nbytes)
-        if each.nbytes and not isinstance(each, DeviceArray)
+    """Return the first and the end address of each tensor; (0, 0) for empty tensors and those on a device."""
+    addresses = [
+        (address_of(tensor), address_of(tensor) + tensor.nbytes)
+        if tensor.nbytes and not isinstance(tensor, DeviceArray)
         else (0, 0)
         for buffers in models
         for tensors in buffers
-        for each in tensors
+        for tensor in tensors
     ]
-    return np.array(found, np.int64).reshape(-1, 2)
+    return np.array(addresses, np.int64).reshape(-1, 2)

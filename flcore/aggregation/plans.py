@@ -1,9 +1,11 @@
-"""When updates are folded: one plan per row of `PLANS`. Exact sums give both the same bits.
+"""When updates are folded: one plan per row of `PLANS`. Exact sums give the same bits with both.
 
-`BatchPlan` keeps all updates until the end; then every chunk of all of them is combined, in the order of the clients'
-names. `StreamingPlan` folds an update when it is committed, on a thread of its own, into a total of 4, 8 or 16 bytes
-per parameter, and frees it: when the last update is in, only its own fold remains. Either reads what is on disk chunk
-by chunk, and the next one ahead.
+`BatchPlan` keeps all updates until the end and then combines every chunk of all of them, in the order of the clients'
+names. `StreamingPlan` folds an update when it is committed, on a background thread, into a total of 4, 8 or 16 bytes
+per parameter, and frees it: after the last commit, only that update's fold remains.
+
+`Aggregator` calls `add`, `pop_round` and `restore_round` with its lock held, so it guards the plan's current round. It
+calls `finish` and `discard` without the lock, with a round that `pop_round` has taken out of the plan.
 """
 
 import threading
@@ -12,13 +14,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from flcore_kernels import Total
-from flcore_layout import SegmentRange
+from flcore_layout import ALIGNMENT, SegmentRange
 from flcore_transport.piece_format import piece_elements
 
 from flcore.aggregation.admission_limits import require_positive_weight
-from flcore.aggregation.combiner import Batch, Combiner
+from flcore.aggregation.combiner import MAX_GROUP, Combiner
 from flcore.aggregation.contributions import split_range
 from flcore.aggregation.prefetch import BackgroundCall, BackgroundThread, prefetch
+from flcore.aggregation.range_inputs import RangeInputs
 from flcore.aggregation.rules import Rule, Sum
 from flcore.aggregation.staged_update import StagedUpdate
 from flcore.aggregation.storage import Storage
@@ -27,81 +30,92 @@ from flcore.model.chunks import GlobalModel
 from flcore.model.compression import KernelArray
 from flcore.model.wire_format import WireFormat
 
-MAX_GROUP = 8
-"""How many updates are folded at once where they come in faster: the total is then read once for all of them."""
-
-MIN_RANGE_ELEMENTS = 256
-"""Of a range: tensors and blocks of codes begin at multiples of it."""
-
 
 class BatchPlan:
-    """Folds everything at the end, chunk by chunk, straight into the result."""
+    """Combines all updates at the end, chunk by chunk, into the result."""
 
     frees_memory = False
-    """Whether updates are freed as more arrive, so that waiting for memory makes sense."""
+    """Whether updates are freed while others arrive, so that it makes sense to wait for memory."""
 
     def __init__(self, wire_format: WireFormat, combiner: Combiner, storage: Storage) -> None:
         self._wire_format, self._combiner, self._storage = wire_format, combiner, storage
         self._updates: list[StagedUpdate] = []
 
     def add(self, update: StagedUpdate) -> None:
-        """Keep a committed update, a client's first, until the end."""
+        """Keep a committed update until the end."""
         self._updates.append(update)
 
     def pop_round(self) -> Any:
-        """Begin anew, and return what has been added, for `finish` or `discard`."""
+        """Begin a new round, and return the old one for `finish` or `discard`."""
         updates, self._updates = self._updates, []
         return updates
 
-    def finish(self, updates: list[StagedUpdate], lost: dict[str, str], *, leave_out: bool) -> GlobalModel:
-        """Combine all updates that were taken, in the order of their clients' names (see `Aggregator.finish`).
+    def restore_round(self, taken: list[StagedUpdate]) -> None:
+        """Take back a round that `finish` has refused with `UpdatesLost`."""
+        self._updates += taken
 
-        `lost` is told which clients' updates could not be read back, and why; all is combined once more without them.
+    def finish(self, taken: list[StagedUpdate], lost: dict[str, str], *, exclude_lost: bool) -> GlobalModel:
+        """Combine a round's updates, in the order of their clients' names (see `Aggregator.finish`).
+
+        An update that cannot be read back is added to `lost`, and all others are combined again without it. Raises
+        `UpdatesLost` instead if `exclude_lost` is False, and keeps the other updates in `taken`.
         """
         kept: list[StagedUpdate] = []
-        updates = sorted(updates, key=lambda update: update.client)
+        updates = sorted(taken, key=lambda update: update.client)
         try:
-            while left := [update for update in updates if update.client not in lost]:
+            while readable := [update for update in updates if update.client not in lost]:
                 try:
-                    return self._combine(left)
+                    return self._combine(readable)
                 except StagingError as error:
-                    if all(update.client != error.client for update in left):
+                    if all(update.client != error.client for update in readable):
                         raise
                     lost[error.client] = str(error)
-                    if not leave_out:
-                        kept = [update for update in left if update.client not in lost]
-                        self._updates += kept
+                    if not exclude_lost:
+                        kept = taken[:] = [update for update in readable if update.client not in lost]
                         raise UpdatesLost(lost) from error
             raise _nothing_to_aggregate(lost)
         finally:
             self.discard([update for update in updates if update not in kept])
 
     def discard(self, updates: list[StagedUpdate]) -> None:
-        """Let updates go that were taken."""
+        """Free a round's updates."""
         for update in updates:
             update.discard()
 
     def _combine(self, updates: Sequence[StagedUpdate]) -> GlobalModel:
-        """Return the combination of all updates, chunk by chunk. Chunks in memory are freed as they are read."""
-        pieces: Sequence[SegmentRange] = self._wire_format.pieces
-        on_disk, most, group = sum(not update.is_in_memory for update in updates), self._storage.read_chunks, 0
-        if on_disk > most:
-            group = most
-            if not isinstance(self._combiner.rule, Sum):  # it needs all updates' elements at once: of shorter ranges
-                share = [piece_elements(piece.dtype) * most // len(updates) for piece in pieces]
-                sizes = [max(MIN_RANGE_ELEMENTS, each // MIN_RANGE_ELEMENTS * MIN_RANGE_ELEMENTS) for each in share]
-                pieces = [part for piece, size in zip(pieces, sizes, strict=True) for part in split_range(piece, size)]
+        """Return the combination of all updates.
+
+        At most `read_chunks` chunks are read from disk at once. If more updates are on disk, a sum folds them in groups
+        of so many. Other rules need all updates' elements at once, so they get ranges that are shorter than a chunk.
+        """
+        ranges: Sequence[SegmentRange] = self._wire_format.pieces
+        on_disk, read_chunks, group = sum(not update.is_in_memory for update in updates), self._storage.read_chunks, 0
+        if on_disk > read_chunks:
+            group = read_chunks
+            if not isinstance(self._combiner.rule, Sum):
+                # A multiple of ALIGNMENT holds whole blocks of codes with their scales.
+                shares = [piece_elements(range_.dtype) * read_chunks // len(updates) for range_ in ranges]
+                sizes = [max(ALIGNMENT, share // ALIGNMENT * ALIGNMENT) for share in shares]
+                ranges = [
+                    part for range_, size in zip(ranges, sizes, strict=True) for part in split_range(range_, size)
+                ]
         with self._storage.create_model(self._wire_format.spec) as target:
-            for piece in self._combiner.run(updates, pieces, target, group):
-                if not on_disk:  # else one may be lost, and all are read once more
+            for range_ in self._combiner.run(updates, ranges, target, group):
+                # Chunks in memory are freed as the result grows. But if any update is on disk, it may be lost, and then
+                # all are read again.
+                if not on_disk:
                     for update in updates:
-                        update.discard_chunk(piece)
+                        update.discard_chunk(range_)
             return target.commit()
 
 
 @dataclass
 class _StreamingRound:
-    """What one round of a streaming plan has folded."""
+    """What one round of a streaming plan has committed and folded.
+
+    `waiting` is shared with the background thread, under the plan's lock. The thread alone writes `coefficients`,
+    `totals` and `lost`; others read them after they have waited for all `folds`.
+    """
 
     waiting: list[StagedUpdate] = field(default_factory=list)
     folds: list[BackgroundCall[None]] = field(default_factory=list)
@@ -119,87 +133,100 @@ class StreamingPlan:
         self._wire_format, self._combiner, self._storage = wire_format, combiner, storage
         self._lock = threading.Lock()
         self._thread = BackgroundThread()
-        self._sums = _StreamingRound()
+        self._round = _StreamingRound()
 
     def add(self, update: StagedUpdate) -> None:
-        """Schedule an update to be folded. Does not wait for it."""
-        update.drain()
-        sums = self._sums
+        """Schedule a committed update to be folded. Does not wait for it."""
+        update.release_reservation()
+        current = self._round
         with self._lock:
-            sums.waiting.append(update)
-        sums.folds.append(self._thread.submit(lambda: self._fold_waiting(sums)))
+            current.waiting.append(update)
+        current.folds.append(self._thread.submit(lambda: self._fold_waiting(current)))
 
     def pop_round(self) -> Any:
-        """Begin anew, and return what has been added."""
-        sums, self._sums = self._sums, _StreamingRound()
-        return sums
+        """Begin a new round, and return the old one for `finish` or `discard`."""
+        taken, self._round = self._round, _StreamingRound()
+        return taken
 
-    def finish(self, sums: _StreamingRound, lost: dict[str, str], *, leave_out: bool) -> GlobalModel:
-        """Wait for the last fold, and divide."""
-        self._wait_for_folds(sums)
-        for fold in sums.folds:
+    def restore_round(self, taken: _StreamingRound) -> None:
+        """Take back a round that `finish` has refused with `UpdatesLost`. Its totals lack the lost updates.
+
+        It replaces the current round, which is empty: `Aggregator` refuses commits while it finishes a round that may
+        be restored.
+        """
+        self._round = replace(taken, folds=[], lost={})
+
+    def finish(self, taken: _StreamingRound, lost: dict[str, str], *, exclude_lost: bool) -> GlobalModel:
+        """Wait for the last fold, and divide (see `Aggregator.finish`).
+
+        Updates that cannot be read back are added to `lost`. Raises `UpdatesLost` for them if `exclude_lost` is False.
+        """
+        self._wait_for_folds(taken)
+        for fold in taken.folds:
             fold.result()
-        if sums.lost and not leave_out:
-            lost |= sums.lost
-            self._sums = replace(sums, folds=[], lost={})
+        lost |= taken.lost
+        if taken.lost and not exclude_lost:
             raise UpdatesLost(lost)
-        lost |= sums.lost
-        if not sums.coefficients:
+        if not taken.coefficients:
             raise _nothing_to_aggregate(lost)
-        require_positive_weight(sums.coefficients)
+        require_positive_weight(taken.coefficients)
         with self._storage.create_model(self._wire_format.spec) as target:
-            for piece in self._wire_format.pieces:
-                self._combiner.finish_into(target, sums.totals.pop(piece), piece)
+            for chunk in self._wire_format.pieces:
+                self._combiner.finish_into(target, taken.totals.pop(chunk), chunk)
             return target.commit()
 
-    def discard(self, sums: _StreamingRound) -> None:
-        """Let the folds end; their totals are discarded."""
-        self._wait_for_folds(sums)
+    def discard(self, taken: _StreamingRound) -> None:
+        """Wait for a round's folds, whose totals are dropped. The folds free the updates."""
+        self._wait_for_folds(taken)
 
-    def _wait_for_folds(self, sums: _StreamingRound) -> None:
-        for fold in sums.folds:
-            fold.wait()  # wait for all, also if one fails
+    def _wait_for_folds(self, taken: _StreamingRound) -> None:
+        """Wait for all folds, also if one fails: its successors still use the totals."""
+        for fold in taken.folds:
+            fold.wait()
 
-    def _fold_waiting(self, sums: _StreamingRound) -> None:
+    def _fold_waiting(self, taken: _StreamingRound) -> None:
+        """Fold up to `MAX_GROUP` waiting updates. Runs once per update, so a run may find none left."""
         with self._lock:
-            group, sums.waiting = sums.waiting[:MAX_GROUP], sums.waiting[MAX_GROUP:]
+            group, taken.waiting = taken.waiting[:MAX_GROUP], taken.waiting[MAX_GROUP:]
         try:
-            readable = [update for update in group if self._is_readable(update, sums)]
+            readable = [update for update in group if self._is_readable(update, taken)]
             size = MAX_GROUP if all(update.is_in_memory for update in readable) else self._storage.read_chunks
             for first in range(0, len(readable), size):
-                self._fold(readable[first : first + size], sums)
+                self._fold(readable[first : first + size], taken)
         finally:
             for update in group:
                 update.discard()
 
-    def _is_readable(self, update: StagedUpdate, sums: _StreamingRound) -> bool:
-        """Read an update on disk once before it is folded: half of one could not be taken out of the totals again."""
+    def _is_readable(self, update: StagedUpdate, taken: _StreamingRound) -> bool:
+        """Read an update on disk once before it is folded: half of one could not be subtracted from the totals."""
         try:
             if not update.is_in_memory:
-                for piece in self._wire_format.pieces:
-                    update.read_range(piece)
+                for chunk in self._wire_format.pieces:
+                    update.read_range(chunk)
         except StagingError as error:
-            sums.lost[update.client] = str(error)
+            taken.lost[update.client] = str(error)
             return False
         return True
 
-    def _fold(self, updates: Sequence[StagedUpdate], sums: _StreamingRound) -> None:
-        def read(piece: SegmentRange) -> list[KernelArray]:
-            return [update.read_range(piece) for update in updates]
+    def _fold(self, updates: Sequence[StagedUpdate], taken: _StreamingRound) -> None:
+        def read(chunk: SegmentRange) -> list[KernelArray]:
+            return [update.read_range(chunk) for update in updates]
 
-        by, pieces = self._combiner.coefficients(updates), self._wire_format.pieces
-        are_here = all(update.is_in_memory for update in updates)  # reading ahead would only take turns with folding
-        for piece, parts in ((piece, read(piece)) for piece in pieces) if are_here else prefetch(read, pieces):
-            if piece not in sums.totals:
-                sums.totals[piece] = self._combiner.total(piece)
-            self._combiner.fold(sums.totals[piece], Batch(piece, updates, parts, by))
+        coefficients, chunks = self._combiner.coefficients(updates), self._wire_format.pieces
+        # Chunks in memory are views. A thread that reads ahead would only compete with the fold for the interpreter.
+        are_in_memory = all(update.is_in_memory for update in updates)
+        steps = ((chunk, read(chunk)) for chunk in chunks) if are_in_memory else prefetch(read, chunks)
+        for chunk, arrays in steps:
+            if chunk not in taken.totals:
+                taken.totals[chunk] = self._combiner.new_total(chunk)
+            self._combiner.fold(taken.totals[chunk], RangeInputs(chunk, updates, arrays, coefficients))
             for update in updates:
-                update.discard_chunk(piece)
-        sums.coefficients += by
+                update.discard_chunk(chunk)
+        taken.coefficients += coefficients
 
 
 def require_plan(rule: Rule, plan: str) -> None:
-    """Raise `JobError` for a plan that does not exist, or with which a rule cannot be followed."""
+    """Raise `JobError` for a plan that does not exist, or that a rule does not allow."""
     if plan not in PLANS:
         raise JobError(f"plan {plan!r} does not exist; expected one of {', '.join(PLANS)}")
     if plan == "streaming" and not isinstance(rule, Sum):

@@ -1,8 +1,8 @@
-"""Work on a thread of its own: folds in the background, and reading ahead.
+"""Background threads: for folds, and for reading ahead.
 
-`concurrent.futures` and `threading.Thread` would do, but for Ctrl-C: an interrupt in the middle of their Python code
-leaves a thread that the end of the process waits for, or a lock that nobody releases. So threads are started by one
-call, nobody waits for them to end, and what is waited for is a lock alone.
+`concurrent.futures` and `threading.Thread` are not safe with Ctrl-C: an interrupt in their Python code leaves a thread
+that the exit of the process waits for, or a lock that is never released. Here, one C call starts a thread, nothing
+waits for its end, and a result is waited for with a bare lock.
 """
 
 import threading
@@ -17,7 +17,7 @@ B = TypeVar("B")
 
 
 class BackgroundCall(Generic[B]):
-    """What some work returns or raises, once it is done."""
+    """A call that a background thread runs, and its result. A `Future` with a bare lock."""
 
     def __init__(self, work: Callable[[], B]) -> None:
         self._work: Callable[[], B] | None = work
@@ -27,23 +27,23 @@ class BackgroundCall(Generic[B]):
         self._running.acquire()
 
     def run(self) -> None:
-        """Do the work."""
+        """Run the call. Its result or exception is kept for `result`."""
         try:
             if self._work is not None:
                 self._value.append(self._work())
         except BaseException as error:  # noqa: BLE001 - `result` raises it
             self._error = error
         finally:
-            self._work = None  # which may hold arrays
+            self._work = None  # it may reference arrays
             self._running.release()
 
     def wait(self) -> None:
-        """Wait until it is done."""
+        """Wait until the call has ended."""
         with self._running:
             pass
 
     def result(self) -> B:
-        """Return what the work returned, or raise what it raised, once it is done."""
+        """Wait for the call, and return its result or raise its exception."""
         self.wait()
         if self._error is not None:
             raise self._error
@@ -51,7 +51,7 @@ class BackgroundCall(Generic[B]):
 
 
 class BackgroundThread:
-    """One thread that runs calls, first in, first out. It ends with this object."""
+    """One thread that runs calls, first in, first out. It ends when this object is freed."""
 
     def __init__(self) -> None:
         self._queue: SimpleQueue[BackgroundCall[Any] | None] = SimpleQueue()
@@ -59,29 +59,32 @@ class BackgroundThread:
         finalize(self, self._queue.put, None).atexit = False
 
     def submit(self, work: Callable[[], B]) -> BackgroundCall[B]:
-        """Have some work done."""
+        """Queue a call. The first one starts the thread."""
         call = BackgroundCall(work)
         self._queue.put(call)
+        # An interrupt between these lines starts a second thread later. `_turn` keeps calls one at a time then.
         if not self._has_begun:
             start_new_thread(_run_calls, (self._queue, self._turn))
             self._has_begun = True
         return call
 
     def close(self) -> None:
-        """Do nothing more after what has come."""
+        """End the thread after the queued calls."""
         self._queue.put(None)
 
 
 def _run_calls(queue: "SimpleQueue[BackgroundCall[Any] | None]", turn: threading.Lock) -> None:
-    """Do what comes, one after the other, also where an interrupt has led to a second thread."""
+    """Run queued calls, one at a time, until `close`."""
     while (call := queue.get()) is not None:
         with turn:
             call.run()
-        del call
+        del call  # `queue.get` may wait long, and a result may be large
 
 
 def prefetch(fetch: Callable[[A], B], items: Iterable[A]) -> Iterator[tuple[A, B]]:
-    """Yield each item with what `fetch` returns for it; the next one is fetched meanwhile, on a thread of its own.
+    """Yield each item with the result of `fetch` for it. A background thread fetches the next one meanwhile.
+
+    At most two results are alive: the one that was yielded and the next one.
 
     >>> list(prefetch(str, [1, 2]))
     [(1, '1'), (2, '2')]
@@ -94,10 +97,10 @@ def prefetch(fetch: Callable[[A], B], items: Iterable[A]) -> Iterator[tuple[A, B
             if len(waiting) == 2:
                 before, call = waiting.pop(0)
                 yield before, call.result()
-                del call  # it holds what was fetched
+                del call  # it references the result
         for item, call in waiting:
             yield item, call.result()
     finally:
         thread.close()
         for _, call in waiting:
-            call.wait()  # nothing is read any more once this has ended
+            call.wait()  # when this generator ends, no thread reads

@@ -1,8 +1,10 @@
 """The table of aggregation rules. A rule is a value that declares what it needs.
 
-`Sum` folds one contribution at a time. `Columns` needs all contributions' elements of a range at once, as a
-median does.
-`Geometry` needs figures of the whole model first, such as distances, from which the coefficients of a sum follow.
+`Sum` folds one update at a time. `Columns` needs all updates' elements of a range at once, as a median does.
+`Geometry` first needs figures of the whole model, such as distances, from which the coefficients of a sum follow.
+
+A *column* is one update's elements of a range, as a flat array. The engine uses the word in this sense too. (In
+`update_tables`, columns are those of Arrow tables.)
 
 A rule of your own is such a value. Pass it directly (`flcore.aggregate(..., rule=median)`), or by a name: in `RULES`,
 or in a job and on a command line as `file.py:name`.
@@ -97,11 +99,11 @@ def unweighted_mean() -> Rule:
 
 
 RULES: dict[str, Callable[[], Rule]] = {"mean": mean, "unweighted_mean": unweighted_mean}
-"""Every rule, by the name that a job and the command line give it."""
+"""A function without arguments for every rule, by the name that jobs and the command line use."""
 
 
 def resolve_rule(rule: str | Rule) -> Rule:
-    """Return the rule of a name, or the rule that was given itself; raises `JobError` for an unknown name.
+    """Return the rule of a name, or a given rule itself. Raises `JobError` for an unknown name.
 
     >>> resolve_rule("mean").name
     'mean'
@@ -110,6 +112,16 @@ def resolve_rule(rule: str | Rule) -> Rule:
         return rule
     if not isinstance(rule, str):
         raise JobError(f"rule: expected a name or a rule (flcore.Sum, Columns or Geometry), got {type(rule).__name__}")
-    if rule not in RULES:
-        raise JobError(f"rule {rule!r} does not exist; expected one of {', '.join(RULES)}, or a rule of your own")
+    if error := explain_unknown_rule(rule, "a rule of your own"):
+        raise JobError(error)
     return RULES[rule]()
+
+
+def explain_unknown_rule(name: str, alternative: str) -> str:
+    """Return the error for a name that is no key of `RULES`; "" if it is one.
+
+    A job, a command line and a call raise it in their own ways. `alternative` says how they name a rule of your own.
+    """
+    if name in RULES:
+        return ""
+    return f"rule {name!r} does not exist; expected one of {', '.join(RULES)}, or {alternative}"

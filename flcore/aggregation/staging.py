@@ -21,10 +21,13 @@ from flcore.errors import StagingError
 from flcore.model.wire_format import WireFormat
 
 DESCRIPTION = "update.json"
-"""Describes an update in its directory, for `flcore.open_update`. It is there once the update is whole."""
+"""The file that describes an update in its directory, for `flcore.open_update`. Only complete updates have it."""
 
 DESCRIPTION_FORMAT = 1
-_NOT_WHOLE = ".update.json"
+_UNSEALED_DESCRIPTION = ".update.json"
+
+SPILL_AFTER_S = 2.0
+"""How long an update waits for memory, or stays in memory without a new chunk, before it goes to disk."""
 
 
 def segment_path(directory: Path, segment: int) -> Path:
@@ -32,17 +35,21 @@ def segment_path(directory: Path, segment: int) -> Path:
     return directory / f"segment-{segment}.arrows"
 
 
-def chunk_offset(piece: SegmentRange) -> int:
-    """Return where in the file of its segment a chunk's message begins: behind the schema and full chunks."""
-    size = piece_elements(piece.dtype)
-    return len(arrow_schema_message(piece.dtype)) + piece.first // size * arrow_message_bytes(piece.dtype, size)
+def chunk_offset(chunk: SegmentRange) -> int:
+    """Return the offset of a chunk's Arrow message in its segment's file: after the schema and the full chunks."""
+    size = piece_elements(chunk.dtype)
+    return len(arrow_schema_message(chunk.dtype)) + chunk.first // size * arrow_message_bytes(chunk.dtype, size)
 
 
 class Staging:
     """The memory quota that all staged updates of a server share, and the directory for updates beyond it.
 
-    `memory_bytes` None sets no bound. `directory` is made when it is first needed, and removed with this object;
-    without one it is made among the system's temporary files. Methods may be called from any thread.
+    Methods may be called from any thread.
+
+    Args:
+        memory_bytes: The limit of the quota. Default: None, no bound.
+        directory: The directory. It is created for the first update on disk and removed with this object. Default:
+            None, a new one in the system's directory of temporary files.
     """
 
     def __init__(self, memory_bytes: int | None = None, directory: Path | None = None) -> None:
@@ -50,94 +57,98 @@ class Staging:
         self._directory = directory
         self._lock = threading.Lock()
         self._numbers = count(1)
-        self._made: Path | None = None
+        self._created: Path | None = None
         self._remove: weakref.finalize[..., Staging] | None = None
 
     def create_directory(self) -> Path:
-        """Make a new directory for one update."""
+        """Create a directory for one update."""
         with self._lock:
-            if self._made is None:
+            if self._created is None:
                 if self._directory is None:
-                    self._made = Path(tempfile.mkdtemp(prefix="flcore-staging-"))
+                    self._created = Path(tempfile.mkdtemp(prefix="flcore-staging-"))
                 else:
-                    self._made = self._directory
-                    self._made.mkdir(parents=True)
-                self._remove = weakref.finalize(self, shutil.rmtree, self._made, ignore_errors=True)
-            folder = self._made / str(next(self._numbers))
+                    self._created = self._directory
+                    self._created.mkdir(parents=True)
+                self._remove = weakref.finalize(self, shutil.rmtree, self._created, ignore_errors=True)
+            folder = self._created / str(next(self._numbers))
         folder.mkdir()
         return folder
 
     def close(self) -> None:
-        """Remove the directory, with all that is in it."""
+        """Remove the directory and its content."""
         if self._remove is not None:
             self._remove()
 
 
 class DiskStore:
-    """The chunks of one update, in the files of a directory, which goes with them.
+    """The chunks of one update on disk, in a directory of its own.
 
-    A chunk is the body of a piece, byte by byte as it stands on the wire. Every segment is an Arrow IPC stream of its
-    own, one record batch a chunk, so that any Arrow implementation reads it. `update.json` describes the update; it has
-    another name until `seal`. Files are opened for each chunk: clients are many.
+    A chunk is the body of a piece, with the bytes it has on the wire. Every segment is a file: an Arrow IPC stream with
+    one record batch per chunk, which any Arrow implementation reads. `update.json` describes the update; it has another
+    name until `seal`. Files are opened for each access, as the clients of a round may be more than the limit of open
+    files.
 
-    Raises `StagingError`, which names the client, for what the disk does not do.
+    Methods raise `StagingError`, which names the client, for errors of the disk.
     """
 
     def __init__(self, staging: Staging, wire_format: WireFormat, client: str, weight: float) -> None:
         self._client = client
-        last = {piece.segment: piece for piece in wire_format.pieces}  # the last one of each segment
+        last = {chunk.segment: chunk for chunk in wire_format.pieces}  # the last one of each segment
         with self._attribute_errors():
             self._directory = staging.create_directory()
             for number, dtype in enumerate(wire_format.dtypes):
                 path = segment_path(self._directory, number)
                 path.write_bytes(arrow_schema_message(dtype))
-                if piece := last.get(number):  # zeros up to its end, which take no space: to Arrow, the end of a stream
-                    os.truncate(path, chunk_offset(piece) + arrow_message_bytes(piece.dtype, piece.count))
-            own = json.dumps({"format": DESCRIPTION_FORMAT, "client": client, "weight": weight})
-            text = f"{own[:-1]}, {wire_format.description}}}\n"  # updates share the description, which may be long
-            (self._directory / _NOT_WHOLE).write_text(text, encoding="utf-8")
+                # The file gets its full length as a hole, which takes no space. Arrow reads the zeros of a chunk that
+                # is not written yet as the end of the stream.
+                if chunk := last.get(number):
+                    os.truncate(path, chunk_offset(chunk) + arrow_message_bytes(chunk.dtype, chunk.count))
+            head = json.dumps({"format": DESCRIPTION_FORMAT, "client": client, "weight": weight})
+            # The tensors' description may be megabytes long. It is encoded once for all updates, and inserted as text.
+            text = f"{head[:-1]}, {wire_format.description}}}\n"
+            (self._directory / _UNSEALED_DESCRIPTION).write_text(text, encoding="utf-8")
 
     def seal(self) -> None:
-        """Say that the update is whole: give its description the name under which it is looked for."""
-        # Only readers miss it. An update whose directory has been removed is told of when it is folded.
+        """Mark the update as complete: rename its description to `update.json`."""
+        # An error is ignored: only `open_update` needs the name, and folding reports a directory that was removed.
         with suppress(OSError):
-            (self._directory / _NOT_WHOLE).replace(self._directory / DESCRIPTION)
+            (self._directory / _UNSEALED_DESCRIPTION).replace(self._directory / DESCRIPTION)
 
-    def append(self, piece: SegmentRange, body: Buffer) -> None:
-        """Write a chunk and what stands before it in its stream."""
-        metadata = arrow_metadata(piece.dtype, piece.count)
-        self._write(piece, -len(metadata), [metadata, body])
+    def append(self, chunk: SegmentRange, body: Buffer) -> None:
+        """Write a chunk and the Arrow metadata before it, in one call to the system."""
+        metadata = arrow_metadata(chunk.dtype, chunk.count)
+        self._write(chunk, -len(metadata), [metadata, body])
 
-    def write_bytes(self, piece: SegmentRange, offset: int, data: Buffer) -> None:
-        """Write bytes into a chunk, from byte `offset` of it on; what is never written is zero."""
+    def write_bytes(self, chunk: SegmentRange, offset: int, data: Buffer) -> None:
+        """Write bytes into a chunk, from its byte `offset` on. Bytes that are never written are zero."""
         if offset == 0:
-            self._write(piece, -len(metadata := arrow_metadata(piece.dtype, piece.count)), [metadata])
-        self._write(piece, offset, [data])
+            self._write(chunk, -len(metadata := arrow_metadata(chunk.dtype, chunk.count)), [metadata])
+        self._write(chunk, offset, [data])
 
-    def read_bytes(self, piece: SegmentRange, begin: int, end: int) -> Buffer:
-        """Read some bytes of a chunk into a new buffer."""
+    def read_bytes(self, chunk: SegmentRange, begin: int, end: int) -> Buffer:
+        """Read bytes of a chunk into a new buffer."""
         body = np.empty(end - begin, np.uint8)
-        with self._open(piece, os.O_RDONLY) as file:
-            read = os.preadv(file, [body.data], self._offset(piece) + begin)
+        with self._open(chunk, os.O_RDONLY) as file:
+            read = os.preadv(file, [body.data], self._offset(chunk) + begin)
             if read != body.nbytes:
-                raise OSError(f"{self._path(piece)}: {read} of {body.nbytes} bytes read: the file was cut")
+                raise OSError(f"{self._path(chunk)}: {read} of {body.nbytes} bytes read: the file was cut")
         return body.data
 
     def discard(self) -> None:
         """Remove the files."""
         shutil.rmtree(self._directory, ignore_errors=True)
 
-    def _write(self, piece: SegmentRange, offset: int, data: list[Buffer]) -> None:
+    def _write(self, chunk: SegmentRange, offset: int, data: list[Buffer]) -> None:
         expected = sum(memoryview(buffer).nbytes for buffer in data)
-        with self._open(piece, os.O_WRONLY) as file:
-            written = os.pwritev(file, data, self._offset(piece) + offset)
+        with self._open(chunk, os.O_WRONLY) as file:
+            written = os.pwritev(file, data, self._offset(chunk) + offset)
             if written != expected:
-                raise OSError(f"{self._path(piece)}: {written} of {expected} bytes written: the disk is full")
+                raise OSError(f"{self._path(chunk)}: {written} of {expected} bytes written: the disk is full")
 
     @contextmanager
-    def _open(self, piece: SegmentRange, how: int) -> Iterator[int]:
+    def _open(self, chunk: SegmentRange, how: int) -> Iterator[int]:
         with self._attribute_errors():
-            file = os.open(self._path(piece), how | os.O_CLOEXEC)
+            file = os.open(self._path(chunk), how | os.O_CLOEXEC)
             try:
                 yield file
             finally:
@@ -145,15 +156,15 @@ class DiskStore:
 
     @contextmanager
     def _attribute_errors(self) -> Iterator[None]:
-        """Have an error of the disk name the client."""
+        """Turn an error of the disk into a `StagingError` that names the client."""
         try:
             yield
         except OSError as error:
             raise StagingError(f"the disk does not keep it: {error}", client=self._client) from error
 
-    def _path(self, piece: SegmentRange) -> Path:
-        return segment_path(self._directory, piece.segment)
+    def _path(self, chunk: SegmentRange) -> Path:
+        return segment_path(self._directory, chunk.segment)
 
-    def _offset(self, piece: SegmentRange) -> int:
-        """Return where the body of a chunk begins."""
-        return chunk_offset(piece) + len(arrow_metadata(piece.dtype, piece.count))
+    def _offset(self, chunk: SegmentRange) -> int:
+        """Return the offset of a chunk's body in its segment's file."""
+        return chunk_offset(chunk) + len(arrow_metadata(chunk.dtype, chunk.count))

@@ -1,4 +1,4 @@
-"""Where updates are staged and new models are put: what all aggregations of a server share."""
+"""Where updates are staged and results are written: shared by all aggregations of a server."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,14 +11,18 @@ from flcore.model.model import Model
 from flcore.model.spec import ModelSpec
 
 MAX_READ_CHUNKS = 16
-"""How many chunks from disk are combined in one pass: more of them do not make it faster."""
+"""The largest number of chunks from disk that are combined at once. More are not faster."""
 
 
 @dataclass(frozen=True)
 class Storage:
-    """A plan (a key of `PLANS`), where updates are staged, and where results go.
+    """The plan, where updates are staged, and where results are written.
 
-    `read_chunks` is how many chunks may be read from disk at once, while as many are being combined.
+    Args:
+        plan: A key of `PLANS`. Default: "batch".
+        staging: The staging of updates. Default: in memory, without a bound.
+        create_model: Creates the model that a result is written into. Default: one in memory.
+        read_chunks: How many chunks are read from disk at once, while as many are combined. Default: 16.
     """
 
     plan: str = "batch"
@@ -27,14 +31,16 @@ class Storage:
     read_chunks: int = MAX_READ_CHUNKS
 
     def copy_model(self, source: ChunkSource) -> GlobalModel:
-        """Return a copy of a model where the models of this storage are."""
+        """Return a copy of a model, created by `create_model`."""
         with self.create_model(source.spec) as target:
             copy_chunks(source, target)
             return target.commit()
 
 
 def read_chunks_within(working_bytes: int) -> int:
-    """Return how many chunks may be read at once within a budget's share for it.
+    """Return how many chunks may be read at once within a budget's working memory.
+
+    Half of it is for the chunks that are combined, half for those that are read meanwhile.
 
     >>> read_chunks_within(8 << 20)
     2

@@ -1,4 +1,4 @@
-"""A staged update on disk, opened as Arrow tables. `open_update` imports pyarrow when it is called, and not before."""
+"""A staged update on disk, opened as Arrow tables. `open_update` imports pyarrow only when it is called."""
 
 import json
 import os
@@ -128,19 +128,19 @@ def _described(directory: Path) -> tuple[str, float, WireFormat]:
 
 
 def _require_dtypes(wire_format: WireFormat) -> None:
-    """Raise `ValueError` unless each segment's dtype is its own or one that the wire may have in its place."""
+    """Raise `ValueError` unless each segment has the model's dtype or a narrower one that the wire allows."""
     expected = [{segment.dtype} for segment in wire_format.spec.segments]
     for dtype in DTYPES:
-        for allowed, each in zip(expected, WireFormat.compressed(wire_format.spec, dtype).dtypes, strict=True):
-            allowed.add(each)
+        for allowed, wire_dtype in zip(expected, WireFormat.compressed(wire_format.spec, dtype).dtypes, strict=True):
+            allowed.add(wire_dtype)
     if len(wire_format.dtypes) != len(expected) or any(
-        a not in b for a, b in zip(wire_format.dtypes, expected, strict=True)
+        dtype not in allowed for dtype, allowed in zip(wire_format.dtypes, expected, strict=True)
     ):
         raise ValueError(f"the segments' dtypes {wire_format.dtypes} are not the model's")
 
 
 def _segment(directory: Path, wire_format: WireFormat, number: int, client: str) -> "pa.Table":
-    """Open a segment, after comparing its schema and all its chunks' metadata with what must be there."""
+    """Open a segment as a table, after comparing its size, schema and chunks' metadata with the expected bytes."""
     import pyarrow as pa
 
     path, dtype, elements = (
@@ -163,8 +163,8 @@ def _segment(directory: Path, wire_format: WireFormat, number: int, client: str)
     if view[: len(schema)] != schema:
         raise CorruptUpdate(f"expected the schema of {dtype} in {path}, got another one", client=client)
     for first in range(0, elements, piece_elements(dtype)):
-        piece = wire_format.piece_at(number, first)
-        offset, metadata = chunk_offset(piece), arrow_metadata(dtype, piece.count)
+        chunk = wire_format.piece_at(number, first)
+        offset, metadata = chunk_offset(chunk), arrow_metadata(dtype, chunk.count)
         if view[offset : offset + len(metadata)] != metadata:
             tensor, _ = wire_format.spec.segments[number].locate(first)
             found = "altered bytes" if any(view[offset : offset + len(metadata)]) else "zeros: it was never written"

@@ -30,10 +30,8 @@ def warning_line(event: WaitingForClients | TaskRetried | RoundSkipped | NoBestM
     match event:
         case WaitingForClients():
             limit = "as long as it takes" if event.timeout_s is None else f"for {event.timeout_s:g} s at most"
-            return (
-                f"waiting for clients, {limit}: {event.connected} of {event.needed} are connected; "
-                f"not there: {_shorten(event.missing)}"
-            )
+            missing = f"; not there: {_shorten(event.missing)}" if event.missing else ""
+            return f"waiting for clients, {limit}: {event.connected} of {event.needed} are connected{missing}"
         case TaskRetried():
             attempt = f"attempt {event.attempt} of {event.attempts}"
             return (

@@ -18,10 +18,10 @@ def check(
     """Validate a job and print a summary: reads its contract, loads its code, creates its first model."""
     job = Job.load(path)
     load_workflow(job)
-    job.rule()
+    job.load_rule()
     require_tasks(job)
     if job.contract.baselines is not None:
-        job.reference("baselines", job.contract.baselines)
+        job.load_reference("baselines", job.contract.baselines)
     spec = job.initial_model().spec
     console = Console(highlight=False, markup=False, soft_wrap=True)
     for line in _describe(job.contract):

@@ -70,7 +70,7 @@ class _LiveLine:
             case ClientJoined():
                 self._update(clients=f"{event.connected} clients connected")
             case TaskSent():
-                self._asked, self._answered = event.clients, 0
+                self._asked, self._answered = event.client_count, 0
                 self._show_clients(event.task)
             case TaskAnswered():
                 self._answered += 1

@@ -14,7 +14,7 @@ from flcore.cli.log import Log, LogHandler, log_events
 from flcore.cli.plot import plot_history
 from flcore.errors import FlcoreError
 from flcore.job.job import Job
-from flcore.job.site import read_site, server_site
+from flcore.job.site import RENAMED_PLANS, read_site, server_site
 from flcore.model.model_paths import require_directory
 from flcore.process import exit_on_sigterm, keep_freed_memory, raise_open_file_limit
 from flcore.server.federation import Federation
@@ -29,6 +29,13 @@ class Plan(StrEnum):
 
     BATCH = "batch"
     STREAMING = "streaming"
+
+
+def _parse_plan(name: str) -> Plan:
+    if name not in list(Plan):
+        renamed = f"; it is called {RENAMED_PLANS[name]} now" if name in RENAMED_PLANS else ""
+        raise typer.BadParameter(f"expected {' or '.join(Plan)}, got {name!r}{renamed}")
+    return Plan(name)
 
 
 class LogFormat(StrEnum):
@@ -60,9 +67,11 @@ def server(
     plan: Annotated[
         Plan | None,
         typer.Option(
+            parser=_parse_plan,
+            metavar=f"<{'|'.join(Plan)}>",
             help="When updates are folded. batch: when the round closes; models are files, memory is the budget. "
             "streaming: when they are committed; models and a total of 4, 8 or 16 bytes per parameter are in memory. "
-            "(default: batch)"
+            "(default: batch)",
         ),
     ] = None,
     site: Annotated[

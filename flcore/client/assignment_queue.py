@@ -1,6 +1,7 @@
-"""The queue between a client's listening thread and its working thread, which takes one assignment at a time.
+"""The queue between a client's listening thread and its working thread.
 
-Assignments are first in, first out. The one that was taken last is the *current* one, until the next is taken.
+Assignments are first in, first out. The working thread takes one at a time. The assignment that it took last is the
+*current* one, until it asks for the next.
 """
 
 import threading
@@ -9,7 +10,10 @@ from flcore_transport import FromServer, Goodbye, TaskAssignment, TransportError
 
 
 class AssignmentQueue:
-    """Holds the newest welcome and the open assignments. A goodbye or an error ends it, before any assignment."""
+    """Holds the newest welcome and the open assignments.
+
+    A goodbye or an error ends the queue at once. Assignments that are still queued are not handed out.
+    """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -21,7 +25,7 @@ class AssignmentQueue:
 
     @property
     def has_ended(self) -> bool:
-        """Whether the server has said goodbye or refused the client."""
+        """Whether the queue has ended: the server said goodbye or refused the client, or the session broke."""
         return self._end is not None
 
     @property
@@ -32,15 +36,17 @@ class AssignmentQueue:
     def put(self, message: FromServer | TransportError) -> None:
         """Add a message.
 
-        A welcome clears the queue, as the server sends all open assignments again. A welcome of another session also
-        withdraws the current assignment, because assignment ids are valid in one session only. An assignment that is
-        queued or current is not added twice. One that was done before is, as its answer may have been lost.
+        A welcome clears the queue, because the server sends all open assignments again after it. A welcome of another
+        session also withdraws the current assignment, because assignment ids are valid in one session only.
+
+        An assignment that is queued or current is not added twice. One that was finished before is added again: the
+        server sends it only if it did not receive the answer.
         """
         with self._changed:
             match message:
                 case Welcome():
                     if self._welcome is not None and self._welcome.session_secret != message.session_secret:
-                        self._is_withdrawn = True  # the current assignment, if any
+                        self._is_withdrawn = True  # no effect if there is no current assignment
                     self._welcome = message
                     self._assignments.clear()
                 case TaskAssignment():
@@ -54,7 +60,14 @@ class AssignmentQueue:
             self._changed.notify_all()
 
     def next_assignment(self) -> tuple[Welcome, TaskAssignment] | Goodbye:
-        """Wait for the next assignment, or for the end: return the goodbye, or raise the error."""
+        """Wait for the next assignment, and make it the current one.
+
+        Returns:
+            The newest welcome and the assignment; or the goodbye that ended the queue.
+
+        Raises:
+            TransportError: The error that ended the queue.
+        """
         with self._changed:
             self._current_id = None
             self._changed.wait_for(lambda: self._end is not None or self._assignments)
@@ -64,6 +77,6 @@ class AssignmentQueue:
                 return self._end
             assert self._welcome is not None  # noqa: S101 - a welcome comes first
             assignment = self._assignments.pop(next(iter(self._assignments)))
-            # Discard a withdrawal that arrived while there was no current assignment.
+            # A new session may have set the mark while there was no current assignment: it is not about this one.
             self._current_id, self._is_withdrawn = assignment.assignment_id, False
             return self._welcome, assignment

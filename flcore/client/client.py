@@ -1,8 +1,8 @@
 """One client of a job: it receives task assignments, and runs them one after the other.
 
-Two threads: one listens to the session and reconnects when it breaks; the calling thread works. An assignment that the
-server has withdrawn is not started, so a straggler of one round takes part in the next. The last answer is cached, so
-an assignment that asks for it again costs an upload and no training.
+Two threads share the work. One listens to the session and joins again when it breaks. The calling thread runs the
+assignments. An assignment that the server has withdrawn is not started, so a straggler of one round takes part in the
+next. The last answer is cached, so a retry of the same task costs an upload and no training.
 """
 
 import secrets
@@ -35,7 +35,7 @@ from flcore.client.executor import Executor
 from flcore.client.task import Task
 from flcore.errors import JobFailed, SpecError, TaskFailed, UpdateError
 from flcore.job.job import Job
-from flcore.job.messages import JoinMessage, MalformedMessage, TaskMessage, WelcomeMessage, decode_spec, parse_message
+from flcore.job.messages import JoinContent, MalformedMessage, TaskContent, WelcomeContent, decode_spec, parse_content
 from flcore.model.compression import Compressor, Decompressor, ErrorFeedback
 from flcore.model.model import Model, payload_layout
 from flcore.model.spec import ModelSpec
@@ -46,7 +46,7 @@ T = TypeVar("T")
 
 RETRY_S = 0.2
 MAX_RETRY_S = 2.0
-"""The longest wait before a call is made again: a client is back before the server's grace of 5 s ends."""
+"""The longest delay before a call is retried. It is shorter than the server's grace period of 5 s."""
 
 MAX_FAILURE_CHARACTERS = 2_000
 
@@ -57,7 +57,7 @@ class Connection(Protocol):
     address: str
 
     def session(self, join: Join) -> Iterator[FromServer]:
-        """Join, and yield what the server says."""
+        """Join, and yield the server's messages."""
         ...
 
     def download(self, request: DownloadRequest, layout: Layout | None = None) -> Iterator[bytes]:
@@ -78,7 +78,14 @@ class Connection(Protocol):
 
 
 class Client:
-    """A client of `job` at the executor's site; `notify` is called with one line per notice."""
+    """A client of a job.
+
+    Args:
+        job: The job.
+        executor: Runs the tasks. The client has the name of the executor's site.
+        connection: The connection to the server.
+        notify: Called with one line of text per notice for the client's owner. Default: ignores them.
+    """
 
     def __init__(
         self, job: Job, executor: Executor, connection: Connection, notify: Callable[[str], None] = lambda _: None
@@ -94,9 +101,15 @@ class Client:
         self._answer: CachedAnswer | None = None
 
     def run(self) -> str:
-        """Take part until the server says goodbye, and return its reason.
+        """Take part until the server says goodbye.
 
-        Raises `JobFailed` if the job has failed, and `Refused` if the server says no.
+        Returns:
+            The reason of the goodbye.
+
+        Raises:
+            JobFailed: The job has failed.
+            Refused: The server does not admit the client.
+            TransportError: The session ended with an error, or `stop` was called.
         """
         listener = threading.Thread(target=self._listen, name=f"{self._name}-session", daemon=True)
         listener.start()
@@ -111,33 +124,34 @@ class Client:
             listener.join()
 
     def start(self) -> "Future[str]":
-        """Take part in a thread of its own; the future is what `run` returns or raises.
+        """Run in a new thread. The future has the result or the exception of `run`.
 
-        So a main thread that waits for it can be interrupted (Ctrl-C) without breaking a call half begun.
+        The main thread waits for the future, so that Ctrl-C interrupts the wait and not a gRPC call that is just being
+        started.
         """
         future: Future[str] = Future()
 
         def work() -> None:
             try:
                 future.set_result(self.run())
-            except BaseException as error:  # noqa: BLE001 - it is the future's to raise
+            except BaseException as error:  # noqa: BLE001 - the future raises it
                 future.set_exception(error)
 
         threading.Thread(target=work, name=self._name, daemon=True).start()
         return future
 
     def stop(self) -> None:
-        """End the connection. May be called from any thread."""
+        """End the connection and with it `run`. May be called from any thread."""
         self._stopping.set()
         self._connection.close()
 
     def _listen(self) -> None:
-        """Put the server's messages into the assignment queue; join again when the connection breaks."""
-        message = JoinMessage(
+        """Put the server's messages into the assignment queue, and join again when the connection breaks."""
+        content = JoinContent(
             contract=self._job.contract.to_json(), code_digest=self._job.code_digest, version=__version__
         )
-        join = Join(self._name, secrets.token_hex(8), message.to_bytes())
-        delay_s, reported = RETRY_S, ""
+        join = Join(self._name, secrets.token_hex(8), content.to_bytes())
+        delay_s, last_problem = RETRY_S, ""
         while True:
             has_joined = False
             try:
@@ -152,22 +166,26 @@ class Client:
                 break
             except TransportError as error:
                 end = error
-            except Exception as error:  # noqa: BLE001 - the working thread waits, and raises it
+            except Exception as error:  # noqa: BLE001 - without this, the working thread would wait for ever
                 self._queue.put(TransportError(f"the session broke: {type(error).__name__}: {error}"))
                 break
-            why = "the connection is lost; joining again as soon as the server is there" if has_joined else str(end)
-            if why != reported and not (self._queue.has_ended or self._stopping.is_set()):
-                self._notify(f"{self._name}: {why}" if has_joined else f"{self._name}: {why}; trying again")
-            reported = "" if has_joined else why
+            if has_joined:
+                problem = "the connection is lost; joining again as soon as the server is there"
+            else:
+                problem = f"{end}; trying again"
+            # A server that stays away is reported once, and not each time that joining fails.
+            if problem != last_problem and not (self._queue.has_ended or self._stopping.is_set()):
+                self._notify(f"{self._name}: {problem}")
+            last_problem = "" if has_joined else problem
             if self._queue.has_ended or self._stopping.wait(delay_s):
                 self._queue.put(end)
                 break
             delay_s = min(2 * delay_s, MAX_RETRY_S)
-        # A call that still waits for the server would wait for ever.
+        # The working thread may be in a call that would never return now: closing ends it.
         self._connection.close()
 
     def _run_assignment(self, welcome: Welcome, assignment: TaskAssignment) -> None:
-        """Run an assignment: send the answer, or report why there is none. The next one is run in any case."""
+        """Run an assignment, and send the answer or report the failure. No failure here ends the client."""
         try:
             try:
                 answer = self._cached_answer(assignment) or self._compute_answer(welcome, assignment)
@@ -187,57 +205,62 @@ class Client:
             self._notify(f"{self._name}: assignment {assignment.assignment_id} is over without this client's answer")
 
     def _cached_answer(self, assignment: TaskAssignment) -> CachedAnswer | None:
-        """Return the cached answer if it answers an assignment; free it if it does not."""
+        """Return the cached answer if it answers an assignment, else drop it."""
         if self._answer is not None and not self._answer.answers(assignment):
-            self._answer.release()
+            self._answer.record_rounding_errors()
             self._answer = None
         return self._answer
 
     def _compute_answer(self, welcome: Welcome, assignment: TaskAssignment) -> CachedAnswer:
-        """Run an assignment's task, and return the answer."""
-        message = parse_message(TaskMessage, assignment.content)
-        spec = decode_spec(parse_message(WelcomeMessage, welcome.content).tensors)
+        """Download the model if need be, run the assignment's task, and cache the answer."""
+        content = parse_content(TaskContent, assignment.content)
+        spec = decode_spec(parse_content(WelcomeContent, welcome.content).tensors)
         contract = self._job.contract
-        if message.task not in contract.tasks:
-            raise TaskFailed(f"the contract has no task {message.task!r}")
+        if content.task not in contract.tasks:
+            raise TaskFailed(f"the contract has no task {content.task!r}")
         model = self._download(welcome, assignment, spec)
         task = Task(
-            message.task, message.round, message.rounds, message.seed, message.hyperparameters, self._executor.site
+            content.task, content.round, content.rounds, content.seed, content.hyperparameters, self._executor.site
         )
         update = self._executor.run(model.arrays(), task)
         wire_format, feedback = WireFormat.compressed(spec, contract.wire.upload), None
         try:
-            update_message, source = prepare_answer(update, contract.tasks[message.task].returns, spec)
+            answer_content, source = prepare_answer(update, contract.tasks[content.task].returns, spec)
         except (ValueError, OverflowError, TypeError) as error:
-            raise TaskFailed(f"task {message.task!r} returned what cannot be sent: {error}") from error
+            raise TaskFailed(f"task {content.task!r} returned what cannot be sent: {error}") from error
+        # An update whose tensors differ from the model's is sent uncompressed, for the server to refuse.
         if source.layout == payload_layout(spec) != wire_format.layout:
-            feedback = self._error_feedback(message.task, wire_format)
+            feedback = self._error_feedback(content.task, wire_format)
             source = Compressor(wire_format, source, feedback)
-        self._answer = CachedAnswer(assignment, update_message.to_bytes(), source, feedback)
+        self._answer = CachedAnswer(assignment, answer_content.to_bytes(), source, feedback)
         return self._answer
 
     def _send(self, welcome: Welcome, assignment: TaskAssignment, answer: CachedAnswer) -> None:
-        """Upload an answer until there is a receipt."""
+        """Upload an answer. Retries until the receipt has come."""
         request = UploadRequest(welcome.session_secret, assignment.assignment_id, answer.content, answer.source.layout)
         self._retry(lambda: self._connection.upload(request, Outbox(answer.source)))
         answer.is_received = True
-        message = parse_message(TaskMessage, assignment.content)
-        self._notify(f"{self._name}: round {message.round} of {message.rounds}: {message.task} is in")
+        task = parse_content(TaskContent, assignment.content)
+        self._notify(f"{self._name}: round {task.round} of {task.rounds}: {task.task} is in")
 
     def _download(self, welcome: Welcome, assignment: TaskAssignment, spec: ModelSpec) -> Model:
-        """Return the assignment's model: the present one, or one downloaded into the same buffer."""
+        """Return the assignment's model: the present one if the payload is the same, else a downloaded one.
+
+        All downloads go into one buffer. Task code gets read-only arrays, and its update is not sent any more.
+        """
         if self._model is not None and assignment.payload_id == self._payload_id:
             return self._model
         wire_format = WireFormat.compressed(spec, self._job.contract.wire.download)
         if assignment.payload != wire_format.layout:
-            raise TaskFailed("the payload announced is not the model that the server described")
-        self._payload_id = ""
+            raise TaskFailed("the payload of the assignment does not have the layout of the welcome's tensors")
+        self._payload_id = ""  # until the download is complete, the buffer holds a mixture
         if self._model is None or self._model.spec != spec:
             self._model = Model(spec)
         inbox = Inbox(assignment.payload, Decompressor(wire_format, self._model))
 
         def download() -> None:
             request = DownloadRequest(welcome.session_secret, assignment.assignment_id, inbox.received)
+            # `inbox.received` makes a retry resume at the first missing piece.
             for piece in self._connection.download(request, assignment.payload):
                 inbox.accept(piece)
             inbox.finish()
@@ -252,14 +275,14 @@ class Client:
         return self._model
 
     def _error_feedback(self, task: str, wire_format: WireFormat) -> ErrorFeedback:
-        """Return the rounding errors of a task's earlier updates."""
+        """Return the error feedback of a task. It starts anew if the wire format has changed."""
         feedback = self._feedback.get(task)
         if feedback is None or feedback.wire_format != wire_format:
             feedback = self._feedback[task] = ErrorFeedback(wire_format)
         return feedback
 
     def _retry(self, call: Callable[[], T]) -> T:
-        """Retry a call each time the connection is lost, while the current assignment is wanted."""
+        """Make a call, and retry it when the connection is lost, as long as the current assignment is wanted."""
         delay_s = RETRY_S
         while True:
             try:

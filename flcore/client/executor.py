@@ -1,7 +1,7 @@
-"""The executor: a job's own code, one function per task name.
+"""The executor: a job's own code, with one function for each task of the contract.
 
-An executor is a module or a class. The functions named like the contract's tasks are its tasks; each takes a model
-(read-only arrays by name) and a `Task`, and returns an `Update`. A class is made once, with the client's `Site`.
+An executor is a module, or a class that is instantiated once with the client's `Site`. The function of a task has the
+task's name. It takes a model (read-only arrays by name) and a `Task`, and returns an `Update`.
 """
 
 import inspect
@@ -24,22 +24,36 @@ TaskFunction = Callable[[Arrays, Task], Update]
 
 
 class Executor:
-    """The task functions of a job at one site. Only the contract's task names are ever looked up.
+    """The task functions of a job at one site.
 
-    `notify` is given what concerns the owner of the code alone: tracebacks, and metrics that cannot be sent. (If None,
-    it is logged.)
+    Functions are looked up once, by the contract's task names: a server cannot name any other attribute of the code.
+
+    Args:
+        job: The job.
+        site: The client's site.
+        notify: Receives notices for the owner of the code: tracebacks, and metrics that cannot be sent. They are not
+            sent to the server. Default: None, they are logged.
     """
 
     def __init__(self, job: Job, site: Site, notify: Notify | None = None) -> None:
-        # The job is kept: the code's modules live as long as it does.
+        # This reference keeps the job alive: the modules of its code are removed with it.
         self.site, self._notify, self._job = site, notify or NoticeLogger(), job
-        code = job.reference("client.executor", job.contract.client.executor)
+        code = job.load_reference("client.executor", job.contract.client.executor)
         self._functions = _functions(job, self._create(code) if inspect.isclass(code) else code)
 
     def run(self, model: Arrays, task: Task) -> Update:
-        """Run a task's function, and return its update, whose metrics are finite numbers; others are left out.
+        """Run a task's function.
 
-        Any exception becomes `TaskFailed` with its type and message, for the server. Its traceback is notified here.
+        Args:
+            model: The model: read-only arrays by name.
+            task: The task.
+
+        Returns:
+            The function's update, with the metrics that are finite numbers. Others are dropped, with a notice.
+
+        Raises:
+            TaskFailed: The function raised an exception, or returned something else than an update. The error has the
+                type and message of the exception, and goes to the server. The traceback is a notice.
         """
         if task.name not in self._functions:
             raise TaskFailed(f"the contract has no task {task.name!r}")
@@ -59,7 +73,7 @@ class Executor:
             raise JobError(f"client.executor: client {self.site.name!r}: {_summary(error)}") from error
 
     def _finite_metrics(self, metrics: Mapping[Any, Any], task: Task) -> dict[str, float]:
-        """Return the metrics that are finite numbers with a name; tell of each other one, but not its value."""
+        """Return the metrics that are finite numbers and have a valid name. Gives a notice of each other one."""
         finite: dict[str, float] = {}
         for name, value in metrics.items():
             number = _to_float(value)
@@ -80,12 +94,12 @@ class Executor:
 
 
 def require_tasks(job: Job) -> None:
-    """Raise `JobError` unless a job's executor has a function for each task. Makes no executor, reads no data."""
-    _functions(job, job.reference("client.executor", job.contract.client.executor))
+    """Raise `JobError` unless a job's executor has a function for each task. Creates no executor, reads no data."""
+    _functions(job, job.load_reference("client.executor", job.contract.client.executor))
 
 
 def _summary(error: BaseException) -> str:
-    """Return type and message of an exception, on one line: all that others get to know of it."""
+    """Return type and message of an exception on one line. This is all that leaves the client."""
     try:
         message = str(error)
     except Exception:  # noqa: BLE001 - a class of the client's code
@@ -94,7 +108,7 @@ def _summary(error: BaseException) -> str:
 
 
 def _to_float(value: Any) -> float | None:
-    """Return a real number, or an array without dimensions that holds one, as a float; None for all else."""
+    """Convert a real number or an array with one number and no dimensions to float. Returns None for all else."""
     try:
         if not isinstance(value, numbers.Real) and getattr(value, "shape", None) == ():
             value = value.item()
@@ -117,7 +131,7 @@ def _functions(job: Job, code: Any) -> dict[str, TaskFunction]:
 
 
 def _check_update(update: Any, task: str) -> None:
-    """Raise `TaskFailed` for what cannot even be sent. Whether an update is acceptable is the server's to say."""
+    """Raise `TaskFailed` for an update that cannot be sent. The server checks whether it is acceptable."""
     if not isinstance(update, Update):
         raise TaskFailed(f"task {task!r} returned {printable(type(update).__name__)}, expected flcore.Update")
     weight: Any = update.weight
@@ -132,6 +146,6 @@ def _check_update(update: Any, task: str) -> None:
         if not isinstance(name, str):
             raise TaskFailed(f"task {task!r}: a tensor's name is a string, not {printable(repr(name), 40)}")
         try:
-            dtype_and_shape(array, name)  # not the values, which are copied from a device when they are sent
+            dtype_and_shape(array, name)  # metadata alone: values on a device are copied once, while they are sent
         except SpecError as error:
             raise TaskFailed(f"task {task!r}: {error}") from None

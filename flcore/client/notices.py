@@ -1,4 +1,4 @@
-"""What a client's own code did wrong, told to its owner in full. Nothing of it is sent to anybody."""
+"""Notices of errors in a client's own code, in full, for the owner of the code. They are not sent to the server."""
 
 import logging
 import threading
@@ -10,18 +10,18 @@ logger = logging.getLogger(__name__)
 MAX_TRACEBACK_CHARACTERS = 20_000
 
 Notify = Callable[[str, str], None]
-"""Takes a notice: its kind, by which it is known again, and its text."""
+"""Receives a notice: its kind, which is the same for repetitions, and its text."""
 
 
 class NoticeLogger:
-    """Logs notices, each kind once: a client that fails in the same line in each round is told so in the first."""
+    """Logs the first notice of each kind: a client that fails in the same line in every round logs one traceback."""
 
     def __init__(self) -> None:
         self._logged_kinds: set[str] = set()
         self._lock = threading.Lock()
 
     def __call__(self, kind: str, text: str) -> None:
-        """Log a notice, unless one of its kind was logged. May be called from any thread."""
+        """Log a notice unless one of its kind was logged before. May be called from any thread."""
         with self._lock:
             is_known = kind in self._logged_kinds
             self._logged_kinds.add(kind)
@@ -30,17 +30,23 @@ class NoticeLogger:
 
 
 def traceback_notice(error: BaseException, what: str) -> tuple[str, str]:
-    """Return the notice of an exception that a client's code raised: where it was raised is its kind.
+    """Return the notice of an exception that a client's code raised. Its kind is the places in the traceback.
 
-    The traceback begins at the client's code, below the frame that called it.
+    Args:
+        error: The exception.
+        what: The first line of the notice.
+
+    Returns:
+        The kind and the text.
     """
-    called = error.__traceback__ and error.__traceback__.tb_next
-    lines = traceback.format_exception(type(error), error, called or error.__traceback__)
+    # The first frame is flcore's own, which called the client's code.
+    client_frames = error.__traceback__ and error.__traceback__.tb_next
+    lines = traceback.format_exception(type(error), error, client_frames or error.__traceback__)
     if lines[0].startswith("Traceback "):
         lines = lines[1:]
     kind = "\n".join(line.partition("\n")[0] for line in lines if line.startswith("  File "))
-    told = "".join(lines).rstrip()
-    if len(told) > MAX_TRACEBACK_CHARACTERS:
+    text = "".join(lines).rstrip()
+    if len(text) > MAX_TRACEBACK_CHARACTERS:
         half = MAX_TRACEBACK_CHARACTERS // 2
-        told = f"{told[:half]}\n  ...\n{told[-half:]}"
-    return kind, f"{what} (most recent call last):\n{told}"
+        text = f"{text[:half]}\n  ...\n{text[-half:]}"
+    return kind, f"{what} (most recent call last):\n{text}"

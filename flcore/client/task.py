@@ -44,8 +44,8 @@ class Task:
         name: The task's name in the contract, such as "train".
         round: The round's number, from 1.
         rounds: The number of rounds of the job.
-        seed: 0 to 2³² - 1, derived from the job's seed, the round and the client. Draw all random numbers from it:
-            then the same job gives the same model, bit for bit.
+        seed: 0 to 2³² - 1, derived from the job's seed, the round and the client. If all random numbers are drawn from
+            it, the same job gives the same model, bit for bit.
         hyperparameters: The hyperparameters of this task and round.
         site: The site at which the client runs.
     """
@@ -63,9 +63,9 @@ class Update:
     """The result of a task, returned by the job's code.
 
     Args:
-        arrays: Arrays by name, NumPy's, PyTorch's, JAX's or CuPy's; may be nested, such as a state dict. Default:
-            empty, for a task that returns metrics.
-        weight: The weight of this update and its metrics in averages, usually its number of examples: finite and > 0.
+        arrays: Arrays of NumPy, PyTorch, JAX or CuPy, by name; may be nested, such as a state dict. Default: empty, for
+            a task that returns metrics.
+        weight: The weight of this update and its metrics in averages, usually its number of examples; finite and > 0.
         metrics: Numbers by name. Default: empty.
 
     Example:

@@ -1,9 +1,9 @@
-"""The code of a job: the files of its directory, loaded for one `Job` and seen by nobody else.
+"""The code of a job: the Python files of its directory, loaded in isolation from other jobs and from libraries.
 
-Each `JobCode` loads files into packages of its own, `flcore_job_1` and so on. Import statements in these files look in
-the job first, and only then among what is installed: their `__builtins__` have an `__import__` that does so. So jobs
-of one process may both have a `helper.py`, a job that is loaded again does what its files say now, and no library finds
-a job's file in place of a module of its own. `sys.path` is not touched.
+Each `JobCode` loads files into packages of its own (`flcore_job_1` and so on). Import statements in these files find
+the job's modules before installed ones, because the files' `__builtins__` have an `__import__` that looks there first.
+So two jobs of one process may both have a `helper.py`, a job that is loaded again runs its edited files, and a library
+never imports a job's file instead of its own module. `sys.path` is not changed.
 """
 
 import builtins
@@ -24,30 +24,39 @@ from typing import Any
 from flcore.errors import JobError
 
 OWN_PACKAGES = {"flcore", "flcore_kernels", "flcore_transport"}
-"""What a job shares with us is never loaded a second time, even where a job stands in our own sources."""
+"""Packages that are always imported as installed, also by a job whose directory contains flcore's sources."""
+
 ENVIRONMENT_MARKERS = ("pyvenv.cfg", "conda-meta")
-"""A directory with one of these is an environment with packages, not code of the job."""
+"""A directory with one of these files is an environment with installed packages, not code of the job."""
 
 _numbers = itertools.count(1)
 _code_by_package: "dict[str, JobCode]" = {}
-"""Who loads the modules of a package."""
+"""The `JobCode` that loads the modules of each package."""
 
 
 class JobCode:
-    """The modules of a job's directory, loaded when they are first asked for, and from then on the same."""
+    """The modules of a job's directory. Each is loaded when it is first used, and once."""
 
     def __init__(self, directory: Path) -> None:
-        self._directory = directory.absolute()  # links are not followed: a link to a file elsewhere is a file here
+        self._directory = directory.absolute()  # not resolved: a linked file belongs to the directory of the link
         self._packages: dict[Path, str] = {}
         self._directories: dict[str, Path] = {}
         self._files: dict[str, Path] = {}
         self._module_exists: dict[tuple[Path, str], bool] = {}
-        self._lock = threading.RLock()  # `unload` may be called by a garbage collection in the middle of `_package`
+        self._lock = threading.RLock()  # reentrant: a garbage collection inside `_package` may call `unload`
 
     def load(self, reference: str, key: str) -> Any:
-        """Return what `file.py`, `file.py:name` or `package.module:name` refers to.
+        """Load a module or an object.
 
-        `key` is its place in job.toml, for errors. Raises `JobError` for what is not there or cannot be imported.
+        Args:
+            reference: `file.py`, `file.py:name` or `package.module:name`.
+            key: The key of job.toml that holds the reference, for errors.
+
+        Returns:
+            The module, or the object of that name in it.
+
+        Raises:
+            JobError: The file, the module or the name does not exist, or the module cannot be imported.
         """
         source, _, name = reference.partition(":")
         path = self._directory / source
@@ -57,7 +66,7 @@ class JobCode:
         try:
             module = self._file_module(path) if source.endswith(".py") else self._module(source)
         except (ImportError, SyntaxError) as error:
-            message = re.sub(r"\bflcore_job_\d+\.", "", str(error))
+            message = re.sub(r"\bflcore_job_\d+\.", "", str(error))  # users know `helper`, not `flcore_job_1.helper`
             raise JobError(f"{key}: {what} cannot be loaded: {message}") from error
         if not name:
             return module
@@ -66,7 +75,7 @@ class JobCode:
         return getattr(module, name)
 
     def unload(self) -> None:
-        """Take the modules out of `sys.modules`, so that they end with the last one who holds something of them."""
+        """Remove the modules from `sys.modules`. They are freed when nobody refers to their objects any more."""
         with self._lock:
             packages = set(self._packages.values())
             for name in packages:
@@ -76,24 +85,27 @@ class JobCode:
                     sys.modules.pop(name, None)
 
     def find(self, name: str, directory: str) -> ModuleSpec | None:
-        """Return how a module of ours is loaded, or None if the directory has no such module."""
+        """Return the import spec of a module in a directory; None if the directory has no such module."""
         if name in self._files:
             path = str(self._files[name])
             return importlib.util.spec_from_file_location(name, path, loader=_SourceLoader(name, path))
         if not name.rpartition(".")[2].isidentifier():
             return None
         loaders = [(ExtensionFileLoader, EXTENSION_SUFFIXES), (_SourceLoader, [".py"])]
-        found = FileFinder(directory, *loaders).find_spec(name)  # a new one: old ones do not see new files at once
+        found = FileFinder(directory, *loaders).find_spec(name)  # a cached finder misses new files
         is_plain_directory = found is not None and found.loader is None
         return None if is_plain_directory and _is_environment(Path(directory, name.rpartition(".")[2])) else found
 
     def make_import(self, package: str) -> Callable[..., Any]:
-        """Return the `__import__` of the files of a package: in the job first, beside the file before elsewhere."""
+        """Return the `__import__` for the files of a package.
+
+        It looks in the file's directory, then in the job's directory, then among installed modules.
+        """
         directory = self._directories[package]
 
         def import_(
             name: str,
-            globals: Mapping[str, Any] | None = None,  # noqa: A002 - as Python calls them
+            globals: Mapping[str, Any] | None = None,  # noqa: A002 - the names of Python's `__import__`
             locals: Mapping[str, Any] | None = None,  # noqa: A002
             fromlist: Sequence[str] | None = (),
             level: int = 0,
@@ -110,7 +122,7 @@ class JobCode:
         return import_
 
     def _file_module(self, path: Path) -> ModuleType:
-        """Load a file by its path, which may have a name that no import statement could say."""
+        """Load a file by its path. Its name need not be an identifier, as in `my-train.py`."""
         package = self._package(path.parent)
         name = f"{package}.{path.stem}"
         found = self.find(name, str(path.parent))
@@ -124,23 +136,24 @@ class JobCode:
         return importlib.import_module(name if root is None else f"{root}.{name}")
 
     def _package_of(self, top: str, directory: Path) -> str | None:
-        """Return the package that has a module: that of a directory, or the job's; None if it is not the job's."""
-        for place in dict.fromkeys((directory, self._directory)):
-            if (place, top) not in self._module_exists:
-                self._module_exists[place, top] = self._has_module(place, top)
-            if self._module_exists[place, top]:
-                return self._package(place)
+        """Return the package of the directory that has a module: `directory` or the job's; None if neither has it."""
+        for candidate in dict.fromkeys((directory, self._directory)):
+            if (candidate, top) not in self._module_exists:
+                self._module_exists[candidate, top] = self._has_module(candidate, top)
+            if self._module_exists[candidate, top]:
+                return self._package(candidate)
         return None
 
     def _has_module(self, directory: Path, top: str) -> bool:
         if top in OWN_PACKAGES:
             return False
         found = self.find(f"flcore_job.{top}", str(directory))
-        # A directory counts if there is code in it: one of data, called like a library, takes nobody's place.
+        # Python takes any directory for a namespace package. A directory `datasets` without code must not hide the
+        # installed library of that name.
         return found is not None and (found.loader is not None or any(code_files(directory / top)))
 
     def _package(self, directory: Path) -> str:
-        """Return the name of a directory's package, which is there from now on."""
+        """Return the name of a directory's package, and create it if needed."""
         with self._lock:
             name = self._packages.get(directory) or f"flcore_job_{next(_numbers)}"
             if name not in _code_by_package:
@@ -153,21 +166,24 @@ class JobCode:
 
 
 class _SourceLoader(SourceFileLoader):
-    """Loads a job's file from its source, never from compiled code, which may be that of a file edited since."""
+    """Loads a job's file from its source, never from `__pycache__`.
+
+    Python compares times in seconds and sizes, so it would miss an edit within the second that keeps the size.
+    """
 
     def get_code(self, fullname: str) -> CodeType:
         path = self.get_filename(fullname)
         return self.source_to_code(self.get_data(path), path)
 
     def exec_module(self, module: ModuleType) -> None:
-        # An import statement calls the `__import__` of its globals' builtins, in functions too.
+        # An import statement calls `__builtins__["__import__"]` of its module's globals, also inside functions.
         package = module.__name__.partition(".")[0]
         vars(module)["__builtins__"] = {**vars(builtins), "__import__": _code_by_package[package].make_import(package)}
         super().exec_module(module)
 
 
 class _Finder:
-    """Finds the modules of jobs for Python's import system."""
+    """The entry in `sys.meta_path` that finds the modules of all jobs."""
 
     @staticmethod
     def find_spec(name: str, path: Sequence[str] | None = None, target: object = None) -> ModuleSpec | None:  # noqa: ARG004
@@ -183,24 +199,25 @@ def _install_finder() -> None:
 def code_files(directory: Path) -> Iterator[Path]:
     """Yield the files under a directory that import statements can reach.
 
-    These are sources and extension modules in directories whose names are identifiers: neither hidden directories nor
-    environments.
+    These are sources and extension modules in directories whose names are identifiers. Hidden directories and
+    environments are left out.
     """
     visited: set[tuple[int, int]] = set()
-    for place, folders, files in os.walk(directory, followlinks=True):
+    for parent, folders, files in os.walk(directory, followlinks=True):
+        # Assigning to the list in place tells os.walk where to descend.
         folders[:] = sorted(
-            name for name in folders if name.isidentifier() and _is_unvisited(Path(place, name), visited)
+            name for name in folders if name.isidentifier() and _is_unvisited(Path(parent, name), visited)
         )
-        if place == str(directory):
+        if parent == str(directory):
             folders[:] = [name for name in folders if name not in OWN_PACKAGES]
         for file in files:
             stem, _, suffix = file.partition(".")
-            if stem.isidentifier() and f".{suffix}" in (".py", *EXTENSION_SUFFIXES) and Path(place, file).is_file():
-                yield Path(place, file)
+            if stem.isidentifier() and f".{suffix}" in (".py", *EXTENSION_SUFFIXES) and Path(parent, file).is_file():
+                yield Path(parent, file)
 
 
 def _is_unvisited(folder: Path, visited: set[tuple[int, int]]) -> bool:
-    """Whether a directory is no environment, and is not seen yet: links may lead in a circle."""
+    """Whether a directory is neither an environment nor visited before: links may form a cycle."""
     status = folder.stat()
     is_new = (status.st_dev, status.st_ino) not in visited
     visited.add((status.st_dev, status.st_ino))
@@ -208,13 +225,19 @@ def _is_unvisited(folder: Path, visited: set[tuple[int, int]]) -> bool:
 
 
 def _is_environment(folder: Path) -> bool:
-    return any((folder / mark).exists() for mark in ENVIRONMENT_MARKERS)
+    return any((folder / marker).exists() for marker in ENVIRONMENT_MARKERS)
 
 
 def code_digest(directory: Path, named: Iterable[str] = ()) -> str:
-    """Return the SHA-256 of the code of a job's directory: paths and bytes, in the order of the paths.
+    """Return the SHA-256 digest of the code of a job's directory.
 
-    Covers what can be imported: `code_files` of the directory, and of those of the files that a contract has `named`.
+    Args:
+        directory: The job's directory.
+        named: The files that the contract names, relative to the directory. They count even if no import statement can
+            reach them, and so does the code beside them.
+
+    Returns:
+        The digest of the files' relative paths and contents, sorted by path.
     """
     files = set(code_files(directory))
     for path in (directory / name for name in named):

@@ -1,6 +1,7 @@
-"""The contract: what job.toml may say. Frozen, strict, and the same on both sides.
+"""The contract: the content of job.toml. Immutable, strictly validated, and the same at the server and its clients.
 
-Its fingerprint is the digest of its canonical JSON; a client that joins with another one is told the `differences`.
+Its fingerprint is the SHA-256 digest of its canonical JSON. A client that joins with another contract is refused, with
+the `differences` in the error.
 """
 
 import hashlib
@@ -13,9 +14,12 @@ from typing import Annotated, Any, Literal
 from flcore_layout import ALIASES
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, field_validator, model_validator
 
-from flcore.aggregation.rules import RULES
+from flcore.aggregation.rules import explain_unknown_rule
 
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+"""Names of jobs and clients. They become file names, so they neither begin with a dot nor contain a slash."""
+
+Name = Annotated[str, StringConstraints(pattern=f"^{NAME_PATTERN}$")]
 TaskName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
 Reference = Annotated[str, StringConstraints(pattern=r"^[^:]+\.py(:[A-Za-z_]\w*)?$|^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
 """`file.py`, `file.py:name` (relative to the job's directory) or `package.module:name`."""
@@ -35,10 +39,7 @@ class ScheduleStep(_ContractTable):
 
 
 class TaskContract(_ContractTable):
-    """A named task: what an answer to it carries, and its hyperparameters.
-
-    `returns`: "weights" (a whole model), "delta" (the difference from the model that was sent) or "metrics" alone.
-    """
+    """A task: the kind of its answers, and its hyperparameters."""
 
     returns: Literal["weights", "delta", "metrics"] = Field(
         description="What an answer contains: a whole model (`weights`), the difference from the model that was sent "
@@ -55,18 +56,16 @@ class TaskContract(_ContractTable):
 
 
 class ServerContract(_ContractTable):
-    """What runs on the server.
+    """The table `[server]`: the model, the workflow, the rule, and when a round closes and counts.
 
-    A round counts if at least `quorum` updates are in when it closes; it closes when every sampled client has answered
-    or failed, after `deadline_s` seconds, or as soon as `close_at` updates are in. A client has failed once its model
-    or its update has not moved on for `stall_timeout_s`. A round below its quorum is asked again of those who are
-    missing ("retry", up to `quorum_retries` times), leaves the model as it is ("skip"), or ends the job ("fail").
-    Tensors of unsigned bytes must not change unless `average_bytes` says that they are numbers.
+    A round closes when each sampled client has answered or failed, after `deadline_s`, or with `close_at` answers. It
+    counts if it has at least `quorum` updates. Otherwise `on_quorum_failure` decides.
     """
 
     model: str = Field(
         description="The first global model: a function of the seed that returns named arrays (`file.py:name`), or a "
-        "checkpoint: `NAME.safetensors`, `NAME.safetensors.index.json`, or a directory that contains one."
+        "checkpoint: `NAME.safetensors`, `NAME.safetensors.index.json`, or a directory that contains one. Published "
+        "models have the checkpoint's metadata."
     )
     workflow: str = Field(
         default="fed_avg", description="The workflow: `fed_avg`, or a function of a `Controller` (`file.py:name`)."
@@ -139,20 +138,20 @@ class ServerContract(_ContractTable):
 
     @field_validator("rule")
     @classmethod
-    def _rule_exists(cls, rule: str) -> str:
-        if rule not in RULES and ":" not in rule:
-            raise ValueError(f"rule {rule!r} does not exist; expected one of {', '.join(RULES)}, or 'file.py:name'")
+    def _require_rule(cls, rule: str) -> str:
+        if ":" not in rule and (error := explain_unknown_rule(rule, "'file.py:name'")):
+            raise ValueError(error)
         return rule
 
     @model_validator(mode="after")
-    def _closes_with_a_quorum(self) -> "ServerContract":
+    def _require_quorum_at_close(self) -> "ServerContract":
         if self.close_at is not None and self.close_at < self.quorum:
             raise ValueError(f"close_at = {self.close_at} would close a round before its quorum of {self.quorum}")
         return self
 
 
 class ClientContract(_ContractTable):
-    """What runs on the clients; hyperparameters here hold for all tasks."""
+    """The table `[client]`: the code that executes the tasks, and hyperparameters of all tasks."""
 
     executor: Reference = Field(
         description="The code of the tasks: a module (`file.py`), or a class that is created once with its `Site` "
@@ -162,11 +161,10 @@ class ClientContract(_ContractTable):
 
 
 class WireContract(_ContractTable):
-    """What travels, and in which dtypes.
+    """The table `[wire]`: which tensors travel, and in which dtypes.
 
-    `download` and `upload` compress wider floats on their way to the clients and back; int8 in blocks is for
-    differences. What rounding leaves out of an update is added to the client's next one. `tensors` are patterns of
-    names (`*` and `?`): the job is about the tensors that fit one of them, as adapters, and about no others.
+    `download` and `upload` compress wider floats. A client adds the rounding error of an update to its next one (error
+    feedback).
     """
 
     download: Literal["float16", "bfloat16"] | None = Field(
@@ -185,12 +183,12 @@ class WireContract(_ContractTable):
 
     @field_validator("download", "upload", mode="before")
     @classmethod
-    def _canonical(cls, dtype: object) -> object:
+    def _expand_alias(cls, dtype: object) -> object:
         return ALIASES.get(dtype, dtype) if isinstance(dtype, str) else dtype
 
 
 class Bounds(_ContractTable):
-    """What an update may contain; beyond it, the update is refused."""
+    """The table `[bounds]`: limits of an update. An update beyond them is refused."""
 
     max_weight: float = Field(default=1e9, gt=0, allow_inf_nan=False, description="The largest weight of an update.")
     max_abs: float = Field(default=1e30, gt=0, allow_inf_nan=False, description="The largest magnitude of an element.")
@@ -198,10 +196,7 @@ class Bounds(_ContractTable):
 
 
 class Contract(_ContractTable):
-    """A whole job.toml.
-
-    `clients` is the list of those who may join, or how many a run on one machine has (then any name may join).
-    """
+    """The whole of job.toml."""
 
     name: Name = Field(description="The job's name. Results are written to `runs/NAME/` unless `--out` is given.")
     seed: int = Field(
@@ -248,7 +243,7 @@ class Contract(_ContractTable):
 
     @property
     def client_names(self) -> tuple[str, ...]:
-        """The clients of a run on one machine: those listed, or client-1, client-2 and so on."""
+        """The clients of a run on one machine: the listed names, or client-1, client-2 and so on."""
         if isinstance(self.clients, tuple):
             return self.clients
         width = len(str(self.clients))
@@ -258,37 +253,53 @@ class Contract(_ContractTable):
         """Whether a client of this name may join."""
         if isinstance(self.clients, tuple):
             return client in self.clients
-        return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", client) is not None
+        return re.fullmatch(NAME_PATTERN, client) is not None
 
     def hyperparameters(self, task: str, round_index: int) -> dict[str, Any]:
-        """Return what holds for a task in a round (from 1): the client's, the task's, then each step reached."""
+        """Merge the hyperparameters of a task in a round: later ones replace earlier ones.
+
+        Args:
+            task: The task's name.
+            round_index: The round's number, from 1.
+
+        Returns:
+            The client's hyperparameters, then the task's, then those of each step of its schedule up to this round.
+        """
         contract = self.tasks[task]
-        steps = sorted(contract.schedule, key=lambda step: step.from_round)
-        reached = (step.hyperparameters for step in steps if step.from_round <= round_index)
         merged = {**self.client.hyperparameters, **contract.hyperparameters}
-        for hyperparameters in reached:
-            merged |= hyperparameters
+        for step in sorted(contract.schedule, key=lambda step: step.from_round):
+            if step.from_round <= round_index:
+                merged |= step.hyperparameters
         return merged
 
     @property
     def code_files(self) -> list[str]:
-        """The files of code that the contract names, relative to the job's directory."""
+        """The Python files that the contract names, relative to the job's directory."""
         server = self.server
-        named = (server.model, server.workflow, server.rule, self.client.executor, self.baselines or "")
-        return sorted({name.partition(":")[0] for name in named if name.partition(":")[0].endswith(".py")})
+        references = (server.model, server.workflow, server.rule, self.client.executor, self.baselines or "")
+        sources = {reference.partition(":")[0] for reference in references}
+        return sorted(source for source in sources if source.endswith(".py"))
 
     def to_json(self) -> str:
-        """Return the canonical JSON: every key, sorted, no white space."""
+        """Return the canonical JSON: all keys, also those with default values, sorted, without white space."""
         return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the canonical JSON, 64 hexadecimal digits."""
+        """The SHA-256 digest of the canonical JSON, 64 hexadecimal digits."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
 
 def differences(server: JsonValue, client: JsonValue) -> list[str]:
-    """Return one line for each key in which two contracts differ, given as the values of their JSON."""
+    """Compare two contracts.
+
+    Args:
+        server: The server's contract, as parsed JSON.
+        client: The client's contract, as parsed JSON; it may be of another version, with other keys.
+
+    Returns:
+        One line for each key whose values differ.
+    """
     ours, theirs = dict(_leaves(server)), dict(_leaves(client))
     absent = "nothing"
     return [
@@ -303,6 +314,7 @@ def _truncate(value: str) -> str:
 
 
 def _leaves(value: JsonValue, path: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the dotted key and the JSON of each value that is not an object."""
     if isinstance(value, dict):
         for key, item in value.items():
             yield from _leaves(item, f"{path}.{key}" if path else key)

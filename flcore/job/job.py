@@ -14,12 +14,13 @@ from flcore.errors import JobError, SpecError
 from flcore.job.code import JobCode, code_digest
 from flcore.job.contract import Contract
 from flcore.job.parsing import parse_contract
-from flcore.job.rules import rule_by_reference
+from flcore.job.rules import load_rule_with
 from flcore.model.checkpoint import open_model
 from flcore.model.chunks import ChunkSource
 from flcore.model.model import NamedArrays
 from flcore.model.model_paths import INDEX_SUFFIX, MODEL_SUFFIX
 from flcore.model.spec import ModelSpec
+from flcore.model.stored_model import StoredModel
 from flcore.text import decode_text
 
 BUNDLED_JOBS = Path(__file__).parent.parent / "jobs"
@@ -27,7 +28,7 @@ BUNDLED_JOBS = Path(__file__).parent.parent / "jobs"
 
 @dataclass(frozen=True)
 class Job:
-    """A contract, and the directory that holds the code it names. Read by `Job.load`.
+    """A contract, and the directory with the code that it names. Read by `Job.load`.
 
     Attributes:
         contract: The content of job.toml, validated.
@@ -62,7 +63,7 @@ class Job:
         try:
             content = tomllib.loads(decode_text(file.read_bytes()))
         except ValueError as error:
-            raise JobError(f"{file}: no TOML: {error}") from error
+            raise JobError(f"{file}: expected TOML: {error}") from error
         return cls(parse_contract(content, str(file)), file.parent.resolve()).with_overrides(**overrides)
 
     def with_overrides(self, **overrides: Any) -> "Job":
@@ -85,7 +86,7 @@ class Job:
 
     @cached_property
     def code_digest(self) -> str:
-        """The SHA-256 of the job's code: of all files that can be imported from its directory."""
+        """The SHA-256 digest of the files that can be imported from the job's directory."""
         return code_digest(self.directory, self.contract.code_files)
 
     @cached_property
@@ -95,7 +96,7 @@ class Job:
         weakref.finalize(self, code.unload).atexit = False
         return code
 
-    def reference(self, key: str, reference: str) -> Any:
+    def load_reference(self, key: str, reference: str) -> Any:
         """Load an object from the job's code.
 
         Args:
@@ -110,18 +111,18 @@ class Job:
         """
         return self.code.load(reference, f"{self.directory / 'job.toml'}: {key}")
 
-    def rule(self) -> Rule:
+    def load_rule(self) -> Rule:
         """Return the rule that combines updates (`server.rule`). Raises `JobError` if it cannot be loaded."""
-        return rule_by_reference(
+        return load_rule_with(
             self.contract.server.rule,
-            lambda reference: self.reference("server.rule", reference),
+            lambda reference: self.load_reference("server.rule", reference),
             f"{self.directory / 'job.toml'}: server.rule",
         )
 
     def initial_model(self) -> ChunkSource:
         """Open the checkpoint of the first global model, or call the job's function with the seed.
 
-        A checkpoint's values are read lazily.
+        A checkpoint's values are read lazily, unless `wire.tensors` selects some of its tensors.
 
         Returns:
             The model, with the tensors that `wire.tensors` selects.
@@ -130,10 +131,10 @@ class Job:
             JobError: The checkpoint or the function is missing or invalid, or a pattern of `wire.tensors` matches no
                 tensor.
         """
+        if self._has_checkpoint:
+            return self._select_from(self._open_checkpoint())
         source = self.contract.server.model
-        if source.endswith((MODEL_SUFFIX, INDEX_SUFFIX)) or not (":" in source or source.endswith(".py")):
-            return self._open_checkpoint(self.directory / source)
-        arrays = self.reference("server.model", source)(self.contract.seed)
+        arrays = self.load_reference("server.model", source)(self.contract.seed)
         if not isinstance(arrays, Mapping):
             raise JobError(
                 f"server.model: {source} returned {type(arrays).__name__}, expected a mapping from names to arrays"
@@ -144,26 +145,54 @@ class Job:
         except SpecError as error:
             raise JobError(f"server.model: {source} returned no model: {error}") from error
 
-    def _open_checkpoint(self, path: Path) -> ChunkSource:
+    def initial_metadata(self) -> Mapping[str, str]:
+        """Read the metadata in the header of the initial checkpoint, such as `{"format": "pt"}`.
+
+        The models that a run publishes carry the same metadata: some loaders refuse files without it.
+
+        Returns:
+            The metadata; empty if a function makes the first global model.
+
+        Raises:
+            JobError: The checkpoint is missing or invalid.
+        """
+        if not self._has_checkpoint:
+            return {}
+        with self._open_checkpoint() as stored:
+            return dict(stored.shards.metadata)
+
+    @property
+    def _has_checkpoint(self) -> bool:
+        """Whether `server.model` names a checkpoint, not a function."""
+        source = self.contract.server.model
+        return source.endswith((MODEL_SUFFIX, INDEX_SUFFIX)) or not (":" in source or source.endswith(".py"))
+
+    def _open_checkpoint(self) -> StoredModel:
+        path = self.directory / self.contract.server.model
         try:
-            stored = open_model(path)
-            names = self._select_tensors([tensor.name for tensor in stored.spec.tensors])
-            if len(names) == len(stored.spec.tensors):
-                return stored
-            selected = {name: stored.tensor(name) for name in names}
-            return NamedArrays(ModelSpec.of(selected), selected)
+            return open_model(path)
         except FileNotFoundError as error:
             raise JobError(f"server.model: there is no file {path}") from error
         except SpecError as error:
             raise JobError(f"server.model: {error}") from error
 
+    def _select_from(self, stored: StoredModel) -> ChunkSource:
+        names = self._select_tensors([tensor.name for tensor in stored.spec.tensors])
+        if len(names) == len(stored.spec.tensors):
+            return stored
+        try:
+            selected = {name: stored.tensor(name) for name in names}
+            return NamedArrays(ModelSpec.of(selected), selected)
+        except SpecError as error:
+            raise JobError(f"server.model: {error}") from error
+
     def _select_tensors(self, names: Collection[str]) -> list[str]:
-        """Return the names of the tensors that travel; each pattern must fit one."""
+        """Return the names that match a pattern of `wire.tensors`. Raises `JobError` for a pattern without a match."""
         patterns = self.contract.wire.tensors
         for pattern in patterns:
             if names and not any(fnmatchcase(name, pattern) for name in names):
                 known = ", ".join(sorted(map(str, names))[:20])
-                raise JobError(f"wire.tensors: no tensor of the model fits {pattern}; it has {known}")
+                raise JobError(f"wire.tensors: no tensor of the model matches {pattern}; it has {known}")
         return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
 
 
@@ -173,4 +202,6 @@ def _find_job_file(path: Path) -> Path:
         if candidate.is_file():
             return candidate
     bundled = ", ".join(sorted(entry.parent.name for entry in BUNDLED_JOBS.glob("*/job.toml")))
-    raise JobError(f"there is no job at {path}: expected a directory with job.toml, or a bundled job ({bundled})")
+    raise JobError(
+        f"there is no job at {path}: expected a directory with job.toml, or the name of a bundled job ({bundled})"
+    )

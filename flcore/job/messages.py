@@ -1,6 +1,6 @@
-"""What server and client say to each other about a job: the contents of the transport's messages, as strict JSON.
+"""The contents of the transport's messages, as strict JSON: what a server and its clients tell each other about a job.
 
-All messages of the peer are parsed here, within bounds, and nowhere else.
+All content from the other end is parsed here, within bounds, and nowhere else.
 """
 
 from typing import Annotated, Any, Literal, TypeVar
@@ -12,10 +12,10 @@ from flcore.job.contract import Hyperparameters
 from flcore.model.spec import ModelSpec, TensorSpec
 
 MAX_METRIC_NAME = 128
-"""Characters."""
+"""In characters."""
 
 Metrics = dict[str, JsonValue]
-"""As a client sent them: what is no number costs the metric, and not the update (see `flcore.server.uploads`)."""
+"""Metrics as a client sent them. An invalid metric is dropped, and its update counts (`flcore.server.uploads`)."""
 
 
 class MalformedMessage(FlcoreError):
@@ -24,16 +24,18 @@ class MalformedMessage(FlcoreError):
     kind = "malformed"
 
 
-class _Message(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, ser_json_inf_nan="constants")
+class _Content(BaseModel):
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, ser_json_inf_nan="constants", populate_by_name=True
+    )
 
     def to_bytes(self) -> bytes:
         """Encode as JSON."""
-        return self.model_dump_json().encode()
+        return self.model_dump_json(by_alias=True).encode()
 
 
-class JoinMessage(_Message):
-    """Client to server: the contract that I hold, and the digest of the code beside it."""
+class JoinContent(_Content):
+    """Content of a join, client to server: the client's contract, and the digest of its job's code."""
 
     contract: str
     code_digest: str
@@ -41,19 +43,19 @@ class JoinMessage(_Message):
 
 
 Tensors = Annotated[list[tuple[str, str, Annotated[list[int], Field(max_length=64)]]], Field(max_length=1_000_000)]
-"""A `ModelSpec` on the wire."""
+"""A `ModelSpec` on the wire: name, dtype and shape of each tensor."""
 
 
-class WelcomeMessage(_Message):
-    """Server to client: the tensors of the global model."""
+class WelcomeContent(_Content):
+    """Content of a welcome, server to client: the tensors of the global model."""
 
     tensors: Tensors
     code_digest: str
     version: str
 
 
-class TaskMessage(_Message):
-    """Server to client: the task to do in this round."""
+class TaskContent(_Content):
+    """Content of an assignment, server to client: the task to run, and its round."""
 
     task: str
     round: int
@@ -62,27 +64,34 @@ class TaskMessage(_Message):
     hyperparameters: Hyperparameters
 
 
-class UpdateMessage(_Message):
-    """Client to server: the answer beside its pieces.
+class AnswerContent(_Content):
+    """Content of an upload request, client to server: everything of an answer but the elements of its tensors.
 
-    `attempt` is drawn anew for each answer, so that an upload is resumed by the process that began it and no other.
-    `tensors` is None if they are those of the welcome, and the client's own where they are not, so that the server can
-    say what is wrong with them.
+    Attributes:
+        returns: The kind of the answer.
+        upload_id: Drawn at random for each answer. An upload is identified by the digest of this content, so only the
+            process that began an upload can resume it.
+        weight: The weight of the update and its metrics.
+        metrics: The metrics.
+        spec_fingerprint: The fingerprint of the update's `ModelSpec`; empty for an answer of metrics alone.
+        tensors: None if the update has the tensors of the welcome. Else the update's own tensors, so that the server
+            can name the difference in its refusal.
     """
 
     returns: Literal["weights", "delta", "metrics"]
-    attempt: str = Field(default="", max_length=64)
+    # Two fields keep the names that they had on the wire in earlier versions.
+    upload_id: str = Field(default="", max_length=64, validation_alias="attempt", serialization_alias="attempt")
     weight: float
     metrics: Metrics = Field(default_factory=dict)
-    fingerprint: str = ""
+    spec_fingerprint: str = Field(default="", validation_alias="fingerprint", serialization_alias="fingerprint")
     tensors: Tensors | None = None
 
 
-M = TypeVar("M", bound=_Message)
+ContentT = TypeVar("ContentT", bound=_Content)
 
 
-def parse_message(kind: type[M], content: bytes) -> M:
-    """Return the message that `content` holds, or raise `MalformedMessage`."""
+def parse_content(kind: type[ContentT], content: bytes) -> ContentT:
+    """Parse the content of a message, or raise `MalformedMessage`."""
     try:
         return kind.model_validate_json(content)
     except ValidationError as error:
@@ -92,10 +101,10 @@ def parse_message(kind: type[M], content: bytes) -> M:
 
 
 def encode_tensors(spec: ModelSpec) -> Tensors:
-    """Return a spec as it travels."""
+    """Return a spec in its form on the wire."""
     return [(tensor.name, tensor.dtype, list(tensor.shape)) for tensor in spec.tensors]
 
 
 def decode_spec(tensors: Tensors) -> ModelSpec:
-    """Return the spec that travelled, or raise `SpecError`."""
+    """Return the spec of tensors from the wire, or raise `SpecError`."""
     return ModelSpec(tuple(TensorSpec(name, dtype, tuple(shape)) for name, dtype, shape in tensors))

@@ -1,4 +1,4 @@
-"""Reading a contract, and saying of everything that is wrong with it where it stands."""
+"""Parsing a contract. An error lists everything that is wrong with it, each with its key."""
 
 import json
 from collections.abc import Mapping
@@ -10,20 +10,33 @@ from flcore.errors import JobError
 from flcore.job.contract import Contract
 
 RENAMED_KEYS = {"server.controller": "server.workflow", "server.playbook": "server.workflow"}
-"""Keys of job.toml that have another name now."""
+"""Earlier names of keys of job.toml. They are refused with the present name."""
 
 
 def parse_contract(content: Mapping[str, Any], source: str) -> Contract:
-    """Return the contract that `content` says, or raise `JobError` with every place that is wrong."""
+    """Validate the content of a job.toml.
+
+    Args:
+        content: The content, as parsed TOML.
+        source: The file's name, for errors.
+
+    Returns:
+        The contract.
+
+    Raises:
+        JobError: A key is unknown or missing, or a value is invalid. The error has a line for each.
+    """
     try:
         text = json.dumps(content, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise JobError(f"{source}: a value that JSON cannot hold (a date, NaN or an infinity): {error}") from error
+        raise JobError(
+            f"{source}: expected values that JSON can hold, got a date, a NaN or an infinity: {error}"
+        ) from error
     return contract_from_json(text, source)
 
 
 def contract_from_json(text: str | bytes, source: str) -> Contract:
-    """Return the contract that a JSON text says, or raise `JobError` with every place that is wrong."""
+    """Validate a contract as JSON, which is how it travels (see `parse_contract`)."""
     try:
         return Contract.model_validate_json(text)
     except ValidationError as error:
@@ -31,8 +44,11 @@ def contract_from_json(text: str | bytes, source: str) -> Contract:
         raise JobError("\n".join(f"{source}: {line}" for line in lines)) from error
 
 
-def _explain(place: tuple[int | str, ...], message: str, value: Any) -> str:
-    key = ".".join(str(part) for part in place if part not in ("constrained-int", "int", "tuple[constrained-str, ...]"))
+def _explain(location: tuple[int | str, ...], message: str, value: Any) -> str:
+    # For a union such as `clients`, pydantic puts the name of the alternative into the location.
+    key = ".".join(
+        str(part) for part in location if part not in ("constrained-int", "int", "tuple[constrained-str, ...]")
+    )
     text = message.removeprefix("Value error, ")
     if text.startswith("Extra inputs"):
         renamed = f"; it is called {RENAMED_KEYS[key]} now" if key in RENAMED_KEYS else ""

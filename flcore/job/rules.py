@@ -1,34 +1,46 @@
-"""The rule that a job or a command line names: one of `RULES`, or code of one's own."""
+"""The rule that a job or a command line names: one of `RULES`, or `file.py:name`, an object in the job's code."""
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from flcore.aggregation.rules import RULES, Rule, resolve_rule
+from flcore.aggregation.rules import Rule, explain_unknown_rule, resolve_rule
 from flcore.errors import JobError
 from flcore.job.code import JobCode
 
 
 def load_rule(rule: str, directory: Path, key: str) -> Rule:
-    """Return the rule of a name, or what `file.py:name` refers to in a directory: see `rule_by_reference`."""
-    return rule_by_reference(rule, lambda reference: JobCode(directory).load(reference, key), key)
+    """Return a rule by name, or load it from the code of a directory.
 
+    Args:
+        rule: A key of `RULES`, or `file.py:name`.
+        directory: The directory of the file.
+        key: The place where the rule was named, for errors.
 
-def rule_by_reference(rule: str, load: Callable[[str], Any], key: str) -> Rule:
-    """Return the rule of a name, or what `load` finds for `file.py:name`: a rule, or a function that makes one.
+    Returns:
+        The rule.
 
-    `key` is what errors call the place where it was named. Raises `JobError`.
+    Raises:
+        JobError: The rule does not exist, cannot be loaded, or is no rule.
     """
-    if ":" not in rule and rule not in RULES:
-        raise JobError(f"{key}: rule {rule!r} does not exist; expected one of {', '.join(RULES)}, or file.py:name")
+    return load_rule_with(rule, lambda reference: JobCode(directory).load(reference, key), key)
+
+
+def load_rule_with(rule: str, load: Callable[[str], Any], key: str) -> Rule:
+    """Return a rule by name, or the one that `load` returns for `file.py:name`: a rule, or a function that makes one.
+
+    `key` is the place where the rule was named, for errors. Raises `JobError`.
+    """
     if ":" not in rule:
+        if error := explain_unknown_rule(rule, "file.py:name"):
+            raise JobError(f"{key}: {error}")
         return resolve_rule(rule)
-    made = load(rule)
-    if callable(made):
+    loaded = load(rule)
+    if callable(loaded):
         try:
-            made = made()
+            loaded = loaded()
         except TypeError as error:
             raise JobError(f"{key}: expected a rule, or a function that makes one: {error}") from error
-    if not isinstance(made, Rule):
-        raise JobError(f"{key}: expected a rule (Sum, Columns or Geometry), got {type(made).__name__} from {rule}")
-    return made
+    if not isinstance(loaded, Rule):
+        raise JobError(f"{key}: expected a rule (Sum, Columns or Geometry), got {type(loaded).__name__} from {rule}")
+    return loaded

@@ -1,4 +1,4 @@
-"""What is particular to one site: its site.toml. No part of the contract, and nothing that others must match."""
+"""The settings of one site: its site.toml. They are not part of the contract; each site has its own."""
 
 import tomllib
 from pathlib import Path
@@ -9,12 +9,17 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from flcore.errors import JobError
 from flcore.text import decode_text
 
-RENAMED_VALUES = {"at-close": "batch"}
-"""Values of site.toml that have another name now."""
+RENAMED_PLANS = {"at-close": "batch"}
+"""Earlier names of plans. They are refused, in site.toml and after `--plan`, with the present name."""
 
 
 class ServerSite(BaseModel):
-    """The table `[server]` of a server's site.toml: how much memory payloads take, and when updates are folded."""
+    """The table `[server]` of a server's site.toml.
+
+    Attributes:
+        budget: The memory for payloads, such as "512MiB". None: the command line's default.
+        plan: When updates are folded. None: "batch".
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -23,7 +28,18 @@ class ServerSite(BaseModel):
 
 
 def read_site(path: Path | None, directory: Path) -> dict[str, Any]:
-    """Return the content of a site.toml, or of the one in the job's directory, if there is one; or raise `JobError`."""
+    """Return the content of a site.toml.
+
+    Args:
+        path: The file. None: site.toml in the job's directory, if there is one.
+        directory: The job's directory.
+
+    Returns:
+        The content; an empty dict if the job has no site.toml.
+
+    Raises:
+        JobError: The file cannot be read, or is no TOML.
+    """
     file = path or directory / "site.toml"
     if path is None and not file.is_file():
         return {}
@@ -34,15 +50,14 @@ def read_site(path: Path | None, directory: Path) -> dict[str, Any]:
 
 
 def server_site(content: dict[str, Any]) -> ServerSite:
-    """Return what a site.toml says about the server, or raise `JobError`."""
+    """Return the table `[server]` of a site.toml, or raise `JobError` with the key that is wrong."""
     try:
         return ServerSite.model_validate(content.get("server", {}))
     except ValidationError as error:
         problem = error.errors()[0]
-        place = ".".join(["server", *(str(part) for part in problem["loc"])])
-        said = f"there is no such key; expected one of {', '.join(ServerSite.model_fields)}"
+        key = ".".join(["server", *(str(part) for part in problem["loc"])])
+        fault = f"there is no such key; expected one of {', '.join(ServerSite.model_fields)}"
         if problem["type"] != "extra_forbidden":
-            renamed = RENAMED_VALUES.get(str(problem["input"]))
-            now = f"; it is called {renamed!r} now" if renamed else ""
-            said = f"{problem['msg']}, got {problem['input']!r}{now}"
-        raise JobError(f"site.toml: {place}: {said}") from error
+            renamed = RENAMED_PLANS.get(str(problem["input"])) if key == "server.plan" else None
+            fault = f"{problem['msg']}, got {problem['input']!r}" + (f"; it is called {renamed} now" if renamed else "")
+        raise JobError(f"site.toml: {key}: {fault}") from error

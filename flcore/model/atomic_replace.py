@@ -1,11 +1,15 @@
-"""Atomic replacement of a model's files: written or linked under hidden names, then switched to in one rename.
+"""Atomic replacement of a model's files: written or linked under hidden names, then renamed.
 
-A model called `model` is `model.safetensors`, or `model.safetensors.index.json` and its shards, whose names no earlier
-model had. Loaders take the single file before the index. So the one moment at which the new model takes the place of
-the old is the rename of the single file, or that of the index; or, where an old single file hides the index, the
-removal of that. A power cut before it leaves the old model whole; one after it, the new one.
+A model called `model` is either the file `model.safetensors`, or the index `model.safetensors.index.json` and its
+shards. Shards get names that no earlier model had. One step replaces the old model by the new one:
 
-`publish` gives the files of a stored model another name in this way, without a second copy on the disk.
+- a single file: the rename of the file; loaders prefer it to an index that is still there;
+- shards: the rename of the index; if an old single file is there, which loaders prefer, its removal.
+
+All data is on disk (fsync) before this step, and all old files are removed after it. A power failure before it leaves
+the old model, one after it the new model, always complete.
+
+`publish` gives the files of a stored model another name in this way, without a second copy on disk.
 """
 
 import errno
@@ -24,24 +28,36 @@ from flcore.model.shard_layout import ShardLayout, encode_index, read_index, tot
 from flcore.model.stored_model import StoredModel
 
 COPIED_BYTES = 2 << 20
-"""How much is copied at a time, where files cannot be linked."""
+"""The bytes that are copied at a time, if files cannot be linked."""
 
 NO_LINKS = {errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOENT}
-"""Another file system, one without links, a file that is not ours to link, or one that has lost its name."""
+"""Errors of link(2) after which the file is copied.
+
+They mean another file system, one without hard links or with too many links, a file of another owner (protected hard
+links), or a name that no longer exists.
+"""
 
 
 class AtomicReplace:
-    """The hidden places beside a model that is to be replaced, or made: `directory/name`, with no suffix."""
+    """The hidden files of a new model, beside the model that it replaces. A `Destination` of a `ShardWriter`.
+
+    Args:
+        directory: The model's directory. It is created if needed.
+        name: The model's name in it, without suffix.
+
+    Raises:
+        SpecError: The name is no plain file name, or the directory is a file.
+    """
 
     def __init__(self, directory: Path, name: str) -> None:
-        """Make the directory if there is none, and remove what writers that have died left beside this model."""
+        """Create the directory, and remove the hidden files of writers that died."""
         if not name or name.startswith(".") or set(name) & set("/\\\0"):
-            raise SpecError(f"a model's name is one of a file, without its suffix, not {name!r}")
+            raise SpecError(f"expected a model's name, a file name without suffix, got {name!r}")
         try:
             directory.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
             raise SpecError(
-                f"cannot make the directory {directory}: it, or one above it, is a file; choose another place"
+                f"cannot create the directory {directory}: it, or a directory above it, is a file; choose another place"
             ) from error
         self.directory, self.name = directory, name
         _remove_stale(directory, name)
@@ -50,42 +66,52 @@ class AtomicReplace:
             self._token = secrets.token_hex(4)
 
     def partial_path(self, number: int) -> Path:
-        """Return where file `number` is written."""
+        """Return the hidden path of file `number`; -1 is the index."""
         return self.directory / f".{self.name}.{self._token}.{number}.partial"
 
     def create(self, number: int) -> OpenFile:
-        """Create the hidden file `number`, and lock it: as long as it is locked, nobody sweeps it away."""
+        """Create the hidden file `number` and lock it. `_remove_stale` of another process leaves locked files alone."""
         file = OpenFile(self.partial_path(number), os.O_RDWR | os.O_CREAT | os.O_EXCL)
-        with suppress(OSError):  # a file system without locks; there, sweeping removes nothing either
+        with suppress(OSError):  # a file system without locks, where `_remove_stale` removes nothing either
             fcntl.flock(file.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return file
 
     def discard(self, count: int) -> None:
-        """Remove what is left of `count` hidden files, and of an index."""
+        """Remove `count` hidden files and a hidden index, those that still exist."""
         for number in range(-1, count):
             self.partial_path(number).unlink(missing_ok=True)
 
     def commit(self, shards: ShardLayout, files: Sequence[OpenFile]) -> tuple[Path, ...]:
-        """See that the hidden files are on the disk, and make them the model; return their names.
+        """Replace the model by the hidden files, after they are flushed to disk.
 
-        What an earlier model of this name consisted of is removed; nothing else is.
+        Removes the files of the earlier model of this name, and no other file.
+
+        Args:
+            shards: The layout of the files.
+            files: The hidden files, complete.
+
+        Returns:
+            The new names of the files.
         """
-        for file in files:
+        for file in files:  # before any rename: a renamed file without its data would be a corrupt model
             os.fsync(file.descriptor)
         single, index = self.directory / f"{self.name}{MODEL_SUFFIX}", self.directory / f"{self.name}{INDEX_SUFFIX}"
-        old = _previous_shards(index, self.name)
+        previous = _previous_shards(index, self.name)  # before the index is replaced
         if not shards.has_index:
             self.partial_path(0).replace(single)
             _fsync_directory(self.directory)
-            _remove([index, *sorted(old)])
+            _remove([index, *sorted(previous)])
             return (single,)
-        shown = self._commit_shards(shards, index)
+        published = self._commit_shards(shards, index)
         _fsync_directory(self.directory)
-        _remove([single, *sorted(old)])
-        return shown
+        _remove([single, *sorted(previous)])
+        return published
 
     def _commit_shards(self, shards: ShardLayout, index: Path) -> tuple[Path, ...]:
-        """Give the shards their names, then write the index that leads to them."""
+        """Rename the shards, then write and rename the index that names them.
+
+        The directory is flushed in between: an index on disk must never name a shard whose rename was lost.
+        """
         count = len(shards.headers)
         files = tuple(
             self.directory / f"{self.name}-{self._token}-{number + 1:05d}-of-{count:05d}{MODEL_SUFFIX}"
@@ -107,7 +133,10 @@ class AtomicReplace:
 
 
 def _previous_shards(index: Path, name: str) -> set[Path]:
-    """Return the files that the present index names, if they are called as shards of this model are."""
+    """Return the shards of the present model: the files in its index whose names have the form of its shards.
+
+    An index may also name files that flcore did not write for this model. They are never removed.
+    """
     shard = re.compile(rf"{re.escape(name)}-([0-9a-f]{{8}}-)?\d{{5}}-of-\d{{5}}{re.escape(MODEL_SUFFIX)}")
     with suppress(FileNotFoundError, SpecError):
         return {index.with_name(file) for file in read_index(index).values() if shard.fullmatch(file)}
@@ -115,14 +144,14 @@ def _previous_shards(index: Path, name: str) -> set[Path]:
 
 
 def _remove_stale(directory: Path, name: str) -> None:
-    """Remove hidden files, and shards that no index leads to, of writers of this model that have died."""
+    """Remove files that dead writers of this model left: hidden files, and shards that the index does not name."""
     ours = re.compile(
         rf"\.{re.escape(name)}\.[0-9a-f]{{8}}\.-?\d+\.partial|"
         rf"{re.escape(name)}-[0-9a-f]{{8}}-\d{{5}}-of-\d{{5}}{re.escape(MODEL_SUFFIX)}"
     )
     used = _previous_shards(directory / f"{name}{INDEX_SUFFIX}", name)
     for entry in [entry for entry in directory.iterdir() if ours.fullmatch(entry.name) and entry not in used]:
-        with suppress(OSError):  # locked: somebody is writing it
+        with suppress(OSError):  # locked by a writer that is alive
             file = OpenFile(entry, os.O_RDWR)
             fcntl.flock(file.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             entry.unlink()
@@ -142,10 +171,18 @@ def _fsync_directory(directory: Path) -> None:
 
 
 def publish(stored: StoredModel, path: PathLike) -> None:
-    """Make a stored model appear as `path` too (see `split_model_path`), in place of what is there.
+    """Give a stored model another name, in place of the model that has it.
 
-    Its files are linked, not copied, so nobody should change them in place; only across file systems are they copied.
-    A model with an index stays one, and gets an index beside `path` (see `ModelWriter`).
+    The files are linked, not copied, so they must not be changed in place. They are copied only if they cannot be
+    linked, as across file systems.
+
+    Args:
+        stored: The model.
+        path: The other name (see `split_model_path`). A model with an index gets an index there.
+
+    Raises:
+        SpecError: The path is invalid.
+        OSError: The files cannot be linked, copied or renamed.
     """
     replacement = AtomicReplace(*split_model_path(path))
     files = stored.open_files
@@ -160,14 +197,14 @@ def publish(stored: StoredModel, path: PathLike) -> None:
 def _link(file: OpenFile, replacement: AtomicReplace, number: int) -> None:
     hidden = replacement.partial_path(number)
     try:
-        os.link(file.path.resolve(), hidden)  # of a symbolic link, what it leads to
+        os.link(file.path.resolve(), hidden)  # the target of a symbolic link, as link(2) may link the symbolic link
     except OSError as error:
         if error.errno not in NO_LINKS:
             raise
     else:
         if os.path.samestat(hidden.stat(), os.fstat(file.descriptor)):
             return
-        hidden.unlink()  # the name belongs to a newer file by now
+        hidden.unlink()  # another writer has replaced the file: the name belongs to a newer one
     _copy(file, replacement.create(number))
 
 
@@ -175,7 +212,7 @@ def _copy(file: OpenFile, target: OpenFile) -> None:
     size = file.size
     buffer = memoryview(bytearray(min(COPIED_BYTES, size)))
     for offset in range(0, size, COPIED_BYTES):
-        part = buffer[: min(COPIED_BYTES, size - offset)]
-        file.read_at([part], offset)
-        target.write_at([part], offset)
+        block = buffer[: min(COPIED_BYTES, size - offset)]
+        file.read_at([block], offset)
+        target.write_at([block], offset)
     os.fsync(target.descriptor)

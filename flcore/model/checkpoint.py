@@ -1,4 +1,4 @@
-"""Models in files: safetensors in and out, one file or several with an index."""
+"""Checkpoints in safetensors files, one file or several with an index: `save`, `open_model`, `load`."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,12 +22,25 @@ def save(
     *,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Write named arrays, a `Model` or a `StoredModel` to `path`: `NAME.safetensors`, or a directory.
+    """Write a model to safetensors files by an atomic replace.
 
-    A name that ends in `.safetensors` means a file. All others mean a directory, in which the model is
-    `model.safetensors`. It is written beside what is there and renamed, so that no half-written model is ever seen, and
-    goes 2 MiB at a time. More than `shard_bytes` of values become several files and `NAME.safetensors.index.json`, for
-    which `path` stands in `load` and `open_model`. Whatever the index of an earlier model led to is removed.
+    Readers see the old model or the new one, never a part. The shards of an earlier model are removed.
+
+    Args:
+        model: Arrays of any library by name, nested or not; a `Model` or a `StoredModel`. It is copied 2 MiB at a time.
+        path: A file if it ends in `.safetensors`. Any other path is a directory, in which the model is
+            `model.safetensors`.
+        metadata: The metadata of each file, such as `{"format": "pt"}`. Default: None, no metadata.
+        shard_bytes: The largest size of a file's values. A larger model becomes several files and
+            `NAME.safetensors.index.json`; `load` and `open_model` find it by the same path. Default: 5 GB.
+
+    Raises:
+        SpecError: The arrays form no valid model, or the path is invalid.
+        OSError: The files cannot be written.
+
+    Example:
+        >>> import numpy as np
+        >>> save({"w": np.zeros(3, np.float32)}, tmp_path / "model.safetensors", {"format": "pt"})
     """
     source = NamedArrays(ModelSpec.of(model), model) if isinstance(model, Mapping) else model
     directory, name = split_model_path(path)
@@ -37,16 +50,34 @@ def save(
 
 
 def open_model(path: PathLike) -> StoredModel:
-    """Open a model in files without reading its values: a safetensors file, an index, or a directory.
+    """Open a model in files without reading its values.
 
-    In a directory, it is `model.safetensors` or else `model.safetensors.index.json`; `NAME.safetensors` that is not
-    there stands for its index. Raises `SpecError`, naming the file and the tensor, for files that are no model or hold
-    a dtype that flcore does not know, and `OSError` for files that cannot be read.
+    Args:
+        path: A safetensors file, an index, or a directory with `model.safetensors` or `model.safetensors.index.json`.
+            If `NAME.safetensors` does not exist, it stands for its index.
+
+    Returns:
+        The model, read in ranges. Use it as a context manager, or close it.
+
+    Raises:
+        SpecError: The files are no model, or have a dtype that flcore does not support. Names the file and the tensor.
+        OSError: A file cannot be read.
     """
     return StoredModel(*open_shards(Path(path)))
 
 
 def load(path: PathLike) -> dict[str, npt.NDArray[Any]]:
-    """Read a model's tensors into memory; `path` and errors are those of `open_model`."""
+    """Read the tensors of a model into memory.
+
+    Args:
+        path: The model (see `open_model`).
+
+    Returns:
+        The tensors by name.
+
+    Raises:
+        SpecError: The files are no model.
+        OSError: A file cannot be read.
+    """
     with open_model(path) as stored:
         return {tensor.name: stored.tensor(tensor.name) for tensor in stored.spec.tensors}

@@ -1,6 +1,7 @@
-"""Models in chunks, which are ranges of their segments: read, made, copied and converted to another dtype.
+"""Models in chunks, which are ranges of segments: protocols to read and write them, copies, conversions of dtypes.
 
-The protocols say nothing of where a model is, in memory or in files. A chunk is as long as its caller asks for.
+A `ChunkSource` or `ChunkSink` may be in memory (`Model`) or in files (`StoredModel`, `ModelWriter`). The caller chooses
+the length of each chunk.
 """
 
 from dataclasses import dataclass, replace
@@ -20,30 +21,39 @@ from flcore.model.spec import ModelSpec, SegmentSpec
 
 
 class ChunkSource(Protocol):
-    """A model whose values can be had in ranges of a segment."""
+    """A model that can be read in chunks."""
 
     @property
     def spec(self) -> ModelSpec:
-        """What the model is."""
+        """The model's tensors."""
         ...
 
     def chunk(self, segment: int, first: int, stop: int) -> npt.NDArray[Any]:
-        """Return elements `first` to `stop` of a segment (by index), flat, in its storage dtype; gaps are zero.
+        """Read a chunk.
 
-        Raises `SpecError` for a range that the segment has not got.
+        Args:
+            segment: The index of the segment.
+            first: The first element.
+            stop: One past the last element.
+
+        Returns:
+            A flat array in the segment's storage dtype, with zeros in the gaps.
+
+        Raises:
+            SpecError: The range is not in the segment.
         """
         ...
 
 
 class GlobalModel(ChunkSource, Protocol):
-    """A model that clients read, wherever it is: a `Model` or a `StoredModel`. Nobody changes it."""
+    """A global model, which clients download: a `Model` or a `StoredModel`. It is never changed."""
 
     @property
     def layout(self) -> Layout:
-        """What the model's payload consists of."""
+        """The layout of the model's payload."""
         ...
 
-    def read(self, piece: SegmentRange) -> list[Buffer]:
+    def read(self, range_: SegmentRange) -> list[Buffer]:
         """Return the bytes of a range."""
         ...
 
@@ -53,30 +63,36 @@ class GlobalModel(ChunkSource, Protocol):
 
 
 class ChunkSink(Protocol):
-    """A model whose values are made in ranges of a segment: fill what `chunk` returns, then `put` it."""
+    """A model that can be written in chunks: fill the array that `chunk` returns, then `put` it."""
 
     @property
     def spec(self) -> ModelSpec:
-        """What the model is."""
+        """The model's tensors."""
         ...
 
     def chunk(self, segment: int, first: int, stop: int) -> npt.NDArray[Any]:
-        """Return an array to fill with elements `first` to `stop` of a segment; what is in it before is anything."""
+        """Return an array for elements `first` to `stop` of a segment, not initialized."""
         ...
 
     def put(self, segment: int, first: int, values: npt.NDArray[Any]) -> None:
-        """Take elements of a segment from `first` on, as `chunk` returned them or any others like them.
+        """Write a chunk.
 
-        Raises `SpecError` for a range that the segment has not got, and for another dtype than its storage dtype.
+        Args:
+            segment: The index of the segment.
+            first: The first element.
+            values: A flat array in the segment's storage dtype; the one that `chunk` returned, or any other.
+
+        Raises:
+            SpecError: The range is not in the segment, or the array has another dtype or layout.
         """
         ...
 
 
 class ModelSink(ChunkSink, Protocol):
-    """A model in the making; as a context, it is given up unless it is committed."""
+    """A model that is being written. As a context manager, it discards the model unless `commit` was called."""
 
     def commit(self) -> GlobalModel:
-        """Return the model, which is whole now."""
+        """Return the complete model."""
         ...
 
     def __enter__(self) -> Self: ...
@@ -85,7 +101,7 @@ class ModelSink(ChunkSink, Protocol):
 
 
 def copy_chunks(source: ChunkSource, sink: ChunkSink) -> None:
-    """Copy a whole model, 2 MiB at a time."""
+    """Copy a whole model, 2 MiB at a time, so that memory does not grow with it."""
     for index, segment in enumerate(source.spec.segments):
         size = piece_elements(segment.dtype)
         for first in range(0, segment.elements, size):
@@ -93,12 +109,19 @@ def copy_chunks(source: ChunkSource, sink: ChunkSink) -> None:
 
 
 def require_chunk(segment: SegmentSpec, first: int, values: npt.NDArray[Any]) -> int:
-    """Return where the elements that begin at `first` stop, or raise `SpecError` if they are none of the segment."""
+    """Check an array that is to be a chunk of a segment.
+
+    Returns:
+        One past the chunk's last element.
+
+    Raises:
+        SpecError: The range is not in the segment, or the array is not flat, contiguous and of the storage dtype.
+    """
     storage = storage_dtype(segment.dtype)
     if values.dtype != storage or values.ndim != 1 or not values.flags.c_contiguous:
         raise SpecError(
-            f"elements of {segment.dtype} are put as a flat, contiguous array of {storage}, "
-            f"not as {values.dtype} of shape {values.shape} and strides {values.strides}"
+            f"expected a flat, contiguous array of {storage} for elements of {segment.dtype}, "
+            f"got {values.dtype} of shape {values.shape} and strides {values.strides}"
         )
     segment.require_range(first, first + values.size)
     return first + values.size
@@ -106,7 +129,16 @@ def require_chunk(segment: SegmentSpec, first: int, values: npt.NDArray[Any]) ->
 
 @dataclass(frozen=True)
 class DtypeConversion:
-    """A model as it is, and as it is to be: `dtypes` are those that the segments of `source` get."""
+    """The conversion of a model's floats to other dtypes, chunk by chunk.
+
+    Segments may merge: if float32 becomes bfloat16, its tensors join those that were bfloat16 before, in the order of
+    the spec. Chunks of the source are then not chunks of the target, and are put tensor by tensor.
+
+    Attributes:
+        source: The model before.
+        target: The model after: the same tensors in the same order.
+        dtypes: The target dtype of each segment of the source.
+    """
 
     source: ModelSpec
     target: ModelSpec
@@ -114,13 +146,13 @@ class DtypeConversion:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all segments of the source, in the dtypes of the target."""
+        """The bytes of the source's segments in the target's dtypes."""
         pairs = zip(self.source.segments, self.dtypes, strict=True)
         return sum(segment.elements * DTYPES[dtype].itemsize for segment, dtype in pairs)
 
     @cached_property
     def _positions(self) -> dict[str, tuple[int, int]]:
-        """The segment of each tensor of the target, and its first element there."""
+        """For each tensor by name, the index of its segment in the target, and its first element there."""
         return {
             span.tensor.name: (index, span.start)
             for index, segment in enumerate(self.target.segments)
@@ -128,23 +160,40 @@ class DtypeConversion:
         }
 
     def put(self, sink: ChunkSink, segment: int, first: int, values: npt.NDArray[Any]) -> None:
-        """Put the values of a segment of the source, from `first` on, where they belong in the target.
+        """Write converted values of a segment of the source to their place in the target.
 
-        Segments that become one are put tensor by tensor, with the gap behind each.
+        Args:
+            sink: The target.
+            segment: The index of the segment in the source.
+            first: The first element in the source.
+            values: The values, in the storage dtype of the target.
         """
         spec, stop, dtype = self.source.segments[segment], first + values.size, self.dtypes[segment]
-        if self.dtypes.count(dtype) == 1:
-            sink.put([each.dtype for each in self.target.segments].index(dtype), first, values)
+        if self.dtypes.count(dtype) == 1:  # the segment merges with no other, so its ranges stay
+            sink.put([target.dtype for target in self.target.segments].index(dtype), first, values)
             return
-        for span, end in zip(spec.spans, [*(span.start for span in spec.spans[1:]), spec.elements], strict=True):
-            begin, until = max(first, span.start), min(stop, end)
-            if begin < until:
+        # Each tensor is put with the gap after it, so that the sink receives every element, gaps included.
+        ends = [*(span.start for span in spec.spans[1:]), spec.elements]
+        for span, end in zip(spec.spans, ends, strict=True):
+            overlap_start, overlap_stop = max(first, span.start), min(stop, end)
+            if overlap_start < overlap_stop:
                 index, start = self._positions[span.tensor.name]
-                sink.put(index, start + begin - span.start, values[begin - first : until - first])
+                offset = start + overlap_start - span.start
+                sink.put(index, offset, values[overlap_start - first : overlap_stop - first])
 
 
 def plan_dtype_conversion(spec: ModelSpec, dtype: str | None) -> DtypeConversion:
-    """Return a model with another dtype for its floats (None: as it is), or raise `SpecError`.
+    """Plan the conversion of a model's floats to one dtype. Integers and booleans keep theirs.
+
+    Args:
+        spec: The model.
+        dtype: The floats' new dtype. None: no conversion.
+
+    Returns:
+        The conversion.
+
+    Raises:
+        SpecError: The dtype is not that of floats.
 
     >>> import numpy as np
     >>> spec = ModelSpec.of({"w": np.zeros(3, np.float32), "n": np.zeros(2, np.int64)})
@@ -153,10 +202,10 @@ def plan_dtype_conversion(spec: ModelSpec, dtype: str | None) -> DtypeConversion
     """
     floats = [name for name in DTYPES if name not in INTEGERS]
     if dtype is not None and dtype not in floats:
-        raise SpecError(f"floats become one of {', '.join(floats)}, not {dtype!r}")
+        raise SpecError(f"expected a dtype of floats ({', '.join(floats)}), got {dtype!r}")
 
-    def becomes(own: str) -> str:
+    def converted(own: str) -> str:
         return dtype if dtype is not None and own in floats else own
 
-    target = ModelSpec(tuple(replace(tensor, dtype=becomes(tensor.dtype)) for tensor in spec.tensors))
-    return DtypeConversion(spec, target, tuple(becomes(segment.dtype) for segment in spec.segments))
+    target = ModelSpec(tuple(replace(tensor, dtype=converted(tensor.dtype)) for tensor in spec.tensors))
+    return DtypeConversion(spec, target, tuple(converted(segment.dtype) for segment in spec.segments))

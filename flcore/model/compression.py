@@ -1,8 +1,8 @@
-"""Payloads in a narrower dtype than the model's: encoded piece by piece as they are sent, decoded as they come.
+"""Compressed payloads: encoded piece by piece while they are sent, decoded piece by piece when they arrive.
 
 A client keeps the rounding error of an update and adds it to its next one (error feedback; Seide et al., 2014;
-Karimireddy et al., 2019, arXiv:1901.09847). The error is relative to float32: digits that a
-float64 has beyond it are lost.
+Karimireddy et al., 2019, arXiv:1901.09847). float64 values are rounded to float32 first; the error feedback does not
+contain that rounding.
 """
 
 from collections.abc import Sequence
@@ -26,42 +26,48 @@ Float32Array = npt.NDArray[np.float32]
 
 
 def view_body(dtype: str, count: int, body: Buffer) -> KernelArray:
-    """Return a piece's body as the kernels take it, without a copy."""
+    """Return a piece's body as an operand of the kernels. Never copies."""
     elements, scales = split_body(dtype, count, memoryview(body))
     values: npt.NDArray[Any] = np.frombuffer(elements, storage_dtype(dtype))
     return Quantized(values, np.frombuffer(scales, np.float32)) if scales.nbytes else values
 
 
-def to_float32(dtype: str, part: KernelArray) -> Float32Array:
-    """Return the float32 values of a part."""
-    if dtype == "float32" and not isinstance(part, Quantized):
-        return part
-    if dtype == "float64" and not isinstance(part, Quantized):
-        return part.astype(np.float32)
-    out = np.empty((part.codes if isinstance(part, Quantized) else part).size, np.float32)
-    backend_named().decode(part, out, dtype)
+def to_float32(dtype: str, operand: KernelArray) -> Float32Array:
+    """Return the values of an operand as float32; without a copy if they are float32."""
+    if dtype == "float32" and not isinstance(operand, Quantized):
+        return operand
+    if dtype == "float64" and not isinstance(operand, Quantized):
+        return operand.astype(np.float32)
+    out = np.empty((operand.codes if isinstance(operand, Quantized) else operand).size, np.float32)
+    backend_named().decode(operand, out, dtype)
     return out
 
 
 class Compressor:
-    """A payload in a narrower form than its source has it."""
+    """The source of a compressed payload.
+
+    Args:
+        wire_format: The dtypes in which the segments travel.
+        source: The payload in the model's own dtypes.
+        feedback: Rounding errors of earlier updates, which are added before encoding. Default: None.
+    """
 
     def __init__(self, wire_format: WireFormat, source: PayloadSource, feedback: "ErrorFeedback | None" = None) -> None:
         self.layout = wire_format.layout
         self._wire_format, self._source, self._feedback = wire_format, source, feedback
 
     def read(self, piece: SegmentRange) -> Sequence[Buffer]:
-        """Return the bytes of a range. Raises `NonFinite` or `OutOfBounds` for what the narrower dtype cannot hold."""
+        """Return the bytes of a piece. Raises `NonFinite` or `OutOfBounds` if the wire dtype cannot hold a value."""
         own = self._wire_format.spec.segments[piece.segment].dtype
         if piece.dtype == own:
             return self._source.read(piece)
-        part = self._encode(piece, self._values(piece))
-        if isinstance(part, Quantized):
-            return join_body(piece.dtype, piece.count, [part.codes.data], [part.scales.view(np.uint8).data])
-        return [part.view(np.uint8).data]
+        encoded = self._encode(piece, self._values(piece))
+        if isinstance(encoded, Quantized):
+            return join_body(piece.dtype, piece.count, [encoded.codes.data], [encoded.scales.view(np.uint8).data])
+        return [encoded.view(np.uint8).data]
 
     def rounding_error(self, piece: SegmentRange) -> Float32Array:
-        """Return what rounding leaves out of a range."""
+        """Return the rounding error of a piece: its values before encoding, minus those after decoding."""
         values = self._values(piece)
         return values - to_float32(piece.dtype, self._encode(piece, values))
 
@@ -73,16 +79,17 @@ class Compressor:
         return values if self._feedback is None else values + self._feedback.residual(piece)
 
     def _encode(self, piece: SegmentRange, values: Float32Array) -> KernelArray:
-        device = backend_named()
-        values_out: npt.NDArray[Any] = np.empty(piece.count, storage_dtype(piece.dtype))
+        backend = backend_named()
+        elements: npt.NDArray[Any] = np.empty(piece.count, storage_dtype(piece.dtype))
         block = DTYPES[piece.dtype].block
-        out = Quantized(values_out, np.empty(piece.count // block, np.float32)) if block else values_out
+        out = Quantized(elements, np.empty(piece.count // block, np.float32)) if block else elements
         try:
-            device.encode(values, out, piece.dtype)
+            backend.encode(values, out, piece.dtype)
         except NotFinite as error:
             tensor, element = self._wire_format.spec.segments[piece.segment].locate(piece.first + error.element)
             raise NonFinite(f"element {element} is {error.value}", tensor=tensor.name) from None
-        if piece.dtype == "float16" and (bad := device.inspect(out, piece.dtype).first_bad) >= 0:
+        # float16 ends at 65504, and encoding rounds larger values to infinity. bfloat16 has float32's range.
+        if piece.dtype == "float16" and (bad := backend.inspect(out, piece.dtype).first_bad) >= 0:
             tensor, element = self._wire_format.spec.segments[piece.segment].locate(piece.first + bad)
             raise OutOfBounds(
                 f"element {element} is {values[bad]}, which float16 does not hold (bfloat16 does)", tensor=tensor.name
@@ -91,13 +98,13 @@ class Compressor:
 
 
 class Decompressor:
-    """The sink of a payload in a narrower form: hands its values on in the model's own dtypes."""
+    """The sink of a compressed payload. It writes decoded values to another sink, in the model's own dtypes."""
 
     def __init__(self, wire_format: WireFormat, sink: PayloadSink) -> None:
         self._wire_format, self._sink = wire_format, sink
 
     def write(self, piece: SegmentRange, body: memoryview) -> None:
-        """Take the bytes of a range."""
+        """Decode the bytes of a piece and write its values."""
         own = self._wire_format.spec.segments[piece.segment].dtype
         if piece.dtype == own:
             self._sink.write(piece, body)
@@ -108,7 +115,7 @@ class Decompressor:
 
 
 class ErrorFeedback:
-    """What was left out of a client's updates so far: one float32 per element of the segments that are narrowed."""
+    """The rounding errors of a client's updates, one float32 for each element of a compressed segment."""
 
     def __init__(self, wire_format: WireFormat) -> None:
         self.wire_format = wire_format
@@ -119,11 +126,14 @@ class ErrorFeedback:
         }
 
     def residual(self, piece: SegmentRange) -> Float32Array:
-        """Return what is to be added to a range."""
+        """Return the error to add to a piece: a view, which `record` overwrites."""
         return self._residuals[piece.segment][piece.first : piece.first + piece.count]
 
     def record(self, sent: Compressor) -> None:
-        """Note what an update left out, once the server has it."""
+        """Replace the errors by those of an update that is received and will not be sent again.
+
+        Until then its pieces may be encoded again, with the same errors and so to the same bytes.
+        """
         for piece in self.wire_format.pieces:
             if piece.segment in self._residuals:
                 self.residual(piece)[:] = sent.rounding_error(piece)

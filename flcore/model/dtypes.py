@@ -1,4 +1,4 @@
-"""The dtypes a tensor may have, as people write them and as NumPy knows them."""
+"""The dtypes of tensors: flcore's names and NumPy's dtypes."""
 
 from typing import Any
 
@@ -11,16 +11,16 @@ from flcore.errors import SpecError
 DTYPES: dict[str, np.dtype[Any]] = {
     name: np.dtype(getattr(ml_dtypes, name, name)) for name, row in LAYOUT_DTYPES.items() if not row.is_quantized
 }
-"""By name. A bfloat16 array has the dtype `ml_dtypes.bfloat16`; a uint16 array holds integers."""
+"""NumPy's dtype by flcore's name, without quantized dtypes. bfloat16 is `ml_dtypes.bfloat16`; uint16 holds integers."""
 
 INTEGERS = frozenset(name for name, dtype in DTYPES.items() if dtype.kind in "iub")
-"""Those that are summed exactly, whatever floats are summed in: integers; and booleans, the numbers 0 and 1."""
+"""The dtypes that are summed exactly with every accumulator: integers, and booleans as the numbers 0 and 1."""
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def dtype_name(dtype: np.dtype[Any]) -> str:
-    """Return the name of a NumPy dtype, or raise `SpecError`.
+    """Return flcore's name of a NumPy dtype, or raise `SpecError`.
 
     >>> dtype_name(np.dtype("<f4"))
     'float32'

@@ -1,10 +1,7 @@
-"""A model's values in memory, and how they become a payload.
+"""Models in memory: `Model` (flat segments), `NamedArrays` (a user's own arrays), `ModelPool` (reused memory).
 
-`Model` is flat: one contiguous array per segment, from which pieces are read without a copy. `NamedArrays` reads the
-pieces of a payload straight from somebody's own arrays, tensor by tensor. `ModelPool` reuses the memory of models that
-are no longer referenced, as the page faults of new memory cost a large model more than all other work on it. Code that
-works through a model in chunks takes a `ChunkSource` or a `ChunkSink`, in memory or in files (`stored_model`,
-`model_writer`).
+Each is a source of a payload: the transport reads ranges of segments from it. Models in files have the same methods
+(`stored_model`, `model_writer`).
 """
 
 import weakref
@@ -24,27 +21,30 @@ from flcore.model.spec import ModelSpec
 from flcore.model.wire_format import WireFormat
 
 Arrays = Mapping[str, npt.NDArray[Any]]
-"""A model as its users see it: arrays by name."""
+"""NumPy arrays by name: a model as user code sees it."""
 
 
 def payload_layout(spec: ModelSpec) -> Layout:
-    """Return what a payload that holds one model of this spec consists of."""
+    """Return the layout of a payload of one model in its own dtypes."""
     return WireFormat.uncompressed(spec).layout
 
 
 class Model:
-    """A model's values, laid flat.
+    """A model in memory. It is both the source and the sink of a payload.
 
-    `segments` holds one contiguous array per segment of the spec, in its storage dtype: 16-bit floats are the uint16 of
-    their bits. It is both the source and the sink of a payload.
+    Attributes:
+        spec: The tensors and their places in the segments.
+        segments: One contiguous array for each segment, in its storage dtype: 16-bit floats as the uint16 of their
+            bits.
 
-    >>> model = Model.of({"w": np.array([[1.0, 2.0]], np.float32)})
-    >>> model.arrays()["w"]
-    array([[1., 2.]], dtype=float32)
+    Example:
+        >>> model = Model.of({"w": np.array([[1.0, 2.0]], np.float32)})
+        >>> model.arrays()["w"]
+        array([[1., 2.]], dtype=float32)
     """
 
     def __init__(self, spec: ModelSpec, segments: list[npt.NDArray[Any]] | None = None) -> None:
-        """Allocate a model of zeros, or make one of its segments."""
+        """Use the given segments, or allocate segments of zeros."""
         self.spec = spec
         self.segments = (
             [np.zeros(segment.elements, storage_dtype(segment.dtype)) for segment in spec.segments]
@@ -54,16 +54,23 @@ class Model:
 
     @classmethod
     def of(cls, arrays: AnyArrays) -> "Model":
-        """Return a copy of named arrays of any kind, or raise `SpecError`."""
+        """Copy named arrays of any library into a model. Raises `SpecError`."""
         model, flat = cls(ModelSpec.of(arrays)), flatten(arrays)
         for name, view in model._views():
             view[...] = as_array(flat[name], name)
         return model
 
     def arrays(self, like: AnyArrays | None = None) -> dict[str, Any]:
-        """Return read-only views of the tensors, by name, in the order of the spec.
+        """Return the tensors by name, in the order of the spec.
 
-        With `like`, named arrays of the same model: copies of its arrays' kinds (PyTorch's, say), nested as it is.
+        Args:
+            like: Named arrays of the same model. The result has their libraries, devices and nesting. Default: None.
+
+        Returns:
+            Read-only views of the segments. With `like`, copies.
+
+        Raises:
+            SpecError: `like` has other tensors.
         """
         views = dict(self._views())
         for view in views.values():
@@ -73,25 +80,25 @@ class Model:
 
     @property
     def layout(self) -> Layout:
-        """What this model's payload consists of."""
+        """The layout of this model's payload."""
         return payload_layout(self.spec)
 
-    def read(self, piece: SegmentRange) -> list[Buffer]:
+    def read(self, range_: SegmentRange) -> list[Buffer]:
         """Return the bytes of a range. Never copies."""
-        return [self.segments[piece.segment][piece.first : piece.first + piece.count].view(np.uint8).data]
+        return [self.segments[range_.segment][range_.first : range_.first + range_.count].view(np.uint8).data]
 
-    def write(self, piece: SegmentRange, body: memoryview) -> None:
+    def write(self, range_: SegmentRange, body: memoryview) -> None:
         """Overwrite a range."""
-        target = self.segments[piece.segment][piece.first : piece.first + piece.count]
+        target = self.segments[range_.segment][range_.first : range_.first + range_.count]
         target[:] = np.frombuffer(body, target.dtype)
 
     def chunk(self, segment: int, first: int, stop: int) -> npt.NDArray[Any]:
-        """Return a view of elements `first` to `stop` of a segment: to read them, or to fill them."""
+        """Return a view of elements `first` to `stop` of a segment, for reading or writing. Never copies."""
         self.spec.segments[segment].require_range(first, stop)
         return self.segments[segment][first:stop]
 
     def put(self, segment: int, first: int, values: npt.NDArray[Any]) -> None:
-        """Take elements from `first` on; those that were filled in the view that `chunk` returned are there already."""
+        """Write elements of a segment from `first` on. Does nothing for the view that `chunk` returned."""
         target = self.segments[segment][first : require_chunk(self.spec.segments[segment], first, values)]
         if target.ctypes.data != values.ctypes.data:
             target[:] = values
@@ -114,23 +121,27 @@ class Model:
 
 
 class NamedArrays:
-    """The payload of arrays that stay where they are; `arrays` must match `spec` (see `ModelSpec.require_match`).
+    """A payload that is read from a user's own arrays, without a copy of the model.
 
-    What is contiguous in memory is never copied for `read`; the rest is, range by range.
+    Args:
+        spec: The model; its order of the tensors is that of the payload.
+        arrays: Arrays of any library by name, nested or not. They must match the spec (`ModelSpec.require_match`).
+            Contiguous arrays in host memory are never copied; others are copied range by range, and those on a device
+            once.
     """
 
     def __init__(self, spec: ModelSpec, arrays: AnyArrays) -> None:
         self.spec, self.layout = spec, payload_layout(spec)
         self._flat = {name: _flat(as_array(array, name)) for name, array in flatten(arrays).items()}
 
-    def read(self, piece: SegmentRange) -> list[Buffer]:
+    def read(self, range_: SegmentRange) -> list[Buffer]:
         """Return the bytes of a range: slices of the arrays, and zeros for the gaps between them."""
-        itemsize = DTYPES[piece.dtype].itemsize
+        itemsize = DTYPES[range_.dtype].itemsize
         buffers: list[Buffer] = []
-        position, stop = piece.first, piece.first + piece.count
-        for begin, end, values in self._slices(piece.segment, piece.first, stop):
+        position, stop = range_.first, range_.first + range_.count
+        for begin, end, values in self._slices(range_.segment, range_.first, stop):
             buffers.append(bytes((begin - position) * itemsize))
-            buffers.append(values.view(np.uint8).data)  # a bfloat16 array has no buffer protocol; its bytes do
+            buffers.append(values.view(np.uint8).data)  # bfloat16 arrays have no buffer protocol; bytes have
             position = end
         buffers.append(bytes((stop - position) * itemsize))
         return buffers
@@ -150,7 +161,7 @@ class NamedArrays:
 
 
 def _flat(array: npt.NDArray[Any]) -> "npt.NDArray[Any] | np.flatiter[npt.NDArray[Any]]":
-    """Return what slices into an array's elements in C order: views if it is contiguous, small copies if not."""
+    """Return an array's elements in C order, for slicing: slices are views if it is contiguous, else copies."""
     return array.reshape(-1) if array.flags.c_contiguous else array.flat
 
 
@@ -158,17 +169,19 @@ Block = npt.NDArray[np.uint8]
 
 
 class ModelPool:
-    """Makes models of whatever values, in the memory of its earlier ones that nobody refers to any more.
+    """Creates uninitialized models in the memory of earlier ones that nobody refers to any more.
 
-    A view of a model's arrays counts as well. No more memory is held than there were models at once.
+    malloc returns blocks as large as a model to the system. The page faults of new blocks then cost more than all other
+    work on the model. The pool keeps as much memory as its models needed at one time, and a block is reused only after
+    the last view of it is gone.
     """
 
     def __init__(self) -> None:
         self._free: dict[int, list[Block]] = {}
 
     def __call__(self, spec: ModelSpec) -> Model:
-        """Return a model to fill."""
-        return Model(spec, [self._array(each.elements, storage_dtype(each.dtype)) for each in spec.segments])
+        """Return a model whose values are not initialized."""
+        return Model(spec, [self._array(segment.elements, storage_dtype(segment.dtype)) for segment in spec.segments])
 
     def _array(self, elements: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
         nbytes = elements * dtype.itemsize
@@ -180,7 +193,10 @@ class ModelPool:
 
 
 class _Lease:
-    """What every view of a block refers to in the end, so that it goes when the last of them goes."""
+    """The owner of a block's views. NumPy keeps the object that exported an array's memory alive as its base.
+
+    So the lease is finalized after the last view, also after views of views.
+    """
 
     def __init__(self, block: Block) -> None:
         self.__array_interface__ = block.__array_interface__

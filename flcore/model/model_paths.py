@@ -1,6 +1,6 @@
-"""Paths of models: how files are named, where a path writes to, and what lies at a path instead of a model.
+"""Paths of models: names of files, the target of a write, and descriptions of files that are no models.
 
-A path is described only after it is known to hold no model, so a wrong guess never refuses a good file.
+A file is described only after its header was refused. So a wrong description never refuses a valid model.
 """
 
 import os
@@ -15,13 +15,21 @@ PathLike = str | os.PathLike[str]
 
 
 def split_model_path(path: PathLike) -> tuple[Path, str]:
-    """Return the directory of a model that is to be written to `path`, and its name there, without suffix.
+    """Return the directory and the name, without suffix, of a model that is to be written to a path.
 
-    A name that ends in `.safetensors` means a file. All others, and directories that are there, mean a directory, in
-    which the model is `model.safetensors`. Raises `SpecError` for a name that can be neither.
+    Args:
+        path: A file if it ends in `.safetensors` and is no existing directory. Any other path is a directory, in which
+            the model is `model.safetensors`.
 
-    >>> split_model_path("runs/best.safetensors"), split_model_path("Qwen2.5-merged")
-    ((PosixPath('runs'), 'best'), (PosixPath('Qwen2.5-merged'), 'model'))
+    Returns:
+        The directory and the name.
+
+    Raises:
+        SpecError: The path is empty, `.safetensors` without a name, or that of an index.
+
+    Example:
+        >>> split_model_path("runs/best.safetensors"), split_model_path("Qwen2.5-merged")
+        ((PosixPath('runs'), 'best'), (PosixPath('Qwen2.5-merged'), 'model'))
     """
     directory = Path(path)
     if _is_file_path(path):
@@ -32,25 +40,25 @@ def split_model_path(path: PathLike) -> tuple[Path, str]:
 
 
 def require_directory(path: PathLike) -> Path:
-    """Return the directory that `path` means, by the same rule; raise `SpecError` if it means a file."""
+    """Return `path` as a directory. Raises `SpecError` if it means a file (see `split_model_path`) or is one."""
     if _is_file_path(path):
-        raise SpecError(f"expected a directory, for several files, got {os.fspath(path)!r}: leave {MODEL_SUFFIX} out")
+        raise SpecError(f"expected a directory for several files, got {os.fspath(path)!r}: leave {MODEL_SUFFIX} out")
     if Path(path).exists() and not Path(path).is_dir():
         raise SpecError(f"expected a directory, got the file {os.fspath(path)!r}: choose another place")
     return Path(path)
 
 
 def _is_file_path(path: PathLike) -> bool:
-    """Whether a path means a file. A slash at its end means a directory, which `Path` would not keep."""
-    name = os.path.basename(path)  # noqa: PTH119 - see above
+    """Whether a path means a file."""
+    name = os.path.basename(path)  # noqa: PTH119 - `Path` drops a final slash, which means a directory
     return name.endswith(MODEL_SUFFIX) and name != MODEL_SUFFIX and not Path(path).is_dir()
 
 
 HEAD_BYTES = 512
-"""How much of a file tells its kind; a tar archive's mark ends at byte 262."""
+"""The bytes that identify a file's format. The last signature, a tar archive's, ends at byte 262."""
 
 _CONVERT = "read it with the library that wrote it, and write its tensors with flcore.save"
-_AGAIN = "download it again, signed in where its server asks for it"
+_AGAIN = "download it again, logged in if its server requires it"
 _UNPACK = "unpack it first"
 
 _SIGNATURES = (
@@ -69,14 +77,20 @@ _SIGNATURES = (
     (b"\xfd7zXZ\0", "compressed by xz", _UNPACK),
     (b"BZh", "compressed by bzip2", _UNPACK),
 )
-"""First bytes, what a file is that begins with them, and what to do."""
+"""A file's first bytes, the format that they identify, and advice."""
 
 _PYTORCH = (".bin", ".pt", ".pth", ".ckpt")
 _OTHERS = (".h5", ".msgpack", ".gguf", ".npz", ".npy", ".onnx", ".pkl")
 
 
 def identify_signature(head: bytes) -> str | None:
-    """Return what a file with these first bytes is, and what to do; None if they tell nothing.
+    """Describe a binary file by its first bytes.
+
+    Args:
+        head: The first `HEAD_BYTES` of the file, or all of them.
+
+    Returns:
+        The format and advice, for an error; None if the format is unknown.
 
     >>> identify_signature(b"GGUF...")
     'a GGUF file, as llama.cpp reads: give the safetensors files that it was made from'
@@ -84,11 +98,11 @@ def identify_signature(head: bytes) -> str | None:
     if not head:
         return f"empty: {_AGAIN}"
     if not any(head):
-        return f"nothing but zeros, as a download that broke off leaves: {_AGAIN}"
-    for begin, what, remedy in _SIGNATURES:
-        if head.startswith(begin):
-            return f"{what}: {remedy}"
-    if len(head) > 1 and head[0] == 0x80 and 2 <= head[1] <= 5:
+        return f"nothing but zeros, as an interrupted download leaves: {_AGAIN}"
+    for signature, kind, remedy in _SIGNATURES:
+        if head.startswith(signature):
+            return f"{kind}: {remedy}"
+    if len(head) > 1 and head[0] == 0x80 and 2 <= head[1] <= 5:  # the opcode PROTO and a protocol's number
         return f"a pickle, as old versions of torch.save write: {_CONVERT}"
     if head[257:262] == b"ustar":
         return f"a tar archive: {_UNPACK}"
@@ -98,10 +112,10 @@ def identify_signature(head: bytes) -> str | None:
 
 
 def identify_content(head: bytes) -> str | None:
-    """Return the same, and tell JSON and other text too."""
-    known = identify_signature(head)
-    if known is not None:
-        return known
+    """Describe a file by its first bytes, also if it is JSON or other text (see `identify_signature`)."""
+    description = identify_signature(head)
+    if description is not None:
+        return description
     if head.lstrip().startswith(b"{"):
         return f"JSON: an index is called NAME{INDEX_SUFFIX}"
     text = _text(head).strip()
@@ -113,7 +127,7 @@ def identify_content(head: bytes) -> str | None:
 
 
 def _text(head: bytes) -> str:
-    """Return what a file begins with as text, up to a character that the head's end cuts; "" if it is none."""
+    """Return the head as text, without a character that its end cuts; "" if it is not UTF-8."""
     try:
         return head.decode()
     except UnicodeDecodeError as error:
@@ -121,30 +135,30 @@ def _text(head: bytes) -> str:
 
 
 def describe_directory(directory: Path) -> str:
-    """Return what a directory holds in place of a model, and what to do: the end of a message."""
+    """Describe a directory without a model, with advice, as the end of an error."""
     names = sorted(entry.name for entry in directory.iterdir())
     if not names:
         return "it is empty"
     adapter = f"adapter_model{MODEL_SUFFIX}"
     if adapter in names:
         return f"it holds a PEFT adapter: give the file {directory / adapter} itself"
-    ours = [name for name in names if name.endswith(INDEX_SUFFIX)] or [
+    models = [name for name in names if name.endswith(INDEX_SUFFIX)] or [
         name for name in names if name.endswith(MODEL_SUFFIX)
     ]
-    if any("-00001-of-" in name for name in ours):
-        return f"it holds files of a model ({ours[0]}) without their index: copy model{INDEX_SUFFIX} there too"
-    if ours:
-        return f"it holds {_first_and_count(ours)}: give the file {directory / ours[0]} itself"
-    found = [name for name in names if name.endswith(_PYTORCH)]
-    weights = [name for name in found if "model" in name] or found  # a trainer writes optimizer.pt and others too
+    if any("-00001-of-" in name for name in models):
+        return f"it holds files of a model ({models[0]}) without their index: copy model{INDEX_SUFFIX} there too"
+    if models:
+        return f"it holds {_first_and_count(models)}: give the file {directory / models[0]} itself"
+    pickled = [name for name in names if name.endswith(_PYTORCH)]
+    weights = [name for name in pickled if "model" in name] or pickled  # a trainer also writes optimizer.pt and others
     if weights:
         return f"it holds {_first_and_count(weights)}, which PyTorch writes: {_CONVERT}"
     others = [name for name in names if name.endswith(_OTHERS)]
     if others:
         return f"it holds {_first_and_count(others)}, which is not safetensors: {_CONVERT}"
-    below = sorted([*directory.glob(f"*/model{MODEL_SUFFIX}"), *directory.glob(f"*/model{INDEX_SUFFIX}")])
-    if below:
-        return f"directories in it do: give one, such as {below[0].parent}"
+    nested = sorted([*directory.glob(f"*/model{MODEL_SUFFIX}"), *directory.glob(f"*/model{INDEX_SUFFIX}")])
+    if nested:
+        return f"its subdirectories do: give one of them, such as {nested[0].parent}"
     return f"it holds {_first_and_count(names)}"
 
 

@@ -1,7 +1,7 @@
-"""Models that are written to files in ranges of their segments, in any order, and appear when they are whole.
+"""Writers of models in files: in ranges of segments, in any order, visible when complete.
 
-`ShardWriter` writes the files of a `Destination`. `ModelWriter` replaces a model that stays; a model of
-`TemporaryModels` is removed when its last reference is gone.
+`ShardWriter` writes the files of a `Destination`. `ModelWriter` replaces a lasting model; the models of
+`TemporaryModels` are removed with their last reference.
 """
 
 import os
@@ -28,25 +28,29 @@ from flcore.model.stored_model import StoredModel
 
 
 class Destination(Protocol):
-    """Where the files of a new model are written, and what becomes of them."""
+    """The place of a new model's files: it creates them, and publishes or discards them."""
 
     def create(self, number: int) -> OpenFile:
         """Create file `number`."""
         ...
 
     def discard(self, count: int) -> None:
-        """Remove what is left of `count` files."""
+        """Remove the `count` files, those that still exist."""
         ...
 
     def commit(self, shards: ShardLayout, files: Sequence[OpenFile]) -> tuple[Path, ...]:
-        """Make the files, which are whole, the model; return their names."""
+        """Publish the complete files as the model, and return their names."""
         ...
 
 
 class ShardWriter:
-    """Writes a model in ranges of its segments, in any order and from any thread, to the files of a place.
+    """Writes a model in ranges of its segments, in any order and from any thread. A `ModelSink`.
 
-    `plan` says what goes into which file, and has the first bytes of each (see `plan_shards`).
+    As a context manager, it removes the files unless the model was committed.
+
+    Args:
+        plan: The layout of the files, and the bytes of each before its first tensor (see `plan_shards`).
+        destination: The place of the files.
     """
 
     def __init__(self, plan: tuple[ShardLayout, list[bytes]], destination: Destination) -> None:
@@ -59,7 +63,7 @@ class ShardWriter:
         try:
             files = tuple(destination.create(number) for number in range(len(heads)))
             for file, head, header in zip(files, heads, self._shards.headers, strict=True):
-                os.ftruncate(file.descriptor, header.file_bytes)
+                os.ftruncate(file.descriptor, header.file_bytes)  # the full size at once, as ranges come in any order
                 file.write_at([memoryview(head)], 0)
         except OSError:
             destination.discard(len(heads))
@@ -74,15 +78,12 @@ class ShardWriter:
         self.abort()
 
     def chunk(self, segment: int, first: int, stop: int) -> npt.NDArray[Any]:
-        """Return a new array for elements `first` to `stop` of a segment, in its storage dtype, not initialized."""
+        """Return a new, uninitialized array for elements `first` to `stop` of a segment, in its storage dtype."""
         self.spec.segments[segment].require_range(first, stop)
         return np.empty(stop - first, storage_dtype(self.spec.segments[segment].dtype))
 
     def put(self, segment: int, first: int, values: npt.NDArray[Any]) -> None:
-        """Write elements of a segment from `first` on; what is in the gaps between tensors is not.
-
-        Raises `SpecError` for values that are none of the segment (see `ChunkSink.put`).
-        """
+        """Write elements of a segment from `first` on; elements of gaps are ignored (see `ChunkSink.put`)."""
         files, stop = self._files(), require_chunk(self.spec.segments[segment], first, values)
         for number, offset, buffers in self._shards.byte_ranges(segment, first, values):
             files[number].write_at(buffers, offset)
@@ -90,23 +91,29 @@ class ShardWriter:
             self._done[segment].add(first, stop)
 
     def commit(self) -> StoredModel:
-        """Make the model visible, whole, and return it.
+        """Publish the model.
 
-        Raises `SpecError`, and nothing is visible, if some elements were never put.
+        Returns:
+            The model, with its files open.
+
+        Raises:
+            SpecError: Some elements were never put. Nothing is published.
         """
         files = self._files()
         for segment, done in zip(self.spec.segments, self._done, strict=True):
             missing = done.first_missing(segment.elements)
             if missing is not None:
                 tensor, _ = segment.locate(missing)
-                raise SpecError(f"tensor {tensor.name!r} is not whole: {segment.dtype} element {missing} was never put")
+                raise SpecError(
+                    f"tensor {tensor.name!r} is incomplete: {segment.dtype} element {missing} was never put"
+                )
         for file, path in zip(files, self._destination.commit(self._shards, files), strict=True):
             file.path = path
         self._open = None
         return StoredModel(self._shards, files)
 
     def abort(self) -> None:
-        """Remove what was written, unless it was committed."""
+        """Remove the files, unless the model was committed."""
         if self._open is not None:
             self._open = None
             self._destination.discard(len(self._shards.headers))
@@ -114,25 +121,34 @@ class ShardWriter:
     def _files(self) -> tuple[OpenFile, ...]:
         files = self._open
         if files is None:
-            raise ValueError("the writer has committed or aborted")
+            raise ValueError("the writer was committed or aborted")
         return files
 
 
 class ModelWriter(ShardWriter):
-    """Writes a model beside what it replaces; `commit` makes it visible, whole and on the disk. A `Target`.
+    """Writes a model in chunks and replaces a model by it atomically. One process at a time may write a name.
 
-    `directory/NAME.safetensors` is written, or, where the values take more than `shard_bytes`, several files and
-    `directory/NAME.safetensors.index.json`. `metadata` goes into the header of each file. One process at a time writes
-    a model of one name.
+    Args:
+        spec: The model.
+        directory: The directory. It is created if needed.
+        name: The model's name. Its file is `NAME.safetensors`. Default: "model".
+        shard_bytes: The largest size of a file's values. A larger model becomes several files and
+            `NAME.safetensors.index.json`. Default: 5 GB.
+        metadata: The metadata in the header of each file. Default: None, no metadata.
 
-    >>> spec = ModelSpec.of({"w": np.zeros(3, np.float32)})
-    >>> with ModelWriter(spec, tmp_path) as writer:
-    ...     chunk = writer.chunk(0, 0, 256)
-    ...     chunk[:] = 7
-    ...     writer.put(0, 0, chunk)
-    ...     stored = writer.commit()
-    >>> stored.arrays()["w"].tolist()
-    [7.0, 7.0, 7.0]
+    Raises:
+        SpecError: The name, the directory or the metadata is invalid.
+        OSError: The files cannot be created.
+
+    Example:
+        >>> spec = ModelSpec.of({"w": np.zeros(3, np.float32)})
+        >>> with ModelWriter(spec, tmp_path) as writer:
+        ...     chunk = writer.chunk(0, 0, 256)
+        ...     chunk[:] = 7
+        ...     writer.put(0, 0, chunk)
+        ...     stored = writer.commit()
+        >>> stored.arrays()["w"].tolist()
+        [7.0, 7.0, 7.0]
     """
 
     def __init__(
@@ -148,7 +164,7 @@ class ModelWriter(ShardWriter):
 
 
 class RangeSet:
-    """Which elements are there: ranges that do not touch, in order.
+    """A set of elements as sorted ranges. Ranges that touch are merged, so writes in order need one range.
 
     >>> ranges = RangeSet()
     >>> ranges.add(0, 5), ranges.add(8, 9), ranges.first_missing(9)
@@ -162,14 +178,15 @@ class RangeSet:
         self._stops: list[int] = []
 
     def add(self, first: int, stop: int) -> None:
-        """Count elements `first` to `stop` in."""
+        """Add elements `first` to `stop`."""
+        # The ranges that overlap or touch the new one are those from `left` to before `right`.
         left, right = bisect_left(self._stops, first), bisect_right(self._firsts, stop)
         if left < right:
             first, stop = min(first, self._firsts[left]), max(stop, self._stops[right - 1])
         self._firsts[left:right], self._stops[left:right] = [first], [stop]
 
     def first_missing(self, elements: int) -> int | None:
-        """Return the first of `elements` elements that is not there, or None."""
+        """Return the first of `elements` elements that is not in the set; None if all are."""
         if not elements:
             return None
         if not self._firsts or self._firsts[0] > 0:
@@ -178,41 +195,50 @@ class RangeSet:
 
 
 class TemporaryModels:
-    """Makes models in files of a directory; the files of each go when it is let go, and all with this object.
+    """Creates models in files below a directory. A model's files are removed when nobody refers to it any more.
 
-    Who wants one to stay gives it another name (`publish`), which takes no second copy. `before_create` is called
-    before a model is begun: what was reserved for it can be given back.
+    `publish` gives a model's files a lasting name, without a copy.
+
+    Args:
+        directory: The directory. It is created when needed; its earlier content is removed.
+        before_create: Called before a model is created, to release the disk space that was reserved for it.
+        metadata: The metadata in the header of each file. Default: None, no metadata.
     """
 
-    def __init__(self, directory: Path, before_create: Callable[[], None] = lambda: None) -> None:
-        self._directory, self._before_create = directory, before_create
+    def __init__(
+        self,
+        directory: Path,
+        before_create: Callable[[], None] = lambda: None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        self._directory, self._before_create, self._metadata = directory, before_create, metadata
         self._numbers = count(1)
-        shutil.rmtree(directory, ignore_errors=True)  # what a server that was killed left behind
+        shutil.rmtree(directory, ignore_errors=True)  # left by a server that was killed
         self.close = weakref.finalize(self, shutil.rmtree, directory, ignore_errors=True)
-        """Remove the directory; what is still read stays readable."""
+        """Remove the directory. Models that are still referenced stay readable: their files are open."""
 
     def __call__(self, spec: ModelSpec) -> "TemporaryWriter":
-        """Begin a new model."""
+        """Return a writer of a new model."""
         self._before_create()
-        return TemporaryWriter(spec, self._directory / str(next(self._numbers)))
+        return TemporaryWriter(spec, self._directory / str(next(self._numbers)), self._metadata)
 
 
 class TemporaryWriter(ShardWriter):
-    """Writes one temporary model (a `Target`); nothing waits for the disk."""
+    """Writes one temporary model. Without fsync: a temporary model need not survive a power failure."""
 
-    def __init__(self, spec: ModelSpec, directory: Path) -> None:
-        super().__init__(plan_shards(spec), _TemporaryDestination(directory))
+    def __init__(self, spec: ModelSpec, directory: Path, metadata: Mapping[str, str] | None = None) -> None:
+        super().__init__(plan_shards(spec, metadata=metadata), _TemporaryDestination(directory))
         self._directory = directory
 
     def commit(self) -> StoredModel:
-        """Return the model, whole."""
+        """Return the complete model. Its files are removed with its last reference."""
         stored = super().commit()
         weakref.finalize(stored, shutil.rmtree, self._directory, ignore_errors=True)
         return stored
 
 
 class _TemporaryDestination:
-    """A directory of its own, for files that nobody else looks at."""
+    """A directory of one temporary model. Only this process opens its files, so commit renames nothing."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -224,7 +250,7 @@ class _TemporaryDestination:
     def discard(self, count: int) -> None:  # noqa: ARG002 - all files are in the directory
         shutil.rmtree(self._directory, ignore_errors=True)
 
-    def commit(self, shards: ShardLayout, files: Sequence[OpenFile]) -> tuple[Path, ...]:  # noqa: ARG002 - they are in place
+    def commit(self, shards: ShardLayout, files: Sequence[OpenFile]) -> tuple[Path, ...]:  # noqa: ARG002 - they stay in place
         return tuple(self._path(number) for number in range(len(files)))
 
     def _path(self, number: int) -> Path:

@@ -1,8 +1,8 @@
-"""Open files: read and written at given places, from any thread, and how many of them a process may have.
+"""Open files: positioned reads and writes from any thread, and the process's limit of open files.
 
-An open file has no position that threads could fight over. Models stay open while they are combined, so that a file
-that is replaced meanwhile is read as it was; many of them meet the limit of open files (RLIMIT_NOFILE), which is 1024
-on most machines, before any limit of memory.
+preadv and pwritev take an offset, so threads share no file position. Models stay open while they are combined, and a
+file that is replaced meanwhile is read in its old version. With many models, the limit of open files (RLIMIT_NOFILE,
+1024 on most machines) is reached before any limit of memory.
 """
 
 import errno
@@ -16,57 +16,75 @@ from pathlib import Path
 from flcore.errors import BudgetError, SpecError
 
 MAX_IO_BUFFERS = 1024
-"""What Linux takes in one call (IOV_MAX)."""
+"""The buffers that Linux accepts in one preadv or pwritev (IOV_MAX)."""
 
 RESERVED_FILES = 16
-"""Left for all else: an index that is written, a directory that is flushed, modules and compiled kernels."""
+"""Descriptors kept for other purposes: an index being written, a directory being flushed, modules, cached kernels."""
 
 
 class OpenFile:
-    """A descriptor that is closed when the last one who uses this object lets go of it.
+    """A file descriptor that is closed with the last reference to this object.
 
-    Nobody closes it by hand: the number of a file that is closed in the middle of somebody's read is another file's by
-    the time of the next. `path` is what the file was last called; the file is read even when it is called so no more.
+    There is no `close`: if one thread closed the descriptor while another reads, the system could give its number to
+    another file, and the reader would get that file's bytes.
+
+    Attributes:
+        path: The file's name when it was opened or last renamed by its writer. The file may have lost it since.
+        descriptor: The descriptor.
+
+    Raises:
+        OSError: The file cannot be opened.
+        SpecError: The path is not a regular file.
     """
 
     def __init__(self, path: Path, flags: int = os.O_RDONLY) -> None:
         self.path = path
         try:
-            self.descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)  # a pipe would wait otherwise
+            # Without O_NONBLOCK, opening a named pipe would wait for its writer.
+            self.descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
         except OSError as error:
             if error.errno != errno.EMFILE:
                 raise
-            advice = "Too many open files: raise this process's limit, with `ulimit -n`"
+            advice = "Too many open files: raise the limit of this process with `ulimit -n`"
             raise OSError(errno.EMFILE, advice, str(path)) from error
         weakref.finalize(self, os.close, self.descriptor).atexit = False
         if not stat.S_ISREG(os.fstat(self.descriptor).st_mode):
-            raise SpecError(f"{path} is no file, but a directory, a pipe or a device")
+            raise SpecError(f"{path}: expected a regular file, got a directory, a pipe or a device")
 
     @property
     def size(self) -> int:
-        """Bytes of the file, now."""
+        """The present size of the file in bytes."""
         return os.fstat(self.descriptor).st_size
 
     def read_at(self, buffers: list[memoryview], offset: int) -> None:
-        """Fill buffers (of bytes), one after the other, from `offset` on; raise `SpecError` if the file ends before."""
-        buffers = _remaining(buffers, 0)
+        """Read consecutive bytes of the file into buffers.
+
+        Args:
+            buffers: Buffers of bytes, filled one after the other.
+            offset: The offset of the first byte in the file.
+
+        Raises:
+            SpecError: The file ends before the buffers are full.
+        """
+        buffers = _remaining(buffers, 0)  # drop empty buffers, as a call that reads into none returns 0, as at the end
         while buffers:
             count = os.preadv(self.descriptor, buffers[:MAX_IO_BUFFERS], offset)
             if not count:
                 raise SpecError(
-                    f"{self.path} ends at byte {offset}: it was cut while it was open; replace files instead"
+                    f"{self.path} ends at byte {offset}: it was truncated while it was open; replace files instead"
                 )
+            # A call may read less than asked for: Linux moves at most 2 GiB, and a signal may end it early.
             offset, buffers = offset + count, _remaining(buffers, count)
 
     def write_at(self, buffers: list[memoryview], offset: int) -> None:
-        """Write buffers (of bytes), one after the other, from `offset` on."""
+        """Write buffers of bytes, one after the other, from `offset` on."""
         while buffers:
             count = os.pwritev(self.descriptor, buffers[:MAX_IO_BUFFERS], offset)
             offset, buffers = offset + count, _remaining(buffers, count)
 
 
 def _remaining(buffers: list[memoryview], count: int) -> list[memoryview]:
-    """Return what is left of some buffers when their first `count` bytes are done, from one that is not empty on."""
+    """Return the buffers without their first `count` bytes, beginning with one that is not empty."""
     done = 0
     while done < len(buffers) and count >= buffers[done].nbytes:
         count -= buffers[done].nbytes
@@ -75,7 +93,7 @@ def _remaining(buffers: list[memoryview], count: int) -> list[memoryview]:
 
 
 def file_limits() -> tuple[int, int] | None:
-    """Return the soft and the hard limit of open files; None where there are none."""
+    """Return the soft and the hard limit of open files; None if they are unlimited or unknown."""
     try:
         import resource  # not on Windows
     except ImportError:
@@ -87,9 +105,9 @@ def file_limits() -> tuple[int, int] | None:
 
 
 def raise_file_limit(others: int, models: Sequence[int]) -> None:
-    """Raise this process's soft limit of open files, where needed, so that models fit (see `require_files_fit`).
+    """Raise the process's soft limit of open files as far as models need, at most to the hard limit.
 
-    At most to the hard limit. For programs that own their process: a library leaves such settings alone.
+    For programs that own their process; a library must not change it. Arguments as for `require_files_fit`.
     """
     limits = file_limits()
     if limits is None:
@@ -99,14 +117,20 @@ def raise_file_limit(others: int, models: Sequence[int]) -> None:
         import resource
 
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        with suppress(ValueError, OSError):  # a system with a bound below its hard limit; `require_files_fit` tells
+        # Some systems refuse values below their hard limit. `require_files_fit` then reports the error.
+        with suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (min(needed, limits[1]), hard))
 
 
 def require_files_fit(others: int, models: Sequence[int]) -> None:
-    """Raise `BudgetError`, which says how many models fit, unless all can be open at once.
+    """Raise an error unless all models can be open at once.
 
-    `models` are the numbers of files of the models, `others` that of the files beside them (see `count_files`).
+    Args:
+        others: The number of other files, as of a result (see `count_files`).
+        models: The number of files of each model.
+
+    Raises:
+        BudgetError: The soft limit of open files is too low. The error says how many models fit, and how to raise it.
     """
     limits = file_limits()
     if limits is None:
@@ -115,7 +139,7 @@ def require_files_fit(others: int, models: Sequence[int]) -> None:
     needed, left, fit = used + others + sum(models), soft - used - others, 0
     if needed <= soft:
         return
-    for count in models:
+    for count in models:  # the models that fit, in order
         left -= count
         fit += left >= 0
     raise BudgetError(
@@ -137,4 +161,4 @@ def _open_count() -> int:
     try:
         return len(os.listdir("/dev/fd")) - 1  # noqa: PTH208 - names alone; one is the listing's own
     except OSError:
-        return 3
+        return 3  # the standard streams

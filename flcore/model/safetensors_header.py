@@ -1,8 +1,8 @@
-"""The header of a safetensors file: which tensor is which bytes of the file, in strictly parsed JSON.
+"""The header of a safetensors file, parsed strictly and written.
 
-A file is 8 bytes, little-endian, that count the header's; the header, a JSON object; and the bytes of the tensors, one
-after the other without holes. The header has an entry per tensor, `{"dtype": "F32", "shape": [3], "data_offsets":
-[0, 12]}`, offsets counted from the header's end, and perhaps `__metadata__`, strings by name.
+A file consists of 8 bytes with the length of the header (little-endian), the header (a JSON object), and the bytes of
+the tensors without holes. The header has an entry for each tensor, `{"dtype": "F32", "shape": [3], "data_offsets":
+[0, 12]}`, with offsets from the header's end, and optionally `__metadata__`, an object of strings.
 """
 
 import json
@@ -21,19 +21,26 @@ from flcore.model.spec import TensorSpec
 from flcore.text import decode_text
 
 MAX_HEADER_BYTES = 100_000_000
-"""As the safetensors library has it."""
+"""The limit of the safetensors library. It bounds the memory that a corrupt length can make `read_header` allocate."""
 
 METADATA = "__metadata__"
 
 DTYPE_NAMES = {row.safetensors: name for name, row in LAYOUT_DTYPES.items() if row.safetensors}
-"""safetensors' names of our dtypes. It has others, such as F8_E4M3, which no model here can hold."""
+"""flcore's dtypes by their safetensors names. Others, such as F8_E4M3, are not supported."""
 
 _CODES = {name: code for code, name in DTYPE_NAMES.items()}
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a header says. `tensors` are in its own order; `first_bytes` count from the file's start."""
+    """The content of a header.
+
+    Attributes:
+        tensors: The tensors, in the order of the header, which need not be that of their bytes.
+        first_bytes: The offset of each tensor's first byte from the start of the file.
+        file_bytes: The size of the file.
+        metadata: The metadata.
+    """
 
     tensors: tuple[TensorSpec, ...]
     first_bytes: tuple[int, ...]
@@ -42,21 +49,30 @@ class Header:
 
 
 def tensor_bytes(tensor: TensorSpec) -> int:
-    """Return the bytes of a tensor's values, without a gap."""
+    """Return the size of a tensor's values in a file, where there are no gaps."""
     return tensor.size * DTYPES[tensor.dtype].itemsize
 
 
 def plan_header(tensors: Sequence[TensorSpec], metadata: Mapping[str, str]) -> tuple[Header, bytes]:
-    """Return the header of a file that is to hold some tensors, and the file's first bytes.
+    """Plan a file.
 
-    The header names them in the order given. Their bytes come in decreasing size of their elements, so that all are
-    aligned. Raises `SpecError` for what JSON or a header cannot hold.
+    Args:
+        tensors: The tensors. The header lists them in this order.
+        metadata: The metadata.
+
+    Returns:
+        The header, and the bytes of the file before the first tensor.
+
+    Raises:
+        SpecError: A name or the metadata is not valid in a header, or the header is too long.
     """
     _require_metadata(metadata)
     entries: dict[str, Any] = {METADATA: dict(metadata)} if metadata else {}
     entries |= dict.fromkeys(tensor.name for tensor in tensors)
     offsets: dict[str, int] = {}
     end = 0
+    # Bytes come in decreasing itemsize, from an offset that is a multiple of 8. So each tensor is aligned to its
+    # itemsize without padding, which the format forbids.
     for tensor in sorted(tensors, key=lambda tensor: -DTYPES[tensor.dtype].itemsize):
         _require_name(tensor.name)
         offsets[tensor.name], end = end, end + tensor_bytes(tensor)
@@ -69,20 +85,28 @@ def plan_header(tensors: Sequence[TensorSpec], metadata: Mapping[str, str]) -> t
     content += b" " * (-len(content) % 8)
     if len(content) > MAX_HEADER_BYTES:
         raise SpecError(
-            f"{len(tensors)} tensors need a header of {len(content)} bytes, and safetensors has at most "
+            f"{len(tensors)} tensors need a header of {len(content)} bytes, and safetensors allows "
             f"{MAX_HEADER_BYTES}: a smaller shard_bytes spreads them over more files"
         )
     begin = 8 + len(content)
     first_bytes = tuple(begin + offsets[tensor.name] for tensor in tensors)
-    return Header(tuple(tensors), first_bytes, begin + end, dict(metadata)), len(content).to_bytes(
-        8, "little"
-    ) + content
+    head = len(content).to_bytes(8, "little") + content
+    return Header(tuple(tensors), first_bytes, begin + end, dict(metadata)), head
 
 
 def read_header(file: OpenFile) -> Header:
     """Read and check the header of an open file.
 
-    Raises `SpecError`, naming the file and the tensor, for anything that is not to the letter of the format.
+    Checks all that the format demands: after it, each tensor's bytes lie in the file, and no two overlap.
+
+    Args:
+        file: The file.
+
+    Returns:
+        The header.
+
+    Raises:
+        SpecError: The file is no valid safetensors file. Names the file, and the tensor if there is one.
     """
     length_bytes = bytearray(8)
     if file.size >= 8:
@@ -91,26 +115,26 @@ def read_header(file: OpenFile) -> Header:
     if not 2 <= length <= min(MAX_HEADER_BYTES, file.size - 8):
         _refuse_foreign(file, length)
         raise SpecError(
-            f"{file.path} is no safetensors file, or a part of one: of its {file.size} bytes the first 8 say that its "
-            f"header has {length}, which must be at most {MAX_HEADER_BYTES} and within the file"
+            f"{file.path} is no safetensors file, or a truncated one: its first 8 bytes announce a header of {length} "
+            f"bytes, expected at most {MAX_HEADER_BYTES} and within the file's {file.size} bytes"
         )
     data = bytearray(length)
     file.read_at([memoryview(data)], 8)
     if not data.startswith(b"{"):
         _refuse_foreign(file, length)
-        raise SpecError(f"{file.path}: a header begins with '{{', not with {bytes(data[:1])!r}")
+        raise SpecError(f"{file.path}: expected a header that begins with '{{', got {bytes(data[:1])!r}")
     return _parse(parse_object(data, file.path), 8 + length, file.size, file.path)
 
 
 def _refuse_foreign(file: OpenFile, length: int) -> None:
-    """Raise `SpecError` if the first bytes tell what the file is instead."""
+    """Raise `SpecError` with the file's format, if its first bytes identify one."""
     head = bytearray(min(HEAD_BYTES, file.size))
     file.read_at([memoryview(head)], 0)
     if length <= MAX_HEADER_BYTES and head[8:9] == b"{":
-        return  # a model that was cut: some lengths of headers begin as a pickle or a gzip file does
-    known = identify_content(bytes(head))
-    if known is not None:
-        raise SpecError(f"{file.path} is no safetensors file, but {known}")
+        return  # a truncated model: the length of a header may look like the signature of a pickle or a gzip file
+    description = identify_content(bytes(head))
+    if description is not None:
+        raise SpecError(f"{file.path} is no safetensors file, but {description}")
 
 
 def _parse(entries: dict[str, Any], begin: int, file_bytes: int, path: Path) -> Header:
@@ -132,7 +156,7 @@ def _parse(entries: dict[str, Any], begin: int, file_bytes: int, path: Path) -> 
 
 
 def _parse_entry(name: str, entry: object, data_bytes: int) -> tuple[TensorSpec, int]:
-    """Return a tensor, and the offset of its bytes among the `data_bytes` after the header."""
+    """Return a tensor and the offset of its bytes, which must lie in the `data_bytes` after the header."""
     _require_name(name)
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise SpecError(f"expected an object with dtype, shape and data_offsets, got {_short(entry)}")
@@ -140,14 +164,16 @@ def _parse_entry(name: str, entry: object, data_bytes: int) -> tuple[TensorSpec,
     if not isinstance(dtype, str) or dtype not in DTYPE_NAMES:
         raise SpecError(f"dtype {_short(dtype)} is not supported; expected one of {', '.join(DTYPE_NAMES)}")
     if not _are_counts(shape):
-        raise SpecError(f"a shape is a list of whole numbers, not {_short(shape)}")
+        raise SpecError(f"expected a shape as a list of whole numbers, got {_short(shape)}")
     if not _are_counts(offsets) or len(offsets) != 2 or not offsets[0] <= offsets[1] <= data_bytes:
-        raise SpecError(f"data_offsets are the first byte and one past the last of {data_bytes}, not {_short(offsets)}")
+        raise SpecError(
+            f"expected data_offsets [first, stop] within the {data_bytes} bytes after the header, got {_short(offsets)}"
+        )
     tensor = TensorSpec(name, DTYPE_NAMES[dtype], tuple(shape))
     if offsets[1] - offsets[0] != tensor_bytes(tensor):
         raise SpecError(
-            f"{tensor.dtype} of shape {tensor.shape} takes {tensor_bytes(tensor)} bytes, "
-            f"its data_offsets {offsets} hold {offsets[1] - offsets[0]}"
+            f"expected {tensor_bytes(tensor)} bytes for {tensor.dtype} of shape {tensor.shape}, "
+            f"got data_offsets {offsets} of {offsets[1] - offsets[0]} bytes"
         )
     return tensor, offsets[0]
 
@@ -155,7 +181,10 @@ def _parse_entry(name: str, entry: object, data_bytes: int) -> tuple[TensorSpec,
 def _require_no_holes(
     tensors: list[TensorSpec], first_bytes: list[int], begin: int, file_bytes: int, path: Path
 ) -> None:
-    """Raise unless each tensor begins where the one before it ends, and the last one ends with the file."""
+    """Raise `SpecError` unless the tensors fill the file after the header, without overlaps and holes.
+
+    The format forbids bytes that belong to no tensor, so that a model cannot be a file of another format as well.
+    """
     end = begin
     places = zip(first_bytes, map(tensor_bytes, tensors), (tensor.name for tensor in tensors), strict=True)
     for first, size, name in sorted(places):
@@ -174,7 +203,7 @@ def _require_name(name: str) -> None:
 
 def _require_metadata(metadata: object) -> None:
     if not isinstance(metadata, Mapping) or not all(map(is_text, [*metadata.keys(), *metadata.values()])):
-        raise SpecError(f"metadata are strings by name, not {_short(metadata)}")
+        raise SpecError(f"expected metadata as an object of strings, got {_short(metadata)}")
 
 
 def _are_counts(values: object) -> bool:
@@ -187,9 +216,19 @@ def _short(value: object) -> str:
 
 
 def parse_object(data: bytes | bytearray, path: Path) -> dict[str, Any]:
-    """Parse UTF-8 JSON that is one object; keys that appear twice, in any object, are refused.
+    """Parse UTF-8 JSON that is one object.
 
-    `path` is the file that errors name. Raises `SpecError`.
+    A key that appears twice, in any object, is refused: parsers disagree on which value counts.
+
+    Args:
+        data: The JSON.
+        path: The file's name, for errors.
+
+    Returns:
+        The object.
+
+    Raises:
+        SpecError: The data is not JSON, not an object, or has a key twice.
 
     >>> parse_object(b'{"a": 1, "a": 2}', Path("x.json"))
     Traceback (most recent call last):
@@ -197,7 +236,7 @@ def parse_object(data: bytes | bytearray, path: Path) -> dict[str, Any]:
     """
     try:
         content = json.loads(decode_text(data), object_pairs_hook=_unique)
-    except _Twice as error:
+    except _DuplicateKey as error:
         raise SpecError(f"{path}: {error.args[0]!r} appears twice") from None
     except (ValueError, RecursionError) as error:
         raise SpecError(f"{path}: expected JSON: {error}") from error
@@ -207,7 +246,7 @@ def parse_object(data: bytes | bytearray, path: Path) -> dict[str, Any]:
 
 
 def is_text(value: object) -> bool:
-    """Whether a value is a string that UTF-8 can hold: JSON's escapes can spell half a character.
+    """Whether a value is a string that UTF-8 can encode. JSON's escapes can spell half of a surrogate pair.
 
     >>> is_text("é"), is_text("\\ud800"), is_text(3)
     (True, False, False)
@@ -215,7 +254,7 @@ def is_text(value: object) -> bool:
     return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
 
 
-class _Twice(Exception):
+class _DuplicateKey(Exception):
     pass
 
 
@@ -223,5 +262,5 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
         seen: set[str] = set()
-        raise _Twice(next(key for key, _ in pairs if key in seen or seen.add(key)))  # type: ignore[func-returns-value]
+        raise _DuplicateKey(next(key for key, _ in pairs if key in seen or seen.add(key)))  # type: ignore[func-returns-value]
     return content

@@ -1,7 +1,6 @@
-"""Where each tensor's bytes lie: in which file, from which byte on, and the index that names the files.
+"""The layout of a model in files (shards): the file and the offset of each tensor, and the index of several files.
 
-The index is that of Hugging Face, `{"weight_map": {tensor: file, ...}, ...}`. It lies beside the files of a model in
-several files and is called `NAME.safetensors.index.json`.
+The index is Hugging Face's `NAME.safetensors.index.json`, `{"weight_map": {tensor: file, ...}, ...}`, beside the files.
 """
 
 import json
@@ -20,11 +19,11 @@ from flcore.model.safetensors_header import MAX_HEADER_BYTES, Header, is_text, p
 from flcore.model.spec import ModelSpec, TensorSpec
 
 SHARD_BYTES = 5_000_000_000
-"""How large a file becomes, as with Hugging Face: a larger model is cut into several, never within a tensor."""
+"""The default size of a shard, as in Hugging Face's libraries. A tensor is never split."""
 
 
 class TensorLocation(NamedTuple):
-    """A tensor's file, by its number, and the tensor's first byte in it."""
+    """A tensor's place: the number of its file, and the offset of its first byte."""
 
     tensor: TensorSpec
     file: int
@@ -33,7 +32,13 @@ class TensorLocation(NamedTuple):
 
 @dataclass(frozen=True)
 class ShardLayout:
-    """A model's files, by number, and what lies in them. `has_index` tells a model in one file from an index's."""
+    """The files of a model.
+
+    Attributes:
+        spec: The model.
+        headers: The header of each file.
+        has_index: Whether there is an index. Even one file may have one.
+    """
 
     spec: ModelSpec
     headers: tuple[Header, ...]
@@ -41,7 +46,7 @@ class ShardLayout:
 
     @cached_property
     def locations(self) -> dict[str, TensorLocation]:
-        """Where each tensor is, by name."""
+        """The place of each tensor, by name."""
         return {
             tensor.name: TensorLocation(tensor, number, begin)
             for number, header in enumerate(self.headers)
@@ -56,22 +61,30 @@ class ShardLayout:
     def byte_ranges(
         self, segment: int, first: int, values: npt.NDArray[Any]
     ) -> Iterator[tuple[int, int, list[memoryview]]]:
-        """Yield which bytes of `values`, a segment's elements from `first` on, are which bytes of which file.
+        """Map a range of a segment to ranges of files.
 
-        Each is a file's number, an offset in the file, and views of `values` that follow each other there; gaps between
-        tensors are in none.
+        A segment has gaps between tensors, a file has none. So tensors that follow each other in a file become one
+        range of the file, with one view for each tensor: one preadv or pwritev for many small tensors.
+
+        Args:
+            segment: The index of the segment.
+            first: The first element.
+            values: The elements of the range, gaps included.
+
+        Yields:
+            The number of a file, an offset in it, and the views of `values` whose bytes begin there. Gaps are in none.
         """
         spec, data, itemsize = self.spec.segments[segment], values.view(np.uint8).data, values.itemsize
         views: list[memoryview] = []
         number = start = end = -1
         for span in spec.overlapping(first, first + values.size):
             begin, stop = max(span.start, first), min(span.stop, first + values.size)
-            place = self.locations[span.tensor.name]
-            offset = place.begin + (begin - span.start) * itemsize
-            if (number, end) != (place.file, offset):
+            location = self.locations[span.tensor.name]
+            offset = location.begin + (begin - span.start) * itemsize
+            if (number, end) != (location.file, offset):  # not right after the last view: begin another range
                 if views:
                     yield number, start, views
-                number, start, views = place.file, offset, []
+                number, start, views = location.file, offset, []
             views.append(data[(begin - first) * itemsize : (stop - first) * itemsize])
             end = offset + (stop - begin) * itemsize
         if views:
@@ -81,9 +94,18 @@ class ShardLayout:
 def plan_shards(
     spec: ModelSpec, shard_bytes: int = SHARD_BYTES, metadata: Mapping[str, str] | None = None
 ) -> tuple[ShardLayout, list[bytes]]:
-    """Spread a model over files of at most `shard_bytes` of values, in the order of its tensors.
+    """Plan the files of a new model, filled in the order of its tensors.
 
-    Only a tensor that is larger by itself makes a larger file. Returns the plan, and the first bytes of each file.
+    Args:
+        spec: The model.
+        shard_bytes: The largest size of a file's values. A larger tensor gets a file of its own.
+        metadata: The metadata of each file. Default: None, no metadata.
+
+    Returns:
+        The layout, and the bytes of each file before its first tensor.
+
+    Raises:
+        SpecError: `shard_bytes` is below 1, or a name or the metadata is not valid in a header.
 
     >>> spec = ModelSpec.of({name: np.zeros(3) for name in "abc"})
     >>> [header.tensors[0].name for header in plan_shards(spec, shard_bytes=48)[0].headers]
@@ -104,7 +126,14 @@ def plan_shards(
 
 
 def plan_like(spec: ModelSpec, other: ShardLayout) -> tuple[ShardLayout, list[bytes]]:
-    """Spread a model over files as another one of the same names is, with the metadata of its files.
+    """Plan the files of a new model like those of another one: the same tensors and metadata in each file.
+
+    Args:
+        spec: The model.
+        other: The files of a model with the same names.
+
+    Returns:
+        The layout, and the bytes of each file before its first tensor.
 
     >>> shards = plan_shards(ModelSpec.of({name: np.zeros(3) for name in "abc"}), shard_bytes=48)[0]
     >>> alike, _ = plan_like(ModelSpec.of({name: np.zeros(3, np.float32) for name in "abc"}), shards)
@@ -119,25 +148,32 @@ def plan_like(spec: ModelSpec, other: ShardLayout) -> tuple[ShardLayout, list[by
 def _plan_files(
     spec: ModelSpec, files: Sequence[tuple[Sequence[TensorSpec], Mapping[str, str]]], has_index: bool
 ) -> tuple[ShardLayout, list[bytes]]:
-    """Return the plan of files with these tensors and metadata, and the first bytes of each."""
+    """Return the layout of files with these tensors and metadata, and the bytes of each before its first tensor."""
     planned = [plan_header(tensors, metadata) for tensors, metadata in files]
     return ShardLayout(spec, tuple(header for header, _ in planned), has_index), [head for _, head in planned]
 
 
 def total_bytes(spec: ModelSpec) -> int:
-    """Return the bytes of a model's values in files, where there are no gaps."""
+    """Return the size of a model's values in files, where there are no gaps."""
     return sum(map(tensor_bytes, spec.tensors))
 
 
 def read_index(path: Path) -> dict[str, str]:
-    """Return the name of each tensor's file, in the order of the index; none leads out of its directory.
+    """Read the index of a model in several files.
 
-    Raises `SpecError`, naming the file and the tensor, for anything else.
+    Args:
+        path: The index.
+
+    Returns:
+        The name of each tensor's file, in the order of the index. Each is a plain name in the index's directory.
+
+    Raises:
+        SpecError: The index is invalid, or names a file in another directory. Names the file and the tensor.
     """
     with path.open("rb") as file:
         data = file.read(MAX_HEADER_BYTES + 1)
     if len(data) > MAX_HEADER_BYTES:
-        raise SpecError(f"{path} is longer than an index's {MAX_HEADER_BYTES} bytes")
+        raise SpecError(f"{path}: expected an index of at most {MAX_HEADER_BYTES} bytes, got a longer file")
     weight_map = _parse_index(data, path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise SpecError(f"{path}: expected a weight_map with the file of each tensor")
@@ -150,7 +186,7 @@ def read_index(path: Path) -> dict[str, str]:
 
 
 def encode_index(weight_map: Mapping[str, str], nbytes: int) -> bytes:
-    """Return an index; `nbytes` are those of the values of all tensors."""
+    """Return the bytes of an index. `nbytes` is the size of all tensors' values."""
     content = {"metadata": {"total_size": nbytes}, "weight_map": dict(weight_map)}
     return json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n"
 
@@ -159,9 +195,10 @@ def _parse_index(data: bytes, path: Path) -> dict[str, Any]:
     try:
         return parse_object(data, path)
     except SpecError as error:
-        known = identify_signature(data[:HEAD_BYTES])
-        raise error if known is None else SpecError(f"{path} is no index, but {known}") from None
+        description = identify_signature(data[:HEAD_BYTES])
+        raise error if description is None else SpecError(f"{path} is no index, but {description}") from None
 
 
 def _is_plain(name: str) -> bool:
+    """Whether a name is that of a file in the same directory: an index must not lead to other files of the machine."""
     return name not in ("", ".", "..") and not set(name) & set("/\\\0")

@@ -1,8 +1,8 @@
-"""What a model is, without its values: named tensors, laid over flat segments.
+"""The spec of a model: the names, dtypes and shapes of its tensors, and their places in flat segments.
 
-The tensors of one dtype share a *segment*, a flat run of elements in the order of the tensors. Each tensor starts at a
-multiple of 256 elements, and so does what comes after the last one; the gaps are zero. Below this file nothing knows
-about tensors: pieces and chunks are ranges of a segment.
+The tensors of one dtype share a *segment*, one flat array with the tensors in order. Each tensor starts at a multiple
+of 256 elements. The gaps between tensors, and after the last one, are zero. The transport and the kernels know only
+segments: pieces and chunks are ranges of a segment.
 """
 
 import hashlib
@@ -23,22 +23,34 @@ from flcore.model.arrays import AnyArrays, dtype_and_shape, flatten
 from flcore.model.dtypes import DTYPES, dtype_name
 
 MAX_ELEMENTS = 2**48
+"""The bound of a tensor's elements: far above any real one, and low enough for byte counts in 64 bits."""
+
 MAX_RANK = 64
+"""NumPy's bound of dimensions."""
 
 Remedy = Callable[[str, str], str]
-"""Says how a tensor gets the dtype that is expected, from the one that it has; "" where nothing short helps."""
+"""Takes the expected dtype and the present one, and returns advice on the conversion; "" if there is none."""
 
 
-def _converting_array(expected: str, _: str) -> str:
+def _advise_astype(expected: str, _: str) -> str:
     return f"astype({expected!r}) converts it"
 
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """One tensor's name, dtype (a key of `DTYPES`) and shape; `()` is a scalar, a 0 in the shape an empty tensor.
+    """The name, dtype and shape of one tensor.
 
-    >>> TensorSpec("layer.weight", "float32", (3, 4)).size
-    12
+    Attributes:
+        name: The name, 1 to 1024 characters.
+        dtype: A key of `DTYPES`.
+        shape: The extents, up to 64. `()` is a scalar. A tensor with a 0 in its shape has no elements.
+
+    Raises:
+        SpecError: An attribute is out of range.
+
+    Example:
+        >>> TensorSpec("layer.weight", "float32", (3, 4)).size
+        12
     """
 
     name: str
@@ -52,12 +64,13 @@ class TensorSpec:
             raise SpecError(f"tensor {self.name!r}: dtype {self.dtype!r} is not one of {', '.join(DTYPES)}")
         if len(self.shape) > MAX_RANK or any(not 0 <= extent <= MAX_ELEMENTS for extent in self.shape):
             raise SpecError(f"tensor {self.name!r}: a shape is at most {MAX_RANK} whole numbers, 0 to {MAX_ELEMENTS}")
-        if math.prod(extent or 1 for extent in self.shape) > MAX_ELEMENTS:  # NumPy counts so, an empty tensor's too
+        if math.prod(extent or 1 for extent in self.shape) > MAX_ELEMENTS:
+            # NumPy too refuses an empty array whose other extents are too large.
             raise SpecError(f"tensor {self.name!r}: its shape has more than {MAX_ELEMENTS} elements")
 
     @property
     def size(self) -> int:
-        """Number of elements."""
+        """The number of elements."""
         return math.prod(self.shape)
 
 
@@ -76,7 +89,7 @@ class TensorSpan:
 
 @dataclass(frozen=True)
 class SegmentSpec:
-    """The flat run of all tensors of one dtype; `elements` counts the gaps in, and is a multiple of 256."""
+    """The segment of all tensors of one dtype. `elements` includes the gaps, and is a multiple of 256."""
 
     dtype: str
     spans: tuple[TensorSpan, ...]
@@ -88,17 +101,17 @@ class SegmentSpec:
 
     @cached_property
     def _borders(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Where tensors that have elements begin and stop."""
+        """The starts and stops of all tensors with elements, as arrays, for `gaps`."""
         filled = [span for span in self.spans if span.tensor.size]
         return np.array([span.start for span in filled], np.int64), np.array([span.stop for span in filled], np.int64)
 
     def overlapping(self, first: int, stop: int) -> Iterator[TensorSpan]:
-        """Yield the spans that share elements with the range `first` to `stop`, in order."""
+        """Yield the spans that overlap the range `first` to `stop`, in order. Tensors without elements are left out."""
         for index in self.span_indices(first, stop):
             yield self.spans[index]
 
     def span_indices(self, first: int, stop: int) -> Iterator[int]:
-        """Yield the indices of the spans that share elements with the range `first` to `stop`."""
+        """Yield the indices of the spans that overlap the range `first` to `stop`."""
         for index in range(max(0, bisect_right(self._starts, first) - 1), len(self.spans)):
             span = self.spans[index]
             if span.start >= stop:
@@ -112,7 +125,11 @@ class SegmentSpec:
             raise SpecError(f"expected a range of the {self.elements} {self.dtype} elements, got {first} to {stop}")
 
     def gaps(self, first: int, stop: int) -> npt.NDArray[np.int64]:
-        """Return where the gaps in the range `first` to `stop` begin and end, in turn; none of them is empty."""
+        """Return the gaps in the range `first` to `stop` as `[start, stop, start, stop, ...]`; none is empty.
+
+        Vectorized, because a segment may have ten thousands of tensors: a gap runs from the stop of each tensor to the
+        start of the next one, both clipped to the range.
+        """
         starts, stops = self._borders
         low, high = int(np.searchsorted(starts, first, "right")) - 1, int(np.searchsorted(starts, stop, "left"))
         begins = np.clip(stops[low:high], first, stop)
@@ -121,18 +138,28 @@ class SegmentSpec:
         return np.stack([begins[is_gap], ends[is_gap]], axis=1).reshape(-1)
 
     def locate(self, element: int) -> tuple[TensorSpec, int]:
-        """Return the tensor at or before an element, and the element's index in it (beyond its size: in the gap)."""
+        """Return the tensor of an element of the segment, and the element's index in the tensor.
+
+        An element of a gap belongs to the tensor before it; its index is then not less than the tensor's size.
+        """
         span = self.spans[bisect_right(self._starts, element) - 1]
         return span.tensor, element - span.start
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """An ordered list of tensors with unique names, at least one.
+    """The spec of a model: an ordered list of at least one tensor, with unique names.
 
-    >>> spec = ModelSpec.of({"w": np.zeros((2, 3), np.float32), "b": np.zeros(3, np.float32)})
-    >>> [(span.tensor.name, span.start) for span in spec.segments[0].spans]
-    [('w', 0), ('b', 256)]
+    Attributes:
+        tensors: The tensors.
+
+    Raises:
+        SpecError: There is no tensor, or a name appears twice.
+
+    Example:
+        >>> spec = ModelSpec.of({"w": np.zeros((2, 3), np.float32), "b": np.zeros(3, np.float32)})
+        >>> [(span.tensor.name, span.start) for span in spec.segments[0].spans]
+        [('w', 0), ('b', 256)]
     """
 
     tensors: tuple[TensorSpec, ...]
@@ -148,7 +175,18 @@ class ModelSpec:
 
     @classmethod
     def of(cls, arrays: AnyArrays) -> "ModelSpec":
-        """Return the spec of named arrays of any kind, nested ones by their full names, in their order."""
+        """Return the spec of named arrays.
+
+        Args:
+            arrays: Arrays of any library by name, nested or not. Nested ones get their full names. Values on a device
+                are not copied.
+
+        Returns:
+            The spec, with the tensors in the order of the arrays.
+
+        Raises:
+            SpecError: A value is not an array, or its dtype or name is not supported.
+        """
         tensors = []
         for name, array in dict[Any, Any](flatten(arrays)).items():
             if not isinstance(name, str):
@@ -174,17 +212,17 @@ class ModelSpec:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the canonical JSON of the tensors, 64 hexadecimal digits."""
+        """The SHA-256 digest of the canonical JSON of the tensors, 64 hexadecimal digits."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the model's values, gaps included."""
+        """The bytes of all segments, gaps included."""
         return sum(segment.elements * DTYPES[segment.dtype].itemsize for segment in self.segments)
 
     @property
     def parameters(self) -> int:
-        """Number of elements of all tensors."""
+        """The number of elements of all tensors."""
         return sum(tensor.size for tensor in self.tensors)
 
     def to_json(self) -> str:
@@ -194,12 +232,18 @@ class ModelSpec:
         )
 
     def require_match(
-        self, other: "ModelSpec", *, client: str = "", sender: str = "client", remedy: Remedy = _converting_array
+        self, other: "ModelSpec", *, client: str = "", sender: str = "client", remedy: Remedy = _advise_astype
     ) -> None:
-        """Raise `TensorMismatch`, naming the first tensor that differs, unless `other` has the same tensors.
+        """Raise an error unless another model has the same tensors, in any order.
 
-        The order does not matter: tensors are told apart by name. `client` and `sender` are those of the error;
-        `remedy` says what to do about another dtype.
+        Args:
+            other: The spec of the other model.
+            client: The other model's owner, for the error (see `UpdateError`).
+            sender: The word for `client` in the error.
+            remedy: Returns advice for the error if a dtype differs.
+
+        Raises:
+            TensorMismatch: A tensor is missing, unknown, or of another dtype or shape. Names the first one.
         """
         theirs = {tensor.name: tensor for tensor in other.tensors}
         for tensor in self.tensors:

@@ -1,7 +1,7 @@
-"""A model in files: opened from a path, with its headers checked, and read in ranges.
+"""A model in files: found at a path, opened with its headers checked, and read in ranges.
 
-`open_shards` finds one file, an index, or a directory that holds either. `StoredModel` has no more in memory than is
-asked for.
+`open_shards` opens one file, an index, or a directory that contains either. `StoredModel` reads only the requested
+ranges, so memory does not grow with the model.
 """
 
 import mmap
@@ -28,30 +28,35 @@ from flcore.model.safetensors_header import Header, read_header
 from flcore.model.shard_layout import ShardLayout, read_index
 from flcore.model.spec import ModelSpec, TensorSpec
 
-ATTEMPTS = 5
-"""How often a model is looked for anew that is replaced while it is being opened."""
+OPEN_TRIES = 5
+"""How often opening is tried. A replacement between reading the index and opening the shards removes the shards."""
 
 
 def open_shards(path: Path) -> tuple[ShardLayout, tuple[OpenFile, ...]]:
-    """Open a model's files (see `checkpoint.open_model`), and say what lies in them.
+    """Open the files of a model (see `checkpoint.open_model`).
 
-    Raises `SpecError` for files that are no model, and `OSError` for those that cannot be read.
+    Returns:
+        The layout of the files, and the open files in the same order.
+
+    Raises:
+        SpecError: The files are no model.
+        OSError: A file cannot be read.
     """
-    for attempt in range(ATTEMPTS):
+    for number in range(1, OPEN_TRIES + 1):
         found = resolve_checkpoint(path)
         try:
             return _open_index(found) if found.name.endswith(INDEX_SUFFIX) else _open_single(found)
         except FileNotFoundError as error:
-            if attempt == ATTEMPTS - 1:
+            if number == OPEN_TRIES:
                 raise _missing_file_error(error, path, found) from error
-    raise AssertionError("the last attempt returns or raises")
+    raise AssertionError("the last try returns or raises")
 
 
 def resolve_checkpoint(path: Path) -> Path:
-    """Return the file to begin with: a safetensors file, or an index.
+    """Return the safetensors file or the index that a path stands for.
 
-    A file goes before an index of the same name, as in Hugging Face's loaders; `NAME.safetensors` that is not there
-    stands for its index.
+    A file takes precedence over an index of the same name, as in Hugging Face's loaders. If `NAME.safetensors` does not
+    exist, it stands for its index.
     """
     single = path / f"model{MODEL_SUFFIX}" if path.is_dir() else path
     if single.name.endswith(MODEL_SUFFIX) and not single.is_file():
@@ -62,13 +67,21 @@ def resolve_checkpoint(path: Path) -> Path:
 
 
 def count_files(paths: Sequence[PathLike], base: PathLike | None = None) -> tuple[int, list[int]]:
-    """Return how many files a result like the first model and the base take, and how many each model takes."""
+    """Count the files that are open while models are combined.
+
+    Args:
+        paths: The models.
+        base: The base model, if any.
+
+    Returns:
+        The number of files of the base and of a result like the first model, and the number of files of each model.
+    """
     models = [_file_count(Path(path)) for path in paths]
     return models[0] + (0 if base is None else _file_count(Path(base))), models
 
 
 def _file_count(path: Path) -> int:
-    with suppress(OSError, SpecError):  # it is told when it is opened
+    with suppress(OSError, SpecError):  # reported when it is opened
         found = resolve_checkpoint(path)
         if found.name.endswith(INDEX_SUFFIX):
             return len(set(read_index(found).values()))
@@ -77,7 +90,7 @@ def _file_count(path: Path) -> int:
 
 def _missing_file_error(error: FileNotFoundError, path: Path, found: Path) -> Exception:
     if str(error.filename) != str(found):
-        return SpecError(f"{found} names a file that is not there: {error.filename}")
+        return SpecError(f"{found} names a file that does not exist: {error.filename}")
     if path.is_dir():
         return SpecError(
             f"the directory {path} holds neither model{MODEL_SUFFIX} nor model{INDEX_SUFFIX}; "
@@ -103,14 +116,14 @@ def _open_index(path: Path) -> tuple[ShardLayout, tuple[OpenFile, ...]]:
         tensors |= {tensor.name: tensor for tensor in header.tensors}
     for tensor, name in weight_map.items():
         if tensor not in tensors:
-            raise SpecError(f"{path}: tensor {tensor!r} is not in {name}, where the index has it")
+            raise SpecError(f"{path}: tensor {tensor!r} is not in {name}, although the index says so")
     return ShardLayout(_spec(tuple(tensors[name] for name in weight_map), path), headers, has_index=True), files
 
 
 def _require_index_agreement(weight_map: dict[str, str], name: str, header: Header, index: Path, path: Path) -> None:
     for tensor in header.tensors:
         if weight_map.get(tensor.name) != name:
-            raise SpecError(f"{path}: tensor {tensor.name!r} is in this file, but not according to {index}")
+            raise SpecError(f"{path}: tensor {tensor.name!r} is in this file, although {index} does not say so")
 
 
 def _spec(tensors: tuple[TensorSpec, ...], path: Path) -> ModelSpec:
@@ -121,10 +134,15 @@ def _spec(tensors: tuple[TensorSpec, ...], path: Path) -> ModelSpec:
 
 
 class StoredModel:
-    """A model's values, in files that are kept open: what is replaced or removed meanwhile is read as it was.
+    """A model in files, opened by `open_model` or written by `ModelWriter`. Any thread may read from it.
 
-    It is a `ChunkSource` and the source of a payload, from any thread. `open_model` makes one, `ModelWriter.commit`
-    another. What it reads goes straight into the array that it returns; nothing else grows with the model.
+    The files stay open. If they are replaced or removed meanwhile, the old version is read. It is a `ChunkSource` and
+    the source of a payload. Values are read directly into the array that is returned.
+
+    Attributes:
+        spec: The tensors and their places in the segments.
+        shards: The layout of the files.
+        files: The names of the files.
     """
 
     def __init__(self, shards: ShardLayout, files: tuple[OpenFile, ...]) -> None:
@@ -140,7 +158,7 @@ class StoredModel:
         self.close()
 
     def close(self) -> None:
-        """Let go of the files; what `arrays` returned stays readable."""
+        """Close the files, unless another object uses them. Arrays that `arrays` returned stay readable."""
         self._open = None
 
     @property
@@ -153,13 +171,21 @@ class StoredModel:
 
     @property
     def layout(self) -> Layout:
-        """What this model's payload consists of."""
+        """The layout of this model's payload."""
         return payload_layout(self.spec)
 
     def reordered(self, spec: ModelSpec, name: str | None = None) -> "StoredModel":
-        """Return this model with its tensors in another order, or raise `TensorMismatch` if `spec` has others.
+        """Return this model with its tensors in another order.
 
-        `name` is what the error calls this model; by default, its first file.
+        Args:
+            spec: The same tensors, in the other order.
+            name: The name of this model in errors. Default: None, its first file.
+
+        Returns:
+            A model of the same open files.
+
+        Raises:
+            TensorMismatch: `spec` has other tensors.
         """
         name = str(self.files[0]) if name is None else name
 
@@ -172,17 +198,17 @@ class StoredModel:
         return StoredModel(replace(self.shards, spec=spec), self.open_files)
 
     def chunk(self, segment: int, first: int, stop: int) -> npt.NDArray[Any]:
-        """Return elements `first` to `stop` of a segment: a new array, of its storage dtype, zero in the gaps."""
+        """Read elements `first` to `stop` of a segment into a new array (see `ChunkSource.chunk`)."""
         self.spec.segments[segment].require_range(first, stop)
         chunk = np.empty(stop - first, storage_dtype(self.spec.segments[segment].dtype))
         self.read_into(segment, first, chunk)
         return chunk
 
     def read_into(self, segment: int, first: int, values: npt.NDArray[Any]) -> None:
-        """Overwrite an array with a segment's elements from `first` on."""
+        """Read a segment's elements from `first` on into an array, with zeros in the gaps."""
         files, spec = self.open_files, self.spec.segments[segment]
         stop = require_chunk(spec, first, values)
-        position = first
+        position = first  # files have no gaps, so the array's gaps are zeroed here
         for span in spec.overlapping(first, stop):
             if span.start > position:
                 values[position - first : span.start - first] = 0
@@ -192,29 +218,36 @@ class StoredModel:
         for number, offset, buffers in self.shards.byte_ranges(segment, first, values):
             files[number].read_at(buffers, offset)
 
-    def read(self, piece: SegmentRange) -> list[Buffer]:
-        """Return the bytes of a range, read for this call."""
-        return [self.chunk(piece.segment, piece.first, piece.first + piece.count).view(np.uint8).data]
+    def read(self, range_: SegmentRange) -> list[Buffer]:
+        """Read the bytes of a range."""
+        return [self.chunk(range_.segment, range_.first, range_.first + range_.count).view(np.uint8).data]
 
     def tensor(self, name: str) -> npt.NDArray[Any]:
-        """Return a tensor's values in a new array; raises `KeyError` for a name that the model has not got."""
-        place = self.shards.locations[name]
-        values = np.empty(place.tensor.shape, DTYPES[place.tensor.dtype])
-        self.open_files[place.file].read_at([values.reshape(-1).view(np.uint8).data], place.begin)
+        """Read a tensor into a new array. Raises `KeyError` if the model has no tensor of this name."""
+        location = self.shards.locations[name]
+        values = np.empty(location.tensor.shape, DTYPES[location.tensor.dtype])
+        self.open_files[location.file].read_at([values.reshape(-1).view(np.uint8).data], location.begin)
         return values
 
     def arrays(self, like: AnyArrays | None = None) -> dict[str, Any]:
-        """Return the tensors by name, in the order of the spec, read-only and mapped: memory for what is touched.
+        """Return the tensors by name, in the order of the spec, as memory-mapped arrays.
 
-        With `like`, named arrays of the same model: copies of its arrays' kinds, nested as it is.
+        The arrays stay readable after this object is closed. While they are in use, the files must not be truncated or
+        overwritten in place; replacing them is safe.
 
-        They outlive this object. The files must not be cut or overwritten in place while they are mapped; replacing
-        them does no harm.
+        Args:
+            like: Named arrays of the same model. The result has their libraries, devices and nesting. Default: None.
+
+        Returns:
+            Read-only arrays. Pages are read on first access. With `like`, copies.
+
+        Raises:
+            SpecError: `like` has other tensors.
         """
         maps = [mmap.mmap(file.descriptor, 0, access=mmap.ACCESS_READ) for file in self.open_files]
-        places = [self.shards.locations[tensor.name] for tensor in self.spec.tensors]
+        locations = [self.shards.locations[tensor.name] for tensor in self.spec.tensors]
         mapped = {
             tensor.name: np.ndarray(tensor.shape, DTYPES[tensor.dtype], maps[file], begin)
-            for tensor, file, begin in places
+            for tensor, file, begin in locations
         }
         return mapped if like is None else convert_like(mapped, like)

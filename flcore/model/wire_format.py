@@ -1,4 +1,4 @@
-"""How a model travels: the same flat segments, each perhaps in a narrower dtype than the model's own."""
+"""The wire format of a model: its segments, some of them in a narrower dtype than the model's own."""
 
 import json
 from dataclasses import dataclass
@@ -16,7 +16,11 @@ MODEL_PART = "model"
 
 @dataclass(frozen=True)
 class WireFormat:
-    """A model's segments and the dtype in which each of them travels.
+    """The dtype in which each segment of a model travels.
+
+    Attributes:
+        spec: The model.
+        dtypes: One dtype for each segment of the spec.
 
     >>> import numpy as np
     >>> wire_format = WireFormat.uncompressed(ModelSpec.of({"w": np.zeros(300, np.float32)}))
@@ -29,12 +33,12 @@ class WireFormat:
 
     @classmethod
     def uncompressed(cls, spec: ModelSpec) -> "WireFormat":
-        """Return the form in which every segment travels as it is."""
+        """Return the format in which each segment travels in its own dtype."""
         return cls(spec, tuple(segment.dtype for segment in spec.segments))
 
     @classmethod
     def compressed(cls, spec: ModelSpec, dtype: str | None) -> "WireFormat":
-        """Return the form in which floats that are wider than `dtype` travel as `dtype`; None narrows nothing.
+        """Return the format in which floats wider than `dtype` travel as `dtype`; None compresses nothing.
 
         >>> import numpy as np
         >>> spec = ModelSpec.of({"w": np.zeros(300, np.float32), "n": np.zeros(3, np.int64)})
@@ -47,30 +51,30 @@ class WireFormat:
         return cls(
             spec,
             tuple(
-                dtype if NUMPY_DTYPES[each.dtype].itemsize > width and each.dtype not in INTEGERS else each.dtype
-                for each in spec.segments
+                dtype if NUMPY_DTYPES[own].itemsize > width and own not in INTEGERS else own
+                for own in (segment.dtype for segment in spec.segments)
             ),
         )
 
     @cached_property
     def layout(self) -> Layout:
-        """What a payload that holds one model consists of."""
+        """The layout of a payload of one model."""
         pairs = zip(self.dtypes, self.spec.segments, strict=True)
         return Layout((PayloadPart(MODEL_PART, tuple(Segment(dtype, segment.elements) for dtype, segment in pairs)),))
 
     @cached_property
     def pieces(self) -> PieceRanges:
-        """All pieces of the payload, which are the chunks in which updates are folded, too."""
+        """All pieces of the payload. Updates are folded in chunks of the same ranges."""
         return PieceRanges(self.layout)
 
     @cached_property
     def nbytes(self) -> int:
-        """Bytes of all pieces' bodies."""
+        """The bytes of all pieces' bodies."""
         return sum(body_bytes(piece.dtype, piece.count) for piece in self.pieces)
 
     @cached_property
     def tensor_spans(self) -> dict[str, tuple[int, TensorSpan]]:
-        """Each tensor's segment, by index, and its place there; by name."""
+        """For each tensor by name, the index of its segment and its span there."""
         return {
             span.tensor.name: (index, span)
             for index, segment in enumerate(self.spec.segments)
@@ -79,7 +83,7 @@ class WireFormat:
 
     @cached_property
     def description(self) -> str:
-        """The tensors and the segments' dtypes as JSON: members of an object, without its braces."""
+        """The tensors and the segments' dtypes, as the members of a JSON object without its braces."""
         return f'"segments": {json.dumps(self.dtypes)}, "tensors": {self.spec.to_json()}'
 
     def piece_at(self, segment: int, element: int) -> SegmentRange:

@@ -1,1 +1,1 @@
-"""The server's side of a job: connected clients, task assignments, and their answers."""
+"""The server's side of a job: connected clients, attempts at tasks, and their answers."""

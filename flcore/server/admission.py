@@ -1,6 +1,6 @@
-"""Who may join a job: the name first, then the contract, then the code.
+"""Admission of clients to a job. Checks the client's name, then its contract, then its code.
 
-A name that is not invited learns nothing of the job. One that is invited is told how its contract differs.
+In this order a client that is not invited learns nothing of the job. An invited one is told how its contract differs.
 """
 
 import json
@@ -8,15 +8,15 @@ import json
 from flcore.errors import ContractMismatch, NotInvited
 from flcore.job.contract import differences
 from flcore.job.job import Job
-from flcore.job.messages import JoinMessage, parse_message
+from flcore.job.messages import JoinContent, parse_content
 from flcore.text import printable
 
 MAX_DIFFERENCES = 20
-"""How many keys a client is told of; reading a contract is bounded by the size of a message."""
+"""The number of differing keys that a client is told."""
 
 
 class Admission:
-    """The doorkeeper of one job."""
+    """Decides which clients may join one job."""
 
     def __init__(self, job: Job) -> None:
         self._job, self._contract, self._json = job, job.contract, job.contract.to_json()
@@ -25,17 +25,17 @@ class Admission:
         """Raise `NotInvited`, `MalformedMessage` or `ContractMismatch` unless a client may join."""
         if not self._contract.may_join(client):
             raise NotInvited(f"client {printable(client, 64)!r} is not among the job's clients")
-        message = parse_message(JoinMessage, content)
-        if message.contract != self._json:
-            raise ContractMismatch(f"client {client!r} holds another contract:\n  {self._explain(message.contract)}")
-        if self._contract.same_code and message.code_digest != self._job.code_digest:
+        join = parse_content(JoinContent, content)
+        if join.contract != self._json:
+            raise ContractMismatch(f"client {client!r} holds another contract:\n  {self._explain(join.contract)}")
+        if self._contract.same_code and join.code_digest != self._job.code_digest:
             raise ContractMismatch(
-                f"client {client!r} holds other code: its digest is {printable(message.code_digest, 16)}, the server's "
+                f"client {client!r} holds other code: its digest is {printable(join.code_digest, 16)}, the server's "
                 f"{self._job.code_digest[:16]}, and the contract says same_code = true"
             )
 
     def _explain(self, client_contract: str) -> str:
-        """Return the keys that differ, of a contract that may be anything."""
+        """Return the keys in which the client's contract differs. It may be any text; a message's size bounds it."""
         try:
             lines = differences(json.loads(self._json), json.loads(client_contract))
         except (ValueError, RecursionError) as error:

@@ -1,4 +1,4 @@
-"""The controller: the interface for workflows. A workflow is a function of a `Controller`; see `workflows`."""
+"""The controller: the interface for workflows. A workflow is a function of a `Controller` (`flcore/workflows`)."""
 
 import hashlib
 import time
@@ -13,22 +13,27 @@ from flcore.aggregation.plans import require_plan
 from flcore.aggregation.storage import Storage
 from flcore.errors import JobError, SpecError, UpdatesLost
 from flcore.job.job import Job
-from flcore.job.messages import TaskMessage
+from flcore.job.messages import TaskContent
 from flcore.model.chunks import GlobalModel
 from flcore.model.model import Arrays, NamedArrays
 from flcore.model.spec import ModelSpec
 from flcore.model.wire_format import WireFormat
 from flcore.server.events import Observer, RoundFinished
 from flcore.server.history import RoundRecord
-from flcore.server.open_round import average_metrics
+from flcore.server.open_attempt import average_metrics
 from flcore.server.results import Results
 from flcore.server.task_runner import TaskRequest, TaskRunner
 
+SAMPLER_LABEL = "/sample"
+"""Stands for the sampler where a client's name stands for the client. No client's name has a slash."""
+
 
 class Updates:
-    """The clients' answers to one training task. Made by `Controller.train`.
+    """The clients' updates of one training task. Made by `Controller.train`.
 
-    `is_skipped` is true if they are below the quorum, and the contract has the round skipped.
+    Attributes:
+        is_skipped: Whether the round is skipped: the updates are below the quorum, and the contract says
+            `on_quorum_failure = "skip"`.
     """
 
     def __init__(
@@ -42,7 +47,8 @@ class Updates:
         self.is_skipped = bool(request.skip_reason)
         self._task_runner, self._request, self._aggregator, self._record = task_runner, request, aggregator, record
         self._model: GlobalModel | None = model
-        # Dropping the last reference frees their memory, aggregated or not.
+        # A workflow may drop the updates without aggregating them: the last reference frees their memory and files. Not
+        # at exit, when memory is freed anyway and the run's directory may be gone.
         weakref.finalize(self, aggregator.discard).atexit = False
 
     @property
@@ -58,11 +64,11 @@ class Updates:
     def aggregate(self) -> GlobalModel:
         """Combine the updates by the job's rule, and free them.
 
-        An update that cannot be read back from disk is asked for again. If that fails, it is left out and recorded as
-        lost.
+        An update that cannot be read back from disk is lost. Its client is retried once. If that fails, the update is
+        left out and its client recorded as failed.
 
         Returns:
-            The next global model. If the round is skipped, the present model.
+            The next global model. If the round is skipped, the model that was sent.
 
         Raises:
             JobError: The updates were aggregated before.
@@ -70,32 +76,33 @@ class Updates:
         """
         model, self._model = self._model, None
         if model is None:
-            raise JobError(f"tasks.{self._request.task}: its updates were aggregated before")
+            raise JobError(f"tasks.{self._request.task}: its updates were aggregated before; aggregate them once")
         if self.is_skipped:
             self._aggregator.discard()
             return model
         with _timed(self._record, "aggregate"):
             result = self._combine(model)
-        self._aggregator.close()  # a workflow that keeps these updates keeps no model alive
+        # The aggregator refers to the base model. A workflow that keeps these updates must not keep that model alive.
+        self._aggregator.close()
         return result
 
     def _combine(self, model: GlobalModel) -> GlobalModel:
-        """Combine the updates. Lost updates are asked for again, once per client."""
-        rerun_clients: set[str] = set()
+        """Combine the updates. Clients of lost updates are retried, once each. What is lost again is left out."""
+        retried: set[str] = set()
         while True:
             try:
-                result = self._aggregator.finish(leave_out=False)
+                result = self._aggregator.finish(exclude_lost=False)
             except UpdatesLost as error:
-                self._task_runner.rerun_lost(self._request, model, error.lost, excluding=rerun_clients)
-                rerun_clients |= error.lost.keys()
+                self._task_runner.retry_lost(self._request, model, error.lost, excluding=retried)
+                retried |= error.lost.keys()
             else:
-                if rerun_clients:
+                if retried:
                     self._task_runner.require_quorum(self._request)
                 return result
 
 
 class Controller:
-    """The server's side of a running job, for workflows: `sample`, `train`, `validate`, `keep`.
+    """The server's side of a running job, for workflows: `sample`, `train`, `validate`, `publish`.
 
     A workflow loops over `rounds()`. Each round adds one record to the history.
 
@@ -107,7 +114,7 @@ class Controller:
                 for _ in controller.rounds():
                     clients = controller.sample()
                     model = controller.train(model, clients).aggregate()
-                    controller.keep(model, controller.validate(model, clients))
+                    controller.publish(model, controller.validate(model, clients))
     """
 
     def __init__(
@@ -119,9 +126,10 @@ class Controller:
         observe: Observer,
         storage: Storage,
     ) -> None:
-        self.job, self._storage, self._rule = job, storage, job.rule()
+        self.job, self._storage, self._rule = job, storage, job.load_rule()
         require_plan(self._rule, storage.plan)
         self._spec = model.spec
+        # The strong reference is dropped when the workflow takes the model, so that the model is freed after its round.
         self._initial: GlobalModel | None = model
         self._initial_ref = weakref.ref(model)
         self._task_runner, self._results, self._observe = task_runner, results, observe
@@ -129,7 +137,7 @@ class Controller:
 
     @property
     def initial_model(self) -> GlobalModel:
-        """The first global model. It is held by a weak reference, and loaded again if it was freed."""
+        """The first global model. The controller keeps a weak reference, and loads the model again if it was freed."""
         model = self._initial or self._initial_ref()
         self._initial = None
         if model is None:
@@ -138,7 +146,7 @@ class Controller:
         return model
 
     def rounds(self) -> Iterator[int]:
-        """Yield the number of each round, from 1."""
+        """Yield the number of each round, from 1. The round's record is written when the next one is asked for."""
         for index in range(1, self.job.contract.server.rounds + 1):
             self._record = RoundRecord(index)
             with _timed(self._record, "round"):
@@ -147,9 +155,9 @@ class Controller:
             self._observe(RoundFinished(self._record))
 
     def sample(self, fraction: float | None = None) -> list[str]:
-        """Draw clients for this round from those connected, with a seed from the job's seed and the round.
+        """Draw clients for this round from the connected ones. The draw follows from the job's seed and the round.
 
-        Waits until a quorum is connected: for the time of one round, and again for each retry of a round.
+        Waits until a quorum is connected, for one deadline and another one for each retry.
 
         Args:
             fraction: The fraction of connected clients to draw, from 0 to 1; at least the quorum is drawn. Default:
@@ -159,19 +167,19 @@ class Controller:
             The clients' names, sorted.
 
         Raises:
-            QuorumError: Too few clients are connected in time.
+            QuorumError: The quorum was not connected in time.
         """
         server = self.job.contract.server
         connected = self._task_runner.await_quorum(server.quorum)
         count = max(server.quorum, round((server.fraction if fraction is None else fraction) * len(connected)))
-        draw = np.random.default_rng(derive_seed(self.job.contract.seed, self._record.round, "sample"))
+        draw = np.random.default_rng(derive_seed(self.job.contract.seed, self._record.round, SAMPLER_LABEL))
         return sorted(draw.choice(connected, min(count, len(connected)), replace=False).tolist())
 
     def train(self, model: GlobalModel, clients: Sequence[str], task: str = "train") -> Updates:
         """Send a model and a training task to clients, and wait for their updates.
 
-        Below the quorum, the contract's `server.on_quorum_failure` decides: ask the missing clients again, skip the
-        round, or raise `QuorumError`.
+        Below the quorum, the contract's `server.on_quorum_failure` decides: retry the missing clients, skip the round,
+        or raise `QuorumError`.
 
         Args:
             model: The global model to train.
@@ -201,7 +209,7 @@ class Controller:
             storage=self._storage,
         )
         self._record.sampled = tuple(clients)
-        request = TaskRequest(task, self._messages(task, clients), aggregator, self._record)
+        request = TaskRequest(task, self._contents(task, clients), aggregator, self._record)
         with _timed(self._record, task):
             self._task_runner.run_until_quorum(request, model)
         self._record.train = average_metrics(request.answers)
@@ -223,21 +231,24 @@ class Controller:
         """
         if task not in self.job.contract.tasks:
             return {}
-        request = TaskRequest(task, self._messages(task, clients), None, self._record)
+        request = TaskRequest(task, self._contents(task, clients), None, self._record)
         with _timed(self._record, task):
             self._task_runner.run_task(request, model)
         self._record.validate = average_metrics(request.answers)
         return self._record.validate
 
-    def keep(self, model: GlobalModel, metrics: dict[str, float]) -> None:
-        """Save a model as the last one, and as the best one if its metrics are the best so far.
+    def publish(self, model: GlobalModel, metrics: dict[str, float]) -> None:
+        """Make a model the run's last one, and its best one if its metrics are the best so far.
+
+        With an output directory, `model.safetensors` and `best.safetensors` are replaced. A later call in the same
+        round replaces the model of an earlier one.
 
         Args:
-            model: The model to save.
+            model: The model to publish.
             metrics: Its metrics, by name; may be empty.
         """
-        with _timed(self._record, "keep"):
-            self._record.is_best = self._results.keep(model, metrics, self._record.round)
+        with _timed(self._record, "keep"):  # the phase's name in history.jsonl
+            self._record.is_best = self._results.publish(model, metrics, self._record.round)
 
     def model_of(self, arrays: Arrays) -> GlobalModel:
         """Convert a workflow's own arrays to a global model.
@@ -258,11 +269,11 @@ class Controller:
             raise SpecError("the arrays are not in the order of the initial model's tensors")
         return self._storage.copy_model(NamedArrays(spec, arrays))
 
-    def _messages(self, task: str, clients: Sequence[str]) -> dict[str, TaskMessage]:
+    def _contents(self, task: str, clients: Sequence[str]) -> dict[str, TaskContent]:
         contract = self.job.contract
         if not clients:
             raise JobError(f"tasks.{task}: there are no clients to ask")
-        message = TaskMessage(
+        content = TaskContent(
             task=task,
             round=self._record.round,
             rounds=contract.server.rounds,
@@ -270,7 +281,7 @@ class Controller:
             hyperparameters=contract.hyperparameters(task, self._record.round),
         )
         return {
-            client: message.model_copy(update={"seed": derive_seed(contract.seed, self._record.round, client)})
+            client: content.model_copy(update={"seed": derive_seed(contract.seed, self._record.round, client)})
             for client in clients
         }
 
@@ -280,9 +291,13 @@ class Controller:
         return self.job.contract.tasks[task].returns
 
 
-def derive_seed(seed: int, round_index: int, client: str) -> int:
-    """Return the seed of one client in one round: 32 bits of a SHA-256 of the arguments."""
-    digest = hashlib.sha256(f"{seed}/{round_index}/{client}".encode()).digest()
+def derive_seed(seed: int, round_index: int, label: str) -> int:
+    """Return the seed of a client or of the sampler in one round: 32 bits of a SHA-256 of the arguments.
+
+    >>> derive_seed(0, 1, "client-1"), derive_seed(0, 1, SAMPLER_LABEL)
+    (3179767677, 1426402723)
+    """
+    digest = hashlib.sha256(f"{seed}/{round_index}/{label}".encode()).digest()
     return int.from_bytes(digest[:4], "little")
 
 

@@ -1,4 +1,4 @@
-"""Downloads: a client reads its assignment's model until the round has closed or the client has failed in it."""
+"""Downloads: a client reads its assignment's model until the attempt has closed or the client has failed in it."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -10,46 +10,53 @@ from flcore.errors import Untimely
 from flcore.model.chunks import GlobalModel
 from flcore.model.compression import Compressor
 from flcore.model.wire_format import WireFormat
-from flcore.server.open_round import OpenRound
-from flcore.server.uploads import refusal_for
+from flcore.server.open_attempt import OpenAttempt
+from flcore.server.uploads import as_refused
 
 if TYPE_CHECKING:
-    from flcore.server.round_registry import RoundRegistry
+    from flcore.server.federation_state import FederationState
 
 
 class ModelDownload(Outbox):
-    """One call that reads a round's model; pieces are made once for all clients that read side by side."""
+    """One download call. Pieces are encoded once for all clients that download at the same time."""
 
-    def __init__(self, rounds: "RoundRegistry", open_round: OpenRound, client: str, wire_format: WireFormat) -> None:
-        super().__init__(Compressor(wire_format, _RoundModel(open_round, client)), open_round.piece_cache)
-        self._rounds, self._round, self._client = rounds, open_round, client
+    def __init__(
+        self, state: "FederationState", open_attempt: OpenAttempt, client: str, wire_format: WireFormat
+    ) -> None:
+        super().__init__(Compressor(wire_format, _AttemptModel(open_attempt, client)), open_attempt.piece_cache)
+        self._state, self._open_attempt, self._client = state, open_attempt, client
 
     def on_queued(self) -> None:
-        """The call waits for its turn."""
-        self._rounds.download_queued(self._round, self._client)
+        """Tell the attempt that the call waits for a window."""
+        self._state.download_queued(self._open_attempt, self._client)
 
     def cached_piece(self, index: int) -> bytes | None:
-        """Return a piece that another client was sent a moment ago."""
+        """Return a piece from the cache if another client was sent it a moment ago."""
         piece = super().cached_piece(index)
         if piece is not None:
             self._report_sent(piece, index)
         return piece
 
     def piece(self, index: int) -> bytes:
-        """Return a piece, or raise `Refused` once the round has closed."""
+        """Return a piece, or raise `Refused` if the attempt has closed."""
         piece = super().piece(index)
         self._report_sent(piece, index)
         return piece
 
     def _report_sent(self, piece: bytes, index: int) -> None:
-        self._rounds.piece_sent(self._round, self._client, len(piece), is_last=index == len(self.piece_ranges) - 1)
+        self._state.piece_sent(
+            self._open_attempt, self._client, len(piece), is_last=index == len(self.piece_ranges) - 1
+        )
 
 
-class _RoundModel:
-    """A round's model, as long as it is there."""
+class _AttemptModel:
+    """The model of an attempt while it is open.
 
-    def __init__(self, open_round: OpenRound, client: str) -> None:
-        self._round, self._client = open_round, client
+    Holds the attempt and not the model, so that a slow download does not keep the model in memory after the close.
+    """
+
+    def __init__(self, open_attempt: OpenAttempt, client: str) -> None:
+        self._open_attempt, self._client = open_attempt, client
 
     @property
     def layout(self) -> Layout:
@@ -59,7 +66,7 @@ class _RoundModel:
         return self._require_model().read(piece)
 
     def _require_model(self) -> GlobalModel:
-        model = self._round.model
+        model = self._open_attempt.model
         if model is None:
-            raise refusal_for(Untimely("its round has closed, and the model is gone", client=self._client))
+            raise as_refused(Untimely("the attempt has closed, and its model is freed", client=self._client))
         return model

@@ -27,7 +27,7 @@ class RunEnded:
 
 @dataclass(frozen=True, slots=True)
 class ClientJoined:
-    """A client is connected; `connected` counts them all."""
+    """A client has connected. `connected` is the number of connected clients."""
 
     client: str
     connected: int
@@ -35,7 +35,7 @@ class ClientJoined:
 
 @dataclass(frozen=True, slots=True)
 class ClientLeft:
-    """A client's connection is gone."""
+    """A client has disconnected. `connected` is the number of connected clients."""
 
     client: str
     connected: int
@@ -43,7 +43,7 @@ class ClientLeft:
 
 @dataclass(frozen=True, slots=True)
 class JoinRefused:
-    """A client was not let in."""
+    """A client was not admitted."""
 
     client: str
     reason: str
@@ -60,16 +60,16 @@ class ClientRevoked:
 
 @dataclass(frozen=True, slots=True)
 class TaskSent:
-    """A task was sent to so many clients."""
+    """An attempt at a task has opened: its assignments are sent to `client_count` clients."""
 
     task: str
     round: int
-    clients: int
+    client_count: int
 
 
 @dataclass(frozen=True, slots=True)
 class TaskAnswered:
-    """A client's answer is in, whole, and counts: its client gets a receipt.
+    """A client's answer is committed: its client gets a receipt.
 
     A receipt that was lost and is sent again is not an event.
 
@@ -77,7 +77,7 @@ class TaskAnswered:
         task: The name of the task.
         client: The client's name.
         round: The round's number.
-        assignment_id: The number of the assignment that it answers.
+        assignment_id: The id of the assignment that it answers.
         weight: The answer's weight.
         received_bytes: Bytes of its pieces on the wire.
         content_digest: The SHA-256 of the message that announced it: kind, weight, metrics, the tensors' fingerprint.
@@ -115,7 +115,7 @@ class AnswerRefused:
 
 @dataclass(frozen=True, slots=True)
 class ClientFailed:
-    """A client failed in a task."""
+    """A client failed in an attempt at a task."""
 
     task: str
     client: str
@@ -124,7 +124,7 @@ class ClientFailed:
 
 @dataclass(frozen=True, slots=True)
 class InvalidMetrics:
-    """Metrics of a client's answer that are left out, and why; its weights count."""
+    """Metrics of a client's answer were dropped; its weights count. `metrics` has the reason of each, by name."""
 
     task: str
     client: str
@@ -133,9 +133,14 @@ class InvalidMetrics:
 
 @dataclass(frozen=True, slots=True)
 class WaitingForClients:
-    """Too few clients are connected: the server waits until `needed` of them are, up to `timeout_s` seconds.
+    """Too few clients are connected, and the server waits.
 
-    `timeout_s` None is for ever. `missing` are those whose names are known.
+    Attributes:
+        connected: The number of connected clients.
+        needed: The number that must be connected.
+        missing: The names of the expected clients that are not connected. Empty if the contract has a number of
+            clients, because then the server does not know the names of clients that never connected.
+        timeout_s: The longest wait in seconds. None: no limit.
     """
 
     connected: int
@@ -146,7 +151,10 @@ class WaitingForClients:
 
 @dataclass(frozen=True, slots=True)
 class TaskRetried:
-    """A task is below its quorum: after `delay_s` seconds the `missing` clients are asked once more."""
+    """A task is below its quorum: after `delay_s` seconds the `missing` clients are retried.
+
+    `attempt` is the number of this retry, from 1, and `attempts` the highest number of retries.
+    """
 
     task: str
     round: int
@@ -160,7 +168,7 @@ class TaskRetried:
 
 @dataclass(frozen=True, slots=True)
 class RoundSkipped:
-    """A round leaves the model as it is."""
+    """A round is skipped: the model stays as it was."""
 
     task: str
     round: int
@@ -169,7 +177,7 @@ class RoundSkipped:
 
 @dataclass(frozen=True, slots=True)
 class NoBestModel:
-    """No best model in this round: the metric of `server.best` is not among those that clients reported."""
+    """The round has no best model, because no client reported the metric of `server.best`."""
 
     metric: str
     reported: tuple[str, ...]
@@ -177,7 +185,7 @@ class NoBestModel:
 
 @dataclass(frozen=True, slots=True)
 class BytesTransferred:
-    """Bytes of pieces went out to a client, or came in."""
+    """Bytes of pieces were sent to a client or received from one."""
 
     sent: int
     received: int
@@ -206,7 +214,7 @@ class ModelPublished:
 
 @dataclass(frozen=True, slots=True)
 class RoundFinished:
-    """A round is over."""
+    """A round has finished, and its record is written."""
 
     record: RoundRecord
 
@@ -236,7 +244,7 @@ Observer = Callable[[Event], None]
 
 
 def ignore_events(_: Event) -> None:
-    """Watch nothing."""
+    """Ignore an event."""
 
 
 def notify_all(*observers: Observer) -> Observer:

@@ -13,7 +13,7 @@ class Participation:
         weight: The update's weight.
         metrics: The client's metrics, by name.
         bytes: Bytes of the update on the wire.
-        seconds: Seconds from the task to the update.
+        seconds: Seconds from the opening of the attempt to the commit of the answer.
     """
 
     weight: float
@@ -28,7 +28,7 @@ class RoundRecord:
 
     Attributes:
         round: The round's number, from 1.
-        sampled: The names of the clients that were asked.
+        sampled: The names of the sampled clients.
         updates: The participation of each client whose update counts, by client.
         failed: By task and client, the reason why a sampled client has no update.
         train: The clients' training metrics, averaged by weight.
@@ -36,8 +36,8 @@ class RoundRecord:
         bytes_sent: Bytes that the server sent.
         bytes_received: Bytes that the server received.
         seconds: Duration in seconds by phase; the phase "round" is the whole round.
-        odd_metrics: By client and metric, the reason why the metric was left out.
-        asked_again: How often a task was asked again because it lacked its quorum.
+        odd_metrics: By client and metric, the reason why the metric was dropped.
+        asked_again: The number of retries of tasks below the quorum.
         skipped: The reason why the round left the model unchanged, else empty.
         is_best: Whether the round's model is the best one so far.
     """
@@ -62,7 +62,7 @@ class RoundRecord:
 
 
 def weighted_average(parts: Iterable[tuple[dict[str, float], float]]) -> dict[str, float]:
-    """Return the average of each metric by weight, over those parts that have it.
+    """Return the average of each metric by weight, over the parts that have the metric.
 
     >>> weighted_average([({"loss": 1.0}, 1.0), ({"loss": 2.0, "accuracy": 0.5}, 3.0)])
     {'loss': 1.75, 'accuracy': 0.5}
@@ -70,6 +70,6 @@ def weighted_average(parts: Iterable[tuple[dict[str, float], float]]) -> dict[st
     sums: dict[str, tuple[float, float]] = {}
     for metrics, weight in parts:
         for name, value in metrics.items():
-            total, share = sums.get(name, (0.0, 0.0))
-            sums[name] = (total + weight * value, share + weight)
-    return {name: total / share for name, (total, share) in sums.items()}
+            total, total_weight = sums.get(name, (0.0, 0.0))
+            sums[name] = (total + weight * value, total_weight + weight)
+    return {name: total / total_weight for name, (total, total_weight) in sums.items()}

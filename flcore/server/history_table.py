@@ -21,20 +21,20 @@ INT64 = range(-(2**63), 2**63)
 def open_history(run: PathLike) -> "pa.Table":
     """Open a run's history as an Arrow table with a row for each round.
 
-    It can be called at any time while the run goes on: the table has the rounds that are over. A last line that is half
-    written is left out. A run without rounds has a table without rows. Columns are never null:
+    It may be called while the run goes on: the table has one row per finished round. An incomplete last line is left
+    out. Columns are never null:
 
     - `round`: int64, from 1 on.
-    - `sampled`: list of string, the clients that were asked.
+    - `sampled`: list of string, the sampled clients.
     - `updates`: map from client to struct of `weight` (float64), `metrics` (map from string to float64), `bytes`
-      (int64, of its update on the wire) and `seconds` (float64, from the task to the update).
+      (int64, of its update on the wire) and `seconds` (float64, from the task to the committed update).
     - `failed`: map from task to map from client to string, the reason.
     - `train`, `validate`: map from metric to float64, averaged over the clients by weight.
     - `bytes_sent`, `bytes_received`: int64.
     - `seconds`: map from phase to float64; the phase "round" is the whole round.
-    - `odd_metrics`: map from client to map from metric to string, the reason why it was left out.
-    - `asked_again`: int64, how often a task was asked again for its quorum.
-    - `skipped`: string, why the round left the model as it was; else empty.
+    - `odd_metrics`: map from client to map from metric to string, the reason why it was dropped.
+    - `asked_again`: int64, the number of retries of tasks below the quorum.
+    - `skipped`: string, the reason why the round was skipped; else empty.
     - `is_best`: bool, whether the round's model was the best one so far.
 
     Args:
@@ -44,8 +44,8 @@ def open_history(run: PathLike) -> "pa.Table":
         A `pyarrow.Table`. `table.to_pandas()` makes a data frame of it, where pandas is installed.
 
     Raises:
-        HistoryError: The directory holds no `history.jsonl`, or a line is no round of this version of flcore. The error
-            names the line.
+        HistoryError: The directory holds no `history.jsonl`, or a line is not the record of a round in this version of
+            flcore. The error names the line.
         OSError: The directory does not exist, or the file cannot be read.
 
     Example:
@@ -59,7 +59,7 @@ def open_history(run: PathLike) -> "pa.Table":
     try:
         content = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
-        Path(run).stat()  # OSError where nothing is there
+        Path(run).stat()  # raises `OSError` if nothing is there
         raise HistoryError(
             f"expected the directory of a run, which holds {HISTORY_FILE}, got {Path(run)}; give the one of --out"
         ) from None
@@ -73,7 +73,7 @@ def open_history(run: PathLike) -> "pa.Table":
 
 
 def _row(line: bytes, where: str) -> dict[str, Any]:
-    """Return a round as Arrow takes it. A key that an earlier version did not write has its default."""
+    """Return a round as a row for Arrow. A key that an earlier version did not write gets its default."""
     try:
         record = json.loads(line)
         if not isinstance(record, dict):
@@ -87,12 +87,12 @@ def _row(line: bytes, where: str) -> dict[str, Any]:
 
 
 def _members(record: Any) -> dict[str, Any]:
-    """Return the annotations of a dataclass."""
+    """Return the annotations of a dataclass's fields, by name."""
     return {member.name: member.type for member in fields(record)}
 
 
 def _arrow_type(hint: Any) -> "pa.DataType":
-    """Return the Arrow type of a field of a record, from its annotation: a new field is a new column."""
+    """Return the Arrow type of an annotation. Types follow from `RoundRecord`, so a new field becomes a new column."""
     import pyarrow as pa
 
     if is_dataclass(hint):
@@ -106,7 +106,7 @@ def _arrow_type(hint: Any) -> "pa.DataType":
 
 
 def _value(hint: Any, value: Any, name: str) -> Any:
-    """Return a value of JSON as Arrow takes it, or raise `ValueError` where it is no value of this annotation."""
+    """Convert a JSON value for Arrow. Raises `ValueError` if it does not match the annotation."""
     if is_dataclass(hint) and isinstance(value, dict):
         return _dataclass_value(hint, value)
     if get_origin(hint) is dict and isinstance(value, dict):

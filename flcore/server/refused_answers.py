@@ -1,4 +1,4 @@
-"""Refusals of answers, reported to the server's observer. The client is told the same; the server keeps the reason."""
+"""Refusals of answers, reported to an observer, which also receives their cause. The client receives no cause."""
 
 from concurrent.futures import Future
 from types import TracebackType
@@ -10,21 +10,21 @@ from flcore.server.events import AnswerRefused, Observer
 from flcore.server.uploads import UploadCall
 
 if TYPE_CHECKING:
-    from flcore.server.round_registry import RoundRegistry
+    from flcore.server.federation_state import FederationState
 
 
 class RefusalReport:
-    """A context that reports a refusal of one client's answer, and lets it pass. It may be entered again and again."""
+    """A reusable context that reports a `Refused` of one client's answer to an observer, and lets it propagate."""
 
-    def __init__(self, observe: Observer, client: str, assignment_id: int, rounds: "RoundRegistry") -> None:
-        self._observe, self._client, self._assignment_id, self._rounds = observe, client, assignment_id, rounds
+    def __init__(self, observe: Observer, client: str, assignment_id: int, state: "FederationState") -> None:
+        self._observe, self._client, self._assignment_id, self._state = observe, client, assignment_id, state
 
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: TracebackType | None) -> None:
         if isinstance(error, Refused):
-            task, round_number = self._rounds.task_of(self._assignment_id)
+            task, round_number = self._state.task_of(self._assignment_id)
             # The cause names files of the server, which the client is not told.
             reason = str(error.__cause__ or error)
             self._observe(AnswerRefused(task, self._client, round_number, self._assignment_id, error.kind, reason))
@@ -38,25 +38,25 @@ class ReportedUpload:
 
     @property
     def received(self) -> int:
-        """How many pieces are in."""
+        """The number of pieces that were received, in all calls."""
         return self._call.received
 
     @property
     def expected(self) -> int:
-        """How many pieces it has in all."""
+        """The number of all pieces of the upload."""
         return self._call.expected
 
     def begin(self) -> "Future[None]":
-        """The upload's turn has come; the future is done once there is memory for its pieces."""
+        """Request memory, as the call has a window now (see `UploadCall.begin`)."""
         return self._call.begin()
 
     def accept(self, piece: bytes) -> "Future[None] | None":
-        """Take the next piece, or raise `Refused` (see `UploadCall.accept`)."""
+        """Store the next piece, or raise `Refused` (see `UploadCall.accept`)."""
         with self._report:
             return self._call.accept(piece)
 
     def commit(self) -> Receipt:
-        """Make the answer count, or raise `Refused`."""
+        """Commit the answer and return the receipt, or raise `Refused`."""
         with self._report:
             return self._call.commit()
 

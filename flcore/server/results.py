@@ -1,6 +1,7 @@
-"""What a run leaves behind: its history, its last model and its best one."""
+"""The results of a run: its history, its last model and its best one."""
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
 from flcore.errors import JobError
@@ -19,23 +20,35 @@ MAX_HASHED_BYTES = 1 << 20
 """A published file up to this size is read again for its digest, in 1.5 ms at 0.7 GB/s. Larger ones are not."""
 
 MODEL_HEADER_BYTES = 1 << 20
-"""What a model's files take beside its elements, at most, but for models of many thousand tensors."""
+"""Disk space reserved for the headers of a model's files: enough for some thousand tensors."""
 
 
 class Results:
-    """Keeps the history and the last model; with a directory, on disk too, after every round.
+    """The history and the last model, in memory; with a directory, also on disk after every round.
 
-    `best` is the contract's ("accuracy:max"); the best model is kept on disk only.
+    Args:
+        directory: The run's directory. None: nothing is written.
+        best: The contract's `server.best`, such as "accuracy:max". None: there is no best model. The best model is kept
+            on disk only.
+        observe: Receives `NoBestModel` events. Default: ignores them.
+        metadata: The metadata of the models' files. Default: none.
     """
 
-    def __init__(self, directory: RunDirectory | None, best: str | None, observe: Observer = ignore_events) -> None:
+    def __init__(
+        self,
+        directory: RunDirectory | None,
+        best: str | None,
+        observe: Observer = ignore_events,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
         self.history: list[RoundRecord] = []
         self.model: GlobalModel | None = None
         self._directory, self._best, self._observe = directory, best, observe
+        self._metadata = metadata
         self._best_value: float | None = None
 
     def add(self, record: RoundRecord) -> None:
-        """Take the record of a round that is over."""
+        """Add the record of a finished round to the history."""
         self.history.append(record)
         if self._directory is not None:
             self._directory.append(record)
@@ -45,22 +58,22 @@ class Results:
         if self._directory is not None:
             self._directory.reserve(total_bytes(spec) + MODEL_HEADER_BYTES)
 
-    def release(self) -> None:
-        """Release the reserved disk space, as the next model is written now."""
+    def free_reserve(self) -> None:
+        """Free the reserved disk space, because the next model is written now."""
         if self._directory is not None:
-            self._directory.release()
+            self._directory.free_reserve()
 
-    def keep(self, model: GlobalModel, metrics: dict[str, float], round_number: int = 0) -> bool:
-        """Keep a model as the last one, and as the best one if it is; return whether it is."""
+    def publish(self, model: GlobalModel, metrics: dict[str, float], round_number: int = 0) -> bool:
+        """Make a model the last one, and the best one if its metrics are the best so far. Returns whether they are."""
         self.model = model
         is_best = self._is_best(metrics)
         if self._directory is not None:
             path = self._directory.path / "model.safetensors"
-            self.release()
+            self.free_reserve()
             if isinstance(model, StoredModel):
                 publish(model, path)
             else:
-                save(model, path)
+                save(model, path, self._metadata)
             if is_best:
                 with open_model(path) as stored:
                     publish(stored, self._directory.path / "best.safetensors")
@@ -68,11 +81,11 @@ class Results:
         return is_best
 
     def last(self) -> GlobalModel:
-        """Return the last model: the published one, if it is on disk, so that no other copy of it need stay."""
+        """Return the last model. One in files is opened at its published path, because temporary files are removed."""
         if self._directory is not None and isinstance(self.model, StoredModel):
             return open_model(self._directory.path / "model.safetensors")
         if self.model is None:
-            raise JobError("no model was kept")
+            raise JobError("no model was published")
         return self.model
 
     def _report_publication(self, model: GlobalModel, file: Path, round_number: int, *, is_best: bool) -> None:
@@ -85,7 +98,7 @@ class Results:
         if self._best is None:
             return False
         name, _, direction = self._best.partition(":")
-        if name not in metrics:  # nobody reported it: this round has no best
+        if name not in metrics:
             self._observe(NoBestModel(name, tuple(sorted(metrics))))
             return False
         value = metrics[name] if direction == "max" else -metrics[name]

@@ -1,11 +1,12 @@
-"""The directory of one run: it has one owner at a time, and what an earlier run left in it is never overwritten.
+"""The directory of one run. It has one owner at a time, and an earlier run in it is never overwritten.
 
-run.lock             held by the process that runs, and removed at its end; says which
-run.json             the run's id, job and start
-history.jsonl        one line a round, appended
+run.lock             locked by the process that runs, and removed at its end; its text names the process
+run.json             the run's id, its job, the contract's fingerprint and the start time
+history.jsonl        one line per round, appended
 audit.jsonl          the audit log (see `audit_chain`), appended; it stays also where a run left no results
-model.safetensors    the last model, and best.safetensors the best one (or `.safetensors.index.json` and shards)
-.staging, .models    updates and models of a run that is under way
+model.safetensors    the last model (or `model.safetensors.index.json` and shards); best.safetensors is the best one
+.staging, .models    updates and models of the running run
+.reserve             disk space for the next model
 """
 
 import errno
@@ -34,22 +35,30 @@ RUN_FILE_PATTERN = re.compile(
 
 
 class RunDirectory:
-    """A directory that this process owns, as a context. `fresh` keeps an earlier run beside it, as `NAME.1` and so on.
+    """A directory that this process owns. A context manager.
 
-    Raises `RunExists` where another process owns it, or where an earlier run left results and `fresh` is not given; it
-    has changed nothing of it then. `JobError` where it cannot be made or written to.
+    Args:
+        path: The directory. It is created if missing.
+        job: The name of the job, for run.json.
+        contract_fingerprint: The fingerprint of the contract, for run.json.
+        fresh: Move an earlier run to `NAME.1` (or the next free number) beside the directory. Default: False.
+
+    Raises:
+        RunExists: Another process owns the directory, or it holds an earlier run and `fresh` is False. Nothing was
+            changed.
+        JobError: The directory cannot be created or written to.
     """
 
-    def __init__(self, path: Path, *, job: str, fingerprint: str, fresh: bool = False) -> None:
+    def __init__(self, path: Path, *, job: str, contract_fingerprint: str, fresh: bool = False) -> None:
         self.path = path
         try:
-            self._open(job, fingerprint, fresh=fresh)
+            self._open(job, contract_fingerprint, fresh=fresh)
         except OSError as error:
             raise JobError(
                 f"expected a directory that can be written to, got {path}: {error.strerror}; choose another one (--out)"
             ) from error
 
-    def _open(self, job: str, fingerprint: str, *, fresh: bool) -> None:
+    def _open(self, job: str, contract_fingerprint: str, *, fresh: bool) -> None:
         path = self.path
         self._lock = _acquire_lock(path)
         try:
@@ -64,11 +73,11 @@ class RunDirectory:
             for name in TEMPORARY_FILES:
                 _remove(path / name)
             self.id = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(4)}"
-            run = {"id": self.id, "job": job, "fingerprint": fingerprint, "started": _format_time(time.time())}
+            run = {"id": self.id, "job": job, "fingerprint": contract_fingerprint, "started": _format_time(time.time())}
             (path / RUN_FILE).write_text(json.dumps(run) + "\n", encoding="utf-8")
             self._history = os.open(path / HISTORY_FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
         except BaseException:
-            self._give_up()
+            self._unlock()
             raise
 
     def __enter__(self) -> Self:
@@ -78,23 +87,27 @@ class RunDirectory:
         self.close()
 
     def close(self) -> None:
-        """Give the directory up. Results stay; where there are none, nothing does."""
+        """Free the reserved space and unlock. Without results, run.json and the empty history are removed too."""
         try:
-            self.release()
+            self.free_reserve()
             os.close(self._history)
             if not self._describe_results():
                 for name in (HISTORY_FILE, RUN_FILE):
                     (self.path / name).unlink(missing_ok=True)
         finally:
-            self._give_up()
+            self._unlock()
 
-    def _give_up(self) -> None:
-        """Remove the lock's file while the lock is held: a process that has it open sees that it is another one now."""
+    def _unlock(self) -> None:
+        """Remove the lock file, then release the lock.
+
+        In this order no other process can lock the file in between. A process that has opened the removed file notices
+        it (`_is_at`) and opens the new one.
+        """
         (self.path / LOCK_FILE).unlink(missing_ok=True)
         os.close(self._lock)
 
     def append(self, record: RoundRecord) -> None:
-        """Append a round to the history; a line that the disk does not take whole leaves no trace."""
+        """Append a round to the history. If the disk cannot take the whole line, no part of it stays."""
         line = (record.to_json() + "\n").encode("utf-8")
         size = os.fstat(self._history).st_size
         try:
@@ -107,25 +120,25 @@ class RunDirectory:
             raise
 
     def reserve(self, nbytes: int) -> None:
-        """Keep so many bytes of the disk free for the next model; raises `OSError` where there are not so many."""
-        if not hasattr(os, "posix_fallocate"):  # macOS
+        """Reserve disk space for the next model. Raises `OSError` if there is too little."""
+        if not hasattr(os, "posix_fallocate"):  # macOS: no space is reserved
             return
         file = os.open(self.path / RESERVED_FILE, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             os.posix_fallocate(file, 0, max(1, nbytes))
         except OSError as error:
-            self.release()
-            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # a file system that cannot promise
+            self.free_reserve()
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # a file system that cannot reserve space
                 raise
         finally:
             os.close(file)
 
-    def release(self) -> None:
-        """Free what was reserved, so that the next model can be written."""
+    def free_reserve(self) -> None:
+        """Free the reserved disk space, so that the next model can be written."""
         (self.path / RESERVED_FILE).unlink(missing_ok=True)
 
     def _describe_results(self) -> str:
-        """Describe what an earlier run left; empty where that is nothing."""
+        """Describe the results of an earlier run; empty if there are none."""
         found = [name for name in RESULT_FILES if _has_content(self.path / name)]
         if not found:
             return ""
@@ -137,7 +150,7 @@ class RunDirectory:
         return f"{rounds} rounds, {', '.join(models) or 'no model'}"
 
     def _archive(self) -> None:
-        """Move what the earlier run left into a directory beside this one, or within it where that cannot be.
+        """Move an earlier run's files to a directory beside this one, or inside it if none can be created there.
 
         Other files stay where they are.
         """
@@ -163,7 +176,7 @@ class RunDirectory:
 
 
 def _acquire_lock(path: Path) -> int:
-    """Return the descriptor of a directory's lock, which this process holds from now on; make both if need be."""
+    """Create a directory if it is missing, and lock it. Returns the descriptor of the lock, or raises `RunExists`."""
     path.mkdir(parents=True, exist_ok=True)
     while True:
         lock = os.open(path / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -177,10 +190,10 @@ def _acquire_lock(path: Path) -> int:
             owner = os.pread(lock, 200, 0).decode("utf-8", "replace").strip() or "another process"
             os.close(lock)
             raise RunExists(f"{path} is in use by {owner}. Give another directory (--out)") from None
-        except OSError:  # a file system without locks, for one
+        except OSError:  # such as a file system without locks
             os.close(lock)
             raise
-        os.close(lock)  # its owner has removed it meanwhile: take the next one
+        os.close(lock)  # the owner removed this file after it was opened here: try the file that is there now
 
 
 def _owner() -> bytes:
@@ -188,7 +201,7 @@ def _owner() -> bytes:
 
 
 def _is_at(path: Path, descriptor: int) -> bool:
-    """Whether the open file is the one at a path."""
+    """Whether a path leads to the open file."""
     try:
         return os.path.samestat(path.stat(), os.fstat(descriptor))
     except FileNotFoundError:

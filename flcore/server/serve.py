@@ -1,7 +1,7 @@
 """Running the server's side of a job, over any transport."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -37,7 +37,7 @@ class Server(Protocol):
     address: str
 
     def close(self, reason: str, *, failed: bool = False) -> None:
-        """Say goodbye to all clients, with whether the job has failed."""
+        """Say goodbye to all clients. `failed` tells them that the job has failed."""
         ...
 
 
@@ -66,30 +66,52 @@ def serve(
     plan: str = "batch",
     budget: Budget = DEFAULT_BUDGET,
 ) -> Outcome:
-    """Run a job's server until its workflow ends; `listen` opens the transport, `started` is called when it is open.
+    """Run a job's server until its workflow ends. Clients are told how the job ended.
 
-    The first round begins when `wait_for` clients are connected (the quorum, if None). `directory` takes what the run
-    leaves; `fresh` keeps an earlier run in it beside it (see `RunDirectory`). `plan` says when updates are folded (see
-    `Aggregator`), and `budget` how much memory they take until then. Clients are told how it ended.
+    Args:
+        job: The job.
+        listen: Opens the transport that serves the job.
+        started: Called when the transport is open. Default: does nothing.
+        wait_for: The first round begins when this number of clients is connected. Default: None, the quorum.
+        directory: The output directory. Default: None, no files.
+        fresh: Move an earlier run in the directory aside (`RunDirectory`). Default: False, raise `RunExists`.
+        observe: Receives the events of the run. Default: ignores them.
+        plan: When updates are folded: "batch" or "streaming" (`Aggregator`). Default: "batch".
+        budget: The memory for payloads. Default: 1 GiB.
+
+    Returns:
+        The history and the last model.
+
+    Raises:
+        JobError: The job cannot be run, or the directory cannot be written to.
+        RunExists: The directory holds an earlier run, or another process owns it.
+        BudgetError: The server might need more memory than there is.
+        QuorumError: Too few clients are connected, or too few updates are in.
     """
     workflow = load_workflow(job)
     with ExitStack() as stack:
         run = None
         if directory is not None:
             run = stack.enter_context(
-                RunDirectory(directory, job=job.contract.name, fingerprint=job.contract.fingerprint, fresh=fresh)
+                RunDirectory(
+                    directory, job=job.contract.name, contract_fingerprint=job.contract.fingerprint, fresh=fresh
+                )
             )
             observe = notify_all(stack.enter_context(AuditLog(run.path / AUDIT_FILE)), observe)
-        storage = stack.enter_context(_open_storage(plan, budget, run))
+        metadata = {} if run is None else job.initial_metadata()
+        storage = stack.enter_context(_open_storage(plan, budget, run, metadata))
         source = job.initial_model()
+        # Without a directory the models are in memory beside the budget, and the clients mostly in this process too
+        # (`flcore.run`): the peak cannot be computed from the budget, so there is nothing to compare.
         if directory is not None:
             budget.require(plan, source.spec, job.contract.server.accumulate)
         model = storage.copy_model(source)
         federation = Federation(job, model.spec, observe=observe)
-        results = Results(run, job.contract.server.best, observe)
+        results = Results(run, job.contract.server.best, observe, metadata)
         task_runner = TaskRunner(federation, job.contract.server, storage.staging, observe)
         control = Controller(job, model, task_runner, results, observe, storage)
-        del source, model  # so that they are freed after the round in which they are sent
+        # The first model is freed after the round in which it is sent: no variable here may refer to it.
+        del source, model
         reason, failed = "the server could not start", True
         stack.callback(lambda: observe(RunEnded(reason, failed)))
         contract = job.contract
@@ -101,14 +123,15 @@ def serve(
             started(server, federation)
             task_runner.await_start(wait_for or job.contract.server.quorum)
             workflow(control)
-            if results.model is None:  # a workflow that keeps no model ends with the initial one
-                results.keep(control.initial_model, {})
+            if results.model is None:  # a workflow that publishes no model ends with the initial one
+                results.publish(control.initial_model, {})
             reason, failed = "the job is done", False
         except QuorumError as error:
             reason = f"the job failed: {error.summary}"
             raise
         except Exception:
-            reason = "the job failed; the server's log says why"  # which may name other clients and quote them
+            # The error may name clients and quote what they sent. That is for the server's log alone.
+            reason = "the job failed; the server's log says why"
             raise
         finally:
             server.close(reason, failed=failed)
@@ -116,14 +139,20 @@ def serve(
 
 
 @contextmanager
-def _open_storage(plan: str, budget: Budget, run: RunDirectory | None) -> Iterator[Storage]:
-    """Say where payloads are: staged within the budget, models on disk if the plan keeps them there."""
+def _open_storage(
+    plan: str, budget: Budget, run: RunDirectory | None, metadata: Mapping[str, str]
+) -> Iterator[Storage]:
+    """Open the storage of updates and models.
+
+    Updates are staged in memory within the budget, beyond it on disk. Models are files with the plan "batch" and a
+    directory, else in memory.
+    """
     chunks = read_chunks_within(budget.working_bytes)
     if run is None:
         yield Storage(plan, Staging(budget.staging_bytes), ModelPool(), chunks)
         return
     staging = Staging(budget.staging_bytes, run.path / ".staging")
-    models = TemporaryModels(run.path / ".models", run.release)
+    models = TemporaryModels(run.path / ".models", run.free_reserve, metadata)
     try:
         yield Storage(plan, staging, models if plan == "batch" else ModelPool(), chunks)
     finally:

@@ -1,4 +1,4 @@
-"""Which of many clients has something due next. Moving a client's time costs a logarithm, and mostly nothing."""
+"""The timers of many clients. Moving a client's time costs O(log n) at most, and mostly nothing."""
 
 import heapq
 import math
@@ -8,10 +8,10 @@ NEVER = math.inf
 
 
 class Timers:
-    """One time per client, in seconds.
+    """One timer per client; times are in seconds.
 
-    A time may be moved back without being told: an entry that comes up too early is looked at and armed anew. So the
-    thousands of pieces of an upload move a time without touching the heap.
+    A timer comes up at its time or earlier. The owner compares with the real time, and arms the timer again. So a time
+    that only moves later, as with each of the thousands of pieces of an upload, does not touch the heap.
 
     >>> timers = Timers()
     >>> timers.arm("a", 5.0), timers.arm("b", 3.0), timers.arm("a", 9.0)
@@ -26,19 +26,20 @@ class Timers:
 
     @property
     def next(self) -> float:
-        """When the first client may have something due."""
+        """The time of the first timer."""
         return self._heap[0][0] if self._heap else NEVER
 
     def arm(self, client: str, at: float) -> None:
-        """See that `client` comes up at `at`, or earlier."""
+        """Have the timer of `client` come up at `at`, or earlier if it is armed for an earlier time."""
         if at < self._armed.get(client, NEVER):
             self._armed[client] = at
             heapq.heappush(self._heap, (at, client))
 
     def due(self, now: float) -> Iterator[str]:
-        """Yield the clients whose time has come; each is to be armed anew, if it has another time."""
+        """Yield the clients whose timers have come up. These timers are no longer armed."""
         while self._heap and self._heap[0][0] <= now:
             at, client = heapq.heappop(self._heap)
-            if self._armed.get(client) == at:  # and not an entry that an earlier one took the place of
+            # An entry whose client was armed for an earlier time since is outdated, and skipped.
+            if self._armed.get(client) == at:
                 del self._armed[client]
                 yield client

@@ -1,4 +1,4 @@
-"""The progress of one client's upload, and since when it is idle."""
+"""The progress of one client's upload, and the times at which it is spilled or counts as stalled."""
 
 from dataclasses import dataclass, field
 from enum import Enum, auto
@@ -11,11 +11,11 @@ class UploadPhase(Enum):
     """The phase of an upload."""
 
     QUEUED = auto()
-    """Its stream waits in the queue of all transfers."""
+    """Its call waits for a window."""
     AWAITING_MEMORY = auto()
-    """Its turn has come; it waits for memory."""
+    """It has a window, and waits for memory."""
     TRANSFERRING = auto()
-    """Its client may send."""
+    """The next piece is the client's to send, also while no call is open."""
     COMPLETE = auto()
     """All pieces were received."""
     COMMITTING = auto()
@@ -24,10 +24,19 @@ class UploadPhase(Enum):
 
 @dataclass(slots=True)
 class UploadProgress:
-    """The transfer state of an announced answer: its phase, and since when it has been idle. It outlives its streams.
+    """The state of an announced upload. It outlives the calls that carry the upload.
 
-    Time while its client may send counts as idle, also while disconnected. Time queued for a turn or for memory does
-    not. `is_spilled` is true once it was spilled to disk.
+    Time in TRANSFERRING counts as idle, also while the client is disconnected. Time in QUEUED and AWAITING_MEMORY does
+    not, because the client may not send then.
+
+    Attributes:
+        key: Distinguishes the client's answers.
+        upload: The caller's object for the upload.
+        is_staged: False for an answer of metrics alone, which has no pieces.
+        idle_since: The time of the last piece, moved by the time that does not count.
+        phase: The present phase.
+        phase_since: The time at which QUEUED, AWAITING_MEMORY or TRANSFERRING was entered.
+        is_spilled: Whether it was moved to disk. It stays there.
     """
 
     key: str
@@ -43,15 +52,15 @@ class UploadProgress:
             self.phase = UploadPhase.COMPLETE
 
     def enqueue(self, now: float) -> None:
-        """A stream begins, and waits for its turn."""
+        """A call begins, and waits for a window."""
         self._enter(UploadPhase.QUEUED, now)
 
     def await_memory(self, now: float) -> None:
-        """Its turn has come."""
+        """The call has a window, and waits for memory."""
         self._enter(UploadPhase.AWAITING_MEMORY, now)
 
-    def resume(self, now: float) -> None:
-        """The wait is over, or the stream has ended."""
+    def expect_pieces(self, now: float) -> None:
+        """The client may send, or its call has ended."""
         self._enter(UploadPhase.TRANSFERRING, now)
 
     def record_piece(self, now: float, *, is_last: bool) -> None:
@@ -60,25 +69,28 @@ class UploadProgress:
         self.phase = UploadPhase.COMPLETE if is_last else UploadPhase.TRANSFERRING
 
     def pause(self, seconds: float) -> None:
-        """Do not count a time in which the server itself stood still."""
+        """Do not count time in which the server process was suspended."""
         self.idle_since += seconds
         self.phase_since += seconds
 
     def spills_at(self, spill_after_s: float, memory_freed_at: float) -> float:
-        """Return when it is spilled to disk, if nothing changes. It waits for memory while others release some."""
+        """Return the time at which it is spilled to disk, if nothing changes.
+
+        An upload that waits for memory is not spilled while other updates free some: it will get its share soon.
+        """
         if self.is_spilled:
             return NEVER
         if self.phase is UploadPhase.AWAITING_MEMORY:
             return max(self.phase_since, memory_freed_at) + spill_after_s
         return self.idle_since + spill_after_s if self.phase is UploadPhase.TRANSFERRING else NEVER
 
-    def fails_at(self, stall_timeout_s: float) -> float:
-        """Return when it counts as stalled, if nothing changes."""
+    def stalls_at(self, stall_timeout_s: float) -> float:
+        """Return the time at which it counts as stalled, if nothing changes."""
         return self.idle_since + stall_timeout_s if self.phase is UploadPhase.TRANSFERRING else NEVER
 
     def _enter(self, phase: UploadPhase, now: float) -> None:
         if self.phase in (UploadPhase.COMPLETE, UploadPhase.COMMITTING):
-            return
+            return  # a repeated call of a complete upload waits for nothing
         if self.phase in (UploadPhase.QUEUED, UploadPhase.AWAITING_MEMORY):
             self.idle_since += now - self.phase_since
         self.phase, self.phase_since = phase, now

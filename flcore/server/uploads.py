@@ -1,8 +1,8 @@
-"""The upload of one client's answer: its message, and the staging of its pieces.
+"""The upload of one client's answer: the checks of its content, and the staging of its pieces.
 
-A piece takes five steps from the call to the store: the transport's call hands it to `UploadCall.accept`, which
-checks that the answer is still wanted; `PendingUpload.accept` names the tensor if something is wrong; `Inbox.accept`
-checks its place and its hash; `StagedUpdate.append` checks its elements and puts them into memory or a file.
+A piece takes five steps. The transport's call passes it to `UploadCall.accept`, which checks that the answer is still
+wanted. `PendingUpload.accept` adds the tensor's name to an error. `Inbox.accept` checks the position and the checksum.
+`StagedUpdate.append` checks the elements, and stages them in memory or on disk.
 """
 
 import math
@@ -26,46 +26,50 @@ from flcore.errors import (
     WeightError,
 )
 from flcore.job.contract import Bounds
-from flcore.job.messages import MAX_METRIC_NAME, UpdateMessage, decode_spec
+from flcore.job.messages import MAX_METRIC_NAME, AnswerContent, decode_spec
 from flcore.model.wire_format import WireFormat
 from flcore.server.history import Participation
-from flcore.server.open_round import OpenRound
-from flcore.server.task_round import Verdict
+from flcore.server.open_attempt import OpenAttempt
+from flcore.server.task_attempt import Verdict
 from flcore.text import printable
 
 if TYPE_CHECKING:
-    from flcore.server.round_registry import RoundRegistry
+    from flcore.server.federation_state import FederationState
 
 MAX_METRIC_MAGNITUDE = 1e30
 
 LOWER_LEVEL_ERRORS = (KernelError, TransportError)
-"""Errors of the packages below. They are `FlcoreError`s, but say nothing about one client's update."""
+"""Errors of the packages below. They are `FlcoreError`s, but mean a fault of the server and not of an update."""
 
 
-def check_message(message: UpdateMessage, client: str, returns: str, bounds: Bounds) -> None:
-    """Raise an `UpdateError` unless an answer's kind, weight and number of metrics are what the contract allows."""
-    if message.returns != returns:
-        raise UpdateError(f"the task returns {returns}, it sent {message.returns}", client=client)
-    if not (math.isfinite(message.weight) and message.weight > 0):
-        raise WeightError(f"a weight is a finite number > 0, not {message.weight}", client=client)
-    if message.weight > bounds.max_weight:
+def check_content(content: AnswerContent, client: str, returns: str, bounds: Bounds) -> None:
+    """Raise an `UpdateError` unless an answer's kind, weight and number of metrics are within the contract."""
+    if content.returns != returns:
+        raise UpdateError(f"the task returns {returns}, it sent {content.returns}", client=client)
+    # Not 0, which `AdmissionLimits.check_weight` admits: the update would count for the quorum and contribute nothing.
+    if not (math.isfinite(content.weight) and content.weight > 0):
+        raise WeightError(f"a weight is a finite number > 0, not {content.weight}", client=client)
+    if content.weight > bounds.max_weight:
         raise OutOfBounds(
-            f"its weight {message.weight:g} is more than max_weight = {bounds.max_weight:g}", client=client
+            f"its weight {content.weight:g} is more than max_weight = {bounds.max_weight:g}", client=client
         )
-    if len(message.metrics) > bounds.max_metrics:
+    if len(content.metrics) > bounds.max_metrics:
         raise OutOfBounds(
-            f"{len(message.metrics)} metrics are more than max_metrics = {bounds.max_metrics}", client=client
+            f"{len(content.metrics)} metrics are more than max_metrics = {bounds.max_metrics}", client=client
         )
 
 
-def check_tensors(message: UpdateMessage, layout: Layout, client: str, wire_format: WireFormat) -> None:
-    """Raise a `TensorMismatch` unless an answer announces exactly the model's tensors, in the wire format asked for."""
+def check_tensors(content: AnswerContent, layout: Layout, client: str, wire_format: WireFormat) -> None:
+    """Raise a `TensorMismatch` unless an answer announces exactly the model's tensors, in the contract's wire format.
+
+    Nothing is allocated from the announced shapes: after this check, only the server's own spec is used.
+    """
     spec = wire_format.spec
-    if message.tensors is not None:
-        spec.require_match(decode_spec(message.tensors), client=client)
-    if message.fingerprint != spec.fingerprint:
+    if content.tensors is not None:
+        spec.require_match(decode_spec(content.tensors), client=client)
+    if content.spec_fingerprint != spec.fingerprint:
         raise TensorMismatch(
-            f"its model has fingerprint {printable(message.fingerprint, 16) or 'none'}, "
+            f"its model has fingerprint {printable(content.spec_fingerprint, 16) or 'none'}, "
             f"expected {spec.fingerprint[:16]}",
             client=client,
         )
@@ -73,19 +77,19 @@ def check_tensors(message: UpdateMessage, layout: Layout, client: str, wire_form
         raise TensorMismatch("its pieces are not laid out as its fingerprint and the contract say", client=client)
 
 
-def validate_metrics(message: UpdateMessage) -> tuple[dict[str, float], dict[str, str]]:
-    """Return an answer's metrics that are numbers, and of the others what is wrong with each.
+def validate_metrics(content: AnswerContent) -> tuple[dict[str, float], dict[str, str]]:
+    """Return an answer's valid metrics, and the reason of each invalid one.
 
-    An invalid metric is dropped; the weights that came with it count.
+    An invalid metric is dropped. The answer and its weights count.
     """
     valid: dict[str, float] = {}
     invalid: dict[str, str] = {}
-    for name, value in message.metrics.items():
+    for name, value in content.metrics.items():
         if not 0 < len(name) <= MAX_METRIC_NAME or not name.isprintable():
             invalid[printable(name, 32)] = f"a metric's name has 1 to {MAX_METRIC_NAME} characters that can be printed"
         elif isinstance(value, bool) or not isinstance(value, int | float):
             invalid[name] = f"it is a {type(value).__name__}, expected a number"
-        elif not abs(value) <= MAX_METRIC_MAGNITUDE:
+        elif not abs(value) <= MAX_METRIC_MAGNITUDE:  # also refuses NaN
             invalid[name] = f"it is {printable(repr(value), 40)}, expected a number of at most {MAX_METRIC_MAGNITUDE:g}"
         else:
             valid[name] = float(value)
@@ -93,129 +97,151 @@ def validate_metrics(message: UpdateMessage) -> tuple[dict[str, float], dict[str
 
 
 class _StagingSink:
-    """The sink that hands the elements of a piece to a staged update, as they came."""
+    """Passes the elements of each piece to a staged update, in their form on the wire."""
 
     def __init__(self, staged: StagedUpdate | None) -> None:
         self._staged = staged
 
-    def write(self, piece: SegmentRange, body: memoryview) -> None:
+    def write(self, range_: SegmentRange, body: memoryview) -> None:
         if self._staged is not None:
-            self._staged.append(piece, body)
+            self._staged.append(range_, body)
 
 
 class PendingUpload:
-    """An answer that has been announced. It outlives the streams that carry it: a new one goes on where one broke off.
+    """An announced answer. It outlives the calls that carry it: a new call resumes where the last one broke off.
 
-    `key` tells it apart from other answers of its client. `staged` is None for an answer of metrics alone. `lock` is
-    held while a piece is put away, so that two streams of one answer never mix. Nothing in here refers back to what
-    holds it: a model's worth of pieces is freed at once, and not when the garbage collector finds it.
+    `lock` is held while a piece is stored, so that two calls of one answer never mix. A thread that holds it may take
+    the lock of `FederationState`, and never the other way round.
+
+    This object refers to no call and no attempt. A reference cycle would keep a whole update in memory until the
+    garbage collector runs.
+
+    Attributes:
+        key: Distinguishes the answers of a client: the digest of the content.
+        content: The announcement.
+        client: The name of the client.
+        staged: The staged update. None for an answer of metrics alone.
+        metrics: The valid metrics.
+        invalid_metrics: The reason of each metric that was dropped.
+        inbox: Checks pieces and passes them to `staged`.
+        call_token: Identifies the newest call. Older calls may not add pieces.
+        received_bytes: Bytes of the received pieces, headers included.
+        participation: The answer's entry in the history. None until it is committed.
     """
 
     def __init__(
-        self, key: str, message: UpdateMessage, wire_format: WireFormat, client: str, staged: StagedUpdate | None
+        self, key: str, content: AnswerContent, wire_format: WireFormat, client: str, staged: StagedUpdate | None
     ) -> None:
-        self.key, self.message, self.client, self.staged = key, message, client, staged
-        self.metrics, self.invalid_metrics = validate_metrics(message)
+        self.key, self.content, self.client, self.staged = key, content, client, staged
+        self.metrics, self.invalid_metrics = validate_metrics(content)
         self.lock = threading.Lock()
         self.inbox = Inbox(Layout() if staged is None else wire_format.layout, _StagingSink(staged))
-        self.call = object()
-        self.bytes = 0
+        self.call_token = object()
+        self.received_bytes = 0
         self.participation: Participation | None = None
         self._spec = wire_format.spec
 
     def accept(self, piece: bytes) -> None:
-        """Take the next piece, or raise an `UpdateError` that names the tensor."""
+        """Store the next piece, or raise an `UpdateError` that names the tensor."""
         try:
             self.inbox.accept(piece)
         except (PieceError, ProtocolMismatch) as error:
             expected = self.inbox.piece_ranges[min(self.inbox.received, len(self.inbox.piece_ranges) - 1)]
             tensor, _ = self._spec.segments[expected.segment].locate(expected.first)
             raise CorruptUpdate(str(error), client=self.client, tensor=tensor.name) from error
-        self.bytes += len(piece)
+        self.received_bytes += len(piece)
 
     def discard(self) -> None:
-        """Let its elements go."""
+        """Free the staged update."""
         if self.staged is not None:
             self.staged.discard()
 
 
 class UploadCall:
-    """One call that carries an answer: the transport's `IncomingUpload`. The newest stream of an answer owns it."""
+    """One call that carries an answer: the transport's `IncomingUpload`. The newest call of an upload owns it."""
 
-    def __init__(self, rounds: "RoundRegistry", open_round: OpenRound, upload: PendingUpload) -> None:
-        self._rounds, self._round, self._upload = rounds, open_round, upload
-        self._call = object()
+    def __init__(self, state: "FederationState", open_attempt: OpenAttempt, upload: PendingUpload) -> None:
+        self._state, self._open_attempt, self._upload = state, open_attempt, upload
+        self._token = object()
         with upload.lock:
-            upload.call = self._call
+            upload.call_token = self._token
 
     @property
     def received(self) -> int:
-        """How many pieces are in."""
+        """The number of pieces that were received, in all calls."""
         return self._upload.inbox.received
 
     @property
     def expected(self) -> int:
-        """How many pieces it has in all."""
+        """The number of all pieces of the upload."""
         return len(self._upload.inbox.piece_ranges)
 
     def begin(self) -> "Future[None]":
-        """The upload's turn has come; the future is done once there is memory for its pieces."""
-        aggregator, staged, first = self._round.aggregator, self._upload.staged, Future[None]()
+        """Request memory, as the call has a window now. The future is done once the first piece may come."""
+        aggregator, staged, granted = self._open_attempt.aggregator, self._upload.staged, Future[None]()
         if aggregator is None or staged is None:
-            first.set_result(None)
-            return first
-        self._rounds.memory_requested(self._round, self._upload)
+            granted.set_result(None)
+            return granted
+        self._state.memory_requested(self._open_attempt, self._upload)
 
         def on_granted(_: object) -> None:
-            self._rounds.memory_granted(self._round, self._upload)
-            first.set_result(None)
+            self._state.memory_granted(self._open_attempt, self._upload)
+            granted.set_result(None)
 
-        first.set_running_or_notify_cancel()  # a call that ends meanwhile takes nothing from the next one
+        # The transport may cancel the future of a call that ends. This one cannot be cancelled: `on_granted` sets it
+        # later, and the memory stays with the upload for the call that resumes it.
+        granted.set_running_or_notify_cancel()
         aggregator.allocate(staged).add_done_callback(lambda _: staged.acquire_next().add_done_callback(on_granted))
-        return first
+        return granted
 
     def accept(self, piece: bytes) -> "Future[None] | None":
-        """Take the next piece. What is wrong with it costs its client its place in the round, and nobody anything.
+        """Store the next piece. A bad piece fails its client in this attempt, and changes nothing else.
 
-        Returns a future that is done once there is memory for the next piece, or None if there is some already.
+        A future instead of a wait: no thread is blocked while one of many uploads waits for memory.
+
+        Returns:
+            None if the next piece may come at once, else a future that is done once there is memory for it.
+
+        Raises:
+            Refused: The answer is not wanted any more, a newer call carries it, or the piece is bad.
         """
         upload = self._upload
         with upload.lock:
-            if upload.call is not self._call:
-                raise Refused(Untimely.kind, f"client {upload.client!r}: a newer stream carries this update now")
-            verdict = self._rounds.verdict_for(self._round, upload)
+            if upload.call_token is not self._token:
+                raise Refused(Untimely.kind, f"client {upload.client!r}: a newer call carries this upload now")
+            verdict = self._state.verdict_for(self._open_attempt, upload)
             if verdict is not Verdict.ACCEPTED:
-                raise untimely_refusal(upload.client, verdict)
+                raise refused_untimely(upload.client, verdict)
             try:
                 upload.accept(piece)
-            except LOWER_LEVEL_ERRORS:  # a fault of the server's, not of the update
+            except LOWER_LEVEL_ERRORS:
                 raise
             except FlcoreError as error:
                 is_at_fault = not isinstance(error, StagingError)
-                self._rounds.fail(self._round, upload.client, str(error), upload=upload, is_at_fault=is_at_fault)
-                raise refusal_for(error) from error
-        self._rounds.piece_received(self._round, upload, len(piece))
+                self._state.fail(self._open_attempt, upload.client, str(error), upload=upload, is_at_fault=is_at_fault)
+                raise as_refused(error) from error
+        self._state.piece_received(self._open_attempt, upload, len(piece))
         ready = None if upload.staged is None or upload.inbox.is_complete else upload.staged.acquire_next()
         return None if ready is None or ready.done() else ready
 
     def commit(self) -> Receipt:
-        """Make the answer count."""
-        self._rounds.commit(self._round, self._upload)
-        return Receipt(self._round.state.number)
+        """Commit the answer, and return the receipt."""
+        self._state.commit(self._open_attempt, self._upload)
+        return Receipt(self._open_attempt.attempt.assignment_id)
 
     def end(self) -> None:
-        """The call has ended; from now on its client's silence counts."""
-        if self._upload.call is self._call:
-            self._rounds.upload_call_ended(self._round, self._upload)
+        """The call has ended. A call that a newer one has replaced changes nothing."""
+        if self._upload.call_token is self._token:
+            self._state.upload_call_ended(self._open_attempt, self._upload)
 
 
-def untimely_refusal(client: str, verdict: Verdict) -> Refused:
-    """Return the refusal of what cannot count any more."""
-    return refusal_for(Untimely(f"not taken: {verdict.value}", client=client))
+def refused_untimely(client: str, verdict: Verdict) -> Refused:
+    """Return the refusal of an answer that cannot count, or not any more."""
+    return as_refused(Untimely(f"not taken: {verdict.value}", client=client))
 
 
-def refusal_for(error: FlcoreError) -> Refused:
-    """Return an error as its client is told it."""
-    if isinstance(error, StagingError):  # it names files of the server's
+def as_refused(error: FlcoreError) -> Refused:
+    """Return an error as the refusal that its client receives."""
+    if isinstance(error, StagingError):  # its message has paths of the server
         return Refused(error.kind, f"client {error.client!r}: the server could not store its update")
     return Refused(getattr(error, "kind", "malformed"), str(error))

@@ -31,7 +31,7 @@ def compute_baselines(job: Job) -> Baselines | None:
     reference = job.contract.baselines
     if reference is None:
         return None
-    baselines = job.reference("baselines", reference)(job)
+    baselines = job.load_reference("baselines", reference)(job)
     if not isinstance(baselines, Baselines):
         raise JobError(f"baselines: {reference} returned {type(baselines).__name__}, expected flcore.Baselines")
     return baselines

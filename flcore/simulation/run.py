@@ -85,10 +85,10 @@ def run(
 
         def started(server: Server, federation: Federation) -> None:
             if isinstance(server, InProcessServer):
-                stack.enter_context(_client_threads(loaded, names, server, federation.rounds.give_up, notify))
+                stack.enter_context(_client_threads(loaded, names, server, federation.state.stop_waiting, notify))
             else:
                 stack.enter_context(
-                    WorkerProcesses(loaded, names, count, server.address, federation.rounds.give_up, notify)
+                    WorkerProcesses(loaded, names, count, server.address, federation.state.stop_waiting, notify)
                 )
 
         return serve(

@@ -1,1 +1,1 @@
-"""What a server does, round by round: one workflow in each file."""
+"""Workflows: the server's program, round by round. One workflow per file."""

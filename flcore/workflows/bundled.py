@@ -1,4 +1,4 @@
-"""The workflow that a job names: a bundled one, or a function of its own."""
+"""The workflow of a job: a bundled one, or a function in the job's code."""
 
 from collections.abc import Callable
 
@@ -10,19 +10,19 @@ from flcore.workflows.fed_avg import fed_avg
 Workflow = Callable[[Controller], None]
 
 WORKFLOWS: dict[str, Workflow] = {"fed_avg": fed_avg}
-"""Every bundled workflow, by the name that a job gives it."""
+"""The bundled workflows, by their name in `server.workflow`."""
 
 
 def load_workflow(job: Job) -> Workflow:
-    """Return the workflow that a job names, bundled or its own, or raise `JobError`."""
+    """Return the workflow that `server.workflow` names, or raise `JobError`."""
     name = job.contract.server.workflow
     if name in WORKFLOWS:
         return WORKFLOWS[name]
     if ":" not in name:
         raise JobError(
-            f"server.workflow: {name!r} is not bundled ({', '.join(WORKFLOWS)}); your own is 'file.py:function'"
+            f"server.workflow: expected a bundled workflow ({', '.join(WORKFLOWS)}) or 'file.py:function', got {name!r}"
         )
-    workflow = job.reference("server.workflow", name)
+    workflow = job.load_reference("server.workflow", name)
     if not callable(workflow):
-        raise JobError(f"server.workflow: {name} is not a function")
+        raise JobError(f"server.workflow: expected a function, {name} is a {type(workflow).__name__}")
     return workflow  # type: ignore[no-any-return]

@@ -15,4 +15,4 @@ def fed_avg(control: Controller) -> None:
         updates = control.train(model, clients)
         model = updates.aggregate()
         metrics = control.validate(model, clients)
-        control.keep(model, metrics)
+        control.publish(model, metrics)

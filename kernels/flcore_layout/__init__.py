@@ -1,6 +1,6 @@
-"""What all packages share: the root of the errors, the table of dtypes, and how a payload is laid out.
+"""The foundation of all packages: the root of all errors, the table of dtypes, and the layout of payloads.
 
-The lowest package: pure Python that imports nothing but the standard library.
+Pure Python that imports only the standard library.
 
     >>> from flcore_layout import DTYPES
     >>> DTYPES["bfloat16"].itemsize, DTYPES["bfloat16"].safetensors

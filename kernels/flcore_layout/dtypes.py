@@ -1,8 +1,8 @@
-"""The one table of dtypes: how each is laid out on the wire, in memory and in files. A new dtype is one row here.
+"""The table of dtypes: the representation of each on the wire, in memory and in files. A new dtype is a new row.
 
 Other packages derive their tables from it: `flcore_kernels.STORAGE` (how kernels see the bits),
-`flcore.model.dtypes.DTYPES` (NumPy's dtypes) and the names in safetensors headers. A row needs code of its own in one
-place only: how a kernel reads and writes an element.
+`flcore.model.dtypes.DTYPES` (NumPy's dtypes) and the names in safetensors headers. Only the kernels' functions that
+read and write an element are written for each dtype.
 """
 
 from collections.abc import Iterable
@@ -19,7 +19,7 @@ class UnknownDtypeName(FlcoreError):
 class Dtype:
     """One dtype.
 
-    A body on the wire has the scales, if there are any, zeros up to a multiple of 8 bytes, and the elements.
+    The body of a piece contains the scales, if any, then zeros up to a multiple of 8 bytes, then the elements.
 
     Attributes:
         name: The dtype's name in specs, jobs, pieces and kernel calls.
@@ -30,7 +30,7 @@ class Dtype:
         exponent_bits: Bits of a float's exponent; 0 for other dtypes.
         mantissa_bits: Bits of a float's mantissa, without the implicit one; 0 for other dtypes.
         block: Elements that share one float32 scale; 0 where there are no scales.
-        aliases: Other names that people may write.
+        aliases: Short names that users may write, such as "bf16".
     """
 
     name: str
@@ -112,10 +112,10 @@ _ROWS: Iterable[Dtype] = (
 )
 
 DTYPES: dict[str, Dtype] = {row.name: row for row in _ROWS}
-"""Every dtype by its name. `int8[64]`: int8 codes, one float32 scale for each 64 of them."""
+"""All dtypes by name. `int8[64]` are int8 codes with one float32 scale for each block of 64."""
 
 ALIASES = {alias: row.name for row in DTYPES.values() for alias in row.aliases}
-"""The names of dtypes by what people may write instead, such as "bf16"."""
+"""The names of dtypes by their aliases: "bf16" is "bfloat16"."""
 
 
 def canonical_name(name: str) -> str:

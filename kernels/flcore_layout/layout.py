@@ -1,4 +1,4 @@
-"""How a payload's elements are laid out: flat segments of one dtype each, cut at multiples of `ALIGNMENT` elements."""
+"""The layout of a payload: flat segments, each of one dtype, with tensors and pieces at multiples of `ALIGNMENT`."""
 
 from dataclasses import dataclass
 
@@ -20,7 +20,7 @@ def aligned(elements: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A flat run of `elements` elements of one dtype; `elements` is a multiple of `ALIGNMENT`."""
+    """A flat array of `elements` elements of one dtype. `elements` is a multiple of `ALIGNMENT`."""
 
     dtype: str
     elements: int
@@ -28,7 +28,7 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class PayloadPart:
-    """A named part of a payload, segment after segment."""
+    """A named part of a payload, such as the model: a list of segments."""
 
     name: str
     segments: tuple[Segment, ...]
@@ -36,7 +36,7 @@ class PayloadPart:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What a payload consists of, part after part; an empty one has no pieces."""
+    """The parts of a payload. A payload without parts has no pieces, as an answer of metrics alone."""
 
     parts: tuple[PayloadPart, ...] = ()
 

@@ -33,7 +33,7 @@ def test_flat_and_many_have_the_size_that_is_asked_for() -> None:
 def test_a_job_makes_each_shape_in_place(shape: str) -> None:
     run = FederationSpec(shape, SMALL[shape])
     job = flcore.Job.load(SYNTHETIC_JOB, **run.overrides)
-    arrays = job.reference("server.model", job.contract.server.model)(job.contract.seed)
+    arrays = job.load_reference("server.model", job.contract.server.model)(job.contract.seed)
     assert all(array.base is not None and not any(array.strides) for array in arrays.values())
     model = job.initial_model()
     assert model.spec == run.spec

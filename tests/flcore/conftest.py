@@ -19,7 +19,7 @@ from flcore.aggregation.budget import DEFAULT_BUDGET, Budget
 from flcore.client.client import Client
 from flcore.client.executor import Executor
 from flcore.client.notices import NoticeLogger
-from flcore.job.messages import JoinMessage
+from flcore.job.messages import JoinContent
 from flcore.job.parsing import parse_contract
 from flcore.server.events import Event
 from flcore.server.federation import Federation
@@ -148,7 +148,7 @@ class Stage:
 
     def join(self, name: str) -> tuple[str, Iterator[Any]]:
         """Join by hand, for a client that does not keep to the rules; return its session's secret and its stream."""
-        held = JoinMessage(contract=self.job.contract.to_json(), code_digest="", version="")
+        held = JoinContent(contract=self.job.contract.to_json(), code_digest="", version="")
         stream = self.connect().session(Join(name, "1", held.to_bytes()))
         welcome = next(stream)
         assert isinstance(welcome, Welcome)
@@ -161,7 +161,7 @@ class Stage:
         for client in getattr(self, "_clients", []):
             client.stop()
         if hasattr(self, "server"):
-            self.federation.rounds.give_up("the test is over")
+            self.federation.state.stop_waiting("the test is over")
             self.server.close("the test is over")
             for connection in self._connections:
                 connection.close()

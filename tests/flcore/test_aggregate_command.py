@@ -138,9 +138,9 @@ def test_a_name_without_the_suffix_of_a_file_means_a_directory(folder: Path, out
         ("", "expected NAME.safetensors or a directory to write a model to, got ''"),
         (".safetensors", "expected NAME.safetensors or a directory to write a model to, got '.safetensors'"),
         ("model.safetensors.index.json", "expected NAME.safetensors or a directory to write a model to"),
-        ("notes.txt", "cannot make the directory notes.txt: it, or one above it, is a file"),
-        ("notes.txt/v1", "cannot make the directory notes.txt/v1: it, or one above it, is a file"),
-        ("notes.txt/x.safetensors", "cannot make the directory notes.txt: it, or one above it, is a file"),
+        ("notes.txt", "cannot create the directory notes.txt: it, or a directory above it, is a file"),
+        ("notes.txt/v1", "cannot create the directory notes.txt/v1: it, or a directory above it, is a file"),
+        ("notes.txt/x.safetensors", "cannot create the directory notes.txt: it, or a directory above it, is a file"),
     ],
 )
 def test_a_place_where_nothing_can_be_is_refused(folder: Path, out: str, words: str) -> None:

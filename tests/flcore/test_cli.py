@@ -57,6 +57,8 @@ def test_the_rules_are_listed_and_explained(tmp_path: Path) -> None:
         (["server", "digits", "--insecure", "--budget", ""], 1, "a number and a unit, such as 512MiB"),
         (["server", "digits", "--insecure", "--budget", "lots"], 1, "a number and a unit, such as 512MiB"),
         (["server", "digits", "--insecure", "--budget", "999TiB"], 1, "of memory, and there are"),
+        (["server", "digits", "--plan", "at-close"], 2, "got 'at-close'; it is called batch now"),
+        (["server", "digits", "--plan", "later"], 2, "expected batch or streaming, got 'later'"),
         (["server", "digits", "--insecure", "--host", "0.0.0.0"], 1, "0.0.0.0 is not this machine"),
         (
             ["client", "digits", "--insecure", "--server", "10.0.0.1:80", "--name", "hospital-a"],
@@ -70,9 +72,9 @@ def test_the_rules_are_listed_and_explained(tmp_path: Path) -> None:
         (
             ["run", "digits", "--out", "x.safetensors"],
             1,
-            "expected a directory, for several files, got 'x.safetensors'",
+            "expected a directory for several files, got 'x.safetensors'",
         ),
-        (["server", "digits", "--insecure", "--out", "x.safetensors"], 1, "expected a directory, for several files"),
+        (["server", "digits", "--insecure", "--out", "x.safetensors"], 1, "expected a directory for several files"),
         (["run", "digits", "--clients", "400", "--workers", "0"], 1, "too few for 400 clients"),
     ],
 )
@@ -110,7 +112,7 @@ def test_a_job_as_windows_editors_save_it(tmp_path: Path) -> None:
     assert said("job", "check", ".", cwd=tmp_path) == plain
     assert "runs/t/model.safetensors" in said("run", ".", "--workers", "0", cwd=tmp_path)
     (tmp_path / "job.toml").write_text(toml, encoding="utf-16")
-    assert "job.toml: no TOML: expected UTF-8, got UTF-16" in said("run", ".", cwd=tmp_path, code=1)
+    assert "job.toml: expected TOML: expected UTF-8, got UTF-16" in said("run", ".", cwd=tmp_path, code=1)
 
 
 JOB = (

@@ -23,11 +23,11 @@ import sys, threading
 import numpy as np
 from flcore_transport import GrpcConnection, Join, UploadRequest, TaskAssignment, Outbox
 from flcore import Model
-from flcore.job.messages import JoinMessage, UpdateMessage
+from flcore.job.messages import JoinContent, AnswerContent
 
 address, contract = sys.argv[1], sys.argv[2]
 connection = GrpcConnection(address)
-stream = connection.session(Join("victim", "1", JoinMessage(contract=contract, code_digest="", version="").to_bytes()))
+stream = connection.session(Join("victim", "1", JoinContent(contract=contract, code_digest="", version="").to_bytes()))
 welcome = next(stream)
 assignment = next(stream)
 model = Model.of({"w": np.full((2, 3), 99, np.float32), "b": np.full(1_500_000, 99, np.float32)})
@@ -39,7 +39,7 @@ class Stalling(Outbox):
             threading.Event().wait()
         return super().piece(index)
 
-message = UpdateMessage(returns="weights", weight=500.0, fingerprint=model.spec.fingerprint)
+message = AnswerContent(returns="weights", weight=500.0, spec_fingerprint=model.spec.fingerprint)
 request = UploadRequest(welcome.session_secret, assignment.assignment_id, message.to_bytes(), model.layout)
 connection.upload(request, Stalling(model))
 """

@@ -1,8 +1,8 @@
-"""flcore inside Flower: strategies whose means flcore computes, and a grid that yields replies as they arrive.
+"""flcore inside Flower: strategies with flcore's mean, and a grid that yields replies as they arrive.
 
-For the Message API (`flwr.serverapp`). `FedAvg` replaces Flower's own; `FlcoreMean` is a mixin for others that
-build on FedAvg (`class FedAdam(flwr.serverapp.strategy.FedAdam, FlcoreMean)`); with `StreamingGrid`, a
-ServerApp's memory does not grow with its clients.
+For Flower's Message API (`flwr.serverapp`). `FedAvg` replaces Flower's. `FlcoreMean` is a mixin for other strategies
+that build on FedAvg (`class FedAdam(flwr.serverapp.strategy.FedAdam, FlcoreMean)`). With `StreamingGrid`, the memory of
+a ServerApp does not grow with the number of clients.
 """
 
 from flcore.adapters.flower.grid import StreamingGrid

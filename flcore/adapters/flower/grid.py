@@ -8,10 +8,10 @@ from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
 MIN_POLL_S, MAX_POLL_S = 0.01, 0.25
-"""The interval between polls: Flower's grids can only be polled."""
+"""The shortest and the longest interval between polls. Flower's grids have no notification of replies."""
 
 
-class StreamingGrid(Grid):  # type: ignore[misc]  # it has a type only where Flower is installed
+class StreamingGrid(Grid):  # type: ignore[misc]  # mypy runs without Flower
     """A wrapper of Flower's grid, for strategies that fold replies as they arrive (`FlcoreMean`).
 
     For training, `send_and_receive` returns an iterator. It pulls `at_once` replies at a time, so only these are in
@@ -35,35 +35,35 @@ class StreamingGrid(Grid):  # type: ignore[misc]  # it has a type only where Flo
         self._grid, self._at_once = grid, at_once
 
     def set_run(self, run: Any) -> None:
-        """Set the run (see `Grid.set_run`)."""
+        """Set the run (`Grid.set_run`)."""
         self._grid.set_run(run)
 
     @property
     def run(self) -> Any:
-        """The run (see `Grid.run`)."""
+        """The run (`Grid.run`)."""
         return self._grid.run
 
     def create_message(self, *arguments: Any, **keywords: Any) -> Message:
-        """Return a message (see `Grid.create_message`)."""
+        """Create a message (`Grid.create_message`)."""
         return self._grid.create_message(*arguments, **keywords)
 
     def get_node_ids(self) -> Iterable[int]:
-        """Return the nodes that there are (see `Grid.get_node_ids`)."""
+        """Return the identifiers of the nodes (`Grid.get_node_ids`)."""
         nodes: Iterable[int] = self._grid.get_node_ids()
         return nodes
 
     def get_nodes(self) -> Iterable[Any]:
-        """Return what is known of the nodes (see `Grid.get_nodes`, in releases that have it)."""
+        """Return the nodes' descriptions (`Grid.get_nodes`, in releases of Flower that have it)."""
         nodes: Iterable[Any] = self._grid.get_nodes()
         return nodes
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Send messages (see `Grid.push_messages`)."""
+        """Send messages (`Grid.push_messages`)."""
         identifiers: Iterable[str] = self._grid.push_messages(messages)
         return identifiers
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Return the replies that are there (see `Grid.pull_messages`)."""
+        """Return the replies that have arrived (`Grid.pull_messages`)."""
         messages: Iterable[Message] = self._grid.pull_messages(message_ids)
         return messages
 
@@ -79,23 +79,25 @@ class StreamingGrid(Grid):  # type: ignore[misc]  # it has a type only where Flo
         """
         outgoing = list(messages)
         trains = any(message.metadata.message_type.startswith(MessageType.TRAIN) for message in outgoing)
-        pending = [each for each in self._grid.push_messages(outgoing) if each] if outgoing else []
-        del outgoing
+        # Flower returns None, or an empty identifier, for a message that it could not push.
+        pending = [identifier for identifier in self._grid.push_messages(outgoing) if identifier] if outgoing else []
+        del outgoing  # the messages hold the model
         replies = self._replies(pending, None if timeout is None else time.monotonic() + timeout)
         return replies if trains else list(replies)
 
-    def _replies(self, pending: list[str], until: float | None) -> Iterator[Message]:
+    def _replies(self, pending: list[str], deadline: float | None) -> Iterator[Message]:
+        """Yield replies until none is pending or the deadline has passed; each message is asked for at least once."""
         pause, is_first = MIN_POLL_S, True
         while pending:
             began, answered = time.monotonic(), set[str]()
             for start in range(0, len(pending), self._at_once):
-                if until is not None and time.monotonic() >= until and not is_first:
+                if deadline is not None and time.monotonic() >= deadline and not is_first:
                     return
                 for reply in self._grid.pull_messages(pending[start : start + self._at_once]):
                     answered.add(reply.metadata.reply_to_message_id)
                     yield reply
-                    del reply
-            pending, is_first = [each for each in pending if each not in answered], False
+                    del reply  # the loop variable would keep it alive while the next one is pulled
+            pending, is_first = [identifier for identifier in pending if identifier not in answered], False
             pause = MIN_POLL_S if answered else min(2 * pause, MAX_POLL_S)
             if pending and not answered:
                 time.sleep(max(pause, time.monotonic() - began))  # wait at least as long as the poll took

@@ -1,4 +1,4 @@
-"""Flower's strategies with flcore's mean: exact, folded reply by reply, without invalid replies."""
+"""Flower's strategies with flcore's mean: exact, folded as replies arrive, invalid replies refused."""
 
 import math
 from collections import Counter
@@ -16,7 +16,7 @@ from flcore.errors import QuorumError, UpdateError, WeightError
 from flcore.model.spec import ModelSpec
 
 
-class FlcoreMean(strategy.FedAvg):  # type: ignore[misc]  # it has a type only where Flower is installed
+class FlcoreMean(strategy.FedAvg):  # type: ignore[misc]  # mypy runs without Flower
     """The mean of FedAvg, computed by flcore: a mixin, listed after a strategy that builds on FedAvg.
 
     A valid reply has the tensors of the global model (the same names, shapes and dtypes), finite values, and a weight
@@ -44,14 +44,14 @@ class FlcoreMean(strategy.FedAvg):  # type: ignore[misc]  # it has a type only w
     _aggregator: IncrementalAggregator | None = None
 
     def __init_subclass__(cls, **keywords: Any) -> None:
-        """Raise for settings that are invalid for every round, and for bases that would override this mean."""
+        """Raise `JobError` for invalid settings, and `TypeError` for a base that would override this mean."""
         super().__init_subclass__(**keywords)
         require_settings("mean", cls.accumulate, cls.group, cls.max_abs)
-        behind = cls.__mro__[cls.__mro__.index(FlcoreMean) + 1 :]
-        rest = [each for each in behind if issubclass(each, strategy.FedAvg) and each is not strategy.FedAvg]
-        if rest:
-            order = f"class {cls.__name__}({rest[0].__name__}, FlcoreMean)"
-            raise TypeError(f"FlcoreMean comes last, as it stands in for FedAvg's mean: {order}")
+        later = cls.__mro__[cls.__mro__.index(FlcoreMean) + 1 :]
+        hidden = [base for base in later if issubclass(base, strategy.FedAvg) and base is not strategy.FedAvg]
+        if hidden:
+            order = f"class {cls.__name__}({hidden[0].__name__}, FlcoreMean)"
+            raise TypeError(f"FlcoreMean must be the last base, because it replaces FedAvg's mean: {order}")
 
     def summary(self) -> None:
         """Log the settings of the mean, and Flower's summary."""
@@ -61,7 +61,11 @@ class FlcoreMean(strategy.FedAvg):  # type: ignore[misc]  # it has a type only w
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Begin a round (see Flower's `FedAvg`), and take the model's tensors from the global model."""
+        """Begin a round (see Flower's `FedAvg`), with the tensors of the global model as those of all replies.
+
+        A strategy may change dtypes between rounds; the model is sent in those of the first round. Another run, or a
+        model of other shapes, starts anew.
+        """
         sent = ModelSpec.of(array_views(arrays, "the global model"))
         known_spec = None if self._aggregator is None else self._aggregator.spec
         if self._aggregator is None or server_round == 1 or known_spec is None or _shapes(known_spec) != _shapes(sent):
@@ -97,11 +101,11 @@ class FlcoreMean(strategy.FedAvg):  # type: ignore[misc]  # it has a type only w
         aggregator.clear()
         aggregator.group = None if isinstance(replies, list) else self.group  # a list is in memory already
         mean = _RoundMean(aggregator, self.weighted_by_key)
-        arrays = mean.of(replies)
+        arrays = mean.combine(replies)
         log(INFO, "aggregate_train: Received %s results and %s failures", len(mean.answers), mean.failures)
         if arrays is None:
             if mean.refusals:
-                raise QuorumError(f"no reply of round {server_round} could be counted; the first: {mean.refusals[0]}")
+                raise QuorumError(f"no reply of round {server_round} counts; the first refusal: {mean.refusals[0]}")
             return None, None
         return arrays, self.train_metrics_aggr_fn(
             _with_common_metrics(list(mean.answers.values())), self.weighted_by_key
@@ -142,7 +146,13 @@ class FedAvg(FlcoreMean):
 
 
 class _RoundMean:
-    """The mean of one round. `answers` holds the valid replies without their arrays, by node."""
+    """The mean of one round.
+
+    Attributes:
+        answers: The contents of the replies that count, by node, without their arrays.
+        failures: The number of errors and refused replies.
+        refusals: The errors of refused replies, in order.
+    """
 
     def __init__(self, aggregator: IncrementalAggregator, weighted_by: str) -> None:
         self._aggregator, self._weighted_by = aggregator, weighted_by
@@ -150,8 +160,8 @@ class _RoundMean:
         self.failures = 0
         self.refusals: list[str] = []
 
-    def of(self, replies: Iterable[Message]) -> ArrayRecord | None:
-        """Return the mean of the replies' arrays, or None where none counts."""
+    def combine(self, replies: Iterable[Message]) -> ArrayRecord | None:
+        """Return the mean of the replies' arrays; None if no reply counts."""
         for reply in self._with_content(replies):
             node = _node_name(reply)
             client = f"{node}, reply {len(self.answers)}" if node in self.answers else node
@@ -169,8 +179,8 @@ class _RoundMean:
         except QuorumError:  # the remaining replies were found invalid
             return None
         finally:
-            for late in self._aggregator.pop_rejected():
-                self._refuse(late)
+            for rejected in self._aggregator.pop_rejected():  # found invalid when their group was folded
+                self._refuse(rejected)
         return builder.build()
 
     def _with_content(self, replies: Iterable[Message]) -> Iterator[Message]:
@@ -180,10 +190,10 @@ class _RoundMean:
                 log(INFO, "\t> Received error in reply from %s: %s", _node_name(reply), reply.error.reason)
             else:
                 yield reply
-            del reply
+            del reply  # the loop variable would keep its arrays alive while the next reply is awaited
 
     def _contribution(self, reply: Message, client: str) -> tuple[dict[str, Any], Any, str]:
-        """Return a reply's arrays, its weight and its client, or raise `UpdateError`."""
+        """Return the arrays, the weight and the client of a reply. Raises `UpdateError`."""
         records, metrics = _records(reply.content, ArrayRecord), _records(reply.content, MetricRecord)
         if len(records) != 1 or len(metrics) != 1:
             raise UpdateError(
@@ -214,7 +224,10 @@ def _without_arrays(reply: Message) -> RecordDict:
 
 
 def _records(content: RecordDict, kind: Any) -> dict[str, Any]:
-    """Return the records of a kind. Flower's `array_records` is part of a cycle, which would keep the arrays alive."""
+    """Return the records of a kind, by name.
+
+    Flower's `array_records` makes a reference cycle, which keeps the arrays alive until a garbage collection.
+    """
     return {name: record for name, record in content.items() if isinstance(record, kind)}
 
 
@@ -228,14 +241,14 @@ def _metric_lengths(metrics: MetricRecord) -> frozenset[tuple[str, int]]:
 
 
 def _with_common_metrics(answers: list[RecordDict]) -> list[RecordDict]:
-    """Return the answers that have the most common metrics, by name and length; only these can be averaged."""
-    names = [_metric_lengths(*_records(answer, MetricRecord).values()) for answer in answers]
-    (most, _), *rest = Counter(names).most_common()
-    if rest:
+    """Return the answers with the most common set of metrics, by name and length. Flower can average only these."""
+    metrics = [_metric_lengths(*_records(answer, MetricRecord).values()) for answer in answers]
+    (common, _), *others = Counter(metrics).most_common()
+    if others:
         log(
             WARNING,
             "\t> %s replies have other metrics than %s; theirs are left out",
-            sum(n for _, n in rest),
-            sorted(name for name, _ in most),
+            sum(count for _, count in others),
+            sorted(name for name, _ in common),
         )
-    return [answer for answer, has in zip(answers, names, strict=True) if has == most]
+    return [answer for answer, own in zip(answers, metrics, strict=True) if own == common]

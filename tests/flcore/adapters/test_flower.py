@@ -147,17 +147,29 @@ def npy(header: str) -> Any:
     ("array", "words"),
     [
         (Array("float32", (2,), "safetensors", b"1234"), "it is serialized as 'safetensors'"),
-        (Array("float32", (2,), "numpy.ndarray", b""), "it is no array"),
+        (Array("float32", (2,), "numpy.ndarray", b""), "expected an array"),
         (Array("float32", (2,), "numpy.ndarray", b"\x93NUMPY\x03\x00aaaa"), "version"),
-        (npy("{'descr': '<f4', 'fortran_order': False, 'shape': " + "-" * 3000 + "2}"), "its header is not as NumPy"),
-        (npy("{'descr': '|O', 'fortran_order': False, 'shape': (2,), }"), "its header is not as NumPy"),
+        (
+            npy("{'descr': '<f4', 'fortran_order': False, 'shape': " + "-" * 3000 + "2}"),
+            "its header is not one that NumPy writes",
+        ),
+        (npy("{'descr': '|O', 'fortran_order': False, 'shape': (2,), }"), "its header is not one that NumPy writes"),
         (npy("{'descr': '<f4', 'fortran_order': False, 'shape': (2, 999999999999), }"), "announced as"),
-        (npy("{'descr': '<q7', 'fortran_order': False, 'shape': (2,), }"), "it is no array"),
-        (Array("float32", (2,), "numpy.ndarray", b"\x93NUMPY\x02\x00\xff\xff\xff\x7f{}"), "its header is not as NumPy"),
-        (Array("float32", (2,), "numpy.ndarray", Array(np.ones(2)).data), r"announced as float32 .* it is float64"),
-        (Array("float64", (1,), "numpy.ndarray", Array(np.ones(2)).data), r"announced as .* \(1,\), it is .* \(2,\)"),
-        (Array("float64", (2,), "numpy.ndarray", Array(np.ones(2)).data[:-1]), "it is no array"),
-        (Array("float64", (2,), "numpy.ndarray", Array(np.ones(2)).data + b"12345678"), "it is no array"),
+        (npy("{'descr': '<q7', 'fortran_order': False, 'shape': (2,), }"), "expected an array"),
+        (
+            Array("float32", (2,), "numpy.ndarray", b"\x93NUMPY\x02\x00\xff\xff\xff\x7f{}"),
+            "its header is not one that NumPy writes",
+        ),
+        (
+            Array("float32", (2,), "numpy.ndarray", Array(np.ones(2)).data),
+            r"announced as float32 .* its bytes are float64",
+        ),
+        (
+            Array("float64", (1,), "numpy.ndarray", Array(np.ones(2)).data),
+            r"announced as .* \(1,\), but its bytes are .* \(2,\)",
+        ),
+        (Array("float64", (2,), "numpy.ndarray", Array(np.ones(2)).data[:-1]), "expected an array"),
+        (Array("float64", (2,), "numpy.ndarray", Array(np.ones(2)).data + b"12345678"), "expected an array"),
     ],
 )
 def test_what_is_no_array_is_refused_by_name(array: Any, words: str) -> None:
@@ -240,7 +252,7 @@ def test_a_round_in_which_nothing_counts_is_none(form: Any) -> None:
     chosen = begun(FedAvg(), models(1)[0])
     assert chosen.aggregate_train(1, form([])) == (None, None)
     assert chosen.aggregate_train(1, form([failed(1), failed(2)])) == (None, None)
-    with pytest.raises(flcore.QuorumError, match="no reply of round 5 could be counted; the first: client 'node 2'"):
+    with pytest.raises(flcore.QuorumError, match="no reply of round 5 counts; the first refusal: client 'node 2'"):
         chosen.aggregate_train(5, form([reply({"w": np.ones(2)}, node=2), failed(1)]))
     with pytest.raises(flcore.WeightError, match="the weights of all 2 updates are zero"):
         chosen.aggregate_train(1, form([reply(models(1)[0], 0), reply(models(1)[0], 0, node=2)]))
@@ -283,7 +295,7 @@ def test_arrays_are_freed_once_they_are_folded() -> None:
 
 
 def test_bases_that_would_override_our_mean_are_refused() -> None:
-    with pytest.raises(TypeError, match=r"FlcoreMean comes last, .*: class Wrong\(FedAdam, FlcoreMean\)"):
+    with pytest.raises(TypeError, match=r"FlcoreMean must be the last base, .*: class Wrong\(FedAdam, FlcoreMean\)"):
         type("Wrong", (FlcoreMean, strategy.FedAdam), {})
     with pytest.raises(flcore.JobError, match="accumulate 'fp32' does not exist"):
         type("Wrong", (strategy.FedAdam, FlcoreMean), {"accumulate": "fp32"})

@@ -274,9 +274,7 @@ def test_a_round_of_nobody_says_why() -> None:
     for client in ("site-1", "site-2"):
         with pytest.raises(flcore.NonFinite):
             aggregator.accept_model(result({"w": np.array([np.nan])}, 1, client))
-    with pytest.raises(
-        flcore.QuorumError, match="; the first that was refused: client 'site-1', tensor 'w': element 0"
-    ):
+    with pytest.raises(flcore.QuorumError, match="; the first refusal: client 'site-1', tensor 'w': element 0"):
         aggregator.aggregate_model()
 
 

@@ -64,7 +64,7 @@ def same(found: Arrays, expected: Arrays) -> None:
 def test_files_give_what_their_arrays_give(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accumulate: str, elements: int
 ) -> None:
-    monkeypatch.setattr(checkpoint_aggregation, "MAX_RANGE_ELEMENTS", elements)
+    monkeypatch.setattr(checkpoint_aggregation, "RANGE_ELEMENTS", elements)
     paths, models = saved(tmp_path, 3)
     weights = [1.0, 2.5, 0.25]
     done: list[tuple[int, int]] = []
@@ -116,7 +116,7 @@ def test_tensors_may_come_in_any_order(tmp_path: Path) -> None:
 def test_floats_become_another_dtype_and_are_rounded_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
 ) -> None:
-    monkeypatch.setattr(checkpoint_aggregation, "MAX_RANGE_ELEMENTS", 4096)
+    monkeypatch.setattr(checkpoint_aggregation, "RANGE_ELEMENTS", 4096)
     paths, models = saved(tmp_path, 2)
     found = aggregate_checkpoints(paths, tmp_path / "out.safetensors", dtype=dtype).arrays()
     for name, values in found.items():
@@ -131,7 +131,7 @@ def test_floats_become_another_dtype_and_are_rounded_once(
 def test_task_arithmetic_adds_differences_of_any_sign_and_divides_by_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoint_aggregation, "MAX_RANGE_ELEMENTS", 4096)
+    monkeypatch.setattr(checkpoint_aggregation, "RANGE_ELEMENTS", 4096)
     (*paths, base), (*models, origin) = saved(tmp_path, 3)
     weights, scale = [1.0, -2.0], 0.3
     found = aggregate_checkpoints(paths, tmp_path / "out.safetensors", weights=weights, base=base, scale=scale).arrays()
@@ -209,7 +209,9 @@ def test_what_is_asked_for_must_make_sense(tmp_path: Path) -> None:
         aggregate_checkpoints(paths, out, weights=[1.0, -1.0])
     with pytest.raises(WeightError, match="expected a finite scale, got inf"):
         aggregate_checkpoints(paths, out, base=paths[0], scale=np.inf)
-    with pytest.raises(SpecError, match="floats become one of float64, float32, float16, bfloat16, not 'int8'"):
+    with pytest.raises(
+        SpecError, match=r"expected a dtype of floats \(float64, float32, float16, bfloat16\), got 'int8'"
+    ):
         aggregate_checkpoints(paths, out, dtype="int8")
     with pytest.raises(SpecError, match=r"NAME\.safetensors"):
         aggregate_checkpoints(paths, tmp_path / "model.safetensors.index.json")

@@ -45,12 +45,12 @@ def models(count: int = 11) -> list[tuple[Arrays, float, str]]:
     ]
 
 
-@pytest.mark.parametrize("may_double", [False, True])
+@pytest.mark.parametrize("double_buffer", [False, True])
 @pytest.mark.parametrize("group", [1, 3, 4, 11, 12])
-def test_exact_results_are_those_of_aggregate_to_the_bit(group: int, may_double: bool) -> None:
+def test_exact_results_are_those_of_aggregate_to_the_bit(group: int, double_buffer: bool) -> None:
     given = models()
     expected = aggregate([(arrays, weight) for arrays, weight, _ in given])
-    running = IncrementalAggregator(group=group, may_double=may_double)
+    running = IncrementalAggregator(group=group, double_buffer=double_buffer)
     for order in (given, given[::-1]):
         for update in order:
             running.add(*update)
@@ -60,12 +60,12 @@ def test_exact_results_are_those_of_aggregate_to_the_bit(group: int, may_double:
         }
 
 
-@pytest.mark.parametrize("may_double", [False, True])
+@pytest.mark.parametrize("double_buffer", [False, True])
 @pytest.mark.parametrize("group", [1, 4, 12])
-def test_float32_results_are_right_to_rounding_and_go_where_they_are_wanted(group: int, may_double: bool) -> None:
+def test_float32_results_are_right_to_rounding_and_go_where_they_are_wanted(group: int, double_buffer: bool) -> None:
     given = models()
     expected = aggregate([(arrays, weight) for arrays, weight, _ in given])
-    running = IncrementalAggregator(accumulate="float32", group=group, may_double=may_double)
+    running = IncrementalAggregator(accumulate="float32", group=group, double_buffer=double_buffer)
     for _ in range(2):
         for update in given:
             running.add(*update)
@@ -79,8 +79,8 @@ def test_float32_results_are_right_to_rounding_and_go_where_they_are_wanted(grou
 
 
 def test_weights_of_zero_count_for_nothing() -> None:
-    for may_double in (False, True):
-        running = IncrementalAggregator(accumulate="float32", may_double=may_double)
+    for double_buffer in (False, True):
+        running = IncrementalAggregator(accumulate="float32", double_buffer=double_buffer)
         running.add({"w": np.ones(3, np.float32)}, 0, "a")
         with pytest.raises(NonFinite, match="client 'b'"):
             running.add({"w": np.full(3, np.nan, np.float32)}, 0, "b")
@@ -92,18 +92,18 @@ def test_weights_of_zero_count_for_nothing() -> None:
         assert running.finish()["w"].tolist() == [5.0] * 3
 
 
-@pytest.mark.parametrize("may_double", [False, True])
+@pytest.mark.parametrize("double_buffer", [False, True])
 @pytest.mark.parametrize("accumulate", ["exact", "float64", "float32"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_a_refused_update_leaves_no_trace(bad: float, accumulate: str, may_double: bool) -> None:
+def test_a_refused_update_leaves_no_trace(bad: float, accumulate: str, double_buffer: bool) -> None:
     given = models()
     for name in ("w", "h", "v"):
         unsound = {key: values.copy() for key, values in given[0][0].items()}
         unsound[name].reshape(-1)[2] = bad
         for group in (1, 2, 12):
             told: list[UpdateError] = []
-            clean = IncrementalAggregator(accumulate=accumulate, group=group, may_double=may_double)
-            running = IncrementalAggregator(accumulate=accumulate, group=group, may_double=may_double)
+            clean = IncrementalAggregator(accumulate=accumulate, group=group, double_buffer=double_buffer)
+            running = IncrementalAggregator(accumulate=accumulate, group=group, double_buffer=double_buffer)
             for index, update in enumerate(given):
                 clean.add(*update)
                 if index == 5:
@@ -133,9 +133,9 @@ def test_one_of_two_who_are_refused_at_once_is_told_by_add() -> None:
 
 def test_bounds_are_kept_in_any_group() -> None:
     for group in (1, 2, 9):
-        for may_double in (False, True):
+        for double_buffer in (False, True):
             told: list[UpdateError] = []
-            running = IncrementalAggregator(accumulate="float32", group=group, max_abs=5, may_double=may_double)
+            running = IncrementalAggregator(accumulate="float32", group=group, max_abs=5, double_buffer=double_buffer)
             for client, value in (("a", 1.0), ("bad", 6.0), ("c", 3.0)):
                 try:
                     running.add({"w": np.full(3, value, np.float32)}, 1, client)
@@ -206,7 +206,7 @@ def test_a_round_of_nobody_who_can_be_counted_has_no_result() -> None:
 @pytest.mark.parametrize("group", [1, 3])
 def test_no_more_than_a_group_is_alive(group: int) -> None:
     alive: list[weakref.ref[Any]] = []
-    running = IncrementalAggregator(group=group, may_double=True, accumulate="float32")
+    running = IncrementalAggregator(group=group, double_buffer=True, accumulate="float32")
     gc.disable()
     try:
         for index in range(10):
@@ -224,15 +224,15 @@ def one(value: float, dtype: Any = np.float32) -> Arrays:
     return {"w": np.full(2, value, dtype)}
 
 
-@pytest.mark.parametrize("may_double", [False, True])
+@pytest.mark.parametrize("double_buffer", [False, True])
 @pytest.mark.parametrize("group", [1, 2, 3, 9])
 @pytest.mark.parametrize(
     ("accumulate", "dtype", "huge"), [("float32", np.float32, 3.4e38), ("float64", np.float64, 1.7e308)]
 )
 def test_a_sum_that_overflows_costs_its_sender_its_place(
-    accumulate: str, dtype: Any, huge: float, group: int, may_double: bool
+    accumulate: str, dtype: Any, huge: float, group: int, double_buffer: bool
 ) -> None:
-    running = IncrementalAggregator(accumulate=accumulate, group=group, may_double=may_double)
+    running = IncrementalAggregator(accumulate=accumulate, group=group, double_buffer=double_buffer)
     told: list[UpdateError] = []
     for client, value, weight in (("a", 1.0, 1), ("evil", huge, 5), ("worse", huge, 5), ("b", 3.0, 1)):
         try:

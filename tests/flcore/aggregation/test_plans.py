@@ -247,7 +247,7 @@ def test_updates_that_are_lost_may_be_committed_once_more(
     for fold in folds:
         fold()
     with pytest.raises(UpdatesLost) as caught:
-        aggregator.finish(leave_out=False)
+        aggregator.finish(exclude_lost=False)
     assert list(caught.value.lost) == ["client-02"]
     with pytest.raises(UpdateError, match="it has an update in this aggregation already"):
         give(aggregator, 1)
@@ -255,6 +255,35 @@ def test_updates_that_are_lost_may_be_committed_once_more(
     found, expected = aggregator.finish().arrays(), combined("batch", [0, 1, 2, 3])
     assert all(found[name].tobytes() == expected[name].tobytes() for name in expected)
     assert not aggregator.lost and not list((tmp_path / "staging").iterdir())
+
+
+@pytest.mark.parametrize("plan", ["batch", "streaming"])
+def test_a_round_that_may_be_restored_takes_no_update_in_between(
+    plan: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aggregator = Aggregator(ModelSpec.of(update(0)), storage=Storage(plan, Staging(0, tmp_path / "staging")))
+    folds: list[Any] = []
+    monkeypatch.setattr(BackgroundThread, "submit", _later(folds, BackgroundThread.submit))
+    for seed in range(3):
+        give(aggregator, seed)
+    monkeypatch.undo()
+    damage(tmp_path / "staging" / "2", "cut")
+    for fold in folds:
+        fold()
+    finish, kind = aggregator._plan.finish, type(aggregator._plan)
+
+    def committing(_: Any, *round_: Any, **options: Any) -> Any:
+        with pytest.raises(UpdateError, match="the aggregation is being finished"):
+            give(aggregator, 3)
+        return finish(*round_, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(UpdatesLost):
+        patch.setattr(kind, "finish", committing)
+        aggregator.finish(exclude_lost=False)
+    for seed in (1, 3):
+        give(aggregator, seed)
+    found, expected = aggregator.finish().arrays(), combined("batch", [0, 1, 2, 3])
+    assert all(found[name].tobytes() == expected[name].tobytes() for name in expected)
 
 
 def _later(folds: list[Any], submit: Any) -> Any:

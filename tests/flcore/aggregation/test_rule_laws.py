@@ -131,14 +131,14 @@ def staged(given: Round, plan: str, storage: Storage | None = None) -> bytes:
     return bits_of(aggregator.finish())
 
 
-def added(given: Round, group: int | None, *, may_double: bool) -> bytes:
+def added(given: Round, group: int | None, *, double_buffer: bool) -> bytes:
     """Have every client add what it has to a running combination, and return the bits of the result."""
     running = IncrementalAggregator(
         rule=given.rule,
         accumulate=given.accumulate,
         group=group,
         spec=given.spec,
-        may_double=may_double,
+        double_buffer=double_buffer,
         average_bytes=given.average_bytes,
     )
     if given.reference is not None:
@@ -158,8 +158,8 @@ def results(given: Round, folder: Path) -> Iterator[tuple[str, bytes]]:
     yield "streaming from disk", staged(given, "streaming", Storage("streaming", Staging(0), read_chunks=1))
     if given.base is None:
         for group in (1, 2, None):
-            for may_double in (False, True):
-                yield f"running {group} {may_double}", added(given, group, may_double=may_double)
+            for double_buffer in (False, True):
+                yield f"running {group} {double_buffer}", added(given, group, double_buffer=double_buffer)
     if given.reference is None:
         options = {"accumulate": given.accumulate, "rule": given.rule, "base": given.base, "average_bytes": True}
         yield "a list", bits_of(Model.of(aggregate(given.updates, **options)))  # type: ignore[arg-type]
@@ -193,5 +193,5 @@ def test_what_is_admitted_never_makes_a_round_fail_and_what_is_refused_costs_onl
     if drawn.accumulate == "exact" or drawn.dtype in INTEGERS:
         assert staged(drawn, "streaming") == expected
         if drawn.base is None:
-            assert added(drawn, 1, may_double=True) == expected
-            assert added(drawn, 2, may_double=False) == expected
+            assert added(drawn, 1, double_buffer=True) == expected
+            assert added(drawn, 2, double_buffer=False) == expected

@@ -18,6 +18,7 @@ from flcore import Model, ModelSpec, StagingError
 from flcore.aggregation.admission_limits import AggregationSettings
 from flcore.aggregation.combiner import Combiner
 from flcore.aggregation.rules import resolve_rule
+from flcore.aggregation.staged_chunks import StagedChunks
 from flcore.aggregation.staged_update import StagedUpdate
 from flcore.aggregation.staging import DiskStore, Staging
 from flcore.model.compression import Compressor
@@ -219,14 +220,14 @@ def test_an_update_that_goes_to_disk_in_the_middle_of_a_read_is_read_on_there(mo
     sent = Compressor(wire_format, Model.of(ARRAYS))
     for piece in wire_format.pieces:
         staged.append(piece, b"".join(sent.read(piece)))
-    expected, read = staged.read_range(wire_format.pieces[0]), StagedUpdate._read_bytes
+    expected, read = staged.read_range(wire_format.pieces[0]), StagedChunks.read_bytes
 
-    def spilling(update: StagedUpdate, *place: Any) -> Buffer:
-        found = read(update, *place)
-        update.spill()  # codes were in memory, scales are on disk
+    def spilling(chunks: StagedChunks, *place: Any) -> Buffer:
+        found = read(chunks, *place)
+        chunks.spill()  # codes were in memory, scales are on disk
         return found
 
-    monkeypatch.setattr(StagedUpdate, "_read_bytes", spilling)
+    monkeypatch.setattr(StagedChunks, "read_bytes", spilling)
     found = staged.read_range(wire_format.pieces[0])
     assert staged.is_on_disk
     assert all(np.array_equal(there, here) for there, here in zip(found, expected, strict=True))
@@ -265,7 +266,7 @@ def test_the_next_chunk_is_waited_for_by_a_future_and_by_no_thread() -> None:
     going, coming = update(staging, "going"), update(staging, "coming")
     going.allocate(may_wait=True).result(0)
     fill(going)
-    going.drain()  # its chunks are freed from now on
+    going.release_reservation()  # its chunks are freed from now on
     coming.allocate(may_wait=True).result(0)
     ready = coming.acquire_next()
     assert not ready.done() and coming.acquire_next() is ready
@@ -278,20 +279,20 @@ def test_the_next_chunk_is_waited_for_by_a_future_and_by_no_thread() -> None:
     fill(coming, slice(1, None))
     assert content(coming) == EXPECTED
     going.discard()
-    assert staging.quota.acquire(WIRE_FORMAT.nbytes).result(0), "all memory was released"
+    assert staging.quota.acquire_chunk(WIRE_FORMAT.nbytes).result(0), "all memory was released"
 
 
 @pytest.mark.parametrize("is_granted", [True, False])
 def test_a_discarded_update_releases_the_memory_of_its_next_chunk(is_granted: bool) -> None:
     staging = Staging(WIRE_FORMAT.nbytes)
-    staged, other = update(staging), staging.quota.acquire(WIRE_FORMAT.nbytes)
+    staged, other = update(staging), staging.quota.acquire_chunk(WIRE_FORMAT.nbytes)
     staged.allocate(may_wait=True).result(0)
     if is_granted:
-        staging.quota.release(WIRE_FORMAT.nbytes)
+        staging.quota.release_chunks(WIRE_FORMAT.nbytes)
     ready = staged.acquire_next()
     assert other.done() and ready.done() is is_granted
     staged.discard()
     assert ready.done()
     if not is_granted:
-        staging.quota.release(WIRE_FORMAT.nbytes)
-    assert staging.quota.acquire(WIRE_FORMAT.nbytes).result(0)
+        staging.quota.release_chunks(WIRE_FORMAT.nbytes)
+    assert staging.quota.acquire_chunk(WIRE_FORMAT.nbytes).result(0)

@@ -279,8 +279,8 @@ class DiskStore(staging.DiskStore):
         super().seal()
         made.append(sorted(path.name for path in self._directory.iterdir()))
 
-import flcore.aggregation.staged_update
-flcore.aggregation.staged_update.DiskStore = DiskStore
+import flcore.aggregation.staged_chunks
+flcore.aggregation.staged_chunks.DiskStore = DiskStore
 serve.Staging = lambda _, directory: staging.Staging(0, directory)
 flcore.run("small", workers=0, rounds=2, out="run")
 assert made == [["segment-0.arrows", "update.json"]] * 6, made

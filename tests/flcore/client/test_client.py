@@ -29,17 +29,17 @@ from flcore_transport import (
 from flcore import Arrays, Job, JobFailed, Model, Site, Task, Update
 from flcore.client.client import Client
 from flcore.client.executor import Executor
-from flcore.job.messages import TaskMessage, WelcomeMessage, encode_tensors
+from flcore.job.messages import TaskContent, WelcomeContent, encode_tensors
 from flcore.job.parsing import parse_contract
 from flcore.model.wire_format import WireFormat
 from tests.flcore.conftest import Function, Scripted
 
 MODEL = Model.of({"w": np.zeros(1000, np.float32)})
-WELCOME = Welcome("secret", WelcomeMessage(tensors=encode_tensors(MODEL.spec), code_digest="", version="").to_bytes())
+WELCOME = Welcome("secret", WelcomeContent(tensors=encode_tensors(MODEL.spec), code_digest="", version="").to_bytes())
 
 
 def assignment(number: int, round_: int, payload_id: str = "") -> TaskAssignment:
-    message = TaskMessage(task="train", round=round_, rounds=9, seed=1, hyperparameters={})
+    message = TaskContent(task="train", round=round_, rounds=9, seed=1, hyperparameters={})
     return TaskAssignment(number, message.to_bytes(), MODEL.layout, payload_id or f"model-{round_}")
 
 

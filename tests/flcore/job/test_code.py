@@ -57,9 +57,9 @@ def test_a_job_is_loaded_once(tmp_path: Path) -> None:
         tmp_path, {"job.toml": TOML, "train.py": "import helper\nvalue = helper.made", "helper.py": "made = object()"}
     )
     job = Job.load(tmp_path)
-    assert job.reference("one", "train.py:value") is job.reference("two", "helper.py:made")
-    assert job.reference("three", "helper:made") is job.reference("two", "helper.py:made")
-    assert Job.load(tmp_path).reference("one", "train.py:value") is not job.reference("one", "train.py:value")
+    assert job.load_reference("one", "train.py:value") is job.load_reference("two", "helper.py:made")
+    assert job.load_reference("three", "helper:made") is job.load_reference("two", "helper.py:made")
+    assert Job.load(tmp_path).load_reference("one", "train.py:value") is not job.load_reference("one", "train.py:value")
 
 
 def test_the_jobs_files_come_before_installed_ones_and_for_the_job_alone(tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_the_modules_of_a_job_end_with_it(tmp_path: Path) -> None:
     )
     write(tmp_path, {"helper.py": "", "later.py": "value = 5"})
     before = ours()
-    late = Job.load(tmp_path).reference("here", "train.py:late")
+    late = Job.load(tmp_path).load_reference("here", "train.py:late")
     gc.collect()
     assert ours() <= before
     assert late() == 5, "who has kept a function can still call it"

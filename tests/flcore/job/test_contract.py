@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from flcore import Job, JobError
 from flcore.aggregation.storage import Storage
 from flcore.job.contract import Contract, differences
-from flcore.job.messages import JoinMessage, MalformedMessage, UpdateMessage, parse_message
+from flcore.job.messages import AnswerContent, JoinContent, MalformedMessage, parse_content
 from flcore.job.parsing import parse_contract
 from flcore.workflows.bundled import load_workflow
 
@@ -87,7 +87,7 @@ def test_an_alias_of_a_dtype_is_the_same_contract() -> None:
         ("tasks.train.returns", "gradients", "tasks.train.returns"),
         ("tasks.train-it", {"returns": "weights"}, "tasks.train-it"),
         ("tasks", None, "tasks: field required"),
-        ("bounds.max_abs", float("inf"), "JSON cannot hold"),
+        ("bounds.max_abs", float("inf"), "JSON can hold"),
         ("bounds.max_metrics", 1.5, "bounds.max_metrics"),
     ],
 )
@@ -159,7 +159,7 @@ def test_a_job_is_a_directory_a_file_or_a_bundled_name(tmp_path: Path) -> None:
 
 
 def test_files_that_are_no_contract_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(JobError, match=r"job\.toml: no TOML: Invalid value"):
+    with pytest.raises(JobError, match=r"job\.toml: expected TOML: Invalid value"):
         Job.load(write(tmp_path / "a", "name = "))
     with pytest.raises(JobError, match="a date"):
         Job.load(write(tmp_path / "b", "name = 2026-01-01\n"))
@@ -211,9 +211,9 @@ def test_the_code_digest_follows_the_code(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("workflow", "message"),
     [
-        ("fed_prox", "'fed_prox' is not bundled"),
+        ("fed_prox", "expected a bundled workflow .* got 'fed_prox'"),
         ("train.py:play", "has no 'play'"),
-        ("train.py:number", "not a function"),
+        ("train.py:number", "expected a function"),
     ],
 )
 def test_a_workflow_that_does_not_exist_is_refused(tmp_path: Path, workflow: str, message: str) -> None:
@@ -238,12 +238,19 @@ def test_a_workflow_that_does_not_exist_is_refused(tmp_path: Path, workflow: str
 )
 def test_messages_that_are_none_are_refused(content: bytes, message: str) -> None:
     with pytest.raises(MalformedMessage, match=message):
-        parse_message(UpdateMessage, content)
+        parse_content(AnswerContent, content)
 
 
 def test_messages_survive_the_journey_not_a_number_too() -> None:
-    message = UpdateMessage(returns="weights", weight=float("nan"), metrics={"loss": float("-inf")})
-    parsed = parse_message(UpdateMessage, message.to_bytes())
+    message = AnswerContent(returns="weights", weight=float("nan"), metrics={"loss": float("-inf")})
+    parsed = parse_content(AnswerContent, message.to_bytes())
     assert np.isnan(parsed.weight) and parsed.metrics == {"loss": float("-inf")}
-    join = JoinMessage(contract="{}", code_digest="ab", version="1")
-    assert parse_message(JoinMessage, join.to_bytes()) == join
+    join = JoinContent(contract="{}", code_digest="ab", version="1")
+    assert parse_content(JoinContent, join.to_bytes()) == join
+
+
+def test_an_answer_keeps_its_bytes_on_the_wire() -> None:
+    answer = AnswerContent(returns="weights", upload_id="1f", weight=2.0, spec_fingerprint="ab")
+    on_wire = b'{"returns":"weights","attempt":"1f","weight":2.0,"metrics":{},"fingerprint":"ab","tensors":null}'
+    assert answer.to_bytes() == on_wire
+    assert parse_content(AnswerContent, on_wire) == answer

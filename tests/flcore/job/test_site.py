@@ -43,7 +43,7 @@ def test_what_is_no_toml_is_refused(tmp_path: Path, content: str) -> None:
     [
         ({"bugdet": "1GiB"}, "server.bugdet: there is no such key; expected one of budget, plan"),
         ({"budget": 5}, "server.budget: Input should be a valid string, got 5"),
-        ({"plan": "at-close"}, "server.plan: Input .*, got 'at-close'; it is called 'batch' now"),
+        ({"plan": "at-close"}, "server.plan: Input .*, got 'at-close'; it is called batch now"),
         ({"plan": "later"}, "server.plan: Input should be 'batch' or 'streaming', got 'later'"),
     ],
 )

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import flcore
-from flcore.model import arrays
+from flcore.model import array_libraries
 from flcore.model.arrays import as_array, flatten, unflatten
 
 Array = npt.NDArray[Any]
@@ -150,10 +150,10 @@ def test_what_has_dlpack_in_memory_is_read_without_a_copy() -> None:
 
 
 def test_arrays_of_a_library_in_the_table_come_back_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
-    kind = arrays.ArrayLibrary(
+    kind = array_libraries.ArrayLibrary(
         lambda each: each.values, lambda each: partial(Elsewhere, device=each.device), lambda each: each
     )
-    monkeypatch.setitem(arrays.ARRAY_LIBRARIES, __name__.partition(".")[0], kind)
+    monkeypatch.setitem(array_libraries.ARRAY_LIBRARIES, __name__.partition(".")[0], kind)
     given = [({"w": Elsewhere(np.full(3, value), f"device {value}")}, 1) for value in (1.0, 3.0)]
     for form in (list, iter):
         found = flcore.aggregate(form(given))["w"]
@@ -204,10 +204,12 @@ class TestTorch:
     def test_what_is_done_with_arrays_on_a_device_is_done_with_any(self) -> None:
         import torch
 
-        kind, half = arrays.ARRAY_LIBRARIES["torch"], torch.arange(6).reshape(2, 3).to(torch.bfloat16)
-        flat = arrays._contiguous_torch(half.T.requires_grad_())
+        kind, half = array_libraries.ARRAY_LIBRARIES["torch"], torch.arange(6).reshape(2, 3).to(torch.bfloat16)
+        flat = array_libraries._contiguous_torch(half.T.requires_grad_())
         assert flat.is_contiguous() and not flat.requires_grad and torch.equal(flat, half.T)
-        assert arrays._contiguous_torch(half).data_ptr() == half.data_ptr(), "what has no strides is not copied"
+        assert array_libraries._contiguous_torch(half).data_ptr() == half.data_ptr(), (
+            "a contiguous tensor is not copied"
+        )
         assert kind.empty_like is not None
         room = kind.empty_like(half)
         assert (room.shape, room.dtype, room.device, room.requires_grad) == (half.shape, half.dtype, half.device, False)

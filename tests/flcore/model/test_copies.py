@@ -130,7 +130,7 @@ def sent(model: dict[str, Any]) -> None:
     """Do what a client does with the result of a task."""
     code = SimpleNamespace(train=lambda arrays, task: flcore.Update(model, weight=1))
     contract = SimpleNamespace(client=SimpleNamespace(executor="code"), tasks=["train"])
-    job: Any = SimpleNamespace(contract=contract, reference=lambda *_: code)
+    job: Any = SimpleNamespace(contract=contract, load_reference=lambda *_: code)
     task: Any = SimpleNamespace(name="train")
     update = Executor(job, flcore.Site("a")).run({}, task)
     _, source = prepare_answer(update, "weights", SPEC)

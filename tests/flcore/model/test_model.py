@@ -110,7 +110,7 @@ def test_a_range_that_the_segment_has_not_got_is_refused(first: int, stop: int) 
     "values", [np.zeros(3), np.zeros(3, ">f4"), np.zeros((3, 1), np.float32), np.zeros(6, np.float32)[::2]]
 )
 def test_other_values_than_a_chunks_are_refused(values: np.ndarray) -> None:
-    with pytest.raises(SpecError, match="a flat, contiguous array of float32, not as"):
+    with pytest.raises(SpecError, match="expected a flat, contiguous array of float32 for elements of float32, got"):
         Model.of({"w": np.ones(3, np.float32)}).put(0, 0, values)
 
 

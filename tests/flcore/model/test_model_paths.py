@@ -50,7 +50,7 @@ def test_a_name_that_is_neither_is_refused(tmp_path: Path, monkeypatch: pytest.M
 def test_a_run_writes_to_a_directory(tmp_path: Path) -> None:
     (tmp_path / "notes").touch()
     assert require_directory(tmp_path / "v1.0") == tmp_path / "v1.0"
-    with pytest.raises(SpecError, match=r"expected a directory, for several files, got '.*x\.safetensors'"):
+    with pytest.raises(SpecError, match=r"expected a directory for several files, got '.*x\.safetensors'"):
         require_directory(tmp_path / "x.safetensors")
     with pytest.raises(SpecError, match=r"got the file .*notes': choose another place"):
         require_directory(tmp_path / "notes")
@@ -79,7 +79,7 @@ def written(kind: str) -> bytes:
 FILES = {
     "empty": (b"", "empty: download it again"),
     "short": (b"short", "text, 'short': give NAME.safetensors, its index or a directory"),
-    "zeros": (bytes(4096), "nothing but zeros, as a download that broke off leaves"),
+    "zeros": (bytes(4096), "nothing but zeros, as an interrupted download leaves"),
     "pointer": (POINTER, "a Git LFS pointer, which stands for the file: run `git lfs pull` in its repository"),
     "annex": (b"/annex/objects/MD5-s3--0", "a git-annex pointer"),
     "page": (b"<!DOCTYPE html><html>sign in</html>" * 9, "an HTML or XML page, as a server sends in place of a file"),
@@ -123,7 +123,7 @@ def test_a_model_whose_first_bytes_are_those_of_a_pickle_is_a_model(tmp_path: Pa
     assert path.read_bytes()[:2] == bytes([0x80, protocol])
     assert open_model(path).spec.parameters == 4
     path.write_bytes(path.read_bytes()[:99])
-    with pytest.raises(SpecError, match="no safetensors file, or a part of one"):
+    with pytest.raises(SpecError, match="no safetensors file, or a truncated one"):
         open_model(path)
 
 
@@ -153,7 +153,7 @@ def test_a_model_whose_first_bytes_are_those_of_a_pickle_is_a_model(tmp_path: Pa
             ["x-00001-of-00002.safetensors", "x.safetensors.index.json"],
             "it holds x.safetensors.index.json: give the file .*x.safetensors.index.json itself",
         ),
-        (["checkpoint-5/model.safetensors"], "directories in it do: give one, such as .*checkpoint-5"),
+        (["checkpoint-5/model.safetensors"], "its subdirectories do: give one of them, such as .*checkpoint-5"),
         (["config.json"], "it holds config.json"),
     ],
 )
@@ -199,6 +199,6 @@ def test_an_index_whose_file_is_a_pointer_names_the_file(sharded: Path) -> None:
         open_model(sharded.parent)
     second.unlink()
     second.mkdir()
-    with pytest.raises(SpecError, match=f"{second.name} is no file, but a directory"):
+    with pytest.raises(SpecError, match=f"{second.name}: expected a regular file, got a directory"):
         open_model(sharded.parent)
     shutil.rmtree(second)

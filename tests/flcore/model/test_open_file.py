@@ -103,7 +103,9 @@ def test_a_system_without_limits_or_one_that_keeps_its_own(path: Path, monkeypat
 def test_one_model_with_more_files_than_the_limit(path: Path, soft: int) -> None:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/dev/fd")) + 5, hard))  # noqa: PTH208
-    with pytest.raises(OSError, match=r"Too many open files: raise this process's limit, with `ulimit -n`") as caught:
+    with pytest.raises(
+        OSError, match=r"Too many open files: raise the limit of this process with `ulimit -n`"
+    ) as caught:
         kept = [open_model(path) for _ in range(50)]
         del kept
     assert caught.value.errno == errno.EMFILE and caught.value.filename == str(path)

@@ -9,7 +9,7 @@ import pytest
 
 from flcore import ContractMismatch, NotInvited
 from flcore.job.job import Job
-from flcore.job.messages import JoinMessage, MalformedMessage
+from flcore.job.messages import JoinContent, MalformedMessage
 from flcore.job.parsing import parse_contract
 from flcore.server.admission import Admission
 
@@ -28,7 +28,7 @@ def job(tmp_path: Path) -> Job:
 
 
 def join(contract: str) -> bytes:
-    return JoinMessage(contract=contract, code_digest="", version="").to_bytes()
+    return JoinContent(contract=contract, code_digest="", version="").to_bytes()
 
 
 def test_a_client_with_the_same_contract_is_let_in(job: Job) -> None:

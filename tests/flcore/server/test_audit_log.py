@@ -19,7 +19,8 @@ import pytest
 from flcore import Arrays, JobError, Task, Update
 from flcore.server import audit_log
 from flcore.server.audit_chain import AUDIT_FILE, MAX_LINE_BYTES, NO_DIGEST, Verification, seal, verify, verify_lines
-from flcore.server.audit_log import AuditLog, describe_event
+from flcore.server.audit_entries import describe_event
+from flcore.server.audit_log import AuditLog
 from flcore.server.events import (
     AnswerRefused,
     BytesTransferred,
@@ -369,7 +370,7 @@ def test_an_event_after_the_end_is_ignored(path: Path) -> None:
 def test_fresh_moves_the_log_along_also_of_a_run_without_results(tmp_path: Path) -> None:
     run = tmp_path / "run"
     for number in range(3):
-        with RunDirectory(run, job="hospital", fingerprint="f" * 64, fresh=number == 2):
+        with RunDirectory(run, job="hospital", contract_fingerprint="f" * 64, fresh=number == 2):
             write_log(run / AUDIT_FILE, [STARTED])
     assert verify(run.with_name("run.1") / AUDIT_FILE).entries == 2, "continued without --fresh"
     assert verify(run / AUDIT_FILE).entries == 1

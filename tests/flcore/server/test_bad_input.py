@@ -14,7 +14,7 @@ from flcore_layout import Layout, PayloadPart, Segment
 from flcore_transport import Outbox, Refused, TaskAssignment, TransportError, UploadRequest
 
 from flcore import Arrays, Model, Outcome, QuorumError, Task, Update
-from flcore.job.messages import TaskMessage, UpdateMessage, parse_message
+from flcore.job.messages import AnswerContent, TaskContent, parse_content
 from flcore.model.model import NamedArrays
 from flcore.server.events import InvalidMetrics
 from tests.flcore.conftest import Function, Stage, adding, mean_of
@@ -122,10 +122,10 @@ def test_bad_metrics(stage: Stage, metrics: Any, expected: str) -> None:
 def test_a_metric_that_is_none_costs_the_metric_and_not_the_weights(
     by_hand: "ByHand", name: str, value: str, why: str
 ) -> None:
-    content = by_hand.message.to_bytes().replace(b'"metrics":{}', f'"metrics":{{"{name}":{value},"sound":2}}'.encode())
-    number = by_hand.next_assignment().assignment_id
+    content = by_hand.content.to_bytes().replace(b'"metrics":{}', f'"metrics":{{"{name}":{value},"sound":2}}'.encode())
+    assignment_id = by_hand.next_assignment().assignment_id
     by_hand.stage.connect().upload(
-        UploadRequest(by_hand.secret, number, content, by_hand.source.layout), Outbox(by_hand.source)
+        UploadRequest(by_hand.secret, assignment_id, content, by_hand.source.layout), Outbox(by_hand.source)
     )
     record = by_hand.stage.result().history[0]
     assert sorted(record.updates) == ["bad", "good-1", "good-2"] and record.updates["bad"].metrics == {"sound": 2}
@@ -164,7 +164,7 @@ class ByHand:
         arrays = {"w": np.full((2, 3), 9, np.float32), "b": np.full(300, 9, np.float32)}
         self.model = Model.of(arrays)
         self.source = NamedArrays(self.model.spec, arrays)
-        self.message = UpdateMessage(returns="weights", weight=1.0, fingerprint=self.model.spec.fingerprint)
+        self.content = AnswerContent(returns="weights", weight=1.0, spec_fingerprint=self.model.spec.fingerprint)
 
     def next_assignment(self) -> TaskAssignment:
         assignment = next(self._stream)
@@ -174,8 +174,8 @@ class ByHand:
     def send(
         self, assignment_id: int, outbox: Outbox | None = None, layout: Layout | None = None, **changes: Any
     ) -> None:
-        content = self.message.model_copy(update=changes).to_bytes()
-        request = UploadRequest(self.secret, assignment_id, content, layout or self.source.layout)
+        changed = self.content.model_copy(update=changes).to_bytes()
+        request = UploadRequest(self.secret, assignment_id, changed, layout or self.source.layout)
         self.stage.connect().upload(request, outbox or Outbox(self.source))
 
 
@@ -228,7 +228,7 @@ def test_an_element_in_a_gap(by_hand: ByHand) -> None:
 
 def test_a_wrong_fingerprint(by_hand: ByHand) -> None:
     with pytest.raises(Refused, match="fingerprint 0123, expected"):
-        by_hand.send(by_hand.next_assignment().assignment_id, fingerprint="0123")
+        by_hand.send(by_hand.next_assignment().assignment_id, spec_fingerprint="0123")
     assert "client 'bad': its model has fingerprint 0123" in reason(by_hand.stage.result())
 
 
@@ -260,24 +260,24 @@ def test_a_message_that_is_none(by_hand: ByHand) -> None:
             UploadRequest(by_hand.secret, assignment.assignment_id, b"{]"), Outbox(by_hand.source)
         )
     assert caught.value.kind == "malformed"
-    assert "UpdateMessage" in reason(by_hand.stage.result())
+    assert "AnswerContent" in reason(by_hand.stage.result())
 
 
 def test_a_refused_client_cannot_try_again_in_the_same_round(by_hand: ByHand) -> None:
-    number = by_hand.next_assignment().assignment_id
+    assignment_id = by_hand.next_assignment().assignment_id
     with pytest.raises(Refused):
-        by_hand.send(number, weight=-1.0)
-    with pytest.raises(Refused, match=r"has failed in this round|closed without it"):
-        by_hand.send(number)
+        by_hand.send(assignment_id, weight=-1.0)
+    with pytest.raises(Refused, match=r"has failed in this attempt|closed without it"):
+        by_hand.send(assignment_id)
     reason(by_hand.stage.result())
 
 
 def test_unknown_assignments_are_refused_and_change_nothing(by_hand: ByHand) -> None:
-    number = by_hand.next_assignment().assignment_id
-    for other in (number + 1, 2**60):
+    assignment_id = by_hand.next_assignment().assignment_id
+    for other in (assignment_id + 1, 2**60):
         with pytest.raises(Refused, match="was not asked"):
             by_hand.send(other)
-    by_hand.send(number)
+    by_hand.send(assignment_id)
     outcome = by_hand.stage.result()
     assert sorted(outcome.history[0].updates) == ["bad", "good-1", "good-2"]
 
@@ -287,11 +287,11 @@ def test_the_same_answer_twice_counts_once(stage: Stage) -> None:
     twice = ByHand(stage, "twice")
 
     def good(model: Arrays, task: Task) -> Update:
-        number = twice.next_assignment().assignment_id
-        twice.send(number)
-        twice.send(number)
+        assignment_id = twice.next_assignment().assignment_id
+        twice.send(assignment_id)
+        twice.send(assignment_id)
         with pytest.raises(Refused, match="answer is in already"):
-            twice.send(number, weight=2.0)
+            twice.send(assignment_id, weight=2.0)
         return adding(1.0)(model, task)
 
     stage.client("good", good)
@@ -303,7 +303,7 @@ def test_late_and_stale_answers_are_told_apart(stage: Stage) -> None:
 
     def good(model: Arrays, task: Task) -> Update:
         if task.round == 2:
-            # Round 1 has closed without it, and round 2 is open.
+            # The attempt of round 1 has closed without it, and that of round 2 is open.
             with pytest.raises(Refused) as caught:
                 slow.send(first)
             said.append(str(caught.value))
@@ -314,31 +314,31 @@ def test_late_and_stale_answers_are_told_apart(stage: Stage) -> None:
     stage.client("good", good)
     assignment = slow.next_assignment()
     first = assignment.assignment_id
-    message = parse_message(TaskMessage, assignment.content)
+    message = parse_content(TaskContent, assignment.content)
     assert (message.task, message.round) == ("train", 1)
     outcome = stage.result()
-    assert said == ["client 'slow': not taken: it answers an earlier round"]
+    assert said == ["client 'slow': not taken: it answers an earlier attempt"]
     assert "deadline of 1 s" in outcome.history[0].failed["train"]["slow"]
     assert mean_of(outcome) == {2.0}
 
 
 def test_an_upload_is_resumed_by_the_answer_that_began_it_and_by_no_other(by_hand: ByHand) -> None:
-    number = by_hand.next_assignment().assignment_id
+    assignment_id = by_hand.next_assignment().assignment_id
 
     class Cut(Outbox):
         def piece(self, index: int) -> bytes:
             raise ConnectionError("the process died")
 
     with pytest.raises((TransportError, ConnectionError)):
-        by_hand.send(number, Cut(by_hand.source), attempt="first", weight=2.0)
-    by_hand.send(number, attempt="second")
+        by_hand.send(assignment_id, Cut(by_hand.source), upload_id="first", weight=2.0)
+    by_hand.send(assignment_id, upload_id="second")
     outcome = by_hand.stage.result()
     assert outcome.history[0].updates["bad"].weight == 1.0
 
 
 @pytest.mark.parametrize(
     ("tensors", "expected"),
-    [([("w", "float32", [2**48] * 60)], "more than"), ([("w", "float32", [2] * 1000)], "UpdateMessage: tensors")],
+    [([("w", "float32", [2**48] * 60)], "more than"), ([("w", "float32", [2] * 1000)], "AnswerContent: tensors")],
 )
 def test_shapes_that_would_take_for_ever(by_hand: ByHand, tensors: Any, expected: str) -> None:
     with pytest.raises(Refused, match=expected):

@@ -24,6 +24,8 @@ from flcore import (
     load,
 )
 from flcore.aggregation.staged_update import StagedUpdate
+from flcore.job.parsing import parse_contract
+from flcore.server.controller import SAMPLER_LABEL, derive_seed
 from flcore.server.federation import Federation
 from tests.flcore.conftest import START, Stage, adding, mean_of
 from tests.reference import bits_of
@@ -148,6 +150,20 @@ def test_a_share_of_the_clients_is_sampled_and_the_seed_says_which(stage: Stage)
     assert len(set(samples[0])) > 1
 
 
+def test_no_client_has_the_seed_of_the_sampler() -> None:
+    """A client may be called `sample`; the sampler's label is not a valid name."""
+    assert derive_seed(7, 3, "sample") != derive_seed(7, 3, SAMPLER_LABEL)
+    job = {
+        "server": {"model": "a.py", "rounds": 1},
+        "client": {"executor": "a.py"},
+        "tasks": {"t": {"returns": "delta"}},
+    }
+    for clients in ([SAMPLER_LABEL], [f"x{SAMPLER_LABEL}"]):
+        with pytest.raises(JobError, match="clients"):
+            parse_contract({"name": "x", "clients": clients, **job}, "here")
+    assert not parse_contract({"name": "x", "clients": 3, **job}, "here").may_join(SAMPLER_LABEL)
+
+
 def test_a_round_closes_as_soon_as_enough_are_in(stage: Stage) -> None:
     release = threading.Event()
 
@@ -192,7 +208,7 @@ def test_a_client_that_joins_late_takes_part_from_the_next_round_on(stage: Stage
     def early(model: Arrays, task: Task) -> Update:
         if task.round == 1:
             stage.client("client-2", adding(3.0))
-            stage.federation.rounds.wait_for_clients(2, 20)
+            stage.federation.state.wait_for_clients(2, 20)
             joined.set()
         return adding(1.0)(model, task)
 
@@ -252,7 +268,7 @@ def test_a_workflow_of_the_job_works_the_same_way(stage: Stage) -> None:
         "            model = updates.aggregate()\n"
         "        doubled = {name: 2 * array for name, array in model.arrays().items()}\n"
         "        model = control.model_of(doubled)\n"
-        "        control.keep(model, {})\n"
+        "        control.publish(model, {})\n"
     )
     stage.open(clients=1, workflow="play.py:twice", rounds=2)
     stage.client("client-1", adding(1.0))
@@ -315,7 +331,7 @@ def test_a_workflow_may_train_twice_before_it_aggregates(stage: Stage, tmp_path:
         "        except QuorumError:\n"
         "            pass\n"
         "        later, earlier = second.aggregate(), first.aggregate()\n"
-        "        control.keep(earlier if index == 1 else later, {})\n"
+        "        control.publish(earlier if index == 1 else later, {})\n"
     )
 
     def failing(model: Arrays, task: Task) -> Update:

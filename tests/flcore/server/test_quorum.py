@@ -11,10 +11,11 @@ import pytest
 
 from flcore import Aggregator, Arrays, JobFailed, QuorumError, Task, Update
 from flcore.aggregation.memory_quota import MemoryQuota
+from flcore.cli.event_lines import warning_line
 from flcore.model.chunks import GlobalModel
 from flcore.server import task_runner
 from flcore.server.events import NoBestModel, RoundSkipped, TaskRetried, WaitingForClients
-from flcore.server.open_round import quorum_error
+from flcore.server.open_attempt import quorum_error
 from tests.flcore.conftest import Stage, adding, mean_of
 
 
@@ -78,7 +79,7 @@ def test_code_that_fails_three_times_for_one_reason_is_not_asked_again(stage: St
 
 
 def test_a_client_that_comes_back_is_waited_for(stage: Stage) -> None:
-    stage.open(wait_for=2, quorum=2, clients=2, on_quorum_failure="retry", deadline_s=0.5)
+    stage.open(wait_for=2, quorum=2, clients=["client-1", "client-2"], on_quorum_failure="retry", deadline_s=0.5)
     _, silent = stage.join("client-1")
     stage.client("client-2", adding(1.0))
     next(silent)
@@ -129,7 +130,7 @@ def test_a_server_without_enough_clients_says_for_whom_it_waits_and_for_how_long
     stage.directory.joinpath("play.py").write_text(
         "def play(control):\n"
         "    for _ in control.rounds():\n"
-        "        control.keep(control.train(control.initial_model, control.sample()).aggregate(), {})\n"
+        "        control.publish(control.train(control.initial_model, control.sample()).aggregate(), {})\n"
     )
     stage.open(
         wait_for=1, quorum=2, clients=["a", "b"], workflow="play.py:play", deadline_s=5, on_quorum_failure="retry"
@@ -140,6 +141,15 @@ def test_a_server_without_enough_clients_says_for_whom_it_waits_and_for_how_long
     start, *later = events(stage, WaitingForClients)
     assert (start.connected, start.needed, start.missing, start.timeout_s) == (0, 1, ("a", "b"), None)
     assert WaitingForClients(1, 2, ("b",), 11 * 5.0) in later
+
+
+def test_a_server_that_takes_any_name_waits_for_a_number_and_for_no_invented_names(stage: Stage) -> None:
+    stage.open(wait_for=1, clients=2)
+    stage.client("anna", adding(1.0))
+    stage.result()
+    start = events(stage, WaitingForClients)[0]
+    assert start == WaitingForClients(0, 1, (), None)
+    assert warning_line(start) == "waiting for clients, as long as it takes: 0 of 1 are connected"
 
 
 def test_what_a_client_says_never_reaches_another(stage: Stage) -> None:
@@ -219,7 +229,7 @@ def play(control):
             os.truncate(file, 100)
         model = updates.aggregate()
         assert len(updates.clients) == {left}
-        control.keep(model, {{}})
+        control.publish(model, {{}})
 """
 
 

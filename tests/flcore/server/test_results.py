@@ -3,14 +3,16 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 
-from flcore import Model, load
+from flcore import Model, Update, load, open_model, save
 from flcore.server.results import Results
 from flcore.server.run_directory import RunDirectory
+from tests.flcore.conftest import START, Stage, adding
 
 
 def test_the_best_model_is_a_link_to_the_last_one_until_that_is_replaced(tmp_path: Path) -> None:
-    with RunDirectory(tmp_path / "out", job="t", fingerprint="0") as directory:
+    with RunDirectory(tmp_path / "out", job="t", contract_fingerprint="0") as directory:
         keep_four_models(Results(directory, "accuracy:max"), tmp_path)
 
 
@@ -18,8 +20,31 @@ def keep_four_models(results: Results, tmp_path: Path) -> None:
     last, best = tmp_path / "out/model.safetensors", tmp_path / "out/best.safetensors"
     for value, accuracy, best_value in [(1, 0.5, 1), (2, 0.9, 2), (3, 0.7, 2), (4, 0.95, 4)]:
         model = Model.of({"w": np.full(3, value)})
-        assert results.keep(model, {"accuracy": accuracy}) == (value == best_value)
+        assert results.publish(model, {"accuracy": accuracy}) == (value == best_value)
         assert load(last)["w"].tolist() == [value] * 3 and load(best)["w"].tolist() == [best_value] * 3
         assert last.samefile(best) == (value == best_value)
     models = sorted(path.name for path in last.parent.glob("*.safetensors*"))
     assert models == ["best.safetensors", "model.safetensors"]
+
+
+@pytest.mark.parametrize("plan", ["batch", "streaming"])
+@pytest.mark.parametrize("tensors", [["*"], ["b"]])
+def test_published_models_have_the_metadata_of_the_initial_checkpoint(
+    stage: Stage, tmp_path: Path, plan: str, tensors: list[str]
+) -> None:
+    save(START, tmp_path / "initial.safetensors", {"format": "pt"})
+    stage.open(
+        clients=1,
+        model="initial.safetensors",
+        best="added:max",
+        tasks={"train": "weights", "validate": "metrics"},
+        wire={"tensors": tensors},
+        out=tmp_path / "out",
+        plan=plan,
+    )
+    stage.client("client-1", adding(1.0), validate=lambda *_: Update(weight=1, metrics={"added": 1.0}))
+    stage.result()
+    for name in ("model", "best"):
+        with open_model(tmp_path / f"out/{name}.safetensors") as published:
+            assert published.shards.metadata == {"format": "pt"}
+            assert len(published.spec.tensors) == (2 if tensors == ["*"] else 1)

@@ -18,7 +18,7 @@ from flcore.server.run_directory import HISTORY_FILE, RESERVED_FILE, RunDirector
 
 
 def opened(path: Path, *, fresh: bool = False) -> RunDirectory:
-    return RunDirectory(path, job="hospital", fingerprint="f" * 64, fresh=fresh)
+    return RunDirectory(path, job="hospital", contract_fingerprint="f" * 64, fresh=fresh)
 
 
 def run_in(path: Path, rounds: int = 2) -> None:
@@ -48,7 +48,7 @@ def test_a_second_owner_is_refused_before_it_touches_anything(tmp_path: Path) ->
 def test_the_owner_may_be_another_process_and_its_death_gives_the_directory_up(tmp_path: Path) -> None:
     code = (
         "import sys, pathlib\nfrom flcore.server.run_directory import RunDirectory\n"
-        "held = RunDirectory(pathlib.Path(sys.argv[1]), job='t', fingerprint='0')\nprint('held', flush=True)\n"
+        "held = RunDirectory(pathlib.Path(sys.argv[1]), job='t', contract_fingerprint='0')\nprint('held', flush=True)\n"
         "sys.stdin.read()\n"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "run")]
@@ -150,7 +150,7 @@ def test_disk_space_for_the_next_model_is_reserved_before_updates_can_take_it(
         directory.reserve(3_000_000)
         reserved = (directory.path / RESERVED_FILE).stat()
         assert reserved.st_size == 3_000_000 and reserved.st_blocks * 512 >= 3_000_000
-        directory.release()
+        directory.free_reserve()
         assert not (directory.path / RESERVED_FILE).exists()
 
         def full(*_: object) -> None:

@@ -25,7 +25,7 @@ from flcore.aggregation.budget import Budget
 from flcore.aggregation.memory_quota import MemoryQuota
 from flcore.aggregation.staged_update import StagedUpdate
 from flcore.aggregation.staging import Staging
-from flcore.job.messages import UpdateMessage
+from flcore.job.messages import AnswerContent
 from flcore.server import task_runner
 from tests.flcore.conftest import Stage, adding, mean_of
 
@@ -83,7 +83,7 @@ def upload(
     outbox = Stalling(model)
     if not stalling:
         outbox.may_go_on.set()
-    message = UpdateMessage(returns="weights", weight=1.0, fingerprint=model.spec.fingerprint)
+    message = AnswerContent(returns="weights", weight=1.0, spec_fingerprint=model.spec.fingerprint)
     request = UploadRequest(secret, assignment.assignment_id, message.to_bytes(), model.layout)
     return outbox, stage.pool.submit(lambda: stage.connect().upload(request, outbox))
 
@@ -146,7 +146,7 @@ def test_coming_back_without_bytes_is_no_progress(large: Stage) -> None:
 
     large.client("client-2", train)
     assignment, model = next_assignment(stream), Model.of({"w": np.full(1_500_000, 4.0, np.float32)})
-    message = UpdateMessage(returns="weights", weight=1.0, fingerprint=model.spec.fingerprint)
+    message = AnswerContent(returns="weights", weight=1.0, spec_fingerprint=model.spec.fingerprint)
     request = UploadRequest(secret, assignment.assignment_id, message.to_bytes(), model.layout)
 
     def insist() -> None:
@@ -196,7 +196,7 @@ def test_a_round_that_closes_ends_its_stragglers_reading(large: Stage) -> None:
     second = next_assignment(stream)
     with pytest.raises((Refused, ConnectionLost)):
         list(reading)
-    with pytest.raises(Refused, match=r"closed without it|it answers an earlier round"):
+    with pytest.raises(Refused, match=r"closed without it|it answers an earlier attempt"):
         list(large.connect().download(DownloadRequest(secret, first.assignment_id)))
     found = list(large.connect().download(DownloadRequest(secret, second.assignment_id)))
     assert len(found) == 20, "the next round's model may be read"

@@ -99,5 +99,5 @@ def test_a_job_may_be_about_some_of_the_tensors(stage: Stage) -> None:
 
 
 def test_patterns_that_fit_no_tensor_are_refused(stage: Stage) -> None:
-    with pytest.raises(JobError, match=r"wire.tensors: no tensor of the model fits lora.\*; it has b, w"):
+    with pytest.raises(JobError, match=r"wire.tensors: no tensor of the model matches lora.\*; it has b, w"):
         stage.open(wait_for=1, clients=1, wire={"tensors": ["b", "lora.*"]})

@@ -179,7 +179,7 @@ def test_a_run_where_threads_are_replaced(
     monkeypatch.setitem(sys.modules, module, SimpleNamespace(**{function: lambda name: name == "socket"}))
     assert result(job, 0) == [2, 2, 2]
     monkeypatch.setitem(sys.modules, module, SimpleNamespace(**{function: lambda name: name == patched}))
-    with pytest.raises(FlcoreError, match=rf"own {patched}, and {module.partition('.')[0]} has replaced them"):
+    with pytest.raises(FlcoreError, match=rf"own {patched}, which {module.partition('.')[0]} has replaced"):
         flcore.run(job, workers=0)
 
 

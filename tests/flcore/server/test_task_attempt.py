@@ -1,4 +1,4 @@
-"""The round as a state machine: thousands of histories against a model in dictionaries, and not a second of waiting."""
+"""An attempt as a state machine: thousands of histories against a model in dictionaries, and no waiting."""
 
 import math
 import os
@@ -8,187 +8,192 @@ import hypothesis.strategies as st
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from flcore.server.task_round import Action, Discard, Release, RoundPolicy, Spill, TaskRound, Verdict
+from flcore.server.task_attempt import Action, AttemptPolicy, Discard, Spill, TaskAttempt, Verdict, Withdraw
 
-RULES = RoundPolicy(deadline_s=60.0, grace_s=5.0, stall_timeout_s=20.0)
-
-
-def opened(clients: str = "abc", rules: RoundPolicy = RULES) -> TaskRound:
-    return TaskRound(7, list(clients), rules, now=100.0)
+POLICY = AttemptPolicy(deadline_s=60.0, grace_s=5.0, stall_timeout_s=20.0)
 
 
-def answer(round_: TaskRound, client: str, now: float, key: str = "key") -> Verdict:
+def opened(clients: str = "abc", policy: AttemptPolicy = POLICY) -> TaskAttempt:
+    return TaskAttempt(7, list(clients), policy, now=100.0)
+
+
+def pending(attempt: TaskAttempt) -> list[str]:
+    return [client for client in attempt.clients if client not in attempt.answers and client not in attempt.failed]
+
+
+def answer(attempt: TaskAttempt, client: str, now: float, key: str = "key") -> Verdict:
     """Send an answer of metrics alone, from its announcement to its commit."""
     upload = object()
-    verdict = round_.begin_upload(client, key, upload, now, is_staged=False)
+    verdict = attempt.begin_upload(client, key, upload, now, is_staged=False)
     if verdict is Verdict.ACCEPTED:
-        verdict = round_.begin_commit(client, upload)
-        round_.committed(client)
+        verdict = attempt.begin_commit(client, upload)
+        attempt.committed(client)
     return verdict
 
 
 def test_it_closes_when_all_have_answered_or_failed() -> None:
-    round_ = opened()
-    assert answer(round_, "a", 101) is Verdict.ACCEPTED
-    round_.fail("b", "out of memory")
-    assert not round_.is_closed and round_.pending == ["c"]
-    assert answer(round_, "c", 103) is Verdict.ACCEPTED
-    assert round_.is_closed and list(round_.answers) == ["a", "c"]
-    assert round_.failed == {"b": "out of memory"} and round_.at_fault == {"b"}
+    attempt = opened()
+    assert answer(attempt, "a", 101) is Verdict.ACCEPTED
+    attempt.fail("b", "out of memory")
+    assert not attempt.is_closed and pending(attempt) == ["c"]
+    assert answer(attempt, "c", 103) is Verdict.ACCEPTED
+    assert attempt.is_closed and list(attempt.answers) == ["a", "c"]
+    assert attempt.failed == {"b": "out of memory"} and attempt.at_fault == {"b"}
 
 
 def test_it_closes_at_its_deadline_and_says_who_is_missing() -> None:
-    round_ = opened()
-    answer(round_, "a", 101)
-    assert round_.due_at == 160
-    round_.tick(159.9)
-    assert not round_.is_closed
-    round_.tick(160)
-    assert round_.is_closed and not round_.answers.keys() - {"a"} and round_.at_fault == {"b", "c"}
-    assert set(round_.failed) == {"b", "c"} and "deadline of 60 s" in round_.failed["b"]
-    assert round_.pop_actions() == [Release("b"), Release("c")] and round_.pop_actions() == []
+    attempt = opened()
+    answer(attempt, "a", 101)
+    assert attempt.due_at == 160
+    attempt.tick(159.9)
+    assert not attempt.is_closed
+    attempt.tick(160)
+    assert attempt.is_closed and not attempt.answers.keys() - {"a"} and attempt.at_fault == {"b", "c"}
+    assert set(attempt.failed) == {"b", "c"} and "deadline of 60 s" in attempt.failed["b"]
+    assert attempt.pop_actions() == [Withdraw("b"), Withdraw("c")] and attempt.pop_actions() == []
 
 
 def test_it_closes_early_when_enough_are_in() -> None:
-    round_ = opened(rules=RoundPolicy(60.0, close_at=2))
-    answer(round_, "c", 101)
-    answer(round_, "b", 102)
-    assert round_.is_closed and list(round_.answers) == ["c", "b"]
-    assert "before it had answered" in round_.failed["a"]
+    attempt = opened(policy=AttemptPolicy(60.0, close_at=2))
+    answer(attempt, "c", 101)
+    answer(attempt, "b", 102)
+    assert attempt.is_closed and list(attempt.answers) == ["c", "b"]
+    assert "before it had answered" in attempt.failed["a"]
 
 
 def test_answers_are_told_apart() -> None:
-    round_ = opened("ab")
-    assert answer(round_, "a", 101) is Verdict.ACCEPTED
-    assert answer(round_, "a", 102) is Verdict.DUPLICATE
-    assert answer(round_, "z", 102) is Verdict.NOT_ASKED
-    round_.fail("b", "no")
-    assert round_.is_closed
-    assert answer(round_, "b", 104) is Verdict.LATE
-    assert answer(round_, "a", 104) is Verdict.DUPLICATE
+    attempt = opened("ab")
+    assert answer(attempt, "a", 101) is Verdict.ACCEPTED
+    assert answer(attempt, "a", 102) is Verdict.DUPLICATE
+    assert answer(attempt, "z", 102) is Verdict.NOT_ASKED
+    attempt.fail("b", "no")
+    assert attempt.is_closed
+    assert answer(attempt, "b", 104) is Verdict.LATE
+    assert answer(attempt, "a", 104) is Verdict.DUPLICATE
 
 
 def test_a_failed_client_cannot_answer_any_more() -> None:
-    round_ = opened()
-    round_.fail("a", "its update was refused")
-    assert answer(round_, "a", 102) is Verdict.FAILED
-    round_.fail("a", "again")
-    assert round_.failed["a"] == "its update was refused"
+    attempt = opened()
+    attempt.fail("a", "its update was refused")
+    assert answer(attempt, "a", 102) is Verdict.FAILED
+    attempt.fail("a", "again")
+    assert attempt.failed["a"] == "its update was refused"
 
 
-def test_a_lost_client_has_a_grace() -> None:
-    round_ = opened()
-    round_.disconnected("a", 110)
-    round_.disconnected("a", 112)
-    assert round_.due_at == 115
-    round_.tick(114.9)
-    round_.connected("a")
-    round_.tick(120)
-    assert "a" in round_.pending and round_.due_at == 160
-    round_.disconnected("a", 130)
-    round_.tick(135)
-    assert "connection was lost" in round_.failed["a"]
-    round_.disconnected("b", 156)
-    assert round_.due_at == 160
+def test_a_disconnected_client_has_a_grace_period() -> None:
+    attempt = opened()
+    attempt.disconnected("a", 110)
+    attempt.disconnected("a", 112)
+    assert attempt.due_at == 115
+    attempt.tick(114.9)
+    attempt.connected("a")
+    attempt.tick(120)
+    assert "a" in pending(attempt) and attempt.due_at == 160
+    attempt.disconnected("a", 130)
+    attempt.tick(135)
+    assert "connection was lost" in attempt.failed["a"]
+    attempt.disconnected("b", 156)
+    assert attempt.due_at == 160
 
 
 def test_an_upload_that_stops_goes_to_disk_and_then_its_client_has_failed() -> None:
-    round_, upload = opened(), object()
-    round_.begin_upload("a", "key", upload, 100)
-    round_.tick(150)
-    assert round_.pending == ["a", "b", "c"], "it waits for its turn, as long as that takes"
-    round_.memory_requested("a", upload, 150)
-    round_.memory_granted("a", upload, 151)
-    round_.piece_received("a", upload, 10, 152, is_last=False)
-    round_.tick(153.9)
-    assert round_.pop_actions() == []
-    round_.tick(154)
-    assert round_.pop_actions() == [Spill("a", upload)]
-    round_ = opened()
-    round_.begin_upload("a", "key", upload, 100)
-    round_.memory_granted("a", upload, 101)
-    round_.tick(121)
-    assert "no bytes for 20 s" in round_.failed["a"]
-    assert round_.pop_actions() == [Discard("a", upload), Release("a")]
+    attempt, upload = opened(), object()
+    attempt.begin_upload("a", "key", upload, 100)
+    attempt.tick(150)
+    assert pending(attempt) == ["a", "b", "c"], "it waits for a window, as long as that takes"
+    attempt.memory_requested("a", upload, 150)
+    attempt.memory_granted("a", upload, 151)
+    attempt.piece_received("a", upload, 10, 152, is_last=False)
+    attempt.tick(153.9)
+    assert attempt.pop_actions() == []
+    attempt.tick(154)
+    assert attempt.pop_actions() == [Spill("a", upload)]
+    attempt = opened()
+    attempt.begin_upload("a", "key", upload, 100)
+    attempt.memory_granted("a", upload, 101)
+    attempt.tick(121)
+    assert "no bytes for 20 s" in attempt.failed["a"]
+    assert attempt.pop_actions() == [Discard("a", upload), Withdraw("a")]
 
 
 def test_an_upload_waits_for_memory_while_others_release_some() -> None:
-    round_, upload = opened(), object()
-    round_.begin_upload("a", "key", upload, 100)
-    round_.memory_requested("a", upload, 100)
-    round_.tick(102, memory_freed_at=101)
-    assert round_.pop_actions() == []
-    round_.tick(103, memory_freed_at=101)
-    assert round_.pop_actions() == [Spill("a", upload)]
-    round_.tick(140, memory_freed_at=101)
-    assert round_.pop_actions() == [], "once"
+    attempt, upload = opened(), object()
+    attempt.begin_upload("a", "key", upload, 100)
+    attempt.memory_requested("a", upload, 100)
+    attempt.tick(102, memory_freed_at=101)
+    assert attempt.pop_actions() == []
+    attempt.tick(103, memory_freed_at=101)
+    assert attempt.pop_actions() == [Spill("a", upload)]
+    attempt.tick(140, memory_freed_at=101)
+    assert attempt.pop_actions() == [], "once"
 
 
-def test_another_answer_of_the_same_client_takes_the_place_of_the_first() -> None:
-    round_, first, second = opened(), object(), object()
-    round_.begin_upload("a", "first", first, 100)
-    assert round_.find_upload("a", "first") is first and round_.find_upload("a", "second") is None
-    round_.begin_upload("a", "second", second, 101)
-    assert round_.pop_actions() == [Discard("a", first)]
-    assert round_.begin_commit("a", first) is Verdict.FAILED
-    assert round_.begin_commit("a", second) is Verdict.ACCEPTED
+def test_another_answer_of_the_same_client_replaces_the_first() -> None:
+    attempt, first, second = opened(), object(), object()
+    attempt.begin_upload("a", "first", first, 100)
+    assert attempt.find_upload("a", "first") is first and attempt.find_upload("a", "second") is None
+    attempt.begin_upload("a", "second", second, 101)
+    assert attempt.pop_actions() == [Discard("a", first)]
+    assert attempt.begin_commit("a", first) is Verdict.SUPERSEDED
+    assert attempt.verdict_for_upload("a", first) is Verdict.SUPERSEDED
+    assert attempt.begin_commit("a", second) is Verdict.ACCEPTED
 
 
-def test_a_round_waits_for_a_commit_that_has_begun() -> None:
-    round_, upload = opened("ab"), object()
-    round_.begin_upload("a", "key", upload, 100)
-    assert round_.begin_commit("a", upload) is Verdict.ACCEPTED
-    assert round_.verdict_for("a") is Verdict.COMMITTING
-    round_.disconnected("a", 101)
-    round_.fail("a", "its client says so")
-    round_.tick(160)
-    assert not round_.is_closed and list(round_.failed) == ["b"] and round_.due_at > 1e9
-    round_.committed("a")
-    assert round_.is_closed and list(round_.answers) == ["a"]
+def test_an_attempt_waits_for_a_commit_that_has_begun() -> None:
+    attempt, upload = opened("ab"), object()
+    attempt.begin_upload("a", "key", upload, 100)
+    assert attempt.begin_commit("a", upload) is Verdict.ACCEPTED
+    assert attempt.verdict_for("a") is Verdict.COMMITTING
+    attempt.disconnected("a", 101)
+    attempt.fail("a", "its client says so")
+    attempt.tick(160)
+    assert not attempt.is_closed and list(attempt.failed) == ["b"] and attempt.due_at > 1e9
+    attempt.committed("a")
+    assert attempt.is_closed and list(attempt.answers) == ["a"]
 
 
 def test_a_commit_that_fails_costs_its_client_its_place() -> None:
-    round_, upload = opened("ab"), object()
-    round_.begin_upload("a", "key", upload, 100)
-    round_.begin_commit("a", upload)
-    round_.commit_failed("a", "the disk is full")
-    assert round_.failed == {"a": "the disk is full"} and not round_.at_fault
-    assert round_.pop_actions() == [Discard("a", upload), Release("a")]
+    attempt, upload = opened("ab"), object()
+    attempt.begin_upload("a", "key", upload, 100)
+    attempt.begin_commit("a", upload)
+    attempt.commit_failed("a", "the disk is full")
+    assert attempt.failed == {"a": "the disk is full"} and not attempt.at_fault
+    assert attempt.pop_actions() == [Discard("a", upload), Withdraw("a")]
 
 
 def test_time_in_which_the_server_stood_still_counts_for_nobody() -> None:
-    round_, upload = opened(), object()
-    round_.begin_upload("a", "key", upload, 100)
-    round_.memory_granted("a", upload, 100)
-    round_.disconnected("b", 100)
-    round_.piece_sent("c", 10, 100, is_last=False)
-    round_.pause(30)
-    round_.tick(130)
-    assert round_.pending == ["a", "b", "c"]
-    round_.tick(135)
-    assert list(round_.failed) == ["b"]
-    round_.tick(150)
-    assert list(round_.failed) == ["b", "a", "c"]
+    attempt, upload = opened(), object()
+    attempt.begin_upload("a", "key", upload, 100)
+    attempt.memory_granted("a", upload, 100)
+    attempt.disconnected("b", 100)
+    attempt.piece_sent("c", 10, 100, is_last=False)
+    attempt.pause(30)
+    attempt.tick(130)
+    assert pending(attempt) == ["a", "b", "c"]
+    attempt.tick(135)
+    assert list(attempt.failed) == ["b"]
+    attempt.tick(150)
+    assert list(attempt.failed) == ["b", "a", "c"]
     assert opened().due_at == 160
 
 
-def test_a_round_without_clients_is_closed_and_counts_for_nothing() -> None:
-    round_ = opened("")
-    assert round_.is_closed and not round_.answers
+def test_an_attempt_without_clients_is_closed_and_counts_for_nothing() -> None:
+    attempt = opened("")
+    assert attempt.is_closed and not attempt.answers
 
 
 def test_an_event_looks_at_no_other_client() -> None:
     """With ten thousand clients, the timers come up for the one client that something is due for."""
     clients = [f"c{number}" for number in range(10_000)]
-    round_ = TaskRound(1, clients, RoundPolicy(60.0), 0.0)
+    attempt = TaskAttempt(1, clients, AttemptPolicy(60.0), 0.0)
     for number, client in enumerate(clients):
-        round_.disconnected(client, number / 1000)
+        attempt.disconnected(client, number / 1000)
     attended: list[str] = []
-    check_timeouts = round_._check_timeouts
-    round_._check_timeouts = lambda client, state, now: (attended.append(client), check_timeouts(client, state, now))  # type: ignore[method-assign,assignment,func-returns-value]
+    check_timeouts = attempt._check_timeouts
+    attempt._check_timeouts = lambda client, state, now: (attended.append(client), check_timeouts(client, state, now))  # type: ignore[method-assign,assignment,func-returns-value]
     for number in range(100):
-        round_.tick(5.0 + number / 1000)
-    assert attended == clients[:100] and list(round_.failed) == clients[:100]
+        attempt.tick(5.0 + number / 1000)
+    assert attended == clients[:100] and list(attempt.failed) == clients[:100]
 
 
 HISTORIES = int(os.environ.get("FLCORE_HISTORIES", "1000"))
@@ -243,8 +248,8 @@ class Histories(RuleBasedStateMachine):
 
     @initialize(close_at=st.none() | st.integers(1, 5), clients=st.lists(NAMES, unique=True, max_size=4))
     def open(self, close_at: int | None, clients: list[str]) -> None:
-        self.limits = RoundPolicy(50.0, close_at, grace_s=3.0, stall_timeout_s=8.0, spill_after_s=2.0)
-        self.round = TaskRound(5, clients, self.limits, 0.0)
+        self.policy = AttemptPolicy(50.0, close_at, grace_s=3.0, stall_timeout_s=8.0, spill_after_s=2.0)
+        self.attempt = TaskAttempt(5, clients, self.policy, 0.0)
         self.now, self.deadline, self.memory_freed_at = 0.0, 50.0, -math.inf
         self.pending = {client: Plain() for client in clients}
         self.answers: list[str] = []
@@ -262,8 +267,8 @@ class Histories(RuleBasedStateMachine):
     def time_passes(self, seconds: float, releases: bool) -> None:
         self.now += seconds
         self.memory_freed_at = self.now - 0.5 if releases else self.memory_freed_at
-        self.round.tick(self.now, self.memory_freed_at)
-        assert self.round.due_at > self.now, "what is due was seen to"
+        self.attempt.tick(self.now, self.memory_freed_at)
+        assert self.attempt.due_at > self.now, "what is due was seen to"
         if self.is_closed:
             return
         for client, plain in sorted(self.pending.items()):
@@ -284,32 +289,32 @@ class Histories(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([0.7, 4.0, 100.0]))
     def the_server_stands_still(self, seconds: float) -> None:
         self.now += seconds
-        self.round.pause(seconds)
+        self.attempt.pause(seconds)
         self.deadline += seconds
         for plain in self.pending.values():
             plain.pause(seconds)
 
     @rule(client=NAMES)
     def lose(self, client: str) -> None:
-        self.round.disconnected(client, self.now)
+        self.attempt.disconnected(client, self.now)
         if client in self.pending and self.pending[client].lost is None:
             self.pending[client].lost = self.now
 
     @rule(client=NAMES)
     def come_back(self, client: str) -> None:
-        self.round.connected(client)
+        self.attempt.connected(client)
         if client in self.pending:
             self.pending[client].lost = None
 
     @rule(client=NAMES, is_last=st.booleans())
     def read(self, client: str, is_last: bool) -> None:
-        self.round.piece_sent(client, 1, self.now, is_last=is_last)
+        self.attempt.piece_sent(client, 1, self.now, is_last=is_last)
         if client in self.pending:
             self.pending[client].reading = None if is_last else self.now
 
     @rule(client=NAMES)
-    def wait_for_a_turn_to_read(self, client: str) -> None:
-        self.round.download_queued(client)
+    def wait_for_a_window_to_read(self, client: str) -> None:
+        self.attempt.download_queued(client)
         if client in self.pending:
             self.pending[client].reading = None
 
@@ -317,7 +322,7 @@ class Histories(RuleBasedStateMachine):
     def announce(self, client: str, is_new: bool, is_staged: bool) -> None:
         plain = self.pending.get(client, Plain())
         upload = object() if is_new or plain.upload is None else plain.upload
-        verdict = self.round.begin_upload(client, str(id(upload)), upload, self.now, is_staged=is_staged)
+        verdict = self.attempt.begin_upload(client, str(id(upload)), upload, self.now, is_staged=is_staged)
         assert verdict is self.verdict(client)
         if verdict is not Verdict.ACCEPTED:
             return
@@ -327,34 +332,34 @@ class Histories(RuleBasedStateMachine):
             plain.upload, plain.quiet, plain.is_spilled = upload, self.now, False
             plain.phase = "moving" if is_staged else "whole"
         plain.enter("queued", self.now)
-        assert self.round.find_upload(client, str(id(upload))) is upload
+        assert self.attempt.find_upload(client, str(id(upload))) is upload
 
     @rule(client=NAMES, event=st.sampled_from(["memory_requested", "memory_granted", "upload_call_ended"]))
     def go_on(self, client: str, event: str) -> None:
         if (plain := self.sendable(client)) is not None:
-            getattr(self.round, event)(client, plain.upload, self.now)
+            getattr(self.attempt, event)(client, plain.upload, self.now)
             plain.enter("waiting" if event == "memory_requested" else "moving", self.now)
 
     @rule(client=NAMES, is_last=st.booleans())
     def send(self, client: str, is_last: bool) -> None:
         plain = self.sendable(client)
         if plain is not None and plain.phase == "moving":
-            self.round.piece_received(client, plain.upload, 1, self.now, is_last=is_last)
+            self.attempt.piece_received(client, plain.upload, 1, self.now, is_last=is_last)
             plain.quiet, plain.phase = self.now, "whole" if is_last else "moving"
 
     @rule(client=NAMES)
     def send_by_an_upload_that_was_let_go(self, client: str) -> None:
         stranger = object()
-        self.round.piece_received(client, stranger, 1, self.now, is_last=True)
-        self.round.memory_granted(client, stranger, self.now)
-        assert not self.round.is_current(client, stranger)
-        assert self.round.begin_commit(client, stranger) is not Verdict.ACCEPTED
+        self.attempt.piece_received(client, stranger, 1, self.now, is_last=True)
+        self.attempt.memory_granted(client, stranger, self.now)
+        assert not self.attempt.is_current(client, stranger)
+        assert self.attempt.begin_commit(client, stranger) is not Verdict.ACCEPTED
 
     @rule(client=NAMES)
     def begin_commit(self, client: str) -> None:
         plain = self.sendable(client)
         if plain is not None and plain.phase == "whole":
-            assert self.round.begin_commit(client, plain.upload) is Verdict.ACCEPTED
+            assert self.attempt.begin_commit(client, plain.upload) is Verdict.ACCEPTED
             plain.phase = "committing"
 
     @rule(client=NAMES, succeeds=st.booleans())
@@ -363,17 +368,17 @@ class Histories(RuleBasedStateMachine):
             return
         if succeeds:
             upload = self.pending.pop(client).upload
-            self.round.committed(client)
+            self.attempt.committed(client)
             self.answers.append(client)
-            assert self.round.answers[client] is upload
+            assert self.attempt.answers[client] is upload
         else:
-            self.round.commit_failed(client, "the disk is full")
+            self.attempt.commit_failed(client, "the disk is full")
             self.fail(client)
         self.close_if_done()
 
     @rule(client=NAMES, is_at_fault=st.booleans())
     def say_that_it_failed(self, client: str, is_at_fault: bool) -> None:
-        self.round.fail(client, "fault", is_at_fault=is_at_fault)
+        self.attempt.fail(client, "fault", is_at_fault=is_at_fault)
         if self.verdict(client) is Verdict.ACCEPTED:
             self.fail(client, is_at_fault=is_at_fault)
             self.close_if_done()
@@ -384,10 +389,10 @@ class Histories(RuleBasedStateMachine):
         self.at_fault |= {client} if is_at_fault else set()
         if plain.upload is not None:
             self.expected[Discard(client, plain.upload)] += 1
-        self.expected[Release(client)] += 1
+        self.expected[Withdraw(client)] += 1
 
     def close_if_done(self) -> None:
-        enough = self.limits.close_at is not None and len(self.answers) >= self.limits.close_at
+        enough = self.policy.close_at is not None and len(self.answers) >= self.policy.close_at
         is_committing = any(plain.phase == "committing" for plain in self.pending.values())
         if not self.is_closed and not is_committing and (enough or not self.pending):
             for client in sorted(self.pending):
@@ -406,23 +411,23 @@ class Histories(RuleBasedStateMachine):
 
     @invariant()
     def both_agree(self) -> None:
-        if not hasattr(self, "round"):
+        if not hasattr(self, "attempt"):
             return
-        assert list(self.round.answers) == self.answers
-        assert set(self.round.failed) == self.failed and self.round.at_fault == self.at_fault
-        assert set(self.round.pending) == set(self.pending)
-        assert self.round.is_closed == self.is_closed
+        assert list(self.attempt.answers) == self.answers
+        assert set(self.attempt.failed) == self.failed and self.attempt.at_fault == self.at_fault
+        assert set(pending(self.attempt)) == set(self.pending)
+        assert self.attempt.is_closed == self.is_closed
         for client in "abcd":
-            assert self.round.verdict_for(client) is self.verdict(client)
-        assert Counter(self.round.pop_actions()) == self.expected
+            assert self.attempt.verdict_for(client) is self.verdict(client)
+        assert Counter(self.attempt.pop_actions()) == self.expected
         self.expected.clear()
 
     def teardown(self) -> None:
-        if hasattr(self, "round"):
+        if hasattr(self, "attempt"):
             for client in [client for client in self.pending if self.verdict(client) is Verdict.ACCEPTED]:
                 self.fail(client)
-            self.round.abandon()
-            assert self.round.is_closed and Counter(self.round.pop_actions()) == self.expected
+            self.attempt.abandon()
+            assert self.attempt.is_closed and Counter(self.attempt.pop_actions()) == self.expected
 
 
 Histories.TestCase.settings = settings(max_examples=HISTORIES, stateful_step_count=25, deadline=None, print_blob=True)
