@@ -15,6 +15,8 @@ FlcoreError
 │   └── Untimely          an answer that is late, stale or unrequested
 ├── BudgetError           a memory budget or a limit of open files is too small; the message names a sufficient value
 ├── TaskFailed            a client could not execute a task: its code raised, or returned what cannot be sent
+├── CertificateError      a certificate, a key, a kit or a CA's directory that cannot be used
+│   └── IdentityRefused       a peer's certificate that gives it no place in this federation; `reason` is for programs
 ├── HistoryError          a directory without a run's history, or a history that cannot be read
 ├── RunExists             the run directory is owned by another process, or holds an earlier run
 ├── JobFailed             the server reported that the job has failed
@@ -57,6 +59,25 @@ class SpecError(FlcoreError):
 
 class JobError(FlcoreError):
     """A contract or code that cannot be run."""
+
+
+class CertificateError(FlcoreError):
+    """A certificate, a key, a kit or the directory of a certificate authority cannot be used."""
+
+
+class IdentityRefused(CertificateError):
+    """A peer's certificate gives it no place in this federation.
+
+    Attributes:
+        reason: One word for programs and the audit log: `malformed`, `expired`, `not-yet-valid`, `usage`, `federation`,
+            `role`, `unmapped` or `revoked`.
+    """
+
+    kind = "identity"
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class HistoryError(FlcoreError):

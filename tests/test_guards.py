@@ -112,6 +112,15 @@ def test_pyarrow_is_imported_where_users_open_tables_only() -> None:
     assert importers == {"update_tables.py", "history_table.py"}
 
 
+def test_cryptography_is_imported_where_identities_are_only() -> None:
+    importers = {
+        path.parent.name
+        for path in sources("flcore")
+        if any(module.partition(".")[0] == "cryptography" for module, _ in imported(path))
+    }
+    assert importers == {"identity"}
+
+
 @pytest.mark.parametrize("package", [*PACKAGES, *sorted(PUBLIC_MODULES)])
 def test_all_names_the_public_names_sorted_and_they_exist(package: str) -> None:
     module = importlib.import_module(package)
@@ -156,7 +165,21 @@ def test_modules_import_in_no_circle(package: str) -> None:
 @pytest.mark.parametrize(
     ("package", "absent"),
     [
-        ("flcore", {"grpc", "cupy", "numba", "pyarrow", "google.protobuf", "matplotlib", "sklearn", "torch", "rich"}),
+        (
+            "flcore",
+            {
+                "grpc",
+                "cupy",
+                "numba",
+                "pyarrow",
+                "google.protobuf",
+                "matplotlib",
+                "sklearn",
+                "torch",
+                "rich",
+                "cryptography",
+            },
+        ),
         ("flcore_layout", {"numpy", "flcore", "flcore_kernels", "flcore_transport"}),
         ("flcore_kernels", {"grpc", "cupy", "numba", "pyarrow", "pydantic"}),
         ("flcore_transport", {"grpc", "google.protobuf", "numpy", "pyarrow"}),

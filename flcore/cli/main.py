@@ -10,6 +10,7 @@ import typer
 from flcore.cli.aggregate import aggregate
 from flcore.cli.audit import verify
 from flcore.cli.bench import bench
+from flcore.cli.certs import certs_app
 from flcore.cli.client import client
 from flcore.cli.inspect import check, rules
 from flcore.cli.run import run
@@ -34,6 +35,7 @@ app.command()(warm)
 job_app = typer.Typer(help="Inspect a job.", no_args_is_help=True)
 job_app.command("check")(check)
 app.add_typer(job_app, name="job")
+app.add_typer(certs_app, name="certs")
 
 audit_app = typer.Typer(help="Check a run's audit log.", no_args_is_help=True)
 audit_app.command("verify")(verify)
@@ -50,6 +52,8 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(format="%(message)s", handlers=[_StandardError()])
+    # The first line that gRPC's core would log is that of a stranger whose TLS handshake fails.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     # gRPC logs a traceback for each client that vanishes in mid-transfer; the server says so itself, in one line.
     logging.getLogger("grpc").setLevel(logging.CRITICAL)
     try:

@@ -1,6 +1,7 @@
 """`flcore server`: the server's side of a job on a real machine."""
 
 import logging
+import shlex
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +13,9 @@ from flcore.aggregation.budget import Budget
 from flcore.cli.addresses import join_commands
 from flcore.cli.log import Log, LogHandler, log_events
 from flcore.cli.plot import plot_history
-from flcore.errors import FlcoreError
+from flcore.errors import CertificateError
+from flcore.identity.credentials import ServerCertificates
+from flcore.identity.tls import FederationTls
 from flcore.job.job import Job
 from flcore.job.site import RENAMED_PLANS, read_site, server_site
 from flcore.model.model_paths import require_directory
@@ -21,6 +24,7 @@ from flcore.server.federation import Federation
 from flcore.server.serve import Server, serve
 
 DEFAULT_PORT = 8470
+DEFAULT_CERTS = Path("certs/server")
 DEFAULT_BUDGET = "1GiB"
 
 
@@ -47,7 +51,10 @@ class LogFormat(StrEnum):
 
 def server(
     job: Annotated[str, typer.Argument(help="A directory with job.toml, or the name of a bundled job (digits).")],
-    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    host: Annotated[
+        str | None,
+        typer.Option(help="The address to listen on. (default: 0.0.0.0, all of IPv4; 127.0.0.1 with --insecure)"),
+    ] = None,
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="The port to listen on; 0 chooses a free port.")
     ] = DEFAULT_PORT,
@@ -87,15 +94,19 @@ def server(
     log_format: Annotated[LogFormat, typer.Option(help="Format of the log: lines of text or of JSON.")] = (
         LogFormat.TEXT
     ),
-    insecure: Annotated[bool, typer.Option(help="Serve plaintext, to clients on this machine only.")] = False,
-    insecure_remote: Annotated[bool, typer.Option(help="Serve plaintext, also to other machines.")] = False,
+    certs: Annotated[
+        Path, typer.Option(help="Directory of the server's certificates, as `flcore certs init` makes it.")
+    ] = DEFAULT_CERTS,
+    insecure: Annotated[bool, typer.Option(help="Plaintext without TLS, to clients on this machine only.")] = False,
+    insecure_remote: Annotated[bool, typer.Option(help="Plaintext without TLS, also to other machines.")] = False,
 ) -> None:
-    """Serve a job to clients that join with `flcore client`."""
+    """Serve a job over mutual TLS to clients that join with `flcore client`."""
     keep_freed_memory()
     raise_open_file_limit()
     exit_on_sigterm()
-    require_insecure(insecure, insecure_remote)
-    if host.startswith("["):
+    tls = None if insecure or insecure_remote else load_tls(certs)
+    listen_host = host or ("127.0.0.1" if tls is None else "0.0.0.0")  # noqa: S104 - only clients with certificates
+    if listen_host.startswith("["):
         raise typer.BadParameter(f"expected an address without brackets, got {host!r}", param_hint="--host")
     loaded = Job.load(job)
     site_settings = server_site(read_site(site, loaded.directory))
@@ -105,7 +116,12 @@ def server(
 
     def listen(service: Service) -> Server:
         return GrpcServer(
-            service, host=host, port=port, allow_remote=insecure_remote, in_flight_bytes=memory.in_flight_bytes
+            service,
+            host=listen_host,
+            port=port,
+            tls=tls,
+            allow_remote=insecure_remote,
+            in_flight_bytes=memory.in_flight_bytes,
         )
 
     with Log(log_format.value) as log:
@@ -121,7 +137,11 @@ def server(
                 peak_bytes=peak,
             )
             shown = running.address.replace("127.0.0.1", "localhost")
-            commands = join_commands(job, *split_address(running.address))
+            if tls is None:
+                commands = join_commands(job, *split_address(running.address))
+            else:
+                commands = [f"flcore client {shlex.quote(job)} --kit NAME"]
+                log_certificate(log, tls.certificates)
             needed = wait_for or loaded.contract.server.quorum
             lines = [f"listening on {shown}; the first round begins with {needed} clients, which join with"]
             log.write_block(
@@ -148,7 +168,24 @@ def server(
         log.write_line(f"done: {', '.join(left)} in {directory}", "done", directory=str(directory))
 
 
-def require_insecure(insecure: bool, insecure_remote: bool) -> None:
-    """Raise an error unless plaintext was asked for."""
-    if not (insecure or insecure_remote):
-        raise FlcoreError("TLS is not available yet; --insecure speaks plaintext, on this machine only")
+def load_tls(directory: Path) -> FederationTls:
+    """Return a server's side of mutual TLS, or raise `CertificateError`."""
+    if not directory.is_dir():
+        raise CertificateError(
+            f"expected the server's certificates in {directory}, which is no directory; make them with "
+            "`flcore certs init FEDERATION --host HOST`, or name theirs with --certs (--insecure: plaintext, on this "
+            "machine only)"
+        )
+    return FederationTls(directory)
+
+
+def log_certificate(log: Log, certificates: ServerCertificates) -> None:
+    """Say whose server this is, and until when its certificate is valid."""
+    federation, expires = certificates.identity.federation, certificates.expires
+    log.write_line(
+        f"TLS: the federation {federation}; the server's certificate is valid until {expires:%Y-%m-%d}",
+        "tls",
+        federation=federation,
+        hosts=list(certificates.hosts),
+        expires=expires.isoformat(),
+    )

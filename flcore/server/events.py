@@ -51,7 +51,7 @@ class JoinRefused:
 
 @dataclass(frozen=True, slots=True)
 class ClientRevoked:
-    """A client's certificate is no longer accepted."""
+    """A client's session was ended because its certificate was revoked or has expired."""
 
     client: str
     certificate_fingerprint: str

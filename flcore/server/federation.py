@@ -26,7 +26,7 @@ from flcore.model.spec import ModelSpec
 from flcore.model.wire_format import WireFormat
 from flcore.server.admission import Admission
 from flcore.server.downloads import ModelDownload
-from flcore.server.events import JoinRefused, Observer, TaskSent, ignore_events
+from flcore.server.events import ClientRevoked, JoinRefused, Observer, TaskSent, ignore_events
 from flcore.server.federation_state import FederationState
 from flcore.server.open_attempt import OpenAttempt
 from flcore.server.refused_answers import RefusalReport, ReportedUpload
@@ -133,6 +133,14 @@ class Federation:
             self._observe(JoinRefused(client, str(error)))
             raise as_refused(error) from error
         return self._welcome
+
+    def join_refused(self, client: str, reason: str) -> None:
+        """The transport refused a join for its certificate."""
+        self._observe(JoinRefused(client, reason))
+
+    def certificate_refused(self, client: str, fingerprint: str, reason: str) -> None:
+        """The transport ended a session for its certificate."""
+        self._observe(ClientRevoked(client, fingerprint, reason))
 
     def client_connected(self, client: str, link: ClientLink) -> None:
         """The client can be reached. It is sent the assignments that it has not answered."""

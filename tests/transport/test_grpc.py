@@ -170,11 +170,11 @@ def test_a_client_that_came_in_a_crowd_joins_again(rig: Rig, monkeypatch: pytest
     came: list[object] = []
     accept = grpc_joins.JoinQueue.accept
 
-    async def crowded(self: grpc_joins.JoinQueue, context: Any, make_stream: Any) -> Any:
+    async def crowded(self: grpc_joins.JoinQueue, context: Any, *arguments: Any) -> Any:
         came.append(context)
         if len(came) == 1:
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, TOO_MANY_JOINS)
-        return await accept(self, context, make_stream)
+        return await accept(self, context, *arguments)
 
     monkeypatch.setattr(grpc_joins.JoinQueue, "accept", crowded)
     assert rig.secret_of("a")

@@ -21,6 +21,7 @@ from flcore_transport.errors import (
 from flcore_transport.flow_control import WINDOW_PIECES
 from flcore_transport.framing import Buffer
 from flcore_transport.grpc_channel import UNAUTHENTICATED_BYTES, split_address
+from flcore_transport.identity import Identity, PeerCertificate, ServerTls, TlsKeys
 from flcore_transport.in_process import InProcessConnection, InProcessServer
 from flcore_transport.messages import (
     DownloadRequest,
@@ -58,6 +59,7 @@ __all__ = [
     "Goodbye",
     "GrpcConnection",
     "GrpcServer",
+    "Identity",
     "InProcessConnection",
     "InProcessServer",
     "Inbox",
@@ -66,13 +68,16 @@ __all__ = [
     "Outbox",
     "PayloadSink",
     "PayloadSource",
+    "PeerCertificate",
     "PieceCache",
     "PieceError",
     "ProtocolMismatch",
     "Receipt",
     "Refused",
+    "ServerTls",
     "Service",
     "TaskAssignment",
+    "TlsKeys",
     "TransportError",
     "UploadRequest",
     "Welcome",

@@ -16,6 +16,7 @@ from typing import Protocol
 from flcore_layout import Layout
 
 from flcore_transport.errors import Refused, TransportError
+from flcore_transport.identity import Identity, PeerCertificate, ServerTls
 from flcore_transport.messages import (
     PROTOCOL,
     DownloadRequest,
@@ -33,6 +34,11 @@ from flcore_transport.pieces import Outbox
 MAX_INSTANCE_CHARACTERS = 64
 MAX_REASON_BYTES = 3_000
 """The longest reason of a refusal: gRPC limits a call's metadata to 8 KiB."""
+
+SUPERSEDED = Refused("superseded", "a newer call of this session took its place")
+
+
+Peer = tuple[PeerCertificate, Identity]
 
 
 class ClientLink(Protocol):
@@ -54,8 +60,8 @@ class ClientLink(Protocol):
 class SessionStream(ClientLink, Protocol):
     """A client link as its transport implements it."""
 
-    def supersede(self) -> None:
-        """End the stream, because its client has opened a newer one. Returns at once."""
+    def end(self, error: TransportError) -> None:
+        """End the stream with an error. Returns at once."""
         ...
 
 
@@ -107,6 +113,14 @@ class Service(Protocol):
         """Admit a client and return the content of its welcome, or raise `Refused`."""
         ...
 
+    def join_refused(self, client: str, reason: str) -> None:
+        """Called when a join was refused because the certificate is not that of the client it names."""
+        ...
+
+    def certificate_refused(self, client: str, fingerprint: str, reason: str) -> None:
+        """Called when the client's session was ended because its certificate was revoked or has expired."""
+        ...
+
     def client_connected(self, client: str, link: ClientLink) -> None:
         """Called when a client has a new stream, after its welcome was queued. `link` reaches the client.
 
@@ -139,6 +153,8 @@ class Session:
     instance: str
     secret: str = field(default_factory=lambda: secrets.token_urlsafe(24))
     link: SessionStream | None = None
+    peer: Peer | None = None
+    """The certificate that the client joined with, and its identity; None over plaintext."""
 
 
 class Endpoint:
@@ -153,8 +169,12 @@ class Endpoint:
         self._notifications: deque[Callable[[], None]] = deque()
         self._is_notifying = False
 
-    def join(self, join: Join, link: SessionStream) -> Session:
+    def join(self, join: Join, link: SessionStream, peer: Peer | None = None) -> Session:
         """Open a session or resume that of the same process, and queue its welcome as the first message."""
+        if peer is not None and join.client != peer[1].name:
+            reason = f"client {join.client!r} may not join: its certificate is that of {peer[1].name!r}"
+            self._service.join_refused(join.client, reason)
+            raise Refused("wrong-identity", reason)
         if join.protocol != PROTOCOL:
             raise Refused(
                 "protocol", f"the server speaks protocol version {PROTOCOL}, client {join.client!r} {join.protocol}"
@@ -171,8 +191,8 @@ class Endpoint:
                     raise Refused("name-taken", f"a client named {join.client!r} is connected already")
                 session = self._register(session, Session(join.client, join.instance))
             if session.link is not None:
-                session.link.supersede()
-            session.link = link
+                session.link.end(SUPERSEDED)
+            session.link, session.peer = link, peer
             link.send(Welcome(session.secret, content))
             self._notifications.append(partial(self._service.client_connected, join.client, link))
         self.notify_service()
@@ -189,30 +209,58 @@ class Endpoint:
             session.link = None
             self._notifications.append(partial(self._service.client_disconnected, session.client))
 
-    def find_session(self, secret: str) -> Session:
-        """Return the session that a secret belongs to, or raise `Refused`."""
+    def find_session(self, secret: str, identity: Identity | None = None) -> Session:
+        """Return the session that a secret belongs to, or raise `Refused`, also if another client opened it."""
         with self._lock:
             session = self._by_secret.get(secret)
-        if session is None:
+        if session is None or (identity is not None and identity.name != session.client):
             raise Refused("unknown-session", "the server does not know this session: join again")
         return session
 
-    def begin_download(self, request: DownloadRequest) -> Outbox:
+    def begin_download(self, request: DownloadRequest, identity: Identity | None = None) -> Outbox:
         """Return the payload that a client requests."""
-        return self._service.begin_download(self.find_session(request.session_secret).client, request.assignment_id)
+        client = self.find_session(request.session_secret, identity).client
+        return self._service.begin_download(client, request.assignment_id)
 
-    def begin_upload(self, request: UploadRequest) -> IncomingUpload:
+    def begin_upload(self, request: UploadRequest, identity: Identity | None = None) -> IncomingUpload:
         """Begin or resume an upload."""
-        return self._service.begin_upload(
-            self.find_session(request.session_secret).client, request.assignment_id, request.content, request.layout
-        )
+        client = self.find_session(request.session_secret, identity).client
+        return self._service.begin_upload(client, request.assignment_id, request.content, request.layout)
 
-    def report(self, failure: Failure) -> Receipt:
+    def report(self, failure: Failure, identity: Identity | None = None) -> Receipt:
         """Pass a client's failure on to the service."""
-        self._service.task_failed(
-            self.find_session(failure.session_secret).client, failure.assignment_id, failure.message
-        )
+        client = self.find_session(failure.session_secret, identity).client
+        self._service.task_failed(client, failure.assignment_id, failure.message)
         return Receipt(failure.assignment_id)
+
+    def end_refused_sessions(self, tls: ServerTls) -> dict[str, Refused]:
+        """End the sessions whose certificates are refused by now. Returns the reason by client."""
+        with self._lock:
+            sessions = list(self._by_client.values())
+        refused: dict[str, Refused] = {}
+        for session in sessions:
+            if session.peer is None:
+                continue
+            certificate, identity = session.peer
+            try:
+                tls.identify(certificate)
+            except Refused as error:
+                refused[session.client] = error
+                self._end_session(session, identity.fingerprint, error)
+        return refused
+
+    def _end_session(self, session: Session, fingerprint: str, error: Refused) -> None:
+        """End a session: its stream, and its secret."""
+        with self._lock:
+            if self._by_client.get(session.client) is session:
+                del self._by_client[session.client], self._by_secret[session.secret]
+                refused = partial(self._service.certificate_refused, session.client, fingerprint, str(error))
+                self._notifications.append(refused)
+            if session.link is not None:
+                session.link.end(error)
+                # Not in `leave`, which comes later: the client may have joined anew by then, with a new certificate.
+                session.link = None
+                self._notifications.append(partial(self._service.client_disconnected, session.client))
 
     def close(self, reason: str, *, failed: bool = False) -> None:
         """Queue a goodbye for every connected client, and refuse later joins with its reason."""

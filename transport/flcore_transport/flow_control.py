@@ -47,12 +47,14 @@ class Ending(Enum):
     STALLED = "others wait for its window: call again to resume"
     SUPERSEDED = "a newer call of this session took its place"
     CANCELLED = "the server has ended the transfers of this assignment"
+    UNTRUSTED = "this client's certificate is not accepted any more"
 
     def error(self) -> TransportError:
         """Return the error of the client's call. Only a stalled transfer may be retried."""
         if self is Ending.STALLED:
             return ConnectionLost(self.value)
-        return Refused("superseded" if self is Ending.SUPERSEDED else "cut", self.value)
+        kinds = {Ending.SUPERSEDED: "superseded", Ending.CANCELLED: "cut", Ending.UNTRUSTED: "untrusted"}
+        return Refused(kinds[self], self.value)
 
 
 class TransferEnded(Exception):
@@ -166,13 +168,17 @@ class FlowControl:
 
     def cancel(self, client: str, assignment_id: int) -> list[Action]:
         """End a client's transfers of an assignment, for the service."""
-        transfers = [found for direction in ("download", "upload") if (found := self._newest.get((client, direction)))]
         return [
             action
-            for transfer in transfers
+            for transfer in self._transfers_of(client)
             if transfer.assignment_id == assignment_id
             for action in self._request_end(transfer, Ending.CANCELLED)
         ]
+
+    def end_client(self, client: str) -> list[Action]:
+        """End all transfers of a client whose certificate is not accepted any more."""
+        ended = self._transfers_of(client)
+        return [action for transfer in ended for action in self._request_end(transfer, Ending.UNTRUSTED)]
 
     def tick(self, now: float) -> list[Action]:
         """Make transfers yield whose timeout has passed, the most overdue first, as long as queued ones need pieces."""
@@ -204,6 +210,10 @@ class FlowControl:
         self.free += transfer.reserved - in_flight
         transfer.window, transfer.reserved, transfer.client_wait_since = 0, in_flight, now
         return [(transfer, Instruction.YIELD_WINDOW), *self._grant_windows()]
+
+    def _transfers_of(self, client: str) -> list[Transfer]:
+        """Return a client's newest download and upload; older ones have been asked to end."""
+        return [found for direction in ("download", "upload") if (found := self._newest.get((client, direction)))]
 
     def _request_end(self, transfer: Transfer, why: Ending) -> list[Action]:
         """Ask a transfer to end. It keeps its pieces until its transport calls `end`."""

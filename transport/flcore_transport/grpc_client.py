@@ -27,6 +27,8 @@ from flcore_transport.grpc_channel import (
     require_loopback,
     split_address,
 )
+from flcore_transport.grpc_tls import channel_credentials
+from flcore_transport.identity import TlsKeys
 from flcore_transport.messages import (
     Credit,
     DownloadRequest,
@@ -39,6 +41,7 @@ from flcore_transport.messages import (
     UploadRequest,
 )
 from flcore_transport.pieces import Outbox
+from flcore_transport.tls_probe import tls_failure_reason
 
 CHANNEL_OPTIONS = [
     *OPTIONS,
@@ -63,16 +66,15 @@ _DISCONNECTED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.St
 
 
 class GrpcConnection:
-    """One client's connection to the server at `address` (`"host:port"`); `credentials=None` is plaintext."""
+    """One client's connection to the server at `address` (`"host:port"`); `keys=None` is plaintext."""
 
-    def __init__(
-        self, address: str, *, credentials: grpc.ChannelCredentials | None = None, allow_remote: bool = False
-    ) -> None:
+    def __init__(self, address: str, *, keys: TlsKeys | None = None, allow_remote: bool = False) -> None:
         host, _ = split_address(address)
-        if credentials is None and not allow_remote:
+        if keys is None and not allow_remote:
             require_loopback(host)
         self.address = address
-        self._credentials = credentials
+        self._keys = keys
+        self._credentials = None if keys is None else channel_credentials(keys)
         self._lock = threading.Lock()
         self._calls: set[Any] = set()
         self._closed = threading.Event()
@@ -104,12 +106,7 @@ class GrpcConnection:
             except ConnectionLost as error:
                 if has_begun or self._closed.is_set():
                     raise
-                reason = unreachable_reason(self.address)
-                if not reason:  # without gRPC's text, which differs at each attempt: callers compare reasons
-                    raise ConnectionLost(
-                        f"{self.address} can be reached, but no flcore server answers there"
-                    ) from error
-                raise ConnectionLost(f"{self.address} cannot be reached: {reason}") from error
+                raise ConnectionLost(self._unreachable_reason()) from error
 
     def download(self, request: DownloadRequest, layout: Layout | None = None) -> Iterator[bytes]:
         """Yield the pieces of an assignment's payload from `request.first_piece` on. `layout` is the payload's."""
@@ -178,6 +175,19 @@ class GrpcConnection:
             calls = list(self._calls)
         for call in calls:
             call.cancel()
+
+    def _unreachable_reason(self) -> str:
+        """Return why no session opens, without gRPC's text: it differs at each attempt, and callers compare reasons."""
+        if reason := unreachable_reason(self.address):
+            return f"{self.address} cannot be reached: {reason}"
+        if self._keys is None:
+            return f"{self.address} can be reached, but no flcore server answers there"
+        if reason := tls_failure_reason(*split_address(self.address), self._keys.root_certificates, PROBE_TIMEOUT_S):
+            return f"{self.address} can be reached, but {reason}"
+        return (
+            f"{self.address} can be reached, but it refused this client's certificate, or no flcore server answers "
+            "there: is the certificate of its CA, and has it expired?"
+        )
 
     def _channel_for(self, layout: Layout | None) -> grpc.Channel:
         """Return the channel for a payload's transfer: a new one, or the session's for a small payload.

@@ -63,6 +63,10 @@ class TransferScheduler:
         """End a client's transfers of an assignment."""
         self.apply(self._flow_control.cancel(client, assignment_id))
 
+    def end_client(self, client: str) -> None:
+        """End all transfers of a client whose certificate is not accepted any more."""
+        self.apply(self._flow_control.end_client(client))
+
     def apply(self, actions: list[Action]) -> None:
         """Wake the calls whose transfers have changed, and set the timer for the next change."""
         for transfer, _ in actions:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import grpc
 
 from flcore_transport.control import MAX_MESSAGE_BYTES, decode_message, require_size
-from flcore_transport.endpoint import Endpoint, Session, SessionStream
+from flcore_transport.endpoint import Endpoint, Peer, Session, SessionStream
 from flcore_transport.grpc_channel import MAX_PENDING_JOINS, TOO_MANY_JOINS
 from flcore_transport.grpc_workers import (
     CallAborter,
@@ -41,7 +41,7 @@ class JoinQueue:
         self._unread: dict[asyncio.Future[None], None] = {}
         self._admitting = 0
 
-    async def accept(self, context: Context, make_stream: Callable[[str], S]) -> tuple[Session, S]:
+    async def accept(self, context: Context, peer: Peer | None, make_stream: Callable[[str], S]) -> tuple[Session, S]:
         """Return the session that a call's join opens, and the stream from `make_stream` for its client's name.
 
         Ends the call if its join is refused, late or evicted. If the call is cancelled while the join is being
@@ -51,17 +51,17 @@ class JoinQueue:
         async def read_and_admit() -> tuple[Session, S]:
             data = await self._read_join(context)
             self._admitting += 1
-            return await run_with_cleanup(self._admit(data, make_stream), lambda opened: self.leave(*opened))
+            return await run_with_cleanup(self._admit(data, peer, make_stream), lambda opened: self.leave(*opened))
 
         return await self._workers.refuse_on_error(context, read_and_admit())
 
-    async def _admit(self, data: bytes, make_stream: Callable[[str], S]) -> tuple[Session, S]:
+    async def _admit(self, data: bytes, peer: Peer | None, make_stream: Callable[[str], S]) -> tuple[Session, S]:
         """Open the session of a join that has been read, and then free its slot, even if its call has ended."""
 
         def join() -> tuple[Session, S]:
             decoded = decode_message(Join, data)
             stream = make_stream(decoded.client)
-            return self._endpoint.join(decoded, stream), stream
+            return self._endpoint.join(decoded, stream, peer), stream
 
         try:
             return await self._workers.run(join)
@@ -104,8 +104,12 @@ class JoinQueue:
         await self._aborter.abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, TOO_MANY_JOINS)
 
     def leave(self, session: Session, stream: SessionStream) -> None:
-        """Record that a session's stream has ended. The service is told on the thread, as it may block."""
+        """Record that a session's stream has ended."""
         self._endpoint.leave(session, stream)
+        self.notify_service()
+
+    def notify_service(self) -> None:
+        """Tell the service who came and went, on the thread: it may block."""
         self._workers.submit(self._endpoint.notify_service)
 
     def close(self) -> None:

@@ -10,6 +10,7 @@ before its first message is read, and only a few joins are read at a time (`grpc
 
 import asyncio
 import errno
+import logging
 import resource
 import socket
 from collections.abc import Awaitable, Callable
@@ -20,9 +21,9 @@ import grpc
 import grpc.aio
 
 from flcore_transport.control import decode_message, encode_from_server, encode_message
-from flcore_transport.endpoint import Endpoint, Service, to_refusal
+from flcore_transport.endpoint import Endpoint, Peer, Service, to_refusal
 from flcore_transport.errors import AddressUnavailable, TransportError
-from flcore_transport.flow_control import DEFAULT_IN_FLIGHT_BYTES, Ending, FlowControl
+from flcore_transport.flow_control import DEFAULT_IN_FLIGHT_BYTES, FlowControl
 from flcore_transport.grpc_channel import (
     KEEPALIVE_MS,
     OPTIONS,
@@ -34,10 +35,14 @@ from flcore_transport.grpc_channel import (
 from flcore_transport.grpc_event_loop import server_event_loop
 from flcore_transport.grpc_flow_control import TransferScheduler
 from flcore_transport.grpc_joins import JoinQueue
+from flcore_transport.grpc_tls import peer_certificate, server_credentials
 from flcore_transport.grpc_transfers import TransferHandlers
 from flcore_transport.grpc_workers import CallAborter, Context, WorkerPool, read_message
+from flcore_transport.identity import Identity, ServerTls
 from flcore_transport.messages import Failure, FromServer, Goodbye
 from flcore_transport.pieces import PIECE_BODY_BYTES
+
+logger = logging.getLogger(__name__)
 
 GOODBYE_TIMEOUT_S = 3.0
 """Seconds that a closing server waits for the delivery of its goodbyes."""
@@ -53,6 +58,9 @@ HANDSHAKE_TIMEOUT_S = 10
 
 IDLE_TIMEOUT_S = 30
 """Seconds after which a connection without calls is closed."""
+
+CERTIFICATE_CHECK_INTERVAL_S = 0.5
+"""Seconds between two checks of the certificates of all sessions."""
 
 RESERVED_DESCRIPTORS = 256
 """File descriptors kept for files and libraries, but at most half of the process's limit."""
@@ -104,7 +112,7 @@ class GrpcServer:
         service: The server's logic.
         host: The address to listen on.
         port: The port; 0 takes a free one.
-        credentials: For TLS. Default: None, plaintext.
+        tls: For mutual TLS. Default: None, plaintext.
         allow_remote: Whether plaintext may be served beyond loopback.
         in_flight_bytes: The most bytes of pieces in flight over all transfers, including gRPC's copies.
     """
@@ -115,13 +123,13 @@ class GrpcServer:
         *,
         host: str = "127.0.0.1",
         port: int = 0,
-        credentials: grpc.ServerCredentials | None = None,
+        tls: ServerTls | None = None,
         allow_remote: bool = False,
         in_flight_bytes: int = DEFAULT_IN_FLIGHT_BYTES,
     ) -> None:
-        if credentials is None and not allow_remote:
+        if tls is None and not allow_remote:
             require_loopback(host)
-        self._endpoint = Endpoint(service)
+        self._endpoint, self._tls = Endpoint(service), tls
         self._aborter = CallAborter()
         self._workers = WorkerPool(self._aborter)
         # gRPC holds a second copy of each piece in flight.
@@ -131,7 +139,8 @@ class GrpcServer:
         self._loop = server_event_loop()
         self._is_closed = False
         self._sessions: set[asyncio.Task[Any]] = set()
-        bound = asyncio.run_coroutine_threadsafe(self._start(host, port, credentials), self._loop).result()
+        self._certificate_watch: asyncio.Task[None] | None = None
+        bound = asyncio.run_coroutine_threadsafe(self._start(host, port), self._loop).result()
         self.address = join_address(host, bound)
 
     def close(self, reason: str = "the server has stopped", *, failed: bool = False) -> None:
@@ -149,7 +158,7 @@ class GrpcServer:
         self._workers.close()
         self._joins.close()
 
-    async def _start(self, host: str, port: int, credentials: grpc.ServerCredentials | None) -> int:
+    async def _start(self, host: str, port: int) -> int:
         options = [*SERVER_OPTIONS, ("grpc.max_allowed_incoming_connections", connection_limit())]
         self._server = grpc.aio.server(options=options)
         # All are stream handlers: gRPC would read the request of a unary one before the call could be refused.
@@ -162,17 +171,21 @@ class GrpcServer:
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
         address = join_address(host, port)
         try:
-            if credentials is None:
+            if self._tls is None:
                 bound = self._server.add_insecure_port(address)
             else:
-                bound = self._server.add_secure_port(address, credentials)
+                bound = self._server.add_secure_port(address, server_credentials(self._tls))
         except RuntimeError as error:
             raise AddressUnavailable(f"cannot listen on {address}: {bind_error(host, port) or error}") from error
         await self._server.start()
+        if self._tls is not None:
+            self._certificate_watch = asyncio.ensure_future(self._watch_certificates(self._tls))
         return bound
 
     async def _stop(self) -> None:
         """Deliver the goodbyes, then cut the calls that are left."""
+        if self._certificate_watch is not None:
+            self._certificate_watch.cancel()
         # gRPC closes the sockets when it stops, and a reset discards what the client has not read. So the port and the
         # sessions stay open until the clients have hung up: a client that loses its goodbye would wait for this server
         # as for one that restarts. A client that joins meanwhile is refused, with the reason.
@@ -189,32 +202,57 @@ class GrpcServer:
         await stopping
 
     def _authenticated(
-        self, handler: Callable[[Context], Awaitable[None]]
+        self, handler: Callable[[Context, Identity | None], Awaitable[None]]
     ) -> Callable[[Any, Context], Awaitable[None]]:
         """Return a handler that refuses calls without a valid session secret before reading them."""
 
         @wraps(handler)
         async def call(_: Any, context: Context) -> None:
+            peer = await self._identify(context)
+            identity = None if peer is None else peer[1]
             sent = dict(context.invocation_metadata() or ()).get(SESSION_METADATA, b"")
             try:
-                self._endpoint.find_session(sent if isinstance(sent, str) else sent.decode("utf-8", "replace"))
+                secret = sent if isinstance(sent, str) else sent.decode("utf-8", "replace")
+                self._endpoint.find_session(secret, identity)
             except TransportError as error:
                 await self._aborter.refuse(context, to_refusal(error))
-            await handler(context)
+            await handler(context, identity)
 
         return call
 
+    async def _identify(self, context: Context) -> Peer | None:
+        """Return the peer of a call, None over plaintext; refuse the call if its certificate is not accepted."""
+        if self._tls is None:
+            return None
+        try:
+            certificate = peer_certificate(context)
+            return certificate, self._tls.identify(certificate)
+        except TransportError as error:
+            await self._aborter.refuse(context, to_refusal(error))
+            raise  # not reached: refuse has raised
+
+    async def _watch_certificates(self, tls: ServerTls) -> None:
+        """End sessions and transfers whose certificate has expired or been revoked since they began."""
+        while True:
+            await asyncio.sleep(CERTIFICATE_CHECK_INTERVAL_S)
+            for client, error in self._endpoint.end_refused_sessions(tls).items():
+                logger.info("ended the session of %s: %s", client, error)
+                self._scheduler.end_client(client)
+                self._joins.notify_service()
+
     async def _session(self, _: Any, context: Context) -> None:
         """Push the service's messages. Not a generator: a cancelled one would end at a garbage collection only."""
-        session, stream = await self._joins.accept(context, partial(_SessionStream, self._loop, self._scheduler))
+        peer = await self._identify(context)
+        make_stream = partial(_SessionStream, self._loop, self._scheduler)
+        session, stream = await self._joins.accept(context, peer, make_stream)
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - gRPC runs each call in a task
         self._sessions.add(task)
         try:
             while True:
                 message = await stream.outgoing.get()
-                if message is None:
-                    await self._aborter.refuse(context, to_refusal(Ending.SUPERSEDED.error()))
+                if isinstance(message, TransportError):
+                    await self._aborter.refuse(context, to_refusal(message))
                     return
                 await context.write(encode_from_server(message))
                 if isinstance(message, Goodbye):
@@ -224,18 +262,19 @@ class GrpcServer:
             self._sessions.discard(task)
             self._joins.leave(session, stream)
 
-    async def _report(self, context: Context) -> None:
+    async def _report(self, context: Context, identity: Identity | None) -> None:
         failure = await self._workers.run_or_refuse(
             context, decode_message, Failure, await read_message(context) or b""
         )
-        await context.write(encode_message(await self._workers.run_or_refuse(context, self._endpoint.report, failure)))
+        receipt = await self._workers.run_or_refuse(context, self._endpoint.report, failure, identity)
+        await context.write(encode_message(receipt))
 
 
 class _SessionStream:
     """The `ClientLink` of one session stream. The service's threads hand messages over to the event loop."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, scheduler: TransferScheduler, client: str) -> None:
-        self.outgoing: asyncio.Queue[FromServer | None] = asyncio.Queue()
+        self.outgoing: asyncio.Queue[FromServer | TransportError] = asyncio.Queue()
         self._client, self._loop, self._scheduler = client, loop, scheduler
 
     def send(self, message: FromServer) -> None:
@@ -246,6 +285,6 @@ class _SessionStream:
         """End the client's transfers of an assignment."""
         self._loop.call_soon_threadsafe(self._scheduler.cancel, self._client, assignment_id)
 
-    def supersede(self) -> None:
-        """End the stream, because its client has a newer one."""
-        self._loop.call_soon_threadsafe(self.outgoing.put_nowait, None)
+    def end(self, error: TransportError) -> None:
+        """End the stream with an error."""
+        self._loop.call_soon_threadsafe(self.outgoing.put_nowait, error)

@@ -7,6 +7,7 @@ from flcore_transport.control import decode_message, encode_reply
 from flcore_transport.endpoint import Endpoint, IncomingUpload
 from flcore_transport.grpc_flow_control import TransferCall, TransferScheduler
 from flcore_transport.grpc_workers import Context, WorkerPool, ignore_outcome, read_message, run_with_cleanup
+from flcore_transport.identity import Identity
 from flcore_transport.messages import Credit, DownloadRequest, UploadRequest
 from flcore_transport.pieces import Outbox
 
@@ -17,15 +18,17 @@ class TransferHandlers:
     def __init__(self, endpoint: Endpoint, workers: WorkerPool, scheduler: TransferScheduler) -> None:
         self._endpoint, self._workers, self._scheduler = endpoint, workers, scheduler
 
-    async def upload(self, context: Context) -> None:
+    async def upload(self, context: Context, identity: Identity | None) -> None:
         """Receive an answer piece by piece, with credit for one window, and end with a receipt."""
         request = await self._workers.run_or_refuse(
             context, decode_message, UploadRequest, await read_message(context) or b""
         )
-        session = await self._workers.run_or_refuse(context, self._endpoint.find_session, request.session_secret)
+        session = await self._workers.run_or_refuse(
+            context, self._endpoint.find_session, request.session_secret, identity
+        )
         async with self._scheduler.transfer(session.client, "upload", request.assignment_id, context) as call:
             opening = run_with_cleanup(
-                self._workers.run(self._endpoint.begin_upload, request), lambda opened: opened.end()
+                self._workers.run(self._endpoint.begin_upload, request, identity), lambda opened: opened.end()
             )
             upload = await self._workers.refuse_on_error(context, opening)
             try:
@@ -60,14 +63,16 @@ class TransferHandlers:
                 await call.wait_for_server(asyncio.wrap_future(ready))
             await context.write(encode_reply(_credit_for(upload, call)))
 
-    async def download(self, context: Context) -> None:
+    async def download(self, context: Context, identity: Identity | None) -> None:
         """Send an assignment's payload. The next piece is encoded while one is being sent, if the window holds both."""
         request = await self._workers.run_or_refuse(
             context, decode_message, DownloadRequest, await read_message(context) or b""
         )
-        session = await self._workers.run_or_refuse(context, self._endpoint.find_session, request.session_secret)
+        session = await self._workers.run_or_refuse(
+            context, self._endpoint.find_session, request.session_secret, identity
+        )
         async with self._scheduler.transfer(session.client, "download", request.assignment_id, context) as call:
-            outbox = await self._workers.run_or_refuse(context, self._endpoint.begin_download, request)
+            outbox = await self._workers.run_or_refuse(context, self._endpoint.begin_download, request, identity)
             await self._send_pieces(context, call, outbox, request.first_piece)
             call.is_done = True
 

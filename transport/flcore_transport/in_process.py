@@ -13,7 +13,7 @@ from flcore_layout import Layout
 
 from flcore_transport.endpoint import Endpoint, Service, to_refusal
 from flcore_transport.errors import ConnectionLost, Refused, TransportError
-from flcore_transport.flow_control import DEFAULT_IN_FLIGHT_BYTES, Ending, FlowControl
+from flcore_transport.flow_control import DEFAULT_IN_FLIGHT_BYTES, FlowControl
 from flcore_transport.in_process_flow_control import TransferCall, TransferScheduler
 from flcore_transport.messages import DownloadRequest, Failure, FromServer, Goodbye, Join, Receipt, UploadRequest
 from flcore_transport.pieces import PIECE_BODY_BYTES, Outbox
@@ -160,10 +160,6 @@ class _SessionStream:
     def cancel_transfers(self, assignment_id: int) -> None:
         """End the client's transfers of an assignment."""
         self._scheduler.cancel(self._client, assignment_id)
-
-    def supersede(self) -> None:
-        """End the stream, because its client has a newer one."""
-        self.end(Ending.SUPERSEDED.error())
 
     def end(self, error: TransportError) -> None:
         """End the stream with an error."""

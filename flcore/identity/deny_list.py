@@ -1,0 +1,112 @@
+"""The deny list: certificates that are revoked, by fingerprint, in a text file that is read again when it changes.
+
+A line has one SHA-256 fingerprint, of a certificate or of its public key, and after `#` a comment. Empty lines are
+skipped. The holder of a certificate can change its fingerprint, as ECDSA signatures are malleable, and not that of its
+public key; so the list has both. gRPC's Python API knows no
+revocation lists, so the server compares each call's certificate with this list.
+"""
+
+import logging
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+
+from flcore.errors import CertificateError
+from flcore.identity.files import file_stamp, read_file, replace_file
+from flcore.identity.names import require_fingerprint
+from flcore.text import decode_text, printable
+
+HEADER = (
+    "# Revoked certificates and their public keys: one SHA-256 fingerprint a line.\n"
+    "# flcore reads this file again when it changes.\n"
+)
+
+logger = logging.getLogger(__name__)
+
+
+class DenyList:
+    """A deny list that is in use. Safe to use from any thread.
+
+    A list that is damaged or removed while it is in use admits nobody: what it denied stays denied, its sound lines are
+    added, and the log says so once. An entry that is taken out of a sound list is admitted again.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "revoked.txt"
+        >>> create_deny_list(path)
+        >>> "ab" * 32 in DenyList(path)
+        False
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Read the list. Raises `CertificateError` where there is none, or it is malformed."""
+        self.path = path
+        self._lock = threading.Lock()
+        self._stamp = file_stamp(path)
+        self._denied, malformed = _parse(path)
+        if malformed:
+            raise CertificateError(malformed)
+
+    def __contains__(self, fingerprint: str) -> bool:
+        if file_stamp(self.path) != self._stamp:
+            self._read_again()
+        return fingerprint in self._denied
+
+    def _read_again(self) -> None:
+        with self._lock:
+            # Taken before the content is read: a change in between is seen at the next call.
+            stamp = file_stamp(self.path)
+            if stamp == self._stamp:
+                return
+            try:
+                denied, malformed = _parse(self.path)
+            except CertificateError as error:
+                denied, malformed = frozenset(), str(error)
+            if malformed:
+                logger.warning("%s (the certificates denied before stay denied)", malformed)
+                denied |= self._denied
+            self._denied, self._stamp = denied, stamp
+
+
+def create_deny_list(path: Path) -> None:
+    """Write an empty list."""
+    replace_file(path, HEADER.encode())
+
+
+def read_deny_list(path: Path) -> frozenset[str]:
+    """Return the fingerprints of a list, or raise `CertificateError`."""
+    denied, malformed = _parse(path)
+    if malformed:
+        raise CertificateError(malformed)
+    return denied
+
+
+def deny(path: Path, fingerprints: Mapping[str, str]) -> None:
+    """Add fingerprints to a list, each with its comment, in one atomic step. Lines that are there stay as they are."""
+    denied = read_deny_list(path)
+    text = decode_text(read_file(path))
+    lines = [
+        f"{require_fingerprint(fingerprint)}  # {printable(comment, 200)}\n"
+        for fingerprint, comment in fingerprints.items()
+        if fingerprint not in denied
+    ]
+    if lines:
+        before = text if not text or text.endswith("\n") else f"{text}\n"
+        replace_file(path, (before + "".join(lines)).encode())
+
+
+def _parse(path: Path) -> tuple[frozenset[str], str]:
+    """Return the sound lines' fingerprints, and an error about the first other line, or ""."""
+    try:
+        text = decode_text(read_file(path))
+    except ValueError as error:
+        return frozenset(), f"{path}: {error}"
+    denied, malformed = set(), ""
+    for number, line in enumerate(text.split("\n"), 1):
+        entry = line.partition("#")[0].strip()
+        try:
+            if entry:
+                denied.add(require_fingerprint(entry))
+        except ValueError as error:
+            malformed = malformed or f"{path}, line {number}: {error}; correct the line"
+    return frozenset(denied), malformed

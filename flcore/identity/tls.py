@@ -1,0 +1,42 @@
+"""Mutual TLS for the transport: a server's keys and whose certificates it accepts; a client's keys."""
+
+from pathlib import Path
+
+from flcore_transport import PeerCertificate, Refused, TlsKeys
+
+from flcore.errors import IdentityRefused
+from flcore.identity.credentials import ClientCertificates, ServerCertificates, ServerCertificateWatch
+from flcore.identity.names import Identity, Role
+
+
+class FederationTls:
+    """A server's side of mutual TLS, from its directory (see `flcore.identity.credentials`): the `ServerTls` of flcore.
+
+    A renewed certificate and a changed deny list take effect without a restart.
+
+    Raises:
+        CertificateError: The directory cannot be used; the message says what to do.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._watch = ServerCertificateWatch(directory)  # first, so that no renewal is missed
+        self.certificates = ServerCertificates.load(directory)
+        self._keys = TlsKeys(self.certificates.key_pem, self.certificates.chain_pem, self.certificates.root_pem)
+
+    def keys(self) -> TlsKeys:
+        """Return the server's keys; the same object until they are renewed."""
+        if renewed := self._watch.poll():
+            self._keys = TlsKeys(*renewed, self.certificates.root_pem)
+        return self._keys
+
+    def identify(self, certificate: PeerCertificate) -> Identity:
+        """Return which client a certificate stands for, or raise `Refused`: revoked, expired, another role or CA."""
+        try:
+            return self.certificates.peers.identify(certificate.pem, (Role.CLIENT,))
+        except IdentityRefused as error:
+            raise Refused(error.kind, str(error)) from error
+
+
+def client_keys(certificates: ClientCertificates) -> TlsKeys:
+    """Return a client's keys as the transport takes them."""
+    return TlsKeys(certificates.key_pem, certificates.chain_pem, certificates.root_pem)

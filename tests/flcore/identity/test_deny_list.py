@@ -1,0 +1,82 @@
+"""The deny list: read again when it changes, and never weaker for being damaged."""
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from flcore.errors import CertificateError
+from flcore.identity.deny_list import HEADER, DenyList, create_deny_list, deny, read_deny_list
+
+A, B, C = "aa" * 32, "bb" * 32, "cc" * 32
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    create_deny_list(tmp_path / "revoked.txt")
+    return tmp_path / "revoked.txt"
+
+
+def test_a_list_that_is_in_use_follows_its_file(path: Path) -> None:
+    denied = DenyList(path)
+    assert A not in denied
+    deny(path, {A: "north"})
+    assert A in denied and B not in denied
+    deny(path, {B: "south", A: "again"})
+    assert A in denied and B in denied
+    assert path.read_text() == f"{HEADER}{A}  # north\n{B}  # south\n"
+    path.write_text(f"{B}\n")  # by hand: an entry that is taken out is admitted again
+    assert A not in denied and B in denied
+
+
+def test_lines_written_by_hand_stay(path: Path) -> None:
+    path.write_bytes(b"\xef\xbb\xbf# mine\r\n\r\n" + ":".join(["AA"] * 32).encode() + b"  # a laptop")
+    deny(path, {B: "south\nCC"})
+    assert read_deny_list(path) == {A, B}
+    assert "# mine" in path.read_text() and "# a laptop\n" in path.read_text()
+    assert path.read_text().endswith(f"{B}  # south\\nCC\n")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"nonsense\n", "line 1: expected a SHA-256 fingerprint"),
+        (f"{A}\n{B[:-1]}\n".encode(), "line 2: expected a SHA-256 fingerprint"),
+        (f"{A} {B}\n".encode(), "line 1"),
+        (f"{A}\u2028{B}\n".encode(), "line 1"),
+        (b"\xff\xfea\0", "expected UTF-8, got UTF-16"),
+        (b"\x80", "expected UTF-8"),
+        (bytes(10), "expected UTF-8, got a zero"),
+        (b"#" * (1 << 20) + b"#", "expected at most"),
+    ],
+)
+def test_a_malformed_list_is_refused_at_the_start_and_denies_no_less_later(
+    path: Path, content: bytes, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    deny(path, {C: "before"})
+    used = DenyList(path)
+    path.write_bytes(content)
+    for opened in (DenyList, read_deny_list):
+        with pytest.raises(CertificateError, match=said):
+            opened(path)
+    with pytest.raises(CertificateError, match=said):
+        deny(path, {B: "more"})
+    with caplog.at_level(logging.WARNING):
+        assert C in used and B not in used
+        assert (A in used) == (b"\n" + A.encode() in b"\n" + content and content.startswith(f"{A}\n".encode()))
+    assert len(caplog.records) == 1 and "denied before stay denied" in caplog.text
+    path.write_text(f"{B}\n")
+    assert B in used and C not in used  # sound again: what it says holds
+
+
+def test_a_list_that_is_removed_denies_no_less(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    deny(path, {A: "north"})
+    used = DenyList(path)
+    path.unlink()
+    assert A in used and B not in used and A in used
+    assert len(caplog.records) == 1 and "expected a file, got none" in caplog.text
+    with pytest.raises(CertificateError, match="expected a file, got none"):
+        DenyList(path)
+    create_deny_list(path)
+    deny(path, {B: "south"})
+    assert B in used

@@ -1,0 +1,185 @@
+"""Mutual TLS with real processes: from nothing to a federation, through a proxy, and out of it again.
+
+The commands of README.md and docs/real-machines.md are run here as they are printed, with another host and port.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from flcore import load
+from tests.flcore.network import network_to
+from tests.flcore.processes import free_port, read_until, started, write_small_job
+from tests.test_readme import blocks, commands
+
+ROOT = Path(__file__).parents[2]
+ROUNDS = 8
+CLIENTS = ('"one", "two", "three"', '"north", "south"')
+
+
+@pytest.fixture
+def operator(tmp_path: Path) -> Path:
+    """The server's directory: `small`, a job of eight rounds, and the certificates of a federation."""
+    folder = tmp_path / "operator"
+    folder.mkdir()
+    write_small_job(folder)
+    contract, code = folder / "small/job.toml", folder / "small/small.py"
+    contract.write_text(contract.read_text().replace("rounds = 100000", f"rounds = {ROUNDS}"))
+    code.write_text(
+        code.read_text()
+        .replace("import numpy", "import time\nimport numpy", 1)
+        .replace("    return flcore", "    time.sleep(0.3)\n    return flcore")
+    )
+    flcore(folder, "certs", "init", "hospitals", "--host", "localhost")
+    return folder
+
+
+def flcore(folder: Path, *command: str) -> "subprocess.CompletedProcess[str]":
+    """Run a command to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "flcore", *command], cwd=folder, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def site(operator: Path, name: str, port: int) -> Path:
+    """Return another directory, of a client: its unpacked kit, and the job."""
+    issued = flcore(operator, "certs", "issue", name, "--server", f"localhost:{port}")
+    assert issued.returncode == 0, issued.stderr
+    return unpacked(operator, "small", name)
+
+
+def unpacked(operator: Path, job: str, name: str) -> Path:
+    """Return a client's directory, with the job and the client's kit, unpacked."""
+    folder = operator.parent / f"site-{name}"
+    shutil.copytree(operator / job, folder / job)
+    with zipfile.ZipFile(operator / f"certs/kits/{name}.zip") as kit:
+        kit.extractall(folder)
+    for key in folder.glob("*/*.key"):
+        key.chmod(0o600)  # as `unzip` does
+    return folder
+
+
+def serve(port: int, *options: str) -> tuple[str, ...]:
+    return ("-m", "flcore", "server", "small", "--port", str(port), *options)
+
+
+def join(name: str, *options: str) -> tuple[str, ...]:
+    return ("-m", "flcore", "client", "small", "--kit", name, *options)
+
+
+@pytest.mark.serial
+@pytest.mark.parametrize("page", ["README.md", "docs/real-machines.md"])
+def test_from_nothing_to_a_federation_as_printed(tmp_path: Path, page: str) -> None:
+    """The operator's three commands, and the two of each site, whose kit lies in another directory."""
+    (operators,) = [script for script in blocks("sh", (ROOT / page).read_text()) if "flcore certs init" in script]
+    (sites,) = [script for script in blocks("sh", (ROOT / page).read_text()) if "unzip north.zip" in script]
+    port = free_port()
+    init, issue, server = [command[1:] for command in commands(operators.replace("fl.example.org", "localhost"))]
+    unzip, client = commands(sites)
+    assert unzip == ["unzip", "north.zip"]
+    operator = tmp_path / "operator"
+    operator.mkdir()
+    write_small_job(operator)
+    (operator / "small").rename(operator / "myjob")
+    contract = operator / "myjob/job.toml"
+    contract.write_text(contract.read_text().replace("rounds = 100000", "rounds = 2").replace(*CLIENTS))
+    for command in (init, [*issue, "--server", f"localhost:{port}"]):
+        assert flcore(operator, *command).returncode == 0
+    with started("-m", "flcore", *server, "--port", str(port), cwd=operator) as serving:
+        read_until(serving, "the first round begins")
+        north, south = (unpacked(operator, "myjob", name) for name in ("north", "south"))
+        southern = [word.replace("north", "south") for word in client[1:]]
+        with (
+            started("-m", "flcore", *client[1:], cwd=north) as first,
+            started("-m", "flcore", *southern, cwd=south) as second,
+        ):
+            assert serving.wait(60) == 0
+            assert first.wait(20) == second.wait(20) == 0
+
+
+@pytest.mark.serial
+def test_a_job_over_tls_through_a_proxy_that_cuts_connections(operator: Path) -> None:
+    port = free_port()
+    with network_to(port) as proxy:
+        one, two = (site(operator, name, proxy.port) for name in ("one", "two"))
+        with started(*serve(port), cwd=operator) as server:
+            printed = read_until(server, "the first round begins")
+            assert "TLS: the federation hospitals" in printed
+            with started(*join("one"), cwd=one) as first, started(*join("two"), cwd=two) as second:
+                read_until(server, "round 2/8")
+                proxy.cut()
+                time.sleep(1)
+                proxy.mend()
+                assert server.wait(60) == 0
+                assert first.wait(20) == second.wait(20) == 0
+    assert load(operator / "runs/small/model.safetensors")["w"][0] == ROUNDS
+
+
+@pytest.mark.serial
+def test_a_revoked_client_leaves_at_once_and_the_others_go_on(operator: Path) -> None:
+    port = free_port()
+    sites = [site(operator, name, port) for name in ("one", "two", "three")]
+    with started(*serve(port, "--wait-for", "3"), cwd=operator) as server:
+        read_until(server, "the first round begins")
+        with (
+            started(*join("one"), cwd=sites[0]) as one,
+            started(*join("two"), cwd=sites[1]) as two,
+            started(*join("three"), cwd=sites[2]) as three,
+        ):
+            read_until(server, "round 2/8")
+            revoked = flcore(operator, "certs", "revoke", "three")
+            assert revoked.returncode == 0, revoked.stderr
+            printed = three.communicate(timeout=20)[0]
+            assert three.returncode == 1
+            assert "revoked" in printed
+            assert server.wait(60) == 0
+            assert one.wait(20) == two.wait(20) == 0
+    assert load(operator / "runs/small/model.safetensors")["w"][0] == ROUNDS
+    entries = [json.loads(line) for line in (operator / "runs/small/audit.jsonl").read_text().splitlines()]
+    (revocation,) = [entry for entry in entries if entry["event"] == "revocation"]
+    assert revocation["client"] == "three" and "revoked" in revocation["reason"]
+    assert revocation["certificate"] in (operator / "certs/server/revoked.txt").read_text()
+
+
+def test_a_client_of_another_federation_is_told_that_its_server_is_none_of_its_own(operator: Path) -> None:
+    port = free_port()
+    flcore(operator, "certs", "init", "banks", "--host", "localhost", "--dir", "banks")
+    flcore(operator, "certs", "issue", "one", "--dir", "banks", "--server", f"localhost:{port}")
+    with zipfile.ZipFile(operator / "banks/kits/one.zip") as kit:
+        kit.extractall(operator)
+    (operator / "one/client.key").chmod(0o600)
+    with started(*serve(port), cwd=operator) as server:
+        read_until(server, "the first round begins")
+        with started(*join("one"), cwd=operator) as client:
+            read_until(client, "its certificate is not trusted")
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        (("server", "small", "--certs", "nowhere"), "make them with `flcore certs init FEDERATION --host HOST`"),
+        (("server", "small", "--certs", "certs"), "give certs/server"),
+        (("client", "small"), "`flcore certs issue NAME`"),
+        (("client", "small", "--kit", "certs/kits/one.zip"), "unpack it"),
+        (("client", "small", "--kit", "nowhere"), "nowhere"),
+        (("client", "small", "--kit", "nowhere", "--insecure"), "a kit is for TLS"),
+        (("client", "small", "--insecure"), "expected --name and --server"),
+    ],
+)
+def test_without_certificates_each_end_is_told_what_to_do(operator: Path, command: tuple[str, ...], told: str) -> None:
+    refused = flcore(operator, *command)
+    assert refused.returncode in (1, 2)
+    assert told in " ".join(refused.stderr.replace("│", " ").split()), refused.stderr
+
+
+def test_a_kit_is_for_the_name_it_was_issued_for(operator: Path) -> None:
+    folder = site(operator, "one", free_port())
+    refused = flcore(folder, "client", "small", "--kit", "one", "--name", "two")
+    assert refused.returncode == 2
+    assert "the kit is that of 'one'" in refused.stderr

@@ -1,0 +1,242 @@
+"""Mutual TLS: who gets in, as whom, and for how long."""
+
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from flcore_transport import (
+    ConnectionLost,
+    DownloadRequest,
+    FromServer,
+    GrpcConnection,
+    GrpcServer,
+    Join,
+    PeerCertificate,
+    Refused,
+    TlsKeys,
+    Welcome,
+    split_address,
+)
+
+from tests.transport.certificates import CLIENT, SERVER, TestAuthority
+from tests.transport.conftest import RecordingService
+
+
+@dataclass(frozen=True)
+class Member:
+    """Whose certificate it is."""
+
+    name: str
+    fingerprint: str
+
+
+class CommonNames:
+    """TLS of a server that takes the common name of a certificate, and has a set of revoked fingerprints."""
+
+    def __init__(self, keys: TlsKeys) -> None:
+        self.held = keys
+        self.revoked: set[str] = set()
+        self.calls = 0
+
+    def keys(self) -> TlsKeys:
+        return self.held
+
+    def identify(self, certificate: PeerCertificate) -> Member:
+        self.calls += 1
+        loaded = x509.load_pem_x509_certificate(certificate.pem)
+        identity = Member(
+            str(loaded.subject.rdns[0].get_attributes_for_oid(x509.NameOID.COMMON_NAME)[0].value),
+            loaded.fingerprint(hashes.SHA256()).hex(),
+        )
+        if identity.fingerprint in self.revoked:
+            raise Refused("revoked", "this certificate is revoked")
+        return identity
+
+
+class Site:
+    """A server with TLS, and connections to it."""
+
+    def __init__(self) -> None:
+        self.authority, self.service = TestAuthority(), RecordingService()
+        self.tls = CommonNames(self.authority.issue("the server", SERVER))
+        self.server = GrpcServer(self.service, tls=self.tls)
+        self.opened: list[GrpcConnection] = []
+        self.sessions: list[Iterator[FromServer]] = []
+
+    def connect(self, keys: TlsKeys) -> GrpcConnection:
+        connection = GrpcConnection(self.server.address, keys=keys)
+        self.opened.append(connection)
+        return connection
+
+    def join(self, keys: TlsKeys, name: str) -> str:
+        """Join for good, and return the session's secret."""
+        session = self.connect(keys).session(Join(name, "1"))
+        self.sessions.append(session)
+        welcome = next(session)
+        assert isinstance(welcome, Welcome)
+        return welcome.session_secret
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    made = Site()
+    yield made
+    for connection in made.opened:
+        connection.close()
+    made.server.close("the test is over")
+
+
+def test_a_client_is_who_its_certificate_says(site: Site) -> None:
+    alice = site.authority.issue("alice")
+    secret = site.join(alice, "alice")
+    pieces = list(site.connect(alice).download(DownloadRequest(secret, 1)))
+    assert len(pieces) == 4
+    assert list(site.service.connected) == ["alice"]
+
+
+def test_a_client_may_not_take_another_name(site: Site) -> None:
+    with pytest.raises(Refused, match="its certificate is that of 'mallory'") as refused:
+        site.join(site.authority.issue("mallory"), "alice")
+    assert refused.value.kind == "wrong-identity"
+    assert not site.service.connected
+    assert site.service.refused_joins == [("alice", str(refused.value))]
+
+
+def test_a_stolen_secret_is_of_no_use_with_another_certificate(site: Site) -> None:
+    secret = site.join(site.authority.issue("alice"), "alice")
+    with pytest.raises(Refused, match="join again") as refused:
+        list(site.connect(site.authority.issue("mallory")).download(DownloadRequest(secret, 1)))
+    assert refused.value.kind == "unknown-session"
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        pytest.param(lambda site: TestAuthority().issue("alice"), id="another CA"),
+        pytest.param(lambda site: site.authority.issue("alice", SERVER), id="a server's key usage"),
+        pytest.param(lambda site: site.authority.issue("alice", starts_in_days=-2, ends_in_days=-1), id="expired"),
+        pytest.param(lambda site: site.authority.issue("alice", starts_in_days=1, ends_in_days=2), id="not yet valid"),
+    ],
+)
+def test_tls_refuses_a_certificate_before_the_service_is_asked(site: Site, keys) -> None:  # type: ignore[no-untyped-def]
+    held = keys(site)
+    mixed = TlsKeys(held.private_key, held.certificate_chain, site.authority.root)
+    with pytest.raises(ConnectionLost, match="refused this client's certificate"):
+        site.join(mixed, "alice")
+    assert site.tls.calls == 0
+
+
+def test_a_client_takes_no_server_of_another_ca(site: Site) -> None:
+    keys = site.authority.issue("alice")
+    with pytest.raises(ConnectionLost, match="its certificate is not trusted"):
+        site.join(TlsKeys(keys.private_key, keys.certificate_chain, TestAuthority().root), "alice")
+
+
+def test_a_client_takes_no_server_with_a_clients_certificate(site: Site) -> None:
+    site.tls.held = site.authority.issue("mallory", CLIENT)
+    with pytest.raises(ConnectionLost, match="its certificate is not trusted"):
+        site.join(site.authority.issue("alice"), "alice")
+
+
+def test_a_client_with_tls_says_that_a_server_has_none(site: Site) -> None:
+    plain = GrpcServer(RecordingService())
+    connection = GrpcConnection(plain.address, keys=site.authority.issue("alice"))
+    with pytest.raises(ConnectionLost, match=r"does not speak TLS 1\.3"):
+        next(connection.session(Join("alice", "1")))
+    plain.close()
+
+
+def test_a_renewed_certificate_is_served_without_a_restart(site: Site) -> None:
+    alice, renewed = site.authority.issue("alice"), TestAuthority("the next CA")
+    site.join(alice, "alice")
+    site.tls.held = TlsKeys(*_pair(renewed.issue("the server", SERVER)), site.authority.root)
+    with pytest.raises(ConnectionLost, match="its certificate is not trusted"):
+        site.join(alice, "alice")
+    site.join(TlsKeys(*_pair(alice), renewed.root), "alice")
+
+
+def _pair(keys: TlsKeys) -> tuple[bytes, bytes]:
+    return keys.private_key, keys.certificate_chain
+
+
+def test_revoking_a_certificate_ends_its_session_within_a_second(site: Site) -> None:
+    keys, ended = site.authority.issue("alice"), threading.Event()
+    session = site.connect(keys).session(Join("alice", "1"))
+    next(session)
+    identity = site.tls.identify(PeerCertificate(keys.certificate_chain, "TLSv1.3"))
+    problems: list[Exception] = []
+
+    def listen() -> None:
+        try:
+            next(session)
+        except Refused as error:
+            problems.append(error)
+        ended.set()
+
+    listener = threading.Thread(target=listen)
+    listener.start()
+    site.tls.revoked.add(identity.fingerprint)
+    assert ended.wait(5)
+    listener.join()
+    assert isinstance(problems[0], Refused) and problems[0].kind == "revoked"
+    with site.service.changed:
+        assert site.service.changed.wait_for(lambda: not site.service.connected, 5)
+    assert site.service.refused_certificates == [("alice", identity.fingerprint, str(problems[0]))]
+    with pytest.raises(Refused, match="revoked"):
+        site.join(keys, "alice")
+
+
+def test_tls_1_2_is_refused_at_the_first_call(site: Site, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "flcore_transport")
+    keys = site.authority.issue("alice")
+    (tmp_path / "pair.pem").write_bytes(keys.private_key + keys.certificate_chain)
+    context = ssl.create_default_context(cadata=keys.root_certificates.decode())
+    context.load_cert_chain(tmp_path / "pair.pem")
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["h2"])
+    host, port = split_address(site.server.address)
+    with (
+        socket.create_connection((host, port), timeout=10) as connected,
+        context.wrap_socket(connected, server_hostname=host) as secured,
+    ):
+        secured.sendall(SESSION_CALL)
+        received = b""
+        while RST_STREAM not in received:
+            received += secured.recv(65536)
+    assert "expected TLSv1.3, the connection has TLSv1.2" in caplog.text
+    assert site.tls.calls == 0
+
+
+def _literal(name: bytes, value: bytes) -> bytes:
+    """A header field of HPACK, literal and without indexing (RFC 7541, 6.2.2)."""
+    return b"\x00" + bytes([len(name)]) + name + bytes([len(value)]) + value
+
+
+_HEADERS = b"".join(
+    [
+        _literal(b":method", b"POST"),
+        _literal(b":scheme", b"https"),
+        _literal(b":path", b"/flcore.transport.v1.Transport/Session"),
+        _literal(b":authority", b"localhost"),
+        _literal(b"content-type", b"application/grpc"),
+        _literal(b"te", b"trailers"),
+    ]
+)
+
+RST_STREAM = b"\x00\x00\x04\x03\x00\x00\x00\x00\x01"
+"""The head of the frame that ends a call whose requests have not ended, on stream 1."""
+
+SESSION_CALL = (
+    b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+    b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"  # SETTINGS, empty
+    + len(_HEADERS).to_bytes(3, "big")
+    + b"\x01\x04\x00\x00\x00\x01"  # HEADERS, END_HEADERS, stream 1
+    + _HEADERS
+)
+"""What HTTP/2 sends for a call of a session whose first message has not come yet."""

@@ -1,0 +1,57 @@
+"""Who is at the other end of a call, as TLS has verified it. The transport's user says who a certificate stands for."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class PeerCertificate:
+    """The certificate that the other end has proven to own, as PEM, and the version of TLS that it was proven with.
+
+    TLS has verified its chain, its dates and its extended key usage; nobody has looked at its names.
+    """
+
+    pem: bytes
+    tls_version: str
+
+
+class Identity(Protocol):
+    """Who a certificate stands for."""
+
+    @property
+    def name(self) -> str:
+        """The client's name. A client joins under this name and no other."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """The SHA-256 digest of the certificate, in hexadecimal."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class TlsKeys:
+    """What one end of a TLS connection holds, as PEM: its private key, its certificate chain, and the CAs it trusts."""
+
+    private_key: bytes
+    certificate_chain: bytes
+    root_certificates: bytes
+
+    def __repr__(self) -> str:
+        return "TlsKeys(...)"  # no private key in a log
+
+
+class ServerTls(Protocol):
+    """A server's side of mutual TLS: its keys, and whose certificates it accepts."""
+
+    def keys(self) -> TlsKeys:
+        """Return the server's keys. Called at each handshake; the same object means that nothing has changed."""
+        ...
+
+    def identify(self, certificate: PeerCertificate) -> Identity:
+        """Return whose certificate it is, or raise `Refused`.
+
+        Called on the server's event loop, for each call and twice a second for each session, so it returns at once.
+        A session ends as soon as this raises for its certificate: when it is revoked, or has expired.
+        """
+        ...

@@ -1,0 +1,26 @@
+"""Why a TLS connection to a server fails, in words: gRPC says no more than that the connection is gone."""
+
+import socket
+import ssl
+
+
+def tls_failure_reason(host: str, port: int, root_certificates: bytes, timeout_s: float) -> str:
+    """Return why TLS with the server at an address that can be reached fails, or "" if the server's half succeeds.
+
+    No client certificate is sent, so a server that refuses the client's own one is not found out here.
+    """
+    context = ssl.create_default_context(cadata=root_certificates.decode("ascii"))
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.set_alpn_protocols(["h2"])
+    try:
+        with (
+            socket.create_connection((host, port), timeout=timeout_s) as connected,
+            context.wrap_socket(connected, server_hostname=host),
+        ):
+            return ""
+    except ssl.SSLCertVerificationError as error:
+        return f"its certificate is not trusted ({error.verify_message})"
+    except ssl.SSLError as error:
+        return f"it does not speak TLS 1.3 ({error.reason or error})"
+    except OSError as error:
+        return f"it ended the handshake ({(error.strerror or str(error)).lower()})"
