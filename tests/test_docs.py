@@ -31,6 +31,7 @@ PAGES = {page.name: page.read_text() for page in sorted(DOCS.glob("*.md"))}
 RUN, HERE = "its Python is run, and prints what its comments say", "tests of this file"
 CHECKED = {
     "aggregation.md": RUN,
+    "audit.md": "tests/flcore/cli/test_audit.py",
     "benchmarks.md": "commands are parsed",
     "certificates.md": "tests/flcore/test_certs_command.py",
     "checkpoints.md": "tests/flcore/test_aggregate_command.py",

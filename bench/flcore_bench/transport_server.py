@@ -34,6 +34,12 @@ class CheckingService:
         """Admit a client."""
         return b""
 
+    def join_refused(self, client: str, reason: str) -> None:
+        """Ignore a refused join."""
+
+    def certificate_refused(self, client: str, fingerprint: str, reason: str) -> None:
+        """Ignore an ended session."""
+
     def client_connected(self, client: str, link: ClientLink) -> None:
         """Assign no task."""
 

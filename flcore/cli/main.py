@@ -8,6 +8,7 @@ import sys
 import typer
 
 from flcore.cli.aggregate import aggregate
+from flcore.cli.audit import verify
 from flcore.cli.bench import bench
 from flcore.cli.certs import certs_app
 from flcore.cli.client import client
@@ -35,6 +36,10 @@ job_app = typer.Typer(help="Inspect a job.", no_args_is_help=True)
 job_app.command("check")(check)
 app.add_typer(job_app, name="job")
 app.add_typer(certs_app, name="certs")
+
+audit_app = typer.Typer(help="Check a run's audit log.", no_args_is_help=True)
+audit_app.command("verify")(verify)
+app.add_typer(audit_app, name="audit")
 
 
 def main() -> None:

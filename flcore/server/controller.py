@@ -250,7 +250,7 @@ class Controller:
             metrics: Its metrics, by name; may be empty.
         """
         with _timed(self._record, "keep"):  # the phase's name in history.jsonl
-            self._record.is_best = self._results.publish(model, metrics)
+            self._record.is_best = self._results.publish(model, metrics, self._record.round)
 
     def model_of(self, arrays: Arrays) -> GlobalModel:
         """Convert a workflow's own arrays to a global model.

@@ -7,6 +7,25 @@ from flcore.server.history import RoundRecord
 
 
 @dataclass(frozen=True, slots=True)
+class RunStarted:
+    """A run begins. Digests are in hexadecimal."""
+
+    run: str
+    job: str
+    contract_fingerprint: str
+    code_digest: str
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunEnded:
+    """A run is over: its clients have been told the reason."""
+
+    reason: str
+    failed: bool
+
+
+@dataclass(frozen=True, slots=True)
 class ClientJoined:
     """A client has connected. `connected` is the number of connected clients."""
 
@@ -31,6 +50,15 @@ class JoinRefused:
 
 
 @dataclass(frozen=True, slots=True)
+class ClientRevoked:
+    """A client's session was ended because its certificate was revoked or has expired."""
+
+    client: str
+    certificate_fingerprint: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class TaskSent:
     """An attempt at a task has opened: its assignments are sent to `client_count` clients."""
 
@@ -41,10 +69,48 @@ class TaskSent:
 
 @dataclass(frozen=True, slots=True)
 class TaskAnswered:
-    """A client's answer is committed."""
+    """A client's answer is committed: its client gets a receipt.
+
+    A receipt that was lost and is sent again is not an event.
+
+    Attributes:
+        task: The name of the task.
+        client: The client's name.
+        round: The round's number.
+        assignment_id: The id of the assignment that it answers.
+        weight: The answer's weight.
+        received_bytes: Bytes of its pieces on the wire.
+        content_digest: The SHA-256 of the message that announced it: kind, weight, metrics, the tensors' fingerprint.
+    """
 
     task: str
     client: str
+    round: int
+    assignment_id: int
+    weight: float
+    received_bytes: int
+    content_digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerRefused:
+    """The server refused a client's answer, or a piece of it.
+
+    Attributes:
+        task: The name of the task; empty if the assignment is not open.
+        client: The client's name.
+        round: The round's number; 0 if the assignment is not open.
+        assignment_id: The number that the client gave for its assignment.
+        kind: The kind of refusal, such as "out-of-bounds" (see `flcore.errors`).
+        reason: The reason in words.
+    """
+
+    task: str
+    client: str
+    round: int
+    assignment_id: int
+    kind: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +192,27 @@ class BytesTransferred:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelPublished:
+    """A model has replaced the last one in the run's directory.
+
+    Attributes:
+        round: The round's number; 0 if it is the initial model of a workflow that published none.
+        file: The name of its file, or of the index of its files.
+        is_best: Whether it is also the best one so far.
+        model_fingerprint: The fingerprint of its tensors' names, shapes and dtypes.
+        tensor_bytes: The size of its tensors.
+        file_digest: The SHA-256 of the file; None for a file that is large, because it would have to be read again.
+    """
+
+    round: int
+    file: str
+    is_best: bool
+    model_fingerprint: str
+    tensor_bytes: int
+    file_digest: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class RoundFinished:
     """A round has finished, and its record is written."""
 
@@ -133,11 +220,15 @@ class RoundFinished:
 
 
 Event = (
-    ClientJoined
+    RunStarted
+    | RunEnded
+    | ClientJoined
     | ClientLeft
     | JoinRefused
+    | ClientRevoked
     | TaskSent
     | TaskAnswered
+    | AnswerRefused
     | ClientFailed
     | InvalidMetrics
     | WaitingForClients
@@ -145,6 +236,7 @@ Event = (
     | RoundSkipped
     | NoBestModel
     | BytesTransferred
+    | ModelPublished
     | RoundFinished
 )
 Observer = Callable[[Event], None]
@@ -153,3 +245,13 @@ Observer = Callable[[Event], None]
 
 def ignore_events(_: Event) -> None:
     """Ignore an event."""
+
+
+def notify_all(*observers: Observer) -> Observer:
+    """Return an observer that passes each event to several, in order."""
+
+    def observe(event: Event) -> None:
+        for each in observers:
+            each(event)
+
+    return observe

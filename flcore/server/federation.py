@@ -26,9 +26,10 @@ from flcore.model.spec import ModelSpec
 from flcore.model.wire_format import WireFormat
 from flcore.server.admission import Admission
 from flcore.server.downloads import ModelDownload
-from flcore.server.events import JoinRefused, Observer, TaskSent, ignore_events
+from flcore.server.events import ClientRevoked, JoinRefused, Observer, TaskSent, ignore_events
 from flcore.server.federation_state import FederationState
 from flcore.server.open_attempt import OpenAttempt
+from flcore.server.refused_answers import RefusalReport, ReportedUpload
 from flcore.server.task_attempt import AttemptPolicy, TaskAttempt, Verdict
 from flcore.server.uploads import PendingUpload, UploadCall, as_refused, check_content, check_tensors
 from flcore.version import __version__
@@ -109,7 +110,7 @@ class Federation:
         }
         returns = self._contract.tasks[first.task].returns
         attempt = TaskAttempt(assignment_id, list(contents), policy, self._clock())
-        open_attempt = OpenAttempt(first.task, returns, attempt, assignments, model, aggregator)
+        open_attempt = OpenAttempt(first.task, returns, attempt, assignments, model, aggregator, round=first.round)
         self._observe(TaskSent(first.task, first.round, len(contents)))
         self.state.open(open_attempt)
         return open_attempt
@@ -133,6 +134,14 @@ class Federation:
             raise as_refused(error) from error
         return self._welcome
 
+    def join_refused(self, client: str, reason: str) -> None:
+        """The transport refused a join for its certificate."""
+        self._observe(JoinRefused(client, reason))
+
+    def certificate_refused(self, client: str, fingerprint: str, reason: str) -> None:
+        """The transport ended a session for its certificate."""
+        self._observe(ClientRevoked(client, fingerprint, reason))
+
     def client_connected(self, client: str, link: ClientLink) -> None:
         """The client can be reached. It is sent the assignments that it has not answered."""
         self.state.client_connected(client, link)
@@ -146,8 +155,13 @@ class Federation:
         open_attempt = self.state.require_attempt(client, assignment_id)
         return ModelDownload(self.state, open_attempt, client, self._download_format)
 
-    def begin_upload(self, client: str, assignment_id: int, content: bytes, layout: Layout) -> UploadCall:
+    def begin_upload(self, client: str, assignment_id: int, content: bytes, layout: Layout) -> ReportedUpload:
         """Begin or resume the upload of a client's answer. An answer that is not acceptable fails its client."""
+        report = RefusalReport(self._observe, client, assignment_id, self.state)
+        with report:
+            return ReportedUpload(self._begin_upload(client, assignment_id, content, layout), report)
+
+    def _begin_upload(self, client: str, assignment_id: int, content: bytes, layout: Layout) -> UploadCall:
         # DUPLICATE is let through: a client that lost its receipt sends the same answer again, and gets the receipt
         # again. `find_upload` refuses a second answer with other content.
         open_attempt = self.state.require_attempt(client, assignment_id, Verdict.DUPLICATE)

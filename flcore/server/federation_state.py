@@ -220,6 +220,12 @@ class FederationState:
             raise refused_untimely(client, verdict)
         return open_attempt
 
+    def task_of(self, assignment_id: int) -> tuple[str, int]:
+        """Return the task and the round of an assignment; empty and 0 if its attempt is not known any more."""
+        with self._changed:
+            open_attempt = self._attempts.get(assignment_id)
+        return ("", 0) if open_attempt is None else (open_attempt.task, open_attempt.round)
+
     def piece_sent(self, open_attempt: OpenAttempt, client: str, nbytes: int, *, is_last: bool) -> None:
         """A piece of the model was sent."""
         with self._handle_event(open_attempt) as now:
@@ -335,7 +341,9 @@ class FederationState:
             )
             attempt.committed(client)
             self._changed.notify_all()  # another call of the same answer may wait for this commit
-        self._observe(TaskAnswered(open_attempt.task, client))
+        weight, nbytes, digest = upload.content.weight, upload.received_bytes, upload.key
+        round_number, assignment_id = open_attempt.round, attempt.assignment_id
+        self._observe(TaskAnswered(open_attempt.task, client, round_number, assignment_id, weight, nbytes, digest))
         if upload.invalid_metrics:
             self._observe(InvalidMetrics(open_attempt.task, client, upload.invalid_metrics))
 

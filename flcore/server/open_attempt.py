@@ -33,6 +33,7 @@ class OpenAttempt:
         links: Each client's newest link, kept after it has disconnected: its transfers may still have to be ended.
         piece_cache: Encoded pieces of the model, shared by clients that download at the same time.
         wakes_at: The time at which the waiting thread will wake; `NEVER` while it does not sleep.
+        round: The number of the round that the task belongs to.
     """
 
     task: str
@@ -44,6 +45,7 @@ class OpenAttempt:
     links: dict[str, ClientLink] = field(default_factory=dict)
     piece_cache: PieceCache = field(default_factory=PieceCache)
     wakes_at: float = NEVER
+    round: int = 0
 
     @property
     def answers(self) -> dict[str, Participation]:

@@ -1,17 +1,23 @@
 """The results of a run: its history, its last model and its best one."""
 
+import hashlib
 from collections.abc import Mapping
+from pathlib import Path
 
 from flcore.errors import JobError
 from flcore.model.atomic_replace import publish
 from flcore.model.checkpoint import open_model, save
 from flcore.model.chunks import GlobalModel
+from flcore.model.model_paths import MODEL_SUFFIX
 from flcore.model.shard_layout import total_bytes
 from flcore.model.spec import ModelSpec
-from flcore.model.stored_model import StoredModel
-from flcore.server.events import NoBestModel, Observer, ignore_events
+from flcore.model.stored_model import StoredModel, resolve_checkpoint
+from flcore.server.events import ModelPublished, NoBestModel, Observer, ignore_events
 from flcore.server.history import RoundRecord
 from flcore.server.run_directory import RunDirectory
+
+MAX_HASHED_BYTES = 1 << 20
+"""A published file up to this size is read again for its digest, in 1.5 ms at 0.7 GB/s. Larger ones are not."""
 
 MODEL_HEADER_BYTES = 1 << 20
 """Disk space reserved for the headers of a model's files: enough for some thousand tensors."""
@@ -57,7 +63,7 @@ class Results:
         if self._directory is not None:
             self._directory.free_reserve()
 
-    def publish(self, model: GlobalModel, metrics: dict[str, float]) -> bool:
+    def publish(self, model: GlobalModel, metrics: dict[str, float], round_number: int = 0) -> bool:
         """Make a model the last one, and the best one if its metrics are the best so far. Returns whether they are."""
         self.model = model
         is_best = self._is_best(metrics)
@@ -71,6 +77,7 @@ class Results:
             if is_best:
                 with open_model(path) as stored:
                     publish(stored, self._directory.path / "best.safetensors")
+            self._report_publication(model, resolve_checkpoint(path), round_number, is_best=is_best)
         return is_best
 
     def last(self) -> GlobalModel:
@@ -80,6 +87,12 @@ class Results:
         if self.model is None:
             raise JobError("no model was published")
         return self.model
+
+    def _report_publication(self, model: GlobalModel, file: Path, round_number: int, *, is_best: bool) -> None:
+        is_small = file.stat().st_size <= MAX_HASHED_BYTES and file.suffix == MODEL_SUFFIX
+        digest = hashlib.sha256(file.read_bytes()).hexdigest() if is_small else None
+        spec = model.spec
+        self._observe(ModelPublished(round_number, file.name, is_best, spec.fingerprint, spec.nbytes, digest))
 
     def _is_best(self, metrics: dict[str, float]) -> bool:
         if self._best is None:

@@ -3,6 +3,7 @@
 run.lock             locked by the process that runs, and removed at its end; its text names the process
 run.json             the run's id, its job, the contract's fingerprint and the start time
 history.jsonl        one line per round, appended
+audit.jsonl          the audit log (see `audit_chain`), appended; it stays also where a run left no results
 model.safetensors    the last model (or `model.safetensors.index.json` and shards); best.safetensors is the best one
 .staging, .models    updates and models of the running run
 .reserve             disk space for the next model
@@ -22,12 +23,15 @@ from pathlib import Path
 from typing import Self
 
 from flcore.errors import JobError, RunExists
+from flcore.server.audit_chain import AUDIT_FILE
 from flcore.server.history import RoundRecord
 
 LOCK_FILE, RUN_FILE, HISTORY_FILE, RESERVED_FILE = "run.lock", "run.json", "history.jsonl", ".reserve"
 RESULT_FILES = (HISTORY_FILE, "model.safetensors", "model.safetensors.index.json", "best.safetensors")
 TEMPORARY_FILES = (".staging", ".models", RESERVED_FILE)
-RUN_FILE_PATTERN = re.compile(r"run\.json|history\.(jsonl|png)|(model|best)(-[\w-]+)?\.safetensors(\.index\.json)?")
+RUN_FILE_PATTERN = re.compile(
+    r"run\.json|audit\.jsonl|history\.(jsonl|png)|(model|best)(-[\w-]+)?\.safetensors(\.index\.json)?"
+)
 
 
 class RunDirectory:
@@ -58,12 +62,13 @@ class RunDirectory:
         path = self.path
         self._lock = _acquire_lock(path)
         try:
-            if results := self._describe_results():
-                if not fresh:
-                    raise RunExists(
-                        f"{path} holds a run already: {results}. Give another directory (--out), or keep that "
-                        f"run beside this one and begin anew (--fresh)"
-                    )
+            results = self._describe_results()
+            if results and not fresh:
+                raise RunExists(
+                    f"{path} holds a run already: {results}. Give another directory (--out), or keep that "
+                    f"run beside this one and begin anew (--fresh)"
+                )
+            if results or (fresh and _has_content(path / AUDIT_FILE)):
                 self._archive()
             for name in TEMPORARY_FILES:
                 _remove(path / name)

@@ -16,13 +16,16 @@ from flcore.job.job import Job
 from flcore.model.chunks import GlobalModel
 from flcore.model.model import ModelPool
 from flcore.model.model_writer import TemporaryModels
+from flcore.server.audit_chain import AUDIT_FILE
+from flcore.server.audit_log import AuditLog
 from flcore.server.controller import Controller
-from flcore.server.events import Observer, ignore_events
+from flcore.server.events import Observer, RunEnded, RunStarted, ignore_events, notify_all
 from flcore.server.federation import Federation
 from flcore.server.history import RoundRecord
 from flcore.server.results import Results
 from flcore.server.run_directory import RunDirectory
 from flcore.server.task_runner import TaskRunner
+from flcore.version import __version__
 from flcore.workflows.bundled import load_workflow
 
 logger = logging.getLogger(__name__)
@@ -94,6 +97,7 @@ def serve(
                     directory, job=job.contract.name, contract_fingerprint=job.contract.fingerprint, fresh=fresh
                 )
             )
+            observe = notify_all(stack.enter_context(AuditLog(run.path / AUDIT_FILE)), observe)
         metadata = {} if run is None else job.initial_metadata()
         storage = stack.enter_context(_open_storage(plan, budget, run, metadata))
         source = job.initial_model()
@@ -108,8 +112,13 @@ def serve(
         control = Controller(job, model, task_runner, results, observe, storage)
         # The first model is freed after the round in which it is sent: no variable here may refer to it.
         del source, model
+        reason, failed = "the server could not start", True
+        stack.callback(lambda: observe(RunEnded(reason, failed)))
+        contract = job.contract
+        run_id = "" if run is None else run.id
+        observe(RunStarted(run_id, contract.name, contract.fingerprint, job.code_digest, __version__))
         server = listen(federation)
-        reason, failed = "the server was stopped", True
+        reason = "the server was stopped"
         try:
             started(server, federation)
             task_runner.await_start(wait_for or job.contract.server.quorum)

@@ -177,7 +177,7 @@ def test_a_full_disk_is_one_line(job: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert printed == "flcore: here: File too large\n"
-    assert not list((job / "here").iterdir())
+    assert [path.name for path in (job / "here").iterdir()] == ["audit.jsonl"]
 
 
 def test_modules_in_the_working_directory_are_nobodys(job: Path) -> None:

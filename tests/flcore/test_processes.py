@@ -104,7 +104,7 @@ def test_the_job_by_hand_with_clients_that_come_before_their_server(tmp_path: Pa
         assert "the job is done" in read_until(first, "the job is done")
         assert first.wait(20) == second.wait(20) == 0
     written = {path.name for path in (tmp_path / "runs" / "digits").iterdir()}
-    assert written - {"run.json"} == {
+    assert written - {"run.json", "audit.jsonl"} == {
         "model.safetensors",
         "best.safetensors",
         "history.jsonl",

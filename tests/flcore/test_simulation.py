@@ -43,7 +43,7 @@ def test_the_federated_model_beats_every_lone_client_and_nears_the_centralised_o
 def test_fifty_clients_in_two_processes(tmp_path: Path) -> None:
     history, _ = flcore.run("digits", clients=50, workers=2, rounds=3, out=tmp_path)
     assert [len(record.updates) for record in history] == [50, 50, 50]
-    assert {file.name for file in tmp_path.iterdir()} - {"run.json"} == {
+    assert {file.name for file in tmp_path.iterdir()} - {"run.json", "audit.jsonl"} == {
         "history.jsonl",
         "model.safetensors",
         "best.safetensors",

@@ -3,6 +3,7 @@
 The commands of README.md and docs/real-machines.md are run here as they are printed, with another host and port.
 """
 
+import json
 import shutil
 import subprocess
 import sys
@@ -140,6 +141,10 @@ def test_a_revoked_client_leaves_at_once_and_the_others_go_on(operator: Path) ->
             assert server.wait(60) == 0
             assert one.wait(20) == two.wait(20) == 0
     assert load(operator / "runs/small/model.safetensors")["w"][0] == ROUNDS
+    entries = [json.loads(line) for line in (operator / "runs/small/audit.jsonl").read_text().splitlines()]
+    (revocation,) = [entry for entry in entries if entry["event"] == "revocation"]
+    assert revocation["client"] == "three" and "revoked" in revocation["reason"]
+    assert revocation["certificate"] in (operator / "certs/server/revoked.txt").read_text()
 
 
 def test_a_client_of_another_federation_is_told_that_its_server_is_none_of_its_own(operator: Path) -> None:

@@ -109,6 +109,8 @@ class RecordingService:
         self.changed = threading.Condition()
         self.connected: dict[str, ClientLink] = {}
         self.failures: list[tuple[str, int, str]] = []
+        self.refused_joins: list[tuple[str, str]] = []
+        self.refused_certificates: list[tuple[str, str, str]] = []
         self.deliveries: dict[str, Collected] = {}
         self.contents: list[bytes] = []
         self.source: PayloadSource = Pattern()
@@ -117,6 +119,12 @@ class RecordingService:
         if client == "stranger":
             raise Refused("not-invited", "who are you?")
         return b"welcome, " + client.encode() + content
+
+    def join_refused(self, client: str, reason: str) -> None:
+        self.refused_joins.append((client, reason))
+
+    def certificate_refused(self, client: str, fingerprint: str, reason: str) -> None:
+        self.refused_certificates.append((client, fingerprint, reason))
 
     def client_connected(self, client: str, link: ClientLink) -> None:
         with self.changed:

@@ -105,6 +105,7 @@ def test_a_client_may_not_take_another_name(site: Site) -> None:
         site.join(site.authority.issue("mallory"), "alice")
     assert refused.value.kind == "wrong-identity"
     assert not site.service.connected
+    assert site.service.refused_joins == [("alice", str(refused.value))]
 
 
 def test_a_stolen_secret_is_of_no_use_with_another_certificate(site: Site) -> None:
@@ -184,6 +185,9 @@ def test_revoking_a_certificate_ends_its_session_within_a_second(site: Site) -> 
     assert ended.wait(5)
     listener.join()
     assert isinstance(problems[0], Refused) and problems[0].kind == "revoked"
+    with site.service.changed:
+        assert site.service.changed.wait_for(lambda: not site.service.connected, 5)
+    assert site.service.refused_certificates == [("alice", identity.fingerprint, str(problems[0]))]
     with pytest.raises(Refused, match="revoked"):
         site.join(keys, "alice")
 

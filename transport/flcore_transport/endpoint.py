@@ -113,6 +113,14 @@ class Service(Protocol):
         """Admit a client and return the content of its welcome, or raise `Refused`."""
         ...
 
+    def join_refused(self, client: str, reason: str) -> None:
+        """Called when a join was refused because the certificate is not that of the client it names."""
+        ...
+
+    def certificate_refused(self, client: str, fingerprint: str, reason: str) -> None:
+        """Called when the client's session was ended because its certificate was revoked or has expired."""
+        ...
+
     def client_connected(self, client: str, link: ClientLink) -> None:
         """Called when a client has a new stream, after its welcome was queued. `link` reaches the client.
 
@@ -145,10 +153,13 @@ class Session:
     instance: str
     secret: str = field(default_factory=lambda: secrets.token_urlsafe(24))
     link: SessionStream | None = None
-    certificate: PeerCertificate | None = None
-    """The one that the client joined with; None over plaintext."""
-    fingerprint: str = ""
-    """That certificate's. A call with another certificate is not of this session, even under the same name."""
+    peer: Peer | None = None
+    """The certificate that the client joined with, and its identity; None over plaintext."""
+
+    @property
+    def fingerprint(self) -> str:
+        """The certificate's. A call with another certificate is not of this session, even under the same name."""
+        return self.peer[1].fingerprint if self.peer else ""
 
 
 class Endpoint:
@@ -165,24 +176,23 @@ class Endpoint:
 
     def join(self, join: Join, link: SessionStream, peer: Peer | None = None) -> Session:
         """Open a session or resume that of the same process, and queue its welcome as the first message."""
-        certificate, identity = peer or (None, None)
-        if identity is not None and join.client != identity.name:
-            raise Refused(
-                "wrong-identity", f"client {join.client!r} may not join: its certificate is that of {identity.name!r}"
-            )
+        if peer is not None and join.client != peer[1].name:
+            reason = f"client {join.client!r} may not join: its certificate is that of {peer[1].name!r}"
+            self._service.join_refused(join.client, reason)
+            raise Refused("wrong-identity", reason)
         if join.protocol != PROTOCOL:
             raise Refused(
                 "protocol", f"the server speaks protocol version {PROTOCOL}, client {join.client!r} {join.protocol}"
             )
         if len(join.instance) > MAX_INSTANCE_CHARACTERS:
             raise Refused("malformed", f"an instance has at most {MAX_INSTANCE_CHARACTERS} characters")
-        fingerprint = identity.fingerprint if identity else ""
+        fingerprint = peer[1].fingerprint if peer else ""
         with self._lock:
             self._find_resumed(join, fingerprint)  # a name that is taken costs the service nothing
         content = self._service.admit(join.client, join.content)  # without the lock: it compares contracts
         with self._lock:
             session = self._find_resumed(join, fingerprint) or self._register(
-                Session(join.client, join.instance, certificate=certificate, fingerprint=fingerprint)
+                Session(join.client, join.instance, peer=peer)
             )
             if session.link is not None:
                 session.link.end(SUPERSEDED)
@@ -233,19 +243,23 @@ class Endpoint:
             sessions = list(self._by_client.values())
         refused: dict[str, Refused] = {}
         for session in sessions:
+            if session.peer is None:
+                continue
+            certificate, identity = session.peer
             try:
-                if session.certificate is not None:
-                    tls.identify(session.certificate)
+                tls.identify(certificate)
             except Refused as error:
                 refused[session.client] = error
-                self._end_session(session, error)
+                self._end_session(session, identity.fingerprint, error)
         return refused
 
-    def _end_session(self, session: Session, error: Refused) -> None:
+    def _end_session(self, session: Session, fingerprint: str, error: Refused) -> None:
         """End a session: its stream, and its secret."""
         with self._lock:
             if self._by_client.get(session.client) is session:
                 del self._by_client[session.client], self._by_secret[session.secret]
+                refused = partial(self._service.certificate_refused, session.client, fingerprint, str(error))
+                self._notifications.append(refused)
             if session.link is not None:
                 session.link.end(error)
                 # Not in `leave`, which comes later: the client may have joined anew by then, with a new certificate.

@@ -383,7 +383,7 @@ def test_a_server_with_a_directory_gives_the_same_bits(stage: Stage, tmp_path: P
     found.append(bits_of(Model.of(load(tmp_path / "out" / "model.safetensors"))))
     assert found[0] == found[1] == found[2]
     left = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert left == ["history.jsonl", "model.safetensors", "run.json"]
+    assert left == ["audit.jsonl", "history.jsonl", "model.safetensors", "run.json"]
 
 
 def test_no_model_but_the_last_is_left_on_disk_during_a_job(stage: Stage, tmp_path: Path) -> None:
