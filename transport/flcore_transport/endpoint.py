@@ -226,23 +226,27 @@ class Endpoint:
         self._service.task_failed(client, failure.assignment_id, failure.message)
         return Receipt(failure.assignment_id)
 
-    def end_refused_sessions(self, tls: ServerTls) -> dict[str, Refused]:
-        """End the sessions whose certificates are refused by now. Returns the reason by client."""
+    def sessions(self) -> list[Session]:
+        """Return all sessions, also those without a stream."""
         with self._lock:
-            sessions = list(self._by_client.values())
-        refused: dict[str, Refused] = {}
-        for session in sessions:
-            try:
-                if session.certificate is not None:
-                    tls.identify(session.certificate)
-            except Refused as error:
-                refused[session.client] = error
-                self._end_session(session, error)
-        return refused
+            return list(self._by_client.values())
 
-    def _end_session(self, session: Session, error: Refused) -> None:
-        """End a session: its stream, and its secret."""
+    def end_refused_session(self, session: Session, tls: ServerTls) -> Refused | None:
+        """End a session if its certificate is refused by now. Returns the reason, or None if the session stays."""
+        certificate = session.certificate
+        if certificate is None:
+            return None
+        try:
+            tls.identify(certificate)
+        except Refused as error:
+            return error if self._end_session(session, certificate, error) else None
+        return None
+
+    def _end_session(self, session: Session, certificate: PeerCertificate, error: Refused) -> bool:
+        """End a session, its stream and its secret, unless it has been resumed with another certificate meanwhile."""
         with self._lock:
+            if session.certificate is not certificate:
+                return False
             if self._by_client.get(session.client) is session:
                 del self._by_client[session.client], self._by_secret[session.secret]
             if session.link is not None:
@@ -250,6 +254,7 @@ class Endpoint:
                 # Not in `leave`, which comes later: the client may have joined anew by then, with a new certificate.
                 session.link = None
                 self._notifications.append(partial(self._service.client_disconnected, session.client))
+            return True
 
     def close(self, reason: str, *, failed: bool = False) -> None:
         """Queue a goodbye for every connected client, and refuse later joins with its reason."""
