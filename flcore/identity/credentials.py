@@ -10,8 +10,10 @@ A server's directory:
 """
 
 import logging
+import math
 import threading
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Self
@@ -38,6 +40,9 @@ from flcore.job.site import read_site
 RENEW_SERVER = "renew it (flcore certs renew --server), and copy server.pem to the server"
 RENEW_CLIENT = "ask the federation's operator for a renewed kit (flcore certs renew NAME)"
 
+RETRY_S = 1.0
+"""Seconds after which a renewed certificate that could not be used is tried again, even if its file is the same."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -56,7 +61,7 @@ class ServerCertificates:
     """
 
     root_pem: bytes
-    key_pem: bytes
+    key_pem: bytes = field(repr=False)  # no private key in a log
     chain_pem: bytes
     identity: Identity
     hosts: tuple[str, ...]
@@ -97,6 +102,7 @@ class ServerCertificateWatch:
         self._path, self._ca_path = directory / "server.pem", directory / "ca.pem"
         self._lock = threading.Lock()
         self._stamp = file_stamp(self._path)
+        self._retry_at = math.inf
 
     def poll(self, now: datetime | None = None) -> tuple[bytes, bytes] | None:
         """Return key and certificate in PEM where there are new ones that are sound; else None.
@@ -105,14 +111,18 @@ class ServerCertificateWatch:
         """
         with self._lock:
             stamp = file_stamp(self._path)
-            if stamp == self._stamp:
+            is_changed = stamp != self._stamp
+            if not is_changed and time.monotonic() < self._retry_at:
                 return None
-            self._stamp = stamp
+            self._stamp, self._retry_at = stamp, math.inf
         moment = now or utc_now()
         try:
             key_pem, certificate = _read_server(self._path, _read_authority(self._ca_path, moment), moment)
         except CertificateError as error:
-            logger.warning("%s (the server keeps the certificate that it has)", error)
+            if is_changed:
+                logger.warning("%s (the server keeps the certificate that it has)", error)
+            # Too many open files, or a clock that is behind: the file does not change when the cause has gone.
+            self._retry_at = time.monotonic() + RETRY_S
             return None
         return key_pem, certificate.pem
 
@@ -131,7 +141,7 @@ class ClientCertificates:
     """
 
     root_pem: bytes
-    key_pem: bytes
+    key_pem: bytes = field(repr=False)  # no private key in a log
     chain_pem: bytes
     identity: Identity
     server: str

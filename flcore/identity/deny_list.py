@@ -7,12 +7,14 @@ revocation lists, so the server compares each call's certificate with this list.
 """
 
 import logging
+import math
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
 from flcore.errors import CertificateError
-from flcore.identity.files import file_stamp, read_file, replace_file
+from flcore.identity.files import FileStamp, file_stamp, read_file, replace_file
 from flcore.identity.names import require_fingerprint
 from flcore.text import decode_text, printable
 
@@ -21,6 +23,9 @@ HEADER = (
     "# flcore reads this file again when it changes.\n"
 )
 
+RETRY_S = 1.0
+"""Seconds after which a list that could not be read is read again, even if its file is the same."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -28,7 +33,8 @@ class DenyList:
     """A deny list that is in use. Safe to use from any thread.
 
     A list that is damaged or removed while it is in use admits nobody: what it denied stays denied, its sound lines are
-    added, and the log says so once. An entry that is taken out of a sound list is admitted again.
+    added, and the log says so once. An entry that is taken out of a sound list is admitted again. An
+    empty file counts as damaged: a copy over the list begins with one.
 
     Example:
         >>> import tempfile
@@ -42,30 +48,40 @@ class DenyList:
         """Read the list. Raises `CertificateError` where there is none, or it is malformed."""
         self.path = path
         self._lock = threading.Lock()
+        self._retry_at = math.inf
         self._stamp = file_stamp(path)
         self._denied, malformed = _parse(path)
         if malformed:
             raise CertificateError(malformed)
 
     def __contains__(self, fingerprint: str) -> bool:
-        if file_stamp(self.path) != self._stamp:
+        if self._is_outdated(file_stamp(self.path)):
             self._read_again()
         return fingerprint in self._denied
+
+    def _is_outdated(self, stamp: FileStamp | None) -> bool:
+        return stamp != self._stamp or time.monotonic() >= self._retry_at
 
     def _read_again(self) -> None:
         with self._lock:
             # Taken before the content is read: a change in between is seen at the next call.
             stamp = file_stamp(self.path)
-            if stamp == self._stamp:
+            if not self._is_outdated(stamp):
                 return
+            retry_at = math.inf
             try:
                 denied, malformed = _parse(self.path)
+                if stamp is not None and not stamp.nbytes:
+                    malformed = f"{self.path}: expected the header or an entry, got an empty file; copy it again"
             except CertificateError as error:
                 denied, malformed = frozenset(), str(error)
-            if malformed:
+                # Too many open files, for one: the stamp does not change when the cause has gone.
+                retry_at = time.monotonic() + RETRY_S
+            if malformed and stamp != self._stamp:
                 logger.warning("%s (the certificates denied before stay denied)", malformed)
+            if malformed or file_stamp(self.path) != stamp:  # damaged, or written at this moment
                 denied |= self._denied
-            self._denied, self._stamp = denied, stamp
+            self._denied, self._stamp, self._retry_at = denied, stamp, retry_at
 
 
 def create_deny_list(path: Path) -> None:

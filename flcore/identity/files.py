@@ -148,6 +148,8 @@ def _read(path: Path) -> tuple[bytes, os.stat_result]:
         ) from error
     except OSError as error:
         raise CertificateError(f"{path}: expected a readable file: {error.strerror}; see its permissions") from error
+    except ValueError as error:  # a zero in a path of site.toml
+        raise CertificateError(f"{str(path)!r}: expected a path, got one with a zero character; correct it") from error
     try:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):

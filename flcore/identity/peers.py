@@ -15,8 +15,12 @@ from flcore.identity.mapping import CertificateMapping
 from flcore.identity.names import Identity, Role
 from flcore.text import printable
 
-CACHED_PEERS = 4096
-"""Certificates whose facts are kept, some KB each. What depends on the time or the deny list is never kept."""
+CACHED_PEERS = 16_384
+"""Certificates whose facts are kept, some KB each. What depends on the time or the deny list is never kept.
+
+More than a server has connections: a server checks all sessions in turn, and with fewer places each check would find
+its certificate dropped and parse it anew (0.3 ms instead of 9 us, on the event loop).
+"""
 
 
 class PeerVerifier:

@@ -2,7 +2,7 @@
 
 import ipaddress
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from cryptography import x509
@@ -46,7 +46,7 @@ class KeyPair:
     """A certificate, and its private key as PKCS #8 in PEM."""
 
     certificate: Certificate
-    key_pem: bytes
+    key_pem: bytes = field(repr=False)  # no private key in a log
 
 
 def sign_authority(federation: str, days: int, now: datetime) -> KeyPair:

@@ -3,6 +3,7 @@
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +21,11 @@ from flcore_transport import (
     PeerCertificate,
     Refused,
     TlsKeys,
+    TransportError,
     Welcome,
     split_address,
 )
+from flcore_transport.endpoint import Endpoint
 
 from tests.transport.certificates import CLIENT, SERVER, TestAuthority
 from tests.transport.conftest import RecordingService
@@ -42,6 +45,7 @@ class CommonNames:
     def __init__(self, keys: TlsKeys) -> None:
         self.held = keys
         self.revoked: set[str] = set()
+        self.broken: set[str] = set()
         self.calls = 0
 
     def keys(self) -> TlsKeys:
@@ -54,6 +58,8 @@ class CommonNames:
             str(loaded.subject.rdns[0].get_attributes_for_oid(x509.NameOID.COMMON_NAME)[0].value),
             loaded.fingerprint(hashes.SHA256()).hex(),
         )
+        if identity.name in self.broken:
+            raise OSError("the disk is gone")
         if identity.fingerprint in self.revoked:
             raise Refused("revoked", "this certificate is revoked")
         return identity
@@ -190,6 +196,60 @@ def test_revoking_a_certificate_ends_its_session_within_a_second(site: Site) -> 
     assert site.service.refused_certificates == [("alice", identity.fingerprint, str(problems[0]))]
     with pytest.raises(Refused, match="revoked"):
         site.join(keys, "alice")
+
+
+def test_an_error_that_is_no_refusal_stops_no_check(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    keys = {name: site.authority.issue(name) for name in ("alice", "bob")}
+    for name, held in keys.items():
+        site.join(held, name)
+    site.tls.broken.add("alice")
+    calls, deadline = site.tls.calls, time.monotonic() + 20
+    while site.tls.calls < calls + 6:  # three checks of both
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    site.tls.revoked |= {_fingerprint(held) for held in keys.values()}
+    site.service.wait_until(lambda: list(site.service.connected) == ["alice"])
+    site.tls.broken.clear()
+    site.service.wait_until(lambda: not site.service.connected)
+    assert caplog.text.count("certificates of sessions cannot be checked") == 1
+    assert "the disk is gone" in caplog.text
+
+
+def _fingerprint(keys: TlsKeys) -> str:
+    return x509.load_pem_x509_certificate(keys.certificate_chain).fingerprint(hashes.SHA256()).hex()
+
+
+class Link:
+    """A session stream that goes nowhere."""
+
+    def __init__(self) -> None:
+        self.errors: list[TransportError] = []
+
+    def send(self, message: FromServer) -> None:
+        pass
+
+    def cancel_transfers(self, assignment_id: int) -> None:
+        pass
+
+    def end(self, error: TransportError) -> None:
+        self.errors.append(error)
+
+
+def test_a_session_that_is_resumed_while_its_old_certificate_is_checked_stays() -> None:
+    authority, endpoint, links = TestAuthority(), Endpoint(RecordingService()), [Link(), Link()]
+    old, new = (PeerCertificate(authority.issue("alice").certificate_chain, "TLSv1.3") for _ in range(2))
+    member = Member("alice", "")
+    session = endpoint.join(Join("alice", "1"), links[0], (old, member))
+
+    class Resumes(CommonNames):
+        def identify(self, certificate: PeerCertificate) -> Member:
+            assert certificate is old
+            assert endpoint.join(Join("alice", "1"), links[1], (new, member)) is session
+            raise Refused("revoked", "this certificate is revoked")
+
+    assert endpoint.end_refused_session(session, Resumes(authority.issue("the server", SERVER))) is None
+    assert endpoint.find_session(session.secret) is session
+    assert not links[1].errors
 
 
 def test_tls_1_2_is_refused_at_the_first_call(site: Site, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -237,21 +237,22 @@ class Endpoint:
         self._service.task_failed(client, failure.assignment_id, failure.message)
         return Receipt(failure.assignment_id)
 
-    def end_refused_sessions(self, tls: ServerTls) -> dict[str, Refused]:
-        """End the sessions whose certificates are refused by now. Returns the reason by client."""
+    def sessions(self) -> list[Session]:
+        """Return all sessions, also those without a stream."""
         with self._lock:
-            sessions = list(self._by_client.values())
-        refused: dict[str, Refused] = {}
-        for session in sessions:
-            if session.peer is None:
-                continue
-            certificate, identity = session.peer
-            try:
-                tls.identify(certificate)
-            except Refused as error:
-                refused[session.client] = error
-                self._end_session(session, identity.fingerprint, error)
-        return refused
+            return list(self._by_client.values())
+
+    def end_refused_session(self, session: Session, tls: ServerTls) -> Refused | None:
+        """End a session if its certificate is refused by now. Returns the reason, or None if the session stays."""
+        if session.peer is None:
+            return None
+        certificate, identity = session.peer
+        try:
+            tls.identify(certificate)
+        except Refused as error:
+            self._end_session(session, identity.fingerprint, error)
+            return error
+        return None
 
     def _end_session(self, session: Session, fingerprint: str, error: Refused) -> None:
         """End a session: its stream, and its secret."""

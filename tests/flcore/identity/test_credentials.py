@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ed25519
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, NoEncryption, PrivateFormat
 
 from flcore.errors import CertificateError, JobError
+from flcore.identity import credentials
 from flcore.identity.authority import Authority
 from flcore.identity.certificate import parse_certificates, parse_private_key
 from flcore.identity.credentials import ClientCertificates, ServerCertificates, ServerCertificateWatch
@@ -299,6 +300,27 @@ def test_an_unsound_renewal_is_told_once_and_not_used(
         good(now=now)
     renewed = good(now=now, hosts=["fl.example.org"])
     assert watch.poll(now) == (renewed.key_pem, renewed.certificate.pem)
+
+
+def test_a_renewal_is_used_as_soon_as_the_clock_is_right(
+    authority: Authority, now: datetime, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch = ServerCertificateWatch(authority.server_directory)
+    renewed = authority.renew_server(now=now)
+    monkeypatch.setattr(credentials, "RETRY_S", 0.0)
+    behind = now - timedelta(hours=1)
+    with caplog.at_level(logging.WARNING):
+        assert watch.poll(behind) is None and watch.poll(behind) is None
+        assert watch.poll(now) == (renewed.key_pem, renewed.certificate.pem)
+    assert len(caplog.records) == 1 and "set the clock of this machine" in caplog.text
+    assert watch.poll(now) is None
+
+
+def test_keys_stand_in_no_representation(kit: Path, authority: Authority, now: datetime) -> None:
+    pair = authority.issue("south", now=now)
+    server = ServerCertificates.load(authority.server_directory, now)
+    for shown in map(repr, (ClientCertificates.load(kit, now), server, pair)):
+        assert "key_pem" not in shown and "PRIVATE KEY" not in shown
 
 
 def test_readers_meet_no_pair_that_does_not_match(authority: Authority, now: datetime) -> None:

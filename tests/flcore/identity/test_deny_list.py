@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from flcore.errors import CertificateError
+from flcore.identity import deny_list
 from flcore.identity.deny_list import HEADER, DenyList, create_deny_list, deny, read_deny_list
 
 A, B, C = "aa" * 32, "bb" * 32, "cc" * 32
@@ -80,3 +81,46 @@ def test_a_list_that_is_removed_denies_no_less(path: Path, caplog: pytest.LogCap
     create_deny_list(path)
     deny(path, {B: "south"})
     assert B in used
+
+
+def test_a_list_that_could_not_be_read_is_read_again_though_its_file_is_the_same(
+    path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used = DenyList(path)
+    deny(path, {A: "north"})
+
+    def fail(_: Path) -> bytes:
+        raise CertificateError("too many open files")
+
+    monkeypatch.setattr(deny_list, "RETRY_S", 0.0)
+    with monkeypatch.context() as descriptors:
+        descriptors.setattr(deny_list, "read_file", fail)
+        assert A not in used and A not in used
+    assert A in used
+    assert caplog.text.count("too many open files") == 1
+
+
+def test_a_copy_that_has_just_begun_denies_no_less(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    deny(path, {A: "north"})
+    content = path.read_bytes()
+    used = DenyList(path)
+    path.write_bytes(b"")
+    assert A in used
+    assert "got an empty file" in caplog.text
+    path.write_bytes(content + f"{B}\n".encode())
+    assert A in used and B in used
+
+
+def test_a_list_that_changes_while_it_is_read_denies_no_less(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    deny(path, {A: "north"})
+    used = DenyList(path)
+
+    def read_half(half: Path) -> bytes:
+        half.write_text(f"{HEADER}{B}\n{A}\n")  # the rest of it, as soon as the first half is read
+        return f"{HEADER}{B}\n".encode()
+
+    path.write_text(f"{HEADER}{B}\n")
+    with monkeypatch.context() as reading:
+        reading.setattr(deny_list, "read_file", read_half)
+        assert A in used
+    assert A in used and B in used

@@ -166,3 +166,8 @@ def test_what_killed_writers_left_is_removed(tmp_path: Path) -> None:
     (tmp_path / "server.pem").write_bytes(b"whole")
     remove_partial_files(tmp_path)
     assert [entry.name for entry in tmp_path.iterdir()] == ["server.pem"]
+
+
+def test_a_path_with_a_zero_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CertificateError, match="zero character"):
+        read_file(tmp_path / "a\0b")

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+from flcore_transport.grpc_server import MAX_CONNECTIONS
 
 from flcore.errors import IdentityRefused
 from flcore.identity.authority import Authority
 from flcore.identity.deny_list import DenyList, deny
 from flcore.identity.mapping import CertificateMapping
 from flcore.identity.names import Role
-from flcore.identity.peers import PeerVerifier
+from flcore.identity.peers import CACHED_PEERS, PeerVerifier
 from tests.flcore.identity.certificates import CLIENT_AUTH, SERVER_AUTH, resigned, signed_by, uri
 
 NORTH = uri("flcore://hospitals/client/north")
@@ -131,6 +132,10 @@ def test_extra_names_beside_the_uri_change_nothing(peers: PeerVerifier, authorit
     names = [x509.DNSName("fl.south"), uri("spiffe://x/y"), NORTH]
     pem = signed_by(authority, names, now=now).certificate.pem
     assert peers.identify(pem, now=now).name == "north"
+
+
+def test_a_servers_sessions_all_have_a_place_among_the_peers_that_are_kept() -> None:
+    assert CACHED_PEERS > MAX_CONNECTIONS
 
 
 def test_a_call_costs_microseconds(peers: PeerVerifier, authority: Authority, now: datetime) -> None:
