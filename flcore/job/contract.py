@@ -77,12 +77,13 @@ class ServerContract(_ContractTable):
     )
     accumulate: Literal["exact", "float64", "float32"] = Field(
         default="exact",
-        description="The accumulator. `exact` gives the same bits for any order of arrival, any number of threads and "
+        description="The [accumulator](glossary.md). `exact` gives the same bits for any order of arrival, any number of threads and "
         "either plan ([exact-sums.md](exact-sums.md)). `float64` and `float32` are faster.",
     )
     average_bytes: bool = Field(
         default=False,
-        description="Average tensors of dtype uint8. Without it, they must not change, as they may be packed codes.",
+        description="Average tensors of dtype uint8. Without it, they must not change, as they may be [packed "
+        "codes](glossary.md).",
     )
     rounds: int = Field(ge=1, description="The number of rounds.")
     fraction: float = Field(
@@ -127,8 +128,8 @@ class ServerContract(_ContractTable):
         gt=0,
         le=1e7,
         allow_inf_nan=False,
-        description="The time without progress after which a transfer has stalled. The client has then failed in this "
-        "round.",
+        description="The time without progress after which a transfer ends. The client has then failed in this attempt "
+        "([stalls](memory.md#stalls-and-slow-clients)).",
     )
     best: str | None = Field(
         default=None,
