@@ -82,7 +82,7 @@ def revoke(
     name: Annotated[str, typer.Argument(help="Name of a client or a lead.")],
     directory: Directory = DEFAULT_DIRECTORY,
 ) -> None:
-    """Revoke all certificates of a name, in DIR/server/revoked.txt. A running server that reads this file ends their sessions."""
+    """Revoke a name's certificates, in DIR/server/revoked.txt. A running server that reads it ends their sessions."""
     authority = Authority(directory)
     for row in authority.revoke(name, now=utc_now()):
         print(f"revoked {name}: {row.identity.fingerprint}")

@@ -77,8 +77,8 @@ class ServerContract(_ContractTable):
     )
     accumulate: Literal["exact", "float64", "float32"] = Field(
         default="exact",
-        description="The [accumulator](glossary.md). `exact` gives the same bits for any order of arrival, any number of threads and "
-        "either plan ([exact-sums.md](exact-sums.md)). `float64` and `float32` are faster.",
+        description="The [accumulator](glossary.md). `exact` gives the same bits for any order of arrival, any number "
+        "of threads and either plan ([exact-sums.md](exact-sums.md)). `float64` and `float32` are faster.",
     )
     average_bytes: bool = Field(
         default=False,
@@ -197,8 +197,8 @@ class Bounds(_ContractTable):
         gt=0,
         le=1,
         description="The largest share of one client in the sum of a round's weights. A larger weight is capped when "
-        "the round is aggregated, and the history says so (`capped_weights`). At least 1 / quorum. Needs the plan "
-        "`batch`.",
+        "the round is aggregated, and the history says so (`capped_weights`). At least 1 / quorum. A value below "
+        "1 needs the plan `batch`.",
     )
     max_abs: float = Field(default=1e30, gt=0, allow_inf_nan=False, description="The largest magnitude of an element.")
     max_metrics: int = Field(default=256, ge=0, description="The largest number of metrics of an update.")
