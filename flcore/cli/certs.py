@@ -60,7 +60,7 @@ def init(
 
 def issue(
     names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Names of clients, or of leads.")],
-    role: Annotated[KitRole, typer.Option(help="What the holders may be.")] = KitRole.CLIENT,
+    role: Annotated[KitRole, typer.Option(help="Role of the holders. A server admits clients only.")] = KitRole.CLIENT,
     server: Address = None,
     out: Out = None,
     directory: Directory = DEFAULT_DIRECTORY,
@@ -82,7 +82,7 @@ def revoke(
     name: Annotated[str, typer.Argument(help="Name of a client or a lead.")],
     directory: Directory = DEFAULT_DIRECTORY,
 ) -> None:
-    """Revoke all certificates of a name. A running server that reads this deny list ends their calls."""
+    """Revoke a name's certificates, in DIR/server/revoked.txt. A running server that reads it ends their sessions."""
     authority = Authority(directory)
     for row in authority.revoke(name, now=utc_now()):
         print(f"revoked {name}: {row.identity.fingerprint}")

@@ -22,7 +22,9 @@ def client(
     job: Annotated[str, typer.Argument(help="The same job as the server's: a directory, or a bundled job (digits).")],
     kit: Annotated[
         Path | None,
-        typer.Option(help="This client's kit, unpacked: its certificate, and the server's address."),
+        typer.Option(
+            help="Directory of this client's unpacked kit: its certificate, and the server's address. TLS needs it."
+        ),
     ] = None,
     name: Annotated[str | None, typer.Option(help="This client's name. (default: the kit's)")] = None,
     server: Annotated[str | None, typer.Option(help="The server's address, HOST:PORT. (default: the kit's)")] = None,

@@ -45,12 +45,13 @@ def _describe(contract: Contract) -> list[str]:
     server = contract.server
     names = contract.client_names
     who = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
-    closing = f"or {server.close_at} updates" if server.close_at else "or all have answered"
+    closing = f", with {server.close_at} answers" if server.close_at else ""
     tasks = [f"task         {name} returns {task.returns}" for name, task in contract.tasks.items()]
     return [
         f"job          {contract.name}, seed {contract.seed}",
         f"clients      {who}",
         f"server       {server.workflow}, {server.rounds} rounds, rule {server.rule}, fraction {server.fraction:g}",
-        f"a round      closes after {server.deadline_s:g} s {closing}; it counts with {server.quorum} updates",
+        f"an attempt   closes after {server.deadline_s:g} s{closing} or when all have answered",
+        f"a round      counts with {server.quorum} updates",
         *tasks,
     ]

@@ -68,7 +68,8 @@ def server(
         str | None,
         typer.Option(
             metavar="SIZE",
-            help="Memory limit for payloads, such as 512MiB or 2GB; beyond it they are staged on disk. (default: 1GiB)",
+            help="Memory limit for payloads, such as 512MiB or 2GB; beyond it updates are staged on disk. "
+            "(default: 1GiB)",
         ),
     ] = None,
     plan: Annotated[

@@ -77,12 +77,13 @@ class ServerContract(_ContractTable):
     )
     accumulate: Literal["exact", "float64", "float32"] = Field(
         default="exact",
-        description="The accumulator. `exact` gives the same bits for any order of arrival, any number of threads and "
-        "either plan ([exact-sums.md](exact-sums.md)). `float64` and `float32` are faster.",
+        description="The [accumulator](glossary.md). `exact` gives the same bits for any order of arrival, any number "
+        "of threads and either plan ([exact-sums.md](exact-sums.md)). `float64` and `float32` are faster.",
     )
     average_bytes: bool = Field(
         default=False,
-        description="Average tensors of dtype uint8. Without it, they must not change, as they may be packed codes.",
+        description="Average tensors of dtype uint8. Without it, they must not change, as they may be [packed "
+        "codes](glossary.md).",
     )
     rounds: int = Field(ge=1, description="The number of rounds.")
     fraction: float = Field(
@@ -127,8 +128,8 @@ class ServerContract(_ContractTable):
         gt=0,
         le=1e7,
         allow_inf_nan=False,
-        description="The time without progress after which a transfer has stalled. The client has then failed in this "
-        "round.",
+        description="The time without progress after which a transfer ends. The client has then failed in this attempt "
+        "([stalls](memory.md#stalls-and-slow-clients)).",
     )
     best: str | None = Field(
         default=None,
@@ -196,8 +197,8 @@ class Bounds(_ContractTable):
         gt=0,
         le=1,
         description="The largest share of one client in the sum of a round's weights. A larger weight is capped when "
-        "the round is aggregated, and the history says so (`capped_weights`). At least 1 / quorum. Needs the plan "
-        "`batch`.",
+        "the round is aggregated, and the history says so (`capped_weights`). At least 1 / quorum. A value below "
+        "1 needs the plan `batch`.",
     )
     max_abs: float = Field(default=1e30, gt=0, allow_inf_nan=False, description="The largest magnitude of an element.")
     max_metrics: int = Field(default=256, ge=0, description="The largest number of metrics of an update.")

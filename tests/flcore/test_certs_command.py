@@ -47,8 +47,8 @@ def test_three_commands_in_processes_of_their_own(tmp_path: Path) -> None:
 def test_the_commands_of_the_page_and_what_they_write(tmp_path: Path) -> None:
     for script in blocks("sh", PAGE):
         for words in commands(script):
-            if words[0] != "flcore":
-                continue
+            if words[:2] != ["flcore", "certs"]:
+                continue  # server and client have a placeholder for the job on this page
             if words[1:3] == ["certs", "renew"] and words[3] == "north":
                 (tmp_path / "certs/kits/north.zip").unlink()
             said(*words[1:], cwd=tmp_path)
