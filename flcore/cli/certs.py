@@ -30,7 +30,7 @@ DEFAULT_DIRECTORY = Path("certs")
 
 
 class KitRole(StrEnum):
-    """What the holder of a kit may be."""
+    """The role that a kit's certificate has."""
 
     CLIENT = "client"
     LEAD = "lead"
@@ -60,7 +60,7 @@ def init(
 
 def issue(
     names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Names of clients, or of leads.")],
-    role: Annotated[KitRole, typer.Option(help="What the holders may be.")] = KitRole.CLIENT,
+    role: Annotated[KitRole, typer.Option(help="Role of the certificates.")] = KitRole.CLIENT,
     server: Address = None,
     out: Out = None,
     directory: Directory = DEFAULT_DIRECTORY,

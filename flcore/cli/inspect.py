@@ -45,7 +45,7 @@ def _describe(contract: Contract) -> list[str]:
     server = contract.server
     names = contract.client_names
     who = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
-    closing = f"or {server.close_at} updates" if server.close_at else "or all have answered"
+    closing = f"or with {server.close_at} answers" if server.close_at else "or when all have answered"
     tasks = [f"task         {name} returns {task.returns}" for name, task in contract.tasks.items()]
     return [
         f"job          {contract.name}, seed {contract.seed}",

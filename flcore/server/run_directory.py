@@ -28,6 +28,7 @@ LOCK_FILE, RUN_FILE, HISTORY_FILE, RESERVED_FILE = "run.lock", "run.json", "hist
 RESULT_FILES = (HISTORY_FILE, "model.safetensors", "model.safetensors.index.json", "best.safetensors")
 TEMPORARY_FILES = (".staging", ".models", RESERVED_FILE)
 RUN_FILE_PATTERN = re.compile(r"run\.json|history\.(jsonl|png)|(model|best)(-[\w-]+)?\.safetensors(\.index\.json)?")
+"""The files of a run. A fresh run moves them aside."""
 
 
 class RunDirectory:
@@ -133,7 +134,7 @@ class RunDirectory:
         (self.path / RESERVED_FILE).unlink(missing_ok=True)
 
     def _describe_results(self) -> str:
-        """Describe the results of an earlier run; empty if there are none."""
+        """Describe the results in the directory; empty if there are none."""
         found = [name for name in RESULT_FILES if _has_content(self.path / name)]
         if not found:
             return ""

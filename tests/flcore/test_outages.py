@@ -53,7 +53,7 @@ def test_a_network_that_is_away_for_longer_than_the_grace_costs_no_job(folder: P
         ):
             read_until(server, "round 2/8")
             network.cut()
-            printed = read_until(server, "attempt 1 of 10")  # both have failed in this round: the grace is over
+            printed = read_until(server, "retry 1 of 10")  # both have failed in this round: the grace is over
             assert "its connection was lost" in printed
             time.sleep(1)
             network.mend()

@@ -37,8 +37,8 @@ MAX_REASON_BYTES = 3_000
 
 SUPERSEDED = Refused("superseded", "a newer call of this session took its place")
 
-
 Peer = tuple[PeerCertificate, Identity]
+"""The certificate that a call was made with, and its identity."""
 
 
 class ClientLink(Protocol):
@@ -203,7 +203,7 @@ class Endpoint:
             self._notifications.append(partial(self._service.client_disconnected, session.client))
 
     def find_session(self, secret: str, identity: Identity | None = None) -> Session:
-        """Return the session that a secret belongs to, or raise `Refused`, also if another client opened it."""
+        """Return the session of a secret, or raise `Refused`: none has it, or it is another client's."""
         with self._lock:
             session = self._by_secret.get(secret)
         if session is None or (identity is not None and identity.name != session.client):

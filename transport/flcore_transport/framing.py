@@ -9,8 +9,8 @@
 
 All little-endian. The hash is xxh3 (64 bits) over the header before it and the message. The message's metadata is the
 same bytes for the same count, whatever the plain dtype or the block: `ARROW_METADATA` and `QUANTIZED_ARROW_METADATA`,
-kept here as bytes of our own and patched with the counts, so that no release of pyarrow changes the wire, and so that a
-received piece is compared and never parsed. `arrow_schema_message` gives the schema that must stand before a segment's
+kept here as bytes and patched with the counts. So no release of pyarrow changes the wire, and a received piece is
+compared and never parsed. `arrow_schema_message` gives the schema that must stand before a segment's
 messages for `pyarrow.ipc.open_stream` to read them.
 """
 
@@ -46,7 +46,7 @@ QUANTIZED_ARROW_METADATA = bytes.fromhex(
     "ffffffffffffffff0000000003000000ffffffffffffffff0000000000000000ffffffffffffffff"
     "0000000000000000ffffffffffffffff0000000000000000"
 )
-"""The same of a record batch with non-null columns `scale: float32` and `codes: fixed_size_list<int8>[block]`."""
+"""The same for a record batch with non-null columns `scale: float32` and `codes: fixed_size_list<int8>[block]`."""
 
 _PLACEHOLDER = b"\xff" * 8
 
@@ -75,7 +75,8 @@ def arrow_metadata(dtype: str, count: int) -> bytes:
     template = ARROW_METADATA
     counts: tuple[int, ...] = (body, count, body, count)
     if row.block:
-        # Body, rows; buffers: the scales, then of codes no validity, of items no validity, items; lengths of all three.
+        # Body length and rows. Of the buffers: the scales' length; the offsets of two empty validity buffers and of the
+        # codes; the codes' length. Last, the lengths of the columns scale and codes, and of the codes' items.
         rows, scales, at = count // row.block, row.scale_bytes(count), row.elements_at(count)
         template = QUANTIZED_ARROW_METADATA
         counts = (body, rows, scales, at, at, at, count, rows, rows, count)
@@ -106,9 +107,9 @@ def split_body(dtype: str, count: int, body: memoryview) -> tuple[memoryview, me
 
 
 def encode_piece(part: int, segment: int, first: int, dtype: str, count: int, body: Sequence[Buffer]) -> bytes:
-    """Return the piece that carries `body`, whose buffers are joined in order: the one copy that there is.
+    """Return the piece that carries `body`, whose buffers are joined in order. This is the only copy.
 
-    Raises `PieceError` where the buffers have another length than the body of `count` elements. `join_body` puts codes
+    Raises `PieceError` if the buffers have another length than the body of `count` elements. `join_body` puts codes
     and scales in order.
     """
     message, length = arrow_metadata(dtype, count), _size(body)
@@ -124,7 +125,7 @@ def encode_piece(part: int, segment: int, first: int, dtype: str, count: int, bo
 def decode_piece(piece: bytes, part: int, segment: int, first: int, dtype: str, count: int) -> memoryview:
     """Return the body of a piece as a view of its bytes, after checking that it is exactly the piece expected.
 
-    Raises `ProtocolMismatch` for another protocol version and `PieceError` for anything else that is not to the letter.
+    Raises `ProtocolMismatch` for another protocol version and `PieceError` for any other difference.
     """
     row, message = wire_dtype(dtype, count), arrow_metadata(dtype, count)
     body_at = HEADER_BYTES + len(message)

@@ -69,7 +69,7 @@ class WorkerPool:
         except TransportError as error:
             # Without the traceback, whose frames hold the refused payload.
             await self._aborter.refuse(context, to_refusal(error.with_traceback(None)))
-            raise  # not reached: abort has raised
+            raise  # not reached: refuse has raised
 
     def submit(self, work: Callable[P, None], *arguments: P.args, **named: P.kwargs) -> None:
         """Run `work` on a worker thread, or on this one if the pool is closed."""
