@@ -48,7 +48,7 @@ class Job:
         """Read a job.
 
         Args:
-            path: A directory with job.toml, a TOML file, or the name of a bundled job. Or a `Job`.
+            path: A directory with job.toml, a TOML file, the name of a bundled job, or a `Job`.
             **overrides: Values that replace keys of the contract: `seed`, `clients`, `rounds`. None keeps a key.
 
         Returns:

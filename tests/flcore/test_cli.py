@@ -145,7 +145,7 @@ def test_a_run_whose_clients_fail_says_where_and_ends_with_a_code(job: Path) -> 
     assert printed.splitlines()[-1].startswith("flcore: task 'train': 0 of 1 answers are in")
 
 
-def test_a_round_that_is_asked_again_is_told_while_the_run_goes_on(job: Path) -> None:
+def test_a_retry_is_printed_while_the_run_goes_on(job: Path) -> None:
     (job / "job.toml").write_text(JOB.replace("rounds = 2", "rounds = 2, quorum_retries = 1"))
     (job / "t.py").write_text(CODE.replace("model['w']", "model['weigth']"))
     printed = flcore("run", ".", "--workers", "0", cwd=job, code=1)

@@ -287,7 +287,7 @@ def test_a_piece_of_another_block_size_is_refused(sent: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", QUANTIZED)
-def test_metadata_that_a_stranger_made_up_is_refused_though_its_hash_is_right(dtype: str) -> None:
+def test_forged_metadata_is_refused_though_its_hash_is_right(dtype: str) -> None:
     pieces = {"float32": piece(), dtype: quantized_piece(dtype)}
     for made, original in pieces.items():
         for position in range(HEADER_BYTES, HEADER_BYTES + len(arrow_metadata(made, 256))):

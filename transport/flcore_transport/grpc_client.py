@@ -284,7 +284,7 @@ def _session_metadata(session_secret: str) -> tuple[tuple[str, bytes]]:
 
 
 def unreachable_reason(address: str) -> str:
-    """Return why nothing can be reached at `address` (`"host:port"`), or "" if something can. Waits `PROBE_TIMEOUT_S` at most."""
+    """Return why `address` (`"host:port"`) cannot be reached, or "" if it can. Waits `PROBE_TIMEOUT_S` at most."""
     host, port = split_address(address)
     reasons = [f"no answer within {PROBE_TIMEOUT_S:g} s"]
 

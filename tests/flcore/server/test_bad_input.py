@@ -253,7 +253,7 @@ def test_an_answer_of_another_kind(by_hand: ByHand) -> None:
     assert "it sent delta" in reason(by_hand.stage.result())
 
 
-def test_a_message_that_is_none(by_hand: ByHand) -> None:
+def test_a_malformed_message(by_hand: ByHand) -> None:
     assignment = by_hand.next_assignment()
     with pytest.raises(Refused) as caught:
         by_hand.stage.connect().upload(
