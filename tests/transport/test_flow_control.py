@@ -104,7 +104,7 @@ def test_timeouts_are_per_assignment_double_and_have_a_maximum(direction: str) -
     assert reserved.window
 
 
-def test_only_a_stalled_upload_may_be_retried() -> None:
+def test_only_a_stalled_transfer_may_be_retried() -> None:
     assert isinstance(Ending.STALLED.error(), ConnectionLost)
     for ending, kind in ((Ending.CANCELLED, "cut"), (Ending.SUPERSEDED, "superseded")):
         error = ending.error()
