@@ -28,7 +28,6 @@ LOCK_FILE, RUN_FILE, HISTORY_FILE, RESERVED_FILE = "run.lock", "run.json", "hist
 RESULT_FILES = (HISTORY_FILE, "model.safetensors", "model.safetensors.index.json", "best.safetensors")
 TEMPORARY_FILES = (".staging", ".models", RESERVED_FILE)
 RUN_FILE_PATTERN = re.compile(r"run\.json|history\.(jsonl|png)|(model|best)(-[\w-]+)?\.safetensors(\.index\.json)?")
-"""The files of a run. A fresh run moves them aside."""
 
 
 class RunDirectory:

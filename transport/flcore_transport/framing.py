@@ -1,17 +1,17 @@
 """One piece: a header of 64 bytes, then one Arrow IPC record-batch message in canonical form.
 
     header   magic "FLCP" | protocol u16 | part u16 | segment u16 | zero u16 | zero u32
-             first element u64 | count u64 | bytes of the message u64 | zero u64 | zero u64 | hash u64
+             first element u64 | count u64 | bytes of the message u64 | zero u64 | zero u64 | checksum u64
     message  the record batch: its metadata, then its body
              plain      one non-null column: 144 bytes of metadata, then count elements
              quantized  a row for each block: 224 bytes of metadata, then the scales, zeros up to a multiple of 8 bytes,
                         and count int8 codes
 
-All little-endian. The hash is xxh3 (64 bits) over the header before it and the message. The message's metadata is the
-same bytes for the same count, whatever the plain dtype or the block: `ARROW_METADATA` and `QUANTIZED_ARROW_METADATA`,
-kept here as bytes and patched with the counts. So no release of pyarrow changes the wire, and a received piece is
-compared and never parsed. `arrow_schema_message` gives the schema that must stand before a segment's
-messages for `pyarrow.ipc.open_stream` to read them.
+All little-endian. The checksum is xxh3 (64 bits) over the header before it and the message. The message's metadata
+names neither the dtype nor the block. It is `ARROW_METADATA` or `QUANTIZED_ARROW_METADATA`, kept here as bytes and
+patched with the counts and lengths in bytes. So no release of pyarrow changes the wire, and a received piece is
+compared and never parsed. `arrow_schema_message` gives the schema that must stand before a segment's messages for
+`pyarrow.ipc.open_stream` to read them.
 """
 
 import struct
@@ -26,8 +26,8 @@ Buffer = bytes | bytearray | memoryview
 
 MAGIC = b"FLCP"
 HEADER = struct.Struct("<4sHHHHIQQQQQ")
-HASH = struct.Struct("<Q")
-HEADER_BYTES = HEADER.size + HASH.size
+CHECKSUM = struct.Struct("<Q")
+HEADER_BYTES = HEADER.size + CHECKSUM.size
 MAX_PIECE_BYTES = 4 << 20
 
 ARROW_METADATA = bytes.fromhex(
@@ -36,7 +36,7 @@ ARROW_METADATA = bytes.fromhex(
     "0000000002000000000000000000000000000000000000000000000000000000ffffffffffffffff"
     "0000000001000000ffffffffffffffff0000000000000000"
 )
-"""Flatbuffer of a record batch with one non-null column; each run of eight `ff` is a count to patch."""
+"""Flatbuffer of a record batch with one non-null column; each run of eight `ff` is a number to patch."""
 
 QUANTIZED_ARROW_METADATA = bytes.fromhex(
     "ffffffffd800000014000000000000000c0016000600050008000c000c0000000003040018000000"
@@ -119,7 +119,7 @@ def encode_piece(part: int, segment: int, first: int, dtype: str, count: int, bo
     digest.update(message)
     for buffer in body:
         digest.update(buffer)
-    return b"".join((header, HASH.pack(digest.intdigest()), message, *body))
+    return b"".join((header, CHECKSUM.pack(digest.intdigest()), message, *body))
 
 
 def decode_piece(piece: bytes, part: int, segment: int, first: int, dtype: str, count: int) -> memoryview:
@@ -142,8 +142,8 @@ def decode_piece(piece: bytes, part: int, segment: int, first: int, dtype: str, 
     view = memoryview(piece)
     digest = xxhash.xxh3_64(view[: HEADER.size])
     digest.update(view[HEADER_BYTES:])
-    if digest.intdigest() != HASH.unpack_from(piece, HEADER.size)[0]:
-        raise PieceError("corrupt: its hash does not match its bytes")
+    if digest.intdigest() != CHECKSUM.unpack_from(piece, HEADER.size)[0]:
+        raise PieceError("corrupt: its checksum does not match its bytes")
     wanted = [part, segment, 0, 0, first, count, expected_bytes - HEADER_BYTES, 0, 0]
     if fields != wanted:
         raise PieceError(

@@ -1,7 +1,7 @@
 """The in-process transport: the same service and calls as over gRPC, with queues and function calls for sockets.
 
-It passes the same tests as gRPC, and lets one process host hundreds of simulated clients. Pieces are encoded, hashed
-and checked as on the wire, within windows of the same `FlowControl`.
+It passes the same tests as gRPC, and lets one process host hundreds of simulated clients. Pieces are encoded
+and checked, checksums included, as on the wire, within windows of the same `FlowControl`.
 """
 
 import threading

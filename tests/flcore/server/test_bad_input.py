@@ -202,7 +202,7 @@ class Spoiled(Outbox):
 @pytest.mark.parametrize(
     ("spoil", "expected"),
     [
-        (lambda piece: piece[:-1] + b"\x01", "corrupt: its hash does not match"),
+        (lambda piece: piece[:-1] + b"\x01", "corrupt: its checksum does not match"),
         (lambda piece: piece[:-4], "truncated"),
         (lambda piece: piece[:10], "truncated"),
         (lambda piece: b"", "truncated"),
