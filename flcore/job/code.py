@@ -56,7 +56,8 @@ class JobCode:
             The module, or the object of that name in it.
 
         Raises:
-            JobError: The file, the module or the name does not exist, or the module cannot be imported.
+            JobError: The file, the module or the name does not exist, or the module raises an `ImportError` or
+                `SyntaxError`. Other exceptions of the module are raised as they are.
         """
         source, _, name = reference.partition(":")
         path = self._directory / source

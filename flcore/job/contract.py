@@ -58,8 +58,8 @@ class TaskContract(_ContractTable):
 class ServerContract(_ContractTable):
     """The table `[server]`: the model, the workflow, the rule, and when a round closes and counts.
 
-    A round closes when each sampled client has answered or failed, after `deadline_s`, or with `close_at` answers. It
-    counts if it has at least `quorum` updates. Otherwise `on_quorum_failure` decides.
+    An attempt at a task closes when each client has answered or failed, after `deadline_s`, or with `close_at` answers.
+    A round counts if its training task has at least `quorum` updates. Otherwise `on_quorum_failure` decides.
     """
 
     model: str = Field(
@@ -128,7 +128,7 @@ class ServerContract(_ContractTable):
         le=1e7,
         allow_inf_nan=False,
         description="The time without progress after which a transfer has stalled. The client has then failed in this "
-        "round.",
+        "attempt.",
     )
     best: str | None = Field(
         default=None,
