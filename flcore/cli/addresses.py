@@ -46,9 +46,8 @@ def _outgoing_address() -> str:
     """Return the address from which this machine reaches others, or its host name. Sends no packet."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
-            probe.connect(
-                ("192.0.2.1", 9)
-            )  # reserved for documentation (RFC 5737); connecting UDP only chooses a route
+            # The address is reserved for documentation (RFC 5737). Connecting a UDP socket only chooses a route.
+            probe.connect(("192.0.2.1", 9))
             return str(probe.getsockname()[0])
         except OSError:
             return socket.gethostname()

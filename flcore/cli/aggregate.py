@@ -133,8 +133,8 @@ def read_weights(path: Path, checkpoints: list[str]) -> list[float]:
         except ValueError:
             raise WeightError(f"{path}, line {number}: expected CHECKPOINT,WEIGHT, got {','.join(row)!r}") from None
         if name not in checkpoints or name in found:
-            known = "appears twice" if name in found else "is not among the given checkpoints"
-            raise WeightError(f"{path}, line {number}: {name!r} {known}")
+            problem = "appears twice" if name in found else "is not among the given checkpoints"
+            raise WeightError(f"{path}, line {number}: {name!r} {problem}")
         found[name] = weight
     missing = [name for name in checkpoints if name not in found]
     if missing:

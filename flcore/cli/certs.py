@@ -30,7 +30,7 @@ DEFAULT_DIRECTORY = Path("certs")
 
 
 class KitRole(StrEnum):
-    """What the holder of a kit may be."""
+    """The role that a kit's certificate has."""
 
     CLIENT = "client"
     LEAD = "lead"

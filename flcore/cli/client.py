@@ -62,7 +62,7 @@ def client(
     loaded = Job.load(job)
     contract = loaded.contract
     config = read_site(site or (None if kit is None else kit / "site.toml"), loaded.directory)
-    config.pop("identity", None)  # nothing that a job's code needs
+    config.pop("identity", None)  # the kit's table: for the connection, not for the job's code
     executor = Executor(loaded, Site(name, contract.client_names, contract.seed, config))
     connection = GrpcConnection(server, keys=keys, allow_remote=insecure_remote)
     console.print(f"{name}: joining {server} as soon as it can be reached; Ctrl-C leaves")

@@ -33,10 +33,10 @@ def warning_line(event: WaitingForClients | TaskRetried | RoundSkipped | NoBestM
             missing = f"; not there: {_shorten(event.missing)}" if event.missing else ""
             return f"waiting for clients, {limit}: {event.connected} of {event.needed} are connected{missing}"
         case TaskRetried():
-            attempt = f"attempt {event.attempt} of {event.attempts}"
+            retry = f"retry {event.attempt} of {event.attempts}"
             return (
                 f"round {event.round}: {event.task} has {event.answers} of {event.quorum} answers that it needs; "
-                f"asking {_shorten(event.missing)} again in {event.delay_s:g} s, {attempt}"
+                f"asking {_shorten(event.missing)} again in {event.delay_s:g} s, {retry}"
             )
         case RoundSkipped():
             return f"round {event.round} is skipped, the model stays as it is: {event.reason}"

@@ -81,7 +81,7 @@ def run(
 
 @contextmanager
 def _name_directory_in_errors(directory: Path) -> Iterator[None]:
-    """Add the directory to disk errors that name no file, as those of open files do."""
+    """Add the directory to disk errors that name no file, such as those of writing to an open file."""
     try:
         yield
     except OSError as error:

@@ -174,8 +174,8 @@ def load_tls(directory: Path) -> FederationTls:
     if not directory.is_dir():
         raise CertificateError(
             f"expected the server's certificates in {directory}, which is no directory; make them with "
-            "`flcore certs init FEDERATION --host HOST`, or name theirs with --certs (--insecure: plaintext, on this "
-            "machine only)"
+            "`flcore certs init FEDERATION --host HOST`, or give their directory with --certs (--insecure: plaintext, "
+            "on this machine only)"
         )
     return FederationTls(directory)
 

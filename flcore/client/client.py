@@ -47,6 +47,8 @@ from flcore.version import __version__
 T = TypeVar("T")
 
 RETRY_S = 0.2
+"""The first delay before a call is retried. It doubles up to `MAX_RETRY_S`."""
+
 MAX_RETRY_S = 2.0
 """The longest delay before a call is retried. It is shorter than the server's grace period of 5 s."""
 
@@ -253,7 +255,8 @@ class Client:
     def _download(self, welcome: Welcome, assignment: TaskAssignment, spec: ModelSpec) -> Model:
         """Return the assignment's model: the present one if the payload is the same, else a downloaded one.
 
-        All downloads go into one buffer. Task code gets read-only arrays, and its update is not sent any more.
+        All downloads go into one buffer. The update that was computed from the buffer's old content is not sent any
+        more, even if it refers to the buffer.
         """
         if self._model is not None and assignment.payload_id == self._payload_id:
             return self._model

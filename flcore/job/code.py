@@ -27,7 +27,7 @@ OWN_PACKAGES = {"flcore", "flcore_kernels", "flcore_transport"}
 """Packages that are always imported as installed, also by a job whose directory contains flcore's sources."""
 
 ENVIRONMENT_MARKERS = ("pyvenv.cfg", "conda-meta")
-"""A directory with one of these files is an environment with installed packages, not code of the job."""
+"""A directory with one of these entries is an environment with installed packages, not code of the job."""
 
 _numbers = itertools.count(1)
 _code_by_package: "dict[str, JobCode]" = {}
@@ -35,7 +35,7 @@ _code_by_package: "dict[str, JobCode]" = {}
 
 
 class JobCode:
-    """The modules of a job's directory. Each is loaded when it is first used, and once."""
+    """The modules of a job's directory. Each module is loaded once, on first use."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory.absolute()  # not resolved: a linked file belongs to the directory of the link
@@ -56,7 +56,8 @@ class JobCode:
             The module, or the object of that name in it.
 
         Raises:
-            JobError: The file, the module or the name does not exist, or the module cannot be imported.
+            JobError: The file, the module or the name does not exist, or the module raises an `ImportError` or
+                `SyntaxError`. Other exceptions of the module are raised as they are.
         """
         source, _, name = reference.partition(":")
         path = self._directory / source

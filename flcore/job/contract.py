@@ -58,8 +58,8 @@ class TaskContract(_ContractTable):
 class ServerContract(_ContractTable):
     """The table `[server]`: the model, the workflow, the rule, and when a round closes and counts.
 
-    A round closes when each sampled client has answered or failed, after `deadline_s`, or with `close_at` answers. It
-    counts if it has at least `quorum` updates. Otherwise `on_quorum_failure` decides.
+    An attempt at a task closes when each client has answered or failed, after `deadline_s`, or with `close_at` answers.
+    A round counts if its training task has at least `quorum` updates. Otherwise `on_quorum_failure` decides.
     """
 
     model: str = Field(
@@ -95,8 +95,8 @@ class ServerContract(_ContractTable):
     quorum: int = Field(
         default=1,
         ge=1,
-        description="The least number of updates with which a training task of a round counts. A round starts when so "
-        "many clients are connected.",
+        description="The smallest number of updates with which a training task of a round counts. A round starts when "
+        "as many clients are connected.",
     )
     close_at: int | None = Field(
         default=None,
@@ -120,16 +120,16 @@ class ServerContract(_ContractTable):
         default=10,
         ge=0,
         le=1000,
-        description="How many more attempts a training task of a round may take. The server also waits for the quorum "
-        "to connect for this many further deadlines.",
+        description="With `retry`: how many more attempts a training task of a round may take. With `retry` and "
+        "`skip`: for how many more deadlines the server waits for the quorum to connect.",
     )
     stall_timeout_s: float = Field(
         default=60.0,
         gt=0,
         le=1e7,
         allow_inf_nan=False,
-        description="The time without progress after which a transfer ends. The client has then failed in this attempt "
-        "([stalls](memory.md#stalls-and-slow-clients)).",
+        description="The time without progress after which a transfer has stalled. The client has then failed in this "
+        "attempt ([stalls](memory.md#stalls-and-slow-clients)).",
     )
     best: str | None = Field(
         default=None,
@@ -178,8 +178,8 @@ class WireContract(_ContractTable):
     )
     tensors: tuple[str, ...] = Field(
         default=("*",),
-        description="Patterns of tensor names (`*` and `?`). The job is about the tensors that match one of them, and "
-        'about no others: `["adapter.*"]`.',
+        description="Patterns of tensor names (`*` and `?`), such as "
+        '`["adapter.*"]`. The job leaves out all tensors that match none.',
     )
 
     @field_validator("download", "upload", mode="before")
@@ -212,13 +212,13 @@ class Contract(_ContractTable):
         default=0, ge=0, lt=2**63, description="The seed. All random choices follow from it, the round and the client."
     )
     clients: Annotated[int, Field(ge=1, le=10_000)] | tuple[Name, ...] = Field(
-        description="The names of the clients that may join. Or a number: then `flcore run` starts so many clients, "
+        description="The names of the clients that may join. Or a number: then `flcore run` starts as many clients, "
         "and a client of any name may join a server."
     )
     same_code: bool = Field(
         default=False,
-        description="Refuse clients whose code differs from the server's. Compared are the Python files and extension "
-        "modules that the job can import, except hidden directories and virtual environments.",
+        description="Refuse clients whose code differs from the server's. The Python files and extension modules that "
+        "the job can import are compared, except those in hidden directories and virtual environments.",
     )
     baselines: Reference | None = Field(
         default=None,
@@ -269,12 +269,12 @@ class Contract(_ContractTable):
             return client in self.clients
         return re.fullmatch(NAME_PATTERN, client) is not None
 
-    def hyperparameters(self, task: str, round_index: int) -> dict[str, Any]:
+    def hyperparameters(self, task: str, round_number: int) -> dict[str, Any]:
         """Merge the hyperparameters of a task in a round: later ones replace earlier ones.
 
         Args:
             task: The task's name.
-            round_index: The round's number, from 1.
+            round_number: The round's number, from 1.
 
         Returns:
             The client's hyperparameters, then the task's, then those of each step of its schedule up to this round.
@@ -282,7 +282,7 @@ class Contract(_ContractTable):
         contract = self.tasks[task]
         merged = {**self.client.hyperparameters, **contract.hyperparameters}
         for step in sorted(contract.schedule, key=lambda step: step.from_round):
-            if step.from_round <= round_index:
+            if step.from_round <= round_number:
                 merged |= step.hyperparameters
         return merged
 

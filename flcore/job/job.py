@@ -48,7 +48,7 @@ class Job:
         """Read a job.
 
         Args:
-            path: A directory with job.toml, a TOML file, or the name of a bundled job. A `Job` is used as it is.
+            path: A directory with job.toml, a TOML file, the name of a bundled job, or a `Job`.
             **overrides: Values that replace keys of the contract: `seed`, `clients`, `rounds`. None keeps a key.
 
         Returns:
@@ -107,7 +107,8 @@ class Job:
             The object.
 
         Raises:
-            JobError: The file or the name does not exist, or the file raises an error.
+            JobError: The file or the name does not exist, or an import fails. Other exceptions of the code are raised
+                as they are.
         """
         return self.code.load(reference, f"{self.directory / 'job.toml'}: {key}")
 

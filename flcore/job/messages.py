@@ -1,4 +1,4 @@
-"""The contents of the transport's messages, as strict JSON: what a server and its clients tell each other about a job.
+"""The contents of the transport's messages between a server and its clients, as strict JSON.
 
 All content from the other end is parsed here, within bounds, and nowhere else.
 """
@@ -69,8 +69,8 @@ class AnswerContent(_Content):
 
     Attributes:
         returns: The kind of the answer.
-        upload_id: Drawn at random for each answer. An upload is identified by the digest of this content, so only the
-            process that began an upload can resume it.
+        upload_id: A random id, new for each answer. The server identifies an upload by the digest of this content, so
+            only the process that began an upload can resume it.
         weight: The weight of the update and its metrics.
         metrics: The metrics.
         spec_fingerprint: The fingerprint of the update's `ModelSpec`; empty for an answer of metrics alone.
@@ -90,14 +90,14 @@ class AnswerContent(_Content):
 ContentT = TypeVar("ContentT", bound=_Content)
 
 
-def parse_content(kind: type[ContentT], content: bytes) -> ContentT:
+def parse_content(content_type: type[ContentT], content: bytes) -> ContentT:
     """Parse the content of a message, or raise `MalformedMessage`."""
     try:
-        return kind.model_validate_json(content)
+        return content_type.model_validate_json(content)
     except ValidationError as error:
         problem: Any = error.errors()[0]
         place = ".".join(str(part) for part in problem["loc"]) or "the message"
-        raise MalformedMessage(f"{kind.__name__}: {place}: {problem['msg']}") from error
+        raise MalformedMessage(f"{content_type.__name__}: {place}: {problem['msg']}") from error
 
 
 def encode_tensors(spec: ModelSpec) -> Tensors:

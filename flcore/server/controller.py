@@ -88,7 +88,7 @@ class Updates:
         return result
 
     def _combine(self, model: GlobalModel) -> GlobalModel:
-        """Combine the updates. Clients of lost updates are retried, once each. What is lost again is left out."""
+        """Combine the updates. Clients of lost updates are retried, once each. Updates lost again are left out."""
         retried: set[str] = set()
         while True:
             try:
@@ -110,12 +110,12 @@ class Controller:
     Example:
         A workflow::
 
-            def federated_averaging(controller):
-                model = controller.initial_model
-                for _ in controller.rounds():
-                    clients = controller.sample()
-                    model = controller.train(model, clients).aggregate()
-                    controller.publish(model, controller.validate(model, clients))
+            def federated_averaging(control):
+                model = control.initial_model
+                for _ in control.rounds():
+                    clients = control.sample()
+                    model = control.train(model, clients).aggregate()
+                    control.publish(model, control.validate(model, clients))
     """
 
     def __init__(
@@ -148,17 +148,18 @@ class Controller:
 
     def rounds(self) -> Iterator[int]:
         """Yield the number of each round, from 1. The round's record is written when the next one is asked for."""
-        for index in range(1, self.job.contract.server.rounds + 1):
-            self._record = RoundRecord(index)
+        for number in range(1, self.job.contract.server.rounds + 1):
+            self._record = RoundRecord(number)
             with _timed(self._record, "round"):
-                yield index
+                yield number
             self._results.add(self._record)
             self._observe(RoundFinished(self._record))
 
     def sample(self, fraction: float | None = None) -> list[str]:
         """Draw clients for this round from the connected ones. The draw follows from the job's seed and the round.
 
-        Waits until a quorum is connected, for one deadline and another one for each retry.
+        Waits until a quorum is connected: one deadline, and another one for each of `server.quorum_retries` unless
+        `server.on_quorum_failure` is "fail".
 
         Args:
             fraction: The fraction of connected clients to draw, from 0 to 1; at least the quorum is drawn. Default:
@@ -193,6 +194,7 @@ class Controller:
         Raises:
             JobError: The contract has no such task, it returns metrics, or there are no clients.
             QuorumError: Too few clients answered.
+            OSError: The disk has too little space for the next model.
         """
         contract = self.job.contract
         if self._task_returns(task) == "metrics":
@@ -293,13 +295,13 @@ class Controller:
         return self.job.contract.tasks[task].returns
 
 
-def derive_seed(seed: int, round_index: int, label: str) -> int:
+def derive_seed(seed: int, round_number: int, label: str) -> int:
     """Return the seed of a client or of the sampler in one round: 32 bits of a SHA-256 of the arguments.
 
     >>> derive_seed(0, 1, "client-1"), derive_seed(0, 1, SAMPLER_LABEL)
     (3179767677, 1426402723)
     """
-    digest = hashlib.sha256(f"{seed}/{round_index}/{label}".encode()).digest()
+    digest = hashlib.sha256(f"{seed}/{round_number}/{label}".encode()).digest()
     return int.from_bytes(digest[:4], "little")
 
 

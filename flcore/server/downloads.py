@@ -62,8 +62,8 @@ class _AttemptModel:
     def layout(self) -> Layout:
         return self._require_model().layout
 
-    def read(self, piece: SegmentRange) -> Sequence[Buffer]:
-        return self._require_model().read(piece)
+    def read(self, range_: SegmentRange) -> Sequence[Buffer]:
+        return self._require_model().read(range_)
 
     def _require_model(self) -> GlobalModel:
         model = self._open_attempt.model

@@ -124,7 +124,7 @@ class ClientFailed:
 
 @dataclass(frozen=True, slots=True)
 class InvalidMetrics:
-    """Metrics of a client's answer were dropped; its weights count. `metrics` has the reason of each, by name."""
+    """Metrics of a client's answer were dropped; the rest counts. `metrics` has the reason of each, by name."""
 
     task: str
     client: str

@@ -46,7 +46,9 @@ MAX_REASON_CHARACTERS = 2_000
 
 
 class FederationState:
-    """The connected clients and all open attempts. Closed ones stay until the next opens: late answers are told so.
+    """The connected clients and all open attempts.
+
+    A closed attempt stays until the next one opens, so that late answers are refused as such.
 
     Order of locks: `PendingUpload.lock`, then the lock of this object, then that of `OutgoingMessages`. No other lock
     is taken while it is held.
@@ -160,14 +162,14 @@ class FederationState:
             now = self._clock()
             open_attempt.wakes_at = min(now + MAX_SLEEP_S, max(now, attempt.due_at))
             self._changed.wait(open_attempt.wakes_at - now)
-            self._credit_suspension(open_attempt, self._clock())
+            self._compensate_suspension(open_attempt, self._clock())
             open_attempt.wakes_at = NEVER
 
-    def _credit_suspension(self, open_attempt: OpenAttempt, now: float) -> None:
-        """If the waiting thread should have woken long ago, the process was suspended: give that time to every client.
+    def _compensate_suspension(self, open_attempt: OpenAttempt, now: float) -> None:
+        """If the waiting thread should have woken long ago, the process was suspended: move all deadlines.
 
-        Any thread may be the first to run after a suspension. So every event calls this first, and no deadline that
-        passed during the suspension fails a client.
+        Any thread may be the first to run after a suspension. So `_handle_event` calls this first, and no deadline
+        that passed during the suspension fails a client.
         """
         late_s = now - open_attempt.wakes_at
         if late_s > MAX_WAKE_DELAY_S:
@@ -359,7 +361,7 @@ class FederationState:
         try:
             with self._changed:
                 now = self._clock()
-                self._credit_suspension(open_attempt, now)
+                self._compensate_suspension(open_attempt, now)
                 try:
                     yield now
                 finally:

@@ -30,7 +30,7 @@ class RoundRecord:
         round: The round's number, from 1.
         sampled: The names of the sampled clients.
         updates: The participation of each client whose update counts, by client.
-        failed: By task and client, the reason why a sampled client has no update.
+        failed: By task and client, the reason why a client has no answer that counts.
         train: The clients' training metrics, averaged by weight.
         validate: The clients' validation metrics, averaged by weight.
         bytes_sent: Bytes that the server sent.

@@ -27,7 +27,7 @@ def open_history(run: PathLike) -> "pa.Table":
     - `round`: int64, from 1 on.
     - `sampled`: list of string, the sampled clients.
     - `updates`: map from client to struct of `weight` (float64), `metrics` (map from string to float64), `bytes`
-      (int64, of its update on the wire) and `seconds` (float64, from the task to the committed update).
+      (int64, of its update on the wire) and `seconds` (float64, from the opening of the attempt to the commit).
     - `failed`: map from task to map from client to string, the reason.
     - `train`, `validate`: map from metric to float64, averaged over the clients by weight.
     - `bytes_sent`, `bytes_received`: int64.
@@ -87,9 +87,9 @@ def _row(line: bytes, where: str) -> dict[str, Any]:
         raise HistoryError(f"expected a round in {where}; {printable(str(error))}: the file was altered") from error
 
 
-def _members(record: Any) -> dict[str, Any]:
+def _annotations(dataclass_type: Any) -> dict[str, Any]:
     """Return the annotations of a dataclass's fields, by name."""
-    return {member.name: member.type for member in fields(record)}
+    return {member.name: member.type for member in fields(dataclass_type)}
 
 
 def _arrow_type(hint: Any) -> "pa.DataType":
@@ -97,7 +97,9 @@ def _arrow_type(hint: Any) -> "pa.DataType":
     import pyarrow as pa
 
     if is_dataclass(hint):
-        return pa.struct([pa.field(name, _arrow_type(each), nullable=False) for name, each in _members(hint).items()])
+        return pa.struct(
+            [pa.field(name, _arrow_type(each), nullable=False) for name, each in _annotations(hint).items()]
+        )
     arguments = get_args(hint)
     if get_origin(hint) is dict:
         return pa.map_(pa.string(), pa.field("value", _arrow_type(arguments[1]), nullable=False))
@@ -122,7 +124,7 @@ def _value(hint: Any, value: Any, name: str) -> Any:
 
 
 def _dataclass_value(hint: Any, value: Mapping[str, Any]) -> dict[str, Any]:
-    hints = _members(hint)
+    hints = _annotations(hint)
     if value.keys() != hints.keys():
         unknown, missing = value.keys() - hints.keys(), hints.keys() - value.keys()
         raise ValueError(f"unknown keys {sorted(unknown)}, missing keys {sorted(missing)}")

@@ -138,7 +138,7 @@ class RunDirectory:
         (self.path / RESERVED_FILE).unlink(missing_ok=True)
 
     def _describe_results(self) -> str:
-        """Describe the results of an earlier run; empty if there are none."""
+        """Describe the results in the directory; empty if there are none."""
         found = [name for name in RESULT_FILES if _has_content(self.path / name)]
         if not found:
             return ""

@@ -16,7 +16,7 @@ from flcore.server.open_attempt import OpenAttempt, quorum_error
 from flcore.server.task_attempt import AttemptPolicy
 
 MAX_REPEATED_FAILURES = 3
-"""A client that failed this many times in a row for the same reason of its own is not retried in the same task."""
+"""A client that failed by its own fault this many times in a row, for one reason, is not retried in the same task."""
 
 SETTLE_TIME_S = 0.2
 """The first clients must stay connected for this time before the first round begins."""
@@ -38,7 +38,7 @@ class TaskRequest:
         record: The record of the round.
         answers: The answers so far, by client.
         failed: The last reason of each client without an answer.
-        repeated_failures: How many times in a row a client has failed for the same reason of its own.
+        repeated_failures: How many times in a row a client has failed by its own fault, for one reason.
         skip_reason: The reason why the round is skipped, else empty.
     """
 
@@ -166,7 +166,7 @@ class TaskRunner:
     def await_quorum(self, quorum: int) -> list[str]:
         """Return the names of the connected clients, sorted, once there are `quorum`; or raise `QuorumError`.
 
-        The longest wait is that of a whole round: one deadline, and another one for each retry.
+        The longest wait is one deadline, and another one for each of `quorum_retries` unless the contract says "fail".
         """
         server = self._server
         retries = 0 if server.on_quorum_failure == "fail" else server.quorum_retries

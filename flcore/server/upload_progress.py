@@ -15,7 +15,7 @@ class UploadPhase(Enum):
     AWAITING_MEMORY = auto()
     """It has a window, and waits for memory."""
     TRANSFERRING = auto()
-    """The next piece is the client's to send, also while no call is open."""
+    """The client has to send the next piece, even if no call is open."""
     COMPLETE = auto()
     """All pieces were received."""
     COMMITTING = auto()
@@ -33,7 +33,7 @@ class UploadProgress:
         key: Distinguishes the client's answers.
         upload: The caller's object for the upload.
         is_staged: False for an answer of metrics alone, which has no pieces.
-        idle_since: The time of the last piece, moved by the time that does not count.
+        idle_since: The time of the last piece, plus the time since then that does not count.
         phase: The present phase.
         phase_since: The time at which QUEUED, AWAITING_MEMORY or TRANSFERRING was entered.
         is_spilled: Whether it was moved to disk. It stays there.

@@ -46,7 +46,7 @@ def check_content(content: AnswerContent, client: str, returns: str, bounds: Bou
     """Raise an `UpdateError` unless an answer's kind, weight and number of metrics are within the contract."""
     if content.returns != returns:
         raise UpdateError(f"the task returns {returns}, it sent {content.returns}", client=client)
-    # Not 0, which `AdmissionLimits.check_weight` admits: the update would count for the quorum and contribute nothing.
+    # `AdmissionLimits.check_weight` admits 0. Here, such an update would count for the quorum and contribute nothing.
     if not (math.isfinite(content.weight) and content.weight > 0):
         raise WeightError(f"a weight is a finite number > 0, not {content.weight}", client=client)
     if content.weight > bounds.max_weight:
@@ -80,7 +80,7 @@ def check_tensors(content: AnswerContent, layout: Layout, client: str, wire_form
 def validate_metrics(content: AnswerContent) -> tuple[dict[str, float], dict[str, str]]:
     """Return an answer's valid metrics, and the reason of each invalid one.
 
-    An invalid metric is dropped. The answer and its weights count.
+    An invalid metric is dropped. The rest of the answer counts.
     """
     valid: dict[str, float] = {}
     invalid: dict[str, str] = {}

@@ -55,6 +55,7 @@ def run(
     Raises:
         JobError: The job cannot be run, or `out` cannot be written to.
         RunExists: `out` holds an earlier run, and `fresh` is False.
+        BudgetError: `out` is given, and the server might need more memory than there is.
         QuorumError: A round has too few updates. The traceback of a client's code is logged, once for each place where
             it fails.
         ValueError: `workers` is negative.
@@ -66,12 +67,12 @@ def run(
     loaded = Job.load(Path(job) if not isinstance(job, Job) else job, clients=clients, rounds=rounds, seed=seed)
     require_tasks(loaded)
     names = loaded.contract.client_names
-    count = min(len(names), MAX_WORKERS) if workers is None else min(workers, len(names))
-    if count < 0:
+    worker_count = min(len(names), MAX_WORKERS) if workers is None else min(workers, len(names))
+    if worker_count < 0:
         raise ValueError(f"workers is a number >= 0, not {workers}")
     directory = None if out is None else require_directory(out)
     require_native_threads("flcore.run")
-    if count:
+    if worker_count:
         require_own_grpc("flcore.run")
     notify = NoticeLogger()
     with ExitStack() as stack:
@@ -79,7 +80,7 @@ def run(
         def listen(service: Service) -> Server:
             # The budget that `serve` is given below counts these windows, so the transport must not exceed them.
             in_flight_bytes = DEFAULT_BUDGET.in_flight_bytes
-            if count:
+            if worker_count:
                 return flcore_transport.GrpcServer(service, in_flight_bytes=in_flight_bytes)  # imports gRPC
             return InProcessServer(service, in_flight_bytes=in_flight_bytes)
 
@@ -88,7 +89,7 @@ def run(
                 stack.enter_context(_client_threads(loaded, names, server, federation.state.stop_waiting, notify))
             else:
                 stack.enter_context(
-                    WorkerProcesses(loaded, names, count, server.address, federation.state.stop_waiting, notify)
+                    WorkerProcesses(loaded, names, worker_count, server.address, federation.state.stop_waiting, notify)
                 )
 
         return serve(

@@ -92,10 +92,10 @@ class WorkerProcesses:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        give_up_at = time.monotonic() + (STOP_TIMEOUT_S if kind is None else ERROR_STOP_TIMEOUT_S)
+        ends_by = time.monotonic() + (STOP_TIMEOUT_S if kind is None else ERROR_STOP_TIMEOUT_S)
         for process, _ in self._running:
             try:
-                process.wait(max(0.0, give_up_at - time.monotonic()))
+                process.wait(max(0.0, ends_by - time.monotonic()))
             except subprocess.TimeoutExpired:
                 process.kill()
         for process, watcher in self._running:
@@ -113,9 +113,9 @@ class WorkerProcesses:
         for reader in readers:
             reader.start()
         code = process.wait()
-        give_up_at = time.monotonic() + DRAIN_TIMEOUT_S
+        ends_by = time.monotonic() + DRAIN_TIMEOUT_S
         for reader in readers:  # bounded: a child of the worker may hold its pipes open
-            reader.join(max(0.0, give_up_at - time.monotonic()))
+            reader.join(max(0.0, ends_by - time.monotonic()))
         if code:
             self._give_up(f"a worker process ended with exit code {code}: {tail.text or 'it printed nothing'}")
 

@@ -69,9 +69,7 @@ def test_each_event_is_one_line_with_its_time_whatever_clients_said() -> None:
     assert [line for line in lines if line.startswith("round 9/9")] == []
     assert lines[5].startswith("waiting for clients, for 60 s at most: 1 of 2 are connected; not there: c0, c1,")
     assert "c9, 20 more" in lines[5]
-    assert lines[6].startswith(
-        "round 3: train has 1 of 2 answers that it needs; asking b again in 2 s, attempt 1 of 10"
-    )
+    assert lines[6].startswith("round 3: train has 1 of 2 answers that it needs; asking b again in 2 s, retry 1 of 10")
 
 
 def test_json_has_the_same_events_with_all_their_fields() -> None:

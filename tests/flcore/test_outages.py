@@ -53,7 +53,7 @@ def test_a_network_that_is_away_for_longer_than_the_grace_costs_no_job(folder: P
         ):
             read_until(server, "round 2/8")
             network.cut()
-            printed = read_until(server, "attempt 1 of 10")  # both have failed in this round: the grace is over
+            printed = read_until(server, "retry 1 of 10")  # both have failed in this round: the grace is over
             assert "its connection was lost" in printed
             time.sleep(1)
             network.mend()
@@ -66,7 +66,7 @@ def test_a_network_that_is_away_for_longer_than_the_grace_costs_no_job(folder: P
 
 
 @pytest.mark.serial
-def test_a_server_that_stands_still_for_longer_than_its_deadline_fails_no_client(folder: Path) -> None:
+def test_a_server_suspended_for_longer_than_its_deadline_fails_no_client(folder: Path) -> None:
     contract = folder / "small/job.toml"
     contract.write_text(contract.read_text().replace("quorum = 2", "quorum = 2\nstall_timeout_s = 4\ndeadline_s = 5"))
     port = free_port()

@@ -1,4 +1,4 @@
-"""How calls behave where there are more of them than windows: on gRPC and on the in-process twin."""
+"""More concurrent transfers than windows: on gRPC and on the in-process twin."""
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -71,7 +71,7 @@ def ended(threads: list[threading.Thread]) -> bool:
     return not any(thread.is_alive() for thread in threads)
 
 
-def test_silent_uploads_give_way_and_go_on_where_they_broke_off(narrow: Rig) -> None:
+def test_silent_uploads_yield_and_resume_at_the_first_missing_piece(narrow: Rig) -> None:
     silent, errors = [Stalling() for _ in range(4)], list[TransportError]()
     secrets = [narrow.secret_of(f"silent-{number}") for number in range(4)]
     calls = [partial(upload, narrow, secret, outbox) for secret, outbox in zip(secrets, silent, strict=True)]
@@ -101,7 +101,7 @@ def reading_on(rig: Rig, secret: str, pieces: Iterator[bytes]) -> int:
     return count
 
 
-def test_downloads_that_nobody_reads_give_way_and_go_on(narrow: Rig) -> None:
+def test_unread_downloads_yield_and_continue(narrow: Rig) -> None:
     narrow.service.source = Long()
     secrets = [narrow.secret_of(f"unread-{number}") for number in range(4)]
     unread = [narrow.connect().download(DownloadRequest(secret, 1)) for secret in secrets]
@@ -111,7 +111,7 @@ def test_downloads_that_nobody_reads_give_way_and_go_on(narrow: Rig) -> None:
     assert [reading_on(narrow, *pair) for pair in zip(secrets, unread, strict=True)] == [LONG_PIECES] * 4
 
 
-def test_a_session_has_one_call_of_a_kind_and_the_newest_one_counts(narrow: Rig) -> None:
+def test_a_newer_call_ends_the_older_one_of_its_session_and_direction(narrow: Rig) -> None:
     secret, outbox, errors = narrow.secret_of("many"), Stalling(), list[TransportError]()
     threads = in_threads([partial(upload, narrow, secret, outbox)] * 20, errors, narrow)
     narrow.service.wait_until(lambda: len(narrow.service.contents) == 20)
@@ -135,7 +135,7 @@ def test_more_downloads_than_windows_all_arrive(narrow: Rig) -> None:
     assert found == [expected] * 12
 
 
-def test_a_cut_ends_an_orders_transfers_and_gives_their_windows_to_others(patient: Rig) -> None:
+def test_cancelling_an_assignment_ends_its_transfers_and_frees_their_windows(patient: Rig) -> None:
     patient.service.source = Long()
     uploading, errors = Stalling(), list[TransportError]()
     threads = in_threads([partial(upload, patient, patient.secret_of("sends"), uploading)], errors, patient)
@@ -173,7 +173,7 @@ def one_that_waits_in_line(patient: Rig) -> tuple[list[Stalling], list[Transport
     return holding, errors, threads
 
 
-def test_a_cut_ends_a_call_that_waits_in_line(patient: Rig) -> None:
+def test_cancelling_ends_a_queued_call(patient: Rig) -> None:
     holding, errors, threads = one_that_waits_in_line(patient)
     patient.service.connected["waits"].cancel_transfers(1)
     patient.service.wait_until(lambda: bool(errors))
@@ -183,7 +183,7 @@ def test_a_cut_ends_a_call_that_waits_in_line(patient: Rig) -> None:
     assert ended(threads)
 
 
-def test_a_connection_that_closes_ends_a_call_that_waits_in_line(patient: Rig) -> None:
+def test_a_closed_connection_ends_its_queued_call(patient: Rig) -> None:
     holding, errors, threads = one_that_waits_in_line(patient)
     patient.opened[-1].close()
     patient.service.wait_until(lambda: bool(errors))
@@ -193,7 +193,7 @@ def test_a_connection_that_closes_ends_a_call_that_waits_in_line(patient: Rig) -
     assert ended(threads)
 
 
-def test_a_call_that_is_cut_while_it_takes_a_piece_ends_before_it_asks_for_the_next(patient: Rig) -> None:
+def test_a_call_cancelled_while_it_accepts_a_piece_ends_before_it_requests_the_next(patient: Rig) -> None:
     """In-process, it would keep its window for as long as its client's code takes."""
     secret, outbox, errors = patient.secret_of("a"), Stalling(), list[TransportError]()
     delivered = patient.service.begin_upload

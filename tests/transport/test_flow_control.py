@@ -1,4 +1,4 @@
-"""Whose turn it is, without a socket or a clock: shares, patience, supersession; and any history of events at all."""
+"""`FlowControl`, without a socket or a clock: windows, timeouts, superseded calls; and random histories of events."""
 
 import math
 import os
@@ -35,7 +35,7 @@ def steps(actions: list[Action]) -> list[tuple[str, Instruction]]:
     return [(transfer.client, instruction) for transfer, instruction in actions]
 
 
-def test_a_transfer_gets_a_quarter_of_what_is_free_and_never_none() -> None:
+def test_a_window_is_a_quarter_of_the_free_pieces_and_at_least_one() -> None:
     flow_control = FlowControl(32)
     shares = [asking(flow_control, str(number)).window for number in range(9)]
     assert shares == [4, 4, 4, 4, 3, 2, 1, 1, 0]
@@ -43,7 +43,7 @@ def test_a_transfer_gets_a_quarter_of_what_is_free_and_never_none() -> None:
     assert flow_control.free == 1, "each has one more for its socket's buffers"
 
 
-def test_who_finds_none_waits_in_line_until_another_has_ended() -> None:
+def test_a_transfer_without_a_window_queues_until_another_has_ended() -> None:
     flow_control = FlowControl(4)
     holders = [asking(flow_control, name) for name in ("a", "b")]
     first, gone, last = (asking(flow_control, name) for name in ("first", "gone", "last"))
@@ -56,7 +56,7 @@ def test_who_finds_none_waits_in_line_until_another_has_ended() -> None:
     assert flow_control.free == 4
 
 
-def test_nothing_is_due_while_nobody_waits_or_stands() -> None:
+def test_nothing_is_due_while_no_transfer_is_queued_or_stalled() -> None:
     flow_control = FlowControl(4)
     one, two = asking(flow_control, "a"), asking(flow_control, "b")
     flow_control.begin_client_wait(one, 10.0)
@@ -70,7 +70,7 @@ def test_nothing_is_due_while_nobody_waits_or_stands() -> None:
     assert steps(flow_control.tick(20.0 + YIELD_AFTER_S)) == [("b", Instruction.END)]
 
 
-def test_only_as_many_give_way_as_others_wait_and_those_that_stood_longest() -> None:
+def test_as_many_transfers_yield_as_are_queued_the_longest_stalled_first() -> None:
     flow_control = FlowControl(8)
     silent = [asking(flow_control, str(number)) for number in range(3)]
     for number, transfer in enumerate(silent):
@@ -82,7 +82,7 @@ def test_only_as_many_give_way_as_others_wait_and_those_that_stood_longest() -> 
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
-def test_patience_is_each_orders_own_doubles_and_has_an_end(direction: str) -> None:
+def test_timeouts_are_per_assignment_double_and_have_a_maximum(direction: str) -> None:
     flow_control, yield_after_s = FlowControl(4), YIELD_AFTER_S
     reserved, waiting = asking(flow_control, "held"), asking(flow_control, "slow", direction)
     now = 0.0
@@ -104,14 +104,14 @@ def test_patience_is_each_orders_own_doubles_and_has_an_end(direction: str) -> N
     assert reserved.window
 
 
-def test_an_upload_that_stood_still_comes_back_and_other_endings_are_final() -> None:
+def test_only_a_stalled_transfer_may_be_retried() -> None:
     assert isinstance(Ending.STALLED.error(), ConnectionLost)
     for ending, kind in ((Ending.CANCELLED, "cut"), (Ending.SUPERSEDED, "superseded")):
         error = ending.error()
         assert isinstance(error, Refused) and error.kind == kind
 
 
-def test_a_download_that_stood_still_keeps_what_stands_and_ends_if_that_goes_on() -> None:
+def test_a_stalled_download_keeps_the_pieces_in_flight_and_ends_after_another_timeout() -> None:
     flow_control = FlowControl(8)
     slow = asking(flow_control, "slow", "download")
     assert slow.window == 2
@@ -126,7 +126,7 @@ def test_a_download_that_stood_still_keeps_what_stands_and_ends_if_that_goes_on(
     assert steps(flow_control.end(slow)) == [("d", Instruction.PROCEED)]
 
 
-def test_a_download_that_moves_again_stands_in_line_and_goes_on() -> None:
+def test_a_download_that_moves_again_queues_and_continues() -> None:
     flow_control = FlowControl(4)
     slow, other = asking(flow_control, "slow", "download"), asking(flow_control, "other")
     waiting = asking(flow_control, "waits")
@@ -139,7 +139,7 @@ def test_a_download_that_moves_again_stands_in_line_and_goes_on() -> None:
     assert steps(flow_control.end(other)) == [("slow", Instruction.PROCEED)]
 
 
-def test_the_newest_call_of_a_kind_ends_the_older_one_which_keeps_its_window_until_it_has_ended() -> None:
+def test_a_newer_call_ends_the_older_one_which_keeps_its_window_until_it_has_ended() -> None:
     flow_control = FlowControl(4)
     old = asking(flow_control, "a")
     new, actions = flow_control.begin("a", "upload", 2)
@@ -151,7 +151,7 @@ def test_the_newest_call_of_a_kind_ends_the_older_one_which_keeps_its_window_unt
     assert flow_control.begin("a", "download", 2)[1] == [], "another kind"
 
 
-def test_a_cut_ends_the_transfers_of_one_order_of_one_client() -> None:
+def test_cancelling_ends_the_transfers_of_one_assignment_of_one_client() -> None:
     flow_control = FlowControl(32)
     up, down, next_, other = (
         asking(flow_control, "a", "upload", 1),

@@ -10,7 +10,7 @@ import pytest
 import xxhash
 from flcore_layout import DTYPES
 from flcore_transport import Buffer, PieceError, ProtocolMismatch, TransportError
-from flcore_transport.framing import HASH, HEADER, HEADER_BYTES, MAX_PIECE_BYTES, decode_piece, encode_piece
+from flcore_transport.framing import CHECKSUM, HEADER, HEADER_BYTES, MAX_PIECE_BYTES, decode_piece, encode_piece
 from flcore_transport.messages import PROTOCOL
 from flcore_transport.piece_format import (
     PIECE_BODY_BYTES,
@@ -62,7 +62,7 @@ def changed_and_hashed(original: bytes, position: int) -> bytes:
     changed = bytearray(original)
     changed[position] ^= 1
     digest = xxhash.xxh3_64(bytes(changed[: HEADER.size]) + bytes(changed[HEADER_BYTES:])).intdigest()
-    HASH.pack_into(changed, HEADER.size, digest)
+    CHECKSUM.pack_into(changed, HEADER.size, digest)
     return bytes(changed)
 
 
@@ -287,7 +287,7 @@ def test_a_piece_of_another_block_size_is_refused(sent: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", QUANTIZED)
-def test_metadata_that_a_stranger_made_up_is_refused_though_its_hash_is_right(dtype: str) -> None:
+def test_forged_metadata_is_refused_though_its_checksum_is_right(dtype: str) -> None:
     pieces = {"float32": piece(), dtype: quantized_piece(dtype)}
     for made, original in pieces.items():
         for position in range(HEADER_BYTES, HEADER_BYTES + len(arrow_metadata(made, 256))):
@@ -295,7 +295,7 @@ def test_metadata_that_a_stranger_made_up_is_refused_though_its_hash_is_right(dt
                 decode_piece(changed_and_hashed(original, position), 0, 1, 512, made, 256)
 
 
-def test_padding_that_is_not_zero_is_refused_though_its_hash_is_right() -> None:
+def test_padding_that_is_not_zero_is_refused_though_its_checksum_is_right() -> None:
     codes, scales = codes_and_scales("int8[256]", 768)
     original = encode_piece(0, 0, 0, "int8[256]", 768, join_body("int8[256]", 768, [codes], [scales]))
     scales_end = len(original) - 768 - 4

@@ -1,4 +1,4 @@
-"""What is particular to gRPC: strangers, readers that read nothing, names that nobody knows."""
+"""gRPC alone: unauthenticated calls, connection limits, servers that cannot be reached."""
 
 import resource
 import socket
@@ -102,7 +102,7 @@ def test_a_call_without_a_session_ends_before_its_first_message(
     assert call.code() is grpc.StatusCode.FAILED_PRECONDITION
 
 
-def test_only_so_many_strangers_are_read_at_a_time_and_the_newest_is(channel: grpc.Channel, rig: Rig) -> None:
+def test_few_joins_are_read_at_a_time_and_the_newest_evicts_the_oldest(channel: grpc.Channel, rig: Rig) -> None:
     others = [grpc.insecure_channel(rig.server.address, [("grpc.use_local_subchannel_pool", 1)]) for _ in range(6)]
     calls = [calling(each, "Session", endless()) for each in others for _ in range(4)]
     assert codes_of_ended(calls, 24 - MAX_PENDING_JOINS) == [grpc.StatusCode.RESOURCE_EXHAUSTED] * (
@@ -166,7 +166,7 @@ def test_a_join_that_does_not_come_in_time_ends(channel: grpc.Channel, monkeypat
     assert call.code() is grpc.StatusCode.UNAVAILABLE
 
 
-def test_a_client_that_came_in_a_crowd_joins_again(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_evicted_client_joins_again(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     came: list[object] = []
     accept = grpc_joins.JoinQueue.accept
 
@@ -192,9 +192,7 @@ def test_connections_leave_descriptors_for_the_process() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
-def test_connections_that_say_nothing_are_bounded_and_closed(
-    service: RecordingService, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_silent_connections_are_bounded_and_closed(service: RecordingService, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grpc_server, "connection_limit", lambda: 8)
     options = {**dict(grpc_server.SERVER_OPTIONS), "grpc.server_handshake_timeout_ms": 300}
     monkeypatch.setattr(grpc_server, "SERVER_OPTIONS", list(options.items()))
@@ -217,7 +215,7 @@ def test_connections_that_say_nothing_are_bounded_and_closed(
     server.close("the test is over")
 
 
-def test_a_grant_is_to_the_piece(rig: Rig, channel: grpc.Channel) -> None:
+def test_credit_is_exact_to_the_piece(rig: Rig, channel: grpc.Channel) -> None:
     secret, outbox = rig.secret_of("a"), Outbox(Pattern())
     sent: list[int] = []
 

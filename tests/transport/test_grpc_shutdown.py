@@ -1,4 +1,4 @@
-"""The ends of connections: clients that read nothing are hung up on, and goodbyes arrive before sockets close."""
+"""The ends of connections: those of clients that read nothing are shut down; goodbyes arrive before sockets close."""
 
 import itertools
 import logging
@@ -69,7 +69,7 @@ def standing(rig: Rig, client: str) -> Iterator[bytes]:
     return pieces
 
 
-def test_a_reader_that_reads_nothing_is_hung_up_on(
+def test_the_connection_of_a_client_that_reads_nothing_is_shut_down(
     narrow: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "flcore_transport")
@@ -91,7 +91,7 @@ def test_a_reader_that_reads_nothing_is_hung_up_on(
     assert "reads" in narrow.service.connected, "its session has a connection of its own"
 
 
-def test_a_hang_up_that_fails_gives_the_window_back(narrow: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shut_down_that_fails_frees_the_window(narrow: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[str] = []
     monkeypatch.setattr(grpc_flow_control, "shut_down_connection", tried.append)
     unread = standing(narrow, "reads")
@@ -112,7 +112,7 @@ def descriptors_of(file: int) -> int:
     return count
 
 
-def test_hanging_up_leaves_no_descriptor_and_other_connections_alone(tmp_path: Path) -> None:
+def test_a_shut_down_leaks_no_descriptor_and_spares_other_connections(tmp_path: Path) -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as listening,
         socket.create_connection(listening.getsockname(), timeout=20) as kept,

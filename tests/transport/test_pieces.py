@@ -73,7 +73,7 @@ def test_a_payload_survives_the_journey(of: Layout) -> None:
     assert received.segments == sent.segments
 
 
-def test_the_plan_covers_every_element_once_and_in_order() -> None:
+def test_the_ranges_cover_every_element_once_and_in_order() -> None:
     plan = PieceRanges(layout([("float32", 3 * F32 + 512), ("int8", 256)]))
     assert [(p.segment, p.first, p.count) for p in plan] == [
         (0, 0, F32),

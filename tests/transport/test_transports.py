@@ -35,7 +35,7 @@ def join(rig: Rig, client: str = "a", instance: str = "1", content: bytes = b"!"
     return welcome.session_secret, session
 
 
-def test_orders_are_pushed_in_order_until_goodbye(rig: Rig) -> None:
+def test_assignments_are_pushed_in_order_until_the_goodbye(rig: Rig) -> None:
     _, session = join(rig)
     for number in range(1, 100):
         rig.service.connected["a"].send(TaskAssignment(number, b"do it", MODEL, "id"))
@@ -157,7 +157,7 @@ def test_an_answer_without_pieces_is_an_upload_too(rig: Rig) -> None:
     assert rig.service.deliveries["a"].is_committed
 
 
-def test_an_interrupted_upload_goes_on_where_it_broke_off(rig: Rig) -> None:
+def test_an_interrupted_upload_resumes_at_the_first_missing_piece(rig: Rig) -> None:
     secret, _ = join(rig)
     connection = rig.connect()
     made: list[int] = []
@@ -235,7 +235,7 @@ def test_many_clients_at_once(rig: Rig) -> None:
     assert all(delivery.is_committed for delivery in rig.service.deliveries.values())
 
 
-def test_a_join_that_is_cut_off_leaves_nobody_behind(rig: Rig) -> None:
+def test_a_cancelled_join_leaves_no_connected_client(rig: Rig) -> None:
     for number in range(30):
         connection = rig.connect()
         session = connection.session(Join(f"client-{number}", "1"))
@@ -247,7 +247,7 @@ def test_a_join_that_is_cut_off_leaves_nobody_behind(rig: Rig) -> None:
     rig.service.wait_until(lambda: not rig.service.connected)
 
 
-def test_an_order_that_is_sent_on_arrival_comes_after_the_welcome(rig: Rig) -> None:
+def test_an_assignment_sent_on_connection_comes_after_the_welcome(rig: Rig) -> None:
     client_connected = rig.service.client_connected
 
     def ask_at_once(client: str, link: ClientLink) -> None:
@@ -260,7 +260,7 @@ def test_an_order_that_is_sent_on_arrival_comes_after_the_welcome(rig: Rig) -> N
     assert [next(session), next(session)] == [TaskAssignment(1, b""), Withdrawal(1)]
 
 
-def test_a_service_that_is_told_who_came_holds_up_nobody_who_is_there(rig: Rig) -> None:
+def test_a_slow_connection_notification_delays_no_connected_client(rig: Rig) -> None:
     secret, _ = join(rig)
     asked, may_go_on, told = threading.Event(), threading.Event(), list[str]()
     client_connected = rig.service.client_connected

@@ -3,8 +3,8 @@
 A schema message is a flatbuffer (https://flatbuffers.dev/internals) of the tables in Arrow's `Message.fbs` and
 `Schema.fbs`. Importing pyarrow for it would cost a server memory and start-up time, and nothing else here needs it.
 
-All that a schema needs is aligned to 4 bytes and refers forward, relative to itself. So each object is a *block*: bytes
-that may stand anywhere, with the objects that it refers to behind it.
+All objects of a schema are aligned to 4 bytes, and all references point forward, relative to their own position. So
+each object is a *block*: bytes that may stand anywhere, followed by the objects that it refers to.
 """
 
 import struct
@@ -62,10 +62,12 @@ def _number(row: Dtype) -> tuple[int, _Block]:
     return INT, _table(8 * row.itemsize, int(not row.arrow.startswith("uint")))  # bits, is signed
 
 
-def _field(name: str, member: int, of: _Block, *, children: list[_Block] | None = None, dtype: str = "") -> _Block:
+def _field(
+    name: str, type_member: int, type_table: _Block, *, children: list[_Block] | None = None, dtype: str = ""
+) -> _Block:
     metadata = _vector([_table(_string("flcore.dtype"), _string(dtype))]) if dtype else None
     # name, nullable (absent: false), type, dictionary, children (expected by some readers, even if empty), metadata
-    return _table(_string(name), None, member, of, None, _vector(children or []), metadata)
+    return _table(_string(name), None, type_member, type_table, None, _vector(children or []), metadata)
 
 
 def _table(*fields: int | _Block | None) -> _Block:

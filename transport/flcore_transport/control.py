@@ -1,7 +1,7 @@
 """The messages as protobuf bytes, and back.
 
-Each dataclass of `messages` has a protobuf message of the same name with the same fields, so one
-recursive conversion serves all of them. Bytes that do not parse are refused. No other module imports protobuf.
+Each dataclass of `messages` has a protobuf message of the same name with the same fields, so one recursive conversion
+serves all of them. Bytes that do not parse are refused. No other module imports protobuf.
 """
 
 import re
@@ -22,7 +22,10 @@ MAX_REPEATED = 64
 """The most parts of a layout, and the most segments of a part."""
 
 MAX_MESSAGE_BYTES = 1 << 20
-"""The largest control message. A parsed message can take thirty times the memory of its bytes."""
+"""The largest message that a server parses, as a parsed message can take thirty times the memory of its bytes.
+
+A server's messages on a session's stream may be larger: a welcome names all tensors. gRPC's limit holds for them.
+"""
 
 _MESSAGE_CLASSES: dict[str, type[Any]] = {
     message_type.__name__: message_type

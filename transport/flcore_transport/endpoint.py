@@ -37,8 +37,8 @@ MAX_REASON_BYTES = 3_000
 
 SUPERSEDED = Refused("superseded", "a newer call of this session took its place")
 
-
 Peer = tuple[PeerCertificate, Identity]
+"""The certificate that a call was made with, and its identity."""
 
 
 class ClientLink(Protocol):

@@ -7,7 +7,8 @@ piece to its last. So the memory of all transfers is bounded for any number of c
 - A transfer that waits for its client longer than its timeout, while others queue, yields. An upload ends; its client
   calls again and resumes at the first missing piece. A download returns its window except for the pieces already given
   to gRPC, and queues again when they have left; if they have not left after another timeout, it ends too. The timeout
-  doubles each time, up to a minute, so that slow clients finish. All calls of one assignment share it.
+  doubles each time, up to a minute, so that slow clients finish. All calls of one
+  assignment and direction share one timeout.
 - A client has one upload and one download at a time: a newer call ends the older one.
 - The service can end a client's transfers of an assignment.
 
@@ -82,7 +83,8 @@ class Transfer:
         direction: "upload" or "download".
         assignment_id: The assignment's number.
         window: The pieces that may be in flight; 0 while it is queued.
-        reserved: The pieces taken from the server's total: the window, and one more in the buffers of the socket.
+        reserved: The pieces taken from the server's total: the window, and one more in the buffers of the socket. After
+            a download has yielded, the pieces still in flight.
         ending: Why it has to end, or None.
         client_wait_since: The time since which it has waited for its client, or None.
     """

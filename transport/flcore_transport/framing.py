@@ -1,17 +1,17 @@
 """One piece: a header of 64 bytes, then one Arrow IPC record-batch message in canonical form.
 
     header   magic "FLCP" | protocol u16 | part u16 | segment u16 | zero u16 | zero u32
-             first element u64 | count u64 | bytes of the message u64 | zero u64 | zero u64 | hash u64
+             first element u64 | count u64 | bytes of the message u64 | zero u64 | zero u64 | checksum u64
     message  the record batch: its metadata, then its body
              plain      one non-null column: 144 bytes of metadata, then count elements
              quantized  a row for each block: 224 bytes of metadata, then the scales, zeros up to a multiple of 8 bytes,
                         and count int8 codes
 
-All little-endian. The hash is xxh3 (64 bits) over the header before it and the message. The message's metadata is the
-same bytes for the same count, whatever the plain dtype or the block: `ARROW_METADATA` and `QUANTIZED_ARROW_METADATA`,
-kept here as bytes of our own and patched with the counts, so that no release of pyarrow changes the wire, and so that a
-received piece is compared and never parsed. `arrow_schema_message` gives the schema that must stand before a segment's
-messages for `pyarrow.ipc.open_stream` to read them.
+All little-endian. The checksum is xxh3 (64 bits) over the header before it and the message. The message's metadata
+names neither the dtype nor the block. It is `ARROW_METADATA` or `QUANTIZED_ARROW_METADATA`, kept here as bytes and
+patched with the counts and lengths in bytes. So no release of pyarrow changes the wire, and a received piece is
+compared and never parsed. `arrow_schema_message` gives the schema that must stand before a segment's messages for
+`pyarrow.ipc.open_stream` to read them.
 """
 
 import struct
@@ -26,8 +26,8 @@ Buffer = bytes | bytearray | memoryview
 
 MAGIC = b"FLCP"
 HEADER = struct.Struct("<4sHHHHIQQQQQ")
-HASH = struct.Struct("<Q")
-HEADER_BYTES = HEADER.size + HASH.size
+CHECKSUM = struct.Struct("<Q")
+HEADER_BYTES = HEADER.size + CHECKSUM.size
 MAX_PIECE_BYTES = 4 << 20
 
 ARROW_METADATA = bytes.fromhex(
@@ -36,7 +36,7 @@ ARROW_METADATA = bytes.fromhex(
     "0000000002000000000000000000000000000000000000000000000000000000ffffffffffffffff"
     "0000000001000000ffffffffffffffff0000000000000000"
 )
-"""Flatbuffer of a record batch with one non-null column; each run of eight `ff` is a count to patch."""
+"""Flatbuffer of a record batch with one non-null column; each run of eight `ff` is a number to patch."""
 
 QUANTIZED_ARROW_METADATA = bytes.fromhex(
     "ffffffffd800000014000000000000000c0016000600050008000c000c0000000003040018000000"
@@ -46,7 +46,7 @@ QUANTIZED_ARROW_METADATA = bytes.fromhex(
     "ffffffffffffffff0000000003000000ffffffffffffffff0000000000000000ffffffffffffffff"
     "0000000000000000ffffffffffffffff0000000000000000"
 )
-"""The same of a record batch with non-null columns `scale: float32` and `codes: fixed_size_list<int8>[block]`."""
+"""The same for a record batch with non-null columns `scale: float32` and `codes: fixed_size_list<int8>[block]`."""
 
 _PLACEHOLDER = b"\xff" * 8
 
@@ -75,7 +75,8 @@ def arrow_metadata(dtype: str, count: int) -> bytes:
     template = ARROW_METADATA
     counts: tuple[int, ...] = (body, count, body, count)
     if row.block:
-        # Body, rows; buffers: the scales, then of codes no validity, of items no validity, items; lengths of all three.
+        # Body length and rows. Of the buffers: the scales' length; the offsets of two empty validity buffers and of the
+        # codes; the codes' length. Last, the lengths of the columns scale and codes, and of the codes' items.
         rows, scales, at = count // row.block, row.scale_bytes(count), row.elements_at(count)
         template = QUANTIZED_ARROW_METADATA
         counts = (body, rows, scales, at, at, at, count, rows, rows, count)
@@ -106,9 +107,9 @@ def split_body(dtype: str, count: int, body: memoryview) -> tuple[memoryview, me
 
 
 def encode_piece(part: int, segment: int, first: int, dtype: str, count: int, body: Sequence[Buffer]) -> bytes:
-    """Return the piece that carries `body`, whose buffers are joined in order: the one copy that there is.
+    """Return the piece that carries `body`, whose buffers are joined in order. This is the only copy.
 
-    Raises `PieceError` where the buffers have another length than the body of `count` elements. `join_body` puts codes
+    Raises `PieceError` if the buffers have another length than the body of `count` elements. `join_body` puts codes
     and scales in order.
     """
     message, length = arrow_metadata(dtype, count), _size(body)
@@ -118,13 +119,13 @@ def encode_piece(part: int, segment: int, first: int, dtype: str, count: int, bo
     digest.update(message)
     for buffer in body:
         digest.update(buffer)
-    return b"".join((header, HASH.pack(digest.intdigest()), message, *body))
+    return b"".join((header, CHECKSUM.pack(digest.intdigest()), message, *body))
 
 
 def decode_piece(piece: bytes, part: int, segment: int, first: int, dtype: str, count: int) -> memoryview:
     """Return the body of a piece as a view of its bytes, after checking that it is exactly the piece expected.
 
-    Raises `ProtocolMismatch` for another protocol version and `PieceError` for anything else that is not to the letter.
+    Raises `ProtocolMismatch` for another protocol version and `PieceError` for any other difference.
     """
     row, message = wire_dtype(dtype, count), arrow_metadata(dtype, count)
     body_at = HEADER_BYTES + len(message)
@@ -141,8 +142,8 @@ def decode_piece(piece: bytes, part: int, segment: int, first: int, dtype: str, 
     view = memoryview(piece)
     digest = xxhash.xxh3_64(view[: HEADER.size])
     digest.update(view[HEADER_BYTES:])
-    if digest.intdigest() != HASH.unpack_from(piece, HEADER.size)[0]:
-        raise PieceError("corrupt: its hash does not match its bytes")
+    if digest.intdigest() != CHECKSUM.unpack_from(piece, HEADER.size)[0]:
+        raise PieceError("corrupt: its checksum does not match its bytes")
     wanted = [part, segment, 0, 0, first, count, expected_bytes - HEADER_BYTES, 0, 0]
     if fields != wanted:
         raise PieceError(

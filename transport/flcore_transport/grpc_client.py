@@ -66,7 +66,10 @@ _DISCONNECTED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.St
 
 
 class GrpcConnection:
-    """One client's connection to the server at `address` (`"host:port"`); `keys=None` is plaintext."""
+    """One client's connection to the server at `address` (`"host:port"`).
+
+    `keys=None` is plaintext, which goes to this machine only unless `allow_remote` is True.
+    """
 
     def __init__(self, address: str, *, keys: TlsKeys | None = None, allow_remote: bool = False) -> None:
         host, _ = split_address(address)
@@ -85,7 +88,7 @@ class GrpcConnection:
         self._report_call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self._control.unary_unary(f"/{SERVICE}/Report")
 
     def session(self, join: Join) -> Iterator[FromServer]:
-        """Join, and yield the server's messages up to its goodbye. `ConnectionLost` says why it cannot be reached."""
+        """Join, and yield the server's messages up to its goodbye. `ConnectionLost` says why no session opens."""
         has_begun = False
         while True:
             try:
@@ -276,12 +279,12 @@ class _SendCredit:
             self._changed.notify()
 
 
-def _session_metadata(session: str) -> tuple[tuple[str, bytes]]:
-    return ((SESSION_METADATA, session.encode()),)
+def _session_metadata(session_secret: str) -> tuple[tuple[str, bytes]]:
+    return ((SESSION_METADATA, session_secret.encode()),)
 
 
 def unreachable_reason(address: str) -> str:
-    """Return why nothing can be reached at `address` (`"host:port"`), or "" if something can now; within seconds."""
+    """Return why `address` (`"host:port"`) cannot be reached, or "" if it can. Waits `PROBE_TIMEOUT_S` at most."""
     host, port = split_address(address)
     reasons = [f"no answer within {PROBE_TIMEOUT_S:g} s"]
 

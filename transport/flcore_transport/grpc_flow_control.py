@@ -153,9 +153,9 @@ class TransferCall:
         await self.wait_for_server(future)
         self._flow_control.end_client_wait(self._transfer)
 
-    async def _wait_for_change(self, *future: "asyncio.Future[Any]") -> None:
-        """Wait until a future is done or `wake` is called. gRPC's operations are never cancelled (`asyncio.wait`)."""
-        await asyncio.wait({self._woken, *future}, return_when=asyncio.FIRST_COMPLETED)
+    async def _wait_for_change(self, *futures: "asyncio.Future[Any]") -> None:
+        """Wait until one of `futures` is done or `wake` is called. Cancels none of them: gRPC's operations go on."""
+        await asyncio.wait({self._woken, *futures}, return_when=asyncio.FIRST_COMPLETED)
         if self._woken.done():
             self._woken = self._loop.create_future()
         self._raise_if_ended()

@@ -101,7 +101,7 @@ def connection_limit() -> int:
 
 
 def bind_error(host: str, port: int) -> str:
-    """Return the system's reason why no socket can listen at an address, or "" where one can now."""
+    """Return the system's reason why no socket can listen at an address, or "" if one can now."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, socket.SOCK_STREAM) as probe:

@@ -37,7 +37,7 @@ def channel_credentials(keys: TlsKeys) -> grpc.ChannelCredentials:
 
 
 def peer_certificate(context: Context) -> PeerCertificate:
-    """Return the certificate that a call was made with, or raise `Refused`: its connection is not TLS 1.3."""
+    """Return the certificate that a call was made with, or raise `Refused` unless its connection is TLS 1.3."""
     properties = context.auth_context()
     version = b"".join(properties.get("ssl_tls_version", ())).decode("ascii", "replace")
     if version != MINIMUM_TLS:

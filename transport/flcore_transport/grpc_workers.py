@@ -73,7 +73,7 @@ class WorkerPool:
         except TransportError as error:
             # Without the traceback, whose frames hold the refused payload.
             await self._aborter.refuse(context, to_refusal(error.with_traceback(None)))
-            raise  # not reached: abort has raised
+            raise  # not reached: refuse has raised
 
     async def read_request(self, context: Context) -> bytes:
         """Return the first message of a call, or end the call if it is late: gRPC holds what has come of it."""

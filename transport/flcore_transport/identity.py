@@ -1,4 +1,4 @@
-"""Who is at the other end of a call, as TLS has verified it. The transport's user says who a certificate stands for."""
+"""The identity of the other end of a call. TLS verifies a certificate; a `ServerTls` maps it to an identity."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -8,7 +8,7 @@ from typing import Protocol
 class PeerCertificate:
     """The certificate that the other end has proven to own, as PEM, and the version of TLS that it was proven with.
 
-    TLS has verified its chain, its dates and its extended key usage; nobody has looked at its names.
+    TLS has verified its chain, its dates and its extended key usage, but not its names.
     """
 
     pem: bytes
@@ -16,7 +16,7 @@ class PeerCertificate:
 
 
 class Identity(Protocol):
-    """Who a certificate stands for."""
+    """The client that a certificate stands for."""
 
     @property
     def name(self) -> str:
@@ -31,7 +31,7 @@ class Identity(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TlsKeys:
-    """What one end of a TLS connection holds, as PEM: its private key, its certificate chain, and the CAs it trusts."""
+    """The keys of one end of TLS, as PEM: its private key, its certificate chain, and the CAs that it trusts."""
 
     private_key: bytes
     certificate_chain: bytes
@@ -42,14 +42,14 @@ class TlsKeys:
 
 
 class ServerTls(Protocol):
-    """A server's side of mutual TLS: its keys, and whose certificates it accepts."""
+    """A server's side of mutual TLS: its keys, and the certificates that it accepts."""
 
     def keys(self) -> TlsKeys:
         """Return the server's keys. Called at each handshake; the same object means that nothing has changed."""
         ...
 
     def identify(self, certificate: PeerCertificate) -> Identity:
-        """Return whose certificate it is, or raise `Refused`.
+        """Return the identity of a certificate, or raise `Refused`.
 
         Called on the server's event loop, for each call and twice a second for each session, so it returns at once.
         A session ends as soon as this raises for its certificate: when it is revoked, or has expired.

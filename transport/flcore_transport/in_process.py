@@ -1,7 +1,7 @@
 """The in-process transport: the same service and calls as over gRPC, with queues and function calls for sockets.
 
-It passes the same tests as gRPC, and lets one process host hundreds of simulated clients. Pieces are encoded, hashed
-and checked as on the wire, within windows of the same `FlowControl`.
+It passes the same tests as gRPC, and lets one process host hundreds of simulated clients. Pieces are encoded
+and checked, checksums included, as on the wire, within windows of the same `FlowControl`.
 """
 
 import threading
@@ -55,7 +55,7 @@ class InProcessConnection:
         with self._server_step():
             session = self._endpoint.join(join, stream)
         try:
-            while not isinstance(message := stream.inbound.get(), TransportError):
+            while not isinstance(message := stream.outgoing.get(), TransportError):
                 yield message
                 if isinstance(message, Goodbye):
                     return
@@ -119,10 +119,10 @@ class InProcessConnection:
             call.disconnect()
 
     @contextmanager
-    def _transfer_call(self, direction: str, session: str, assignment_id: int) -> Iterator[TransferCall]:
+    def _transfer_call(self, direction: str, session_secret: str, assignment_id: int) -> Iterator[TransferCall]:
         """One upload or download call; `close` ends it."""
         with self._server_step():
-            client = self._endpoint.find_session(session).client
+            client = self._endpoint.find_session(session_secret).client
         with self._scheduler.transfer(client, direction, assignment_id) as call:
             with self._lock:
                 self._calls.add(call)
@@ -150,12 +150,12 @@ class _SessionStream:
     """The `ClientLink` of one session stream."""
 
     def __init__(self, client: str, scheduler: TransferScheduler) -> None:
-        self.inbound: SimpleQueue[FromServer | TransportError] = SimpleQueue()
+        self.outgoing: SimpleQueue[FromServer | TransportError] = SimpleQueue()
         self._client, self._scheduler = client, scheduler
 
     def send(self, message: FromServer) -> None:
         """Queue a message."""
-        self.inbound.put(message)
+        self.outgoing.put(message)
 
     def cancel_transfers(self, assignment_id: int) -> None:
         """End the client's transfers of an assignment."""
@@ -163,4 +163,4 @@ class _SessionStream:
 
     def end(self, error: TransportError) -> None:
         """End the stream with an error."""
-        self.inbound.put(error)
+        self.outgoing.put(error)

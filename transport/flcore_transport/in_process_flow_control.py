@@ -22,7 +22,7 @@ class TransferScheduler:
         self.flow_control = flow_control
         self.lock = threading.Lock()
         self.calls: dict[Transfer, TransferCall] = {}
-        self.waiting: dict[TransferCall, None] = {}
+        self.queued_calls: dict[TransferCall, None] = {}
         self._tick_at = math.inf
 
     @contextmanager
@@ -65,8 +65,8 @@ class TransferScheduler:
 
     def wake_first(self) -> None:
         """Wake the first queued call, which keeps the time."""
-        if self.waiting and self._tick_at < math.inf:
-            next(iter(self.waiting)).changed.notify()
+        if self.queued_calls and self._tick_at < math.inf:
+            next(iter(self.queued_calls)).changed.notify()
 
     def wait_for_change(self, changed: threading.Condition) -> None:
         """Wait for a change or for the time at which `FlowControl` is due, and then tick."""
@@ -94,12 +94,12 @@ class TransferCall:
         """Queue for a window, unless the transfer has one."""
         with self._scheduler.lock:
             self._scheduler.apply(self._scheduler.flow_control.request_window(self._transfer))
-            self._scheduler.waiting[self] = None
+            self._scheduler.queued_calls[self] = None
             try:
                 while not self._transfer.window and not self._must_end:
                     self._scheduler.wait_for_change(self.changed)
             finally:
-                del self._scheduler.waiting[self]
+                del self._scheduler.queued_calls[self]
                 self._scheduler.wake_first()
         self.raise_if_ended()
 

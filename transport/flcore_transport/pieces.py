@@ -56,10 +56,10 @@ class PieceRanges(Sequence[SegmentRange]):
     def __getitem__(self, index: int) -> SegmentRange:  # type: ignore[override]
         if not 0 <= index < len(self):
             raise IndexError(f"piece {index} of {len(self)}")
-        row = bisect_right(self._stops, index)
-        part, number, segment = self._segments[row]
+        position = bisect_right(self._stops, index)
+        part, number, segment = self._segments[position]
         size = piece_elements(segment.dtype)
-        first = (index - (self._stops[row - 1] if row else 0)) * size
+        first = (index - (self._stops[position - 1] if position else 0)) * size
         return SegmentRange(number, segment.dtype, first, min(size, segment.elements - first), part)
 
 

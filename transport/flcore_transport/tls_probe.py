@@ -5,9 +5,9 @@ import ssl
 
 
 def tls_failure_reason(host: str, port: int, root_certificates: bytes, timeout_s: float) -> str:
-    """Return why TLS with the server at an address that can be reached fails, or "" if the server's half succeeds.
+    """Return why TLS with a server that can be reached fails, or "" if the server's half of the handshake succeeds.
 
-    No client certificate is sent, so a server that refuses the client's own one is not found out here.
+    No client certificate is sent, so the refusal of the client's own certificate is not detected.
     """
     context = ssl.create_default_context(cadata=root_certificates.decode("ascii"))
     context.minimum_version = ssl.TLSVersion.TLSv1_3

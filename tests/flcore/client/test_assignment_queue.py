@@ -89,7 +89,7 @@ def test_the_end_comes_before_any_assignment(end: Goodbye | Refused) -> None:
             queue.next_assignment()
 
 
-def test_who_waits_is_woken() -> None:
+def test_a_message_wakes_the_waiting_thread() -> None:
     queue, taken = assignment_queue(), list[object]()
     worker = threading.Thread(target=lambda: taken.append(queue.next_assignment()))
     worker.start()

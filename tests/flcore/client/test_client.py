@@ -166,7 +166,7 @@ def test_a_repeated_assignment_is_answered_with_the_same_bytes_and_no_training(p
         assert other[2] != first[2], "what rounding left out of the first went into the next"
 
 
-def test_what_rounding_left_out_of_an_answer_that_never_arrived_is_not_kept(played: Played) -> None:
+def test_rounding_errors_of_an_answer_that_was_not_received_are_not_recorded(played: Played) -> None:
     played.wire = {"upload": "int8[64]"}
     played.server.losing = [Refused("untimely", "the round has closed without it")]
     played.start(assignment(1, 1))

@@ -91,12 +91,12 @@ def test_an_alias_of_a_dtype_is_the_same_contract() -> None:
         ("bounds.max_metrics", 1.5, "bounds.max_metrics"),
     ],
 )
-def test_what_is_wrong_is_named_by_its_place(place: str, value: Any, message: str) -> None:
+def test_each_error_names_its_key(place: str, value: Any, message: str) -> None:
     with pytest.raises(JobError, match=message):
         parse_contract(changed(place, value), "here")
 
 
-def test_everything_that_is_wrong_is_named() -> None:
+def test_all_errors_are_listed() -> None:
     content = changed("server.rounds", "ten") | {"sed": 3}
     with pytest.raises(JobError) as caught:
         parse_contract(content, "here")
@@ -236,7 +236,7 @@ def test_a_workflow_that_does_not_exist_is_refused(tmp_path: Path, workflow: str
         (b"[" * 100_000, "the message"),
     ],
 )
-def test_messages_that_are_none_are_refused(content: bytes, message: str) -> None:
+def test_malformed_messages_are_refused(content: bytes, message: str) -> None:
     with pytest.raises(MalformedMessage, match=message):
         parse_content(AnswerContent, content)
 

@@ -47,6 +47,6 @@ def test_what_is_no_toml_is_refused(tmp_path: Path, content: str) -> None:
         ({"plan": "later"}, "server.plan: Input should be 'batch' or 'streaming', got 'later'"),
     ],
 )
-def test_what_a_server_does_not_know_is_refused_with_its_place(table: dict[str, object], place: str) -> None:
+def test_unknown_server_keys_are_refused_by_name(table: dict[str, object], place: str) -> None:
     with pytest.raises(JobError, match=f"site.toml: {place}"):
         server_site({"server": table})

@@ -119,7 +119,7 @@ def test_bad_metrics(stage: Stage, metrics: Any, expected: str) -> None:
         ("bad\\nround 9/9", "1", "that can be printed"),
     ],
 )
-def test_a_metric_that_is_none_costs_the_metric_and_not_the_weights(
+def test_an_invalid_metric_on_the_wire_is_dropped_and_the_update_counts(
     by_hand: "ByHand", name: str, value: str, why: str
 ) -> None:
     content = by_hand.content.to_bytes().replace(b'"metrics":{}', f'"metrics":{{"{name}":{value},"sound":2}}'.encode())
@@ -136,7 +136,7 @@ def test_a_metric_that_is_none_costs_the_metric_and_not_the_weights(
 
 
 @pytest.mark.parametrize("metrics", [{"loss": np.nan}, {"loss": "low"}, {1: 2.0}, {"m" * 200: 1.0}, {"m": [1.0]}])
-def test_odd_metrics_cost_the_metric_and_not_the_update(stage: Stage, metrics: Any) -> None:
+def test_an_invalid_metric_of_a_clients_code_is_dropped_and_the_update_counts(stage: Stage, metrics: Any) -> None:
     outcome = run_with(stage, lambda model, task: replace(adding(5.0)(model, task), metrics=metrics | {"sound": 5.0}))
     assert mean_of(outcome) == {3.0}
     assert outcome.history[0].updates["bad"].metrics == {"sound": 5.0}
@@ -202,7 +202,7 @@ class Spoiled(Outbox):
 @pytest.mark.parametrize(
     ("spoil", "expected"),
     [
-        (lambda piece: piece[:-1] + b"\x01", "corrupt: its hash does not match"),
+        (lambda piece: piece[:-1] + b"\x01", "corrupt: its checksum does not match"),
         (lambda piece: piece[:-4], "truncated"),
         (lambda piece: piece[:10], "truncated"),
         (lambda piece: b"", "truncated"),
@@ -253,7 +253,7 @@ def test_an_answer_of_another_kind(by_hand: ByHand) -> None:
     assert "it sent delta" in reason(by_hand.stage.result())
 
 
-def test_a_message_that_is_none(by_hand: ByHand) -> None:
+def test_a_malformed_message(by_hand: ByHand) -> None:
     assignment = by_hand.next_assignment()
     with pytest.raises(Refused) as caught:
         by_hand.stage.connect().upload(

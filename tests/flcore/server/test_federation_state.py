@@ -98,7 +98,7 @@ def test_two_attempts_may_be_open_at_once_and_each_client_owes_both() -> None:
     assert list(first.attempt.answers) == ["a"] and sorted(second.attempt.answers) == ["a", "b"]
 
 
-def test_a_client_whose_attempt_ends_without_it_is_told_and_its_transfers_are_cut() -> None:
+def test_a_client_whose_attempt_closes_without_it_is_told_and_its_transfers_end() -> None:
     state, line = FederationState(ignore_events), Line()
     state.client_connected("b", line)
     open_attempt = opened(state, ["a", "b"], AttemptPolicy(20.0, close_at=1))
@@ -197,7 +197,7 @@ def test_no_client_receives_a_withdrawal_before_its_assignment() -> None:
     assert line.said == [open_attempt.assignments["a"], Withdrawal(open_attempt.attempt.assignment_id)]
 
 
-def test_a_server_that_stood_still_gives_everybody_their_time_again() -> None:
+def test_a_suspended_server_gives_every_client_its_time_again() -> None:
     now = [0.0]
     state = FederationState(ignore_events, clock=lambda: now[0])
     open_attempt = opened(state, ["a"], AttemptPolicy(1000.0, grace_s=5.0))

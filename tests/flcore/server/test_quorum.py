@@ -38,7 +38,7 @@ def test_a_client_that_is_there_and_silent_is_not_waited_for_for_ever(stage: Sta
     assert next(held), "its session lasts as long as it is referred to"
 
 
-def test_those_who_are_missing_are_asked_again_with_the_same_seed_and_the_others_are_not(stage: Stage) -> None:
+def test_missing_clients_are_retried_with_the_same_seed_and_the_others_are_not(stage: Stage) -> None:
     seeds: dict[str, list[int]] = {"client-1": [], "client-2": []}
 
     def train(model: Arrays, task: Task) -> Update:
@@ -61,7 +61,7 @@ def test_those_who_are_missing_are_asked_again_with_the_same_seed_and_the_others
     ]
 
 
-def test_code_that_fails_three_times_for_one_reason_is_not_asked_again(stage: Stage) -> None:
+def test_a_client_that_fails_three_times_for_one_reason_is_not_retried(stage: Stage) -> None:
     calls: list[str] = []
 
     def broken(model: Arrays, task: Task) -> Update:
@@ -242,7 +242,7 @@ def done(result: bool) -> "Future[bool]":
 @pytest.mark.parametrize(
     ("is_there", "cut"), [(True, 1), (True, 2), (False, 1)], ids=["its client is there", "two of two", "it is gone"]
 )
-def test_an_update_that_the_disk_lost_is_asked_for_again(
+def test_a_client_whose_update_the_disk_lost_is_retried(
     stage: Stage, tmp_path: Path, is_there: bool, cut: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     staging, gone = tmp_path / "out" / ".staging", threading.Event()

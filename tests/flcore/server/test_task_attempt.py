@@ -161,7 +161,7 @@ def test_a_commit_that_fails_costs_its_client_its_place() -> None:
     assert attempt.pop_actions() == [Discard("a", upload), Withdraw("a")]
 
 
-def test_time_in_which_the_server_stood_still_counts_for_nobody() -> None:
+def test_a_suspension_of_the_server_moves_all_deadlines() -> None:
     attempt, upload = opened(), object()
     attempt.begin_upload("a", "key", upload, 100)
     attempt.memory_granted("a", upload, 100)
