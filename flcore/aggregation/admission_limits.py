@@ -116,7 +116,7 @@ class AdmissionLimits:
         """Return a weight as a float, or raise `WeightError` unless it is 0 or within the accumulator's range.
 
         0 is admitted here, as callers have all updates: they may weight one out, and `require_positive_weight` refuses
-        a round of zeros. A job refuses 0 at the upload (`check_message` in `flcore/server/uploads.py`): such an update
+        a round of zeros. A job refuses 0 at the upload (`check_content` in `flcore/server/uploads.py`): such an update
         would count for the quorum and contribute nothing.
         """
         is_number = isinstance(weight, numbers.Real) and not isinstance(weight, bool)

@@ -86,7 +86,7 @@ class BatchPlan:
         """Return the combination of all updates.
 
         At most `read_chunks` chunks are read from disk at once. If more updates are on disk, a sum folds them in groups
-        of so many. Other rules need all updates' elements at once, so they get ranges that are shorter than a chunk.
+        of that size. Other rules need all updates' elements at once, so they get ranges that are shorter than a chunk.
         """
         ranges: Sequence[SegmentRange] = self._wire_format.pieces
         on_disk, read_chunks, group = sum(not update.is_in_memory for update in updates), self._storage.read_chunks, 0
@@ -111,7 +111,7 @@ class BatchPlan:
 
 @dataclass
 class _StreamingRound:
-    """What one round of a streaming plan has committed and folded.
+    """One round of a streaming plan: its committed updates and their totals.
 
     `waiting` is shared with the background thread, under the plan's lock. The thread alone writes `coefficients`,
     `totals` and `lost`; others read them after they have waited for all `folds`.
