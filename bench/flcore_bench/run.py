@@ -10,6 +10,7 @@ from flcore_bench.machine import available_cores, describe_machine
 from flcore_bench.memory import memory_rows
 from flcore_bench.peers import peer_rows, round_peer_rows
 from flcore_bench.plot import plot
+from flcore_bench.processes import process_rows
 from flcore_bench.report import Report, Row
 from flcore_bench.round import round_rows
 from flcore_bench.transport import transport_rows
@@ -29,7 +30,7 @@ def run(
     """Run one benchmark, print its table, and write the requested files.
 
     Args:
-        what: The benchmark: kernels, peers, transport, round, round-peers or memory.
+        what: The benchmark: kernels, peers, transport, round, processes, round-peers or memory.
         scale: "small" or "full".
         threads: Threads of flcore, the limit and peers (default: the available cores).
         json_file: Where to write all figures.
@@ -74,6 +75,7 @@ def _rows(what: str, sizes: Sizes, pythons: Mapping[str, Path]) -> tuple[list[Ro
         "kernels --backend cuda": cuda_rows,
         "transport": transport_rows,
         "round": round_rows,
+        "processes": process_rows,
         "memory": memory_rows,
     }
     return sections[what](sizes.scale, sizes.threads), []

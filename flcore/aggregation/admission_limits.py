@@ -78,7 +78,7 @@ class AggregationSettings:
     """The settings of an aggregation, for any model. Raises `JobError` for invalid ones.
 
     `max_abs` bounds magnitudes in addition to the limits of arithmetic. `average_bytes` declares that unsigned bytes
-    are numbers and not packed codes.
+    are numbers and not packed codes. `max_share` bounds the share of one update in the sum of all weights.
     """
 
     rule: Rule
@@ -86,11 +86,14 @@ class AggregationSettings:
     device: Backend
     average_bytes: bool = False
     max_abs: float = math.inf
+    max_share: float = 1.0
 
     def __post_init__(self) -> None:
         require_accumulator(self.accumulate)
         if not self.max_abs > 0:
             raise JobError(f"max_abs: expected a number above 0, got {self.max_abs!r}")
+        if not 0 < self.max_share <= 1:
+            raise JobError(f"max_share: expected a number above 0 and at most 1, got {self.max_share!r}")
 
 
 class AdmissionLimits:

@@ -49,6 +49,8 @@ class Aggregator:
         budget_bytes: The budget of memory in bytes, at least 64 MiB (see `Budget`). Updates beyond its part for staging
             go to temporary files. Default: None, no bound.
         max_abs: The largest magnitude of an element. Default: no bound but that of the dtype.
+        max_share: The largest share of one update in the sum of all weights. The weight of a larger one is capped (see
+            `capped_weights`). Needs the plan "batch". Default: 1, no bound.
         average_bytes: Average unsigned bytes, instead of keeping them unchanged. Default: False.
         wire_format: The format in which a server receives updates. Default: None, uncompressed.
         storage: The storage that a server's aggregations share; it replaces `plan` and `budget_bytes`. Default: None.
@@ -81,13 +83,16 @@ class Aggregator:
         plan: str = "batch",
         budget_bytes: int | None = None,
         max_abs: float = math.inf,
+        max_share: float = 1.0,
         average_bytes: bool = False,
         wire_format: WireFormat | None = None,
         storage: Storage | None = None,
     ) -> None:
         storage = storage or _storage(plan, budget_bytes)
-        settings = AggregationSettings(resolve_rule(rule), accumulate, backend_named(backend), average_bytes, max_abs)
-        require_plan(settings.rule, storage.plan)
+        settings = AggregationSettings(
+            resolve_rule(rule), accumulate, backend_named(backend), average_bytes, max_abs, max_share
+        )
+        require_plan(settings.rule, storage.plan, max_share)
         model = base or reference
         if model is None and not average_bytes and any(segment.dtype == "uint8" for segment in spec.segments):
             raise SpecError(
@@ -105,6 +110,8 @@ class Aggregator:
         self._may_restore_round = False
         self.lost: dict[str, str] = {}
         """The updates that the last `finish` could not read back from disk: the error, by client."""
+        self.capped_weights: dict[str, float] = {}
+        """The weights with which capped updates count in the last result, by client (`max_share`)."""
 
     @contextmanager
     def update(self, *, client: str, weight: float) -> Iterator[StagedUpdate]:
@@ -180,6 +187,7 @@ class Aggregator:
 
         Raises:
             QuorumError: There is no update.
+            AggregationError: There are fewer updates than 1 / `max_share`.
             WeightError: All weights are zero.
             UpdatesLost: Updates could not be read back, and `exclude_lost` is False.
         """
@@ -188,7 +196,9 @@ class Aggregator:
             taken = self._plan.pop_round()
             self._may_restore_round = not exclude_lost
         try:
-            return self._plan.finish(taken, self.lost, exclude_lost=exclude_lost)
+            result = self._plan.finish(taken, self.lost, exclude_lost=exclude_lost)
+            self.capped_weights = self._plan.capped_weights
+            return result
         except UpdatesLost as error:
             # Nothing was committed since `pop_round`, so the restored round replaces an empty one.
             with self._lock:

@@ -11,7 +11,7 @@ calls `finish` and `discard` without the lock, with a round that `pop_round` has
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from flcore_kernels import Total
 from flcore_layout import ALIGNMENT, SegmentRange
@@ -25,6 +25,7 @@ from flcore.aggregation.range_inputs import RangeInputs
 from flcore.aggregation.rules import Rule, Sum
 from flcore.aggregation.staged_update import StagedUpdate
 from flcore.aggregation.storage import Storage
+from flcore.aggregation.weight_shares import cap_weights
 from flcore.errors import JobError, QuorumError, StagingError, UpdatesLost
 from flcore.model.chunks import GlobalModel
 from flcore.model.compression import KernelArray
@@ -40,6 +41,8 @@ class BatchPlan:
     def __init__(self, wire_format: WireFormat, combiner: Combiner, storage: Storage) -> None:
         self._wire_format, self._combiner, self._storage = wire_format, combiner, storage
         self._updates: list[StagedUpdate] = []
+        self.capped_weights: dict[str, float] = {}
+        """The weights that `max_share` has capped in the last result, by client."""
 
     def add(self, update: StagedUpdate) -> None:
         """Keep a committed update until the end."""
@@ -82,12 +85,24 @@ class BatchPlan:
         for update in updates:
             update.discard()
 
+    def _cap_weights(self, updates: Sequence[StagedUpdate]) -> None:
+        """Cap the weights of updates that would have too large a share. Anew each time: a lost one changes the sum."""
+        max_share, self.capped_weights = self._combiner.settings.max_share, {}
+        if max_share == 1:
+            return
+        announced = [update.announced_weight for update in updates]
+        for update, weight in zip(updates, cap_weights(announced, max_share), strict=True):
+            update.weight = weight
+            if weight < update.announced_weight:
+                self.capped_weights[update.client] = weight
+
     def _combine(self, updates: Sequence[StagedUpdate]) -> GlobalModel:
         """Return the combination of all updates.
 
         At most `read_chunks` chunks are read from disk at once. If more updates are on disk, a sum folds them in groups
         of that size. Other rules need all updates' elements at once, so they get ranges that are shorter than a chunk.
         """
+        self._cap_weights(updates)
         ranges: Sequence[SegmentRange] = self._wire_format.pieces
         on_disk, read_chunks, group = sum(not update.is_in_memory for update in updates), self._storage.read_chunks, 0
         if on_disk > read_chunks:
@@ -128,6 +143,7 @@ class StreamingPlan:
     """Folds updates as they are committed, first in, first out, on a background thread."""
 
     frees_memory = True
+    capped_weights: ClassVar[dict[str, float]] = {}  # a sum that has begun cannot cap weights (`require_plan`)
 
     def __init__(self, wire_format: WireFormat, combiner: Combiner, storage: Storage) -> None:
         self._wire_format, self._combiner, self._storage = wire_format, combiner, storage
@@ -225,12 +241,14 @@ class StreamingPlan:
         taken.coefficients += coefficients
 
 
-def require_plan(rule: Rule, plan: str) -> None:
-    """Raise `JobError` for a plan that does not exist, or that a rule does not allow."""
+def require_plan(rule: Rule, plan: str, max_share: float = 1.0) -> None:
+    """Raise `JobError` for a plan that does not exist, or that a rule or a bound on shares does not allow."""
     if plan not in PLANS:
         raise JobError(f"plan {plan!r} does not exist; expected one of {', '.join(PLANS)}")
     if plan == "streaming" and not isinstance(rule, Sum):
         raise JobError(f"rule {rule.name!r} needs all updates at once: choose the plan batch")
+    if plan == "streaming" and max_share != 1:
+        raise JobError(f"max_share = {max_share:g} needs the weights of all updates: choose the plan batch")
 
 
 def _nothing_to_aggregate(lost: dict[str, str]) -> QuorumError:

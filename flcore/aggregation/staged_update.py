@@ -33,7 +33,7 @@ class StagedUpdate:
     def __init__(
         self, wire_format: WireFormat, combiner: Combiner, staging: Staging, client: str, weight: float
     ) -> None:
-        self.client, self.weight = client, weight
+        self.client, self.announced_weight, self.weight = client, weight, weight
         self._wire_format, self._limits = wire_format, combiner.limits
         self._coefficient = combiner.coefficient(weight)
         self._chunks = StagedChunks(wire_format, staging, client, weight)

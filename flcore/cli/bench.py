@@ -28,6 +28,7 @@ class Benchmark(StrEnum):
     PEERS = "peers"
     TRANSPORT = "transport"
     ROUND = "round"
+    PROCESSES = "processes"
     ROUND_PEERS = "round-peers"
     MEMORY = "memory"
 
@@ -37,7 +38,8 @@ def bench(
         Benchmark,
         typer.Argument(
             help="kernels: aggregation, against the machine's limit and NumPy. transport: streams, against bare gRPC. "
-            "round: whole rounds over loopback. memory: the server's peak memory, against its bound. peers: "
+            "round: whole rounds over loopback. processes: rounds of flcore server and flcore client, in plaintext and "
+            "with TLS. memory: the server's peak memory, against its bound. peers: "
             "aggregation, against PyTorch, NVFLARE, Flower and NumPy. round-peers: whole rounds, against NVFLARE and "
             "Flower. The last two need a source checkout (make bench-peers). Disk files go to TMPDIR."
         ),

@@ -30,6 +30,12 @@ def client(
         Path | None,
         typer.Option(help="Site file, passed to the job's code. (default: the kit's site.toml, or the job's, if any)"),
     ] = None,
+    give_up_after: Annotated[
+        float | None,
+        typer.Option(
+            min=1, metavar="SECONDS", help="End when the server cannot be reached for this long. (default: never)"
+        ),
+    ] = None,
     insecure: Annotated[bool, typer.Option(help="Plaintext without TLS, to a server on this machine only.")] = False,
     insecure_remote: Annotated[bool, typer.Option(help="Plaintext without TLS, also to another machine.")] = False,
 ) -> None:
@@ -58,7 +64,8 @@ def client(
     executor = Executor(loaded, Site(name, contract.client_names, contract.seed, config))
     connection = GrpcConnection(server, keys=keys, allow_remote=insecure_remote)
     console.print(f"{name}: joining {server} as soon as it can be reached; Ctrl-C leaves")
-    reason = Client(loaded, executor, connection, notify=console.print).start().result()
+    running = Client(loaded, executor, connection, console.print, give_up_after_s=give_up_after)
+    reason = running.start().result()
     console.print(f"{name}: {reason}")
 
 

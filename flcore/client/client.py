@@ -7,6 +7,7 @@ next. The last answer is cached, so a retry of the same task costs an upload and
 
 import secrets
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Protocol, TypeVar
@@ -32,6 +33,7 @@ from flcore_transport import (
 from flcore.client.assignment_queue import AssignmentQueue
 from flcore.client.cached_answer import CachedAnswer, prepare_answer
 from flcore.client.executor import Executor
+from flcore.client.outage import Outage
 from flcore.client.task import Task
 from flcore.errors import JobFailed, SpecError, TaskFailed, UpdateError
 from flcore.job.job import Job
@@ -85,14 +87,22 @@ class Client:
         executor: Runs the tasks. The client has the name of the executor's site.
         connection: The connection to the server.
         notify: Called with one line of text per notice for the client's owner. Default: ignores them.
+        give_up_after_s: The client ends when the server has been away for this long. Default: None, it waits for ever.
     """
 
     def __init__(
-        self, job: Job, executor: Executor, connection: Connection, notify: Callable[[str], None] = lambda _: None
+        self,
+        job: Job,
+        executor: Executor,
+        connection: Connection,
+        notify: Callable[[str], None] = lambda _: None,
+        *,
+        give_up_after_s: float | None = None,
     ) -> None:
         self._job, self._executor, self._connection, self._notify = job, executor, connection, notify
         self._name = executor.site.name
         self._queue = AssignmentQueue()
+        self._outage = Outage(give_up_after_s, time.monotonic)
         self._stopping = threading.Event()
         # One buffer for all downloads; it holds the payload of this id.
         self._model: Model | None = None
@@ -151,14 +161,14 @@ class Client:
             contract=self._job.contract.to_json(), code_digest=self._job.code_digest, version=__version__
         )
         join = Join(self._name, secrets.token_hex(8), content.to_bytes())
-        delay_s, last_problem = RETRY_S, ""
         while True:
-            has_joined = False
+            problem = ""
             try:
                 for incoming in self._connection.session(join):
                     self._queue.put(incoming)
                     if isinstance(incoming, Welcome):
-                        has_joined, delay_s = True, RETRY_S
+                        problem = "the connection is lost; joining again as soon as the server is there"
+                        self._outage.ended()
                         self._notify(f"{self._name}: joined {self._connection.address}")
                 end: TransportError = ConnectionLost(f"{self._connection.address} ended the session")
             except Refused as error:
@@ -169,18 +179,15 @@ class Client:
             except Exception as error:  # noqa: BLE001 - without this, the working thread would wait for ever
                 self._queue.put(TransportError(f"the session broke: {type(error).__name__}: {error}"))
                 break
-            if has_joined:
-                problem = "the connection is lost; joining again as soon as the server is there"
-            else:
-                problem = f"{end}; trying again"
-            # A server that stays away is reported once, and not each time that joining fails.
-            if problem != last_problem and not (self._queue.has_ended or self._stopping.is_set()):
-                self._notify(f"{self._name}: {problem}")
-            last_problem = "" if has_joined else problem
-            if self._queue.has_ended or self._stopping.wait(delay_s):
+            if self._queue.has_ended or self._stopping.is_set():
                 self._queue.put(end)
                 break
-            delay_s = min(2 * delay_s, MAX_RETRY_S)
+            delay_s, notice = self._outage.failed(problem or f"{end}; trying again")
+            if notice:
+                self._notify(f"{self._name}: {notice}")
+            if delay_s is None or self._stopping.wait(delay_s):
+                self._queue.put(end)
+                break
         # The working thread may be in a call that would never return now: closing ends it.
         self._connection.close()
 

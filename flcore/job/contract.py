@@ -191,6 +191,14 @@ class Bounds(_ContractTable):
     """The table `[bounds]`: limits of an update. An update beyond them is refused."""
 
     max_weight: float = Field(default=1e9, gt=0, allow_inf_nan=False, description="The largest weight of an update.")
+    max_share: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="The largest share of one client in the sum of a round's weights. A larger weight is capped when "
+        "the round is aggregated, and the history says so (`capped_weights`). At least 1 / quorum. Needs the plan "
+        "`batch`.",
+    )
     max_abs: float = Field(default=1e30, gt=0, allow_inf_nan=False, description="The largest magnitude of an element.")
     max_metrics: int = Field(default=256, ge=0, description="The largest number of metrics of an update.")
 
@@ -237,6 +245,11 @@ class Contract(_ContractTable):
         for file in self.code_files:
             if PurePath(file).is_absolute() or ".." in PurePath(file).parts:
                 raise ValueError(f"expected code in the job's directory, got {file!r}: move the file there")
+        if self.bounds.max_share * self.server.quorum < 1:
+            raise ValueError(
+                f"bounds.max_share = {self.bounds.max_share:g} cannot hold with server.quorum = {self.server.quorum} "
+                f"updates: expected at least 1 / quorum"
+            )
         if self.server.quorum > len(names):
             raise ValueError(f"server.quorum = {self.server.quorum} is more than the {len(names)} clients")
         return self

@@ -82,6 +82,7 @@ class Updates:
             return model
         with _timed(self._record, "aggregate"):
             result = self._combine(model)
+        self._record.capped_weights = dict(self._aggregator.capped_weights)
         # The aggregator refers to the base model. A workflow that keeps these updates must not keep that model alive.
         self._aggregator.close()
         return result
@@ -127,7 +128,7 @@ class Controller:
         storage: Storage,
     ) -> None:
         self.job, self._storage, self._rule = job, storage, job.load_rule()
-        require_plan(self._rule, storage.plan)
+        require_plan(self._rule, storage.plan, job.contract.bounds.max_share)
         self._spec = model.spec
         # The strong reference is dropped when the workflow takes the model, so that the model is freed after its round.
         self._initial: GlobalModel | None = model
@@ -205,6 +206,7 @@ class Controller:
             base=model if self._task_returns(task) == "delta" else None,
             reference=model,
             max_abs=contract.bounds.max_abs,
+            max_share=contract.bounds.max_share,
             wire_format=WireFormat.compressed(model.spec, contract.wire.upload),
             storage=self._storage,
         )

@@ -39,6 +39,7 @@ class RoundRecord:
         odd_metrics: By client and metric, the reason why the metric was dropped.
         asked_again: The number of retries of tasks below the quorum.
         skipped: The reason why the round left the model unchanged, else empty.
+        capped_weights: The weights with which updates counted that `bounds.max_share` has capped, by client.
         is_best: Whether the round's model is the best one so far.
     """
 
@@ -55,6 +56,7 @@ class RoundRecord:
     asked_again: int = 0
     skipped: str = ""
     is_best: bool = False
+    capped_weights: dict[str, float] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """Return the record as one line of JSON."""

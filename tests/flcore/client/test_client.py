@@ -27,6 +27,7 @@ from flcore_transport import (
 )
 
 from flcore import Arrays, Job, JobFailed, Model, Site, Task, Update
+from flcore.client import outage
 from flcore.client.client import Client
 from flcore.client.executor import Executor
 from flcore.job.messages import TaskContent, WelcomeContent, encode_tensors
@@ -253,7 +254,8 @@ def test_a_refusal_ends_a_client(played: Played) -> None:
         played.ended.result(20)
 
 
-def test_waits_grow_up_to_two_seconds_and_begin_anew_after_a_good_session(played: Played) -> None:
+def test_delays_grow_and_begin_anew_after_a_good_session(played: Played, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outage, "JITTER", 0.0)
     waits: list[float] = []
 
     class Stopping(threading.Event):
@@ -266,7 +268,7 @@ def test_waits_grow_up_to_two_seconds_and_begin_anew_after_a_good_session(played
     played.stopping = Stopping()
     played.start()
     played.finish()
-    assert waits[:8] == [0.2, 0.4, 0.8, 1.6, 2.0, 2.0, 0.2, 0.4]
+    assert waits[:8] == [0.2, 0.4, 0.8, 1.6, 3.2, 3.2, 0.2, 0.4]
     assert played.told.count("client-1: the connection is lost; joining again as soon as the server is there") == 1
 
 

@@ -34,6 +34,7 @@ COLUMNS = {
     "asked_again": pa.int64(),
     "skipped": pa.string(),
     "is_best": pa.bool_(),
+    "capped_weights": METRICS,
 }
 SCHEMA = pa.schema([pa.field(name, kind, nullable=False) for name, kind in COLUMNS.items()])
 FULL = RoundRecord(
