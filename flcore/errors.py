@@ -2,14 +2,14 @@
 
 FlcoreError
 ├── SpecError             arrays that do not form a valid model: a bad name, an unknown dtype, no tensors
-├── JobError              a contract or code that cannot be run; names the key of job.toml
+├── JobError              a contract, code or settings that cannot be used; names the key of job.toml, if there is one
 ├── ContractMismatch      the contracts, or the code, of client and server differ
 ├── NotInvited            the client's name is not in the job's list of clients
 ├── UpdateError           one client's update is refused; names the client, and the tensor if there is a single one
 │   ├── TensorMismatch    a missing, extra, misshaped or mistyped tensor
 │   ├── NonFinite         a NaN or an infinity
 │   ├── OutOfBounds       a value, a weight or metrics beyond the job's bounds
-│   ├── WeightError       a weight that is negative, not finite or out of range
+│   ├── WeightError       a weight that is negative, not finite or out of range; or all weights are zero
 │   ├── CorruptUpdate     a piece or staged file that is corrupt, truncated or not as announced
 │   ├── StagingError      the server could not store or read back the update; the client is not at fault
 │   └── Untimely          an answer that is late, stale or unrequested
@@ -22,12 +22,12 @@ FlcoreError
 ├── JobFailed             the server reported that the job has failed
 ├── QuorumError           too few clients are connected, or too few updates are in
 ├── UpdatesLost           committed updates cannot be read back from disk
-├── AggregationError      the result does not fit into the tensor's dtype
+├── AggregationError      updates cannot be combined: a result does not fit into its dtype, or a rule's code failed
 ├── MalformedMessage      a message of the other end that is invalid (`flcore.job.messages`)
 ├── UnknownDtypeName      a name that is neither a dtype's nor an alias of one (`flcore_layout`)
 ├── KernelError           a call that a kernel refuses (`flcore_kernels`)
 │   ├── UnknownDType          a dtype that no kernel folds
-│   ├── BufferMismatch        a buffer of another length, dtype or shape than its neighbours
+│   ├── BufferMismatch        a buffer of another size, dtype or place than expected
 │   ├── WeightRange           a weight that is negative, not finite, or outside an accumulator's range
 │   ├── NotFinite             a NaN or an infinity in an operand
 │   ├── Overflow              a term, a sum or a result that is too large
@@ -58,7 +58,7 @@ class SpecError(FlcoreError):
 
 
 class JobError(FlcoreError):
-    """A contract or code that cannot be run."""
+    """A contract, code or settings that cannot be used."""
 
 
 class CertificateError(FlcoreError):
@@ -140,7 +140,7 @@ class OutOfBounds(UpdateError):
 
 
 class WeightError(UpdateError):
-    """A weight that is negative, not finite or out of range."""
+    """A weight that is negative, not finite or out of range; or all weights are zero."""
 
     kind = "weight"
 
@@ -200,4 +200,4 @@ class UpdatesLost(FlcoreError):
 
 
 class AggregationError(FlcoreError):
-    """The result does not fit into the tensor's dtype."""
+    """Updates cannot be combined, as where a result does not fit into its dtype or a rule's code failed."""

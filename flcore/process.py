@@ -72,7 +72,7 @@ PATCHING_LIBRARIES = {
     "gevent": ("gevent.monkey", "is_module_patched", ("threading", "queue", "subprocess", "select", "os")),
     "eventlet": ("eventlet.patcher", "is_monkey_patched", ("thread", "subprocess", "select", "os")),
 }
-"""Libraries that replace Python's modules: their module and function that tell which, and the modules flcore needs."""
+"""For each library that replaces Python's modules: its module and function that tell which, and those flcore needs."""
 
 
 def require_native_threads(what: str) -> None:

@@ -96,11 +96,11 @@ def many_tensor_rows(sizes: Sizes) -> list[Row]:
     size = 4 * TENSOR_ELEMENTS * sizes.tensors * CLIENTS
     rows: list[Row] = []
     for accumulate in accumulators:
-        one = Row(f"aggregate, {accumulate}, one flat tensor of that size", taken[f"flat {accumulate}"], size)
-        all_ = Row(f"aggregate, {accumulate}, {sizes.tensors:,} tensors of 1 KB", taken[f"many {accumulate}"], size)
-        extra = (all_.median_s - one.median_s) / (sizes.tensors * CLIENTS) * 1e6
-        all_.goals.append(Goal("per tensor and client over flat", extra, 5.0, is_at_least=False, unit=" us"))
-        rows += [one, all_]
+        flat_row = Row(f"aggregate, {accumulate}, one flat tensor of that size", taken[f"flat {accumulate}"], size)
+        many_row = Row(f"aggregate, {accumulate}, {sizes.tensors:,} tensors of 1 KB", taken[f"many {accumulate}"], size)
+        extra = (many_row.median_s - flat_row.median_s) / (sizes.tensors * CLIENTS) * 1e6
+        many_row.goals.append(Goal("per tensor and client over flat", extra, 5.0, is_at_least=False, unit=" us"))
+        rows += [flat_row, many_row]
     return rows
 
 

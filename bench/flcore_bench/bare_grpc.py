@@ -23,7 +23,7 @@ def serve_bare(listening: Callable[[str], None]) -> None:
 
 
 class BareClient:
-    """A connection to a bare server. Methods transfer `size` bytes in pieces of `piece`, and return the seconds."""
+    """A connection to a bare server. Methods transfer `nbytes` in pieces of `piece_bytes`, and return the seconds."""
 
     def __init__(self, address: str) -> None:
         self._channel = grpc.insecure_channel(address, options=[*OPTIONS, ("grpc.use_local_subchannel_pool", 1)])
@@ -33,20 +33,20 @@ class BareClient:
         self._counted: grpc.StreamStreamMultiCallable[bytes, bytes] = self._channel.stream_stream(f"/{SERVICE}/Counted")
         self._download: grpc.UnaryStreamMultiCallable[bytes, bytes] = self._channel.unary_stream(f"/{SERVICE}/Download")
 
-    def upload(self, size: int, piece: int) -> float:
+    def upload(self, nbytes: int, piece_bytes: int) -> float:
         """Send without flow control of our own. At the end, the server returns the count of bytes."""
         started = time.perf_counter()
-        (count,) = self._counted(iter(_pieces(size, piece)), wait_for_ready=True)
+        (count,) = self._counted(iter(_pieces(nbytes, piece_bytes)), wait_for_ready=True)
         seconds = time.perf_counter() - started
-        _require_all(int(count), size)
+        _require_all(int(count), nbytes)
         return seconds
 
-    def upload_acknowledged(self, size: int, piece: int, window: int) -> float:
+    def upload_acknowledged(self, nbytes: int, piece_bytes: int, window: int) -> float:
         """Send with at most `window` unacknowledged pieces."""
         credit = threading.Semaphore(window)
 
         def sent() -> Iterator[bytes]:
-            for data in _pieces(size, piece):
+            for data in _pieces(nbytes, piece_bytes):
                 credit.acquire()
                 yield data
 
@@ -56,15 +56,15 @@ class BareClient:
             count += 1
             credit.release()
         seconds = time.perf_counter() - started
-        _require_all(count, -(-size // piece))
+        _require_all(count, -(-nbytes // piece_bytes))
         return seconds
 
-    def download(self, size: int, piece: int) -> float:
+    def download(self, nbytes: int, piece_bytes: int) -> float:
         """Receive and discard."""
         started = time.perf_counter()
-        count = sum(len(data) for data in self._download(f"{size} {piece}".encode(), wait_for_ready=True))
+        count = sum(len(data) for data in self._download(f"{nbytes} {piece_bytes}".encode(), wait_for_ready=True))
         seconds = time.perf_counter() - started
-        _require_all(count, size)
+        _require_all(count, nbytes)
         return seconds
 
     def close(self) -> None:
@@ -99,18 +99,18 @@ async def _count(pieces: AsyncIterator[bytes], _: Any) -> AsyncIterator[bytes]:
 
 
 async def _send(request: bytes, _: Any) -> AsyncIterator[bytes]:
-    size, piece = map(int, request.split())
-    for data in _pieces(size, piece):
+    nbytes, piece_bytes = map(int, request.split())
+    for data in _pieces(nbytes, piece_bytes):
         yield data
 
 
-def _pieces(size: int, piece: int) -> Iterator[bytes]:
-    """Yield `size` bytes: the same full piece repeatedly, then the remainder."""
-    full = bytes(piece)
-    for _ in range(size // piece):
+def _pieces(nbytes: int, piece_bytes: int) -> Iterator[bytes]:
+    """Yield `nbytes` bytes: the same full piece repeatedly, then the remainder."""
+    full = bytes(piece_bytes)
+    for _ in range(nbytes // piece_bytes):
         yield full
-    if size % piece:
-        yield bytes(size % piece)
+    if nbytes % piece_bytes:
+        yield bytes(nbytes % piece_bytes)
 
 
 def _require_all(received: int, expected: int) -> None:

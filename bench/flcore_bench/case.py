@@ -21,7 +21,7 @@ class CaseResult:
 
     Attributes:
         run: The federation that was run.
-        figures: What the run took.
+        figures: The figures of the run.
         check_rate: Bytes per second that one thread checks on this machine.
         rates: The machine's network and disk rates; None unless the case is rated.
     """

@@ -10,7 +10,7 @@ from pathlib import Path
 from flcore_bench.report import Goal, Row
 from flcore_bench.workload import Sizes
 
-USE = """
+USE_PROGRAM = """
 import numpy as np
 import flcore
 updates = [({"model": np.full(125_000, float(k), np.float32)}, 1) for k in (1, 2)]
@@ -18,7 +18,7 @@ assert flcore.aggregate(updates)["model"][0] == 1.5
 """
 """Import flcore and aggregate two updates of half a megabyte."""
 
-IMPORT = """
+IMPORT_PROGRAM = """
 import time
 started = time.perf_counter()
 import {package}
@@ -44,13 +44,13 @@ def cold_start_rows(sizes: Sizes) -> list[Row]:
 
 
 def _import_row(package: str, rounds: int) -> Row:
-    taken = [float(_stdout_of(IMPORT.format(package=package), {})) for _ in range(rounds)]
+    taken = [float(_stdout_of(IMPORT_PROGRAM.format(package=package), {})) for _ in range(rounds)]
     return Row(f"import {package}", taken, goals=[_at_most(taken, 0.3)])
 
 
 def _process_seconds(cache: Path) -> float:
     started = time.perf_counter()
-    _stdout_of(USE, {"FLCORE_CACHE_DIR": str(cache)})
+    _stdout_of(USE_PROGRAM, {"FLCORE_CACHE_DIR": str(cache)})
     return time.perf_counter() - started
 
 

@@ -37,6 +37,7 @@ FOLDS = {
 """Wire dtype and accumulator of each fold, and its goal: a share of the device's copy rate."""
 
 FROM_HOST, OVER_TORCH = 0.85, 2.0
+"""Goals: of a fold from host memory, the share of the slower copy's rate; of the mean, the speed over PyTorch's."""
 
 Array = npt.NDArray[Any]
 Peer = Callable[[list[Any], list[float]], Work]
@@ -52,11 +53,11 @@ class DeviceMemory(Protocol):
         ...
 
     def copy(self, nbytes: int) -> Work:
-        """Return a copy of `nbytes` bytes within the device's memory."""
+        """Return the call that copies `nbytes` bytes within the device's memory."""
         ...
 
     def upload(self, nbytes: int) -> Work:
-        """Return a copy of `nbytes` page-locked bytes to the device's memory."""
+        """Return the call that copies `nbytes` page-locked bytes to the device's memory."""
         ...
 
 
@@ -129,7 +130,7 @@ def _mean_row(
 def _host_row(sizes: Sizes, device: Backend, memory: DeviceMemory, models: list[Array], weights: list[float]) -> Row:
     size = sum(model.nbytes for model in models)
     total, target = device.total(sizes.elements, "float32"), [prefaulted(sizes.elements) for _ in models]
-    copied = backend("cpu", threads=sizes.threads)
+    cpu = backend("cpu", threads=sizes.threads)
 
     def fold() -> None:
         total.clear()
@@ -137,7 +138,7 @@ def _host_row(sizes: Sizes, device: Backend, memory: DeviceMemory, models: list[
 
     def copy() -> None:  # a mean of one part copies it, on the kernels' threads
         for model, place in zip(models, target, strict=True):
-            copied.mean([model], [1.0], place, "float32", "float32")
+            cpu.mean([model], [1.0], place, "float32", "float32")
 
     taken = interleaved({"own": fold, "pinned": memory.upload(size), "host": copy}, sizes.rounds)
     slower = max(("pinned", "host"), key=lambda name: median(taken[name]))

@@ -20,7 +20,7 @@ from flcore_bench.shapes import spec_named
 
 SYNTHETIC_JOB = Path(__file__).parent / "synthetic"
 PROCESSES = 2
-"""The most client processes."""
+"""The largest number of client processes."""
 
 
 @dataclass(frozen=True)

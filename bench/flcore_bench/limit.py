@@ -28,19 +28,19 @@ Array = npt.NDArray[Any]
 class Loop:
     """One way to read and write."""
 
-    streams: int
-    is_fetched: bool
-    is_streamed: bool
+    buffers_at_once: int
+    is_prefetched: bool
+    is_nontemporal: bool
     tile_bytes: int
     threads: int
 
     @property
     def name(self) -> str:
         """Its name in a table."""
-        ahead = ", fetched ahead" if self.is_fetched else ""
-        past = ", past the cache" if self.is_streamed else ""
+        ahead = ", fetched ahead" if self.is_prefetched else ""
+        past = ", past the cache" if self.is_nontemporal else ""
         threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
-        return f"{PREFIX}{threads}, {self.streams} at once, {self.tile_bytes >> 10} KiB tiles{ahead}{past}"
+        return f"{PREFIX}{threads}, {self.buffers_at_once} at once, {self.tile_bytes >> 10} KiB tiles{ahead}{past}"
 
 
 def limit_cases(sources: Sequence[Array], target: Array, threads: int) -> dict[str, Work]:
@@ -104,7 +104,7 @@ class LimitBench:
             for first, last in numbers:  # all threads share one iterator, so each takes the next range
                 found = self._kernel(
                     *(self._addresses, self._lines, self._target, self._target_lines, first, last, tiles),
-                    *(loop.streams, loop.is_fetched, loop.is_streamed),
+                    *(loop.buffers_at_once, loop.is_prefetched, loop.is_nontemporal),
                 )
                 most = max(most, found)
             return most

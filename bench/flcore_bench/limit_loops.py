@@ -1,7 +1,7 @@
 """The loops that measure the machine's limit: read every byte of some buffers, and write every byte of another.
 
 A limit loop must be at least as fast as everything that is compared with it. So it computes almost nothing (an integer
-maximum is one instruction per vector), and uses every technique that a fold may use: tiles, several streams at once,
+maximum is one instruction per vector), and uses every technique that a fold may use: tiles, several buffers at once,
 prefetching, non-temporal stores. Each buffer is cut into the same number of *tiles*, so a shorter source (scales next
 to codes) is read in step with the others.
 """
@@ -42,7 +42,7 @@ def _word(_typing: Any, _address: Any, _index: Any) -> Any:
     return types.uint32(types.uint64, types.int64), generate
 
 
-def _line_store(is_streamed: bool) -> Any:
+def _line_store(is_nontemporal: bool) -> Any:
     @_intrinsic
     def store(_typing: Any, _address: Any) -> Any:
         """Write a line of zeros; `address` is a multiple of 64."""
@@ -52,7 +52,7 @@ def _line_store(is_streamed: bool) -> Any:
             instruction = builder.store(
                 ir.Constant(kind, [0] * _WORDS), builder.inttoptr(arguments[0], kind.as_pointer()), align=LINE
             )
-            if is_streamed:
+            if is_nontemporal:
                 one = builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)])
                 instruction.set_metadata("nontemporal", one)
             return context.get_dummy_value()
@@ -62,7 +62,7 @@ def _line_store(is_streamed: bool) -> Any:
     return store
 
 
-_store, _stream = _line_store(is_streamed=False), _line_store(is_streamed=True)
+_store, _store_nontemporal = _line_store(is_nontemporal=False), _line_store(is_nontemporal=True)
 
 
 @_intrinsic
@@ -80,7 +80,7 @@ def _prefetch(_typing: Any, _address: Any) -> Any:
 
 
 @_inlined
-def _fetch(address: Any, lines: Any) -> Any:
+def _prefetch_lines(address: Any, lines: Any) -> Any:
     for i in range(lines):
         _prefetch(address + np.uint64((i + STEP) * LINE))
 
@@ -109,7 +109,7 @@ def _one_at_a_time(address: Any, lines: Any, step: Any) -> Any:
         here = address + np.uint64(at * LINE)
         count = min(step, lines - at)
         if step == STEP:
-            _fetch(here, count)
+            _prefetch_lines(here, count)
         most = max(most, _read_one(here, count))
     return most
 
@@ -121,19 +121,19 @@ def _four_at_a_time(a: Any, b: Any, c: Any, d: Any, lines: Any, step: Any) -> An
         along = np.uint64(at * LINE)
         count = min(step, lines - at)
         if step == STEP:
-            _fetch(a + along, count)
-            _fetch(b + along, count)
-            _fetch(c + along, count)
-            _fetch(d + along, count)
+            _prefetch_lines(a + along, count)
+            _prefetch_lines(b + along, count)
+            _prefetch_lines(c + along, count)
+            _prefetch_lines(d + along, count)
         most = max(most, _read_four(a + along, b + along, c + along, d + along, count))
     return most
 
 
 @_inlined
-def _write(address: Any, lines: Any, is_streamed: Any) -> None:
-    if is_streamed:
+def _write(address: Any, lines: Any, is_nontemporal: Any) -> None:
+    if is_nontemporal:
         for i in range(lines):
-            _stream(address + np.uint64(i * LINE))
+            _store_nontemporal(address + np.uint64(i * LINE))
     else:
         for i in range(lines):
             _store(address + np.uint64(i * LINE))
@@ -154,11 +154,11 @@ def read_and_write(
     first: Any,
     last: Any,
     tiles: Any,
-    streams: Any,
-    is_fetched: Any,
-    is_streamed: Any,
+    buffers_at_once: Any,
+    is_prefetched: Any,
+    is_nontemporal: Any,
 ) -> Any:
-    """Read tiles `first` to `last` (of `tiles`) of the sources, `streams` (1 or 4) at once; write those of the target.
+    """Read tiles `first` to `last` (of `tiles`) of the sources, 1 or 4 buffers at once; write those of the target.
 
     Returns the largest word read, so that the compiler cannot eliminate the reads.
     """
@@ -168,8 +168,8 @@ def read_and_write(
         while k < sources.size:
             low, high = lines[k] * tile // tiles, lines[k] * (tile + 1) // tiles
             along = np.uint64(low * LINE)
-            step = STEP if is_fetched else max(1, high - low)
-            if streams == 4 and k + 4 <= sources.size and lines[k] == lines[k + 3]:
+            step = STEP if is_prefetched else max(1, high - low)
+            if buffers_at_once == 4 and k + 4 <= sources.size and lines[k] == lines[k + 3]:
                 a, b, c, d = sources[k] + along, sources[k + 1] + along, sources[k + 2] + along, sources[k + 3] + along
                 most = max(most, _four_at_a_time(a, b, c, d, high - low, step))
                 k += 4
@@ -177,5 +177,5 @@ def read_and_write(
                 most = max(most, _one_at_a_time(sources[k] + along, high - low, step))
                 k += 1
         low, high = target_lines * tile // tiles, target_lines * (tile + 1) // tiles
-        _write(target + np.uint64(low * LINE), high - low, is_streamed)
+        _write(target + np.uint64(low * LINE), high - low, is_nontemporal)
     return most

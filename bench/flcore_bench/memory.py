@@ -14,7 +14,7 @@ SHAPES = {"one tensor": "flat", "ten thousand tensors": "many"}
 PLANS = {
     "streaming, float32": ("streaming", "float32"),
     "streaming, exact": ("streaming", "exact"),
-    "at close": ("batch", "exact"),
+    "batch": ("batch", "exact"),
 }
 
 MEMORY_CASES = [
@@ -47,7 +47,7 @@ MEMORY_CASES += [
         contract=STALLED,
         goals=[within_memory_bound()],
     )
-    for plan in ("streaming, exact", "at close")
+    for plan in ("streaming, exact", "batch")
 ]
 
 

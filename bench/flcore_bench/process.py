@@ -16,7 +16,7 @@ from flcore import FlcoreError
 from flcore_bench.internals import keep_freed_memory
 
 STOP_TIMEOUT_S = 20.0
-THREADING_VARIABLES = ("OPENBLAS_", "GOTO_", "MKL_", "OMP_", "BLIS_", "NUMBA_")
+THREADING_PREFIXES = ("OPENBLAS_", "GOTO_", "MKL_", "OMP_", "BLIS_", "NUMBA_")
 """Prefixes of environment variables that configure the threads of other libraries."""
 
 
@@ -29,7 +29,7 @@ def benchmark_environment(threads: int) -> dict[str, str]:
 
     A variable that limits a BLAS to one thread would make a baseline look slower than it is.
     """
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(THREADING_VARIABLES)}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(THREADING_PREFIXES)}
     return kept | {"FLCORE_THREADS": str(threads)}
 
 
@@ -70,7 +70,7 @@ def run_in_process(
 
 
 class ChildProcess:
-    """A process that runs `main` of a module and exchanges messages with this one. A context; it ends with it.
+    """A process that runs `main` of a module and exchanges messages with this one. It ends with the context.
 
     The setup goes to its standard input as one line of JSON. Each message from it is one line of JSON on its standard
     output. It ends when its standard input closes, so it never outlives this process.

@@ -23,8 +23,8 @@ from flcore_bench.transport_client import bare_samples
 from flcore_bench.transport_tuning import Tuning
 
 SAMPLES = 3
-MAX_MOVED = 512_000_000
-CHECKED = 64_000_000
+MAX_MOVED_BYTES = 512_000_000
+CHECKED_BYTES = 64_000_000
 DISK_CHUNK_BYTES = 2 << 20
 
 
@@ -50,7 +50,7 @@ class Rates:
 
 def measure_rates(run: FederationSpec, threads: int) -> Rates:
     """Measure with as many bytes as a round of the run moves, on the disk of the temporary directory."""
-    size = min(MAX_MOVED, run.model_bytes)
+    size = min(MAX_MOVED_BYTES, run.model_bytes)
     with bare_samples(size, Tuning(), threads) as samples:
         up = min(samples["upload, bare"]() for _ in range(SAMPLES))
         down = min(samples["download, bare"]() for _ in range(SAMPLES))
@@ -68,7 +68,7 @@ class DiskRates:
 
 
 def disk_rates(directory: Path, size: int) -> DiskRates:
-    """Write a file of `size` bytes in pieces of 2 MiB, and read it back.
+    """Write a file of `size` bytes in chunks of 2 MiB, and read it back.
 
     A size like a round's gives the page cache the same effect as in a round.
     """
@@ -90,7 +90,7 @@ def disk_rates(directory: Path, size: int) -> DiskRates:
 
 def measure_check_rate() -> float:
     """Return the bytes per second that one thread checks: checksum, Arrow framing, and finite values."""
-    spec = spec_named("flat", CHECKED)
+    spec = spec_named("flat", CHECKED_BYTES)
     outbox = Outbox(SyntheticPayload(WireFormat.uncompressed(spec)))
     pieces = [outbox.piece(index) for index in range(len(outbox.piece_ranges))]
     taken = []
@@ -100,7 +100,7 @@ def measure_check_rate() -> float:
         for piece in pieces:
             inbox.accept(piece)
         taken.append(time.perf_counter() - started)
-    return CHECKED / median(taken[1:])
+    return CHECKED_BYTES / median(taken[1:])
 
 
 class _ScanningSink:

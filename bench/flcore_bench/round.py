@@ -27,7 +27,7 @@ from flcore_bench.resources import peak_bytes
 ECHO_JOB = Path(__file__).parent / "echo"
 SIZES_MB = {"small": 64, "full": 512}
 MB, MIB, GIB = 10**6, 2**20, 2**30
-ROUND = (64 * MB, 512 * MB)
+ROUND_SIZES = (64 * MB, 512 * MB)
 FLOAT32 = "streaming in memory, float32"
 FEW = "streaming, 4 clients"
 
@@ -35,11 +35,11 @@ PAUSE = {"tasks": {"train": {"hyperparameters": {"pause_s": 4.0}}}}
 """Clients answer 4 s after they received the task. By then, all have it."""
 
 ROUND_CASES = [
-    Case(FLOAT32, ROUND, plan="streaming", accumulate="float32", goals=[peak_memory(3.0e9), check_share(0.10)]),
-    Case("streaming in memory, exact", ROUND, plan="streaming", goals=[peak_memory(4.5e9), check_share(0.10)]),
+    Case(FLOAT32, ROUND_SIZES, plan="streaming", accumulate="float32", goals=[peak_memory(3.0e9), check_share(0.10)]),
+    Case("streaming in memory, exact", ROUND_SIZES, plan="streaming", goals=[peak_memory(4.5e9), check_share(0.10)]),
     Case(
         "bfloat16 on the wire",
-        ROUND,
+        ROUND_SIZES,
         plan="streaming",
         accumulate="float32",
         contract={"wire": {"download": "bfloat16", "upload": "bfloat16"}},
@@ -47,21 +47,21 @@ ROUND_CASES = [
     ),
     Case(
         "bfloat16 down, int8 differences up",
-        ROUND,
+        ROUND_SIZES,
         plan="streaming",
         accumulate="float32",
         contract={"wire": {"download": "bfloat16", "upload": "int8[256]"}, "tasks": {"train": {"returns": "delta"}}},
         goals=[speedup_over(FLOAT32, 2.3)],
     ),
     Case(
-        "at close, from disk",
-        ROUND,
+        "batch, from disk",
+        ROUND_SIZES,
         on_disk=True,
         is_rated=True,
         goals=[over_hardware_floor(1.3), peak_memory(1.45e9), check_share(0.10)],
     ),
     Case(
-        "at close, GPT-2 Large shapes",
+        "batch, GPT-2 Large shapes",
         (8, 1),
         shape="gpt2_large",
         clients=(3, 6),
@@ -72,7 +72,7 @@ ROUND_CASES = [
         note="3.10 GB at full scale; 3.35 GB where the tied head is sent twice, as NVFLARE does",
     ),
     Case(
-        "at close, Llama-3.2-3B shapes",
+        "batch, Llama-3.2-3B shapes",
         (16, 1),
         shape="llama_3b",
         rounds=(2, 3),

@@ -52,7 +52,7 @@ STACK_BYTES = 256 << 10
 READ_AT = "read_at"
 """The metric with the time at which a client read its assignment."""
 
-_PARSING = threading.Lock()
+_PARSING_LOCK = threading.Lock()
 
 
 class SyntheticClient:
@@ -66,10 +66,10 @@ class SyntheticClient:
     def run(self) -> None:
         """Answer every assignment until the server says goodbye."""
         contract = self._job.contract.to_json()
-        held = JoinContent(contract=contract, code_digest=self._job.code_digest, version=flcore.__version__)
+        content = JoinContent(contract=contract, code_digest=self._job.code_digest, version=flcore.__version__)
         welcome = Welcome("")
         try:
-            for message in self._connection.session(Join(self._name, secrets.token_hex(8), held.to_bytes())):
+            for message in self._connection.session(Join(self._name, secrets.token_hex(8), content.to_bytes())):
                 match message:
                     case Welcome():
                         welcome = message
@@ -78,15 +78,15 @@ class SyntheticClient:
                     case Goodbye():
                         return
         except ConnectionLost:
-            # A closing server disconnects clients that have not read its goodbye in time. Earlier losses count there.
+            # A closing server disconnects clients that have not read its goodbye in time. It counts earlier losses.
             if not welcome.session_secret:
                 raise
 
     def _perform(self, welcome: Welcome, assignment: TaskAssignment) -> None:
         read_at = time.monotonic()
-        given = parse_content(TaskContent, assignment.content).hyperparameters
-        stalls = bool(given.get("stalls")) and self._name != self._job.contract.client_names[0]
-        pause_s = given.get("pause_s", 0.0)
+        hyperparameters = parse_content(TaskContent, assignment.content).hyperparameters
+        stalls = bool(hyperparameters.get("stalls")) and self._name != self._job.contract.client_names[0]
+        pause_s = hyperparameters.get("pause_s", 0.0)
         if isinstance(pause_s, float) and not stalls:
             time.sleep(pause_s)
         try:
@@ -114,7 +114,7 @@ class SyntheticClient:
             if returns == "metrics"
             else SyntheticPayload(WireFormat.compressed(spec, self._job.contract.wire.upload), self._number)
         )
-        message = AnswerContent(
+        content = AnswerContent(
             returns=returns,
             upload_id=secrets.token_hex(8),
             weight=100.0 + self._number,
@@ -124,7 +124,7 @@ class SyntheticClient:
         outbox = StallingOutbox(source) if stalls else Outbox(source)
         try:
             self._connection.upload(
-                UploadRequest(welcome.session_secret, assignment.assignment_id, message.to_bytes(), source.layout),
+                UploadRequest(welcome.session_secret, assignment.assignment_id, content.to_bytes(), source.layout),
                 outbox,
             )
         except ConnectionLost:
@@ -153,7 +153,7 @@ class _EmptySource:
 
 def spec_from(welcome: bytes) -> flcore.ModelSpec:
     """Return the spec in a welcome message. All clients of the process receive the same one, so it is parsed once."""
-    with _PARSING:
+    with _PARSING_LOCK:
         return _parsed(welcome)
 
 
@@ -162,7 +162,7 @@ def _parsed(welcome: bytes) -> flcore.ModelSpec:
     return decode_spec(parse_content(WelcomeContent, welcome).tensors)
 
 
-def _end(arguments: threading.ExceptHookArgs) -> None:
+def _exit_process(arguments: threading.ExceptHookArgs) -> None:
     """End the process if a client fails: the server would wait for it for ever."""
     traceback.print_exception(arguments.exc_value)
     os._exit(1)
@@ -171,7 +171,7 @@ def _end(arguments: threading.ExceptHookArgs) -> None:
 def main() -> None:
     """Host clients until the server has said goodbye to all of them, and report its refusals."""
     setup = receive_setup()
-    threading.excepthook = _end
+    threading.excepthook = _exit_process
     job = flcore.Job.load(setup["directory"], **setup["contract"])
     refused: Counter[str] = Counter()
     clients = [

@@ -50,10 +50,10 @@ class JoinedClient:
 
     def upload(self, assignment_id: int) -> None:
         """Send the model as the answer to an assignment."""
-        message = AnswerContent(
+        content = AnswerContent(
             returns="weights", upload_id=secrets.token_hex(8), weight=100.0, spec_fingerprint=self._spec.fingerprint
         )
-        request = UploadRequest(self._secret, assignment_id, message.to_bytes(), self._model.layout)
+        request = UploadRequest(self._secret, assignment_id, content.to_bytes(), self._model.layout)
         self._connection.upload(request, Outbox(self._model))
 
     def download(self) -> None:
@@ -95,10 +95,12 @@ def checked_samples(size: int, tuning: Tuning, threads: int) -> Iterator[dict[st
     share = size // tuning.connections
     spec = spec_named("flat", share)
     with _server({"kind": "checking", "size": share}, tuning, threads) as (_, address), ExitStack() as stack:
-        lines = [stack.enter_context(closing(JoinedClient(address, f"c{k}", spec))) for k in range(tuning.connections)]
+        clients = [
+            stack.enter_context(closing(JoinedClient(address, f"c{k}", spec))) for k in range(tuning.connections)
+        ]
         yield {
-            "upload, flcore, checked": lambda: _concurrently([partial(line.upload, 1) for line in lines]),
-            "download, flcore, checked": lambda: _concurrently([line.download for line in lines]),
+            "upload, flcore, checked": lambda: _concurrently([partial(client.upload, 1) for client in clients]),
+            "download, flcore, checked": lambda: _concurrently([client.download for client in clients]),
         }
 
 
@@ -120,13 +122,15 @@ def folded_sample(size: int, accumulate: str, tuning: Tuning, threads: int) -> I
         "contract": run.overrides,
     }
     job = flcore.Job.load(SYNTHETIC_JOB, **run.overrides)
-    held = JoinContent(contract=job.contract.to_json(), code_digest=job.code_digest, version=flcore.__version__)
+    content = JoinContent(contract=job.contract.to_json(), code_digest=job.code_digest, version=flcore.__version__)
     with _server(setup, tuning, threads) as (server, address), ExitStack() as stack:
         names = [f"c{number}" for number in range(count)]
-        lines = [stack.enter_context(closing(JoinedClient(address, name, spec, held.to_bytes()))) for name in names]
+        clients = [
+            stack.enter_context(closing(JoinedClient(address, name, spec, content.to_bytes()))) for name in names
+        ]
 
         def sample() -> float:
-            uploads = [partial(line.upload, line.next_assignment_id()) for line in lines]
+            uploads = [partial(client.upload, client.next_assignment_id()) for client in clients]
             turns = [uploads[first::UPDATES] for first in range(UPDATES)]
             taken = sum(_concurrently(turn) for turn in turns)
             return (taken + float(server.receive()["folding_s"])) / UPDATES

@@ -104,10 +104,12 @@ def serve_folding(setup: dict[str, Any]) -> None:
     message = TaskContent(task="train", round=1, rounds=1, seed=0, hyperparameters={})
     while True:
         aggregator = flcore.Aggregator(model.spec, accumulate=setup["accumulate"], plan="streaming")
-        asked = federation.open_attempt(dict.fromkeys(clients, message), model, AttemptPolicy(FOREVER_S), aggregator)
-        federation.state.wait_until_closed(asked, Staging())
-        if asked.attempt.failed:
-            raise RuntimeError(f"clients have failed: {asked.attempt.failed}")
+        open_attempt = federation.open_attempt(
+            dict.fromkeys(clients, message), model, AttemptPolicy(FOREVER_S), aggregator
+        )
+        federation.state.wait_until_closed(open_attempt, Staging())
+        if open_attempt.attempt.failed:
+            raise RuntimeError(f"clients have failed: {open_attempt.attempt.failed}")
         folding_s = wait_until_idle()
         aggregator.finish()
         send_to_parent({"folding_s": folding_s})

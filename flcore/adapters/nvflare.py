@@ -66,9 +66,9 @@ class FlcoreAggregator(ModelAggregator):  # type: ignore[misc]  # mypy runs with
         """Validate the settings (see the class)."""
         super().__init__()
         require_settings(rule, accumulate, group, math.inf if max_abs is None else max_abs)
-        for client, share in (aggregation_weights or {}).items():
-            if not is_number(share) or share < 0:
-                raise JobError(f"aggregation_weights: {client!r} has {share!r}, expected a finite number >= 0")
+        for client, factor in (aggregation_weights or {}).items():
+            if not is_number(factor) or factor < 0:
+                raise JobError(f"aggregation_weights: {client!r} has {factor!r}, expected a finite number >= 0")
         try:
             re.compile(exclude_vars or "")
         except re.error as error:
@@ -119,7 +119,7 @@ class FlcoreAggregator(ModelAggregator):  # type: ignore[misc]  # mypy runs with
         with self._lock:
             self._require_consistent()
             try:
-                params = self._finished()
+                params = self._finish_round()
             except QuorumError as error:
                 first = f"; the first refusal: {self._round.refusals[0]}" if self._round.refusals else ""
                 raise QuorumError(f"{error}{first}") from None
@@ -209,7 +209,7 @@ class FlcoreAggregator(ModelAggregator):  # type: ignore[misc]  # mypy runs with
             aggregators[name].add({name: _materialized(tensor)}, weight, client)
         self._tensor_aggregators, self._is_partially_folded = aggregators, False
 
-    def _finished(self) -> dict[str, Any]:
+    def _finish_round(self) -> dict[str, Any]:
         if self._round.is_lazy:
             return {name: aggregator.finish()[name] for name, aggregator in self._tensor_aggregators.items()}
         try:
@@ -251,8 +251,8 @@ class FlcoreAggregator(ModelAggregator):  # type: ignore[misc]  # mypy runs with
                 '(rule="unweighted_mean" needs none)',
                 client=client,
             )
-        steps, share = meta[FLMetaKey.NUM_STEPS_CURRENT_ROUND], (self.aggregation_weights or {}).get(client)
-        return steps if share is None or not is_number(steps) else float(steps) * share
+        steps, factor = meta[FLMetaKey.NUM_STEPS_CURRENT_ROUND], (self.aggregation_weights or {}).get(client)
+        return steps if factor is None or not is_number(steps) else float(steps) * factor
 
 
 def _materialized(tensor: Any) -> Any:

@@ -89,6 +89,6 @@ class RoundResults:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a real number below `MAX_MAGNITUDE`; NaN is none."""
+    """Whether a value is a real number of a magnitude below `MAX_MAGNITUDE`. NaN is not."""
     is_real = isinstance(value, numbers.Real)
     return is_real and bool(abs(value) < MAX_MAGNITUDE)

@@ -22,7 +22,7 @@ from flcore.model.spec import ModelSpec
 DEFAULT_GROUP = 4
 """How many updates of an iterator are alive at once, if no budget says otherwise."""
 
-Outcome = TypeVar("Outcome")
+Result = TypeVar("Result")
 
 
 def aggregate(
@@ -61,7 +61,8 @@ def aggregate(
         accumulate: The precision of sums of floats.
 
             - "exact" (default): the result does not depend on the order of the updates, on groups or on threads. Its
-              error is half a unit in the last place, and about 2^-48 of the largest magnitude among 64 neighbours.
+              error is at most half a unit in the last place, plus about 2^-48 of the largest magnitude among 64
+              neighbours.
             - "float64", "float32": faster; sums in the order given.
         backend: Where to combine.
 
@@ -132,7 +133,7 @@ def aggregate(
     return aggregation.in_groups(stream, size)
 
 
-def _with_fallback(backend: str, device: Backend, work: Callable[[Backend], Outcome]) -> Outcome:
+def _with_fallback(backend: str, device: Backend, work: Callable[[Backend], Result]) -> Result:
     """Run `work` on a device. Without enough device memory, warn and use the CPU, unless the device was named."""
     try:
         return work(device)
@@ -156,6 +157,7 @@ class _Aggregation:
     ) -> None:
         self._combiner, self._template, self._out = Combiner(spec, settings), OutputTemplate(spec), out
         buffer_reader, device = self._combiner.buffer_reader, settings.device
+        # The base, or nothing: a list, because it is appended to lists of buffers.
         self._bases = [] if base is None else [buffer_reader.buffers(base, "base")]
         self._values = dict(out) if out is not None else allocate_like(spec, example, device)
         self._targets = (

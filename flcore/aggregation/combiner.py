@@ -37,8 +37,8 @@ from flcore.model.dtypes import DTYPES
 from flcore.model.spec import ModelSpec
 
 MAX_GROUP = 8
-"""How many contributions are folded at once at most. The total is read and written once per group, so larger groups
-move fewer bytes; beyond 8, the total is a small part of them."""
+"""The largest number of contributions that are folded at once. The total is read and written once per group, so larger
+groups move fewer bytes; beyond 8, the total is a small part of them."""
 
 
 class Combiner:

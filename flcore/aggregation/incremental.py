@@ -157,7 +157,7 @@ class IncrementalAggregator:
         return taken
 
     def clear(self) -> None:
-        """Drop all updates. The model's tensors stay if a round has had a result."""
+        """Drop all updates. The model's tensors stay if they were given, or if a round has had a result."""
         self._rejected = []
         self._reset()
 

@@ -30,7 +30,7 @@ def allocate_like(spec: ModelSpec, like: Mapping[str, Any], device: Backend) -> 
 
 
 class OutputTemplate:
-    """What a result looks like: the first update's libraries, devices and nesting, and the tensors that share an array.
+    """The form of a result: the first update's libraries, devices and nesting, and the tensors that share an array.
 
     Tensors are *tied* if they are one array in memory, such as an embedding that is also the output layer. Tensors that
     are tied in all updates are tied in the result.

@@ -100,7 +100,7 @@ class BatchPlan:
         """Return the combination of all updates.
 
         At most `read_chunks` chunks are read from disk at once. If more updates are on disk, a sum folds them in groups
-        of so many. Other rules need all updates' elements at once, so they get ranges that are shorter than a chunk.
+        of that size. Other rules need all updates' elements at once, so they get ranges that are shorter than a chunk.
         """
         self._cap_weights(updates)
         ranges: Sequence[SegmentRange] = self._wire_format.pieces
@@ -126,7 +126,7 @@ class BatchPlan:
 
 @dataclass
 class _StreamingRound:
-    """What one round of a streaming plan has committed and folded.
+    """One round of a streaming plan: its committed updates and their totals.
 
     `waiting` is shared with the background thread, under the plan's lock. The thread alone writes `coefficients`,
     `totals` and `lost`; others read them after they have waited for all `folds`.

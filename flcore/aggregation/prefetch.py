@@ -12,16 +12,16 @@ from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 from weakref import finalize
 
-A = TypeVar("A")
-B = TypeVar("B")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
-class BackgroundCall(Generic[B]):
+class BackgroundCall(Generic[Result]):
     """A call that a background thread runs, and its result. A `Future` with a bare lock."""
 
-    def __init__(self, work: Callable[[], B]) -> None:
-        self._work: Callable[[], B] | None = work
-        self._value: list[B] = []
+    def __init__(self, work: Callable[[], Result]) -> None:
+        self._work: Callable[[], Result] | None = work
+        self._value: list[Result] = []
         self._error: BaseException | None = None
         self._running = threading.Lock()
         self._running.acquire()
@@ -42,7 +42,7 @@ class BackgroundCall(Generic[B]):
         with self._running:
             pass
 
-    def result(self) -> B:
+    def result(self) -> Result:
         """Wait for the call, and return its result or raise its exception."""
         self.wait()
         if self._error is not None:
@@ -58,7 +58,7 @@ class BackgroundThread:
         self._turn, self._has_begun = threading.Lock(), False
         finalize(self, self._queue.put, None).atexit = False
 
-    def submit(self, work: Callable[[], B]) -> BackgroundCall[B]:
+    def submit(self, work: Callable[[], Result]) -> BackgroundCall[Result]:
         """Queue a call. The first one starts the thread."""
         call = BackgroundCall(work)
         self._queue.put(call)
@@ -81,7 +81,7 @@ def _run_calls(queue: "SimpleQueue[BackgroundCall[Any] | None]", turn: threading
         del call  # `queue.get` may wait long, and a result may be large
 
 
-def prefetch(fetch: Callable[[A], B], items: Iterable[A]) -> Iterator[tuple[A, B]]:
+def prefetch(fetch: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[tuple[Item, Result]]:
     """Yield each item with the result of `fetch` for it. A background thread fetches the next one meanwhile.
 
     At most two results are alive: the one that was yielded and the next one.
@@ -90,7 +90,7 @@ def prefetch(fetch: Callable[[A], B], items: Iterable[A]) -> Iterator[tuple[A, B
     [(1, '1'), (2, '2')]
     """
     thread = BackgroundThread()
-    waiting: list[tuple[A, BackgroundCall[B]]] = []
+    waiting: list[tuple[Item, BackgroundCall[Result]]] = []
     try:
         for item in items:
             waiting.append((item, thread.submit(lambda item=item: fetch(item))))  # type: ignore[misc]

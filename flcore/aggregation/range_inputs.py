@@ -1,4 +1,4 @@
-"""What the kernels get for one range: each contribution's elements, and the coefficient that it enters the sum with."""
+"""The inputs of the kernels for one range: each contribution's elements and its coefficient in the sum."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +21,7 @@ class RangeInputs:
 
     Attributes:
         range_: The range. Its dtype is that of `arrays`, which may be narrower than the tensors' (quantized codes).
-        contributions: Whose elements they are, for limits and errors.
+        contributions: The contributions, for limits and errors.
         arrays: One array for each contribution. If the range is a whole segment in memory, it may be the list of the
             segment's tensors, which saves a copy into one array.
         coefficients: One for each contribution: cᵢ of a sum, or its weight for `Columns`.

@@ -146,9 +146,9 @@ class DiskStore:
                 raise OSError(f"{self._path(chunk)}: {written} of {expected} bytes written: the disk is full")
 
     @contextmanager
-    def _open(self, chunk: SegmentRange, how: int) -> Iterator[int]:
+    def _open(self, chunk: SegmentRange, flags: int) -> Iterator[int]:
         with self._attribute_errors():
-            file = os.open(self._path(chunk), how | os.O_CLOEXEC)
+            file = os.open(self._path(chunk), flags | os.O_CLOEXEC)
             try:
                 yield file
             finally:

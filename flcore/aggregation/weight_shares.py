@@ -7,7 +7,7 @@ from flcore.errors import AggregationError
 
 
 def cap_weights(weights: Sequence[float], max_share: float) -> list[float]:
-    """Return weights of which none is more than a share of their sum. Weights that are not capped stay as they are.
+    """Return weights of which none is more than `max_share` of their sum. The others stay as they are.
 
     With the k largest weights capped to c and a sum R of the others, the bound c = max_share · (k · c + R) gives
     c = max_share · R / (1 - k · max_share). The solution has the smallest k for which no other weight is above c.

@@ -1,4 +1,4 @@
-"""Who takes part in a federation: certificates, the authority that signs them, and the server's view of a peer.
+"""Identities in a federation: certificates, the authority that signs them, and the server's checks of peers.
 
 Only this package imports `cryptography`. It has no sockets; the transport is given PEM bytes.
 """

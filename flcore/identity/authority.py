@@ -60,7 +60,7 @@ SERVER_NAME = "server"
 
 
 class Authority:
-    """An open authority. Its key is read where something is signed, and kept nowhere.
+    """An open authority. Its key is read for each signature, and is not kept in memory.
 
     Attributes:
         directory: The directory that `create` has made.
@@ -71,13 +71,13 @@ class Authority:
     def __init__(self, directory: Path) -> None:
         """Open a directory, or raise `CertificateError`."""
         self.directory = directory
-        self._own, self._server = directory / "authority", directory / "server"
-        if not self._own.is_dir():
+        self._private, self._server = directory / "authority", directory / "server"
+        if not self._private.is_dir():
             raise CertificateError(
                 f"{directory}: expected the directory of a certificate authority, got none; give another one "
                 f"(--dir), or make one (flcore certs init)"
             )
-        path = self._own / "ca.pem"
+        path = self._private / "ca.pem"
         self.certificate = parse_certificates(read_file(path), str(path))[0]
         self.federation = require_name(self.certificate.common_name, f"the federation ({path})")
 
@@ -113,15 +113,15 @@ class Authority:
         directory.parent.mkdir(parents=True, exist_ok=True)
         hidden = Path(tempfile.mkdtemp(PARTIAL_SUFFIX, f".{directory.name}.", directory.parent))  # 0700
         try:
-            _fill(hidden, authority, server)
-            _appear(hidden, directory)
+            _write_files(hidden, authority, server)
+            _publish(hidden, directory)
         finally:
             shutil.rmtree(hidden, ignore_errors=True)
         return cls(directory)
 
     @property
     def server_directory(self) -> Path:
-        """What `flcore server --certs` reads."""
+        """The directory that `flcore server --certs` reads."""
         return self._server
 
     @property
@@ -131,7 +131,7 @@ class Authority:
 
     def issued(self) -> list[IssuedCertificate]:
         """Return all certificates that were issued, by role, name and expiry."""
-        return read_issued(self._own / "issued", read_deny_list(self._server / "revoked.txt"))
+        return read_issued(self._private / "issued", read_deny_list(self._server / "revoked.txt"))
 
     def issue(self, name: str, role: Role = Role.CLIENT, *, now: datetime, days: int = CLIENT_DAYS) -> KeyPair:
         """Issue the certificate of a new client or lead.
@@ -214,16 +214,16 @@ class Authority:
         return parse_certificates(read_private_file(path), str(path))[0]
 
     def _issue(self, role: Role, name: str, days: int, now: datetime, hosts: Sequence[str] = ()) -> KeyPair:
-        path = self._own / "ca.key"
+        path = self._private / "ca.key"
         require_valid_at(self.certificate, now, str(path), "make a new authority (flcore certs init)")
         pair = _sign(self.certificate, read_private_file(path), role, name, days, now, hosts, where=str(path))
-        _record(self._own, pair)
+        _record(self._private, pair)
         return pair
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        with locked(self._own / "lock"):
-            for directory in (self._own / "issued", self._server):
+        with locked(self._private / "lock"):
+            for directory in (self._private / "issued", self._server):
                 remove_partial_files(directory)
             yield
 
@@ -245,8 +245,8 @@ def _sign(
     return sign_member(authority, key, role, name, days, now, hosts)
 
 
-def _record(own: Path, pair: KeyPair) -> None:
-    create_file(own / "issued" / f"{pair.certificate.parsed.serial_number:040x}.pem", pair.certificate.pem)
+def _record(private: Path, pair: KeyPair) -> None:
+    create_file(private / "issued" / f"{pair.certificate.parsed.serial_number:040x}.pem", pair.certificate.pem)
 
 
 def _server_pem(pair: KeyPair) -> bytes:
@@ -254,21 +254,21 @@ def _server_pem(pair: KeyPair) -> bytes:
     return pair.certificate.pem + pair.key_pem
 
 
-def _fill(directory: Path, authority: KeyPair, server: KeyPair) -> None:
-    own, served = directory / "authority", directory / "server"
-    for made in (own, own / "issued", served):
+def _write_files(directory: Path, authority: KeyPair, server: KeyPair) -> None:
+    private, server_directory = directory / "authority", directory / "server"
+    for made in (private, private / "issued", server_directory):
         made.mkdir(mode=0o700)
-    create_file(own / "ca.key", authority.key_pem, mode=PRIVATE)
-    create_file(own / "ca.pem", authority.certificate.pem)
-    _record(own, server)
-    create_file(served / "ca.pem", authority.certificate.pem)
-    create_file(served / "server.pem", _server_pem(server), mode=PRIVATE)
-    create_deny_list(served / "revoked.txt")
+    create_file(private / "ca.key", authority.key_pem, mode=PRIVATE)
+    create_file(private / "ca.pem", authority.certificate.pem)
+    _record(private, server)
+    create_file(server_directory / "ca.pem", authority.certificate.pem)
+    create_file(server_directory / "server.pem", _server_pem(server), mode=PRIVATE)
+    create_deny_list(server_directory / "revoked.txt")
     create_file(directory / ".gitignore", b"*\n")  # keys belong into no repository
-    sync_directory(own)
+    sync_directory(private)
 
 
-def _appear(hidden: Path, directory: Path) -> None:
+def _publish(hidden: Path, directory: Path) -> None:
     try:
         hidden.rename(directory)  # replaces an empty directory, and nothing else
     except OSError as error:

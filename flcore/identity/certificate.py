@@ -1,4 +1,4 @@
-"""Certificates that are read: their facts, and what is wrong with them at a given time."""
+"""Certificates: parsed, and checked for their validity, usage and key."""
 
 import hashlib
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ MALFORMED = (
     x509.UnsupportedGeneralNameType,
     CryptographyDeprecationWarning,  # where warnings are errors: for what a later release refuses
 )
-"""What `cryptography` raises for input that is not a sound certificate or key."""
+"""The exceptions that `cryptography` raises for malformed certificates and keys."""
 
 USES = {
     Role.CLIENT: ExtendedKeyUsageOID.CLIENT_AUTH,
@@ -48,7 +48,7 @@ USE_NAMES = {ExtendedKeyUsageOID.CLIENT_AUTH: "clientAuth", ExtendedKeyUsageOID.
 
 @dataclass(frozen=True)
 class Certificate:
-    """One certificate and the facts of it that flcore uses, all read at once.
+    """One certificate, and its fields that flcore uses, parsed once.
 
     Attributes:
         parsed: The certificate of `cryptography`.
@@ -94,7 +94,7 @@ class Certificate:
 
     @property
     def flcore_uris(self) -> tuple[str, ...]:
-        """All of its URIs that look as if they were identities."""
+        """Its URIs with the scheme `flcore`, valid or not."""
         names = (name.removeprefix("URI:") for name in self.alternative_names if name.startswith("URI:"))
         return tuple(uri for uri in names if uri.lower().startswith(SCHEME))
 
@@ -141,18 +141,18 @@ def parse_certificates(pem: bytes, where: str) -> list[Certificate]:
     Raises:
         CertificateError: The content is malformed, or has no certificate.
     """
-    with _malformed(where, "certificates"):
-        return [_facts(parsed) for parsed in x509.load_pem_x509_certificates(pem)]
+    with _refuse_malformed(where, "certificates"):
+        return [_parse_fields(parsed) for parsed in x509.load_pem_x509_certificates(pem)]
 
 
 def parse_private_key(pem: bytes, where: str) -> PrivateKeyTypes:
     """Return the unencrypted private key of a PEM file, or raise `CertificateError`."""
-    with _malformed(where, "an unencrypted private key"):
+    with _refuse_malformed(where, "an unencrypted private key"):
         return load_pem_private_key(pem, None)
 
 
 @contextmanager
-def _malformed(where: str, expected: str) -> Iterator[None]:
+def _refuse_malformed(where: str, expected: str) -> Iterator[None]:
     try:
         yield
     except MALFORMED as error:
@@ -162,7 +162,7 @@ def _malformed(where: str, expected: str) -> Iterator[None]:
         ) from error
 
 
-def _facts(parsed: x509.Certificate) -> Certificate:
+def _parse_fields(parsed: x509.Certificate) -> Certificate:
     public_key = _public_bytes(parsed.public_key())
     uses: frozenset[x509.ObjectIdentifier] | None = None
     is_authority, names = False, []

@@ -48,7 +48,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ServerCertificates:
-    """What a server needs for mutual TLS.
+    """The credentials of a server for mutual TLS.
 
     Attributes:
         root_pem: The authorities whose clients are admitted, the federation's own one first.
@@ -57,7 +57,7 @@ class ServerCertificates:
         identity: The server's identity; its federation is the one that is served.
         hosts: The DNS names and IP addresses that the certificate holds for.
         expires: The last moment at which the certificate is valid.
-        peers: Tells who a call's peer is.
+        peers: Identifies the peer of a call.
     """
 
     root_pem: bytes
@@ -105,9 +105,9 @@ class ServerCertificateWatch:
         self._retry_at = math.inf
 
     def poll(self, now: datetime | None = None) -> tuple[bytes, bytes] | None:
-        """Return key and certificate in PEM where there are new ones that are sound; else None.
+        """Return key and certificate in PEM if there are new, valid ones; else None.
 
-        A file that is unsound is told to the log once, and the server keeps the certificate that it has.
+        An invalid file is logged once, and the server keeps the certificate that it has.
         """
         with self._lock:
             stamp = file_stamp(self._path)
@@ -129,7 +129,7 @@ class ServerCertificateWatch:
 
 @dataclass(frozen=True)
 class ClientCertificates:
-    """What a client needs for mutual TLS.
+    """The credentials of a client for mutual TLS.
 
     Attributes:
         root_pem: The authority by which the client knows the server.

@@ -1,9 +1,9 @@
 """The deny list: certificates that are revoked, by fingerprint, in a text file that is read again when it changes.
 
 A line has one SHA-256 fingerprint, of a certificate or of its public key, and after `#` a comment. Empty lines are
-skipped. The holder of a certificate can change its fingerprint, as ECDSA signatures are malleable, and not that of its
-public key; so the list has both. gRPC's Python API knows no
-revocation lists, so the server compares each call's certificate with this list.
+skipped. The list has both, because ECDSA signatures are malleable: the holder of a certificate can change its
+fingerprint, but not that of its public key. gRPC's Python API knows no revocation lists, so the server compares each
+call's certificate with this list.
 """
 
 import logging
@@ -32,9 +32,9 @@ logger = logging.getLogger(__name__)
 class DenyList:
     """A deny list that is in use. Safe to use from any thread.
 
-    A list that is damaged or removed while it is in use admits nobody: what it denied stays denied, its sound lines are
-    added, and the log says so once. An entry that is taken out of a sound list is admitted again. An
-    empty file counts as damaged: a copy over the list begins with one.
+    If the file is damaged or removed while it is in use, the fingerprints that it denied stay denied, those in its
+    valid lines are added, and the log says so once. A fingerprint that is taken out of a valid file is admitted again.
+    An empty file counts as damaged: a copy over the list begins with one.
 
     Example:
         >>> import tempfile
@@ -112,7 +112,7 @@ def deny(path: Path, fingerprints: Mapping[str, str]) -> None:
 
 
 def _parse(path: Path) -> tuple[frozenset[str], str]:
-    """Return the sound lines' fingerprints, and an error about the first other line, or ""."""
+    """Return the fingerprints of the valid lines, and an error about the first other line; "" if all are valid."""
     try:
         text = decode_text(read_file(path))
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Files of certificates and keys: written whole or not at all, keys for their owner's eyes only.
+"""Files of certificates and keys: written atomically; only their owner can read keys.
 
 A file is written under a hidden name in the same directory, synced, and then renamed. Readers see the old content or
 the new one. A hidden file that a killed writer has left is removed by `remove_partial_files`.
@@ -20,6 +20,8 @@ MAX_FILE_BYTES = 1 << 20
 """Far above every file of a few certificates; nothing larger is read."""
 
 PRIVATE, PUBLIC = 0o600, 0o644
+"""The modes of files with and without a key."""
+
 PARTIAL_SUFFIX = ".partial"
 
 NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}
@@ -27,7 +29,7 @@ NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}
 
 
 class FileStamp(NamedTuple):
-    """What tells two versions of a file apart without reading them."""
+    """The metadata by which two versions of a file differ, so that an unchanged file is not read again."""
 
     mtime_ns: int
     ctime_ns: int
@@ -91,7 +93,7 @@ def _write_partial(path: Path, data: bytes, mode: int) -> Path:
 
 
 def sync_directory(directory: Path) -> None:
-    """See that the names in a directory are on the disk."""
+    """Flush the names in a directory to disk."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -108,7 +110,7 @@ def remove_partial_files(directory: Path) -> None:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock of a file, which is made if need be; wait for a process that holds it."""
+    """Hold the lock of a file, which is created if needed. Waits while another process holds it."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, PRIVATE)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -62,8 +62,8 @@ def identity_table(content: Mapping[str, Any], where: str) -> IdentityTable | No
         problem = error.errors()[0]
         place = ".".join(["identity", *(str(part) for part in problem["loc"])])
         raise CertificateError(
-            f"{where}: {place}: expected the keys {', '.join(IdentityTable.model_fields)}, strings but mapped, got: "
-            f"{problem['msg']}; correct it, or unpack the kit again"
+            f"{where}: {place}: expected the keys {', '.join(IdentityTable.model_fields)}, all strings except mapped, "
+            f"got: {problem['msg']}; correct it, or unpack the kit again"
         ) from error
     except ValueError as error:
         raise CertificateError(f"{where}: identity.server: {error}; correct it") from error
@@ -85,7 +85,7 @@ def require_server_address(address: str) -> str:
 
 
 def kit_path(out: Path, name: str) -> Path:
-    """Return where a kit is written; raise `CertificateError` where there is a file."""
+    """Return the path of a new kit. Raises `CertificateError` if there is a file."""
     path = out / f"{name}.zip"
     if path.exists() or path.is_symlink():
         raise CertificateError(
@@ -109,7 +109,7 @@ def write_kit(out: Path, pair: KeyPair, authority: Certificate, server: str) -> 
     try:
         create_file(path, data, mode=PRIVATE)
     except FileExistsError:
-        kit_path(out, identity_of(pair).name)
+        kit_path(out, identity_of(pair).name)  # raises the error that says what to do
         raise
     return path
 

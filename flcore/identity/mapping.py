@@ -100,7 +100,7 @@ def _row(row: Any, where: str) -> tuple[str, Member]:
 
 
 def _key(row: Mapping[str, str], where: str) -> str:
-    """Return what a row is found by: a subject in the one form that RFC 4514 text of equal names has here, or a SAN."""
+    """Return the key of a row: its subject in canonical RFC 4514 form, or its alternative name."""
     if "san" in row:
         kind, separator, value = row["san"].partition(":")
         if separator and value and kind in SAN_KINDS:

@@ -1,4 +1,4 @@
-"""Identities, and their URIs `flcore://FEDERATION/ROLE/NAME`, which stand in the subject alternative names."""
+"""Identities, and their URIs `flcore://FEDERATION/ROLE/NAME`, which stand in the certificates' alternative names."""
 
 import ipaddress
 import re
@@ -17,7 +17,7 @@ _HOST_LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 
 
 class Role(StrEnum):
-    """What the holder of a certificate may be."""
+    """The role of a certificate's holder. A server admits clients only: no call is open to `lead` yet."""
 
     CLIENT = "client"
     SERVER = "server"
@@ -30,7 +30,7 @@ class Identity:
 
     Attributes:
         federation: The federation's name.
-        role: What the holder may be in it.
+        role: The holder's role in it.
         name: The holder's name; a client's name in the protocol is equal to it.
         fingerprint: The SHA-256 digest of the certificate's DER encoding, 64 hexadecimal digits.
     """
@@ -71,21 +71,21 @@ def parse_uri(uri: str, fingerprint: str) -> Identity:
     return Identity(parts[0], Role(parts[1]), parts[2], fingerprint)
 
 
-def require_name(name: str, whose: str) -> str:
+def require_name(name: str, owner: str) -> str:
     """Return a name of a federation or of one of its members, or raise `CertificateError`.
 
-    The rule is the contract's for clients: names are also files in kits, so nothing else may get through.
+    The rule is the contract's for clients: names are also names of files in kits, so other characters are refused.
     """
     if not _NAME.fullmatch(name):
         raise CertificateError(
-            f"the name of {whose}: expected 1 to 64 letters, digits, dots, underscores and hyphens of ASCII, the first "
+            f"the name of {owner}: expected 1 to 64 letters, digits, dots, underscores and hyphens of ASCII, the first "
             f"one a letter or a digit, got {printable(name, 100)!r}; choose another name"
         )
     return name
 
 
 def require_fingerprint(text: str) -> str:
-    """Return a fingerprint in its one form; or raise `ValueError`. Upper case and colons, as OpenSSL prints, are read.
+    """Return a fingerprint in lower case without colons, or raise `ValueError`. Reads the form of OpenSSL, too.
 
     >>> require_fingerprint("AB:" * 31 + "AB") == "ab" * 32
     True

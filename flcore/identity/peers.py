@@ -1,7 +1,7 @@
-"""Peers: from the certificate of a call to an identity, or to a refusal. It is asked at every call.
+"""Verification of peers: from the certificate of a call to an identity, or to a refusal. Every call is verified.
 
 A certificate that the federation's own authority has signed has its identity in its URI. One of another authority has
-a name by the mapping alone: a URI in it would be that authority's word about our names.
+a name by the mapping alone: otherwise that authority could assign the federation's names.
 """
 
 from collections.abc import Collection
@@ -16,15 +16,15 @@ from flcore.identity.names import Identity, Role
 from flcore.text import printable
 
 CACHED_PEERS = 16_384
-"""Certificates whose facts are kept, some KB each. What depends on the time or the deny list is never kept.
+"""Parsed certificates in the cache, some KB each. Nothing that depends on the time or the deny list is cached.
 
-More than a server has connections: a server checks all sessions in turn, and with fewer places each check would find
-its certificate dropped and parse it anew (0.3 ms instead of 9 us, on the event loop).
+More than a server has connections: it checks all sessions in turn, and with fewer places each check would find its
+certificate dropped and parse it anew (0.3 ms instead of 9 us, on the event loop).
 """
 
 
 class PeerVerifier:
-    """Tells who a peer is. TLS has verified the certificate's chain before. Safe to use from any thread."""
+    """Identifies peers by certificates whose chains TLS has verified. Safe to use from any thread."""
 
     def __init__(
         self, federation: str, authority: Certificate, deny_list: DenyList, mapping: CertificateMapping | None = None
@@ -76,7 +76,7 @@ class PeerVerifier:
         return identity
 
     def _read_certificate(self, pem: bytes) -> tuple[Certificate, Identity]:
-        """Return what does not change with time."""
+        """Return the certificate and the identity, which do not change with time."""
         try:
             certificate = parse_certificates(pem, "the peer's certificate")[0]
             if not certificate.is_issued_by(self._authority):

@@ -25,7 +25,7 @@ MAX_DAYS = 36_500
 CLOCK_SKEW = timedelta(minutes=5)
 """How far back a certificate's validity begins: clocks of other machines may be behind this one's."""
 
-_NO_USE = dict.fromkeys(
+_NO_KEY_USAGE = dict.fromkeys(
     (
         "digital_signature",
         "content_commitment",
@@ -56,7 +56,7 @@ def sign_authority(federation: str, days: int, now: datetime) -> KeyPair:
     builder = (
         _builder(name, name, key, now, _expiry(now, days))
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(x509.KeyUsage(**_NO_USE | {"key_cert_sign": True, "crl_sign": True}), critical=True)
+        .add_extension(x509.KeyUsage(**_NO_KEY_USAGE | {"key_cert_sign": True, "crl_sign": True}), critical=True)
     )
     return _signed(builder, key, key)
 
@@ -75,14 +75,14 @@ def sign_member(
     Args:
         authority: The authority's certificate. Its common name is the federation.
         authority_key: The key of this certificate.
-        role: What the member may be.
+        role: The member's role.
         name: The member's name.
         days: The lifetime in days.
         now: The present time.
         hosts: For a server, its DNS names and IP addresses in canonical form.
 
     Raises:
-        CertificateError: The name is none, or the lifetime is longer than the authority's.
+        CertificateError: The name is invalid, or the lifetime is longer than the authority's.
     """
     federation = authority.common_name
     uri = build_uri(federation, role, name)
@@ -99,7 +99,7 @@ def sign_member(
     builder = (
         _builder(_subject(name, federation), authority.parsed.subject, key, now, expires)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(x509.KeyUsage(**_NO_USE | {"digital_signature": True}), critical=True)
+        .add_extension(x509.KeyUsage(**_NO_KEY_USAGE | {"digital_signature": True}), critical=True)
         .add_extension(x509.ExtendedKeyUsage([USES[role]]), critical=False)
         .add_extension(x509.SubjectAlternativeName(names), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key()), critical=False)

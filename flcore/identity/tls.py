@@ -1,4 +1,4 @@
-"""Mutual TLS for the transport: a server's keys and whose certificates it accepts; a client's keys."""
+"""Mutual TLS for the transport: the keys of a server and its checks of clients; the keys of a client."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ class FederationTls:
         return self._keys
 
     def identify(self, certificate: PeerCertificate) -> Identity:
-        """Return which client a certificate stands for, or raise `Refused`: revoked, expired, another role or CA."""
+        """Return the client that a certificate identifies. Raises `Refused`: revoked, expired, another role or CA."""
         try:
             return self.certificates.peers.identify(certificate.pem, (Role.CLIENT,))
         except IdentityRefused as error:

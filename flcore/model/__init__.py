@@ -1,1 +1,1 @@
-"""What travels and is aggregated: named tensors over a flat parameter space."""
+"""Models: named tensors over a flat parameter space, in memory and in files."""

@@ -73,6 +73,7 @@ def _torch_metadata(tensor: Any) -> DtypeAndShape | None:
 
     if tensor.device.type in ("cpu", "meta") or tensor.layout is not torch.strided:
         return None
+    # NumPy knows the name "bfloat16" because ml_dtypes has registered it.
     return np.dtype(str(tensor.dtype).removeprefix("torch.")), tuple(tensor.shape)
 
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy.typing as npt
 
+from flcore.model.arrays import AnyArrays
 from flcore.model.chunks import ChunkSource, copy_chunks
-from flcore.model.model import Arrays, NamedArrays
+from flcore.model.model import NamedArrays
 from flcore.model.model_paths import PathLike, split_model_path
 from flcore.model.model_writer import ModelWriter
 from flcore.model.shard_layout import SHARD_BYTES
@@ -16,7 +17,7 @@ from flcore.model.stored_model import StoredModel, open_shards
 
 
 def save(
-    model: Arrays | ChunkSource,
+    model: AnyArrays | ChunkSource,
     path: PathLike,
     metadata: Mapping[str, str] | None = None,
     *,

@@ -58,7 +58,7 @@ class GlobalModel(ChunkSource, Protocol):
         ...
 
     def arrays(self, like: AnyArrays | None = None) -> dict[str, Any]:
-        """Return read-only arrays by name, in the order of the spec; with `like`, copies of its arrays' kinds."""
+        """Return read-only arrays by name, in the order of the spec; with `like`, copies in its libraries."""
         ...
 
 

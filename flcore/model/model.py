@@ -1,7 +1,7 @@
 """Models in memory: `Model` (flat segments), `NamedArrays` (a user's own arrays), `ModelPool` (reused memory).
 
-Each is a source of a payload: the transport reads ranges of segments from it. Models in files have the same methods
-(`stored_model`, `model_writer`).
+The first two are sources of a payload: the transport reads ranges of segments from them. Models in files have the same
+methods (`stored_model`, `model_writer`).
 """
 
 import weakref
@@ -172,8 +172,8 @@ class ModelPool:
     """Creates uninitialized models in the memory of earlier ones that nobody refers to any more.
 
     malloc returns blocks as large as a model to the system. The page faults of new blocks then cost more than all other
-    work on the model. The pool keeps as much memory as its models needed at one time, and a block is reused only after
-    the last view of it is gone.
+    work on the model. The pool keeps as much memory as its models have needed at any one time, and a block is reused
+    only after the last view of it is gone.
     """
 
     def __init__(self) -> None:

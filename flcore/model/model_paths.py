@@ -31,12 +31,12 @@ def split_model_path(path: PathLike) -> tuple[Path, str]:
         >>> split_model_path("runs/best.safetensors"), split_model_path("Qwen2.5-merged")
         ((PosixPath('runs'), 'best'), (PosixPath('Qwen2.5-merged'), 'model'))
     """
-    directory = Path(path)
+    target = Path(path)
     if _is_file_path(path):
-        return directory.parent, directory.name.removesuffix(MODEL_SUFFIX)
-    if not os.fspath(path) or directory.name == MODEL_SUFFIX or directory.name.endswith(INDEX_SUFFIX):
+        return target.parent, target.name.removesuffix(MODEL_SUFFIX)
+    if not os.fspath(path) or target.name == MODEL_SUFFIX or target.name.endswith(INDEX_SUFFIX):
         raise SpecError(f"expected NAME{MODEL_SUFFIX} or a directory to write a model to, got {os.fspath(path)!r}")
-    return directory, "model"
+    return target, "model"
 
 
 def require_directory(path: PathLike) -> Path:
@@ -58,7 +58,7 @@ HEAD_BYTES = 512
 """The bytes that identify a file's format. The last signature, a tar archive's, ends at byte 262."""
 
 _CONVERT = "read it with the library that wrote it, and write its tensors with flcore.save"
-_AGAIN = "download it again, logged in if its server requires it"
+_DOWNLOAD_AGAIN = "download it again, logged in if its server requires it"
 _UNPACK = "unpack it first"
 
 _SIGNATURES = (
@@ -79,8 +79,8 @@ _SIGNATURES = (
 )
 """A file's first bytes, the format that they identify, and advice."""
 
-_PYTORCH = (".bin", ".pt", ".pth", ".ckpt")
-_OTHERS = (".h5", ".msgpack", ".gguf", ".npz", ".npy", ".onnx", ".pkl")
+_PYTORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+_OTHER_SUFFIXES = (".h5", ".msgpack", ".gguf", ".npz", ".npy", ".onnx", ".pkl")
 
 
 def identify_signature(head: bytes) -> str | None:
@@ -96,9 +96,9 @@ def identify_signature(head: bytes) -> str | None:
     'a GGUF file, as llama.cpp reads: give the safetensors files that it was made from'
     """
     if not head:
-        return f"empty: {_AGAIN}"
+        return f"empty: {_DOWNLOAD_AGAIN}"
     if not any(head):
-        return f"nothing but zeros, as an interrupted download leaves: {_AGAIN}"
+        return f"nothing but zeros, as an interrupted download leaves: {_DOWNLOAD_AGAIN}"
     for signature, kind, remedy in _SIGNATURES:
         if head.startswith(signature):
             return f"{kind}: {remedy}"
@@ -107,7 +107,7 @@ def identify_signature(head: bytes) -> str | None:
     if head[257:262] == b"ustar":
         return f"a tar archive: {_UNPACK}"
     if head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"<"):
-        return f"an HTML or XML page, as a server sends in place of a file: {_AGAIN}"
+        return f"an HTML or XML page, as a server sends in place of a file: {_DOWNLOAD_AGAIN}"
     return None
 
 
@@ -149,11 +149,11 @@ def describe_directory(directory: Path) -> str:
         return f"it holds files of a model ({models[0]}) without their index: copy model{INDEX_SUFFIX} there too"
     if models:
         return f"it holds {_first_and_count(models)}: give the file {directory / models[0]} itself"
-    pickled = [name for name in names if name.endswith(_PYTORCH)]
+    pickled = [name for name in names if name.endswith(_PYTORCH_SUFFIXES)]
     weights = [name for name in pickled if "model" in name] or pickled  # a trainer also writes optimizer.pt and others
     if weights:
         return f"it holds {_first_and_count(weights)}, which PyTorch writes: {_CONVERT}"
-    others = [name for name in names if name.endswith(_OTHERS)]
+    others = [name for name in names if name.endswith(_OTHER_SUFFIXES)]
     if others:
         return f"it holds {_first_and_count(others)}, which is not safetensors: {_CONVERT}"
     nested = sorted([*directory.glob(f"*/model{MODEL_SUFFIX}"), *directory.glob(f"*/model{INDEX_SUFFIX}")])

@@ -197,7 +197,7 @@ class RangeSet:
 class TemporaryModels:
     """Creates models in files below a directory. A model's files are removed when nobody refers to it any more.
 
-    `publish` gives a model's files a lasting name, without a copy.
+    `atomic_replace.publish` gives a model's files a lasting name, without a copy.
 
     Args:
         directory: The directory. It is created when needed; its earlier content is removed.

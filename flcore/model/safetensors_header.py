@@ -28,7 +28,7 @@ METADATA = "__metadata__"
 DTYPE_NAMES = {row.safetensors: name for name, row in LAYOUT_DTYPES.items() if row.safetensors}
 """flcore's dtypes by their safetensors names. Others, such as F8_E4M3, are not supported."""
 
-_CODES = {name: code for code, name in DTYPE_NAMES.items()}
+_SAFETENSORS_NAMES = {name: safetensors for safetensors, name in DTYPE_NAMES.items()}
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def plan_header(tensors: Sequence[TensorSpec], metadata: Mapping[str, str]) -> t
         _require_name(tensor.name)
         offsets[tensor.name], end = end, end + tensor_bytes(tensor)
         entries[tensor.name] = {
-            "dtype": _CODES[tensor.dtype],
+            "dtype": _SAFETENSORS_NAMES[tensor.dtype],
             "shape": list(tensor.shape),
             "data_offsets": [offsets[tensor.name], end],
         }

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from flcore_layout import ALIGNMENT
+from flcore_layout import aligned
 
 from flcore.errors import SpecError, TensorMismatch
 from flcore.model.arrays import AnyArrays, dtype_and_shape, flatten
@@ -127,8 +127,8 @@ class SegmentSpec:
     def gaps(self, first: int, stop: int) -> npt.NDArray[np.int64]:
         """Return the gaps in the range `first` to `stop` as `[start, stop, start, stop, ...]`; none is empty.
 
-        Vectorized, because a segment may have ten thousands of tensors: a gap runs from the stop of each tensor to the
-        start of the next one, both clipped to the range.
+        Vectorized, because a segment may have tens of thousands of tensors: a gap runs from the stop of each tensor to
+        the start of the next one, both clipped to the range.
         """
         starts, stops = self._borders
         low, high = int(np.searchsorted(starts, first, "right")) - 1, int(np.searchsorted(starts, stop, "left"))
@@ -207,7 +207,7 @@ class ModelSpec:
         for tensor in self.tensors:
             start = ends.get(tensor.dtype, 0)
             spans.setdefault(tensor.dtype, []).append(TensorSpan(tensor, start))
-            ends[tensor.dtype] = start + -(-tensor.size // ALIGNMENT) * ALIGNMENT
+            ends[tensor.dtype] = start + aligned(tensor.size)
         return tuple(SegmentSpec(dtype, tuple(spans[dtype]), ends[dtype]) for dtype in spans)
 
     @cached_property

@@ -178,7 +178,7 @@ def described(thing: Any) -> DeviceArray:
     """
     if isinstance(thing, DeviceArray):
         return thing
-    return replace(_seen(thing, LEGACY_STREAM), owner=thing, is_described=True)
+    return replace(_metadata_of(thing, LEGACY_STREAM), owner=thing, is_described=True)
 
 
 def on_device(thing: Any, place: Place, stream: Follower, waited: set[str]) -> DeviceArray:
@@ -194,7 +194,7 @@ def on_device(thing: Any, place: Place, stream: Follower, waited: set[str]) -> D
         return replace(thing, is_described=False)
     with place.current():
         if not hasattr(exporter, "__dlpack__"):
-            found = _seen(exporter, stream.pointer)
+            found = _metadata_of(exporter, stream.pointer)
             if found.size:
                 found = replace(found, device=place.number_at(found.address))
             for other in _streams_of(exporter):
@@ -202,19 +202,20 @@ def on_device(thing: Any, place: Place, stream: Follower, waited: set[str]) -> D
             return found
         number = device_of(exporter)
         if number != place.number:  # exporters fail, or wait wrongly, if their device is not the current one
-            raise BufferMismatch(elsewhere("it", number, place.number))
-        found = _seen(exporter, stream.pointer)
+            raise BufferMismatch(wrong_device("it", number, place.number))
+        found = _metadata_of(exporter, stream.pointer)
     if library in BY_THREAD:
         waited.add(library)
     return found
 
 
-def elsewhere(what: str, number: int | None, ours: int) -> str:
+def wrong_device(what: str, number: int | None, ours: int) -> str:
     """Return the error message for an array on another device."""
     return f"{what} is on device {number}, and this backend works on device {ours}: ask for backend('cuda:{number}')"
 
 
-def _seen(thing: Any, stream: int) -> DeviceArray:
+def _metadata_of(thing: Any, stream: int) -> DeviceArray:
+    """Return an array's address, shape and dtype. With DLPack, `stream` then waits for the exporter's work."""
     try:
         has_capsule = hasattr(thing, "__dlpack__")
         found = _from_capsule(_capsule_of(thing, stream)) if has_capsule else _from_interface(thing)
@@ -261,15 +262,15 @@ def _from_capsule(capsule: Any) -> DeviceArray:
 
 
 def _from_interface(thing: Any) -> DeviceArray:
-    told = thing.__cuda_array_interface__
-    address, is_read_only = told["data"]
-    shape = tuple(int(extent) for extent in told["shape"])
-    dtype: np.dtype[Any] = np.dtype(told["typestr"])
+    interface = thing.__cuda_array_interface__
+    address, is_read_only = interface["data"]
+    shape = tuple(int(extent) for extent in interface["shape"])
+    dtype: np.dtype[Any] = np.dtype(interface["typestr"])
     if dtype.newbyteorder("=") != dtype or not dtype.itemsize:
-        raise ValueError(f"its elements are {told['typestr']!r}; expected numbers in native byte order")
-    if told.get("mask") is not None:
+        raise ValueError(f"its elements are {interface['typestr']!r}; expected numbers in native byte order")
+    if interface.get("mask") is not None:
         raise ValueError("it has a mask, which kernels ignore; fill the masked elements first")
-    strides = told.get("strides")
+    strides = interface.get("strides")
     if strides is not None and any(step % dtype.itemsize for step in strides):
         raise ValueError(f"its strides are {tuple(strides)}; expected multiples of {dtype.itemsize} bytes")
     steps = None if strides is None else tuple(step // dtype.itemsize for step in strides)
@@ -280,9 +281,9 @@ def _from_interface(thing: Any) -> DeviceArray:
 
 def _streams_of(thing: Any) -> list[int]:
     """Return the streams that may still write to an array with the older interface: one or none."""
-    told = thing.__cuda_array_interface__
-    stream = told.get("stream")
-    return [int(stream or LEGACY_STREAM)] if stream is not None or told["version"] < 3 else []
+    interface = thing.__cuda_array_interface__
+    stream = interface.get("stream")
+    return [int(stream or LEGACY_STREAM)] if stream is not None or interface["version"] < 3 else []
 
 
 def _require_sound(array: DeviceArray) -> None:

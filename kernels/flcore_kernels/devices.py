@@ -26,9 +26,9 @@ def backend(
     Numba or CuPy is imported with the first backend of its kind, not with the package.
 
     Args:
-        name: `"cpu"`; `"cuda"`, which is device 0; `"cuda:1"`; or `"auto"`: the device of `like`. `"auto"` is the CPU
-            for arrays in host memory, because the bus to a device would limit them, and, after one warning, if the
-            device cannot be used.
+        name: `"cpu"`; `"cuda"`, which is device 0; `"cuda:1"`; or `"auto"`: the device of `like`. For arrays in host
+            memory this is the CPU, because the bus to a device would limit them. If the device cannot be used, it is
+            the CPU after one warning.
         threads: Threads of the CPU at most. Default: `FLCORE_THREADS`, or else the cores that this process may use. No
             result depends on it.
         like: An array on the device that `"auto"` chooses.
@@ -79,6 +79,7 @@ def _cuda(number: int, threads: int | None, budget_bytes: int | None) -> Backend
 
 @cache
 def _warned() -> list[str]:
+    """Return the one list of warnings of the process: empty until the first."""
     return []
 
 

@@ -47,7 +47,7 @@ class Storage:
 
     @property
     def limit(self) -> float:
-        """The largest magnitude of an element that a sum takes."""
+        """The largest magnitude of an element that a sum takes; infinite if it takes every finite one."""
         if self.is_boolean:
             return 1.0
         return float(EXACT_INTEGER_LIMIT) if self.dtype.kind in "iu" and self.dtype.itemsize == 8 else np.inf

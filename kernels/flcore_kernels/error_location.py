@@ -38,10 +38,11 @@ def locate_error(
     where: str,
     fetch: Callable[[Buffer], Buffer] = unchanged,
 ) -> KernelError:
-    """Return the error of a call that failed at or behind an element.
+    """Return the error of a call that failed at an element or after it.
 
     It is `NotFinite` or `Overflow` of the first operand with a bad element in the buffer at `element`. If no operand is
-    at fault, it is an `Overflow` of their sum, which does not fit into `where`. `fetch` copies a buffer to host memory.
+    at fault, it is an `Overflow` of their sum, which does not fit into what `where` names. `fetch` copies a buffer to
+    host memory.
     """
     storage = lookup(dtype)
     places = offsets_of(sizes_of(operands[0]))

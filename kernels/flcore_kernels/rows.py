@@ -123,7 +123,7 @@ def require_writable(out: Operand) -> None:
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of a call: row r is a part of run `runs[r]`, and batch b is the rows `batches[b]` to `batches[b + 1]`.
+    """The rows of a call. Row r is a part of run `runs[r]`; batch b ends before row `batches[b + 1]`.
 
     Attributes:
         runs: The run of each row.

@@ -22,7 +22,7 @@ from flcore_kernels.shared_call import HAS_GATES, ExitGate, SharedCall
 Result = TypeVar("Result")
 
 _exit = ExitGate()
-VARIABLE = "FLCORE_THREADS"
+THREADS_VARIABLE = "FLCORE_THREADS"
 
 
 def available_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
@@ -49,11 +49,11 @@ def _quota(cgroup: Path) -> int | None:
 def thread_count(asked: int | None) -> int:
     """Return `asked`, or else `FLCORE_THREADS`, or else the number of available cores."""
     if asked is None:
-        given = os.environ.get(VARIABLE, "")
+        given = os.environ.get(THREADS_VARIABLE, "")
         if not given:
             return available_cores()
         if not given.isdecimal():
-            raise KernelError(f"expected a whole number of threads, at least 1, in {VARIABLE}, got {given!r}")
+            raise KernelError(f"expected a whole number of threads, at least 1, in {THREADS_VARIABLE}, got {given!r}")
         asked = int(given)
     if asked < 1:
         raise KernelError(f"expected at least 1 thread, got {asked}")
@@ -95,13 +95,13 @@ class Pool:
         ended = threading.Lock()
         ended.acquire()
 
-        def noted(_: int) -> Result:
+        def work_and_release(_: int) -> Result:
             try:
                 return work()
             finally:
                 ended.release()
 
-        call = SharedCall(noted, 1)
+        call = SharedCall(work_and_release, 1)
         calls = self._ready(self.threads)  # one more than `run` needs: the work itself may share out batches
         try:
             calls.put(call)

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from flcore_kernels.errors import BadState, BufferMismatch, OutOfDeviceMemory, SpoiledTotal, TooManyTerms
 
 ACCUMULATORS = ("exact", "float64", "float32")
-"""What a total can be: exact integers, or one float per element."""
+"""The kinds of a total: exact integers, or one float per element."""
 
 BLOCK = 64
 """Elements of an exact total that share a level."""
@@ -70,7 +70,7 @@ class Total:
         levels: For `exact`, an int16 per block; else empty. Both arrays are on the backend's device.
         terms: How many operands were added.
         weight: The exact sum of their weights, in units of 2^-1074.
-        scale: A float total's values are sums of weights divided by 2^scale; None as long as no weight is above 0.
+        scale: A float total sums elements times weights / 2^scale. None as long as no weight is above 0.
         is_spoiled: Whether an error has left the values half changed.
     """
 
@@ -92,7 +92,10 @@ class Total:
 
     @classmethod
     def unwritten(cls, elements: int, accumulate: str, zeros: Zeros = np.zeros) -> "Total":
-        """Return a total without levels, to be filled. NumPy's zeros take physical memory only when written to."""
+        """Return a total to be filled: its levels are 0, not `EMPTY`.
+
+        NumPy's zeros take physical memory only when they are written to.
+        """
         _require_accumulator(accumulate)
         if elements < 0:
             raise BufferMismatch(f"a total has 0 elements or more, not {elements}")
@@ -152,7 +155,7 @@ def save(total: Total, file: BinaryIO, chunks: Iterable[npt.NDArray[np.uint8]] |
     ).encode()
     digest = hashlib.blake2b(digest_size=16)
     begin: list[Any] = [_MAGIC, struct.pack("<I", len(header)), header]
-    for part in chain(begin, chunks or _little(total)):
+    for part in chain(begin, chunks or _little_endian(total)):
         digest.update(part)
         file.write(part)
     file.write(digest.digest())
@@ -192,7 +195,7 @@ def _bytes_of(total: Total) -> Iterable[npt.NDArray[np.uint8]]:
     return total.values.view(np.uint8), total.levels.view(np.uint8)
 
 
-def _little(total: Total) -> Iterator[npt.NDArray[np.uint8]]:
+def _little_endian(total: Total) -> Iterator[npt.NDArray[np.uint8]]:
     for array in (total.values, total.levels):
         yield array.astype(array.dtype.newbyteorder("<"), copy=False).view(np.uint8)
 

@@ -64,7 +64,7 @@ class Dtype:
         return self.is_quantized or (self.is_float and self.itemsize < 4)
 
     def scale_bytes(self, elements: int) -> int:
-        """Return the bytes of the scales of `elements` elements, 4 for each block.
+        """Return the bytes of the scales of `elements` elements (whole blocks), 4 for each block.
 
         >>> DTYPES["int8[64]"].scale_bytes(256)
         16
@@ -72,7 +72,7 @@ class Dtype:
         return elements // self.block * 4 if self.block else 0
 
     def elements_at(self, elements: int) -> int:
-        """Return the offset of the elements in a body of `elements` elements, behind the scales and their padding.
+        """Return the offset of the elements in a body of `elements` elements, after the scales and padding.
 
         >>> DTYPES["int8[256]"].elements_at(256)
         8
@@ -81,9 +81,9 @@ class Dtype:
 
 
 def _float(
-    name: str, bits: int, exponent: int, mantissa: int, storage: str, codes: tuple[str, str], alias: str
+    name: str, bits: int, exponent: int, mantissa: int, storage: str, file_and_wire: tuple[str, str], alias: str
 ) -> Dtype:
-    return Dtype(name, bits // 8, storage, *codes, exponent, mantissa, aliases=(alias,))
+    return Dtype(name, bits // 8, storage, *file_and_wire, exponent, mantissa, aliases=(alias,))
 
 
 def _integer(name: str, safetensors: str, alias: str) -> Dtype:

@@ -36,7 +36,7 @@ class PayloadPart:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The parts of a payload. A payload without parts has no pieces, as an answer of metrics alone."""
+    """The parts of a payload. A payload without parts has no pieces; an answer of metrics alone is one."""
 
     parts: tuple[PayloadPart, ...] = ()
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from flcore_kernels import KernelError, Quantized, backend
 from flcore_kernels.shared_call import SharedCall
-from flcore_kernels.threads import VARIABLE, Pool, available_cores, thread_count
+from flcore_kernels.threads import THREADS_VARIABLE, Pool, available_cores, thread_count
 
 from tests.kernels.cases import draw, finished, folded, mean, state_of
 
@@ -57,18 +57,18 @@ def test_no_more_cores_are_used_than_the_process_may_run_on(tmp_path: Path) -> N
 
 
 def test_an_argument_goes_before_the_variable_and_that_before_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.delenv(THREADS_VARIABLE, raising=False)
     assert thread_count(None) == available_cores()
-    monkeypatch.setenv(VARIABLE, "7")
+    monkeypatch.setenv(THREADS_VARIABLE, "7")
     assert thread_count(None) == 7
     assert thread_count(3) == 3
-    monkeypatch.setenv(VARIABLE, "")
+    monkeypatch.setenv(THREADS_VARIABLE, "")
     assert thread_count(None) == available_cores()
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "two", "1.5", " ", "²"])
 def test_a_number_of_threads_that_is_none_is_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(VARIABLE, text)
+    monkeypatch.setenv(THREADS_VARIABLE, text)
     with pytest.raises(KernelError, match="threads"):
         thread_count(None)
     with pytest.raises(KernelError, match="expected at least 1"):

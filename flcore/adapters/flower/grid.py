@@ -78,16 +78,16 @@ class StreamingGrid(Grid):  # type: ignore[misc]  # mypy runs without Flower
             For training, an iterator that yields replies as they arrive; else a list of all replies.
         """
         outgoing = list(messages)
-        trains = any(message.metadata.message_type.startswith(MessageType.TRAIN) for message in outgoing)
+        is_training = any(message.metadata.message_type.startswith(MessageType.TRAIN) for message in outgoing)
         # Flower returns None, or an empty identifier, for a message that it could not push.
         pending = [identifier for identifier in self._grid.push_messages(outgoing) if identifier] if outgoing else []
         del outgoing  # the messages hold the model
         replies = self._replies(pending, None if timeout is None else time.monotonic() + timeout)
-        return replies if trains else list(replies)
+        return replies if is_training else list(replies)
 
     def _replies(self, pending: list[str], deadline: float | None) -> Iterator[Message]:
         """Yield replies until none is pending or the deadline has passed; each message is asked for at least once."""
-        pause, is_first = MIN_POLL_S, True
+        pause_s, is_first = MIN_POLL_S, True
         while pending:
             began, answered = time.monotonic(), set[str]()
             for start in range(0, len(pending), self._at_once):
@@ -98,6 +98,6 @@ class StreamingGrid(Grid):  # type: ignore[misc]  # mypy runs without Flower
                     yield reply
                     del reply  # the loop variable would keep it alive while the next one is pulled
             pending, is_first = [identifier for identifier in pending if identifier not in answered], False
-            pause = MIN_POLL_S if answered else min(2 * pause, MAX_POLL_S)
+            pause_s = MIN_POLL_S if answered else min(2 * pause_s, MAX_POLL_S)
             if pending and not answered:
-                time.sleep(max(pause, time.monotonic() - began))  # wait at least as long as the poll took
+                time.sleep(max(pause_s, time.monotonic() - began))  # wait at least as long as the poll took

@@ -95,19 +95,19 @@ def _values(array: Array, name: str, client: str) -> Values:
 def _header(data: bytes) -> tuple[int, tuple[int, ...], bool, np.dtype[Any]]:
     """Return the offset of the values, their shape, whether they are in Fortran order, and their dtype.
 
-    NumPy's own reader evaluates the header as a Python literal. A stranger's header is matched with a pattern instead.
+    NumPy's own reader evaluates the header as a Python literal. A client's header is matched with a pattern instead.
     """
     version = npy.read_magic(BytesIO(data[:8]))
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f"expected version 1.0 or 2.0 of the .npy format, got {version[0]}.{version[1]}")
-    begin = 10 if version == (1, 0) else 12
-    start = begin + int.from_bytes(data[8:begin], "little")
-    found = HEADER.fullmatch(data[begin:start]) if start <= MAX_HEADER_BYTES else None
+    header_at = 10 if version == (1, 0) else 12
+    values_at = header_at + int.from_bytes(data[8:header_at], "little")
+    found = HEADER.fullmatch(data[header_at:values_at]) if values_at <= MAX_HEADER_BYTES else None
     if found is None:
         raise ValueError("its header is not one that NumPy writes for a plain array")
     descr, order, extents = (group.decode("ascii") for group in found.groups())
     shape = tuple(int(extent) for extent in extents.split(",") if extent.strip())
-    return start, shape, order == "True", np.dtype(descr)
+    return values_at, shape, order == "True", np.dtype(descr)
 
 
 class RecordBuilder:

@@ -47,7 +47,7 @@ class CpuBackend:
         return Total.zeros(elements, accumulate)
 
     def fold(self, total: Total, operands: Sequence[Operand], weights_: Sequence[float], dtype: str) -> None:
-        """Add Σ weightᵢ · partᵢ to `total` (see `Backend.fold`)."""
+        """Add Σ weightᵢ · operandᵢ to `total` (see `Backend.fold`)."""
         total.require_usable()
         storage = lookup(dtype)
         sizes = sizes_of(operands[0]) if operands else []
@@ -119,7 +119,7 @@ class CpuBackend:
         scale: int | None = None,
     ) -> None:
         """Fold and finish in one pass (see `Backend.mean`)."""
-        storage, tally = lookup(dtype), Total.zeros(0, accumulate)
+        storage, tally = lookup(dtype), Total.zeros(0, accumulate)  # for its counts and scale; it has no elements
         tally.scale = scale
         values, taken = admit(tally, operands, weights_)
         sizes = sizes_of(out)

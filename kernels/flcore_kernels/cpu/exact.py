@@ -39,7 +39,7 @@ that are read of four operands. Tiles of 2,048 elements (32 KiB) were slower."""
 
 LEVELS, SEEN = np.uint64(16 * TILE), np.uint64(16 * TILE + 8 * (TILE // BLOCK))
 GUESS = np.uint64(16 * TILE + 16 * (TILE // BLOCK))
-"""Byte offsets in a tile's scratch memory, behind the digits: the level of each block (int64), the OR of its digits
+"""Byte offsets in a tile's scratch memory, after the digits: the level of each block (int64), the OR of its digits
 (int64), and the level that the next tile's blocks are assumed to have (one int64)."""
 
 WORK_BYTES = int(GUESS) + 8

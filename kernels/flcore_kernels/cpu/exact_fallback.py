@@ -39,7 +39,7 @@ class Target:
     def of(
         cls, rows: Rows, out: Operand, base: Operand | None, dtype: str, sizes: Sequence[int], total: Total
     ) -> "Target":
-        """Lay out where the rows' results go, or raise `BufferMismatch` or `WeightRange`."""
+        """Return the target of the rows' results, or raise `BufferMismatch` or `WeightRange`."""
         storage = require_result(dtype)
         targets = rows.table([addresses_of(out, storage, sizes, "out")[0]], storage.dtype.itemsize)[:, 0]
         require_writable(out)
@@ -82,5 +82,5 @@ def write_unresolved(
 
 
 def first_of(bad: Iterable[int]) -> int:
-    """Return the smallest index that is one, or -1."""
+    """Return the smallest index that is not negative, or -1."""
     return min((index for index in bad if index >= 0), default=-1)

@@ -43,7 +43,7 @@ def emit(target: Any, source: Any, size: Any, past_cache: Any) -> None:
 
 @device_function
 def no_base(address: Any, factor: Any, index: Any) -> Any:
-    """What stands in for a base's elements where there is none."""
+    """0.0, the element of a base where there is none."""
     return 0.0
 
 
@@ -55,9 +55,9 @@ def _value_of(base_of: Decoder | None) -> Callable[..., Any]:
 def float_finish(real: Any, storage: Storage, encode: Encoder, base_of: Decoder | None) -> Callable[..., Any]:
     """Return the loop that finishes a tile of a float32 or float64 total; `base_of` reads a base, if there is one.
 
-    `finish(total, count, divisor, target, base, past_cache, line)`: `total`, `target` and `base` are addresses. `line`
-    is the address of 512 bytes of scratch memory: a block of the widest dtype. Returns the first element that does not
-    fit, or -1.
+    `finish(total, count, divisor, target, base, past_cache, result_block)`: `total`, `target` and `base` are addresses.
+    `result_block` is the address of 512 bytes of scratch memory: a block of the widest dtype. Returns the first element
+    that does not fit, or -1.
     """
     peek = memory.peek_f32 if real is np.float32 else memory.peek_f64
     round_once, base_value, store, low, high = encode.round, _value_of(base_of), encode.store, encode.low, encode.high
@@ -86,29 +86,29 @@ def float_finish(real: Any, storage: Storage, encode: Encoder, base_of: Decoder 
         return round_once(value) + 0.0  # -0.0 becomes 0.0: no result depends on how a zero came about
 
     @device_function
-    def block(total: Any, start: Any, count: Any, divisor: Any, inverse: Any, base: Any, line: Any) -> Any:
+    def block(total: Any, start: Any, count: Any, divisor: Any, inverse: Any, base: Any, result_block: Any) -> Any:
         misfits = FITS
         for i in range(count):
             if is_short:
                 single = np.float32(mean(total, start + i, divisor, inverse)) + np.float32(0.0)
                 misfits |= FITS if np.abs(single) <= high_single else MISFIT
-                store_single(line, i, single)
+                store_single(result_block, i, single)
             else:
                 value = result(total, start + i, divisor, inverse, base)
                 misfits |= FITS if low <= value <= high else MISFIT
-                store(line, i, value)
+                store(result_block, i, value)
         return misfits
 
     @device_function
-    def finish(total: Any, count: Any, divisor: Any, target: Any, base: Any, past_cache: Any, line: Any) -> Any:
+    def finish(total: Any, count: Any, divisor: Any, target: Any, base: Any, past_cache: Any, result_block: Any) -> Any:
         inverse = 1.0 / divisor
         for start in range(0, count, BLOCK):
             n = min(BLOCK, count - start)
-            if block(total, start, n, divisor, inverse, base, line) != FITS:
+            if block(total, start, n, divisor, inverse, base, result_block) != FITS:
                 for i in range(start, start + n):
                     if not low <= result(total, i, divisor, inverse, base) <= high:
                         return i
-            emit(target + np.uint64(start * size), line, n * size, past_cache)
+            emit(target + np.uint64(start * size), result_block, n * size, past_cache)
         return -1
 
     return finish  # type: ignore[no-any-return]
@@ -118,10 +118,10 @@ def float_finish(real: Any, storage: Storage, encode: Encoder, base_of: Decoder 
 def exact_finish(storage: Storage, encode: Encoder, base_of: Decoder | None) -> Callable[..., Any]:
     """Return the loop that finishes a tile of an exact total; `base_of` reads a base, if there is one.
 
-    `finish(digits, levels, first, count, divisor, rest, target, base, past_cache, line, unresolved)`: `first` is the
-    index of the tile's first element in the total; `divisor` + `rest` is the sum of weights. Blocks with an uncertain
-    quotient or a value that does not fit are not written. Their first elements are appended to `unresolved`, whose
-    first item counts them; the caller has them divided by `exact_fallback`.
+    `finish(digits, levels, first, count, divisor, rest, target, base, past_cache, result_block, unresolved)`: `first`
+    is the index of the tile's first element in the total; `divisor` + `rest` is the sum of weights. Blocks with an
+    uncertain quotient or a value that does not fit are not written. Their first elements are appended to `unresolved`,
+    whose first item counts them; the caller has them divided by `exact_fallback`.
     """
     quick, careful = quick_mean(storage, encode), careful_mean(storage, encode)
     round_once, base_value, store, low, high = encode.round, _value_of(base_of), encode.store, encode.low, encode.high
@@ -141,13 +141,13 @@ def exact_finish(storage: Storage, encode: Encoder, base_of: Decoder | None) -> 
 
     def each(of: Callable[..., Any]) -> Callable[..., Any]:
         @device_function
-        def write(digits: Any, count: Any, arguments: Any, line: Any) -> Any:
+        def write(digits: Any, count: Any, arguments: Any, result_block: Any) -> Any:
             any_uncertain = FITS
             for i in range(count):
                 value, uncertain = of(digits, i, arguments)
                 any_uncertain |= uncertain
                 any_uncertain |= FITS if low <= value <= high else MISFIT
-                store(line, i, value)
+                store(result_block, i, value)
             return any_uncertain
 
         return write  # type: ignore[no-any-return]
@@ -156,7 +156,7 @@ def exact_finish(storage: Storage, encode: Encoder, base_of: Decoder | None) -> 
 
     @device_function
     def finish(  # type: ignore[no-untyped-def]
-        digits, levels, first, count, divisor, rest, target, base, past_cache, line, unresolved
+        digits, levels, first, count, divisor, rest, target, base, past_cache, result_block, unresolved
     ):
         for start in range(0, count, BLOCK):
             n = min(BLOCK, count - start)
@@ -171,14 +171,14 @@ def exact_finish(storage: Storage, encode: Encoder, base_of: Decoder | None) -> 
             uncertain = MISFIT
             if -15 <= level <= 15:
                 if has_base:
-                    uncertain = write_shifted(here, n, (unit / divisor, base, start), line)
+                    uncertain = write_shifted(here, n, (unit / divisor, base, start), result_block)
                 else:
                     if not is_float64:  # a float64 quotient has no spare bits to tell how near a midpoint is
-                        uncertain = write_quick(here, n, (unit / divisor,), line)
+                        uncertain = write_quick(here, n, (unit / divisor,), result_block)
                     if uncertain != FITS:
-                        uncertain = write_careful(here, n, (unit, divisor, rest), line)
+                        uncertain = write_careful(here, n, (unit, divisor, rest), result_block)
             if uncertain == FITS:
-                emit(target + np.uint64(start * size), line, n * size, past_cache)
+                emit(target + np.uint64(start * size), result_block, n * size, past_cache)
             else:
                 unresolved[0] += 1
                 unresolved[unresolved[0]] = first + start

@@ -25,10 +25,10 @@ from flcore_kernels.cpu.float import FLOAT_TILE, beyond_limit, float_sum
 from flcore_kernels.dtypes import STORAGE
 from flcore_kernels.totals import BLOCK, EMPTY
 
-LINE = np.uint64(max(WORK_BYTES, 8 * FLOAT_TILE))
-"""Byte offset of a block of results in scratch memory, behind a tile of a total."""
+RESULT_BLOCK = np.uint64(max(WORK_BYTES, 8 * FLOAT_TILE))
+"""Byte offset of a block of results in scratch memory, after a tile of a total."""
 
-SCRATCH_BYTES = int(LINE) + 8 * BLOCK
+SCRATCH_BYTES = int(RESULT_BLOCK) + 8 * BLOCK
 """Scratch memory of a kernel, one per thread: a tile of a total, and a block of results of 8 bytes."""
 
 _U64, _I64, _F64 = types.uint64, types.int64, types.float64
@@ -146,7 +146,7 @@ def _float_mean(dtype: str, accumulate: str, result: str, base_of: Decoder | Non
         unresolved,
         scratch,
     ):
-        total, line = scratch, scratch + LINE
+        total, result_block = scratch, scratch + RESULT_BLOCK
         for row in range(first, last):
             for offset in range(0, counts[row], FLOAT_TILE):
                 count = min(FLOAT_TILE, counts[row] - offset)
@@ -156,7 +156,7 @@ def _float_mean(dtype: str, accumulate: str, result: str, base_of: Decoder | Non
                 clear(total, (count * size + 7) // 8)
                 add(total, operands, scales, row, offset, count, weights)
                 along = np.uint64(offset * target_size)
-                bad = finish(total, count, divisor, targets[row] + along, bases[row] + along, past_cache, line)
+                bad = finish(total, count, divisor, targets[row] + along, bases[row] + along, past_cache, result_block)
                 if bad >= 0:
                     return starts[row] + offset + bad
         return -1
@@ -171,10 +171,10 @@ def _float_finish(accumulate: str, result: str, base_of: Decoder | None) -> Call
     def finish(  # type: ignore[no-untyped-def]
         counts, starts, first, last, total, levels, targets, bases, divisor, rest, past_cache, unresolved, scratch
     ):
-        line = scratch
+        result_block = scratch
         for row in range(first, last):
             here = total + np.uint64(starts[row] * size)
-            bad = finish_tile(here, counts[row], divisor, targets[row], bases[row], past_cache, line)
+            bad = finish_tile(here, counts[row], divisor, targets[row], bases[row], past_cache, result_block)
             if bad >= 0:
                 return starts[row] + bad
         return -1
@@ -230,7 +230,7 @@ def _exact_mean(dtype: str, accumulate: str, result: str, base_of: Decoder | Non
         unresolved,
         scratch,
     ):
-        levels, line, none = scratch + LEVELS, scratch + LINE, np.uint64(0)
+        levels, result_block, none = scratch + LEVELS, scratch + RESULT_BLOCK, np.uint64(0)
         begin_guessing(scratch)
         for row in range(first, last):
             for offset in range(0, counts[row], TILE):
@@ -244,7 +244,7 @@ def _exact_mean(dtype: str, accumulate: str, result: str, base_of: Decoder | Non
                 along = np.uint64(offset * target_size)
                 finish(
                     *(scratch, levels, starts[row] + offset, count, divisor, rest, targets[row] + along),
-                    *(bases[row] + along, past_cache, line, unresolved),
+                    *(bases[row] + along, past_cache, result_block, unresolved),
                 )
         return -1
 
@@ -258,7 +258,7 @@ def _exact_finish(accumulate: str, result: str, base_of: Decoder | None) -> Call
     def finish(  # type: ignore[no-untyped-def]
         counts, starts, first, last, total, levels, targets, bases, divisor, rest, past_cache, unresolved, scratch
     ):
-        now, line = scratch + LEVELS, scratch + LINE
+        now, result_block = scratch + LEVELS, scratch + RESULT_BLOCK
         for row in range(first, last):
             for offset in range(0, counts[row], TILE):
                 count = min(TILE, counts[row] - offset)
@@ -277,7 +277,7 @@ def _exact_finish(accumulate: str, result: str, base_of: Decoder | None) -> Call
                         targets[row] + along,
                         bases[row] + along,
                     ),
-                    *(past_cache, line, unresolved),
+                    *(past_cache, result_block, unresolved),
                 )
         return -1
 

@@ -32,7 +32,8 @@ from flcore_kernels.dtypes import Storage
 from flcore_kernels.totals import BLOCK
 
 ERROR = 2.0**-49
-"""Relative error that `quick_mean` allows for: more than twice what the roundings can add up to (six of 2^-53)."""
+"""Relative error that `quick_mean` allows for: more than twice the sum of its roundings (six of 2^-53: the five that
+it names, and the product with 1 ± ERROR)."""
 
 CERTAIN, UNCERTAIN = np.int64(0), np.int64(1)
 """Combined by bitwise OR, so that loops over elements have no branches and are vectorised."""

@@ -172,10 +172,10 @@ def _tops(pool: Pool, address: np.uint64, scales: np.uint64, size: int, dtype: s
     starts = np.arange(0, size, STRETCH)
     counts = np.minimum(STRETCH, size - starts)
     table = (address + (starts * storage.dtype.itemsize).astype(np.uint64))[:, None]
-    beside = (scales + (starts // storage.block * 4).astype(np.uint64))[:, None] if storage.block else table
+    scale_table = (scales + (starts // storage.block * 4).astype(np.uint64))[:, None] if storage.block else table
     tops, each = np.zeros((starts.size, 1)), SHARE // STRETCH
     pool.run(
-        lambda batch: kernel(table, beside, counts, batch * each, min(starts.size, (batch + 1) * each), tops),
+        lambda batch: kernel(table, scale_table, counts, batch * each, min(starts.size, (batch + 1) * each), tops),
         -(-starts.size // each),
     )
     return tops[:, 0]

@@ -1,4 +1,4 @@
-"""Compiling kernels ahead of their first use: for images, and for machines where the first call must not wait."""
+"""Compiling kernels ahead of their first use: for container images, and where the first call must not wait."""
 
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence

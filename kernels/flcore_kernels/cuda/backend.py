@@ -18,7 +18,7 @@ from flcore_kernels.call_checks import admit, admit_total, divisor_of, require_r
 from flcore_kernels.cuda import kernels
 from flcore_kernels.cuda.device import Device, Stream
 from flcore_kernels.cuda.device_memory import OwnArray, fetched, launch_blocks, load_portions, portions_of, run_alone
-from flcore_kernels.cuda.launch import NONE, Answers, Column, Span, columns_of, cut_rows, no_bad, work
+from flcore_kernels.cuda.launch import NONE, Answers, Column, Span, columns_of, cut_rows, launch_rows, no_bad
 from flcore_kernels.cuda.ring import PORTION_BYTES, Ring
 from flcore_kernels.cuda.scan import decode_buffer, encode_buffer, inspect_buffer, scan
 from flcore_kernels.device_arrays import device_of, on_device
@@ -65,7 +65,7 @@ class CudaBackend:
 
     @_uninterrupted
     def fold(self, total: Total, operands: Sequence[Operand], weights_: Sequence[float], dtype: str) -> None:
-        """Add Σ weightᵢ · partᵢ to `total` (see `Backend.fold`)."""
+        """Add Σ weightᵢ · operandᵢ to `total` (see `Backend.fold`)."""
         with self._lock:
             self._require_ours(total)
             operands = self._all_here(operands)
@@ -80,7 +80,7 @@ class CudaBackend:
 
             total.is_spoiled = True  # until all of it is added
             rows = cut_rows(sizes, _flat(columns), self._ring)
-            bad = _first(work(self._ring, rows, launch, operands=columns, weights=taken, initial=no_bad))
+            bad = _first(launch_rows(self._ring, rows, launch, operands=columns, weights=taken, initial=no_bad))
             if bad >= 0:
                 raise self._locate_error(operands, values, dtype, bad, f"the {total.accumulate} total")
             total.is_spoiled = False
@@ -126,7 +126,7 @@ class CudaBackend:
             rows = cut_rows(sizes, [*targets, *bases], self._ring)
             reads, writes = [bases] if bases else [], [targets]
             bad = _first(
-                work(self._ring, rows, launch, reads=reads, writes=writes, initial=no_bad, constants=[divisor])
+                launch_rows(self._ring, rows, launch, reads=reads, writes=writes, initial=no_bad, constants=[divisor])
             )
             if bad >= 0:
                 raise Overflow(f"element {bad} of the result does not fit into {dtype}", bad, where=dtype)
@@ -162,7 +162,7 @@ class CudaBackend:
                 self._launch(stream, kernel, span.count, span.rows, target, based, span.constants[0], span.answers[0])
 
             rows = cut_rows(sizes, [*_flat(columns), *targets, *bases], self._ring)
-            found = work(
+            found = launch_rows(
                 *(self._ring, rows, launch),
                 operands=columns,
                 reads=[bases] if bases else [],

@@ -116,12 +116,14 @@ class CupyDevice:
         if number >= count:
             raise BackendUnavailable(f"there is no CUDA device {number}; this machine has {count}, counted from 0")
         self.number, self._device = number, cupy.cuda.Device(number)
-        told = cupy.cuda.runtime.getDeviceProperties(number)
-        self.name = told["name"].decode()
-        self.multiprocessors, self.threads = told["multiProcessorCount"], told["maxThreadsPerMultiProcessor"]
-        if (told["major"], told["minor"]) < LEAST_CAPABILITY:
+        properties = cupy.cuda.runtime.getDeviceProperties(number)
+        self.name = properties["name"].decode()
+        self.multiprocessors = properties["multiProcessorCount"]
+        self.threads = properties["maxThreadsPerMultiProcessor"]
+        capability = properties["major"], properties["minor"]
+        if capability < LEAST_CAPABILITY:
             raise BackendUnavailable(
-                f"{self.name} (device {number}) has compute capability {told['major']}.{told['minor']}; the kernels "
+                f"{self.name} (device {number}) has compute capability {capability[0]}.{capability[1]}; the kernels "
                 f"need {LEAST_CAPABILITY[0]}.{LEAST_CAPABILITY[1]} or higher"
             )
         self._pool, self._budget = cupy.cuda.MemoryPool(), budget_bytes

@@ -1,4 +1,4 @@
-"""What a launch works on: rows of buffers on the device, or of buffers that are copied there in portions."""
+"""Launches of a kernel on rows of buffers: on the device, or copied there in portions."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from flcore_layout import ALIGNMENT
 from flcore_kernels.backend import Operand, Quantized
 from flcore_kernels.cuda.device import Stream
 from flcore_kernels.cuda.ring import Addresses, Numbers, Portion, Ring, padded
-from flcore_kernels.device_arrays import STORED, DeviceArray, elsewhere
+from flcore_kernels.device_arrays import STORED, DeviceArray, wrong_device
 from flcore_kernels.dtypes import lookup
 from flcore_kernels.errors import BufferMismatch
 from flcore_kernels.rows import Rows, addresses_of, buffers_of
@@ -60,15 +60,15 @@ def columns_of(operand: Operand, dtype: str, sizes: Sequence[int], what: str, de
     arrays = [
         buffer if isinstance(buffer, np.ndarray | DeviceArray) else buffer.codes for buffer in buffers_of(operand)
     ]
-    beside = [buffer.scales for buffer in buffers_of(operand) if isinstance(buffer, Quantized)]
-    every: list[Any] = [*arrays, *beside]
+    scale_arrays = [buffer.scales for buffer in buffers_of(operand) if isinstance(buffer, Quantized)]
+    every: list[Any] = [*arrays, *scale_arrays]
     for array in every:
         if not isinstance(array, DeviceArray):
             continue
         if array.name in STORED and array.name != dtype:
             raise BufferMismatch(f"{what}: expected {dtype}, got an array of {array.name} on a device")
         if array.device != device:
-            raise BufferMismatch(elsewhere(what, array.device, device))
+            raise BufferMismatch(wrong_device(what, array.device, device))
         if array.address % array.dtype.itemsize:
             raise BufferMismatch(
                 f"{what}: expected an address that is a multiple of {array.dtype.itemsize} bytes, got {array.address}"
@@ -77,7 +77,7 @@ def columns_of(operand: Operand, dtype: str, sizes: Sequence[int], what: str, de
     elements = Column(np.array(codes, np.uint64), _on_host(arrays), width)
     if not storage.block:
         return elements, elements
-    return elements, Column(np.array(scales, np.uint64), _on_host(beside), 4, storage.block)
+    return elements, Column(np.array(scales, np.uint64), _on_host(scale_arrays), 4, storage.block)
 
 
 def _on_host(arrays: Sequence[Any]) -> npt.NDArray[np.bool_]:
@@ -109,7 +109,7 @@ VECTOR = 16
 
 @dataclass(frozen=True)
 class Span:
-    """The rows of one launch, and where the kernel finds what it needs of them.
+    """The rows of one launch, and the addresses of their tables.
 
     Attributes:
         count: Number of rows.
@@ -145,7 +145,7 @@ def no_bad(_: Numbers) -> Answers:
     return [np.full(2, NONE, np.uint64)]
 
 
-def work(
+def launch_rows(
     ring: Ring,
     rows: Rows,
     launch: Launch,
@@ -228,14 +228,16 @@ def _filled(
     answered = [portion.answer(array) for array in answers]
     places = [*(_table(group, rows, span, portion.gather) for group in (*operands, *reads)), *written]
     tables, constants = [portion.put(table) for table in places], [portion.put(array) for array in small]
-    told = np.zeros(1, _ROWS)
+    struct = np.zeros(1, _ROWS)
     if operands:
         aligned = (places[0] % VECTOR == 0).all(axis=1).astype(np.uint8)
-        told["operands"], told["scales"], told["aligned"] = tables[0], tables[len(operands) - 1], portion.put(aligned)
-        told["clients"] = len(operands[0])
-    told["counts"], told["starts"], told["rows"] = portion.put(counts), portion.put(rows.starts[span]), counts.size
-    told["weights"] = constants.pop()
-    return Span(counts.size, int(counts.sum()), portion.put(told), places, tables, answered, constants)
+        struct["operands"], struct["scales"] = tables[0], tables[len(operands) - 1]
+        struct["aligned"] = portion.put(aligned)
+        struct["clients"] = len(operands[0])
+    struct["counts"], struct["starts"] = portion.put(counts), portion.put(rows.starts[span])
+    struct["rows"] = counts.size
+    struct["weights"] = constants.pop()
+    return Span(counts.size, int(counts.sum()), portion.put(struct), places, tables, answered, constants)
 
 
 def _table(group: Group, rows: Rows, span: slice, bring: Callable[[Addresses, Numbers], Addresses]) -> Addresses:

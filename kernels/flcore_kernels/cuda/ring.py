@@ -122,7 +122,7 @@ class Portion:
 
     def results(self, targets: Addresses, lengths: Numbers) -> Addresses:
         """Reserve room for results. Returns its addresses on the device; results are then copied to `targets`."""
-        offsets = self._rooms(lengths)
+        offsets = self._reserve(lengths)
         self._results += zip(offsets.tolist(), targets.tolist(), lengths.tolist(), strict=True)
         self._first_up = self._stop_down = self._size
         return self._addresses(offsets)
@@ -140,7 +140,7 @@ class Portion:
 
     def gather(self, sources: Addresses, lengths: Numbers) -> Addresses:
         """Send ranges of host memory, by their addresses. Returns their addresses on the device."""
-        offsets = self._rooms(lengths)
+        offsets = self._reserve(lengths)
         self._copies += zip(sources.tolist(), offsets.tolist(), lengths.tolist(), strict=True)
         return self._addresses(offsets)
 
@@ -151,7 +151,7 @@ class Portion:
         _copy_all(ring.pool, [(source, here + offset, length) for source, offset, length in self._copies])
         ring.upload.upload(self._base() + self._first_up, slot.host[self._first_up : self._size])
         ring.work.wait(ring.upload.record())
-        # The download is on the kernel's stream, which orders it behind the kernel. The next portion's upload is not.
+        # The download is on the kernel's stream, which orders it after the kernel. The next portion's upload is not.
         launch(ring.work)
         if self._stop_down:
             ring.work.download(slot.host[: self._stop_down], self._base())
@@ -165,7 +165,7 @@ class Portion:
         _copy_all(self._ring.pool, [(here + offset, target, length) for offset, target, length in self._results])
 
     def _put(self, array: npt.NDArray[Any]) -> int:
-        offset = int(self._rooms(np.array([array.nbytes], np.int64))[0])
+        offset = int(self._reserve(np.array([array.nbytes], np.int64))[0])
         self._slot.host[offset : offset + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         return offset
 
@@ -175,7 +175,7 @@ class Portion:
     def _addresses(self, offsets: Numbers) -> Addresses:
         return offsets.astype(np.uint64) + np.uint64(self._base())
 
-    def _rooms(self, lengths: Numbers) -> Numbers:
+    def _reserve(self, lengths: Numbers) -> Numbers:
         ends = self._size + np.cumsum(padded(lengths))
         self._size = int(ends[-1]) if ends.size else self._size
         offsets: Numbers = ends - padded(lengths)

@@ -18,9 +18,9 @@ from flcore_kernels.cuda.launch import (
     columns_of,
     cut_rows,
     elements_of_portion,
+    launch_rows,
     no_answers,
     no_bad,
-    work,
 )
 from flcore_kernels.cuda.ring import Numbers, Ring
 from flcore_kernels.dtypes import lookup
@@ -46,7 +46,7 @@ def scan(
         return [np.zeros(count, np.uint64), np.full(count, NONE, np.uint64)]
 
     rows = cut_rows(sizes, [column for group in groups for column in group], ring)
-    found = [nothing(rows.counts), *work(ring, rows, launch, operands=groups, initial=nothing)]
+    found = [nothing(rows.counts), *launch_rows(ring, rows, launch, operands=groups, initial=nothing)]
     tops, firsts = (np.stack(answers) for answers in zip(*found, strict=True))
     return tops.max(axis=0).view(np.float64), firsts.min(axis=0)
 
@@ -78,7 +78,7 @@ def encode_buffer(ring: Ring, values: Any, out: Any, dtype: str) -> None:
     writes = [[codes], [scales]] if storage.block else [[codes]]
     rows = _flat_rows(values.size, [source, codes, *([scales] if storage.block else [])], ring)
     initial = no_bad if storage.block else no_answers
-    found = work(ring, rows, launch, operands=[[source]], writes=writes, initial=initial, is_row_alone=True)
+    found = launch_rows(ring, rows, launch, operands=[[source]], writes=writes, initial=initial, is_row_alone=True)
     if any((bad != NONE).any() for answers in found for bad in answers):
         first = inspect_buffer(ring, values, "float32").first_bad
         raise NotFinite(0, first, float(fetched(ring, values).reshape(-1)[first]))
@@ -94,13 +94,13 @@ def decode_buffer(ring: Ring, operand: Any, out: Any, dtype: str) -> None:
 
     def launch(span: Span, stream: Stream) -> None:
         source, written = span.places[0][0, 0], span.places[-1][0, 0]
-        beside = span.places[1][0, 0] if storage.block else source
+        factors = span.places[1][0, 0] if storage.block else source
         blocks = launch_blocks(ring, -(-span.elements // 4))
-        stream.launch(kernel, blocks, kernels.THREADS, (source, beside, written, np.int64(span.elements)))
+        stream.launch(kernel, blocks, kernels.THREADS, (source, factors, written, np.int64(span.elements)))
 
     operands = [[codes], [scales]] if storage.block else [[codes]]
     rows = _flat_rows(out.size, [codes, target, *([scales] if storage.block else [])], ring)
-    work(ring, rows, launch, operands=operands, writes=[[target]], is_row_alone=True)
+    launch_rows(ring, rows, launch, operands=operands, writes=[[target]], is_row_alone=True)
 
 
 def _flat_rows(size: int, columns: Sequence[Column], ring: Ring) -> Rows:

@@ -90,7 +90,7 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monkey
 def test_arrays_that_are_no_model_leave_no_trace(tmp_path: Path) -> None:
     for arrays in ({}, {"w": np.ones(1, complex)}, {"w": [1.0]}):
         with pytest.raises(SpecError):
-            save(arrays, tmp_path / "deep/model.safetensors")  # type: ignore[arg-type]
+            save(arrays, tmp_path / "deep/model.safetensors")
     assert not list(tmp_path.iterdir())
 
 

@@ -49,23 +49,23 @@ struct uint8 : Plain<u8, 8> {};
 struct uint16 : Plain<u16, 8> {};
 struct uint32 : Plain<u32, 4> {};
 
-constexpr u64 MOST = 1ull << 53;
+constexpr u64 EXACT_INTEGER_LIMIT = 1ull << 53;
 
 // Compared as integers: as a float64, 2^53 + 1 becomes 2^53, and would pass.
 __device__ inline double magnitude_of(u64 size) {
-    return size <= MOST || double(size) > 0x1p53 ? double(size) : 0x1p53 + 2.0;
+    return size <= EXACT_INTEGER_LIMIT || double(size) > 0x1p53 ? double(size) : 0x1p53 + 2.0;
 }
 
 struct int64 : Plain<i64, 2> {
     static constexpr bool is_limited = true;
     __device__ static u64 size(i64 stored) { return stored < 0 ? 0 - u64(stored) : u64(stored); }
-    __device__ static bool is_beyond(i64 stored) { return size(stored) > MOST; }
+    __device__ static bool is_beyond(i64 stored) { return size(stored) > EXACT_INTEGER_LIMIT; }
     __device__ static double magnitude(i64 stored, float) { return magnitude_of(size(stored)); }
 };
 
 struct uint64 : Plain<u64, 2> {
     static constexpr bool is_limited = true;
-    __device__ static bool is_beyond(u64 stored) { return stored > MOST; }
+    __device__ static bool is_beyond(u64 stored) { return stored > EXACT_INTEGER_LIMIT; }
     __device__ static double magnitude(u64 stored, float) { return magnitude_of(stored); }
 };
 

@@ -199,8 +199,8 @@ merge_float(u64 total, u64 other, i64 elements, i32 exponent) {
     }
 }
 
-// tops[k] becomes the largest magnitude of operand k's finite elements, by its bits; bad[k] the smallest element that
-// is another. Bits are compared, for many devices are slow in float64.
+// tops[k] becomes the largest magnitude of operand k's finite elements, by its bits; bad[k] the index of the
+// first that is not finite. Bits are compared, because many devices are slow in float64.
 template <typename D>
 __global__ void __launch_bounds__(THREADS)
 max_abs(const Rows *given, u64 *tops, u64 *bad) {
