@@ -25,7 +25,7 @@ from flcore_transport import (
     Welcome,
     split_address,
 )
-from flcore_transport.endpoint import Endpoint
+from flcore_transport.endpoint import Endpoint, Session
 
 from tests.transport.certificates import CLIENT, SERVER, TestAuthority
 from tests.transport.conftest import RecordingService
@@ -235,20 +235,21 @@ class Link:
         self.errors.append(error)
 
 
-def test_a_session_that_is_resumed_while_its_old_certificate_is_checked_stays() -> None:
+def test_a_client_that_joins_anew_while_its_old_certificate_is_checked_stays() -> None:
     authority, endpoint, links = TestAuthority(), Endpoint(RecordingService()), [Link(), Link()]
     old, new = (PeerCertificate(authority.issue("alice").certificate_chain, "TLSv1.3") for _ in range(2))
-    member = Member("alice", "")
-    session = endpoint.join(Join("alice", "1"), links[0], (old, member))
+    session = endpoint.join(Join("alice", "1"), links[0], (old, Member("alice", "old")))
+    endpoint.leave(session, links[0])
+    joined: list[Session] = []
 
-    class Resumes(CommonNames):
+    class JoinsAnew(CommonNames):
         def identify(self, certificate: PeerCertificate) -> Member:
             assert certificate is old
-            assert endpoint.join(Join("alice", "1"), links[1], (new, member)) is session
+            joined.append(endpoint.join(Join("alice", "1"), links[1], (new, Member("alice", "new"))))
             raise Refused("revoked", "this certificate is revoked")
 
-    assert endpoint.end_refused_session(session, Resumes(authority.issue("the server", SERVER))) is None
-    assert endpoint.find_session(session.secret) is session
+    assert endpoint.end_refused_session(session, JoinsAnew(authority.issue("the server", SERVER))) is not None
+    assert endpoint.find_session(joined[0].secret, Member("alice", "new")) is joined[0]
     assert not links[1].errors
 
 
