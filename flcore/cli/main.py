@@ -47,8 +47,6 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(format="%(message)s", handlers=[_StandardError()])
-    # The first line that gRPC's core would log is that of a stranger whose TLS handshake fails.
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     # gRPC logs a traceback for each client that vanishes in mid-transfer; the server says so itself, in one line.
     logging.getLogger("grpc").setLevel(logging.CRITICAL)
     try:

@@ -4,10 +4,12 @@ The commands of README.md and docs/real-machines.md are run here as they are pri
 """
 
 import shutil
+import socket
 import subprocess
 import sys
 import time
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -153,6 +155,21 @@ def test_a_client_of_another_federation_is_told_that_its_server_is_none_of_its_o
         read_until(server, "the first round begins")
         with started(*join("one"), cwd=operator) as client:
             read_until(client, "its certificate is not trusted")
+
+
+def test_strangers_write_nothing_into_the_log(operator: Path) -> None:
+    port = free_port()
+    with started(*serve(port), cwd=operator) as server:
+        read_until(server, "the first round begins")
+        for _ in range(3):
+            with socket.create_connection(("127.0.0.1", port), timeout=10) as stranger:
+                stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
+                with suppress(ConnectionError):
+                    while stranger.recv(1024):  # until the server has hung up
+                        pass
+        server.kill()
+        printed = server.communicate(timeout=20)[0]
+    assert "andshake" not in printed, printed
 
 
 @pytest.mark.parametrize(
