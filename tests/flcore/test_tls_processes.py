@@ -172,7 +172,7 @@ def test_strangers_write_nothing_into_the_log(operator: Path) -> None:
                 with suppress(ConnectionError):
                     while stranger.recv(1024):  # until the server has hung up
                         pass
-        server.terminate()
+        server.kill()
         printed = server.communicate(timeout=20)[0]
     assert "andshake" not in printed, printed
 
