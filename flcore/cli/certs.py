@@ -61,7 +61,7 @@ def init(
 def issue(
     names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Names of clients, or of leads.")],
     role: Annotated[KitRole, typer.Option(help="Role of the holders. A server admits clients only.")] = KitRole.CLIENT,
-    server: Address = None,
+    address: Address = None,
     out: Out = None,
     directory: Directory = DEFAULT_DIRECTORY,
     days: Annotated[int, typer.Option(min=1, max=MAX_DAYS, help="Lifetime in days.")] = CLIENT_DAYS,
@@ -70,12 +70,12 @@ def issue(
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise typer.BadParameter(f"expected each name once, got {', '.join(repeated)} again", param_hint="NAME")
     authority = Authority(directory)
-    address, kits = _address(authority, server), _kits(directory, out)
+    shown, kits = _address(authority, address), _kits(directory, out)
     authority.require_new(names, now=utc_now())
     for name in names:
         kit_path(kits, name)  # refused before the first certificate is issued
     for name in names:
-        _write(authority, authority.issue(name, Role(role), now=utc_now(), days=days), kits, address)
+        _write(authority, authority.issue(name, Role(role), now=utc_now(), days=days), kits, shown)
 
 
 def revoke(
@@ -96,12 +96,7 @@ def renew(
         list[str] | None,
         typer.Option(help="With --server: DNS name or IP address that clients connect to. (default: unchanged)"),
     ] = None,
-    address: Annotated[
-        str | None,
-        typer.Option(
-            metavar="HOST:PORT", help="The server's address in the kit. (default: the server's first host, port 8470)"
-        ),
-    ] = None,
+    address: Address = None,
     out: Out = None,
     directory: Directory = DEFAULT_DIRECTORY,
     days: Annotated[int, typer.Option(min=1, max=MAX_DAYS, help="Lifetime in days.")] = CLIENT_DAYS,

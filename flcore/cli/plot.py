@@ -3,7 +3,7 @@
 from importlib.util import find_spec
 from pathlib import Path
 
-from flcore.cli.report import metric_name
+from flcore.cli.report import best_alone, metric_name
 from flcore.job.contract import Contract
 from flcore.server.history import RoundRecord
 from flcore.simulation.baselines import Baselines
@@ -27,7 +27,7 @@ def plot_history(
     axes = figure.add_subplot()
     axes.plot(*zip(*points, strict=True), color="#1f5fa8", linewidth=2, label="federated")
     if baselines is not None:
-        best = max(baselines.alone.values())
+        best = best_alone(contract, baselines.alone.values())
         axes.axhline(baselines.centralised, color="#3a7d44", linestyle="--", label="all data in one place")
         axes.axhline(best, color="#b5482a", linestyle=":", linewidth=2, label="best client alone")
     axes.set(xlabel="round", ylabel=metric, title=f"{contract.name}: {len(contract.client_names)} clients")
@@ -47,7 +47,7 @@ def no_plot_reason(contract: Contract, history: list[RoundRecord]) -> str:
             "not drawn: the job has no task that validates" if metric is None else f"not drawn: no round has {metric}"
         )
     if find_spec("matplotlib") is None:
-        return "not drawn: matplotlib is not installed (pip install 'flcore[plot]')"
+        return "not drawn: matplotlib is not installed; it comes with flcore's extra plot"
     return ""
 
 

@@ -1,5 +1,7 @@
 """The table at the end of a run."""
 
+from collections.abc import Iterable
+
 from rich.table import Table
 
 from flcore.job.contract import Contract
@@ -28,12 +30,18 @@ def comparison_table(contract: Contract, history: list[RoundRecord], baselines: 
     for name, value in shown.items():
         table.add_row(f"{name} alone", f"{value:.3f}")
     if len(shown) < len(alone):
-        table.add_row(f"the best of all {len(alone)} alone", f"{max(alone.values()):.3f}")
+        table.add_row(f"the best of all {len(alone)} alone", f"{best_alone(contract, alone.values()):.3f}")
     federated = history[-1].validate.get(metric)
     table.add_row("all clients, federated", "none" if federated is None else f"{federated:.3f}", style="bold")
     if baselines is not None:
         table.add_row("all data in one place", f"{baselines.centralised:.3f}")
     return table
+
+
+def best_alone(contract: Contract, values: Iterable[float]) -> float:
+    """Return the best client's value: the lowest if `server.best` says that less is better, else the highest."""
+    is_less_better = (contract.server.best or "").endswith(":min")
+    return min(values) if is_less_better else max(values)
 
 
 def failure_lines(history: list[RoundRecord]) -> list[str]:

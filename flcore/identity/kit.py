@@ -75,11 +75,11 @@ def require_server_address(address: str) -> str:
     try:
         host, port = split_address(address)
     except ValueError as error:
-        raise CertificateError(f"the server's address: {error}; give the one that clients type (--server)") from error
+        raise CertificateError(f"the server's address: {error}; give the one that clients type (--address)") from error
     require_hosts([host])
     if not port:
         raise CertificateError(
-            f"the server's address: expected a port of 1 to 65535, got {address!r}; name it (--server)"
+            f"the server's address: expected a port of 1 to 65535, got {address!r}; name it (--address)"
         )
     return address
 

@@ -23,7 +23,7 @@ from typing import Any
 
 from flcore.errors import JobError
 
-OWN_PACKAGES = {"flcore", "flcore_kernels", "flcore_transport"}
+OWN_PACKAGES = {"flcore", "flcore_bench", "flcore_kernels", "flcore_layout", "flcore_transport"}
 """Packages that are always imported as installed, also by a job whose directory contains flcore's sources."""
 
 ENVIRONMENT_MARKERS = ("pyvenv.cfg", "conda-meta")

@@ -72,7 +72,7 @@ def test_the_tables_of_the_page(tmp_path: Path) -> None:
 
 
 def test_unzip_and_load_elsewhere(place: Path) -> None:
-    said("certs", "issue", "north", "--server", "fl.example.org:9000", "--out", "deep/kits", cwd=place)
+    said("certs", "issue", "north", "--address", "fl.example.org:9000", "--out", "deep/kits", cwd=place)
     with zipfile.ZipFile(place / "deep/kits/north.zip") as kit:
         kit.extractall(place / "elsewhere")
     (place / "elsewhere/north/client.key").chmod(0o600)  # unzip does, Python's zipfile does not
@@ -115,8 +115,8 @@ def test_nothing_is_issued_where_one_name_is_refused(place: Path) -> None:
         (["init", "a", "--host", "a", "--ca-days", "9", "--dir", "new"], 1, "use --days 9 or less"),
         (["issue"], 2, "NAME"),
         (["issue", "a", "--role", "server"], 2, "--role"),
-        (["issue", "a", "--server", "x"], 1, "the server's address: expected HOST:PORT"),
-        (["issue", "a", "--server", "a:0"], 1, "expected a port of 1 to 65535"),
+        (["issue", "a", "--address", "x"], 1, "the server's address: expected HOST:PORT"),
+        (["issue", "a", "--address", "a:0"], 1, "expected a port of 1 to 65535"),
         (["issue", "a", "--dir", "nowhere"], 1, "nowhere: expected the directory of a certificate authority, got none"),
         (["issue", "a", "--days", "3660"], 1, "or less"),
         (["issue", "a", "--out", "certs/authority/ca.pem"], 1, "ca.pem: File exists"),

@@ -51,7 +51,7 @@ def flcore(folder: Path, *command: str) -> "subprocess.CompletedProcess[str]":
 
 def site(operator: Path, name: str, port: int) -> Path:
     """Return another directory, of a client: its unpacked kit, and the job."""
-    issued = flcore(operator, "certs", "issue", name, "--server", f"localhost:{port}")
+    issued = flcore(operator, "certs", "issue", name, "--address", f"localhost:{port}")
     assert issued.returncode == 0, issued.stderr
     return unpacked(operator, "small", name)
 
@@ -91,7 +91,7 @@ def test_from_nothing_to_a_federation_as_printed(tmp_path: Path, page: str) -> N
     (operator / "small").rename(operator / "myjob")
     contract = operator / "myjob/job.toml"
     contract.write_text(contract.read_text().replace("rounds = 100000", "rounds = 2").replace(*CLIENTS))
-    for command in (init, [*issue, "--server", f"localhost:{port}"]):
+    for command in (init, [*issue, "--address", f"localhost:{port}"]):
         assert flcore(operator, *command).returncode == 0
     with started("-m", "flcore", *server, "--port", str(port), cwd=operator) as serving:
         read_until(serving, "the first round begins")
@@ -152,7 +152,7 @@ def test_a_revoked_client_leaves_at_once_and_the_others_go_on(operator: Path) ->
 def test_a_client_of_another_federation_is_told_that_its_server_is_none_of_its_own(operator: Path) -> None:
     port = free_port()
     flcore(operator, "certs", "init", "banks", "--host", "localhost", "--dir", "banks")
-    flcore(operator, "certs", "issue", "one", "--dir", "banks", "--server", f"localhost:{port}")
+    flcore(operator, "certs", "issue", "one", "--dir", "banks", "--address", f"localhost:{port}")
     with zipfile.ZipFile(operator / "banks/kits/one.zip") as kit:
         kit.extractall(operator)
     (operator / "one/client.key").chmod(0o600)

@@ -54,7 +54,7 @@ def digits_file() -> Path:
     """Return the file of scikit-learn's digits: importing scikit-learn for it would take each client a second."""
     found = find_spec("sklearn")
     if found is None or not found.submodule_search_locations:
-        raise ModuleNotFoundError("the digits come with scikit-learn: pip install 'flcore[demo]'", name="sklearn")
+        raise ModuleNotFoundError("the digits need scikit-learn, of flcore's extra demo", name="sklearn")
     return Path(found.submodule_search_locations[0]) / "datasets/data/digits.csv.gz"
 
 
