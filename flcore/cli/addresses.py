@@ -4,6 +4,7 @@ import ipaddress
 import shlex
 import socket
 
+DEFAULT_PORT = 8470
 LOOPBACK = ("127.0.0.1", "localhost")
 
 
@@ -22,9 +23,22 @@ def join_commands(job: str, host: str, port: int) -> list[str]:
     return [_join_command(job, shown, port, "--insecure" if _is_loopback(host) else "--insecure-remote")]
 
 
+def kit_command(job: str, host: str, port: int) -> str:
+    """Return the command that joins a server with a kit. It has the server's address if a new kit has another port.
+
+    >>> kit_command("digits", "fl.example.org", 8470), kit_command("digits", "fl.example.org", 9000)
+    ('flcore client digits --kit NAME', 'flcore client digits --kit NAME --server fl.example.org:9000')
+    """
+    command = f"flcore client {shlex.quote(job)} --kit NAME"
+    return command if port == DEFAULT_PORT else f"{command} --server {_shown(host)}:{port}"
+
+
 def _join_command(job: str, host: str, port: int, plaintext: str) -> str:
-    shown = f"[{host}]" if ":" in host else host
-    return f"flcore client {shlex.quote(job)} --name NAME --server {shown}:{port} {plaintext}"
+    return f"flcore client {shlex.quote(job)} --name NAME --server {_shown(host)}:{port} {plaintext}"
+
+
+def _shown(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def _is_unspecified(host: str) -> bool:

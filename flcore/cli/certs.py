@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from flcore.cli.server import DEFAULT_PORT
+from flcore.cli.addresses import DEFAULT_PORT
 from flcore.identity.authority import Authority
 from flcore.identity.certificate import format_time, utc_now
 from flcore.identity.issued import IssuedCertificate

@@ -1,5 +1,6 @@
 """`flcore client`: one client of a job on a real machine."""
 
+from concurrent.futures import wait
 from pathlib import Path
 from typing import Annotated
 
@@ -38,8 +39,12 @@ def client(
             min=1, metavar="SECONDS", help="End when the server cannot be reached for this long. (default: never)"
         ),
     ] = None,
-    insecure: Annotated[bool, typer.Option(help="Plaintext without TLS, to a server on this machine only.")] = False,
-    insecure_remote: Annotated[bool, typer.Option(help="Plaintext without TLS, also to another machine.")] = False,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Plaintext without TLS, to a server on this machine only.")
+    ] = False,
+    insecure_remote: Annotated[
+        bool, typer.Option("--insecure-remote", help="Plaintext without TLS, also to another machine.")
+    ] = False,
 ) -> None:
     """Take part in a job until the server ends it. Retries until the server is reachable."""
     keep_freed_memory()
@@ -67,7 +72,10 @@ def client(
     connection = GrpcConnection(server, keys=keys, allow_remote=insecure_remote)
     console.print(f"{name}: joining {server} as soon as it can be reached; Ctrl-C leaves")
     running = Client(loaded, executor, connection, console.print, give_up_after_s=give_up_after)
-    reason = running.start().result()
+    ended = running.start()
+    while not wait([ended], timeout=1.0).done:
+        pass  # not one long wait: a signal that comes just before the main thread waits is handled after the wait
+    reason = ended.result()
     console.print(f"{name}: {reason}")
 
 
@@ -77,6 +85,10 @@ def load_kit(kit: Path | None) -> ClientCertificates:
         raise CertificateError(
             "expected a kit, as TLS needs a certificate; unpack the one that the federation's operator has made with "
             "`flcore certs issue NAME`, and give its directory (--kit DIR; --insecure: plaintext, on this machine only)"
+        )
+    if not kit.exists():
+        raise CertificateError(
+            f"{kit}: expected the directory of an unpacked kit, got none; unpack it: unzip {kit}.zip"
         )
     if kit.suffix == ".zip":
         raise CertificateError(f"{kit}: expected an unpacked kit, got a zip file; unpack it, and give its directory")

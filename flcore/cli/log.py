@@ -23,6 +23,7 @@ from flcore.server.events import (
     ClientFailed,
     ClientJoined,
     ClientLeft,
+    ClientRevoked,
     Event,
     InvalidMetrics,
     JoinRefused,
@@ -168,8 +169,10 @@ def _event_text(event: Event, contract: Contract) -> str | None:
             return f"{event.client} joined ({event.connected} connected)"
         case ClientLeft():
             return f"{event.client} left ({event.connected} connected)"
+        case ClientRevoked():
+            return f"ended the session of {event.client}: {printable(event.reason, MAX_LINE_CHARACTERS)}"
         case JoinRefused():
-            reason = "; ".join(line.strip() for line in event.reason.splitlines())
+            reason = "; ".join(line.strip() for line in event.reason.splitlines()).replace(":; ", ": ")
             return f"turned away: {printable(reason, MAX_LINE_CHARACTERS)}"
         case ClientFailed():
             return f"{event.client} failed in {event.task}: {printable(event.reason, MAX_LINE_CHARACTERS)}"

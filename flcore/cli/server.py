@@ -1,7 +1,6 @@
 """`flcore server`: the server's side of a job on a real machine."""
 
 import logging
-import shlex
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +9,7 @@ import typer
 from flcore_transport import GrpcServer, Service, split_address
 
 from flcore.aggregation.budget import Budget
-from flcore.cli.addresses import join_commands
+from flcore.cli.addresses import DEFAULT_PORT, join_commands, kit_command
 from flcore.cli.log import Log, LogHandler, log_events
 from flcore.cli.plot import plot_history
 from flcore.errors import CertificateError
@@ -23,7 +22,6 @@ from flcore.process import exit_on_sigterm, keep_freed_memory, raise_open_file_l
 from flcore.server.federation import Federation
 from flcore.server.serve import Server, serve
 
-DEFAULT_PORT = 8470
 DEFAULT_CERTS = Path("certs/server")
 DEFAULT_BUDGET = "1GiB"
 
@@ -98,8 +96,12 @@ def server(
     certs: Annotated[
         Path, typer.Option(help="Directory of the server's certificates, as `flcore certs init` makes it.")
     ] = DEFAULT_CERTS,
-    insecure: Annotated[bool, typer.Option(help="Plaintext without TLS, to clients on this machine only.")] = False,
-    insecure_remote: Annotated[bool, typer.Option(help="Plaintext without TLS, also to other machines.")] = False,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Plaintext without TLS, to clients on this machine only.")
+    ] = False,
+    insecure_remote: Annotated[
+        bool, typer.Option("--insecure-remote", help="Plaintext without TLS, also to other machines.")
+    ] = False,
 ) -> None:
     """Serve a job over mutual TLS to clients that join with `flcore client`."""
     keep_freed_memory()
@@ -141,7 +143,7 @@ def server(
             if tls is None:
                 commands = join_commands(job, *split_address(running.address))
             else:
-                commands = [f"flcore client {shlex.quote(job)} --kit NAME"]
+                commands = [kit_command(job, tls.certificates.hosts[0], split_address(running.address)[1])]
                 log_certificate(log, tls.certificates)
             needed = wait_for or loaded.contract.server.quorum
             lines = [f"listening on {shown}; the first round begins with {needed} clients, which join with"]

@@ -274,6 +274,7 @@ def _publish(hidden: Path, directory: Path) -> None:
     except OSError as error:
         raise CertificateError(
             f"{directory}: expected a path where there is nothing, or an empty directory, got one that has content "
-            f"({error.strerror}); choose another one (--dir)"
+            f"({error.strerror}); choose another one (--dir), or, if it is this federation's authority, change the "
+            f"server's hosts with `flcore certs renew --server --host HOST`"
         ) from error
     sync_directory(directory.parent)

@@ -89,7 +89,8 @@ def kit_path(out: Path, name: str) -> Path:
     path = out / f"{name}.zip"
     if path.exists() or path.is_symlink():
         raise CertificateError(
-            f"{path}: expected no file, got one; deliver that kit and delete it, or choose another directory (--out)"
+            f"{path}: expected no file, got one; deliver that kit and delete it (only delete it if this one replaces "
+            f"it), or choose another directory (--out)"
         )
     return path
 

@@ -139,8 +139,9 @@ class Federation:
         self._observe(JoinRefused(client, reason))
 
     def certificate_refused(self, client: str, fingerprint: str, reason: str) -> None:
-        """The transport ended a session for its certificate."""
+        """The transport ended a session for its certificate. Its client has failed: it cannot come back in time."""
         self._observe(ClientRevoked(client, fingerprint, reason))
+        self.state.fail_everywhere(client, reason)
 
     def client_connected(self, client: str, link: ClientLink) -> None:
         """The client can be reached. It is sent the assignments that it has not answered."""

@@ -8,6 +8,7 @@ Transports post events from any thread. The thread that opened an attempt waits 
 timers meanwhile.
 """
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -78,21 +79,15 @@ class FederationState:
             return self._last_assignment_id
 
     def wait_for_clients(self, count: int, timeout_s: float | None, among: Sequence[str] | None = None) -> list[str]:
-        """Wait until `count` clients are connected.
+        """Wait until `count` clients, of all or `among` some, are connected; return their names, sorted.
 
-        Args:
-            count: The number of clients.
-            timeout_s: The longest wait in seconds. None: no limit.
-            among: Count only these clients. Default: None, all.
-
-        Returns:
-            The names of the connected clients, sorted.
-
-        Raises:
-            QuorumError: The wait timed out, or `stop_waiting` was called.
+        Raises `QuorumError` after `timeout_s` (None: never), or when `stop_waiting` is called.
         """
         with self._changed:
-            self._changed.wait_for(lambda: len(self._connected(among)) >= count or self._stop_reason, timeout_s)
+            until = math.inf if timeout_s is None else self._clock() + timeout_s
+            while len(self._connected(among)) < count and not self._stop_reason and (now := self._clock()) < until:
+                # Not longer at once: a signal that comes just before the main thread waits is handled after the wait.
+                self._changed.wait(min(MAX_SLEEP_S, until - now))
             connected = self._connected(among)
             if len(connected) < count:
                 why = self._stop_reason or f"after {timeout_s:g} s of waiting"
@@ -308,6 +303,13 @@ class FederationState:
         with self._handle_event(open_attempt):
             if upload is None or open_attempt.attempt.is_current(client, upload):
                 open_attempt.attempt.fail(client, printable(reason, MAX_REASON_CHARACTERS), is_at_fault=is_at_fault)
+
+    def fail_everywhere(self, client: str, reason: str) -> None:
+        """A client has failed in all open attempts."""
+        with self._changed:
+            open_attempts = [each for each in self._attempts.values() if client in each.assignments]
+        for open_attempt in open_attempts:
+            self.fail(open_attempt, client, reason)
 
     def commit(self, open_attempt: OpenAttempt, upload: PendingUpload) -> None:
         """Commit an answer once. A second call for the same answer waits for the first one, and returns.

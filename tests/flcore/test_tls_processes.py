@@ -21,13 +21,13 @@ from tests.flcore.processes import free_port, read_until, started, write_small_j
 from tests.test_readme import blocks, commands
 
 ROOT = Path(__file__).parents[2]
-ROUNDS = 8
+ROUNDS = 12
 CLIENTS = ('"one", "two", "three"', '"north", "south"')
 
 
 @pytest.fixture
 def operator(tmp_path: Path) -> Path:
-    """The server's directory: `small`, a job of eight rounds, and the certificates of a federation."""
+    """The server's directory: `small`, a job of twelve rounds, and the certificates of a federation."""
     folder = tmp_path / "operator"
     folder.mkdir()
     write_small_job(folder)
@@ -114,7 +114,7 @@ def test_a_job_over_tls_through_a_proxy_that_cuts_connections(operator: Path) ->
             printed = read_until(server, "the first round begins")
             assert "TLS: the federation hospitals" in printed
             with started(*join("one"), cwd=one) as first, started(*join("two"), cwd=two) as second:
-                read_until(server, "round 2/8")
+                read_until(server, f"round 2/{ROUNDS}")
                 proxy.cut()
                 time.sleep(1)
                 proxy.mend()
@@ -134,9 +134,10 @@ def test_a_revoked_client_leaves_at_once_and_the_others_go_on(operator: Path) ->
             started(*join("two"), cwd=sites[1]) as two,
             started(*join("three"), cwd=sites[2]) as three,
         ):
-            read_until(server, "round 2/8")
+            read_until(server, f"round 2/{ROUNDS}")
             revoked = flcore(operator, "certs", "revoke", "three")
             assert revoked.returncode == 0, revoked.stderr
+            read_until(server, "three failed in train: the certificate")  # without a grace: it cannot come back
             printed = three.communicate(timeout=20)[0]
             assert three.returncode == 1
             assert "revoked" in printed

@@ -19,7 +19,9 @@ def tls_failure_reason(host: str, port: int, root_certificates: bytes, timeout_s
         ):
             return ""
     except ssl.SSLCertVerificationError as error:
-        return f"its certificate is not trusted ({error.verify_message})"
+        return f"its certificate is not trusted ({error.verify_message}): is it a server of this client's federation?"
+    except ssl.SSLEOFError:
+        return "it closed the connection during the TLS handshake (if it is a proxy: does the server behind it run?)"
     except ssl.SSLError as error:
         return f"it does not speak TLS 1.3 ({error.reason or error})"
     except OSError as error:
