@@ -69,7 +69,7 @@ def test_an_argument_goes_before_the_variable_and_that_before_the_cores(monkeypa
 @pytest.mark.parametrize("text", ["0", "-1", "two", "1.5", " ", "²"])
 def test_a_number_of_threads_that_is_none_is_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(THREADS_VARIABLE, text)
-    with pytest.raises(KernelError, match="threads"):
+    with pytest.raises(KernelError, match="thread"):
         thread_count(None)
     with pytest.raises(KernelError, match="expected at least 1"):
         thread_count(0)
