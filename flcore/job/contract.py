@@ -137,6 +137,13 @@ class ServerContract(_ContractTable):
         description="The metric that selects the best model, and its direction, such as `accuracy:max`.",
     )
 
+    checkpoint_every: int | None = Field(
+        default=None,
+        ge=1,
+        description="Keep the model of every so many rounds in a file of its own, such as `round-00010.safetensors`. "
+        "The history names it.",
+    )
+
     @field_validator("rule")
     @classmethod
     def _require_rule(cls, rule: str) -> str:

@@ -244,15 +244,17 @@ class Controller:
     def publish(self, model: GlobalModel, metrics: dict[str, float]) -> None:
         """Make a model the run's last one, and its best one if its metrics are the best so far.
 
-        With an output directory, `model.safetensors` and `best.safetensors` are replaced. A later call in the same
-        round replaces the model of an earlier one.
+        With an output directory, `model.safetensors` and `best.safetensors` are replaced, and with
+        `server.checkpoint_every` the model of such a round is kept in a file of its own. A later call in the same round
+        replaces the model of an earlier one.
 
         Args:
             model: The model to publish.
             metrics: Its metrics, by name; may be empty.
         """
         with _timed(self._record, "keep"):  # the phase's name in history.jsonl
-            self._record.is_best = self._results.publish(model, metrics, self._record.round)
+            published = self._results.publish(model, metrics, self._record.round)
+        self._record.is_best, self._record.checkpoint = published
 
     def model_of(self, arrays: Arrays) -> GlobalModel:
         """Convert a workflow's own arrays to a global model.

@@ -40,6 +40,7 @@ class RoundRecord:
         asked_again: The number of retries of tasks below the quorum.
         skipped: The reason why the round left the model unchanged, else empty.
         capped_weights: The weights with which updates counted that `bounds.max_share` has capped, by client.
+        checkpoint: The file with the round's model that `server.checkpoint_every` keeps, else empty.
         is_best: Whether the round's model is the best one so far.
     """
 
@@ -57,6 +58,7 @@ class RoundRecord:
     skipped: str = ""
     is_best: bool = False
     capped_weights: dict[str, float] = field(default_factory=dict)
+    checkpoint: str = ""
 
     def to_json(self) -> str:
         """Return the record as one line of JSON."""

@@ -37,6 +37,7 @@ def open_history(run: PathLike) -> "pa.Table":
     - `skipped`: string, the reason why the round was skipped; else empty.
     - `is_best`: bool, whether the round's model was the best one so far.
     - `capped_weights`: map from client to float64, the weight that `bounds.max_share` left of a larger one.
+    - `checkpoint`: string, the file with the round's model that `server.checkpoint_every` keeps; else empty.
 
     Args:
         run: The directory of a run (`flcore run --out`, `flcore.run(out=...)`), which holds `history.jsonl`.

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from flcore.errors import JobError
 from flcore.model.atomic_replace import publish
@@ -23,6 +24,13 @@ MODEL_HEADER_BYTES = 1 << 20
 """Disk space reserved for the headers of a model's files: enough for some thousand tensors."""
 
 
+class Publication(NamedTuple):
+    """What became of a published model: whether it is the best one so far, and the file of its checkpoint, or ""."""
+
+    is_best: bool
+    checkpoint: str = ""
+
+
 class Results:
     """The history and the last model, in memory; with a directory, also on disk after every round.
 
@@ -32,6 +40,7 @@ class Results:
             on disk only.
         observe: Receives `NoBestModel` events. Default: ignores them.
         metadata: The metadata of the models' files. Default: none.
+        checkpoint_every: The models of every so many rounds are kept, in files of their own. Default: None, no round's.
     """
 
     def __init__(
@@ -40,11 +49,12 @@ class Results:
         best: str | None,
         observe: Observer = ignore_events,
         metadata: Mapping[str, str] | None = None,
+        checkpoint_every: int | None = None,
     ) -> None:
         self.history: list[RoundRecord] = []
         self.model: GlobalModel | None = None
         self._directory, self._best, self._observe = directory, best, observe
-        self._metadata = metadata
+        self._metadata, self._checkpoint_every = metadata, checkpoint_every
         self._best_value: float | None = None
 
     def add(self, record: RoundRecord) -> None:
@@ -63,10 +73,10 @@ class Results:
         if self._directory is not None:
             self._directory.free_reserve()
 
-    def publish(self, model: GlobalModel, metrics: dict[str, float], round_number: int = 0) -> bool:
-        """Make a model the last one, and the best one if its metrics are the best so far. Returns whether they are."""
+    def publish(self, model: GlobalModel, metrics: dict[str, float], round_number: int = 0) -> Publication:
+        """Make a model the last one, the best one if its metrics are the best so far, and its round's checkpoint."""
         self.model = model
-        is_best = self._is_best(metrics)
+        is_best, checkpoint = self._is_best(metrics), ""
         if self._directory is not None:
             path = self._directory.path / "model.safetensors"
             self.free_reserve()
@@ -74,11 +84,14 @@ class Results:
                 publish(model, path)
             else:
                 save(model, path, self._metadata)
-            if is_best:
+            if self._checkpoint_every is not None and round_number and round_number % self._checkpoint_every == 0:
+                checkpoint = f"round-{round_number:05d}.safetensors"
+            # Links: the files are not copied (see `publish`).
+            for name in (["best.safetensors"] if is_best else []) + ([checkpoint] if checkpoint else []):
                 with open_model(path) as stored:
-                    publish(stored, self._directory.path / "best.safetensors")
+                    publish(stored, self._directory.path / name)
             self._report_publication(model, resolve_checkpoint(path), round_number, is_best=is_best)
-        return is_best
+        return Publication(is_best, checkpoint)
 
     def last(self) -> GlobalModel:
         """Return the last model. One in files is opened at its published path, because temporary files are removed."""

@@ -30,7 +30,7 @@ LOCK_FILE, RUN_FILE, HISTORY_FILE, RESERVED_FILE = "run.lock", "run.json", "hist
 RESULT_FILES = (HISTORY_FILE, "model.safetensors", "model.safetensors.index.json", "best.safetensors")
 TEMPORARY_FILES = (".staging", ".models", RESERVED_FILE)
 RUN_FILE_PATTERN = re.compile(
-    r"run\.json|audit\.jsonl|history\.(jsonl|png)|(model|best)(-[\w-]+)?\.safetensors(\.index\.json)?"
+    r"run\.json|audit\.jsonl|history\.(jsonl|png)|(model|best|round-\d+)(-[\w-]+)?\.safetensors(\.index\.json)?"
 )
 
 

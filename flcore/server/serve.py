@@ -107,7 +107,7 @@ def serve(
             budget.require(plan, source.spec, job.contract.server.accumulate)
         model = storage.copy_model(source)
         federation = Federation(job, model.spec, observe=observe)
-        results = Results(run, job.contract.server.best, observe, metadata)
+        results = Results(run, job.contract.server.best, observe, metadata, job.contract.server.checkpoint_every)
         task_runner = TaskRunner(federation, job.contract.server, storage.staging, observe)
         control = Controller(job, model, task_runner, results, observe, storage)
         # The first model is freed after the round in which it is sent: no variable here may refer to it.

@@ -35,6 +35,7 @@ COLUMNS = {
     "skipped": pa.string(),
     "is_best": pa.bool_(),
     "capped_weights": METRICS,
+    "checkpoint": pa.string(),
 }
 SCHEMA = pa.schema([pa.field(name, kind, nullable=False) for name, kind in COLUMNS.items()])
 FULL = RoundRecord(

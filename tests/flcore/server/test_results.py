@@ -20,7 +20,7 @@ def keep_four_models(results: Results, tmp_path: Path) -> None:
     last, best = tmp_path / "out/model.safetensors", tmp_path / "out/best.safetensors"
     for value, accuracy, best_value in [(1, 0.5, 1), (2, 0.9, 2), (3, 0.7, 2), (4, 0.95, 4)]:
         model = Model.of({"w": np.full(3, value)})
-        assert results.publish(model, {"accuracy": accuracy}) == (value == best_value)
+        assert results.publish(model, {"accuracy": accuracy}).is_best == (value == best_value)
         assert load(last)["w"].tolist() == [value] * 3 and load(best)["w"].tolist() == [best_value] * 3
         assert last.samefile(best) == (value == best_value)
     models = sorted(path.name for path in last.parent.glob("*.safetensors*"))
@@ -48,3 +48,32 @@ def test_published_models_have_the_metadata_of_the_initial_checkpoint(
         with open_model(tmp_path / f"out/{name}.safetensors") as published:
             assert published.shards.metadata == {"format": "pt"}
             assert len(published.spec.tensors) == (2 if tensors == ["*"] else 1)
+
+
+@pytest.mark.parametrize("plan", ["batch", "streaming"])
+def test_the_models_of_every_second_round_are_kept(stage: Stage, tmp_path: Path, plan: str) -> None:
+    out = tmp_path / "out"
+    stage.open(clients=1, rounds=5, checkpoint_every=2, out=out, plan=plan)
+    stage.client("client-1", adding(1.0))
+    history = stage.result().history
+    assert [record.checkpoint for record in history] == [
+        "",
+        "round-00002.safetensors",
+        "",
+        "round-00004.safetensors",
+        "",
+    ]
+    assert sorted(path.name for path in out.glob("round-*")) == ["round-00002.safetensors", "round-00004.safetensors"]
+    for number in (2, 4):
+        assert (load(out / f"round-{number:05d}.safetensors")["w"] == START["w"] + number).all()
+    assert (load(out / "model.safetensors")["w"] == START["w"] + 5).all()
+
+
+def test_a_checkpoint_is_a_link_and_moves_aside_with_its_run(tmp_path: Path) -> None:
+    with RunDirectory(tmp_path / "out", job="t", contract_fingerprint="0") as directory:
+        results = Results(directory, None, checkpoint_every=1)
+        results.publish(Model.of({"w": np.zeros(3)}), {}, 1)
+        assert (tmp_path / "out/round-00001.safetensors").samefile(tmp_path / "out/model.safetensors")
+    with RunDirectory(tmp_path / "out", job="t", contract_fingerprint="0", fresh=True):
+        assert (tmp_path / "out.1/round-00001.safetensors").exists()
+        assert not (tmp_path / "out/round-00001.safetensors").exists()
