@@ -25,11 +25,10 @@ ROUNDS = 12
 CLIENTS = ('"one", "two", "three"', '"north", "south"')
 
 
-@pytest.fixture
-def operator(tmp_path: Path) -> Path:
-    """The server's directory: `small`, a job of twelve rounds, and the certificates of a federation."""
-    folder = tmp_path / "operator"
-    folder.mkdir()
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`small`, a job of twelve rounds, and the certificates of a federation."""
+    folder = tmp_path_factory.mktemp("prepared")
     write_small_job(folder)
     contract, code = folder / "small/job.toml", folder / "small/small.py"
     contract.write_text(contract.read_text().replace("rounds = 100000", f"rounds = {ROUNDS}"))
@@ -40,6 +39,12 @@ def operator(tmp_path: Path) -> Path:
     )
     flcore(folder, "certs", "init", "hospitals", "--host", "localhost")
     return folder
+
+
+@pytest.fixture
+def operator(prepared: Path, tmp_path: Path) -> Path:
+    """The server's directory, with the job and the certificates."""
+    return shutil.copytree(prepared, tmp_path / "operator")
 
 
 def flcore(folder: Path, *command: str) -> "subprocess.CompletedProcess[str]":
@@ -75,7 +80,6 @@ def join(name: str, *options: str) -> tuple[str, ...]:
     return ("-m", "flcore", "client", "small", "--kit", name, *options)
 
 
-@pytest.mark.serial
 @pytest.mark.parametrize("page", ["README.md", "docs/real-machines.md"])
 def test_from_nothing_to_a_federation_as_printed(tmp_path: Path, page: str) -> None:
     """The operator's three commands, and the two of each site, whose kit lies in another directory."""
@@ -105,7 +109,6 @@ def test_from_nothing_to_a_federation_as_printed(tmp_path: Path, page: str) -> N
             assert first.wait(20) == second.wait(20) == 0
 
 
-@pytest.mark.serial
 def test_a_job_over_tls_through_a_proxy_that_cuts_connections(operator: Path) -> None:
     port = free_port()
     with network_to(port) as proxy:
@@ -123,7 +126,6 @@ def test_a_job_over_tls_through_a_proxy_that_cuts_connections(operator: Path) ->
     assert load(operator / "runs/small/model.safetensors")["w"][0] == ROUNDS
 
 
-@pytest.mark.serial
 def test_a_revoked_client_leaves_at_once_and_the_others_go_on(operator: Path) -> None:
     port = free_port()
     sites = [site(operator, name, port) for name in ("one", "two", "three")]

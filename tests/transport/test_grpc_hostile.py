@@ -155,7 +155,6 @@ def attacked(target: Target, load: Load, count: int, seconds: float, least: int)
     return Outcome(load, did, before, during, idle, peak, bound)
 
 
-@pytest.mark.serial
 @pytest.mark.parametrize("load", LOADS, ids=[load.attack for load in LOADS])
 def test_an_honest_client_goes_on(target: Target, load: Load) -> None:
     outcome = attacked(target, load, load.small, seconds=0.7, least=3)
