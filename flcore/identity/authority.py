@@ -41,7 +41,6 @@ from flcore.identity.files import (
     read_private_file,
     remove_partial_files,
     replace_file,
-    sync_directory,
 )
 from flcore.identity.issued import USABLE, IssuedCertificate, members_called, read_issued
 from flcore.identity.names import Role, require_hosts, require_name
@@ -53,6 +52,7 @@ from flcore.identity.signing import (
     sign_authority,
     sign_member,
 )
+from flcore.model.atomic_replace import sync_directory
 from flcore.text import printable
 
 SERVER_NAME = "server"

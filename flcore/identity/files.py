@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from flcore.errors import CertificateError
+from flcore.model.atomic_replace import sync_directory
 
 MAX_FILE_BYTES = 1 << 20
 """Far above every file of a few certificates; nothing larger is read."""
@@ -90,15 +91,6 @@ def _write_partial(path: Path, data: bytes, mode: int) -> Path:
         partial.unlink(missing_ok=True)
         raise
     return partial
-
-
-def sync_directory(directory: Path) -> None:
-    """Flush the names in a directory to disk."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def remove_partial_files(directory: Path) -> None:

@@ -99,11 +99,11 @@ class AtomicReplace:
         previous = _previous_shards(index, self.name)  # before the index is replaced
         if not shards.has_index:
             self.partial_path(0).replace(single)
-            _fsync_directory(self.directory)
+            sync_directory(self.directory)
             _remove([index, *sorted(previous)])
             return (single,)
         published = self._commit_shards(shards, index)
-        _fsync_directory(self.directory)
+        sync_directory(self.directory)
         _remove([single, *sorted(previous)])
         return published
 
@@ -120,7 +120,7 @@ class AtomicReplace:
         try:
             for number, path in enumerate(files):
                 self.partial_path(number).replace(path)
-            _fsync_directory(self.directory)
+            sync_directory(self.directory)
             weight_map = {tensor.name: files[shards.locations[tensor.name].file].name for tensor in shards.spec.tensors}
             index_file = self.create(-1)
             index_file.write_at([memoryview(encode_index(weight_map, total_bytes(shards.spec)))], 0)
@@ -162,8 +162,9 @@ def _remove(paths: Sequence[Path]) -> None:
         path.unlink(missing_ok=True)
 
 
-def _fsync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+def sync_directory(directory: Path) -> None:
+    """Flush the names in a directory to disk."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
     finally:

@@ -44,6 +44,18 @@ def write_small_job(directory: Path) -> None:
     (directory / "small/small.py").write_text(CODE)
 
 
+def write_slow_job(directory: Path, rounds: int) -> None:
+    """Write `small` with so many rounds, each of which takes a third of a second."""
+    write_small_job(directory)
+    contract, code = directory / "small/job.toml", directory / "small/small.py"
+    contract.write_text(contract.read_text().replace("rounds = 100000", f"rounds = {rounds}"))
+    code.write_text(
+        code.read_text()
+        .replace("import numpy", "import time\nimport numpy", 1)
+        .replace("    return flcore", "    time.sleep(0.3)\n    return flcore")
+    )
+
+
 @contextmanager
 def started(*command: str, cwd: Path | None = None) -> Iterator["subprocess.Popen[str]"]:
     """Run `python -m flcore COMMAND` in a process group of its own; whatever is left of it is killed at the end."""

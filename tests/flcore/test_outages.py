@@ -10,7 +10,7 @@ import pytest
 
 from flcore import load
 from tests.flcore.network import network_to
-from tests.flcore.processes import free_port, read_until, started, write_small_job
+from tests.flcore.processes import free_port, read_until, started, write_slow_job
 
 ROUNDS = 8
 
@@ -18,14 +18,7 @@ ROUNDS = 8
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A directory with `small`, a job of eight rounds that each take a third of a second."""
-    write_small_job(tmp_path)
-    contract, code = tmp_path / "small/job.toml", tmp_path / "small/small.py"
-    contract.write_text(contract.read_text().replace("rounds = 100000", f"rounds = {ROUNDS}"))
-    code.write_text(
-        code.read_text()
-        .replace("import numpy", "import time\nimport numpy", 1)
-        .replace("    return flcore", "    time.sleep(0.3)\n    return flcore")
-    )
+    write_slow_job(tmp_path, ROUNDS)
     return tmp_path
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from flcore import load
 from tests.flcore.network import network_to
-from tests.flcore.processes import free_port, read_until, started, write_small_job
+from tests.flcore.processes import free_port, read_until, started, write_slow_job, write_small_job
 from tests.test_readme import blocks, commands
 
 ROOT = Path(__file__).parents[2]
@@ -29,14 +29,7 @@ CLIENTS = ('"one", "two", "three"', '"north", "south"')
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`small`, a job of twelve rounds, and the certificates of a federation."""
     folder = tmp_path_factory.mktemp("prepared")
-    write_small_job(folder)
-    contract, code = folder / "small/job.toml", folder / "small/small.py"
-    contract.write_text(contract.read_text().replace("rounds = 100000", f"rounds = {ROUNDS}"))
-    code.write_text(
-        code.read_text()
-        .replace("import numpy", "import time\nimport numpy", 1)
-        .replace("    return flcore", "    time.sleep(0.3)\n    return flcore")
-    )
+    write_slow_job(folder, ROUNDS)
     flcore(folder, "certs", "init", "hospitals", "--host", "localhost")
     return folder
 
