@@ -134,13 +134,15 @@ class Authority:
         return read_issued(self._private / "issued", read_deny_list(self._server / "revoked.txt"))
 
     def issue(self, name: str, role: Role = Role.CLIENT, *, now: datetime, days: int = CLIENT_DAYS) -> KeyPair:
-        """Issue the certificate of a new client or lead.
+        """Issue the certificate of a new client, lead or admin.
 
         Raises:
             CertificateError: The name is refused, or has a certificate that is neither expired nor revoked.
         """
         if role == Role.SERVER:
-            raise CertificateError("a role: expected client or lead, got server; see `flcore certs renew --server`")
+            raise CertificateError(
+                "a role: expected client, lead or admin, got server; see `flcore certs renew --server`"
+            )
         with self._locked():
             self.require_new([name], now=now)
             return self._issue(role, name, days, now)
@@ -211,7 +213,13 @@ class Authority:
 
     def _server_certificate(self) -> Certificate:
         path = self._server / "server.pem"
-        return parse_certificates(read_private_file(path), str(path))[0]
+        try:
+            return parse_certificates(read_private_file(path), str(path))[0]
+        except CertificateError as error:
+            raise CertificateError(
+                f"{path}: expected the server's certificate, whose hosts the new one keeps, got a damaged file; give "
+                f"the hosts (flcore certs renew --server --host HOST)"
+            ) from error
 
     def _issue(self, role: Role, name: str, days: int, now: datetime, hosts: Sequence[str] = ()) -> KeyPair:
         path = self._private / "ca.key"

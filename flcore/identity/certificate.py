@@ -39,6 +39,7 @@ MALFORMED = (
 USES = {
     Role.CLIENT: ExtendedKeyUsageOID.CLIENT_AUTH,
     Role.LEAD: ExtendedKeyUsageOID.CLIENT_AUTH,
+    Role.ADMIN: ExtendedKeyUsageOID.CLIENT_AUTH,
     Role.SERVER: ExtendedKeyUsageOID.SERVER_AUTH,
 }
 """The extended key usage that a role needs."""

@@ -13,6 +13,7 @@ import logging
 import math
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -96,10 +97,17 @@ class ServerCertificates:
 
 
 class ServerCertificateWatch:
-    """Notices when `server.pem` is renewed. Safe to use from any thread; a call costs one `stat`."""
+    """Notices when `server.pem` is renewed. Safe to use from any thread; a call costs one `stat`.
+
+    Only a certificate of the authority that was there at the start is a renewal: the server trusts that authority's
+    clients until it ends, so a certificate of another federation would lock them out.
+    """
 
     def __init__(self, directory: Path) -> None:
         self._path, self._ca_path = directory / "server.pem", directory / "ca.pem"
+        self._authority_fingerprint = ""
+        with suppress(CertificateError):  # `ServerCertificates.load` says what is wrong with it
+            self._authority_fingerprint = parse_certificates(read_file(self._ca_path), "ca.pem")[0].fingerprint
         self._lock = threading.Lock()
         self._stamp = file_stamp(self._path)
         self._retry_at = math.inf
@@ -117,7 +125,13 @@ class ServerCertificateWatch:
             self._stamp, self._retry_at = stamp, math.inf
         moment = now or utc_now()
         try:
-            key_pem, certificate = _read_server(self._path, _read_authority(self._ca_path, moment), moment)
+            authority = _read_authority(self._ca_path, moment)
+            if authority.fingerprint != self._authority_fingerprint:
+                raise CertificateError(
+                    f"{self._ca_path}: expected the authority that the server has started with, got another one "
+                    f"({authority.common_name!r}); put the files of its own federation back, or start the server again"
+                )
+            key_pem, certificate = _read_server(self._path, authority, moment)
         except CertificateError as error:
             if is_changed:
                 logger.warning("%s (the server keeps the certificate that it has)", error)

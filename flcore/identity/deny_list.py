@@ -23,6 +23,9 @@ HEADER = (
     "# flcore reads this file again when it changes.\n"
 )
 
+MAX_LIST_BYTES = 4 << 20
+"""The largest list. A revoked certificate has two lines of some 100 bytes, so it holds 20,000 certificates."""
+
 RETRY_S = 1.0
 """Seconds after which a list that could not be read is read again, even if its file is the same."""
 
@@ -98,9 +101,12 @@ def read_deny_list(path: Path) -> frozenset[str]:
 
 
 def deny(path: Path, fingerprints: Mapping[str, str]) -> None:
-    """Add fingerprints to a list, each with its comment, in one atomic step. Lines that are there stay as they are."""
+    """Add fingerprints to a list, each with its comment, in one atomic step. Lines that are there stay as they are.
+
+    Raises `CertificateError`, and leaves the list as it was, if the result were larger than a server reads.
+    """
     denied = read_deny_list(path)
-    text = decode_text(read_file(path))
+    text = decode_text(read_file(path, MAX_LIST_BYTES))
     lines = [
         f"{require_fingerprint(fingerprint)}  # {printable(comment, 200)}\n"
         for fingerprint, comment in fingerprints.items()
@@ -108,13 +114,19 @@ def deny(path: Path, fingerprints: Mapping[str, str]) -> None:
     ]
     if lines:
         before = text if not text or text.endswith("\n") else f"{text}\n"
-        replace_file(path, (before + "".join(lines)).encode())
+        content = (before + "".join(lines)).encode()
+        if len(content) > MAX_LIST_BYTES:
+            raise CertificateError(
+                f"{path}: expected a list of at most {MAX_LIST_BYTES} bytes, got {len(content)} with the new entries, "
+                "which are not written; take out the lines of certificates that have expired, and revoke again"
+            )
+        replace_file(path, content)
 
 
 def _parse(path: Path) -> tuple[frozenset[str], str]:
     """Return the fingerprints of the valid lines, and an error about the first other line; "" if all are valid."""
     try:
-        text = decode_text(read_file(path))
+        text = decode_text(read_file(path, MAX_LIST_BYTES))
     except ValueError as error:
         return frozenset(), f"{path}: {error}"
     denied, malformed = set(), ""

@@ -14,8 +14,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from flcore.disk_sync import sync_directory
 from flcore.errors import CertificateError
-from flcore.model.atomic_replace import sync_directory
 
 MAX_FILE_BYTES = 1 << 20
 """Far above every file of a few certificates; nothing larger is read."""
@@ -111,14 +111,14 @@ def locked(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def read_file(path: Path) -> bytes:
-    """Return the content of a file of up to `MAX_FILE_BYTES`, or raise `CertificateError`."""
-    return _read(path)[0]
+def read_file(path: Path, max_bytes: int = MAX_FILE_BYTES) -> bytes:
+    """Return the content of a file of up to `max_bytes`, or raise `CertificateError`."""
+    return _read(path, max_bytes)[0]
 
 
 def read_private_file(path: Path) -> bytes:
     """Return the content of a file with a key. Raises `CertificateError` where others than its owner may read it."""
-    data, found = _read(path)
+    data, found = _read(path, MAX_FILE_BYTES)
     if found.st_mode & 0o077:
         raise CertificateError(
             f"{path}: expected a key file that only its owner can read (mode 0600), got mode "
@@ -133,7 +133,7 @@ def read_private_file(path: Path) -> bytes:
     return data
 
 
-def _read(path: Path) -> tuple[bytes, os.stat_result]:
+def _read(path: Path, max_bytes: int) -> tuple[bytes, os.stat_result]:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe would wait otherwise
     except FileNotFoundError as error:
@@ -149,11 +149,11 @@ def _read(path: Path) -> tuple[bytes, os.stat_result]:
         if not stat.S_ISREG(found.st_mode):
             raise CertificateError(f"{path}: expected a file, got a directory, a pipe or a device; give another path")
         data = bytearray()
-        while chunk := os.read(descriptor, MAX_FILE_BYTES + 1 - len(data)):
+        while chunk := os.read(descriptor, max_bytes + 1 - len(data)):
             data += chunk
-            if len(data) > MAX_FILE_BYTES:
+            if len(data) > max_bytes:
                 raise CertificateError(
-                    f"{path}: expected at most {MAX_FILE_BYTES} bytes, got more; it is not a file of certificates"
+                    f"{path}: expected at most {max_bytes} bytes, got more; shorten it, or give another file"
                 )
         return bytes(data), found
     except OSError as error:

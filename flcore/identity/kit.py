@@ -1,12 +1,14 @@
-"""Kits: all that a client needs to join, in one zip file; and the table `[identity]` of its site.toml.
+"""Kits: all that a client or a lead needs to connect, in one zip file; and the table `[identity]` of its site.toml.
 
-The zip has one directory, named like the client:
+The zip has one directory, named like its holder:
 
     client.pem     the certificate
     client.key     its key, 0600
-    ca.pem         the authority's certificate, by which the client knows the server
+    ca.pem         the authority's certificate, by which the holder knows the server
     site.toml      the server's address and the names of these files
     README.txt     five lines
+    signing.key    for a lead: the key that signs packs, 0600
+    NAME.pub       for a lead: its public key, which sites list
 """
 
 import io
@@ -22,8 +24,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from flcore.errors import CertificateError
 from flcore.identity.certificate import Certificate
 from flcore.identity.files import PRIVATE, PUBLIC, create_file
-from flcore.identity.names import require_hosts
+from flcore.identity.lead_keys import PUBLIC_KEY_SUFFIX, SIGNING_KEY_FILE, SigningKey
+from flcore.identity.names import Role, require_hosts
 from flcore.identity.signing import KeyPair, identity_of
+from flcore.job.site import read_site
 
 ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
 """The time of every file in a kit: the same content is the same zip."""
@@ -86,36 +90,50 @@ def require_server_address(address: str) -> str:
 
 def kit_path(out: Path, name: str) -> Path:
     """Return the path of a new kit. Raises `CertificateError` if there is a file."""
-    path = out / f"{name}.zip"
+    return _new_path(out / f"{name}.zip", "that kit")
+
+
+def public_key_path(out: Path, name: str) -> Path:
+    """Return the path of a lead's new public key. Raises `CertificateError` if there is a file."""
+    return _new_path(out / f"{name}{PUBLIC_KEY_SUFFIX}", "that public key")
+
+
+def _new_path(path: Path, found: str) -> Path:
     if path.exists() or path.is_symlink():
         raise CertificateError(
-            f"{path}: expected no file, got one; deliver that kit and delete it (only delete it if this one replaces "
+            f"{path}: expected no file, got one; deliver {found} and delete it (only delete it if this one replaces "
             f"it), or choose another directory (--out)"
         )
     return path
 
 
-def write_kit(out: Path, pair: KeyPair, authority: Certificate, server: str) -> Path:
-    """Write the kit of a client; return its path. It appears whole, or not at all, and overwrites nothing.
+def write_kit(
+    out: Path, pair: KeyPair, authority: Certificate, server: str, signing_key: SigningKey | None = None
+) -> Path:
+    """Write a kit; return its path. It appears whole, or not at all, and overwrites nothing.
 
     Args:
         out: The directory, which is made if there is none.
-        pair: The client's certificate and key.
+        pair: The holder's certificate and key.
         authority: The authority's certificate; its key is in no kit.
         server: The server's address, HOST:PORT.
+        signing_key: A lead's key for packs. Its public key is written beside the kit, too, for the sites.
     """
-    data = kit_bytes(pair, authority, require_server_address(server))
+    data = kit_bytes(pair, authority, require_server_address(server), signing_key)
     out.mkdir(parents=True, exist_ok=True)
-    path = kit_path(out, identity_of(pair).name)
+    name = identity_of(pair).name
+    path = kit_path(out, name)
     try:
         create_file(path, data, mode=PRIVATE)
+        if signing_key is not None:
+            create_file(public_key_path(out, name), signing_key.public.pem, mode=PUBLIC)
     except FileExistsError:
-        kit_path(out, identity_of(pair).name)  # raises the error that says what to do
+        kit_path(out, name)  # raises the error that says what to do
         raise
     return path
 
 
-def kit_bytes(pair: KeyPair, authority: Certificate, server: str) -> bytes:
+def kit_bytes(pair: KeyPair, authority: Certificate, server: str, signing_key: SigningKey | None = None) -> bytes:
     """Return the zip file of a kit. The same arguments give the same bytes."""
     name = identity_of(pair).name
     files = {
@@ -125,6 +143,9 @@ def kit_bytes(pair: KeyPair, authority: Certificate, server: str) -> bytes:
         "client.pem": (pair.certificate.pem, PUBLIC),
         "site.toml": (_site(name, server).encode(), PUBLIC),
     }
+    if signing_key is not None:
+        files[SIGNING_KEY_FILE] = (signing_key.pem, PRIVATE)
+        files[f"{name}{PUBLIC_KEY_SUFFIX}"] = (signing_key.public.pem, PUBLIC)
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
         directory = zipfile.ZipInfo(f"{name}/", ZIP_EPOCH)
@@ -137,6 +158,24 @@ def kit_bytes(pair: KeyPair, authority: Certificate, server: str) -> bytes:
             entry.external_attr = (0o100000 | mode) << 16
             archive.writestr(entry, data)
     return packed.getvalue()
+
+
+def load_signing_key(kit: Path) -> SigningKey:
+    """Return the key by which the holder of an unpacked kit signs packs.
+
+    Raises:
+        CertificateError: The kit has no such key, or its files cannot be used.
+    """
+    site, path = kit / "site.toml", kit / SIGNING_KEY_FILE
+    table = identity_table(read_site(site, kit) if site.exists() else {}, str(site))
+    if table is None:
+        raise CertificateError(f"{kit}: expected the directory of an unpacked kit, got none; give another (--sign KIT)")
+    if not path.exists():
+        raise CertificateError(
+            f"{path}: expected the key that signs packs, got none; have a lead's kit made (flcore certs lead NAME), or "
+            f"copy the file from the kit that was renewed"
+        )
+    return SigningKey.load(path, table.name)
 
 
 def _site(name: str, server: str) -> str:
@@ -153,12 +192,23 @@ def _site(name: str, server: str) -> str:
 
 def _readme(pair: KeyPair, server: str) -> str:
     identity = identity_of(pair)
+    if identity.role == Role.CLIENT:
+        steps = (
+            "Install flcore on this machine, and copy the job's directory to it.\n"
+            f"Join with: flcore client --kit {identity.name} --jobs-dir JOB (a server of one job: flcore client JOB "
+            f"--kit {identity.name})\n"
+        )
+    else:
+        steps = (
+            "Install flcore on this machine. A renewed kit has no signing.key: keep the one of the first kit.\n"
+            f"Submit a job with: flcore submit JOB --kit {identity.name}\n"
+        )
     return (
         f"This is the identity of the {identity.role} {identity.name} in the federation {identity.federation}, whose "
         f"server is {server}.\n"
-        f"client.key is secret: keep it where only you can read it (chmod 600 client.key), and delete the zip file.\n"
-        f"Install flcore on this machine, and copy the job's directory to it.\n"
-        f"Join with: flcore client JOB --kit {identity.name}\n"
+        f"Files that end in .key are secret: keep them where only you can read them (chmod 600), and delete the zip "
+        f"file.\n"
+        f"{steps}"
         f"The certificate expires on {_day(pair.certificate.expires)}: ask the federation's operator for a renewed kit "
         f"before that day.\n"
     )

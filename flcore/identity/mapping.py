@@ -3,7 +3,7 @@
 [[certificate]]
 san = "DNS:fl.north.example"            # or subject = "CN=fl,O=Hospital North"
 name = "north"
-role = "client"                         # the default
+role = "client"                         # the default; or "lead", "admin"
 ca = "CN=North CA"                      # required where other-cas.pem has more than one authority
 """
 
@@ -93,8 +93,8 @@ def _row(row: Any, where: str) -> tuple[str, Member]:
             f"{where}: expected name, and one of subject and san, got {_shown(row)}; correct the row"
         )
     role = row.get("role", Role.CLIENT)
-    if role not in (Role.CLIENT, Role.LEAD):
-        raise CertificateError(f"{where}: role: expected client or lead, got {_shown([role])}; correct the role")
+    if role not in (Role.CLIENT, Role.LEAD, Role.ADMIN):
+        raise CertificateError(f"{where}: role: expected client, lead or admin, got {_shown([role])}; correct the role")
     name = require_name(row["name"], f"a {role} ({where})")
     return _key(row, where), (Role(role), name)
 

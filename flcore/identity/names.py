@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from flcore.errors import CertificateError
-from flcore.job.contract import NAME_PATTERN
-from flcore.text import printable
+from flcore.text import NAME_PATTERN, printable
 
 SCHEME = "flcore://"
 
@@ -17,11 +16,12 @@ _HOST_LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 
 
 class Role(StrEnum):
-    """The role of a certificate's holder. A server admits clients only: no call is open to `lead` yet."""
+    """The role of a certificate's holder: clients join jobs, leads submit their own, admins manage all of them."""
 
     CLIENT = "client"
     SERVER = "server"
     LEAD = "lead"
+    ADMIN = "admin"
 
 
 @dataclass(frozen=True, slots=True)

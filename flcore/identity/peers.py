@@ -15,6 +15,9 @@ from flcore.identity.mapping import CertificateMapping
 from flcore.identity.names import Identity, Role
 from flcore.text import printable
 
+MEMBERS = (Role.CLIENT, Role.LEAD, Role.ADMIN)
+"""The roles that call a server."""
+
 CACHED_PEERS = 16_384
 """Parsed certificates in the cache, some KB each. Nothing that depends on the time or the deny list is cached.
 
@@ -41,9 +44,7 @@ class PeerVerifier:
         self._deny_list, self._mapping = deny_list, mapping
         self._read = lru_cache(CACHED_PEERS)(self._read_certificate)
 
-    def identify(
-        self, pem: bytes, roles: Collection[Role] = (Role.CLIENT, Role.LEAD), now: datetime | None = None
-    ) -> Identity:
+    def identify(self, pem: bytes, roles: Collection[Role] = MEMBERS, now: datetime | None = None) -> Identity:
         """Return the identity of a peer, or raise `IdentityRefused`. Called again, it notices expiry and revocation.
 
         Args:

@@ -6,7 +6,7 @@ from flcore_transport import PeerCertificate, Refused, TlsKeys
 
 from flcore.errors import IdentityRefused
 from flcore.identity.credentials import ClientCertificates, ServerCertificates, ServerCertificateWatch
-from flcore.identity.names import Identity, Role
+from flcore.identity.names import Identity
 
 
 class FederationTls:
@@ -30,9 +30,12 @@ class FederationTls:
         return self._keys
 
     def identify(self, certificate: PeerCertificate) -> Identity:
-        """Return the client that a certificate identifies. Raises `Refused`: revoked, expired, another role or CA."""
+        """Return the client, lead or admin of a certificate. Raises `Refused`: revoked, expired, a server's, other CA.
+
+        The transport opens sessions to clients only, and asks to all three.
+        """
         try:
-            return self.certificates.peers.identify(certificate.pem, (Role.CLIENT,))
+            return self.certificates.peers.identify(certificate.pem)
         except IdentityRefused as error:
             raise Refused(error.reason, str(error)) from error
 

@@ -1,5 +1,6 @@
 """A federation's server over mutual TLS that counts what it has read, and clients of every kind."""
 
+import json
 import socket
 import ssl
 import threading
@@ -7,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
@@ -19,24 +20,31 @@ from flcore_transport import (
     GrpcServer,
     Join,
     Refused,
+    Service,
     TlsKeys,
     Welcome,
+    WrongServer,
     grpc_joins,
-    grpc_server,
+    grpc_sessions,
     grpc_transfers,
     grpc_workers,
     split_address,
 )
-from flcore_transport.grpc_channel import SERVICE
-from flcore_transport.grpc_client import _session_metadata
+from flcore_transport.grpc_channel import SERVICE, SESSION_METADATA
 from flcore_transport.grpc_workers import CallAborter, Context, read_message
 from flcore_transport.messages import Refusal
 
 from flcore.identity.authority import Authority
 from flcore.identity.certificate import utc_now
 from flcore.identity.tls import FederationTls
+from flcore.server.audit_chain import AUDIT_FILE
+from flcore.server.audit_log import AuditLog
+from flcore.server.events import CallRefused, ClientRevoked, JoinRefused, Observer
 from tests.flcore.identity.forged import Signer, private_pair, sign, signer_of, subject
 from tests.transport.conftest import Collected, RecordingService
+
+if TYPE_CHECKING:
+    from tests.flcore.identity.token_attempts import Replays
 
 CHECK_INTERVAL_S = 0.03
 """Seconds between two checks of certificates, here; the tests need not wait for half a second."""
@@ -60,27 +68,36 @@ ca = "CN=South CA"
 
 
 class CountingService(RecordingService):
-    """A service that counts how often it is asked."""
+    """A service that counts how often it is asked, and passes events to an observer as a `Federation` does."""
 
-    def __init__(self) -> None:
+    def __init__(self, observe: Observer) -> None:
         super().__init__()
-        self.asked = 0
+        self.asked, self.observe = 0, observe
+
+    def join_refused(self, client: str, reason: str) -> None:
+        self.observe(JoinRefused(client, reason))
+
+    def call_refused(self, client: str, fingerprint: str, kind: str, reason: str) -> None:
+        self.observe(CallRefused(client, fingerprint, kind, reason))
+
+    def certificate_refused(self, client: str, fingerprint: str, reason: str) -> None:
+        self.observe(ClientRevoked(client, fingerprint, reason))
 
     def admit(self, client: str, content: bytes) -> bytes:
         self.asked += 1
         return super().admit(client, content)
 
-    def begin_upload(self, client: str, assignment_id: int, content: bytes, layout: Layout) -> Collected:
+    def begin_upload(self, client: str, assignment_id: int, token: bytes, content: bytes, layout: Layout) -> Collected:
         self.asked += 1
-        return super().begin_upload(client, assignment_id, content, layout)
+        return super().begin_upload(client, assignment_id, token, content, layout)
 
-    def begin_download(self, client: str, assignment_id: int) -> Any:
+    def begin_download(self, client: str, assignment_id: int, token: bytes) -> Any:
         self.asked += 1
-        return super().begin_download(client, assignment_id)
+        return super().begin_download(client, assignment_id, token)
 
-    def task_failed(self, client: str, assignment_id: int, message: str) -> None:
+    def task_failed(self, client: str, assignment_id: int, token: bytes, message: str) -> None:
         self.asked += 1
-        super().task_failed(client, assignment_id, message)
+        super().task_failed(client, assignment_id, token, message)
 
 
 @dataclass
@@ -104,14 +121,23 @@ class FederationSite:
         self.south = sign(None, subject("CN=South CA"), is_ca=True, uses=None)
         (self.directory / "other-cas.pem").write_bytes(self.north.pem + self.south.pem)
         (self.directory / "mapping.toml").write_text(MAPPING)
-        self.service = CountingService()
+        self.audit_path = folder / AUDIT_FILE
+        self.replays: Replays | None = None
+        self.audit = AuditLog(self.audit_path)
+        self.service = CountingService(self.audit)
+        self.servers: list[GrpcServer] = []
         self.server = self.serve()
         self.opened: list[GrpcConnection] = []
         self.sessions: list[Iterator[FromServer]] = []
         self._number = 0
 
-    def serve(self) -> GrpcServer:
-        return GrpcServer(self.service, tls=FederationTls(self.directory))
+    def serve(self, service: Service | None = None) -> GrpcServer:
+        self.servers.append(GrpcServer(service or self.service, tls=FederationTls(self.directory)))
+        return self.servers[-1]
+
+    def audited(self) -> list[dict[str, Any]]:
+        """Return the entries of the audit log."""
+        return [json.loads(line) for line in self.audit_path.read_bytes().splitlines()]
 
     def issue(self, name: str) -> TlsKeys:
         pair = self.authority.issue(name, now=utc_now())
@@ -129,9 +155,11 @@ class FederationSite:
         self.opened.append(connection)
         return connection
 
-    def join(self, keys: TlsKeys | Signer | None, name: str, *, instance: str = "1", **more: Any) -> str:
+    def join(
+        self, keys: TlsKeys | Signer | None, name: str, *, instance: str = "1", content: bytes = b"", **more: Any
+    ) -> str:
         """Join for good, and return the session's secret."""
-        session = self.connect(keys, **more).session(Join(name, instance))
+        session = self.connect(keys, **more).session(Join(name, instance, content))
         self.sessions.append(session)
         welcome = next(session)
         assert isinstance(welcome, Welcome)
@@ -165,7 +193,7 @@ class FederationSite:
         open_call: grpc.StreamStreamMultiCallable[bytes, bytes] = connection._control.stream_stream(
             f"/{SERVICE}/{method}"
         )
-        call = open_call(requests(), metadata=_session_metadata(secret), timeout=10)
+        call = open_call(requests(), metadata=((SESSION_METADATA, secret.encode()),), timeout=10)
         try:
             yield from call
         except grpc.RpcError as error:
@@ -212,14 +240,16 @@ class FederationSite:
             attempt()
         except Refused as refused:
             return refused.kind, str(refused)
-        except ConnectionLost as error:
+        except (ConnectionLost, WrongServer) as error:
             return "handshake", str(error)
         return "admitted", ""
 
     def close(self) -> None:
         for connection in self.opened:
             connection.close()
-        self.server.close("the tests are over")
+        for server in self.servers:
+            server.close("the tests are over")
+        self.audit.__exit__()
 
 
 def counted(patch: pytest.MonkeyPatch) -> Counts:
@@ -240,5 +270,5 @@ def counted(patch: pytest.MonkeyPatch) -> Counts:
     for module in (grpc_joins, grpc_transfers, grpc_workers):
         patch.setattr(module, "read_message", read)
     patch.setattr(CallAborter, "refuse", record)
-    patch.setattr(grpc_server, "CERTIFICATE_CHECK_INTERVAL_S", CHECK_INTERVAL_S)
+    patch.setattr(grpc_sessions, "CERTIFICATE_CHECK_INTERVAL_S", CHECK_INTERVAL_S)
     return counts

@@ -5,10 +5,12 @@ import ssl
 import time
 from functools import partial
 
+import grpc
 from flcore_layout import Layout, PayloadPart, Segment
-from flcore_transport import DownloadRequest, GrpcServer, PeerCertificate, TlsKeys, split_address
-from flcore_transport.control import encode_message
-from flcore_transport.messages import Failure, UploadRequest
+from flcore_transport import DownloadRequest, GrpcConnection, GrpcServer, Join, PeerCertificate, TlsKeys, split_address
+from flcore_transport.control import MAX_MESSAGE_BYTES, encode_message
+from flcore_transport.grpc_channel import CLIENT_METADATA, SERVICE
+from flcore_transport.messages import PROTOCOL, Failure, UploadRequest
 
 from flcore.identity.certificate import utc_now
 from flcore.identity.deny_list import deny
@@ -18,6 +20,9 @@ from tests.flcore.identity.federation_site import FederationSite
 from tests.flcore.identity.forged import sign, subject
 from tests.transport.conftest import MODEL, Pattern
 from tests.transport.test_grpc_tls import SESSION_CALL
+
+LARGE_CONTENT = bytes(MAX_MESSAGE_BYTES - 100)
+"""Makes a join as large as a message may be."""
 
 
 class LargePattern(Pattern):
@@ -160,6 +165,41 @@ def secret_made_up(site: FederationSite) -> Attempt:
 def no_secret(site: FederationSite) -> Attempt:
     _, keys, secret = site.member()
     return site.calls(keys, "Download", encode_message(DownloadRequest(secret, 1)), "")
+
+
+def in_the_calls_name(site: FederationSite) -> Attempt:
+    """Name oneself in the call's metadata, and another client in the join."""
+    name = site.fresh_name()
+    connection = site.connect(site.issue(name))
+    return lambda: first_message(connection, Join("alice", "1"), (CLIENT_METADATA, name.encode()))
+
+
+def without_a_name(site: FederationSite) -> Attempt:
+    """Join as a client of an earlier protocol does, without a name in the call's metadata."""
+    name = site.fresh_name()
+    connection = site.connect(site.issue(name))
+    return lambda: first_message(connection, Join(name, "1"))
+
+
+def of_another_version(site: FederationSite) -> Attempt:
+    name = site.fresh_name()
+    connection = site.connect(site.issue(name))
+    return lambda: next(connection.session(Join(name, "1", protocol=PROTOCOL + 1)))
+
+
+def first_message(connection: GrpcConnection, join: Join, *metadata: tuple[str, bytes]) -> bytes:
+    """Return the first message of a session's call, or raise the server's refusal."""
+    session: grpc.UnaryStreamMultiCallable[bytes, bytes] = connection._control.unary_stream(f"/{SERVICE}/Session")
+    call = session(encode_message(join), metadata=metadata)
+    try:
+        return next(iter(call))
+    except grpc.RpcError as error:
+        raise connection._to_transport_error(call) from error
+
+
+def uninvited(site: FederationSite) -> Attempt:
+    """Join with a certificate of this federation, but with a name that the job does not list."""
+    return partial(site.join, site.issue("stranger"), "stranger", content=LARGE_CONTENT)
 
 
 def two_processes_with_one_identity(site: FederationSite) -> Attempt:

@@ -191,6 +191,14 @@ def test_lifetimes_end_before_the_authoritys(tmp_path: Path, now: datetime) -> N
             authority.issue("south", now=now, days=days)
 
 
+def test_a_damaged_certificate_of_the_server_is_renewed_with_its_hosts(authority: Authority, now: datetime) -> None:
+    (authority.server_directory / "server.pem").write_bytes(b"-----BEGIN CERTIFICATE-----\nx")
+    with pytest.raises(CertificateError, match=r"damaged file; give the hosts \(flcore certs renew --server --host"):
+        authority.renew_server(now=now)
+    authority.renew_server(now=now, hosts=["fl.example.org"])
+    assert authority.server_hosts == ("fl.example.org",)
+
+
 def test_the_servers_certificate_is_replaced_as_one(authority: Authority, now: datetime) -> None:
     before = authority.server_directory / "server.pem"
     old = before.read_bytes()

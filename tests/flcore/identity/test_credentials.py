@@ -106,7 +106,7 @@ def test_pairs_that_do_not_belong_together(kit: Path, authority: Authority, othe
             "expected a certificate with the extended key usage clientAuth.*got serverAuth",
         ),
         ("server/north", (CLIENT_AUTH,), "expected the certificate of 'north'"),
-        ("admin/north", (CLIENT_AUTH,), "expected flcore://FEDERATION/ROLE/NAME"),
+        ("superuser/north", (CLIENT_AUTH,), "expected flcore://FEDERATION/ROLE/NAME"),
     ],
 )
 def test_certificates_for_something_else(
@@ -281,6 +281,24 @@ def test_a_renewed_certificate_is_noticed_once(authority: Authority, now: dateti
     assert watch.poll(now) is None
 
 
+def test_a_renewal_of_another_federation_is_refused_even_with_its_authority(
+    authority: Authority, other: Authority, now: datetime, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = authority.server_directory
+    watch, own = ServerCertificateWatch(server), (server / "ca.pem").read_bytes()
+    pair = other.renew_server(now=now)
+    replace_file(server / "ca.pem", other.certificate.pem)
+    replace_file(server / "server.pem", pair.certificate.pem + pair.key_pem, mode=0o600)
+    with caplog.at_level(logging.WARNING):
+        assert watch.poll(now) is None and watch.poll(now) is None
+    (told,) = caplog.messages
+    assert "ca.pem: expected the authority that the server has started with, got another one ('hospitals')" in told
+    assert "the server keeps the certificate that it has" in told
+    replace_file(server / "ca.pem", own)
+    renewed = authority.renew_server(now=now)
+    assert watch.poll(now) == (renewed.key_pem, renewed.certificate.pem)
+
+
 def test_an_unsound_renewal_is_told_once_and_not_used(
     authority: Authority, other: Authority, now: datetime, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -296,7 +314,7 @@ def test_an_unsound_renewal_is_told_once_and_not_used(
     assert watch.poll(now) is None
     assert len(caplog.records) == 1
     good = authority.renew_server
-    with pytest.raises(CertificateError, match=r"server\.pem: expected a file, got none"):
+    with pytest.raises(CertificateError, match=r"server\.pem: expected the server's certificate, whose hosts"):
         good(now=now)
     renewed = good(now=now, hosts=["fl.example.org"])
     assert watch.poll(now) == (renewed.key_pem, renewed.certificate.pem)

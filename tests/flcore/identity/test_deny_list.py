@@ -48,7 +48,7 @@ def test_lines_written_by_hand_stay(path: Path) -> None:
         (b"\xff\xfea\0", "expected UTF-8, got UTF-16"),
         (b"\x80", "expected UTF-8"),
         (bytes(10), "expected UTF-8, got a zero"),
-        (b"#" * (1 << 20) + b"#", "expected at most"),
+        (b"#" * (4 << 20) + b"#", "expected at most"),
     ],
 )
 def test_a_malformed_list_is_refused_at_the_start_and_denies_no_less_later(
@@ -89,7 +89,7 @@ def test_a_list_that_could_not_be_read_is_read_again_though_its_file_is_the_same
     used = DenyList(path)
     deny(path, {A: "north"})
 
-    def fail(_: Path) -> bytes:
+    def fail(_: Path, __: int) -> bytes:
         raise CertificateError("too many open files")
 
     monkeypatch.setattr(deny_list, "RETRY_S", 0.0)
@@ -115,7 +115,7 @@ def test_a_list_that_changes_while_it_is_read_denies_no_less(path: Path, monkeyp
     deny(path, {A: "north"})
     used = DenyList(path)
 
-    def read_half(half: Path) -> bytes:
+    def read_half(half: Path, _: int) -> bytes:
         half.write_text(f"{HEADER}{B}\n{A}\n")  # the rest of it, as soon as the first half is read
         return f"{HEADER}{B}\n".encode()
 
@@ -124,3 +124,15 @@ def test_a_list_that_changes_while_it_is_read_denies_no_less(path: Path, monkeyp
         reading.setattr(deny_list, "read_file", read_half)
         assert A in used
     assert A in used and B in used
+
+
+def test_a_list_that_would_be_too_long_says_so_and_stays(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    deny(path, {f"{number:064x}": "an earlier one" for number in range(20_000)})
+    before = path.read_bytes()
+    assert len(before) > 1 << 20 and f"{19_999:064x}" in DenyList(path)
+    monkeypatch.setattr(deny_list, "MAX_LIST_BYTES", len(before) + 100)
+    with pytest.raises(CertificateError, match=r"got \d+ with the new entries, which are not written; take out"):
+        deny(path, {A: "x" * 100})
+    assert path.read_bytes() == before
+    deny(path, {A: "short"})
+    assert A in DenyList(path)

@@ -66,7 +66,7 @@ def test_subjects_and_alternative_names_are_found(tmp_path: Path, other: Authori
         (row(name="a"), "expected name, and one of"),
         (row(san="DNS:a", subject="CN=a", name="a"), "expected name, and one of"),
         (row(san="DNS:a", name="../a"), r"certificate 1\): expected 1 to 64"),
-        (row(san="DNS:a", name="a", role="server"), "expected client or lead, got 'server'"),
+        (row(san="DNS:a", name="a", role="server"), "expected client, lead or admin, got 'server'"),
         (row(san="a", name="a"), "expected KIND:VALUE"),
         (row(san="DNS:", name="a"), "expected KIND:VALUE"),
         (row(san="dns:a", name="a"), "expected KIND:VALUE"),

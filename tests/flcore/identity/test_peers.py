@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
-from flcore_transport.grpc_server import MAX_CONNECTIONS
+from flcore_transport import MAX_CONNECTIONS
 
 from flcore.errors import IdentityRefused
 from flcore.identity.authority import Authority
@@ -15,6 +15,7 @@ from flcore.identity.deny_list import DenyList, deny
 from flcore.identity.mapping import CertificateMapping
 from flcore.identity.names import Role
 from flcore.identity.peers import CACHED_PEERS, PeerVerifier
+from flcore.job.site import MOST_CONNECTIONS
 from tests.flcore.identity.certificates import CLIENT_AUTH, SERVER_AUTH, resigned, signed_by, uri
 
 NORTH = uri("flcore://hospitals/client/north")
@@ -96,7 +97,7 @@ def test_others_certificates_have_names_by_the_mapping_alone(
         ([uri("flcore://clinics/client/north")], (CLIENT_AUTH,), "federation"),
         ([uri("flcore://Hospitals/client/north")], (CLIENT_AUTH,), "federation"),
         ([uri("flcore://hospitals/server/x")], (CLIENT_AUTH,), "usage"),
-        ([uri("flcore://hospitals/admin/x")], (CLIENT_AUTH,), "malformed"),
+        ([uri("flcore://hospitals/superuser/x")], (CLIENT_AUTH,), "malformed"),
         ([uri("flcore://hospitals/client/../x")], (CLIENT_AUTH,), "malformed"),
         ([uri("flcore://hospitals/client/" + "a" * 65)], (CLIENT_AUTH,), "malformed"),
         ([uri("FLCORE://hospitals/client/x")], (CLIENT_AUTH,), "malformed"),
@@ -135,7 +136,7 @@ def test_extra_names_beside_the_uri_change_nothing(peers: PeerVerifier, authorit
 
 
 def test_a_servers_sessions_all_have_a_place_among_the_peers_that_are_kept() -> None:
-    assert CACHED_PEERS > MAX_CONNECTIONS
+    assert CACHED_PEERS > MOST_CONNECTIONS > MAX_CONNECTIONS
 
 
 def test_a_call_costs_microseconds(peers: PeerVerifier, authority: Authority, now: datetime) -> None:

@@ -3,11 +3,12 @@
 `handshake` means that TLS or HTTP/2 has ended the connection, so no call began. Any other kind is that of the refusal.
 """
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from cryptography.x509 import DNSName
@@ -16,6 +17,7 @@ from flcore_transport import TlsKeys
 from flcore.identity.names import Role
 from tests.flcore.identity import certificate_attempts as certificates
 from tests.flcore.identity import session_attempts as sessions
+from tests.flcore.identity import token_attempts as tokens
 from tests.flcore.identity.certificate_attempts import (
     Prepare,
     claims,
@@ -33,6 +35,9 @@ from tests.transport.test_grpc_tls import SESSION_CALL
 
 ALICE = "flcore://hospitals/client/alice"
 METHODS = ("Upload", "Download", "Report")
+REFUSED = {"join-refused", "call-refused", "answer-refused", "revocation"}
+"""The events of the audit log of which each refused call that passed the handshake has one."""
+
 NOTHING, ONE_MESSAGE = 0, 400
 """The most bytes that the server may read: nothing, or one small message, where the name or the secret is in it."""
 
@@ -72,7 +77,8 @@ CASES = [
     Case("no extended key usage", own(ALICE, uses=None), "usage"),
     Case("a server's name with a client's use", own("flcore://hospitals/server/server"), "usage"),
     Case("a lead's certificate", presents(certificates.issued_as(Role.LEAD)), "role"),
-    Case("an unknown role", own("flcore://hospitals/admin/alice"), "malformed"),
+    Case("an admin's certificate", presents(certificates.issued_as(Role.ADMIN)), "role"),
+    Case("an unknown role", own("flcore://hospitals/superuser/alice"), "malformed"),
     Case("another federation of our authority", own("flcore://banks/client/alice"), "federation"),
     Case("the federation in capitals", own("flcore://Hospitals/client/alice"), "federation"),
     Case("the scheme in capitals", own("FLCORE://hospitals/client/alice"), "malformed"),
@@ -91,8 +97,7 @@ CASES = [
         "the name in the subject, another in the URI",
         own("flcore://hospitals/client/bob"),
         "wrong-identity",
-        ONE_MESSAGE,
-        "its certificate is that of 'bob'",
+        said="its certificate is that of 'bob'",
     ),
     # Certificates of another authority.
     Case("our URI, signed by a mapped authority", presents(lambda site: member(site.north, "alice")), "unmapped"),
@@ -115,7 +120,7 @@ CASES = [
     ),
     Case("an intermediate is not sent", presents(certificates.without_intermediate, "north"), "handshake"),
     Case("an intermediate of the row's authority", presents(certificates.through_intermediate, "north"), "unmapped"),
-    Case("a mapped client, another's name", mapped("CN=x", "fl.east", name="alice"), "wrong-identity", ONE_MESSAGE),
+    Case("a mapped client, another's name", mapped("CN=x", "fl.east", name="alice"), "wrong-identity"),
     # Revoked.
     Case("revoked", sessions.revoked_before, "revoked"),
     Case("revoked, with the other valid signature", sessions.revoked_and_disguised, "revoked"),
@@ -156,11 +161,24 @@ CASES = [
         ONE_MESSAGE,
     ),
     # Joins.
-    Case("another's name", claims("alice"), "wrong-identity", ONE_MESSAGE),
-    Case("one's own name in capitals", claims("CLIENT-1"), "wrong-identity", ONE_MESSAGE),
-    Case("a look-alike of a name", claims("\N{CYRILLIC SMALL LETTER A}lice"), "wrong-identity", ONE_MESSAGE),
-    Case("an empty name in the join", claims(""), "wrong-identity", ONE_MESSAGE),
-    Case("control characters in the join", claims("alice\n\x1b[2K\x00"), "wrong-identity", ONE_MESSAGE),
+    Case("another's name", claims("alice"), "wrong-identity"),
+    Case("another's name, and 1 MiB", claims("alice", content=sessions.LARGE_CONTENT), "wrong-identity"),
+    Case(
+        "another's name in the join, one's own in its call", sessions.in_the_calls_name, "wrong-identity", ONE_MESSAGE
+    ),
+    Case("a name that the job does not list, and 1 MiB", sessions.uninvited, "not-invited"),
+    Case("no name in the join's call", sessions.without_a_name, "protocol"),
+    Case("another protocol version", sessions.of_another_version, "protocol", ONE_MESSAGE),
+    Case("one's own name in capitals", claims("CLIENT-1"), "wrong-identity"),
+    Case("a look-alike of a name", claims("\N{CYRILLIC SMALL LETTER A}lice"), "wrong-identity"),
+    Case("an empty name in the join", claims(""), "wrong-identity"),
+    Case("control characters in the join", claims("alice\n\x1b[2K\x00"), "wrong-identity"),
+    # Tokens of assignments.
+    *(
+        Case(f"a token {token}: {method}", tokens.replayed(token, method), "wrong-token", ONE_MESSAGE)
+        for token in tokens.TOKENS
+        for method in METHODS
+    ),
     # Connections.
     Case("TLS 1.2", sessions.tls_1_2, "tls-version"),
     Case("no ALPN", sessions.without_alpn, "handshake"),
@@ -204,7 +222,7 @@ def test_each_is_refused_before_the_server_works_for_it(site: FederationSite, ca
     attempt = case.prepare(site)
     site.counts.messages = site.counts.nbytes = 0
     site.counts.refusals.clear()
-    asked = site.service.asked
+    asked, entries = site.service.asked, len(site.audited())
     kind, message = site.outcome(attempt)
     assert (kind, case.said in message) == (case.kind, True), message
     assert site.service.asked == asked
@@ -213,6 +231,27 @@ def test_each_is_refused_before_the_server_works_for_it(site: FederationSite, ca
     assert all(refusal.message.isprintable() for refusal in site.counts.refusals)
     if kind == "handshake":
         assert not site.counts.refusals, "no call began"
+        return
+    found = wait_for_audit(site, entries)
+    assert {entry["event"] for entry in found} <= REFUSED, found
+    # A client that is revoked while it is connected has the line of its session's end.
+    named = [entry for entry in found if entry.get("kind") == kind or entry["reason"] in message]
+    assert named or (kind == "untrusted" and found[0]["event"] == "revocation"), found
+
+
+def wait_for_audit(site: FederationSite, entries: int) -> list[dict[str, Any]]:
+    """Return the entries of the audit log after the first ones. A refusal is audited on another thread."""
+    deadline = time.monotonic() + 5
+    while len(found := site.audited()) <= entries:
+        assert time.monotonic() < deadline, "the refusal has no line in the audit log"
+        time.sleep(0.005)
+    return found[entries:]
+
+
+def test_the_replayed_assignments_own_token_is_accepted(site: FederationSite) -> None:
+    tokens.replayed("of another round", "Upload")(site)
+    assert site.replays is not None
+    assert tokens.accepted(site.replays)
 
 
 @pytest.mark.parametrize(
