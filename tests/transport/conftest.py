@@ -110,18 +110,24 @@ class RecordingService:
         self.connected: dict[str, ClientLink] = {}
         self.failures: list[tuple[str, int, str]] = []
         self.refused_joins: list[tuple[str, str]] = []
+        self.refused_calls: list[tuple[str, str, str, str]] = []
         self.refused_certificates: list[tuple[str, str, str]] = []
         self.deliveries: dict[str, Collected] = {}
         self.contents: list[bytes] = []
         self.source: PayloadSource = Pattern()
 
-    def admit(self, client: str, content: bytes) -> bytes:
+    def authorize(self, client: str) -> None:
         if client == "stranger":
             raise Refused("not-invited", "who are you?")
+
+    def admit(self, client: str, content: bytes) -> bytes:
         return b"welcome, " + client.encode() + content
 
     def join_refused(self, client: str, reason: str) -> None:
         self.refused_joins.append((client, reason))
+
+    def call_refused(self, client: str, fingerprint: str, kind: str, reason: str) -> None:
+        self.refused_calls.append((client, fingerprint, kind, reason))
 
     def certificate_refused(self, client: str, fingerprint: str, reason: str) -> None:
         self.refused_certificates.append((client, fingerprint, reason))
@@ -136,17 +142,17 @@ class RecordingService:
             del self.connected[client]
             self.changed.notify_all()
 
-    def begin_download(self, client: str, assignment_id: int) -> Outbox:
+    def begin_download(self, client: str, assignment_id: int, token: bytes) -> Outbox:
         if assignment_id != 1:
             raise Refused("untimely", f"{client} has no order {assignment_id}")
         return Outbox(self.source)
 
-    def begin_upload(self, client: str, assignment_id: int, content: bytes, layout: Layout) -> Collected:
+    def begin_upload(self, client: str, assignment_id: int, token: bytes, content: bytes, layout: Layout) -> Collected:
         self.contents.append(content)
         self.tell()
         return self.deliveries.setdefault(client, Collected(layout, self.tell))
 
-    def task_failed(self, client: str, assignment_id: int, message: str) -> None:
+    def task_failed(self, client: str, assignment_id: int, token: bytes, message: str) -> None:
         self.failures.append((client, assignment_id, message))
 
     def tell(self) -> None:

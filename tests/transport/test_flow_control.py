@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Hashable
 from typing import Any
 
 import pytest
@@ -31,7 +32,7 @@ def asking(flow_control: FlowControl, client: str, direction: str = "upload", as
     return transfer
 
 
-def steps(actions: list[Action]) -> list[tuple[str, Instruction]]:
+def steps(actions: list[Action]) -> list[tuple[Hashable, Instruction]]:
     return [(transfer.client, instruction) for transfer, instruction in actions]
 
 

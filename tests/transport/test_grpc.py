@@ -14,6 +14,7 @@ import pytest
 from flcore_layout import Layout
 from flcore_transport import (
     ConnectionLost,
+    Failure,
     GrpcConnection,
     GrpcServer,
     Join,
@@ -23,20 +24,32 @@ from flcore_transport import (
     TransportError,
     UploadRequest,
     Welcome,
+    connection_probe,
     flow_control,
     grpc_client,
     grpc_joins,
     grpc_server,
+    grpc_workers,
 )
-from flcore_transport.control import MAX_MESSAGE_BYTES, decode_from_server, decode_reply, encode_message
+from flcore_transport.control import (
+    MAX_MESSAGE_BYTES,
+    decode_from_server,
+    decode_message,
+    decode_reply,
+    encode_message,
+)
+from flcore_transport.errors import CorruptMessage
 from flcore_transport.grpc_channel import (
+    CLIENT_METADATA,
+    MAX_METADATA_BYTES,
     MAX_PENDING_JOINS,
+    REFUSAL_METADATA,
     SERVICE,
     SESSION_METADATA,
     TOO_MANY_JOINS,
     UNAUTHENTICATED_BYTES,
 )
-from flcore_transport.messages import Credit
+from flcore_transport.messages import Credit, Refusal
 from flcore_transport.piece_format import MAX_PIECE_BYTES
 
 from tests.transport.conftest import MODEL, Collected, Pattern, RecordingService, Rig
@@ -68,6 +81,9 @@ def channel(server: GrpcServer) -> Iterator[grpc.Channel]:
         yield made
 
 
+NAMED = (CLIENT_METADATA, b"a")
+
+
 def endless(first: bytes = b"") -> Iterator[bytes]:
     """Requests that are begun and not ended."""
     if first:
@@ -78,6 +94,11 @@ def endless(first: bytes = b"") -> Iterator[bytes]:
 def calling(channel: grpc.Channel, method: str, requests: Iterator[bytes], *proof: tuple[str, bytes]) -> Any:
     call: Any = channel.stream_stream(f"/{SERVICE}/{method}")
     return call(requests, metadata=proof, timeout=20)
+
+
+def joining(channel: grpc.Channel, join: Join) -> Any:
+    """Join, and send nothing more."""
+    return calling(channel, "Session", endless(encode_message(join)), (CLIENT_METADATA, join.client.encode()))
 
 
 def codes_of_ended(calls: list[Any], count: int) -> list[grpc.StatusCode]:
@@ -102,9 +123,71 @@ def test_a_call_without_a_session_ends_before_its_first_message(
     assert call.code() is grpc.StatusCode.FAILED_PRECONDITION
 
 
+@pytest.mark.parametrize(
+    ("proof", "kind"),
+    [
+        ([(CLIENT_METADATA, b"stranger")], "not-invited"),
+        ([(CLIENT_METADATA, b"a"), (CLIENT_METADATA, b"stranger")], "not-invited"),
+        ([], "protocol"),
+    ],
+)
+def test_a_join_of_a_client_that_may_not_join_ends_before_it_is_read(
+    channel: grpc.Channel,
+    service: RecordingService,
+    monkeypatch: pytest.MonkeyPatch,
+    proof: list[tuple[str, bytes]],
+    kind: str,
+) -> None:
+    read, parsed = counting(monkeypatch)
+    join = encode_message(Join("a", "1", content=bytes(MAX_MESSAGE_BYTES - 100)))
+    for requests in (endless(), endless(join)):  # before it has come, and when it has
+        call = calling(channel, "Session", requests, *proof)
+        with pytest.raises(grpc.RpcError):
+            next(call)
+        refused = decode_message(Refusal, dict(call.trailing_metadata())[REFUSAL_METADATA])
+        assert refused.kind == kind
+    service.wait_until(lambda: len(service.refused_joins) == 2)
+    assert not read and not parsed
+
+
+def test_a_join_of_another_client_than_its_call_is_refused(channel: grpc.Channel, service: RecordingService) -> None:
+    call = calling(channel, "Session", endless(encode_message(Join("b", "1"))), (CLIENT_METADATA, b"a"))
+    with pytest.raises(grpc.RpcError):
+        next(call)
+    refused = decode_message(Refusal, dict(call.trailing_metadata())[REFUSAL_METADATA])
+    assert refused == Refusal("wrong-identity", "client 'b' may not join: its call is that of 'a'")
+    assert service.refused_joins == [("a", refused.message)] and not service.connected
+
+
+def test_a_name_that_metadata_does_not_hold_is_refused(channel: grpc.Channel, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, parsed = counting(monkeypatch)
+    call = calling(channel, "Session", endless(), (CLIENT_METADATA, b"a" * MAX_METADATA_BYTES))
+    with pytest.raises(grpc.RpcError):
+        next(call)
+    assert call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert not read and not parsed
+
+
+def counting(monkeypatch: pytest.MonkeyPatch) -> tuple[list[object], list[object]]:
+    """Return lists of the joins that a server reads and parses from now on."""
+    read, parsed = list[object](), list[object]()
+
+    async def read_and_count(context: Any) -> bytes | None:
+        read.append(context)
+        return await grpc_workers.read_message(context)
+
+    def decode_and_count(message_type: type[Any], data: bytes) -> Any:
+        parsed.append(message_type)
+        return decode_message(message_type, data)
+
+    monkeypatch.setattr(grpc_joins, "read_message", read_and_count)
+    monkeypatch.setattr(grpc_joins, "decode_message", decode_and_count)
+    return read, parsed
+
+
 def test_few_joins_are_read_at_a_time_and_the_newest_evicts_the_oldest(channel: grpc.Channel, rig: Rig) -> None:
     others = [grpc.insecure_channel(rig.server.address, [("grpc.use_local_subchannel_pool", 1)]) for _ in range(6)]
-    calls = [calling(each, "Session", endless()) for each in others for _ in range(4)]
+    calls = [calling(each, "Session", endless(), NAMED) for each in others for _ in range(4)]
     assert codes_of_ended(calls, 24 - MAX_PENDING_JOINS) == [grpc.StatusCode.RESOURCE_EXHAUSTED] * (
         24 - MAX_PENDING_JOINS
     )
@@ -112,6 +195,28 @@ def test_few_joins_are_read_at_a_time_and_the_newest_evicts_the_oldest(channel: 
     assert UNAUTHENTICATED_BYTES == MAX_PENDING_JOINS * MAX_PIECE_BYTES
     for each in others:
         each.close()
+
+
+@pytest.mark.parametrize("changed", [0, 5, -1])
+def test_a_corrupt_message_is_refused_so_that_its_call_is_repeated(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, changed: int
+) -> None:
+    def encode_corrupt(message: object) -> bytes:
+        data = bytearray(encode_message(message))
+        data[changed] ^= 4
+        return bytes(data)
+
+    connection, secret = rig.connect(), rig.secret_of("a")
+    monkeypatch.setattr(grpc_client, "encode_message", encode_corrupt)
+    with pytest.raises(CorruptMessage, match="Join: corrupt, its checksum does not match its 16 bytes"):
+        next(connection.session(Join("b", "1")))
+    with pytest.raises(CorruptMessage, match="Failure: corrupt"):
+        connection.report(Failure(secret, 1, "x"))
+    with pytest.raises(CorruptMessage, match="UploadRequest: corrupt"):
+        connection.upload(UploadRequest(secret, 1, b"{}", MODEL), Outbox(Pattern()))
+    assert not rig.service.failures and not rig.service.deliveries and list(rig.service.connected) == ["a"]
+    monkeypatch.undo()
+    assert connection.report(Failure(secret, 1, "x")) == Receipt(1)
 
 
 def test_a_join_keeps_its_slot_until_it_has_been_admitted(
@@ -124,13 +229,11 @@ def test_a_join_keeps_its_slot_until_it_has_been_admitted(
         return b"welcome"
 
     monkeypatch.setattr(service, "admit", admit)
-    calls = [
-        calling(channel, "Session", endless(encode_message(Join(f"{n}", "1")))) for n in range(MAX_PENDING_JOINS + 4)
-    ]
+    calls = [joining(channel, Join(f"{n}", "1")) for n in range(MAX_PENDING_JOINS + 4)]
     assert codes_of_ended(calls, 4) == [grpc.StatusCode.RESOURCE_EXHAUSTED] * 4
     held = [call for call in calls if not call.done()]
     held[0].cancel()  # its join waits for the thread all the same
-    late = calling(channel, "Session", endless(encode_message(Join("late", "1"))))
+    late = joining(channel, Join("late", "1"))
     assert codes_of_ended([late], 1) == [grpc.StatusCode.RESOURCE_EXHAUSTED]
     may_answer.set()
     for call in held[1:]:
@@ -149,9 +252,9 @@ def test_a_join_that_is_too_large_is_refused_before_it_waits(
         return b"welcome"
 
     monkeypatch.setattr(service, "admit", admit)
-    slow = calling(channel, "Session", endless(encode_message(Join("slow", "1"))))
+    slow = joining(channel, Join("slow", "1"))
     assert asked.wait(20)
-    large = calling(channel, "Session", endless(encode_message(Join("large", "1", content=bytes(MAX_MESSAGE_BYTES)))))
+    large = joining(channel, Join("large", "1", content=bytes(MAX_MESSAGE_BYTES)))
     assert codes_of_ended([large], 1) == [grpc.StatusCode.FAILED_PRECONDITION]
     may_answer.set()
     assert isinstance(decode_from_server(next(slow)), Welcome)
@@ -160,7 +263,7 @@ def test_a_join_that_is_too_large_is_refused_before_it_waits(
 
 def test_a_join_that_does_not_come_in_time_ends(channel: grpc.Channel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grpc_joins, "JOIN_TIMEOUT_S", 0.1)
-    call = calling(channel, "Session", endless())
+    call = calling(channel, "Session", endless(), NAMED)
     with pytest.raises(grpc.RpcError):
         next(call)
     assert call.code() is grpc.StatusCode.UNAVAILABLE
@@ -170,11 +273,11 @@ def test_an_evicted_client_joins_again(rig: Rig, monkeypatch: pytest.MonkeyPatch
     came: list[object] = []
     accept = grpc_joins.JoinQueue.accept
 
-    async def crowded(self: grpc_joins.JoinQueue, context: Any, *arguments: Any) -> Any:
-        came.append(context)
+    async def crowded(self: grpc_joins.JoinQueue, call: Any, *arguments: Any) -> Any:
+        came.append(call)
         if len(came) == 1:
-            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, TOO_MANY_JOINS)
-        return await accept(self, context, *arguments)
+            await call.context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, TOO_MANY_JOINS)
+        return await accept(self, call, *arguments)
 
     monkeypatch.setattr(grpc_joins.JoinQueue, "accept", crowded)
     assert rig.secret_of("a")
@@ -188,15 +291,15 @@ def test_connections_leave_descriptors_for_the_process() -> None:
         assert grpc_server.connection_limit() == 768
         resource.setrlimit(resource.RLIMIT_NOFILE, (256, before[1]))
         assert grpc_server.connection_limit() == 128
+        assert [grpc_server.connection_limit(each) for each in (100, 10_000)] == [100, 128]
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def test_silent_connections_are_bounded_and_closed(service: RecordingService, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grpc_server, "connection_limit", lambda: 8)
     options = {**dict(grpc_server.SERVER_OPTIONS), "grpc.server_handshake_timeout_ms": 300}
     monkeypatch.setattr(grpc_server, "SERVER_OPTIONS", list(options.items()))
-    server = GrpcServer(service)
+    server = GrpcServer(service, max_connections=8)
     host, _, port = server.address.partition(":")
     idle = [socket.create_connection((host, int(port))) for _ in range(16)]
     for each in idle:
@@ -236,10 +339,10 @@ def test_an_upload_that_is_cancelled_while_it_begins_is_ended(
     asked, may_answer, call_ended = threading.Event(), threading.Event(), threading.Event()
     answer, end = rig.service.begin_upload, flow_control.FlowControl.end
 
-    def slow(client: str, assignment_id: int, content: bytes, layout: Layout) -> Collected:
+    def slow(client: str, assignment_id: int, token: bytes, content: bytes, layout: Layout) -> Collected:
         asked.set()
         assert may_answer.wait(20)
-        return answer(client, assignment_id, content, layout)
+        return answer(client, assignment_id, token, content, layout)
 
     def end_and_tell(self: flow_control.FlowControl, transfer: flow_control.Transfer, *, is_done: bool = False) -> Any:
         call_ended.set()
@@ -334,7 +437,7 @@ def test_a_name_that_is_not_known_is_named(monkeypatch: pytest.MonkeyPatch) -> N
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
-    assert grpc_client.unreachable_reason("nohost.invalid:8470") == (
+    assert connection_probe.unreachable_reason("nohost.invalid:8470") == (
         "the name 'nohost.invalid' is not known (Name or service not known)"
     )
 
@@ -347,6 +450,6 @@ def test_a_name_service_that_does_not_answer_is_not_waited_for(monkeypatch: pyte
         raise socket.gaierror(socket.EAI_AGAIN, "try again")
 
     monkeypatch.setattr(socket, "getaddrinfo", slow)
-    monkeypatch.setattr(grpc_client, "PROBE_TIMEOUT_S", 0.1)
-    assert grpc_client.unreachable_reason("nohost.invalid:8470") == "no answer within 0.1 s"
+    monkeypatch.setattr(connection_probe, "PROBE_TIMEOUT_S", 0.1)
+    assert connection_probe.unreachable_reason("nohost.invalid:8470") == "no answer within 0.1 s"
     may_end.set()

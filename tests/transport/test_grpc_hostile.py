@@ -2,9 +2,9 @@
 
 The bound is the peak of the server before the attack, with the honest client's own transfers, and:
 
-- for each connection at a time, `CONNECTION_BYTES`: buffers of gRPC, BoringSSL and one frame of 16 KiB;
+- for each connection at a time, `CONNECTION_BYTES`, as in the memory formula;
 - for each call at a time, `CALL_BYTES`: objects of gRPC and Python; a connection has `MAX_STREAMS`;
-- for each unfinished message of a client's `MAX_CALLS_PER_CLIENT` calls, the largest message;
+- for each unfinished message of the attacker's calls or asks, of which it has so many, the largest message;
 - `UNAUTHENTICATED_BYTES` for joins that are being read (docs/memory.md);
 - `SLACK_BYTES` for the allocator.
 """
@@ -20,14 +20,27 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from flcore_transport import UNAUTHENTICATED_BYTES, DownloadRequest, FromServer, GrpcConnection, Join, TlsKeys, Welcome
-from flcore_transport.client_limits import MAX_CALLS_PER_CLIENT
+from flcore_transport import (
+    CONNECTION_BYTES,
+    MAX_CONNECTIONS,
+    UNAUTHENTICATED_BYTES,
+    DownloadRequest,
+    Failure,
+    FromServer,
+    GrpcConnection,
+    Join,
+    Receipt,
+    TlsKeys,
+    Welcome,
+)
+from flcore_transport.client_limits import MAX_ASKS_PER_CALLER, MAX_CALLS_PER_CLIENT
 from flcore_transport.framing import MAX_PIECE_BYTES
 from flcore_transport.grpc_channel import MAX_STREAMS
 
 from tests.transport.certificates import SERVER, TestAuthority
 
-CONNECTION_BYTES, CALL_BYTES, SLACK_BYTES = 96 << 10, 32 << 10, 24 << 20
+CALL_BYTES, SLACK_BYTES = 32 << 10, 24 << 20
+FLOOD_SLACK_BYTES = 8 << 20
 
 
 class Load(NamedTuple):
@@ -53,7 +66,9 @@ LOADS = [
     Load("announced_4_gb", 160, 1_600, 100, calls=MAX_STREAMS),
     Load("unfinished_joins", 64, 320, 20, calls=MAX_STREAMS, messages=MAX_CALLS_PER_CLIENT),
     Load("unfinished_uploads", 64, 320, 20, calls=MAX_STREAMS, messages=MAX_CALLS_PER_CLIENT),
+    Load("unfinished_asks", 64, 320, 20, calls=MAX_STREAMS, messages=MAX_ASKS_PER_CALLER),
     Load("join_flood", 500, 20_000, 50, calls=MAX_STREAMS),
+    Load("ask_flood", 500, 20_000, 50, calls=MAX_STREAMS, messages=MAX_ASKS_PER_CALLER),
 ]
 
 
@@ -97,11 +112,21 @@ class Target:
 
 @pytest.fixture
 def target(tmp_path: Path) -> Iterator[Target]:
+    yield from served(tmp_path, MAX_CONNECTIONS)
+
+
+@pytest.fixture
+def narrow(tmp_path: Path) -> Iterator[Target]:
+    """A server of 64 connections."""
+    yield from served(tmp_path, 64)
+
+
+def served(tmp_path: Path, connections: int) -> Iterator[Target]:
     authority = TestAuthority()
     (tmp_path / "ca.pem").write_bytes(authority.root)
     for name, keys in (("server", authority.issue("the server", SERVER)), ("client", authority.issue("mallory"))):
         (tmp_path / f"{name}.pem").write_bytes(keys.private_key + keys.certificate_chain)
-    command = [sys.executable, "-m", "tests.transport.hostile_server", str(tmp_path)]
+    command = [sys.executable, "-m", "tests.transport.hostile_server", str(tmp_path), str(connections)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin and process.stdout
         made = Target(tmp_path, process.stdout.readline().strip(), process, authority.issue("honest"))
@@ -170,3 +195,32 @@ def test_an_honest_client_is_at_most_three_times_as_slow(target: Target, load: L
     print(outcome.line)
     assert outcome.peak_bytes <= outcome.bound_bytes, outcome.line
     assert percentile_99(outcome.during) <= 3 * percentile_99(outcome.before), outcome.line
+
+
+def flooded(target: Target, attack: str, count: int, limit: int, seconds: float) -> None:
+    """Open more connections than a server takes; its memory stays within the formula, and its sessions stay open."""
+    secret = target.join()
+    connection, _ = target.sessions[0]
+    target.reset_peak()
+    idle = target.resident_bytes("VmHWM")
+    command = [sys.executable, "-m", "tests.transport.hostile_peers", attack, target.address, str(target.keys)]
+    with subprocess.Popen([*command, str(count), str(seconds)], stdout=subprocess.PIPE, text=True) as attacking:
+        while attacking.poll() is None:
+            assert connection.report(Failure(secret, 1, "still here")) == Receipt(1)
+            time.sleep(0.05)
+        did = json.loads(attacking.communicate(timeout=60)[0])
+    grown, bound = target.resident_bytes("VmHWM") - idle, limit * CONNECTION_BYTES
+    print(f"{attack}: {did}, memory +{grown >> 20} MiB, the formula has {bound >> 20} MiB for {limit} connections")
+    assert did["opened"] == count and did["closed_by_server"] + did["refused"] >= count - limit, did
+    assert grown <= bound + FLOOD_SLACK_BYTES
+
+
+@pytest.mark.parametrize("attack", ["idle_handshakes", "idle_connections"])
+def test_connections_beyond_the_limit_are_closed(narrow: Target, attack: str) -> None:
+    flooded(narrow, attack, 160, 64, seconds=2.0)
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize("attack", ["idle_handshakes", "idle_connections"])
+def test_idle_connections_are_within_the_memory_formula(target: Target, attack: str) -> None:
+    flooded(target, attack, 3 * MAX_CONNECTIONS, MAX_CONNECTIONS, seconds=25.0)

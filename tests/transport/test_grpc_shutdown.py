@@ -23,10 +23,10 @@ from flcore_transport import (
     flow_control,
     grpc_client,
     grpc_flow_control,
-    grpc_server,
+    grpc_sessions,
 )
 from flcore_transport.control import decode_from_server, encode_message
-from flcore_transport.grpc_channel import SERVICE
+from flcore_transport.grpc_channel import CLIENT_METADATA, SERVICE
 from flcore_transport.piece_format import PIECE_BODY_BYTES
 
 from tests.transport.conftest import RecordingService, Rig, opened
@@ -134,12 +134,12 @@ def test_a_shut_down_leaks_no_descriptor_and_spares_other_connections(tmp_path: 
 def test_a_closing_server_keeps_its_sessions_until_the_clients_have_hung_up(
     service: RecordingService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(grpc_server, "HANG_UP_TIMEOUT_S", 20.0)
-    monkeypatch.setattr(grpc_server, "GOODBYE_TIMEOUT_S", 20.0)
+    monkeypatch.setattr(grpc_sessions, "HANG_UP_TIMEOUT_S", 20.0)
+    monkeypatch.setattr(grpc_sessions, "GOODBYE_TIMEOUT_S", 20.0)
     server = GrpcServer(service)
     with grpc.insecure_channel(server.address) as channel:
         join: grpc.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(f"/{SERVICE}/Session")
-        call = join(encode_message(Join("reads", "1")))
+        call = join(encode_message(Join("reads", "1")), metadata=((CLIENT_METADATA, b"reads"),))
         next(call)
         closing = threading.Thread(target=server.close, args=("all done",))
         closing.start()
@@ -152,8 +152,8 @@ def test_a_closing_server_keeps_its_sessions_until_the_clients_have_hung_up(
 
 
 def test_a_client_hangs_up_when_it_has_the_goodbye(service: RecordingService, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grpc_server, "HANG_UP_TIMEOUT_S", 20.0)
-    monkeypatch.setattr(grpc_server, "GOODBYE_TIMEOUT_S", 20.0)
+    monkeypatch.setattr(grpc_sessions, "HANG_UP_TIMEOUT_S", 20.0)
+    monkeypatch.setattr(grpc_sessions, "GOODBYE_TIMEOUT_S", 20.0)
     server = GrpcServer(service)
     session = GrpcConnection(server.address).session(Join("listens", "1"))
     next(session)
@@ -171,4 +171,4 @@ def test_a_server_does_not_wait_long_for_a_client_that_does_not_read(service: Re
     next(session)
     began_at = time.monotonic()
     server.close("all done")
-    assert time.monotonic() - began_at < grpc_server.GOODBYE_TIMEOUT_S + 2
+    assert time.monotonic() - began_at < grpc_sessions.GOODBYE_TIMEOUT_S + 2

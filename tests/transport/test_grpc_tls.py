@@ -12,6 +12,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from flcore_transport import (
+    Ask,
     ConnectionLost,
     DownloadRequest,
     FromServer,
@@ -22,7 +23,9 @@ from flcore_transport import (
     Refused,
     TlsKeys,
     TransportError,
+    Unreachable,
     Welcome,
+    WrongServer,
     split_address,
 )
 from flcore_transport.endpoint import Endpoint, Session
@@ -37,10 +40,15 @@ class Member:
 
     name: str
     fingerprint: str
+    role: str = "client"
+    federation: str = "hospitals"
 
 
 class CommonNames:
-    """TLS of a server that takes the common name of a certificate, and has a set of revoked fingerprints."""
+    """TLS of a server that takes the common name of a certificate, and has a set of revoked fingerprints.
+
+    A common name `lead/boss` has a role other than `client`.
+    """
 
     def __init__(self, keys: TlsKeys) -> None:
         self.held = keys
@@ -51,13 +59,15 @@ class CommonNames:
     def keys(self) -> TlsKeys:
         return self.held
 
+    def fingerprint_of(self, keys: TlsKeys) -> str:
+        return x509.load_pem_x509_certificate(keys.certificate_chain).fingerprint(hashes.SHA256()).hex()
+
     def identify(self, certificate: PeerCertificate) -> Member:
         self.calls += 1
         loaded = x509.load_pem_x509_certificate(certificate.pem)
-        identity = Member(
-            str(loaded.subject.rdns[0].get_attributes_for_oid(x509.NameOID.COMMON_NAME)[0].value),
-            loaded.fingerprint(hashes.SHA256()).hex(),
-        )
+        common_name = str(loaded.subject.rdns[0].get_attributes_for_oid(x509.NameOID.COMMON_NAME)[0].value)
+        role, _, name = common_name.rpartition("/")
+        identity = Member(name, loaded.fingerprint(hashes.SHA256()).hex(), role or "client")
         if identity.name in self.broken:
             raise OSError("the disk is gone")
         if identity.fingerprint in self.revoked:
@@ -140,29 +150,72 @@ def test_tls_refuses_a_certificate_before_the_service_is_asked(site: Site, keys)
 
 def test_a_client_takes_no_server_of_another_ca(site: Site) -> None:
     keys = site.authority.issue("alice")
-    with pytest.raises(ConnectionLost, match="its certificate is not trusted"):
-        site.join(TlsKeys(keys.private_key, keys.certificate_chain, TestAuthority().root), "alice")
+    with pytest.raises(WrongServer, match=r"its certificate is not trusted .*: expected .* the authority 'another'"):
+        site.join(TlsKeys(keys.private_key, keys.certificate_chain, TestAuthority("another").root), "alice")
 
 
 def test_a_client_takes_no_server_with_a_clients_certificate(site: Site) -> None:
     site.tls.held = site.authority.issue("mallory", CLIENT)
-    with pytest.raises(ConnectionLost, match="its certificate is not trusted"):
+    with pytest.raises(WrongServer, match="its certificate is not trusted"):
         site.join(site.authority.issue("alice"), "alice")
 
 
 def test_a_client_with_tls_says_that_a_server_has_none(site: Site) -> None:
     plain = GrpcServer(RecordingService())
     connection = GrpcConnection(plain.address, keys=site.authority.issue("alice"))
-    with pytest.raises(ConnectionLost, match=r"does not speak TLS 1\.3"):
+    with pytest.raises(WrongServer, match=r"does not speak TLS 1\.3: it answers in plaintext; .*--insecure"):
         next(connection.session(Join("alice", "1")))
     plain.close()
+
+
+def test_a_client_without_tls_says_that_a_server_has_it(site: Site) -> None:
+    connection = GrpcConnection(site.server.address)
+    with pytest.raises(WrongServer, match="speaks TLS, and plaintext was asked for; leave --insecure out"):
+        next(connection.session(Join("alice", "1")))
+    with pytest.raises(WrongServer, match="speaks TLS"):
+        connection.ask(Ask(b""), 10)
+
+
+@pytest.mark.parametrize(
+    ("ends_in_days", "host", "said"),
+    [
+        pytest.param(-1, "127.0.0.1", r"\(certificate has expired\): ask .*flcore certs renew --server", id="expired"),
+        pytest.param(1, "127.0.0.2", r"--server HOST:PORT.*flcore certs renew --server --host NAME", id="another name"),
+    ],
+)
+def test_the_advice_is_that_for_the_certificates_fault(site: Site, ends_in_days: int, host: str, said: str) -> None:
+    site.tls.held = site.authority.issue("the server", SERVER, starts_in_days=-2, ends_in_days=ends_in_days)
+    server = GrpcServer(site.service, host=host, tls=site.tls)
+    connection = GrpcConnection(server.address, keys=site.authority.issue("alice"))
+    with pytest.raises(WrongServer, match=said):
+        next(connection.session(Join("alice", "1")))
+    server.close()
+
+
+def test_a_client_that_has_been_in_waits_for_another_certificate(site: Site) -> None:
+    alice = site.authority.issue("alice")
+    connection = site.connect(alice)
+    session = connection.session(Join("alice", "1"))
+    assert isinstance(next(session), Welcome)
+    site.tls.held = site.authority.issue("the server", SERVER, starts_in_days=-2, ends_in_days=-1)
+    site.server.close("restarts")
+    site.server = GrpcServer(site.service, port=split_address(site.server.address)[1], tls=site.tls)
+    with pytest.raises(ConnectionLost, match="certificate has expired"):
+        next(connection.session(Join("alice", "2")))
+
+
+def test_a_server_that_is_away_is_none_that_is_wrong(site: Site) -> None:
+    connection = site.connect(site.authority.issue("alice"))
+    site.server.close("ends")
+    with pytest.raises(Unreachable, match="cannot be reached"):
+        next(connection.session(Join("alice", "1")))
 
 
 def test_a_renewed_certificate_is_served_without_a_restart(site: Site) -> None:
     alice, renewed = site.authority.issue("alice"), TestAuthority("the next CA")
     site.join(alice, "alice")
     site.tls.held = TlsKeys(*_pair(renewed.issue("the server", SERVER)), site.authority.root)
-    with pytest.raises(ConnectionLost, match="its certificate is not trusted"):
+    with pytest.raises(WrongServer, match="its certificate is not trusted"):
         site.join(alice, "alice")
     site.join(TlsKeys(*_pair(alice), renewed.root), "alice")
 

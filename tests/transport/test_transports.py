@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from flcore_layout import Layout
@@ -13,6 +14,8 @@ from flcore_transport import (
     FromServer,
     Goodbye,
     Inbox,
+    InProcessConnection,
+    InProcessServer,
     Join,
     Outbox,
     Receipt,
@@ -45,7 +48,7 @@ def test_assignments_are_pushed_in_order_until_the_goodbye(rig: Rig) -> None:
 
 
 def test_another_protocol_version_is_refused(rig: Rig) -> None:
-    with pytest.raises(Refused, match="protocol version 2") as caught:
+    with pytest.raises(Refused, match="protocol version 4") as caught:
         next(rig.connect().session(Join("a", "1", protocol=1)))
     assert caught.value.kind == "protocol"
 
@@ -85,6 +88,24 @@ def test_a_client_that_comes_back_keeps_its_session_and_the_old_stream_ends_noth
     rig.service.connected["a"].send(TaskAssignment(1, b""))
     assert next(second) == TaskAssignment(1, b"")
     assert "a" in rig.service.connected
+
+
+def test_of_two_downloads_at_once_each_ends(rig: Rig) -> None:
+    """The older one ends with its reason, also if its first piece is on the way."""
+    secret, _ = join(rig)
+    count = len(rig.fetch(secret))
+
+    def fetch() -> int:
+        try:
+            return len(rig.fetch(secret))
+        except Refused as error:
+            return 0 if error.kind == "superseded" else -1
+
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(30):
+            ended = [pool.submit(fetch) for _ in range(2)]
+            got = [download.result(20) for download in ended]
+            assert count in got and set(got) <= {0, count}
 
 
 def test_a_payload_is_read_whole_or_from_a_piece_on(rig: Rig) -> None:
@@ -216,6 +237,22 @@ def test_closing_a_connection_ends_its_session(rig: Rig) -> None:
         next(connection.session(Join("a", "1")))
 
 
+def test_ending_transfers_keeps_the_session_and_later_calls(rig: Rig) -> None:
+    connection = rig.connect()
+    session = connection.session(Join("a", "1"))
+    welcome = next(session)
+    assert isinstance(welcome, Welcome)
+    pieces = connection.download(DownloadRequest(welcome.session_secret, 1))
+    next(pieces)
+    for end in connection.running_transfers():
+        end()
+    with pytest.raises(ConnectionLost):
+        list(pieces)
+    assert len(list(connection.download(DownloadRequest(welcome.session_secret, 1, 1)))) == 3
+    rig.service.connected["a"].send(Withdrawal(1))
+    assert next(session) == Withdrawal(1)
+
+
 def test_nobody_joins_a_closed_server(rig: Rig) -> None:
     rig.server.close("closed for today")
     if "in-process" in rig.server.address:
@@ -289,3 +326,12 @@ def test_a_goodbye_says_whether_the_job_failed(rig: Rig) -> None:
     _, session = join(rig)
     rig.server.close("no quorum", failed=True)
     assert list(session) == [Goodbye("no quorum", failed=True)]
+
+
+@pytest.mark.parametrize(("failed", "kind"), [(False, "over"), (True, "failed")])
+def test_a_join_after_the_goodbye_is_told_how_the_job_ended(rig: Rig, failed: bool, kind: str) -> None:
+    server = InProcessServer(rig.service)
+    server.close("no quorum", failed=failed)
+    with pytest.raises(Refused, match="no quorum") as caught:
+        next(InProcessConnection(server).session(Join("a", "1")))
+    assert caught.value.kind == kind

@@ -4,32 +4,43 @@ It knows nothing of models, rules or rounds. A server's logic implements `Servic
 `InProcessServer` serves it. A client opens a `GrpcConnection` or an `InProcessConnection`.
 
 Reading order: `messages` (control messages), `framing` (one piece), `arrow_schema` (the header of an Arrow stream of
-pieces), `pieces` (a payload), `endpoint` (the server's sessions), `flow_control`, then the two transports. gRPC is
-imported with the first gRPC server or connection. The module `piece_format` is public, too.
+pieces), `pieces` (a payload), `service` (the logic above), `endpoint` (a service's sessions), `hosted_jobs` (the
+endpoints of a server), `flow_control`, then the two transports. gRPC is imported with the first gRPC server or
+connection. The module `piece_format` is public, too.
 """
 
 from typing import TYPE_CHECKING
 
-from flcore_transport.endpoint import ClientLink, IncomingUpload, Service
+from flcore_transport.client_limits import RateLimit
+from flcore_transport.endpoint import JOB_FAILED, JOB_OVER, NO_SUCH_JOB, UNKNOWN_SESSION
 from flcore_transport.errors import (
     ConnectionLost,
     PieceError,
     ProtocolMismatch,
     Refused,
     TransportError,
+    Unreachable,
+    WrongServer,
 )
 from flcore_transport.flow_control import WINDOW_PIECES
 from flcore_transport.framing import Buffer
-from flcore_transport.grpc_channel import UNAUTHENTICATED_BYTES, split_address
+from flcore_transport.grpc_channel import (
+    CONNECTION_BYTES,
+    MAX_CONNECTIONS,
+    UNAUTHENTICATED_BYTES,
+    split_address,
+)
 from flcore_transport.identity import Identity, PeerCertificate, ServerTls, TlsKeys
 from flcore_transport.in_process import InProcessConnection, InProcessServer
 from flcore_transport.messages import (
+    Ask,
     DownloadRequest,
     Failure,
     FromServer,
     Goodbye,
     Join,
     Receipt,
+    Reply,
     TaskAssignment,
     UploadRequest,
     Welcome,
@@ -42,14 +53,22 @@ from flcore_transport.pieces import (
     PayloadSource,
     PieceCache,
 )
+from flcore_transport.service import ClientLink, IncomingUpload, Service
 
 if TYPE_CHECKING:
     from flcore_transport.grpc_client import GrpcConnection
     from flcore_transport.grpc_server import GrpcServer
 
 __all__ = [
+    "CONNECTION_BYTES",
+    "JOB_FAILED",
+    "JOB_OVER",
+    "MAX_CONNECTIONS",
+    "NO_SUCH_JOB",
     "UNAUTHENTICATED_BYTES",
+    "UNKNOWN_SESSION",
     "WINDOW_PIECES",
+    "Ask",
     "Buffer",
     "ClientLink",
     "ConnectionLost",
@@ -72,16 +91,20 @@ __all__ = [
     "PieceCache",
     "PieceError",
     "ProtocolMismatch",
+    "RateLimit",
     "Receipt",
     "Refused",
+    "Reply",
     "ServerTls",
     "Service",
     "TaskAssignment",
     "TlsKeys",
     "TransportError",
+    "Unreachable",
     "UploadRequest",
     "Welcome",
     "Withdrawal",
+    "WrongServer",
     "split_address",
 ]
 

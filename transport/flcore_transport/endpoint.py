@@ -4,145 +4,52 @@ A transport passes each call to an `Endpoint`. The endpoint looks up the session
 `Service` under the client's name. Both transports use this class, so both refuse the same calls.
 """
 
+import logging
 import secrets
 import threading
 from collections import deque
-from collections.abc import Callable
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol
 
-from flcore_layout import Layout
-
-from flcore_transport.errors import Refused, TransportError
+from flcore_transport.errors import ConnectionLost, CorruptMessage, Refused, TransportError
 from flcore_transport.identity import Identity, PeerCertificate, ServerTls
 from flcore_transport.messages import (
     PROTOCOL,
     DownloadRequest,
     Failure,
-    FromServer,
     Goodbye,
     Join,
     Receipt,
     Refusal,
+    TaskAssignment,
     UploadRequest,
     Welcome,
 )
 from flcore_transport.pieces import Outbox
+from flcore_transport.service import IncomingUpload, Service, SessionStream
+
+logger = logging.getLogger(__name__)
 
 MAX_INSTANCE_CHARACTERS = 64
 MAX_REASON_BYTES = 3_000
 """The longest reason of a refusal: gRPC limits a call's metadata to 8 KiB."""
 
+JOB_OVER, JOB_FAILED = "over", "failed"
+"""Kinds of refusals of a join after the goodbye, which stand for it: the client was disconnected when it was sent."""
+UNKNOWN_SESSION = "unknown-session"
+"""The kind of refusal of a call whose session the server does not know, as after its restart."""
+NO_SUCH_JOB = "no-such-job"
+"""The kind of refusal of a call for a job that the server does not host, as after its restart: it may host it soon."""
+
+MAX_PENDING_REPORTS = 1_000
+"""The most notifications that wait for the service, beyond which a refusal is not reported. A slow disk delays them."""
+
 SUPERSEDED = Refused("superseded", "a newer call of this session took its place")
 
 Peer = tuple[PeerCertificate, Identity]
 """The certificate that a call was made with, and its identity."""
-
-
-class ClientLink(Protocol):
-    """The service's handle of one session stream. Both methods return at once and may be called from any thread."""
-
-    def send(self, message: FromServer) -> None:
-        """Queue a message on the session's stream. It is dropped if the stream has ended."""
-        ...
-
-    def cancel_transfers(self, assignment_id: int) -> None:
-        """End the client's running uploads and downloads of an assignment, even stalled ones.
-
-        Later calls are not affected; the service has to refuse them. Any link of the client works: an older one does
-        the same as the newest.
-        """
-        ...
-
-
-class SessionStream(ClientLink, Protocol):
-    """A client link as its transport implements it."""
-
-    def end(self, error: TransportError) -> None:
-        """End the stream with an error. Returns at once."""
-        ...
-
-
-class IncomingUpload(Protocol):
-    """The server's side of one upload call. A newer call for the same answer ends the older one."""
-
-    @property
-    def received(self) -> int:
-        """The number of pieces received. The client resumes there."""
-        ...
-
-    @property
-    def expected(self) -> int:
-        """The number of pieces of the answer."""
-        ...
-
-    def begin(self) -> "Future[None]":
-        """Ask for memory for the answer. The future is done when pieces may come."""
-        ...
-
-    def accept(self, piece: bytes) -> "Future[None] | None":
-        """Take the next piece.
-
-        Returns:
-            A future that is done when the next piece may come; None if it may come at once.
-
-        Raises:
-            TransportError: The piece is corrupt or unexpected, or the answer is no longer wanted.
-        """
-        ...
-
-    def commit(self) -> Receipt:
-        """Commit the answer, or raise a `TransportError`. A second commit returns the same receipt."""
-        ...
-
-    def end(self) -> None:
-        """Called when the upload call has ended, for any reason."""
-        ...
-
-
-class Service(Protocol):
-    """The server's logic above the transport. Methods are called from any thread and raise `Refused` to refuse a call.
-
-    `client_connected` and `client_disconnected` are called one at a time, in the order in which streams began and
-    ended, and without a lock of the transport. They must return soon, because later notifications wait for them.
-    """
-
-    def admit(self, client: str, content: bytes) -> bytes:
-        """Admit a client and return the content of its welcome, or raise `Refused`."""
-        ...
-
-    def join_refused(self, client: str, reason: str) -> None:
-        """Called when a join was refused because the certificate is not that of the client it names."""
-        ...
-
-    def certificate_refused(self, client: str, fingerprint: str, reason: str) -> None:
-        """Called when the client's session was ended because its certificate was revoked or has expired."""
-        ...
-
-    def client_connected(self, client: str, link: ClientLink) -> None:
-        """Called when a client has a new stream, after its welcome was queued. `link` reaches the client.
-
-        A client that joins again before its old stream has ended causes two calls without a `client_disconnected`.
-        """
-        ...
-
-    def client_disconnected(self, client: str) -> None:
-        """Called when the client's stream has ended. The client may join again."""
-        ...
-
-    def begin_download(self, client: str, assignment_id: int) -> Outbox:
-        """Return the payload of a client's assignment."""
-        ...
-
-    def begin_upload(self, client: str, assignment_id: int, content: bytes, layout: Layout) -> IncomingUpload:
-        """Begin or resume the upload of a client's answer."""
-        ...
-
-    def task_failed(self, client: str, assignment_id: int, message: str) -> None:
-        """Called when the client has reported a failure."""
-        ...
 
 
 @dataclass(eq=False)
@@ -163,34 +70,42 @@ class Session:
 
 
 class Endpoint:
-    """All sessions of one server. Thread-safe."""
+    """All sessions of one service. Thread-safe.
 
-    def __init__(self, service: Service) -> None:
+    Attributes:
+        job: The id of the service's job, on a server that hosts several; empty for its first service.
+    """
+
+    def __init__(self, service: Service, job: str = "") -> None:
+        self.job = job
         self._service = service
+        self._has_left = False
         self._lock = threading.Lock()
         self._by_client: dict[str, Session] = {}
         self._by_secret: dict[str, Session] = {}
         self._goodbye: Goodbye | None = None
         self._notifications: deque[Callable[[], None]] = deque()
         self._is_notifying = False
+        self._omitted_reports = 0
+
+    def authorize(self, client: str, peer: Peer | None = None) -> None:
+        """Raise `Refused` unless a client may join, by its certificate and its name alone. Returns at once."""
+        if peer is not None and client != peer[1].name:
+            raise Refused(
+                "wrong-identity", f"client {client!r} may not join: its certificate is that of {peer[1].name!r}"
+            )
+        self._service.authorize(client)
 
     def join(self, join: Join, link: SessionStream, peer: Peer | None = None) -> Session:
         """Open a session or resume that of the same process, and queue its welcome as the first message."""
-        if peer is not None and join.client != peer[1].name:
-            reason = f"client {join.client!r} may not join: its certificate is that of {peer[1].name!r}"
-            self._service.join_refused(join.client, reason)
-            raise Refused("wrong-identity", reason)
-        if join.protocol != PROTOCOL:
-            raise Refused(
-                "protocol", f"the server speaks protocol version {PROTOCOL}, client {join.client!r} {join.protocol}"
-            )
-        if len(join.instance) > MAX_INSTANCE_CHARACTERS:
-            raise Refused("malformed", f"an instance has at most {MAX_INSTANCE_CHARACTERS} characters")
         fingerprint = peer[1].fingerprint if peer else ""
-        with self._lock:
-            self._find_resumed(join, fingerprint)  # a name that is taken costs the service nothing
+        with self.reporting_joins(join.client):
+            self.authorize(join.client, peer)
+            _check_join(join)
+            with self._lock:
+                self._find_resumed(join, fingerprint)  # a name that is taken costs the service nothing
         content = self._service.admit(join.client, join.content)  # without the lock: it compares contracts
-        with self._lock:
+        with self.reporting_joins(join.client), self._lock:
             session = self._find_resumed(join, fingerprint) or self._register(
                 Session(join.client, join.instance, peer=peer)
             )
@@ -213,29 +128,88 @@ class Endpoint:
             session.link = None
             self._notifications.append(partial(self._service.client_disconnected, session.client))
 
+    @contextmanager
+    def reporting_joins(self, client: str) -> Iterator[None]:
+        """A block whose `Refused` is reported to the service as a refused join. It may block: not on an event loop."""
+        try:
+            yield
+        except Refused as error:
+            self.queue_refused_join(client, error)
+            self.notify_service()
+            raise
+
+    def queue_refused_join(self, client: str, error: Refused) -> None:
+        """Queue the report of a refused join. Returns at once; the caller then calls `notify_service`."""
+        if error.kind not in (JOB_OVER, NO_SUCH_JOB):  # the job is ending here, and tells each client so
+            self._queue_report(partial(self._service.join_refused, client, str(error)))
+
+    def queue_refused_call(self, client: str, fingerprint: str, error: TransportError) -> None:
+        """Queue the report of a refused call. Returns at once; the caller then calls `notify_service`."""
+        refused = to_refusal(error)
+        self._queue_report(partial(self._service.call_refused, client, fingerprint, refused.kind, refused.message))
+
+    def queue_unsendable(self, client: str, assignment: TaskAssignment, nbytes: int, limit: int) -> None:
+        """Queue the failure of a client's task that is too large to be sent. Returns at once, as above."""
+        reason = f"expected an assignment of at most {limit:,} bytes, got {nbytes:,} bytes, which cannot be sent"
+        logger.error("assignment %d of %s is not sent: %s", assignment.assignment_id, client, reason)
+
+        def fail() -> None:
+            with suppress(Refused):  # its service has closed it meanwhile
+                self._service.task_failed(client, assignment.assignment_id, assignment.token, reason)
+
+        with self._lock:
+            self._notifications.append(fail)
+
+    def _queue_report(self, report: Callable[[], None]) -> None:
+        with self._lock:
+            if len(self._notifications) < MAX_PENDING_REPORTS:
+                self._notifications.append(report)
+                return
+            self._omitted_reports += 1
+            if self._omitted_reports.bit_count() == 1:  # 1, 2, 4, ...: a flood leaves some lines
+                logger.warning("%d refusals were not reported: the audit log is too slow", self._omitted_reports)
+
     def find_session(self, secret: str, identity: Identity | None = None) -> Session:
         """Return the session that a secret belongs to, or raise `Refused`, also if another certificate opened it."""
         with self._lock:
             session = self._by_secret.get(secret)
+            if self._has_left:
+                raise no_such_job(self.job)
         if session is None or session.fingerprint != (identity.fingerprint if identity else ""):
-            raise Refused("unknown-session", "the server does not know this session: join again")
+            raise Refused(UNKNOWN_SESSION, "the server does not know this session: join again")
         return session
+
+    def client_of(self, secret: str, identity: Identity | None = None) -> str:
+        """Return the client of a session, or raise `Refused` and report it. It may block: not on an event loop."""
+        try:
+            return self.find_session(secret, identity).client
+        except Refused as error:
+            self.queue_refused_call(identity.name if identity else "", identity.fingerprint if identity else "", error)
+            self.notify_service()
+            raise
 
     def begin_download(self, request: DownloadRequest, identity: Identity | None = None) -> Outbox:
         """Return the payload that a client requests."""
-        client = self.find_session(request.session_secret, identity).client
-        return self._service.begin_download(client, request.assignment_id)
+        client = self.client_of(request.session_secret, identity)
+        return self._service.begin_download(client, request.assignment_id, request.token)
 
     def begin_upload(self, request: UploadRequest, identity: Identity | None = None) -> IncomingUpload:
         """Begin or resume an upload."""
-        client = self.find_session(request.session_secret, identity).client
-        return self._service.begin_upload(client, request.assignment_id, request.content, request.layout)
+        client = self.client_of(request.session_secret, identity)
+        return self._service.begin_upload(client, request.assignment_id, request.token, request.content, request.layout)
 
     def report(self, failure: Failure, identity: Identity | None = None) -> Receipt:
         """Pass a client's failure on to the service."""
-        client = self.find_session(failure.session_secret, identity).client
-        self._service.task_failed(client, failure.assignment_id, failure.message)
+        client = self.client_of(failure.session_secret, identity)
+        self._service.task_failed(client, failure.assignment_id, failure.token, failure.message)
         return Receipt(failure.assignment_id)
+
+    @property
+    def farewell(self) -> Refused | None:
+        """The refusal that stands for the goodbye, for clients that come back after it; None before a goodbye."""
+        if self._goodbye is None:
+            return None
+        return Refused(JOB_FAILED if self._goodbye.failed else JOB_OVER, self._goodbye.reason)
 
     def sessions(self) -> list[Session]:
         """Return all sessions, also those without a stream."""
@@ -267,13 +241,35 @@ class Endpoint:
                 session.link = None
                 self._notifications.append(partial(self._service.client_disconnected, session.client))
 
-    def close(self, reason: str, *, failed: bool = False) -> None:
-        """Queue a goodbye for every connected client, and refuse later joins with its reason."""
+    def close(self, reason: str, *, failed: bool = False) -> bool:
+        """Queue a goodbye for every connected client, and refuse later joins with its reason.
+
+        Returns:
+            Whether the job went on until now. If it did not, nothing changes.
+        """
         with self._lock:
+            if self._goodbye or self._has_left:
+                return False
             self._goodbye = Goodbye(_truncate(reason), failed)
             for session in self._by_client.values():
                 if session.link is not None:
                     session.link.send(self._goodbye)
+        return True
+
+    def leave_job(self) -> bool:
+        """End every stream without a goodbye, and refuse later joins: their clients wait until the job is hosted again.
+
+        Returns:
+            Whether the job went on until now. If it did not, nothing changes.
+        """
+        with self._lock:
+            if self._goodbye or self._has_left:
+                return False
+            self._has_left = True
+            for session in self._by_client.values():
+                if session.link is not None:
+                    session.link.end(ConnectionLost("the server has left this job"))
+        return True
 
     def notify_service(self) -> None:
         """Deliver queued notifications to the service, in order and without the lock.
@@ -293,8 +289,10 @@ class Endpoint:
 
     def _find_resumed(self, join: Join, fingerprint: str) -> Session | None:
         """Return the session of the same process and certificate, None for a new one; or raise `Refused`. Locked."""
-        if self._goodbye:
-            raise Refused("over", self._goodbye.reason)
+        if farewell := self.farewell:
+            raise farewell
+        if self._has_left:
+            raise no_such_job(self.job)
         session = self._by_client.get(join.client)
         if session is None or (session.instance, session.fingerprint) == (join.instance, fingerprint):
             return session
@@ -309,9 +307,23 @@ class Endpoint:
         return new
 
 
+def _check_join(join: Join) -> None:
+    if join.protocol != PROTOCOL:
+        raise Refused(
+            "protocol", f"the server speaks protocol version {PROTOCOL}, client {join.client!r} {join.protocol}"
+        )
+    if len(join.instance) > MAX_INSTANCE_CHARACTERS:
+        raise Refused("malformed", f"an instance has at most {MAX_INSTANCE_CHARACTERS} characters")
+
+
+def no_such_job(job: str) -> Refused:
+    """Return the refusal of a call for a job that is not hosted."""
+    return Refused(NO_SUCH_JOB, f"the server does not run the job {job[:100]!r} now; it may begin later")
+
+
 def to_refusal(error: TransportError) -> Refusal:
     """Return the refusal that tells a client why its call raised `error`."""
-    kind = error.kind if isinstance(error, Refused) else "bad-piece"
+    kind = error.kind if isinstance(error, Refused | CorruptMessage) else "bad-piece"
     return Refusal(kind, _truncate(str(error)))
 
 

@@ -5,6 +5,9 @@ TransportError
 ├── PieceError            a piece is corrupt, truncated, out of order or not as announced
 ├── PayloadIncomplete     a payload ended before its last piece
 ├── ConnectionLost        the connection is lost; the call can be retried
+│   ├── CorruptMessage    a control message does not match its checksum
+│   └── Unreachable       nothing listens at the server's address, or nothing answers there
+├── WrongServer           the server is not the expected one, so no retry helps: an untrusted certificate, TLS or not
 ├── AddressUnavailable    the server cannot listen on its address
 ├── InsecureAddress       plaintext to or from another machine, without the option that allows it
 └── Refused               the other end refused the call: `kind` is for programs, the message for people
@@ -31,6 +34,23 @@ class PayloadIncomplete(TransportError):
 
 class ConnectionLost(TransportError):
     """The connection is lost. The call can be retried."""
+
+
+class CorruptMessage(ConnectionLost):
+    """A control message does not match its checksum. The receiver uses nothing of it, and the call can be retried."""
+
+    kind = "corrupt-message"
+
+
+class Unreachable(ConnectionLost):
+    """No connection to the server's address can be made. The call can be retried."""
+
+
+class WrongServer(TransportError):
+    """The server is not the expected one: its certificate is not trusted, or one end alone speaks TLS.
+
+    A retry does not help.
+    """
 
 
 class AddressUnavailable(TransportError):

@@ -18,6 +18,7 @@ piece to its last. So the memory of all transfers is bounded for any number of c
 
 import math
 from collections import OrderedDict
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -49,10 +50,11 @@ class Ending(Enum):
     SUPERSEDED = "a newer call of this session took its place"
     CANCELLED = "the server has ended the transfers of this assignment"
     UNTRUSTED = "this client's certificate is not accepted any more"
+    JOB_LEFT = "the server has left this job: call again to learn how the job goes on"
 
     def error(self) -> TransportError:
-        """Return the error of the client's call. Only a stalled transfer may be retried."""
-        if self is Ending.STALLED:
+        """Return the error of the client's call. A call that stalled, or whose job was left, may be retried."""
+        if self in (Ending.STALLED, Ending.JOB_LEFT):
             return ConnectionLost(self.value)
         kinds = {Ending.SUPERSEDED: "superseded", Ending.CANCELLED: "cut", Ending.UNTRUSTED: "untrusted"}
         return Refused(kinds[self], self.value)
@@ -79,7 +81,7 @@ class Transfer:
     """One call that moves pieces; only `FlowControl` changes it.
 
     Attributes:
-        client: The client's name.
+        client: The client's name, or another key that no other client has.
         direction: "upload" or "download".
         assignment_id: The assignment's number.
         window: The pieces that may be in flight; 0 while it is queued.
@@ -89,7 +91,7 @@ class Transfer:
         client_wait_since: The time since which it has waited for its client, or None.
     """
 
-    client: str
+    client: Hashable
     direction: str
     assignment_id: int
     window: int = 0
@@ -115,8 +117,8 @@ class FlowControl:
             raise ValueError(f"expected at least {MIN_SHARED_PIECES} pieces in flight, got {pieces}")
         self.free = pieces
         self._yield_after_s = YIELD_AFTER_S
-        self._backoffs: dict[tuple[str, str], tuple[int, float]] = {}
-        self._newest: dict[tuple[str, str], Transfer] = {}
+        self._backoffs: dict[tuple[Hashable, str], tuple[int, float]] = {}
+        self._newest: dict[tuple[Hashable, str], Transfer] = {}
         self._queue: OrderedDict[Transfer, None] = OrderedDict()
         self._holders: dict[Transfer, None] = {}  # oldest window first
 
@@ -134,7 +136,7 @@ class FlowControl:
         )
         return yield_after_s if assignment_id == transfer.assignment_id else self._yield_after_s
 
-    def begin(self, client: str, direction: str, assignment_id: int) -> tuple[Transfer, list[Action]]:
+    def begin(self, client: Hashable, direction: str, assignment_id: int) -> tuple[Transfer, list[Action]]:
         """Register a call. It ends the client's older call in the same direction."""
         transfer, older = Transfer(client, direction, assignment_id), self._newest.get((client, direction))
         self._newest[client, direction] = transfer
@@ -168,7 +170,7 @@ class FlowControl:
         self._return_pieces(transfer)
         return self._grant_windows()
 
-    def cancel(self, client: str, assignment_id: int) -> list[Action]:
+    def cancel(self, client: Hashable, assignment_id: int) -> list[Action]:
         """End a client's transfers of an assignment, for the service."""
         return [
             action
@@ -177,10 +179,10 @@ class FlowControl:
             for action in self._request_end(transfer, Ending.CANCELLED)
         ]
 
-    def end_client(self, client: str) -> list[Action]:
-        """End all transfers of a client whose certificate is not accepted any more."""
+    def end_client(self, client: Hashable, why: Ending = Ending.UNTRUSTED) -> list[Action]:
+        """End all transfers of a client, by default one whose certificate is not accepted any more."""
         ended = self._transfers_of(client)
-        return [action for transfer in ended for action in self._request_end(transfer, Ending.UNTRUSTED)]
+        return [action for transfer in ended for action in self._request_end(transfer, why)]
 
     def tick(self, now: float) -> list[Action]:
         """Make transfers yield whose timeout has passed, the most overdue first, as long as queued ones need pieces."""
@@ -213,7 +215,7 @@ class FlowControl:
         transfer.window, transfer.reserved, transfer.client_wait_since = 0, in_flight, now
         return [(transfer, Instruction.YIELD_WINDOW), *self._grant_windows()]
 
-    def _transfers_of(self, client: str) -> list[Transfer]:
+    def _transfers_of(self, client: Hashable) -> list[Transfer]:
         """Return a client's newest download and upload; older ones have been asked to end."""
         return [found for direction in ("download", "upload") if (found := self._newest.get((client, direction)))]
 

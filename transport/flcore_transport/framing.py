@@ -51,6 +51,11 @@ QUANTIZED_ARROW_METADATA = bytes.fromhex(
 _PLACEHOLDER = b"\xff" * 8
 
 
+def checksum_of(data: bytes) -> bytes:
+    """Return the checksum of bytes as it travels."""
+    return CHECKSUM.pack(xxhash.xxh3_64_intdigest(data))
+
+
 def body_bytes(dtype: str, count: int) -> int:
     """Return how many bytes the body of a message of `count` elements has.
 
@@ -67,6 +72,11 @@ def arrow_message_bytes(dtype: str, count: int) -> int:
     In a segment's stream, message *i* begins after the schema message and *i* messages of full pieces.
     """
     return len(arrow_metadata(dtype, count)) + body_bytes(dtype, count)
+
+
+def piece_bytes(dtype: str, count: int) -> int:
+    """Return how many bytes a piece of `count` elements has, header and message."""
+    return HEADER_BYTES + arrow_message_bytes(dtype, count)
 
 
 def arrow_metadata(dtype: str, count: int) -> bytes:

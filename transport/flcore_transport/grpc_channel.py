@@ -3,17 +3,28 @@
 import ipaddress
 
 from flcore_transport.errors import InsecureAddress
-from flcore_transport.flow_control import WINDOW_PIECES
 from flcore_transport.framing import MAX_PIECE_BYTES
-from flcore_transport.pieces import PIECE_BODY_BYTES
 
 SERVICE = "flcore.transport.v1.Transport"
 REFUSAL_METADATA = "flcore-refusal-bin"
 SESSION_METADATA = "flcore-session-bin"
-"""The session's secret, sent with all calls but `Session`. A call without a valid one ends before it is read."""
+"""The session's secret, sent with all calls but `Session` and `Ask`. Without a valid one a call ends unread."""
+
+CLIENT_METADATA = "flcore-client-bin"
+"""The name of the client that joins, sent with `Session`. A client that may not join is refused before it is read."""
+
+JOB_METADATA = "flcore-job-bin"
+"""The id of the job that a call is for, on a server that hosts several. Without it a call is for the first service."""
+
+MAX_CONNECTIONS = 1_024
+"""The most connections of a server, unless it is told another number. A client has one, and one for each transfer of a
+large payload."""
+
+CONNECTION_BYTES = 96 << 10
+"""The most memory that an idle connection over TLS takes, its handshake included: buffers of gRPC and BoringSSL."""
 
 MAX_PENDING_JOINS = 8
-"""The most unauthenticated calls that a server reads at the same time."""
+"""The most joins that a server reads at the same time."""
 
 UNAUTHENTICATED_BYTES = MAX_PENDING_JOINS * MAX_PIECE_BYTES
 """The most memory that unauthenticated calls hold: each an incomplete message of the largest size."""
@@ -37,13 +48,9 @@ KEEPALIVE_TIMEOUT_MS = 10_000
 OPTIONS: list[tuple[str, int]] = [
     ("grpc.max_receive_message_length", MAX_PIECE_BYTES),
     ("grpc.max_send_message_length", MAX_PIECE_BYTES),
-    # The bandwidth probe grows a stream's HTTP/2 window to tens of megabytes, which would defeat our memory bound. The
-    # fixed window below holds as much as `FlowControl` ever grants one transfer.
+    # The bandwidth probe grows a stream's HTTP/2 window to tens of megabytes, which would defeat our memory bound. Each
+    # end has a fixed window instead (`grpc.http2.lookahead_bytes`).
     ("grpc.http2.bdp_probe", 0),
-    # An unauthenticated call can send as much before it is ended (docs/security.md). A window of 64 KiB would cut a
-    # distant client's rate to a sixth, since a piece would take two round trips. With the probe starting at 64 KiB,
-    # sixty unauthenticated calls held as much memory as with this window.
-    ("grpc.http2.lookahead_bytes", WINDOW_PIECES * PIECE_BODY_BYTES),
     # A piece fits into one frame, instead of 130 frames of the default 16 KiB.
     ("grpc.http2.max_frame_size", MAX_PIECE_BYTES),
     ("grpc.max_concurrent_streams", MAX_STREAMS),

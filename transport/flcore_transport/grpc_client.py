@@ -1,24 +1,28 @@
 """The gRPC client: one client's calls to its server.
 
-`session` fails at once if the server cannot be reached, with the reason; the other calls wait for the server. gRPC's
+`session` and `ask` fail at once if the server cannot be reached, with the reason; the other calls wait for it. gRPC's
 errors are mapped here and nowhere else: a refusal becomes `Refused`, a lost connection `ConnectionLost`. After
 `ConnectionLost` the same call may be retried; an upload then resumes at the first missing piece.
 """
 
 import itertools
 import random
-import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import grpc
 from flcore_layout import Layout
 
+from flcore_transport.connection_probe import reached_server_error, unreachable_reason
 from flcore_transport.control import decode_from_server, decode_message, decode_reply, encode_message
-from flcore_transport.errors import ConnectionLost, Refused, TransportError
+from flcore_transport.errors import ConnectionLost, CorruptMessage, Refused, TransportError, Unreachable
+from flcore_transport.flow_control import WINDOW_PIECES
 from flcore_transport.grpc_channel import (
+    CLIENT_METADATA,
+    JOB_METADATA,
     OPTIONS,
     REFUSAL_METADATA,
     SERVICE,
@@ -27,24 +31,31 @@ from flcore_transport.grpc_channel import (
     require_loopback,
     split_address,
 )
+from flcore_transport.grpc_heartbeat import SessionWatch
 from flcore_transport.grpc_tls import channel_credentials
 from flcore_transport.identity import TlsKeys
 from flcore_transport.messages import (
+    Ask,
     Credit,
     DownloadRequest,
     Failure,
     FromServer,
     Goodbye,
+    Heartbeat,
     Join,
     Receipt,
     Refusal,
+    Reply,
     UploadRequest,
+    require_ask_size,
 )
-from flcore_transport.pieces import Outbox
-from flcore_transport.tls_probe import tls_failure_reason
+from flcore_transport.pieces import PIECE_BODY_BYTES, Outbox
 
 CHANNEL_OPTIONS = [
     *OPTIONS,
+    # A cut connection loses the pieces that the client has not read. gRPC can grant one message beyond this HTTP/2
+    # window, so a download has at most `WINDOW_PIECES` on the wire, as an upload has by its credit.
+    ("grpc.http2.lookahead_bytes", (WINDOW_PIECES - 1) * PIECE_BODY_BYTES),
     ("grpc.enable_http_proxy", 0),
     ("grpc.dns_ares_query_timeout", 3_000),
     ("grpc.initial_reconnect_backoff_ms", 200),
@@ -55,9 +66,6 @@ CHANNEL_OPTIONS = [
 REJOIN_AFTER_S = 0.1
 """Seconds until a client joins again after `TOO_MANY_JOINS`; a random factor of 1 to 2 spreads the clients."""
 
-PROBE_TIMEOUT_S = 3.0
-"""Seconds for the probe that finds out why the server cannot be reached."""
-
 SHARED_CHANNEL_ELEMENTS = 32 << 10
 """Payloads of up to this many elements, at most 256 KiB, use the session's socket."""
 
@@ -66,36 +74,43 @@ _DISCONNECTED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.St
 
 
 class GrpcConnection:
-    """One client's connection to the server at `address` (`"host:port"`).
+    """One client's connection to a server.
 
-    `keys=None` is plaintext, which goes to this machine only unless `allow_remote` is True.
+    Args:
+        address: The server's address, `"host:port"`.
+        keys: The client's keys. Default: None, plaintext.
+        allow_remote: Whether plaintext may go to another machine.
+        job: The id of the job that all calls are for, on a server that hosts several. Default: its first service.
     """
 
-    def __init__(self, address: str, *, keys: TlsKeys | None = None, allow_remote: bool = False) -> None:
+    def __init__(self, address: str, *, keys: TlsKeys | None = None, allow_remote: bool = False, job: str = "") -> None:
         host, _ = split_address(address)
         if keys is None and not allow_remote:
             require_loopback(host)
         self.address = address
-        self._keys = keys
+        self._keys, self._job = keys, job
         self._credentials = None if keys is None else channel_credentials(keys)
         self._lock = threading.Lock()
         self._calls: set[Any] = set()
+        self._transfers: set[Any] = set()
         self._closed = threading.Event()
+        self._has_joined = self._has_reply = False  # since when the server is known to be one of flcore
         self._control = self._channel()
-        self._session_call: grpc.UnaryStreamMultiCallable[bytes, bytes] = self._control.unary_stream(
-            f"/{SERVICE}/Session"
-        )
-        self._report_call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self._control.unary_unary(f"/{SERVICE}/Report")
 
     def session(self, join: Join) -> Iterator[FromServer]:
-        """Join, and yield the server's messages up to its goodbye. `ConnectionLost` says why no session opens."""
-        has_begun = False
+        """Join, and yield the server's messages up to its goodbye.
+
+        `ConnectionLost` says why no session opens, and `WrongServer` why none will.
+        """
+        has_begun, metadata = False, self._metadata((CLIENT_METADATA, join.client))
         while True:
+            channel = self._control
+            call: grpc.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(f"/{SERVICE}/Session")
             try:
-                with self._open_call(lambda: self._session_call(encode_message(join))) as messages:
-                    for data in messages:
-                        has_begun = True
-                        message = decode_from_server(data)
+                start = partial(call, encode_message(join), metadata=metadata)
+                with self._open_call(channel, start, is_transfer=False) as messages:
+                    for message in _watched(messages):
+                        has_begun = self._has_joined = True
                         if isinstance(message, Goodbye):
                             break
                         yield message
@@ -107,20 +122,16 @@ class GrpcConnection:
             except _TooManyJoins:
                 self._closed.wait(REJOIN_AFTER_S * (1 + random.random()))  # noqa: S311 - not for security
             except ConnectionLost as error:
-                if has_begun or self._closed.is_set():
+                if has_begun or self._closed.is_set() or isinstance(error, CorruptMessage):
                     raise
-                raise ConnectionLost(self._unreachable_reason()) from error
+                raise self._no_answer() from error
 
     def download(self, request: DownloadRequest, layout: Layout | None = None) -> Iterator[bytes]:
         """Yield the pieces of an assignment's payload from `request.first_piece` on. `layout` is the payload's."""
-        call: grpc.UnaryStreamMultiCallable[bytes, bytes] = self._channel_for(layout).unary_stream(
-            f"/{SERVICE}/Download"
-        )
-        with self._open_call(
-            lambda: call(
-                encode_message(request), wait_for_ready=True, metadata=_session_metadata(request.session_secret)
-            )
-        ) as pieces:
+        channel = self._channel_for(layout)
+        call: grpc.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(f"/{SERVICE}/Download")
+        data, metadata = encode_message(request), self._metadata((SESSION_METADATA, request.session_secret))
+        with self._open_call(channel, lambda: call(data, wait_for_ready=True, metadata=metadata)) as pieces:
             yield from pieces
 
     def upload(self, request: UploadRequest, outbox: Outbox) -> Receipt:
@@ -128,9 +139,8 @@ class GrpcConnection:
 
         An exception of the outbox ends the upload and is raised here.
         """
-        call: grpc.StreamStreamMultiCallable[bytes, bytes] = self._channel_for(request.layout).stream_stream(
-            f"/{SERVICE}/Upload"
-        )
+        channel = self._channel_for(request.layout)
+        call: grpc.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(f"/{SERVICE}/Upload")
         send_credit, failures = _SendCredit(), list[Exception]()
 
         # gRPC iterates over this on a thread of its own, which blocks while there is no credit. An exception would
@@ -146,8 +156,8 @@ class GrpcConnection:
                 yield piece
 
         try:
-            metadata = _session_metadata(request.session_secret)
-            with self._open_call(lambda: call(requests(), wait_for_ready=True, metadata=metadata)) as replies:
+            metadata = self._metadata((SESSION_METADATA, request.session_secret))
+            with self._open_call(channel, lambda: call(requests(), wait_for_ready=True, metadata=metadata)) as replies:
                 for data in replies:
                     reply = decode_reply(data)
                     if isinstance(reply, Receipt):
@@ -164,9 +174,50 @@ class GrpcConnection:
 
     def report(self, failure: Failure) -> Receipt:
         """Tell the server that an assignment could not be done."""
-        data, metadata = encode_message(failure), _session_metadata(failure.session_secret)
-        with self._open_call(lambda: self._report_call.future(data, wait_for_ready=True, metadata=metadata)) as reply:
+        data, metadata = encode_message(failure), self._metadata((SESSION_METADATA, failure.session_secret))
+        channel = self._control
+        call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(f"/{SERVICE}/Report")
+        with self._open_call(channel, lambda: call.future(data, wait_for_ready=True, metadata=metadata)) as reply:
             return decode_message(Receipt, reply.result())
+
+    def ask(self, ask: Ask, timeout_s: float | None = None) -> Reply:
+        """Send a request that needs no session, and return its reply.
+
+        Args:
+            ask: The request.
+            timeout_s: Seconds until a call without a reply is given up. Default: None, the server's own limit holds.
+
+        Raises:
+            Refused: The server refuses the request, or the request is too large.
+            ConnectionLost: No reply came, and why. The server may have done what was asked.
+            WrongServer: The server is not the expected one.
+        """
+        require_ask_size(ask)
+        channel, data = self._control, encode_message(ask)
+        call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(f"/{SERVICE}/Ask")
+        start = partial(call.future, data, timeout=timeout_s, metadata=self._metadata())
+        try:
+            with self._open_call(channel, start, is_transfer=False) as reply:
+                received = decode_message(Reply, reply.result())
+        except ConnectionLost as error:
+            if self._closed.is_set() or isinstance(error, CorruptMessage | _NoReply):
+                raise
+            raise self._no_answer() from error
+        self._has_reply = True
+        return received
+
+    def _metadata(self, *fields: tuple[str, str]) -> tuple[tuple[str, bytes], ...]:
+        """Return a call's metadata: the fields, and the job if there is one."""
+        job = ((JOB_METADATA, self._job),) if self._job else ()
+        return tuple((key, value.encode()) for key, value in (*fields, *job))
+
+    def running_transfers(self) -> list[Callable[[], object]]:
+        """Return a function for each upload and download that runs now, which ends it with `ConnectionLost`.
+
+        May be called from any thread, as may the functions.
+        """
+        with self._lock:
+            return [call.cancel for call in self._transfers]
 
     def close(self) -> None:
         """End every call of this connection. May be called from any thread, and twice.
@@ -179,18 +230,15 @@ class GrpcConnection:
         for call in calls:
             call.cancel()
 
-    def _unreachable_reason(self) -> str:
-        """Return why no session opens, without gRPC's text: it differs at each attempt, and callers compare reasons."""
+    def _no_answer(self) -> TransportError:
+        """Return why no call opens, without gRPC's text: it differs at each attempt, and callers compare reasons."""
         if reason := unreachable_reason(self.address):
-            return f"{self.address} cannot be reached: {reason}"
-        if self._keys is None:
-            return f"{self.address} can be reached, but no flcore server answers there"
-        if reason := tls_failure_reason(*split_address(self.address), self._keys.root_certificates, PROBE_TIMEOUT_S):
-            return f"{self.address} can be reached, but {reason}"
-        return (
-            f"{self.address} can be reached, but it refused this client's certificate, or no flcore server answers "
-            "there: is the certificate of its CA, and has it expired?"
-        )
+            return Unreachable(f"{self.address} cannot be reached: {reason}")
+        if self._has_reply:
+            return ConnectionLost(f"{self.address} ended the call without a reply")
+        error = reached_server_error(self.address, self._keys)
+        # A client that has been in is not sent away by a certificate that expires: its operator renews it.
+        return ConnectionLost(str(error)) if self._has_joined else error
 
     def _channel_for(self, layout: Layout | None) -> grpc.Channel:
         """Return the channel for a payload's transfer: a new one, or the session's for a small payload.
@@ -211,34 +259,77 @@ class GrpcConnection:
         return grpc.secure_channel(self.address, self._credentials, options=options)
 
     @contextmanager
-    def _open_call(self, start: Callable[[], Any]) -> Iterator[Any]:
-        """A call that `close` can end and whose gRPC errors are mapped to `TransportError`s."""
+    def _open_call(self, channel: grpc.Channel, start: Callable[[], Any], *, is_transfer: bool = True) -> Iterator[Any]:
+        """A call that `close` can end, listed among the transfers if it is one. Its errors become `TransportError`s."""
         with self._lock:
             if self._closed.is_set():
                 raise ConnectionLost(f"the connection to {self.address} is closed")
             call = start()
             self._calls.add(call)
+            if is_transfer:
+                self._transfers.add(call)
         try:
             yield call
         except (grpc.RpcError, grpc.FutureCancelledError) as error:
-            raise self._to_transport_error(call) from error
+            mapped = self._to_transport_error(call)
+            if isinstance(mapped, ConnectionLost):
+                self._replace_control(channel)
+            raise mapped from error
         finally:
             call.cancel()
             with self._lock:
                 self._calls.discard(call)
+                self._transfers.discard(call)
+
+    def _replace_control(self, lost: grpc.Channel) -> None:
+        """Use a new connection for later calls, unless the lost call had one of its own.
+
+        A bit flipped in a header may stay in the connection's table of HPACK, and would break each call on it. Calls
+        that go on keep their channel.
+        """
+        with self._lock:
+            if self._control is lost:
+                self._control = self._channel()
 
     def _to_transport_error(self, call: Any) -> Exception:
         for key, value in call.trailing_metadata() or ():
             if key == REFUSAL_METADATA:
-                refused = decode_message(Refusal, value)
+                try:
+                    refused = decode_message(Refusal, value)
+                except CorruptMessage as error:
+                    return error
+                if refused.kind == CorruptMessage.kind:
+                    return CorruptMessage(refused.message)
                 return Refused(refused.kind, refused.message)
         if call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and call.details() == TOO_MANY_JOINS:
             return _TooManyJoins()
-        if call.code() in _DISCONNECTED:
+        if call.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+            return _NoReply(f"{self.address} has not replied in time")
+        # A server that has welcomed this client knows its calls. A status that it never sends comes, in plaintext, from
+        # a flipped bit in HTTP/2's headers.
+        is_garbled = self._has_joined and call.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED
+        if call.code() in _DISCONNECTED or is_garbled:
             return ConnectionLost(f"the connection to {self.address} is gone: {call.details()}")
         if call.code() is grpc.StatusCode.UNIMPLEMENTED:
             return TransportError(f"expected a flcore server at {self.address}, found another gRPC server")
         return TransportError(f"the server at {self.address} answered with {call.code().name}: {call.details()}")
+
+
+def _watched(call: Any) -> Iterator[FromServer]:
+    """Yield the messages of a session's call, without the heartbeats."""
+    watch = SessionWatch(call)
+    try:
+        for data in call:
+            message = decode_from_server(data)
+            watch.received(message)
+            if not isinstance(message, Heartbeat):
+                yield message
+    finally:
+        watch.end()
+
+
+class _NoReply(ConnectionLost):
+    """The call's deadline has passed."""
 
 
 class _TooManyJoins(Exception):
@@ -277,29 +368,3 @@ class _SendCredit:
         with self._changed:
             self._is_closed = True
             self._changed.notify()
-
-
-def _session_metadata(session_secret: str) -> tuple[tuple[str, bytes]]:
-    return ((SESSION_METADATA, session_secret.encode()),)
-
-
-def unreachable_reason(address: str) -> str:
-    """Return why `address` (`"host:port"`) cannot be reached, or "" if it can. Waits `PROBE_TIMEOUT_S` at most."""
-    host, port = split_address(address)
-    reasons = [f"no answer within {PROBE_TIMEOUT_S:g} s"]
-
-    def probe() -> None:
-        try:
-            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-            _, _, _, _, (name, number, *_) = found[0]
-            socket.create_connection((str(name), int(number)), timeout=PROBE_TIMEOUT_S).close()
-            reasons[0] = ""
-        except (socket.gaierror, UnicodeError) as error:
-            reasons[0] = f"the name {host!r} is not known ({getattr(error, 'strerror', error)})"
-        except OSError as error:
-            reasons[0] = f"{error.strerror or error}".lower()
-
-    probing = threading.Thread(target=probe, daemon=True)
-    probing.start()
-    probing.join(PROBE_TIMEOUT_S)
-    return reasons[0]

@@ -32,6 +32,9 @@ SHUT_DOWN_AFTER_S = 1.0
 MAX_SHUT_DOWNS = 5
 """The most attempts to shut down a connection, `SHUT_DOWN_AFTER_S` apart."""
 
+JobClient = tuple[str, str]
+"""A job's id and a client's name: the same name in two jobs is two clients."""
+
 DESCRIPTOR_DIRECTORY = "/dev/fd"
 
 
@@ -45,11 +48,11 @@ class TransferScheduler:
 
     @asynccontextmanager
     async def transfer(
-        self, client: str, direction: str, assignment_id: int, context: Context
+        self, client: JobClient, direction: str, assignment_id: int, context: Context
     ) -> "AsyncIterator[TransferCall]":
         """Register a transfer while the block lasts. If the transfer has to end, end its call."""
         transfer, actions = self._flow_control.begin(client, direction, assignment_id)
-        call = self._calls[transfer] = TransferCall(self, self._flow_control, transfer)
+        call = self._calls[transfer] = TransferCall(self, self._flow_control, transfer, client)
         self.apply(actions)
         try:
             yield call
@@ -59,13 +62,18 @@ class TransferScheduler:
             del self._calls[transfer]
             self.apply(self._flow_control.end(transfer, is_done=call.is_done))
 
-    def cancel(self, client: str, assignment_id: int) -> None:
+    def cancel(self, client: JobClient, assignment_id: int) -> None:
         """End a client's transfers of an assignment."""
         self.apply(self._flow_control.cancel(client, assignment_id))
 
-    def end_client(self, client: str) -> None:
+    def end_client(self, client: JobClient) -> None:
         """End all transfers of a client whose certificate is not accepted any more."""
         self.apply(self._flow_control.end_client(client))
+
+    def end_job(self, job: str) -> None:
+        """End all transfers of a job that this server has left. Their clients call again, and learn why."""
+        for client in {call.client for call in self._calls.values() if call.client[0] == job}:
+            self.apply(self._flow_control.end_client(client, Ending.JOB_LEFT))
 
     def apply(self, actions: list[Action]) -> None:
         """Wake the calls whose transfers have changed, and set the timer for the next change."""
@@ -115,8 +123,10 @@ class TransferScheduler:
 class TransferCall:
     """One upload or download call. Its methods wait, and raise `TransferEnded` as soon as it has to end."""
 
-    def __init__(self, scheduler: TransferScheduler, flow_control: FlowControl, transfer: Transfer) -> None:
-        self.is_done = False
+    def __init__(
+        self, scheduler: TransferScheduler, flow_control: FlowControl, transfer: Transfer, client: JobClient
+    ) -> None:
+        self.is_done, self.client = False, client
         self._scheduler, self._flow_control, self._transfer = scheduler, flow_control, transfer
         self._loop = asyncio.get_running_loop()
         self._woken: asyncio.Future[None] = self._loop.create_future()

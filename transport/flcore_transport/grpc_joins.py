@@ -1,19 +1,22 @@
-"""Joins, which are unauthenticated: few are read at a time, each with a timeout, on a thread apart from the pieces.
+"""Joins: few are read at a time, each with a timeout, on a thread apart from the pieces.
 
-gRPC buffers up to about 8 MiB of a call before flcore reads it. So only a few calls have a slot. A call holds its slot
-from the start of reading until its join is admitted or refused, even if the call has ended by then. If all slots are
-taken, a new call evicts the oldest call that is still being read; if all are read, the new call is refused. An evicted
-client retries. A join is a few KiB and is read at once, so peers that send slowly cannot keep clients out.
+A join is read only if its client may join, by the name in the call's metadata and by its certificate. Over plaintext
+the name is only claimed, so reading is bounded all the same. gRPC buffers up to about 8 MiB of a call before flcore
+reads it. So only a few calls have a slot. A call holds its slot from the start of reading until its join is admitted or
+refused, even if the call has ended by then. If all slots are taken, a new call evicts the oldest call that is still
+being read; if all are read, the new call is refused. An evicted client retries. A join is a few KiB and is read at
+once, so peers that send slowly cannot keep clients out.
 """
 
 import asyncio
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import grpc
 
 from flcore_transport.control import MAX_MESSAGE_BYTES, decode_message, require_size
-from flcore_transport.endpoint import Endpoint, Peer, Session, SessionStream
+from flcore_transport.endpoint import Endpoint, Session
+from flcore_transport.errors import Refused
+from flcore_transport.grpc_calls import IncomingCall
 from flcore_transport.grpc_channel import MAX_PENDING_JOINS, TOO_MANY_JOINS
 from flcore_transport.grpc_workers import (
     CallAborter,
@@ -24,44 +27,49 @@ from flcore_transport.grpc_workers import (
     run_with_cleanup,
 )
 from flcore_transport.messages import Join
+from flcore_transport.service import SessionStream
 
 JOIN_TIMEOUT_S = 10.0
 """Seconds within which a join must arrive."""
-
-S = TypeVar("S", bound=SessionStream)
 
 
 class JoinQueue:
     """The joins of one server. All methods but `close` run on its event loop."""
 
-    def __init__(self, endpoint: Endpoint, aborter: CallAborter) -> None:
-        self._endpoint, self._aborter = endpoint, aborter
+    def __init__(self, aborter: CallAborter) -> None:
+        self._aborter = aborter
         # Its own thread: comparing contracts is slow, and pieces must not wait for it.
         self._workers = WorkerPool(aborter, 1, "flcore-joins")
         self._unread: dict[asyncio.Future[None], None] = {}
         self._admitting = 0
 
-    async def accept(self, context: Context, peer: Peer | None, make_stream: Callable[[str], S]) -> tuple[Session, S]:
-        """Return the session that a call's join opens, and the stream from `make_stream` for its client's name.
+    async def accept(self, call: IncomingCall, client: str, stream: SessionStream) -> Session:
+        """Return the session that the join of an authorized client opens on its stream.
 
         Ends the call if its join is refused, late or evicted. If the call is cancelled while the join is being
         admitted, the session ends as soon as it has begun.
         """
 
-        async def read_and_admit() -> tuple[Session, S]:
-            data = await self._read_join(context)
+        async def read_and_admit() -> Session:
+            data = await self._read_join(call.context)
             self._admitting += 1
-            return await run_with_cleanup(self._admit(data, peer, make_stream), lambda opened: self.leave(*opened))
+            return await run_with_cleanup(
+                self._admit(data, call, client, stream), lambda opened: self.leave(call.endpoint, opened, stream)
+            )
 
-        return await self._workers.refuse_on_error(context, read_and_admit())
+        return await self._workers.refuse_on_error(call.context, read_and_admit())
 
-    async def _admit(self, data: bytes, peer: Peer | None, make_stream: Callable[[str], S]) -> tuple[Session, S]:
+    async def _admit(self, data: bytes, call: IncomingCall, client: str, stream: SessionStream) -> Session:
         """Open the session of a join that has been read, and then free its slot, even if its call has ended."""
 
-        def join() -> tuple[Session, S]:
-            decoded = decode_message(Join, data)
-            stream = make_stream(decoded.client)
-            return self._endpoint.join(decoded, stream, peer), stream
+        def join() -> Session:
+            with call.endpoint.reporting_joins(client):
+                decoded = decode_message(Join, data)
+                if decoded.client != client:  # authorized was the name in the metadata
+                    raise Refused(
+                        "wrong-identity", f"client {decoded.client!r} may not join: its call is that of {client!r}"
+                    )
+            return call.endpoint.join(decoded, stream, call.peer)
 
         try:
             return await self._workers.run(join)
@@ -103,14 +111,14 @@ class JoinQueue:
     async def _refuse_crowded(self, context: Context) -> None:
         await self._aborter.abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, TOO_MANY_JOINS)
 
-    def leave(self, session: Session, stream: SessionStream) -> None:
+    def leave(self, endpoint: Endpoint, session: Session, stream: SessionStream) -> None:
         """Record that a session's stream has ended."""
-        self._endpoint.leave(session, stream)
-        self.notify_service()
+        endpoint.leave(session, stream)
+        self.notify_service(endpoint)
 
-    def notify_service(self) -> None:
-        """Tell the service who came and went, on the thread: it may block."""
-        self._workers.submit(self._endpoint.notify_service)
+    def notify_service(self, endpoint: Endpoint) -> None:
+        """Tell an endpoint's service who came and went, on the thread: it may block."""
+        self._workers.submit(endpoint.notify_service)
 
     def close(self) -> None:
         """Take no more joins."""

@@ -1,56 +1,45 @@
-"""The gRPC server: one port, four calls, no thread per client.
+"""The gRPC server: one port, five calls, no thread per client.
 
 Calls are coroutines on an asyncio loop (`grpc_event_loop`), so a thousand idle clients cost a thousand coroutines and
 no thread. Work that may block the loop (checking a piece, committing an answer) runs on a few worker threads, one piece
 at a time per call. A slow client holds no thread while it is slow.
 
-Unauthenticated peers have bounded cost: a connection without calls is closed, a call without a session's secret ends
-before its first message is read, and only a few joins are read at a time (`grpc_joins`).
+Peers that have not joined have bounded cost: a connection without calls is closed, a call without a session's secret
+ends before its first message is read, so does a join of a client that may not join (`grpc_calls`), and only a few joins
+are read at a time (`grpc_joins`).
+
+A server can host several jobs beside its first service (`hosted_jobs`). They share its port, threads and limits.
 """
 
 import asyncio
 import errno
-import logging
 import resource
 import socket
-from collections.abc import Awaitable, Callable
-from functools import partial, wraps
-from typing import Any
+from collections.abc import Callable
 
 import grpc
 import grpc.aio
 
 from flcore_transport.client_limits import ClientLimits
-from flcore_transport.control import decode_message, encode_from_server, encode_message
-from flcore_transport.endpoint import Endpoint, Peer, Service, Session, to_refusal
+from flcore_transport.control import decode_message, encode_message
+from flcore_transport.endpoint import Endpoint
 from flcore_transport.errors import AddressUnavailable, TransportError
-from flcore_transport.flow_control import DEFAULT_IN_FLIGHT_BYTES, FlowControl
-from flcore_transport.grpc_channel import (
-    OPTIONS,
-    SERVICE,
-    SESSION_METADATA,
-    TOO_MANY_CALLS,
-    TOO_MANY_JOINS,
-    join_address,
-    require_loopback,
-)
+from flcore_transport.flow_control import DEFAULT_IN_FLIGHT_BYTES, WINDOW_PIECES, FlowControl
+from flcore_transport.grpc_asks import Answer, AskHandler
+from flcore_transport.grpc_calls import CallGate, IncomingCall
+from flcore_transport.grpc_channel import MAX_CONNECTIONS, OPTIONS, SERVICE, join_address, require_loopback
 from flcore_transport.grpc_event_loop import server_event_loop
 from flcore_transport.grpc_flow_control import TransferScheduler
 from flcore_transport.grpc_joins import JoinQueue
-from flcore_transport.grpc_tls import peer_certificate, server_credentials
+from flcore_transport.grpc_sessions import SessionHandler
+from flcore_transport.grpc_tls import server_credentials
 from flcore_transport.grpc_transfers import TransferHandlers
-from flcore_transport.grpc_workers import CallAborter, Context, WorkerPool
-from flcore_transport.identity import Identity, ServerTls
-from flcore_transport.messages import Failure, FromServer, Goodbye
+from flcore_transport.grpc_workers import CallAborter, WorkerPool
+from flcore_transport.hosted_jobs import HostedJobs
+from flcore_transport.identity import ServerTls
+from flcore_transport.messages import Failure
 from flcore_transport.pieces import PIECE_BODY_BYTES
-
-logger = logging.getLogger(__name__)
-
-GOODBYE_TIMEOUT_S = 3.0
-"""Seconds that a closing server waits for the delivery of its goodbyes."""
-
-HANG_UP_TIMEOUT_S = 1.0
-"""Seconds that a session stays open after its goodbye, unless its client hangs up before."""
+from flcore_transport.service import Service
 
 STOP_TIMEOUT_S = 1.0
 """Seconds that other calls may continue before gRPC cuts them."""
@@ -60,12 +49,6 @@ HANDSHAKE_TIMEOUT_S = 10
 
 IDLE_TIMEOUT_S = 30
 """Seconds after which a connection without calls is closed."""
-
-CERTIFICATE_CHECK_INTERVAL_S = 0.5
-"""Seconds between two checks of the certificates of all sessions."""
-
-SESSIONS_PER_CHECK = 64
-"""The most sessions that are checked before other work of the event loop has its turn: about 0.6 ms."""
 
 RESERVED_DESCRIPTORS = 256
 """File descriptors kept for files and libraries, but at most half of the process's limit."""
@@ -78,6 +61,10 @@ MAX_PING_STRIKES = 10
 
 SERVER_OPTIONS = [
     *OPTIONS,
+    # As much as `FlowControl` ever grants one transfer. An unauthenticated call can send as much before it is ended
+    # (docs/security.md). A window of 64 KiB would cut a distant client's rate to a sixth, since a piece would take two
+    # round trips. With the bandwidth probe starting at 64 KiB, sixty unauthenticated calls held as much memory.
+    ("grpc.http2.lookahead_bytes", WINDOW_PIECES * PIECE_BODY_BYTES),
     # Without this a second server could bind the same port and take every other client.
     ("grpc.so_reuseport", 0),
     ("grpc.http2.min_ping_interval_without_data_ms", MIN_PING_INTERVAL_MS),
@@ -86,18 +73,13 @@ SERVER_OPTIONS = [
     ("grpc.max_connection_idle_ms", IDLE_TIMEOUT_S * 1000),
 ]
 
-MAX_CONNECTIONS = 10_000
-"""An idle connection takes about 12 KB."""
 
-
-def connection_limit() -> int:
-    """Return the most connections of a server: the limit of file descriptors less the reserved ones."""
+def connection_limit(max_connections: int = MAX_CONNECTIONS) -> int:
+    """Return the most connections of a server, within the limit of file descriptors less the reserved ones."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return (
-        MAX_CONNECTIONS
-        if soft == resource.RLIM_INFINITY
-        else min(MAX_CONNECTIONS, max(soft - RESERVED_DESCRIPTORS, soft // 2))
-    )
+    if soft == resource.RLIM_INFINITY:
+        return max_connections
+    return min(max_connections, max(soft - RESERVED_DESCRIPTORS, soft // 2))
 
 
 def bind_error(host: str, port: int) -> str:
@@ -117,15 +99,19 @@ def bind_error(host: str, port: int) -> str:
 
 
 class GrpcServer:
-    """Serves a `Service` until closed.
+    """Serves a `Service`, and those of hosted jobs, until closed.
 
     Args:
-        service: The server's logic.
+        service: The server's logic. Calls that name no job are for it.
         host: The address to listen on.
         port: The port; 0 takes a free one.
         tls: For mutual TLS. Default: None, plaintext.
         allow_remote: Whether plaintext may be served beyond loopback.
         in_flight_bytes: The most bytes of pieces in flight over all transfers, including gRPC's copies.
+        max_connections: The most connections at a time, idle ones and unfinished handshakes included. Further ones are
+            closed as they come, and their clients try again.
+        answer: Answers requests that need no session (`GrpcConnection.ask`); see `Answer`. Default: None, they are
+            refused.
     """
 
     def __init__(
@@ -137,51 +123,99 @@ class GrpcServer:
         tls: ServerTls | None = None,
         allow_remote: bool = False,
         in_flight_bytes: int = DEFAULT_IN_FLIGHT_BYTES,
+        max_connections: int = MAX_CONNECTIONS,
+        answer: Answer | None = None,
     ) -> None:
         if tls is None and not allow_remote:
             require_loopback(host)
-        self._endpoint, self._tls = Endpoint(service), tls
-        self._aborter = CallAborter()
+        self._jobs, self._tls = HostedJobs(Endpoint(service)), tls
+        self._aborter, self._limits = CallAborter(), ClientLimits()
         self._workers = WorkerPool(self._aborter)
         # gRPC holds a second copy of each piece in flight.
         self._scheduler = TransferScheduler(FlowControl(in_flight_bytes // (2 * PIECE_BODY_BYTES)), self._aborter)
-        self._transfers = TransferHandlers(self._endpoint, self._workers, self._scheduler)
-        self._limits = ClientLimits()
-        self._joins = JoinQueue(self._endpoint, self._aborter)
+        self._transfers = TransferHandlers(self._workers, self._scheduler)
+        self._joins = JoinQueue(self._aborter)
+        self._sessions = SessionHandler(self._jobs, self._joins, self._limits, self._scheduler, self._aborter)
+        self._gate = CallGate(self._jobs, tls, self._limits, self._aborter, self._joins.notify_service)
+        self._asks = AskHandler(answer, self._gate, self._aborter)
+        self._max_connections = max_connections
         self._loop = server_event_loop()
         self._is_closed = False
-        self._sessions: set[asyncio.Task[Any]] = set()
         self._certificate_watch: asyncio.Task[None] | None = None
         bound = asyncio.run_coroutine_threadsafe(self._start(host, port), self._loop).result()
         self.address = join_address(host, bound)
 
+    def host(self, job: str, service: Service) -> "HostedJob":
+        """Serve one more job on this server's port: the calls that name it, by `GrpcConnection(job=...)`.
+
+        Args:
+            job: The job's id.
+            service: The job's logic.
+
+        Returns:
+            The job's own server, which can be closed alone.
+
+        Raises:
+            ValueError: The job has no id, or is hosted already.
+            TransportError: The server is closed.
+        """
+        endpoint = self._jobs.host(job, service)
+        if self._is_closed:
+            self._jobs.remove(endpoint)
+            raise TransportError(f"the server at {self.address} is closed, and hosts no more jobs")
+        return HostedJob(self.address, endpoint, self._stop_job)
+
     def close(self, reason: str = "the server has stopped", *, failed: bool = False) -> None:
         """Deliver goodbyes to all clients, end all calls and free the port. May be called twice.
+
+        Clients of jobs that are still hosted get no goodbye, as their jobs are not over.
 
         Args:
             reason: Why the job has ended, for the clients.
             failed: Whether the job has failed.
         """
+        if not self._is_closed:
+            self._jobs.first.close(reason, failed=failed)
+            # gRPC closes the sockets when it stops, and a reset discards what the client has not read. So the port and
+            # the sessions stay open until the clients have hung up: a client that loses its goodbye would wait for this
+            # server as for one that restarts. A client that joins meanwhile is refused, with the reason.
+            waiting = self._sessions.wait_for_clients(self._jobs.first)
+            asyncio.run_coroutine_threadsafe(waiting, self._loop).result()
+            self.leave()
+
+    def leave(self) -> None:
+        """End all calls and free the port, without a goodbye: clients wait for the next server. May be called twice."""
         if self._is_closed:
             return
         self._is_closed = True
-        self._endpoint.close(reason, failed=failed)
+        for endpoint in self._jobs.hosted():
+            endpoint.leave_job()
         asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result()
         self._workers.close()
         self._joins.close()
+        self._asks.close()
+
+    @staticmethod
+    def require_free(host: str, port: int) -> None:
+        """Raise `AddressUnavailable` unless a server can listen at an address now."""
+        reason = bind_error(host, port)
+        if reason:
+            raise AddressUnavailable(f"cannot listen on {join_address(host, port)}: {reason}")
 
     async def _start(self, host: str, port: int) -> int:
-        options = [*SERVER_OPTIONS, ("grpc.max_allowed_incoming_connections", connection_limit())]
+        options = [*SERVER_OPTIONS, ("grpc.max_allowed_incoming_connections", connection_limit(self._max_connections))]
         self._server = grpc.aio.server(options=options)
         # All are stream handlers: gRPC would read the request of a unary one before the call could be refused.
         handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
-            "Session": grpc.stream_stream_rpc_method_handler(self._limited(self._session)),
-            "Download": grpc.stream_stream_rpc_method_handler(self._authenticated(self._transfers.download)),
-            "Upload": grpc.stream_stream_rpc_method_handler(self._authenticated(self._transfers.upload)),
-            "Report": grpc.stream_stream_rpc_method_handler(self._authenticated(self._report)),
+            "Session": grpc.stream_stream_rpc_method_handler(self._gate.limited(self._sessions.session)),
+            "Download": grpc.stream_stream_rpc_method_handler(self._gate.authenticated(self._transfers.download)),
+            "Upload": grpc.stream_stream_rpc_method_handler(self._gate.authenticated(self._transfers.upload)),
+            "Report": grpc.stream_stream_rpc_method_handler(self._gate.authenticated(self._report)),
+            "Ask": grpc.stream_stream_rpc_method_handler(self._gate.asking(self._asks.ask)),
         }
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
         address = join_address(host, port)
+        self.require_free(host, port)  # gRPC logs a failure itself
         try:
             if self._tls is None:
                 bound = self._server.add_insecure_port(address)
@@ -191,18 +225,13 @@ class GrpcServer:
             raise AddressUnavailable(f"cannot listen on {address}: {bind_error(host, port) or error}") from error
         await self._server.start()
         if self._tls is not None:
-            self._certificate_watch = asyncio.ensure_future(self._watch_certificates(self._tls))
+            self._certificate_watch = asyncio.ensure_future(self._sessions.watch_certificates(self._tls))
         return bound
 
     async def _stop(self) -> None:
-        """Deliver the goodbyes, then cut the calls that are left."""
+        """Cut the calls that are left."""
         if self._certificate_watch is not None:
             self._certificate_watch.cancel()
-        # gRPC closes the sockets when it stops, and a reset discards what the client has not read. So the port and the
-        # sessions stay open until the clients have hung up: a client that loses its goodbye would wait for this server
-        # as for one that restarts. A client that joins meanwhile is refused, with the reason.
-        if self._sessions:
-            await asyncio.wait(self._sessions, timeout=GOODBYE_TIMEOUT_S)
 
         async def stop() -> None:
             await self._server.stop(STOP_TIMEOUT_S)
@@ -213,138 +242,48 @@ class GrpcServer:
         self._aborter.is_stopping = True  # well before gRPC ends the calls that are left
         await stopping
 
-    def _limited(
-        self, handler: Callable[[Context, Peer | None], Awaitable[None]]
-    ) -> Callable[[Any, Context], Awaitable[None]]:
-        """Return a handler that is told who calls; end calls of refused certificates, and those above a limit."""
+    def _stop_job(self, endpoint: Endpoint) -> None:
+        asyncio.run_coroutine_threadsafe(self._end_job(endpoint), self._loop).result()
 
-        @wraps(handler)
-        async def call(_: Any, context: Context) -> None:
-            peer = await self._identify(context)
-            if peer is None:
-                await handler(context, None)
-                return
-            client = peer[1].name
-            if not self._limits.begin_call(client):
-                await self._refuse_unread(context)
-            try:
-                await handler(context, peer)
-            finally:
-                self._limits.end_call(client)
+    async def _end_job(self, endpoint: Endpoint) -> None:
+        """Wait until the clients of a job have its goodbye, then end their calls that are left."""
+        await self._sessions.wait_for_clients(endpoint)
+        self._jobs.remove(endpoint)
+        self._sessions.shut_down(endpoint)
+        self._scheduler.end_job(endpoint.job)
 
-        return call
-
-    def _authenticated(
-        self, handler: Callable[[Context, Identity | None], Awaitable[None]]
-    ) -> Callable[[Any, Context], Awaitable[None]]:
-        """Return a handler that refuses calls without a valid session secret before reading them."""
-
-        @wraps(handler)
-        async def call(context: Context, peer: Peer | None) -> None:
-            identity = None if peer is None else peer[1]
-            sent = dict(context.invocation_metadata() or ()).get(SESSION_METADATA, b"")
-            try:
-                secret = sent if isinstance(sent, str) else sent.decode("utf-8", "replace")
-                self._endpoint.find_session(secret, identity)
-            except TransportError as error:
-                await self._refuse(context, None if identity is None else identity.fingerprint, error)
-            await handler(context, identity)
-
-        return self._limited(call)
-
-    async def _identify(self, context: Context) -> Peer | None:
-        """Return the peer of a call, None over plaintext; refuse the call if its certificate is not accepted."""
-        if self._tls is None:
-            return None
-        try:
-            certificate = peer_certificate(context)
-            return certificate, self._tls.identify(certificate)
-        except TransportError as error:
-            await self._refuse(
-                context, f"refused {hash(b''.join(context.auth_context().get('x509_pem_cert', ())))}", error
-            )
-            raise  # not reached: refuse has raised
-
-    async def _refuse(self, context: Context, certificate: str | None, error: TransportError) -> None:
-        """Refuse a call, with the reason unless its certificate has had too many refusals."""
-        if certificate is not None and not self._limits.refusals.take(certificate, self._loop.time()):
-            await self._refuse_unread(context)
-        await self._aborter.refuse(context, to_refusal(error))
-
-    async def _refuse_unread(self, context: Context) -> None:
-        await self._aborter.abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, TOO_MANY_CALLS)
-
-    async def _watch_certificates(self, tls: ServerTls) -> None:
-        """End sessions and transfers whose certificate has expired or been revoked since they began."""
-        was_failing = False
-        while True:
-            await asyncio.sleep(CERTIFICATE_CHECK_INTERVAL_S)
-            failure: Exception | None = None
-            for index, session in enumerate(self._endpoint.sessions(), 1):
-                # An error that is no refusal does not end the session, and must not end this task. The same error
-                # fails the client's next call.
-                try:
-                    self._end_if_refused(session, tls)
-                except Exception as error:  # noqa: BLE001 - tried again at the next check
-                    failure = error
-                if index % SESSIONS_PER_CHECK == 0:
-                    await asyncio.sleep(0)
-            if failure is not None and not was_failing:
-                logger.error("certificates of sessions cannot be checked, which is tried again", exc_info=failure)
-            was_failing = failure is not None
-
-    def _end_if_refused(self, session: Session, tls: ServerTls) -> None:
-        if error := self._endpoint.end_refused_session(session, tls):
-            logger.info("ended the session of %s: %s", session.client, error)
-            self._scheduler.end_client(session.client)
-            self._joins.notify_service()
-
-    async def _session(self, context: Context, peer: Peer | None) -> None:
-        """Push the service's messages. Not a generator: a cancelled one would end at a garbage collection only."""
-        if peer is not None and not self._limits.joins.take(peer[1].name, self._loop.time()):
-            await self._aborter.abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, TOO_MANY_JOINS)
-        make_stream = partial(_SessionStream, self._loop, self._scheduler)
-        session, stream = await self._joins.accept(context, peer, make_stream)
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101 - gRPC runs each call in a task
-        self._sessions.add(task)
-        try:
-            while True:
-                message = await stream.outgoing.get()
-                if isinstance(message, TransportError):
-                    await self._aborter.refuse(context, to_refusal(message))
-                    return
-                await context.write(encode_from_server(message))
-                if isinstance(message, Goodbye):
-                    await asyncio.sleep(HANG_UP_TIMEOUT_S)  # gRPC cancels this as soon as the client hangs up
-                    return
-        finally:
-            self._sessions.discard(task)
-            self._joins.leave(session, stream)
-
-    async def _report(self, context: Context, identity: Identity | None) -> None:
+    async def _report(self, call: IncomingCall) -> None:
         failure = await self._workers.run_or_refuse(
-            context, decode_message, Failure, await self._workers.read_request(context)
+            call.context, decode_message, Failure, await self._workers.read_request(call.context)
         )
-        receipt = await self._workers.run_or_refuse(context, self._endpoint.report, failure, identity)
-        await context.write(encode_message(receipt))
+        receipt = await self._workers.run_or_refuse(call.context, call.endpoint.report, failure, call.identity)
+        await call.context.write(encode_message(receipt))
 
 
-class _SessionStream:
-    """The `ClientLink` of one session stream. The service's threads hand messages over to the event loop."""
+class HostedJob:
+    """One job of a server: its address, and its end. Other jobs of the server go on.
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, scheduler: TransferScheduler, client: str) -> None:
-        self.outgoing: asyncio.Queue[FromServer | TransportError] = asyncio.Queue()
-        self._client, self._loop, self._scheduler = client, loop, scheduler
+    Attributes:
+        address: The server's address.
+    """
 
-    def send(self, message: FromServer) -> None:
-        """Queue a message."""
-        self._loop.call_soon_threadsafe(self.outgoing.put_nowait, message)
+    def __init__(self, address: str, endpoint: Endpoint, stop: Callable[[Endpoint], None]) -> None:
+        self.address = address
+        self._endpoint, self._stop = endpoint, stop
 
-    def cancel_transfers(self, assignment_id: int) -> None:
-        """End the client's transfers of an assignment."""
-        self._loop.call_soon_threadsafe(self._scheduler.cancel, self._client, assignment_id)
+    def close(self, reason: str = "the job has ended", *, failed: bool = False) -> None:
+        """Deliver goodbyes to the job's clients, and end their calls. May be called twice.
 
-    def end(self, error: TransportError) -> None:
-        """End the stream with an error."""
-        self._loop.call_soon_threadsafe(self.outgoing.put_nowait, error)
+        A client that comes back later is refused with the reason, as long as the server remembers it.
+
+        Args:
+            reason: Why the job has ended, for the clients.
+            failed: Whether the job has failed.
+        """
+        if self._endpoint.close(reason, failed=failed):
+            self._stop(self._endpoint)
+
+    def leave(self) -> None:
+        """End all calls of the job without a goodbye: its clients wait until it is hosted again."""
+        if self._endpoint.leave_job():
+            self._stop(self._endpoint)

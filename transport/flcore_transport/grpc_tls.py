@@ -37,17 +37,18 @@ def channel_credentials(keys: TlsKeys) -> grpc.ChannelCredentials:
 
 
 def peer_certificate(context: Context) -> PeerCertificate:
-    """Return the certificate that a call was made with, or raise `Refused` unless its connection is TLS 1.3."""
+    """Return the certificate that a call was made with, and its version of TLS."""
     properties = context.auth_context()
     version = b"".join(properties.get("ssl_tls_version", ())).decode("ascii", "replace")
-    if version != MINIMUM_TLS:
-        raise Refused("tls-version", f"expected {MINIMUM_TLS}, the connection has {version or 'no TLS'}")
     return PeerCertificate(b"".join(properties.get("x509_pem_cert", ())), version)
 
 
-def certificate_key(context: Context) -> str:
-    """Return what tells a call's certificate from others in this process, before anybody has looked at it."""
-    return str(hash(tuple(context.auth_context().get("x509_pem_cert", ()))))
+def require_tls_version(certificate: PeerCertificate) -> None:
+    """Raise `Refused` unless the certificate's connection is TLS 1.3."""
+    if certificate.tls_version != MINIMUM_TLS:
+        raise Refused(
+            "tls-version", f"expected {MINIMUM_TLS}, the connection has {certificate.tls_version or 'no TLS'}"
+        )
 
 
 def _configuration(keys: TlsKeys) -> grpc.ServerCertificateConfiguration:

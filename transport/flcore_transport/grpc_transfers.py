@@ -4,31 +4,30 @@ import asyncio
 from typing import Any
 
 from flcore_transport.control import decode_message, encode_reply
-from flcore_transport.endpoint import Endpoint, IncomingUpload
+from flcore_transport.grpc_calls import IncomingCall
 from flcore_transport.grpc_flow_control import TransferCall, TransferScheduler
 from flcore_transport.grpc_workers import Context, WorkerPool, ignore_outcome, read_message, run_with_cleanup
-from flcore_transport.identity import Identity
 from flcore_transport.messages import Credit, DownloadRequest, UploadRequest
 from flcore_transport.pieces import Outbox
+from flcore_transport.service import IncomingUpload
 
 
 class TransferHandlers:
-    """Serves downloads and uploads of an `Endpoint`'s clients."""
+    """Serves downloads and uploads of the clients of all jobs."""
 
-    def __init__(self, endpoint: Endpoint, workers: WorkerPool, scheduler: TransferScheduler) -> None:
-        self._endpoint, self._workers, self._scheduler = endpoint, workers, scheduler
+    def __init__(self, workers: WorkerPool, scheduler: TransferScheduler) -> None:
+        self._workers, self._scheduler = workers, scheduler
 
-    async def upload(self, context: Context, identity: Identity | None) -> None:
+    async def upload(self, incoming: IncomingCall) -> None:
         """Receive an answer piece by piece, with credit for one window, and end with a receipt."""
+        context, endpoint, identity = incoming.context, incoming.endpoint, incoming.identity
         request = await self._workers.run_or_refuse(
             context, decode_message, UploadRequest, await self._workers.read_request(context)
         )
-        session = await self._workers.run_or_refuse(
-            context, self._endpoint.find_session, request.session_secret, identity
-        )
-        async with self._scheduler.transfer(session.client, "upload", request.assignment_id, context) as call:
+        client = await self._workers.run_or_refuse(context, endpoint.client_of, request.session_secret, identity)
+        async with self._scheduler.transfer((endpoint.job, client), "upload", request.assignment_id, context) as call:
             opening = run_with_cleanup(
-                self._workers.run(self._endpoint.begin_upload, request, identity), lambda opened: opened.end()
+                self._workers.run(endpoint.begin_upload, request, identity), lambda opened: opened.end()
             )
             upload = await self._workers.refuse_on_error(context, opening)
             try:
@@ -63,20 +62,22 @@ class TransferHandlers:
                 await call.wait_for_server(asyncio.wrap_future(ready))
             await context.write(encode_reply(_credit_for(upload, call)))
 
-    async def download(self, context: Context, identity: Identity | None) -> None:
+    async def download(self, incoming: IncomingCall) -> None:
         """Send an assignment's payload. The next piece is encoded while one is being sent, if the window holds both."""
+        context, endpoint, identity = incoming.context, incoming.endpoint, incoming.identity
         request = await self._workers.run_or_refuse(
             context, decode_message, DownloadRequest, await self._workers.read_request(context)
         )
-        session = await self._workers.run_or_refuse(
-            context, self._endpoint.find_session, request.session_secret, identity
-        )
-        async with self._scheduler.transfer(session.client, "download", request.assignment_id, context) as call:
-            outbox = await self._workers.run_or_refuse(context, self._endpoint.begin_download, request, identity)
+        client = await self._workers.run_or_refuse(context, endpoint.client_of, request.session_secret, identity)
+        async with self._scheduler.transfer((endpoint.job, client), "download", request.assignment_id, context) as call:
+            outbox = await self._workers.run_or_refuse(context, endpoint.begin_download, request, identity)
             await self._send_pieces(context, call, outbox, request.first_piece)
             call.is_done = True
 
     async def _send_pieces(self, context: Context, call: TransferCall, outbox: Outbox, first_piece: int) -> None:
+        # gRPC sends it with the first message otherwise. A call that has to end meanwhile would send it a second time,
+        # which gRPC refuses, and the client would get neither the piece nor the reason.
+        await context.send_initial_metadata(())
         sending: asyncio.Future[Any] | None = None
         for index in range(first_piece, len(outbox.piece_ranges)):
             if sending is not None and call.window == 1:

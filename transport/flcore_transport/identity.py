@@ -1,5 +1,7 @@
 """The identity of the other end of a call. TLS verifies a certificate; a `ServerTls` maps it to an identity."""
 
+import base64
+import hashlib
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,13 +16,36 @@ class PeerCertificate:
     pem: bytes
     tls_version: str
 
+    @property
+    def fingerprint(self) -> str:
+        """The SHA-256 digest of the certificate, in hexadecimal; also of one that identifies nobody."""
+        lines = self.pem.partition(b"-----END")[0].splitlines()[1:]
+        return hashlib.sha256(base64.b64decode(b"".join(lines))).hexdigest()
+
+
+CLIENT_ROLE = "client"
+"""The role that joins, downloads, uploads and reports."""
+
+ASKING_ROLES = (CLIENT_ROLE, "lead", "admin")
+"""The roles that may ask."""
+
 
 class Identity(Protocol):
-    """The client that a certificate stands for."""
+    """The holder of a certificate."""
 
     @property
     def name(self) -> str:
-        """The client's name. A client joins under this name and no other."""
+        """The holder's name. A client joins under this name and no other."""
+        ...
+
+    @property
+    def role(self) -> str:
+        """The holder's role: `client`, `lead` or `admin`. It decides which calls are open to the holder."""
+        ...
+
+    @property
+    def federation(self) -> str:
+        """The name of the federation."""
         ...
 
     @property
@@ -49,7 +74,7 @@ class ServerTls(Protocol):
         ...
 
     def identify(self, certificate: PeerCertificate) -> Identity:
-        """Return the identity of a certificate, or raise `Refused`.
+        """Return the identity of a certificate of any role, or raise `Refused`.
 
         Called on the server's event loop, for each call and twice a second for each session, so it returns at once.
         A session ends as soon as this raises for its certificate: when it is revoked, or has expired.

@@ -5,18 +5,19 @@ and checked, checksums included, as on the wire, within windows of the same `Flo
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from queue import SimpleQueue
 
 from flcore_layout import Layout
 
-from flcore_transport.endpoint import Endpoint, Service, to_refusal
+from flcore_transport.endpoint import Endpoint, to_refusal
 from flcore_transport.errors import ConnectionLost, Refused, TransportError
 from flcore_transport.flow_control import DEFAULT_IN_FLIGHT_BYTES, FlowControl
 from flcore_transport.in_process_flow_control import TransferCall, TransferScheduler
 from flcore_transport.messages import DownloadRequest, Failure, FromServer, Goodbye, Join, Receipt, UploadRequest
 from flcore_transport.pieces import PIECE_BODY_BYTES, Outbox
+from flcore_transport.service import Service
 
 
 class InProcessServer:
@@ -34,6 +35,9 @@ class InProcessServer:
     def close(self, reason: str = "the server has stopped", *, failed: bool = False) -> None:
         """Say goodbye to all clients. May be called twice."""
         self.endpoint.close(reason, failed=failed)
+
+    def leave(self) -> None:
+        """Do nothing: clients without a goodbye end with this process."""
 
 
 class InProcessConnection:
@@ -108,21 +112,28 @@ class InProcessConnection:
         with self._server_step():
             return self._endpoint.report(failure)
 
+    def running_transfers(self) -> list[Callable[[], object]]:
+        """Return a function for each upload and download that runs now, which ends it with `ConnectionLost`.
+
+        May be called from any thread, as may the functions.
+        """
+        with self._lock:
+            return [call.disconnect for call in self._calls]
+
     def close(self) -> None:
         """End every call of this connection. May be called from any thread, and twice."""
         self._is_closed = True
         with self._lock:
             if self._stream is not None:
                 self._stream.end(ConnectionLost("the connection is closed"))
-            calls = list(self._calls)
-        for call in calls:
-            call.disconnect()
+        for end in self.running_transfers():
+            end()
 
     @contextmanager
     def _transfer_call(self, direction: str, session_secret: str, assignment_id: int) -> Iterator[TransferCall]:
         """One upload or download call; `close` ends it."""
         with self._server_step():
-            client = self._endpoint.find_session(session_secret).client
+            client = self._endpoint.client_of(session_secret)
         with self._scheduler.transfer(client, direction, assignment_id) as call:
             with self._lock:
                 self._calls.add(call)

@@ -13,10 +13,16 @@ from dataclasses import dataclass
 
 from flcore_layout import ALIGNMENT, DTYPES, Dtype, Layout
 
-from flcore_transport.errors import PieceError
+from flcore_transport.errors import PieceError, Refused
 
-PROTOCOL = 2
+PROTOCOL = 4
 """The protocol version of messages, pieces and their sequence. Both ends must have the same one."""
+
+MAX_ASK_CONTENT_BYTES = 256 << 10
+"""The most bytes of the content of an ask, and of its reply."""
+
+MAX_ASK_BODY_BYTES = 1 << 20
+"""The most bytes of the body of an ask, and of its reply: a part of a file."""
 
 
 def wire_dtype(dtype: str, elements: int = 0) -> Dtype:
@@ -56,12 +62,14 @@ class TaskAssignment:
     """Server to client: a request for an answer.
 
     The client downloads the payload, whose layout is `payload`, unless it has one with the same `payload_id` already.
+    All its calls for the assignment carry `token`, by which the server knows that they belong to it.
     """
 
     assignment_id: int
     content: bytes
     payload: Layout = Layout()
     payload_id: str = ""
+    token: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +88,20 @@ class Goodbye:
 
 
 @dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """Server to client: the stream has carried `sent` messages before this one. gRPC's connection handles it itself."""
+
+    sent: int
+
+
+@dataclass(frozen=True, slots=True)
 class DownloadRequest:
     """Client to server: requests the pieces of an assignment's payload, from `first_piece` on."""
 
     session_secret: str
     assignment_id: int
     first_piece: int = 0
+    token: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +112,7 @@ class UploadRequest:
     assignment_id: int
     content: bytes
     layout: Layout = Layout()
+    token: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +140,7 @@ class Failure:
     session_secret: str
     assignment_id: int
     message: str
+    token: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +151,37 @@ class Refusal:
     message: str
 
 
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Client to server, without a session: a request. `content` says what is asked; `body` is a part of a file."""
+
+    content: bytes
+    body: bytes = b""
+    protocol: int = PROTOCOL
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """Server to client: the answer to an `Ask`."""
+
+    content: bytes
+    body: bytes = b""
+
+
+def require_ask_size(message: Ask | Reply) -> None:
+    """Raise `Refused` if the content or the body of an ask, or of a reply, is too large."""
+    for part, limit in (("content", MAX_ASK_CONTENT_BYTES), ("body", MAX_ASK_BODY_BYTES)):
+        size = len(getattr(message, part))
+        if size > limit:
+            kind = type(message).__name__.lower()
+            raise Refused("too-large", f"the {part} of {kind}: expected at most {limit} bytes, got {size}; send less")
+
+
 FromServer = Welcome | TaskAssignment | Withdrawal | Goodbye
-"""The messages on a session's stream."""
+"""The messages of a session."""
+
+SessionMessage = FromServer | Heartbeat
+"""The messages on a session's stream over gRPC."""
 
 UploadReply = Credit | Receipt
 """The messages on an upload's stream back to the client."""
