@@ -3,6 +3,7 @@
 The plan decides when updates are folded (see `plans`).
 """
 
+import errno
 import math
 import threading
 from collections.abc import Iterator
@@ -20,7 +21,8 @@ from flcore.aggregation.rules import Rule, resolve_rule
 from flcore.aggregation.staged_update import StagedUpdate
 from flcore.aggregation.staging import SPILL_AFTER_S, Staging
 from flcore.aggregation.storage import Storage, read_chunks_within
-from flcore.errors import SpecError, UpdateError, UpdatesLost
+from flcore.disk_errors import ADVICE
+from flcore.errors import SpecError, StagingError, UpdateError, UpdatesLost
 from flcore.model.chunks import GlobalModel
 from flcore.model.spec import ModelSpec
 from flcore.model.wire_format import WireFormat
@@ -143,10 +145,38 @@ class Aggregator:
             staged.discard()
             raise
 
-    def stage(self, client: str, weight: float) -> StagedUpdate:
-        """Return a new staged update. It takes elements once `allocate` is done, and counts once it is committed."""
+    def stage(self, client: str, weight: float, upload_key: str = "") -> StagedUpdate:
+        """Return a new staged update. It takes elements once `allocate` is done, and counts once it is committed.
+
+        Args:
+            client: The client's name.
+            weight: The update's weight.
+            upload_key: Identifies the upload in staging that is kept (`KeptStaging`): an upload that an earlier process
+                began goes on behind the pieces that are on the disk. Default: empty.
+        """
+        staged = self._new_update(client, weight, upload_key)
+        if (store := self._staging.find_store(client, upload_key)) is not None:
+            staged.adopt(store)
+        return staged
+
+    def restore(self, client: str, weight: float, directory: str) -> None:
+        """Commit the update that an earlier process committed to `directory` of the staging (`KeptStaging`).
+
+        Raises `StagingError` unless all of it is there.
+        """
+        staged = self._new_update(client, weight, "")
+        staged.adopt(self._staging.open_store(directory, client))
+        if staged.appended < len(self._wire_format.pieces):
+            raise StagingError(
+                f"the disk does not keep it: only {staged.appended} of {len(self._wire_format.pieces)} pieces in "
+                f"{directory} are as they were written; {ADVICE[errno.EIO]}",
+                client=client,
+            )
+        self.commit(staged)
+
+    def _new_update(self, client: str, weight: float, upload_key: str) -> StagedUpdate:
         accepted = self._combiner.admit_weight(weight, client)
-        return StagedUpdate(self._wire_format, self._combiner, self._staging, client, accepted)
+        return StagedUpdate(self._wire_format, self._combiner, self._staging, client, accepted, upload_key)
 
     def allocate(self, staged: StagedUpdate) -> "Future[None]":
         """Allocate memory or disk for a staged update; the future is done when it has either."""

@@ -3,19 +3,21 @@
 import os
 import re
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from flcore_kernels import bytes_per_element
-from flcore_transport import UNAUTHENTICATED_BYTES
+from flcore_transport import CONNECTION_BYTES, MAX_CONNECTIONS, UNAUTHENTICATED_BYTES
 
 from flcore.aggregation.admission_limits import accumulator_for
 from flcore.errors import BudgetError
 from flcore.model.spec import ModelSpec
 
-OVERHEAD_BYTES = (288 << 20) + UNAUTHENTICATED_BYTES
-"""Memory of a server beside its payloads, 320 MiB: Python, libraries, compiled kernels, connections, and messages of
-peers that have not joined. `peak_bytes` adds it; the budget does not contain it."""
+PROCESS_BYTES = 280 << 20
+"""Memory of a server process without its payloads and connections: Python, libraries, compiled kernels."""
+
+DATABASE_BYTES = 8 << 20
+"""Memory of SQLite, for the record of a run: the library, its page cache of 2 MiB, and the index of its log."""
 
 MIN_BUDGET_BYTES = 64 << 20
 """The least budget. A quarter of it, 16 MiB, holds two windows of 8 MiB, or four chunks of 2 MiB that are combined
@@ -31,6 +33,16 @@ _UNITS = {"B": 1} | {
 }
 
 
+def parse_size(text: str) -> int | None:
+    """Return the bytes of a number and a unit (`Budget.parse`); None if it is something else.
+
+    >>> parse_size("1.5GiB"), parse_size("8MB"), parse_size("8 gigabytes")
+    (1610612736, 8000000, None)
+    """
+    match = re.fullmatch(r"(\d{1,18}(?:\.\d+)?)\s*([KMGT]?(?:i?B)?)", text.strip())
+    return None if match is None or match[2] not in _UNITS else int(float(match[1]) * _UNITS[match[2]])
+
+
 @dataclass(frozen=True)
 class Budget:
     """The bytes of payloads that a server holds at most, beside the models and totals of the streaming plan.
@@ -44,6 +56,7 @@ class Budget:
 
     Args:
         nbytes: The budget in bytes, at least 64 MiB.
+        connections: The most connections of the server at a time. They are beside the budget (`overhead_bytes`).
 
     Raises:
         BudgetError: The budget is below 64 MiB.
@@ -54,6 +67,7 @@ class Budget:
     """
 
     nbytes: int
+    connections: int = MAX_CONNECTIONS
 
     def __post_init__(self) -> None:
         if self.nbytes < MIN_BUDGET_BYTES:
@@ -77,10 +91,10 @@ class Budget:
             >>> Budget.parse("1.5GiB").nbytes, Budget.parse("1G").nbytes
             (1610612736, 1073741824)
         """
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?(?:i?B)?)", text.strip())
-        if match is None or match[2] not in _UNITS:
+        nbytes = parse_size(text)
+        if nbytes is None:
             raise BudgetError(f"a budget is a number and a unit, such as 512MiB or 2GB, not {text!r}")
-        return cls(int(float(match[1]) * _UNITS[match[2]]))
+        return cls(nbytes)
 
     @property
     def in_flight_bytes(self) -> int:
@@ -97,11 +111,19 @@ class Budget:
         """Bytes for updates that are staged in memory until they are folded."""
         return (self.nbytes - self.in_flight_bytes - self.working_bytes) * 3 // 4
 
+    @property
+    def overhead_bytes(self) -> int:
+        """Memory of a server beside its payloads, which the budget does not contain; 416 MiB by default.
+
+        Python, libraries and kernels, SQLite, joins that are being read, and connections with their TLS.
+        """
+        return PROCESS_BYTES + DATABASE_BYTES + UNAUTHENTICATED_BYTES + self.connections * CONNECTION_BYTES
+
     def peak_bytes(self, plan: str, spec: ModelSpec, accumulate: str) -> int:
         """Return the peak memory of a server process in bytes, for any number of clients.
 
         Args:
-            plan: "batch": the budget and 320 MiB. "streaming": also two models, and a total of 4 (float32),
+            plan: "batch": the budget and `overhead_bytes`. "streaming": also two models, and a total of 4 (float32),
                 8 (float64) or 16 1/32 (exact) bytes per parameter.
             spec: The tensors of the model.
             accumulate: "exact", "float64" or "float32".
@@ -113,7 +135,7 @@ class Budget:
             BudgetError: The plan does not exist.
         """
         if plan == "batch":
-            return self.nbytes + OVERHEAD_BYTES
+            return self.nbytes + self.overhead_bytes
         if plan != "streaming":
             raise BudgetError(f"plan {plan!r} does not exist; expected batch or streaming")
         # Two models: the one that clients read, and the next one, which `finish` makes from the total.
@@ -121,7 +143,23 @@ class Budget:
             segment.elements * bytes_per_element(accumulator_for(segment.dtype, accumulate))
             for segment in spec.segments
         )
-        return int(2 * spec.nbytes + total) + self.nbytes + OVERHEAD_BYTES
+        return int(2 * spec.nbytes + total) + self.nbytes + self.overhead_bytes
+
+    def require_connections(self, client_count: int) -> None:
+        """Raise an error unless each client has a connection for its session.
+
+        Args:
+            client_count: The number of clients of the job.
+
+        Raises:
+            BudgetError: There are too few connections. The error names a number that suffices.
+        """
+        if client_count > self.connections:
+            # A large upload or download has a socket of its own, so twice the number is right.
+            raise BudgetError(
+                f"{client_count:,} clients need as many connections and more for their transfers, and the server takes "
+                f"{self.connections:,}; start it with --connections {2 * client_count}"
+            )
 
     def require(self, plan: str, spec: ModelSpec, accumulate: str, available_bytes: int | None = None) -> None:
         """Raise an error unless a job's server fits into the available memory.
@@ -141,7 +179,7 @@ class Budget:
             return
         fitting = available - (needed - self.nbytes)  # the largest budget with this plan
         remedies = [f"a budget of {_format_size(fitting)}"] if fitting >= MIN_BUDGET_BYTES else []
-        batch = Budget(min(self.nbytes, max(MIN_BUDGET_BYTES, available - OVERHEAD_BYTES)))
+        batch = replace(self, nbytes=min(self.nbytes, max(MIN_BUDGET_BYTES, available - self.overhead_bytes)))
         if plan != "batch" and batch.peak_bytes("batch", spec, accumulate) <= available:
             remedies.append(f"the plan batch with a budget of {_format_size(batch.nbytes)}")
         remedy = f"; {' would do, or '.join(remedies)} would do" if remedies else ""

@@ -60,6 +60,12 @@ class MemoryQuota:
         self._lock = threading.Lock()
         self._reservations, self._chunks = _Pool(limit), _Pool(limit)
 
+    @property
+    def used_bytes(self) -> int:
+        """The bytes of chunks in memory."""
+        with self._lock:
+            return self._chunks.used
+
     def reserve(self, nbytes: int, *, may_wait: bool) -> QuotaRequest:
         """Request a reservation for a whole update.
 

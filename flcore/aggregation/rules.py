@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flcore.errors import JobError
+from flcore.text import did_you_mean
 
 Values = npt.NDArray[Any]
 
@@ -124,4 +125,6 @@ def explain_unknown_rule(name: str, alternative: str) -> str:
     """
     if name in RULES:
         return ""
-    return f"rule {name!r} does not exist; expected one of {', '.join(RULES)}, or {alternative}"
+    return (
+        f"rule {name!r} does not exist; expected one of {', '.join(RULES)}, or {alternative}{did_you_mean(name, RULES)}"
+    )

@@ -26,6 +26,7 @@ from flcore_layout import SegmentRange
 from flcore_transport import Buffer
 from flcore_transport.piece_format import body_bytes
 
+from flcore.aggregation.kept_staging import KeptStaging, KeptStore
 from flcore.aggregation.staging import DiskStore, Staging
 from flcore.errors import StagingError
 from flcore.model.wire_format import WireFormat
@@ -47,9 +48,11 @@ class _ChunkRequest:
 class StagedChunks:
     """The bytes of one update. Methods may be called from any thread; `append` and `write_bytes` wait for memory."""
 
-    def __init__(self, wire_format: WireFormat, staging: Staging, client: str, weight: float) -> None:
+    def __init__(
+        self, wire_format: WireFormat, staging: Staging | KeptStaging, client: str, weight: float, upload_key: str = ""
+    ) -> None:
         self._wire_format, self._staging, self._quota = wire_format, staging, staging.quota
-        self._client, self._weight = client, weight
+        self._client, self._weight, self._upload_key = client, weight, upload_key
         self.appended = 0
         """How many whole chunks have been appended."""
         self._lock = threading.RLock()
@@ -62,6 +65,9 @@ class StagedChunks:
         self._is_open = self._is_discarded = self._is_sealed = False
         self._bodies: dict[SegmentRange, Buffer] = {}
         self._disk: DiskStore | None = None
+        # The files that chunks in memory are written to as well (`KeptStaging`).
+        self._copy: DiskStore | None = None
+        self._has_copy = False
         self._allocation_error: StagingError | None = None
         self._request: _ChunkRequest | None = None
 
@@ -74,6 +80,21 @@ class StagedChunks:
     def is_on_disk(self) -> bool:
         """Whether chunks go to disk. While `spill` runs, some are still in memory."""
         return self._disk is not None
+
+    @property
+    def directory(self) -> str:
+        """The name of the directory with the chunks; empty if they are in memory alone."""
+        store = self._disk or self._copy
+        return "" if store is None else store.name
+
+    def adopt(self, store: KeptStore) -> None:
+        """Take over the files that an earlier process has left. `appended` is then the number of their whole chunks."""
+        self.appended = store.recover(self._wire_format.pieces)
+        with self._lock:
+            self._disk, self._is_open = store, True
+            self._reservation = Future()  # nothing is reserved, and nothing has to be waited for
+            self._reservation.cancel()
+        self._allocated.set_result(None)
 
     def allocate(self, *, may_wait: bool) -> "Future[None]":
         """Reserve memory, queueing for it with `may_wait`, or else create a directory on disk. Idempotent."""
@@ -109,10 +130,11 @@ class StagedChunks:
         with self._locked():
             self._require_open()
             self._use_request()
+            store = self._disk or self._copy
+            if store is not None:
+                store.append(chunk, body)
             if self._disk is None:
                 self._bodies[chunk] = body
-            else:
-                self._disk.append(chunk, body)
             self.appended += 1
 
     def write_bytes(self, chunk: SegmentRange, begin: int, data: Buffer) -> None:
@@ -122,6 +144,8 @@ class StagedChunks:
             self._acquire(nbytes)
         with self._lock:
             self._require_open()
+            if self._has_copy:
+                raise StagingError("updates that are kept are written in whole pieces (append)", client=self._client)
             if chunk not in self._bodies and self._disk is not None:
                 self._disk.write_bytes(chunk, begin, data)
                 return
@@ -139,11 +163,26 @@ class StagedChunks:
         return disk.read_bytes(chunk, begin, end)
 
     def seal(self) -> None:
-        """Record that all chunks are there. From now on, an update on disk can be opened (`flcore.open_update`)."""
+        """Record that all chunks are there. From now on, an update on disk can be opened (`flcore.open_update`).
+
+        Raises:
+            StagingError: The update is to be kept (`KeptStaging`), and the disk does not.
+        """
         with self._lock:
-            self._is_sealed = True
-            if self._disk is not None and not self._bodies:  # if a spill is running, it seals after the last chunk
-                self._disk.seal()
+            store = None if self._is_sealed else self._disk or self._copy
+            if self._bodies and not self._has_copy:
+                self._is_sealed, store = True, None  # if a spill is running, it seals after the last chunk
+        if store is not None:
+            store.seal()  # not in the lock: it may wait for the disk
+            with self._lock:
+                self._is_sealed = True
+
+    def release_files(self) -> None:
+        """Let `discard` remove the files, although they were sealed: the update is not on record."""
+        with self._lock:
+            store = self._disk or self._copy
+            if store is not None:
+                store.release()
 
     def spill(self) -> None:
         """Move the chunks to disk and release their memory.
@@ -156,7 +195,7 @@ class StagedChunks:
             return
         with self._lock:
             if self.is_in_memory:
-                self._disk = self._create_disk_store()
+                self._disk, self._copy = self._copy or self._create_store(), None
             request = self._request
         if request is not None:
             request.acquired.cancel()  # the next chunk goes to disk; not in the lock, as cancelling calls back
@@ -176,7 +215,7 @@ class StagedChunks:
     def discard(self) -> None:
         """Free all chunks, in memory and on disk, and everything held of the quota. Idempotent."""
         with self._locked():
-            disk, self._disk, self._bodies = self._disk, None, {}
+            disk, self._disk, self._copy, self._bodies = self._disk or self._copy, None, None, {}
             self._is_open, self._is_discarded = False, True
             if disk is not None:
                 disk.discard()
@@ -195,7 +234,10 @@ class StagedChunks:
             self._reserved_bytes = self._wire_format.nbytes if in_memory else 0
             try:
                 if not self._is_discarded:
-                    self._disk = None if in_memory else self._create_disk_store()
+                    if not in_memory:
+                        self._disk = self._create_store()
+                    elif self._staging.keeps_files:
+                        self._copy, self._has_copy = self._create_store(), True
                     self._is_open = True
             except StagingError as error:
                 self._allocation_error = error
@@ -203,8 +245,8 @@ class StagedChunks:
                 self._release_reservation()
         self._allocated.set_result(None)  # also after an error, which the first chunk raises
 
-    def _create_disk_store(self) -> DiskStore:
-        return DiskStore(self._staging, self._wire_format, self._client, self._weight)
+    def _create_store(self) -> DiskStore:
+        return self._staging.create_store(self._wire_format, self._client, self._weight, self._upload_key)
 
     def _use_request(self) -> None:
         """Count the next chunk's memory as acquired, or release it if the update was spilled meanwhile."""
@@ -236,7 +278,8 @@ class StagedChunks:
                 self._release_chunks(self._acquired_bytes)
                 self._release_reservation()
                 return False
-            self._disk.append(*chunk)
+            if not self._has_copy:
+                self._disk.append(*chunk)
             self._discard_chunk(chunk[0])
             return True
 

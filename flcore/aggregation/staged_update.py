@@ -10,6 +10,7 @@ from flcore_layout import DTYPES, SegmentRange
 from flcore_transport import Buffer
 
 from flcore.aggregation.combiner import Combiner
+from flcore.aggregation.kept_staging import KeptStaging, KeptStore
 from flcore.aggregation.staged_chunks import StagedChunks
 from flcore.aggregation.staging import Staging
 from flcore.errors import SpecError, TensorMismatch
@@ -31,13 +32,33 @@ class StagedUpdate:
     """
 
     def __init__(
-        self, wire_format: WireFormat, combiner: Combiner, staging: Staging, client: str, weight: float
+        self,
+        wire_format: WireFormat,
+        combiner: Combiner,
+        staging: Staging | KeptStaging,
+        client: str,
+        weight: float,
+        upload_key: str = "",
     ) -> None:
         self.client, self.announced_weight, self.weight = client, weight, weight
         self._wire_format, self._limits = wire_format, combiner.limits
         self._coefficient = combiner.coefficient(weight)
-        self._chunks = StagedChunks(wire_format, staging, client, weight)
+        self._chunks = StagedChunks(wire_format, staging, client, weight, upload_key)
         self._written: dict[str, int] = {}
+
+    @property
+    def appended(self) -> int:
+        """How many pieces have been appended."""
+        return self._chunks.appended
+
+    @property
+    def directory(self) -> str:
+        """The name of the directory with its files; empty if it is in memory alone."""
+        return self._chunks.directory
+
+    def adopt(self, store: KeptStore) -> None:
+        """Take over the files that an earlier process has left. The pieces in them were checked when they came."""
+        self._chunks.adopt(store)
 
     @property
     def is_in_memory(self) -> bool:
@@ -136,8 +157,15 @@ class StagedUpdate:
                 raise self._mismatch(f"only {written} of {tensor.size} elements came", tensor.name)
 
     def seal(self) -> None:
-        """Record that all elements are there. From now on, an update on disk can be opened (`flcore.open_update`)."""
+        """Record that all elements are there. From now on, an update on disk can be opened (`flcore.open_update`).
+
+        Raises `StagingError` if the update is to be kept (`KeptStaging`) and the disk does not. Idempotent.
+        """
         self._chunks.seal()
+
+    def release_files(self) -> None:
+        """Let `discard` remove files that would be kept: the update has no receipt."""
+        self._chunks.release_files()
 
     def spill(self) -> None:
         """Move the chunks to disk and release their memory: the update is idle, or no memory is granted."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from flcore_transport.piece_format import PIECE_BODY_BYTES
 
+from flcore.aggregation.kept_staging import KeptStaging
 from flcore.aggregation.staging import Staging
 from flcore.model.chunks import ChunkSource, GlobalModel, ModelSink, copy_chunks
 from flcore.model.model import Model
@@ -26,7 +27,7 @@ class Storage:
     """
 
     plan: str = "batch"
-    staging: Staging = field(default_factory=Staging)
+    staging: Staging | KeptStaging = field(default_factory=Staging)
     create_model: Callable[[ModelSpec], ModelSink] = Model
     read_chunks: int = MAX_READ_CHUNKS
 

@@ -1,6 +1,7 @@
 """A staged update on disk, opened as Arrow tables. `open_update` imports pyarrow only when it is called."""
 
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from operator import index
@@ -13,8 +14,10 @@ from flcore_transport.piece_format import arrow_message_bytes, arrow_metadata, a
 from flcore.aggregation.staging import DESCRIPTION, DESCRIPTION_FORMAT, chunk_offset, segment_path
 from flcore.errors import CorruptUpdate, SpecError, UpdateError
 from flcore.model.model_paths import PathLike
+from flcore.model.safetensors_header import is_text
 from flcore.model.spec import ModelSpec, TensorSpec
 from flcore.model.wire_format import WireFormat
+from flcore.strict_json import parse_json
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -111,7 +114,7 @@ def _described(directory: Path) -> tuple[str, float, WireFormat]:
             "runs/NAME/.staging/1"
         ) from None
     try:
-        described = json.loads(content)
+        described = parse_json(content)
         if described["format"] != DESCRIPTION_FORMAT:
             raise UpdateError(
                 f"expected format {DESCRIPTION_FORMAT}, got {described['format']!r} in {file}: another version of "
@@ -120,8 +123,13 @@ def _described(directory: Path) -> tuple[str, float, WireFormat]:
         tensors = [TensorSpec(name, dtype, tuple(map(index, shape))) for name, dtype, shape in described["tensors"]]
         wire_format = WireFormat(ModelSpec(tuple(tensors)), tuple(described["segments"]))
         _require_dtypes(wire_format)
-        return str(described["client"]), float(described["weight"]), wire_format
-    except (ValueError, TypeError, KeyError, OverflowError, RecursionError, SpecError) as error:
+        client, weight = described["client"], described["weight"]
+        if not all(map(is_text, (client, *(tensor.name for tensor in tensors)))):
+            raise ValueError("the name of the client or of a tensor is no text that UTF-8 can encode")
+        if type(weight) not in (int, float) or not 0 <= weight < math.inf or float(weight) != weight:
+            raise ValueError(f"the weight {weight!r} is not of an update")
+        return client, float(weight), wire_format
+    except (ValueError, TypeError, KeyError, OverflowError, SpecError) as error:
         raise CorruptUpdate(
             f"expected the description of an update in {file}, got an altered one: {error!r}"
         ) from error

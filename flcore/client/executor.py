@@ -18,6 +18,7 @@ from flcore.job.job import Job
 from flcore.job.messages import MAX_METRIC_NAME
 from flcore.model.arrays import dtype_and_shape, flatten
 from flcore.model.model import Arrays
+from flcore.progress import ProgressSink, report_progress
 from flcore.text import printable
 
 TaskFunction = Callable[[Arrays, Task], Update]
@@ -33,11 +34,17 @@ class Executor:
         site: The client's site.
         notify: Receives notices for the owner of the code: tracebacks, and metrics that cannot be sent. They are not
             sent to the server. Default: None, they are logged.
+        on_progress: Receives what the code tells with `flcore.progress`. Default: None, it is ignored.
     """
 
-    def __init__(self, job: Job, site: Site, notify: Notify | None = None) -> None:
+    _on_progress: ProgressSink | None = None
+
+    def __init__(
+        self, job: Job, site: Site, notify: Notify | None = None, *, on_progress: ProgressSink | None = None
+    ) -> None:
         # This reference keeps the job alive: the modules of its code are removed with it.
         self.site, self._notify, self._job = site, notify or NoticeLogger(), job
+        self._on_progress = on_progress
         code = job.load_reference("client.executor", job.contract.client.executor)
         self._functions = _functions(job, self._create(code) if inspect.isclass(code) else code)
 
@@ -58,7 +65,8 @@ class Executor:
         if task.name not in self._functions:
             raise TaskFailed(f"the contract has no task {task.name!r}")
         try:
-            update = self._functions[task.name](model, task)
+            with report_progress(self._on_progress, self.site.name, task.name, task.round, task.rounds):
+                update = self._functions[task.name](model, task)
         except (Exception, SystemExit) as error:
             self._notify(*traceback_notice(error, f"{self.site.name}: round {task.round}, task {task.name!r} failed"))
             raise TaskFailed(f"task {task.name!r} raised {_summary(error)}") from error

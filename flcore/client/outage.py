@@ -34,6 +34,11 @@ class Outage:
         self._began_at: float | None = None
         self._delay_s, self._reminder_s, self._problem = FIRST_DELAY_S, FIRST_REMINDER_S, ""
 
+    def explain_end(self, problem: str) -> str:
+        """Return the error of a client that gives up: how long it has tried, and why the last try failed."""
+        tried_s = 0.0 if self._began_at is None else self._clock() - self._began_at
+        return f"given up after {tried_s:.0f} s of trying; the last error: {problem}"
+
     def failed(self, problem: str) -> tuple[float | None, str]:
         """Return the delay in seconds until the next try, None to give up; and what to say, or ""."""
         now = self._clock()

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from flcore.model.arrays import AnyArrays
@@ -16,6 +17,8 @@ class Site:
         clients: All clients' names, in the order of the contract. Default: empty.
         seed: The job's seed. Default: 0.
         config: The content of the site's site.toml. Default: empty.
+        state_directory: A directory in which the job's code keeps files between rounds and across restarts, such as
+            this client's control variate. Default: None, there is none (`flcore client` without `--state`).
 
     Example:
         >>> Site("b", clients=("a", "b")).index
@@ -26,6 +29,7 @@ class Site:
     clients: tuple[str, ...] = ()
     seed: int = 0
     config: Mapping[str, Any] = field(default_factory=dict)
+    state_directory: Path | None = None
 
     @property
     def index(self) -> int:

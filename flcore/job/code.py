@@ -15,9 +15,9 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from importlib.machinery import EXTENSION_SUFFIXES, ExtensionFileLoader, FileFinder, ModuleSpec, SourceFileLoader
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import CodeType, ModuleType
 from typing import Any
 
@@ -212,9 +212,14 @@ def code_files(directory: Path) -> Iterator[Path]:
         if parent == str(directory):
             folders[:] = [name for name in folders if name not in OWN_PACKAGES]
         for file in files:
-            stem, _, suffix = file.partition(".")
-            if stem.isidentifier() and f".{suffix}" in (".py", *EXTENSION_SUFFIXES) and Path(parent, file).is_file():
+            if _is_module_file(file) and Path(parent, file).is_file():
                 yield Path(parent, file)
+
+
+def _is_module_file(file: str) -> bool:
+    """Whether an import statement can reach a file of this name: a source or an extension module."""
+    stem, _, suffix = file.partition(".")
+    return stem.isidentifier() and f".{suffix}" in (".py", *EXTENSION_SUFFIXES)
 
 
 def _is_unvisited(folder: Path, visited: set[tuple[int, int]]) -> bool:
@@ -240,13 +245,59 @@ def code_digest(directory: Path, named: Iterable[str] = ()) -> str:
     Returns:
         The digest of the files' relative paths and contents, sorted by path.
     """
+    digest = CodeDigest()
+    for path in sorted(find_code_files(directory, named)):
+        content = path.read_bytes()
+        digest.begin(path.relative_to(directory).as_posix(), len(content))
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def find_code_files(directory: Path, named: Iterable[str] = ()) -> set[Path]:
+    """Return the files of a job's code: those that imports can reach, and named ones with those beside them."""
     files = set(code_files(directory))
     for path in (directory / name for name in named):
         if path.is_file():
             files |= {path, *code_files(path.parent)}
-    digest = hashlib.sha256()
-    for path in sorted(files):
-        content = path.read_bytes()
-        digest.update(f"{path.relative_to(directory).as_posix()}\0{len(content)}\0".encode())
-        digest.update(content)
-    return digest.hexdigest()
+    return files
+
+
+def code_names(names: Collection[str], named: Iterable[str] = ()) -> set[str]:
+    """Return those of a directory's files that `code_digest` counts, without the directory.
+
+    Args:
+        names: All files of the directory, relative to it, with slashes. None of them is in an environment.
+        named: The files that the contract names.
+    """
+    paths = {PurePosixPath(name) for name in names}
+    code = {path for path in paths if _is_reachable(path.parts)}
+    for path in (PurePosixPath(name) for name in named):
+        if path in paths:
+            beside = (each for each in paths if each.is_relative_to(path.parent))
+            code |= {path, *(each for each in beside if _is_reachable(each.relative_to(path.parent).parts))}
+    return {path.as_posix() for path in code}
+
+
+def _is_reachable(parts: Sequence[str]) -> bool:
+    folders, file = parts[:-1], parts[-1]
+    is_own = bool(folders) and folders[0] in OWN_PACKAGES
+    return _is_module_file(file) and not is_own and all(folder.isidentifier() for folder in folders)
+
+
+class CodeDigest:
+    """The digest of code whose files come one by one, sorted by their paths (not by their names as text)."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.sha256()
+
+    def begin(self, name: str, nbytes: int) -> None:
+        """Begin a file, given by its relative path with slashes."""
+        self._digest.update(f"{name}\0{nbytes}\0".encode())
+
+    def update(self, content: bytes) -> None:
+        """Add a part of the file's content."""
+        self._digest.update(content)
+
+    def hexdigest(self) -> str:
+        """Return the digest, 64 hexadecimal digits."""
+        return self._digest.hexdigest()

@@ -15,9 +15,9 @@ from flcore_layout import ALIASES
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, field_validator, model_validator
 
 from flcore.aggregation.rules import explain_unknown_rule
-
-NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
-"""Names of jobs and clients. They become file names, so they neither begin with a dot nor contain a slash."""
+from flcore.job.bundled_workflows import explain_misfit
+from flcore.model.model_paths import INDEX_SUFFIX, MODEL_SUFFIX
+from flcore.text import NAME_PATTERN
 
 Name = Annotated[str, StringConstraints(pattern=f"^{NAME_PATTERN}$")]
 TaskName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
@@ -68,7 +68,10 @@ class ServerContract(_ContractTable):
         "models have the checkpoint's metadata."
     )
     workflow: str = Field(
-        default="fed_avg", description="The workflow: `fed_avg`, or a function of a `Controller` (`file.py:name`)."
+        default="fed_avg",
+        description="The [workflow](workflows.md): `fed_avg`, `fed_nova`, `scaffold`, `cyclic`, "
+        "`cross_site_evaluation`, `fed_eval`, `federated_statistics`, or a function of a `Controller` "
+        "(`file.py:name`).",
     )
     rule: str = Field(
         default="mean",
@@ -137,6 +140,18 @@ class ServerContract(_ContractTable):
         description="The metric that selects the best model, and its direction, such as `accuracy:max`.",
     )
 
+    target: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z_]\w*:[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?$",
+        description="The value of the metric of `server.best` at which the run ends early, such as `accuracy:0.95`. "
+        "With `max`, this value or a larger one; with `min`, this value or a smaller one.",
+    )
+    patience: int | None = Field(
+        default=None,
+        ge=1,
+        description="The run ends early after this number of rounds in a row in which the metric of `server.best` was "
+        "reported, and was no better than the best one so far.",
+    )
     checkpoint_every: int | None = Field(
         default=None,
         ge=1,
@@ -155,6 +170,17 @@ class ServerContract(_ContractTable):
     def _require_quorum_at_close(self) -> "ServerContract":
         if self.close_at is not None and self.close_at < self.quorum:
             raise ValueError(f"close_at = {self.close_at} would close a round before its quorum of {self.quorum}")
+        return self
+
+    @model_validator(mode="after")
+    def _require_metric_to_stop(self) -> "ServerContract":
+        for key, value in (("target", self.target), ("patience", self.patience)):
+            if value is not None and self.best is None:
+                raise ValueError(f"{key} = {value!r} needs `best`, which says which metric counts, and its direction")
+        if self.target is not None and self.best is not None:
+            target, best = (text.partition(":")[0] for text in (self.target, self.best))
+            if target != best:
+                raise ValueError(f"target = {self.target!r} is for another metric than best = {self.best!r}")
         return self
 
 
@@ -262,6 +288,13 @@ class Contract(_ContractTable):
             raise ValueError(f"server.quorum = {self.server.quorum} is more than the {len(names)} clients")
         return self
 
+    @model_validator(mode="after")
+    def _require_tasks_of_workflow(self) -> "Contract":
+        returns = {name: task.returns for name, task in self.tasks.items()}
+        if misfit := explain_misfit(self.server.workflow, self.server.rounds, returns):
+            raise ValueError(misfit)
+        return self
+
     @property
     def client_names(self) -> tuple[str, ...]:
         """The clients of a run on one machine: the listed names, or client-1, client-2 and so on."""
@@ -301,6 +334,13 @@ class Contract(_ContractTable):
         sources = {reference.partition(":")[0] for reference in references}
         return sorted(source for source in sources if source.endswith(".py"))
 
+    @property
+    def checkpoint(self) -> str | None:
+        """The checkpoint that `server.model` names; None if it names a function."""
+        source = self.server.model
+        is_file = source.endswith((MODEL_SUFFIX, INDEX_SUFFIX)) or not (":" in source or source.endswith(".py"))
+        return source if is_file else None
+
     def to_json(self) -> str:
         """Return the canonical JSON: all keys, also those with default values, sorted, without white space."""
         return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
@@ -311,12 +351,16 @@ class Contract(_ContractTable):
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
 
-def differences(server: JsonValue, client: JsonValue) -> list[str]:
+def differences(
+    server: JsonValue, client: JsonValue, one: str = "the server has", other: str = "the client has"
+) -> list[str]:
     """Compare two contracts.
 
     Args:
         server: The server's contract, as parsed JSON.
         client: The client's contract, as parsed JSON; it may be of another version, with other keys.
+        one: The words before a value of the first. Default: "the server has".
+        other: The words before a value of the second. Default: "the client has".
 
     Returns:
         One line for each key whose values differ.
@@ -324,7 +368,7 @@ def differences(server: JsonValue, client: JsonValue) -> list[str]:
     ours, theirs = dict(_leaves(server)), dict(_leaves(client))
     absent = "nothing"
     return [
-        f"{key}: the server has {_truncate(ours.get(key, absent))}, the client has {_truncate(theirs.get(key, absent))}"
+        f"{key}: {one} {_truncate(ours.get(key, absent))}, {other} {_truncate(theirs.get(key, absent))}"
         for key in sorted(ours.keys() | theirs.keys())
         if ours.get(key) != theirs.get(key)
     ]

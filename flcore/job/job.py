@@ -2,37 +2,48 @@
 
 import tomllib
 import weakref
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from flcore.aggregation.rules import Rule
 from flcore.errors import JobError, SpecError
+from flcore.job.changes import change_contract
 from flcore.job.code import JobCode, code_digest
 from flcore.job.contract import Contract
+from flcore.job.functions import FUNCTIONS_FILE, INITIAL_MODEL, JobFunctions
 from flcore.job.parsing import parse_contract
 from flcore.job.rules import load_rule_with
 from flcore.model.checkpoint import open_model
 from flcore.model.chunks import ChunkSource
 from flcore.model.model import NamedArrays
-from flcore.model.model_paths import INDEX_SUFFIX, MODEL_SUFFIX
 from flcore.model.spec import ModelSpec
 from flcore.model.stored_model import StoredModel
-from flcore.text import decode_text
+from flcore.text import decode_text, did_you_mean
 
+if TYPE_CHECKING:
+    from flcore.job.pack import Packed
+
+PACK_SUFFIX = ".flpack"
 BUNDLED_JOBS = Path(__file__).parent.parent / "jobs"
+MAX_BESIDE = 1_000
+"""The most entries of a directory that are searched for a job with a similar name."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Job:
-    """A contract, and the directory with the code that it names. Read by `Job.load`.
+    """A contract, and the directory with the code that it names. Read by `Job.load`, or made of functions by `Job.of`.
 
     Attributes:
         contract: The content of job.toml, validated.
-        directory: The directory of job.toml and the code.
+        directory: The directory of job.toml and the code. Of a job of functions: the working directory.
+        functions: The functions of a job that has no files. None: the code is in the directory.
 
     Example:
         >>> job = Job.load("digits")
@@ -42,6 +53,75 @@ class Job:
 
     contract: Contract
     directory: Path
+    functions: JobFunctions | None = None
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        model: Callable[[int], Any],
+        train: Callable[..., Any],
+        validate: Callable[..., Any] | None = None,
+        uses: Sequence[Callable[..., Any] | ModuleType] = (),
+        name: str = "notebook",
+        clients: int | Sequence[str] = 2,
+        rounds: int = 10,
+        seed: int = 0,
+        returns: str = "weights",
+        hyperparameters: Mapping[str, Any] | None = None,
+        best: str | None = None,
+        changes: Mapping[str, Any] | None = None,
+    ) -> "Job":
+        """Make a job of functions, without files.
+
+        `flcore.run` calls the functions as they are, in threads of this process. Packs and worker processes get a file
+        with their source: it may use what it imports inside itself, and what `uses` lists.
+
+        Args:
+            model: Returns the first global model, named arrays, for a seed.
+            train: The task `train`: takes a model and a `Task`, and returns an `Update`.
+            validate: The task `validate`, which returns an `Update` of metrics. Default: None, no such task.
+            uses: Functions and classes that these use, whose source goes with theirs, and modules that are imported
+                for all of them. Default: none.
+            name: The job's name. Default: "notebook".
+            clients: The number of clients, or their names. Default: 2.
+            rounds: The number of rounds. Default: 10.
+            seed: The seed. Default: 0.
+            returns: What `train` returns: "weights" or "delta". Default: "weights".
+            hyperparameters: The hyperparameters of all tasks. Default: none.
+            best: The metric that selects the best model, such as "accuracy:max". Default: None.
+            changes: Other keys of the contract, by dotted key, such as `{"server.quorum": 2}`. Default: none.
+
+        Returns:
+            The job.
+
+        Raises:
+            JobError: A value is invalid, or no key has this name. The error names the key.
+
+        Example:
+            >>> def zeros(seed):
+            ...     return {"w": np.zeros(3)}
+            >>> def add_one(model, task):
+            ...     return flcore.Update({"w": model["w"] + 1}, weight=1)
+            >>> job = Job.of(model=zeros, train=add_one, rounds=2)
+            >>> flcore.run(job).model.arrays()["w"]
+            array([2., 2., 2.])
+        """
+        tasks = {"train": train} if validate is None else {"train": train, "validate": validate}
+        for key, function in {"model": model, **tasks}.items():
+            if not callable(function):
+                raise JobError(f"{key}: expected a function, got {type(function).__name__}")
+        content = {
+            "name": name,
+            "seed": seed,
+            "clients": clients if isinstance(clients, int) else list(clients),
+            "server": {"model": f"{FUNCTIONS_FILE}:{INITIAL_MODEL}", "rounds": rounds, "best": best},
+            "client": {"executor": FUNCTIONS_FILE, "hyperparameters": dict(hyperparameters or {})},
+            "tasks": {task: {"returns": "metrics" if task == "validate" else returns} for task in tasks},
+        }
+        contract = parse_contract(content, "the job")
+        job = cls(contract, Path.cwd(), JobFunctions(model, tasks, tuple(uses)))
+        return job.with_changes(changes or {})
 
     @classmethod
     def load(cls, path: "str | Path | Job", **overrides: Any) -> "Job":
@@ -62,7 +142,7 @@ class Job:
         file = _find_job_file(Path(path))
         try:
             content = tomllib.loads(decode_text(file.read_bytes()))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise JobError(f"{file}: expected TOML: {error}") from error
         return cls(parse_contract(content, str(file)), file.parent.resolve()).with_overrides(**overrides)
 
@@ -82,11 +162,62 @@ class Job:
         given = {key: value for key, value in overrides.items() if value is not None}
         if "rounds" in given:
             content["server"]["rounds"] = given.pop("rounds")
-        return Job(parse_contract(content | given, "the changed job"), self.directory) if overrides else self
+        return replace(self, contract=parse_contract(content | given, "the changed job")) if overrides else self
+
+    def with_changes(self, changes: Mapping[str, Any]) -> "Job":
+        """Return the job with keys of its contract replaced.
+
+        Args:
+            changes: Values by dotted key, such as `{"server.rounds": 20}`. `flcore.job.changes.parse_change` reads
+                them from a command line.
+
+        Returns:
+            A job with the same directory.
+
+        Raises:
+            JobError: There is no such key; the error names the nearest one. Or the changed contract is invalid.
+
+        Example:
+            >>> Job.load("digits").with_changes({"server.rounds": 20, "bounds.max_weight": 100}).contract.server.rounds
+            20
+        """
+        return replace(self, contract=change_contract(self.contract, changes))
+
+    def pack(self, out: "str | Path | None" = None, *, sign: "str | Path | None" = None) -> "Packed":
+        """Write the job into one file, as `flcore job pack` does.
+
+        Args:
+            out: The file. Default: None, NAME.flpack of the job's name.
+            sign: The directory of a lead's unpacked kit, whose key signs the pack. Default: None, no signature.
+
+        Returns:
+            The file with its digest, what went in, and what was left out.
+
+        Raises:
+            PackError: The job cannot be packed. Of a job of functions, the error lists the names that they use and
+                that neither they nor the file define.
+            OSError: The file cannot be written.
+        """
+        from flcore.identity.kit import load_signing_key  # imports cryptography, which `import flcore` must not
+        from flcore.job.pack import pack_job
+
+        signer = None if sign is None else load_signing_key(Path(sign))
+        return pack_job(self, Path(out or f"{self.contract.name}{PACK_SUFFIX}"), signer)
+
+    def __repr__(self) -> str:
+        names = self.contract.client_names
+        place = "functions of this program" if self.functions is not None else str(self.directory)
+        tasks = ", ".join(self.contract.tasks)
+        return (
+            f"<Job {self.contract.name!r}: {self.contract.server.workflow}, {self.contract.server.rounds} rounds, "
+            f"{len(names)} clients, tasks {tasks}; {place}>"
+        )
 
     @cached_property
     def code_digest(self) -> str:
         """The SHA-256 digest of the files that can be imported from the job's directory."""
+        if self.functions is not None:
+            return self.functions.digest
         return code_digest(self.directory, self.contract.code_files)
 
     @cached_property
@@ -110,6 +241,8 @@ class Job:
             JobError: The file or the name does not exist, or an import fails. Other exceptions of the code are raised
                 as they are.
         """
+        if self.functions is not None:
+            return self.functions.load(reference, key)
         return self.code.load(reference, f"{self.directory / 'job.toml'}: {key}")
 
     def load_rule(self) -> Rule:
@@ -132,7 +265,7 @@ class Job:
             JobError: The checkpoint or the function is missing or invalid, or a pattern of `wire.tensors` matches no
                 tensor.
         """
-        if self._has_checkpoint:
+        if self.contract.checkpoint is not None:
             return self._select_from(self._open_checkpoint())
         source = self.contract.server.model
         arrays = self.load_reference("server.model", source)(self.contract.seed)
@@ -157,16 +290,10 @@ class Job:
         Raises:
             JobError: The checkpoint is missing or invalid.
         """
-        if not self._has_checkpoint:
+        if self.contract.checkpoint is None:
             return {}
         with self._open_checkpoint() as stored:
             return dict(stored.shards.metadata)
-
-    @property
-    def _has_checkpoint(self) -> bool:
-        """Whether `server.model` names a checkpoint, not a function."""
-        source = self.contract.server.model
-        return source.endswith((MODEL_SUFFIX, INDEX_SUFFIX)) or not (":" in source or source.endswith(".py"))
 
     def _open_checkpoint(self) -> StoredModel:
         path = self.directory / self.contract.server.model
@@ -198,11 +325,22 @@ class Job:
 
 
 def _find_job_file(path: Path) -> Path:
+    if path.suffix == PACK_SUFFIX and path.is_file():
+        raise JobError(f"{path}: expected a job's directory, got a pack; unpack it (unzip {path} -d DIR), or submit it")
     candidates = [path, path / "job.toml", BUNDLED_JOBS / path / "job.toml"]
     for candidate in candidates:
         if candidate.is_file():
             return candidate
-    bundled = ", ".join(sorted(entry.parent.name for entry in BUNDLED_JOBS.glob("*/job.toml")))
+    bundled = sorted(entry.parent.name for entry in BUNDLED_JOBS.glob("*/job.toml"))
     raise JobError(
-        f"there is no job at {path}: expected a directory with job.toml, or the name of a bundled job ({bundled})"
+        f"there is no job at {path}: expected a directory with job.toml, or the name of a bundled job "
+        f"({', '.join(bundled)}){did_you_mean(str(path), [*_jobs_beside(path), *bundled])}"
     )
+
+
+def _jobs_beside(path: Path) -> Iterator[str]:
+    """Yield the paths of the jobs in a path's parent directory."""
+    with suppress(OSError):
+        for entry in islice(path.parent.iterdir(), MAX_BESIDE):
+            if (entry / "job.toml").is_file():
+                yield str(entry)

@@ -1,13 +1,15 @@
 """The contents of the transport's messages between a server and its clients, as strict JSON.
 
-All content from the other end is parsed here, within bounds, and nowhere else.
+All content from the other end is parsed by `parse_content`, within bounds.
 """
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import Field, JsonValue
 
-from flcore.errors import FlcoreError
+from flcore.job.content import Content as Content
+from flcore.job.content import MalformedMessage as MalformedMessage
+from flcore.job.content import parse_content as parse_content
 from flcore.job.contract import Hyperparameters
 from flcore.model.spec import ModelSpec, TensorSpec
 
@@ -18,23 +20,7 @@ Metrics = dict[str, JsonValue]
 """Metrics as a client sent them. An invalid metric is dropped, and its update counts (`flcore.server.uploads`)."""
 
 
-class MalformedMessage(FlcoreError):
-    """A message that this version does not understand."""
-
-    kind = "malformed"
-
-
-class _Content(BaseModel):
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, ser_json_inf_nan="constants", populate_by_name=True
-    )
-
-    def to_bytes(self) -> bytes:
-        """Encode as JSON."""
-        return self.model_dump_json(by_alias=True).encode()
-
-
-class JoinContent(_Content):
+class JoinContent(Content):
     """Content of a join, client to server: the client's contract, and the digest of its job's code."""
 
     contract: str
@@ -42,19 +28,21 @@ class JoinContent(_Content):
     version: str
 
 
-Tensors = Annotated[list[tuple[str, str, Annotated[list[int], Field(max_length=64)]]], Field(max_length=1_000_000)]
-"""A `ModelSpec` on the wire: name, dtype and shape of each tensor."""
+_Shape = Annotated[list[int], Field(max_length=64, fail_fast=True)]
+Tensors = Annotated[list[tuple[str, str, _Shape]], Field(max_length=1_000_000, fail_fast=True)]
+"""A `ModelSpec` on the wire: name, dtype and shape of each tensor. The first wrong one ends the validation."""
 
 
-class WelcomeContent(_Content):
-    """Content of a welcome, server to client: the tensors of the global model."""
+class WelcomeContent(Content):
+    """Content of a welcome, server to client: the tensors of the global model, and the id of the run."""
 
     tensors: Tensors
     code_digest: str
     version: str
+    run: str = ""
 
 
-class TaskContent(_Content):
+class TaskContent(Content):
     """Content of an assignment, server to client: the task to run, and its round."""
 
     task: str
@@ -64,13 +52,13 @@ class TaskContent(_Content):
     hyperparameters: Hyperparameters
 
 
-class AnswerContent(_Content):
+class AnswerContent(Content):
     """Content of an upload request, client to server: everything of an answer but the elements of its tensors.
 
     Attributes:
         returns: The kind of the answer.
         upload_id: A random id, new for each answer. The server identifies an upload by the digest of this content, so
-            only the process that began an upload can resume it.
+            an upload is resumed only by the process that began it, or by one that has its state directory.
         weight: The weight of the update and its metrics.
         metrics: The metrics.
         spec_fingerprint: The fingerprint of the update's `ModelSpec`; empty for an answer of metrics alone.
@@ -85,19 +73,6 @@ class AnswerContent(_Content):
     metrics: Metrics = Field(default_factory=dict)
     spec_fingerprint: str = Field(default="", validation_alias="fingerprint", serialization_alias="fingerprint")
     tensors: Tensors | None = None
-
-
-ContentT = TypeVar("ContentT", bound=_Content)
-
-
-def parse_content(content_type: type[ContentT], content: bytes) -> ContentT:
-    """Parse the content of a message, or raise `MalformedMessage`."""
-    try:
-        return content_type.model_validate_json(content)
-    except ValidationError as error:
-        problem: Any = error.errors()[0]
-        place = ".".join(str(part) for part in problem["loc"]) or "the message"
-        raise MalformedMessage(f"{content_type.__name__}: {place}: {problem['msg']}") from error
 
 
 def encode_tensors(spec: ModelSpec) -> Tensors:

@@ -4,13 +4,18 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from flcore.errors import JobError
+from flcore.errors import JobError, SpecError
+from flcore.model.open_file import OpenFile
 from flcore.text import decode_text
 
 RENAMED_PLANS = {"at-close": "batch"}
 """Earlier names of plans. They are refused, in site.toml and after `--plan`, with the present name."""
+
+
+MOST_CONNECTIONS = 16_000
+"""The most connections that a server may be told to take: fewer than the certificates whose facts it keeps."""
 
 
 class ServerSite(BaseModel):
@@ -18,13 +23,17 @@ class ServerSite(BaseModel):
 
     Attributes:
         budget: The memory for payloads, such as "512MiB". None: the command line's default.
+        connections: The most connections at a time. None: the command line's default.
         plan: When updates are folded. None: "batch".
+        durability: When a client gets its receipt. None: "disk".
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     budget: str | None = None
+    connections: int | None = Field(None, ge=16, le=MOST_CONNECTIONS)
     plan: Literal["batch", "streaming"] | None = None
+    durability: Literal["disk", "memory"] | None = None
 
 
 def read_site(path: Path | None, directory: Path) -> dict[str, Any]:
@@ -38,14 +47,17 @@ def read_site(path: Path | None, directory: Path) -> dict[str, Any]:
         The content; an empty dict if the job has no site.toml.
 
     Raises:
-        JobError: The file cannot be read, or is no TOML.
+        JobError: The file cannot be read, is no regular file, or is no TOML.
     """
     file = path or directory / "site.toml"
-    if path is None and not file.is_file():
+    if path is None and not file.exists():
         return {}
     try:
-        return tomllib.loads(decode_text(file.read_bytes()))
-    except (OSError, ValueError) as error:
+        opened = OpenFile(file)  # refuses a named pipe, whose reader would wait for its writer
+        content = bytearray(opened.size)
+        opened.read_at([memoryview(content)], 0)
+        return tomllib.loads(decode_text(bytes(content)))
+    except (OSError, ValueError, RecursionError, SpecError) as error:
         raise JobError(f"{file}: cannot be read: {error}") from error
 
 

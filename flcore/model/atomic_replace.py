@@ -6,8 +6,9 @@ shards. Shards get names that no earlier model had. One step replaces the old mo
 - a single file: the rename of the file; loaders prefer it to an index that is still there;
 - shards: the rename of the index; if an old single file is there, which loaders prefer, its removal.
 
-All data is on disk (fsync) before this step, and all old files are removed after it. A power failure before it leaves
-the old model, one after it the new model, always complete.
+All data is on disk (fsync) before this step, as are the names of directories that were created for it. The step itself
+is on disk when the replacement returns, and all other old files are removed after it. A power failure before it leaves
+the old model, one after it the new model, always complete (`tests/faults/test_power_loss.py`).
 
 `publish` gives the files of a stored model another name in this way, without a second copy on disk.
 """
@@ -21,6 +22,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from flcore.disk_errors import named
+from flcore.disk_sync import create_directory as create_directory
+from flcore.disk_sync import sync_directory as sync_directory
+from flcore.disk_sync import sync_file as sync_file
 from flcore.errors import SpecError
 from flcore.model.model_paths import INDEX_SUFFIX, MODEL_SUFFIX, PathLike, split_model_path
 from flcore.model.open_file import OpenFile
@@ -35,6 +40,14 @@ NO_LINKS = {errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.EOPNOTSU
 
 They mean another file system, one without hard links or with too many links, a file of another owner (protected hard
 links), or a name that no longer exists.
+"""
+
+PARTIAL = re.compile(r"\.[0-9a-f]{8}\.-?\d+\.partial")
+OWN_SHARD = re.compile(rf"-[0-9a-f]{{8}}-\d{{5}}-of-\d{{5}}{re.escape(MODEL_SUFFIX)}")
+SHARD = re.compile(rf"-([0-9a-f]{{8}}-)?\d{{5}}-of-\d{{5}}{re.escape(MODEL_SUFFIX)}")
+"""How the names of a model's files go on after the model's name.
+
+The patterns are fixed: Python caches each pattern that it compiles, and a run publishes each model under a new name.
 """
 
 
@@ -54,7 +67,7 @@ class AtomicReplace:
         if not name or name.startswith(".") or set(name) & set("/\\\0"):
             raise SpecError(f"expected a model's name, a file name without suffix, got {name!r}")
         try:
-            directory.mkdir(parents=True, exist_ok=True)
+            create_directory(directory)
         except (FileExistsError, NotADirectoryError) as error:
             raise SpecError(
                 f"cannot create the directory {directory}: it, or a directory above it, is a file; choose another place"
@@ -94,7 +107,8 @@ class AtomicReplace:
             The new names of the files.
         """
         for file in files:  # before any rename: a renamed file without its data would be a corrupt model
-            os.fsync(file.descriptor)
+            with named(file.path):
+                os.fsync(file.descriptor)
         single, index = self.directory / f"{self.name}{MODEL_SUFFIX}", self.directory / f"{self.name}{INDEX_SUFFIX}"
         previous = _previous_shards(index, self.name)  # before the index is replaced
         if not shards.has_index:
@@ -104,7 +118,10 @@ class AtomicReplace:
             return (single,)
         published = self._commit_shards(shards, index)
         sync_directory(self.directory)
-        _remove([single, *sorted(previous)])
+        if single.exists():  # its removal replaces the model, so a power failure must not undo it
+            _remove([single])
+            sync_directory(self.directory)
+        _remove(sorted(previous))
         return published
 
     def _commit_shards(self, shards: ShardLayout, index: Path) -> tuple[Path, ...]:
@@ -124,7 +141,8 @@ class AtomicReplace:
             weight_map = {tensor.name: files[shards.locations[tensor.name].file].name for tensor in shards.spec.tensors}
             index_file = self.create(-1)
             index_file.write_at([memoryview(encode_index(weight_map, total_bytes(shards.spec)))], 0)
-            os.fsync(index_file.descriptor)
+            with named(index):
+                os.fsync(index_file.descriptor)
             index_file.path.replace(index)
         except OSError:
             _remove(files)
@@ -137,38 +155,33 @@ def _previous_shards(index: Path, name: str) -> set[Path]:
 
     An index may also name files that flcore did not write for this model. They are never removed.
     """
-    shard = re.compile(rf"{re.escape(name)}-([0-9a-f]{{8}}-)?\d{{5}}-of-\d{{5}}{re.escape(MODEL_SUFFIX)}")
     with suppress(FileNotFoundError, SpecError):
-        return {index.with_name(file) for file in read_index(index).values() if shard.fullmatch(file)}
+        return {index.with_name(file) for file in read_index(index).values() if _continues(file, name, SHARD)}
     return set()
 
 
 def _remove_stale(directory: Path, name: str) -> None:
     """Remove files that dead writers of this model left: hidden files, and shards that the index does not name."""
-    ours = re.compile(
-        rf"\.{re.escape(name)}\.[0-9a-f]{{8}}\.-?\d+\.partial|"
-        rf"{re.escape(name)}-[0-9a-f]{{8}}-\d{{5}}-of-\d{{5}}{re.escape(MODEL_SUFFIX)}"
-    )
     used = _previous_shards(directory / f"{name}{INDEX_SUFFIX}", name)
-    for entry in [entry for entry in directory.iterdir() if ours.fullmatch(entry.name) and entry not in used]:
+    for entry in [entry for entry in directory.iterdir() if _is_ours(entry.name, name) and entry not in used]:
         with suppress(OSError):  # locked by a writer that is alive
             file = OpenFile(entry, os.O_RDWR)
             fcntl.flock(file.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             entry.unlink()
 
 
+def _is_ours(file: str, name: str) -> bool:
+    """Whether a file has the name of a hidden file or of a shard of a model, as this module gives them."""
+    return _continues(file, f".{name}", PARTIAL) or _continues(file, name, OWN_SHARD)
+
+
+def _continues(file: str, start: str, rest: re.Pattern[str]) -> bool:
+    return file.startswith(start) and rest.fullmatch(file, len(start)) is not None
+
+
 def _remove(paths: Sequence[Path]) -> None:
     for path in paths:
         path.unlink(missing_ok=True)
-
-
-def sync_directory(directory: Path) -> None:
-    """Flush the names in a directory to disk."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def publish(stored: StoredModel, path: PathLike) -> None:

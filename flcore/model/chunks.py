@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol, Self
 
+import numpy as np
 import numpy.typing as npt
+import xxhash
 from flcore_kernels import storage_dtype
 from flcore_layout import Layout, SegmentRange
 from flcore_transport import Buffer
@@ -106,6 +108,16 @@ def copy_chunks(source: ChunkSource, sink: ChunkSink) -> None:
         size = piece_elements(segment.dtype)
         for first in range(0, segment.elements, size):
             sink.put(index, first, source.chunk(index, first, min(first + size, segment.elements)))
+
+
+def elements_digest(source: ChunkSource) -> str:
+    """Return the xxh3 digest (128 bits, in hexadecimal) of a model's tensors and elements, read 2 MiB at a time."""
+    digest = xxhash.xxh3_128(source.spec.fingerprint.encode())
+    for index, segment in enumerate(source.spec.segments):
+        size = piece_elements(segment.dtype)
+        for first in range(0, segment.elements, size):
+            digest.update(source.chunk(index, first, min(first + size, segment.elements)).view(np.uint8).data)
+    return digest.hexdigest()
 
 
 def require_chunk(segment: SegmentSpec, first: int, values: npt.NDArray[Any]) -> int:

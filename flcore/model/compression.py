@@ -5,9 +5,9 @@ Karimireddy et al., 2019, arXiv:1901.09847). float64 values are rounded to float
 contain that rounding.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +43,14 @@ def to_float32(dtype: str, operand: KernelArray) -> Float32Array:
     return out
 
 
+class Residuals(Protocol):
+    """Rounding errors of earlier updates, in memory (`ErrorFeedback`) or in a file."""
+
+    def residual(self, piece: SegmentRange) -> Float32Array:
+        """Return the error to add to a piece."""
+        ...
+
+
 class Compressor:
     """The source of a compressed payload.
 
@@ -52,7 +60,7 @@ class Compressor:
         feedback: Rounding errors of earlier updates, which are added before encoding. Default: None.
     """
 
-    def __init__(self, wire_format: WireFormat, source: PayloadSource, feedback: "ErrorFeedback | None" = None) -> None:
+    def __init__(self, wire_format: WireFormat, source: PayloadSource, feedback: Residuals | None = None) -> None:
         self.layout = wire_format.layout
         self._wire_format, self._source, self._feedback = wire_format, source, feedback
 
@@ -66,10 +74,16 @@ class Compressor:
             return join_body(piece.dtype, piece.count, [encoded.codes.data], [encoded.scales.view(np.uint8).data])
         return [encoded.view(np.uint8).data]
 
-    def rounding_error(self, piece: SegmentRange) -> Float32Array:
-        """Return the rounding error of a piece: its values before encoding, minus those after decoding."""
+    def rounding_error(self, piece: SegmentRange, body: memoryview | None = None) -> Float32Array:
+        """Return the rounding error of a piece: its values before encoding, minus those after decoding.
+
+        Args:
+            piece: The piece.
+            body: Its bytes, as `read` returns them. Default: None, it is encoded once more.
+        """
         values = self._values(piece)
-        return values - to_float32(piece.dtype, self._encode(piece, values))
+        encoded = self._encode(piece, values) if body is None else view_body(piece.dtype, piece.count, body)
+        return values - to_float32(piece.dtype, encoded)
 
     def _values(self, piece: SegmentRange) -> Float32Array:
         own = self._wire_format.spec.segments[piece.segment].dtype
@@ -129,11 +143,17 @@ class ErrorFeedback:
         """Return the error to add to a piece: a view, which `record` overwrites."""
         return self._residuals[piece.segment][piece.first : piece.first + piece.count]
 
-    def record(self, sent: Compressor) -> None:
-        """Replace the errors by those of an update that is received and will not be sent again.
+    def record(self, sent: Compressor, body_of: Callable[[int], memoryview] | None = None) -> None:
+        """Replace the errors by those of an update that is received, and whose pieces are not encoded again.
 
         Until then its pieces may be encoded again, with the same errors and so to the same bytes.
+
+        Args:
+            sent: The update.
+            body_of: Returns the bytes of a piece, by its index. It is called once for each piece, in order, before the
+                errors of the piece are replaced. Default: None, each piece is encoded once more.
         """
-        for piece in self.wire_format.pieces:
+        for index, piece in enumerate(self.wire_format.pieces):
+            body = None if body_of is None else body_of(index)
             if piece.segment in self._residuals:
-                self.residual(piece)[:] = sent.rounding_error(piece)
+                self.residual(piece)[:] = sent.rounding_error(piece, body)

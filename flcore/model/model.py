@@ -17,6 +17,7 @@ from flcore_transport import Buffer
 from flcore.model.arrays import AnyArrays, as_array, convert_like, flatten
 from flcore.model.chunks import require_chunk
 from flcore.model.dtypes import DTYPES
+from flcore.model.model_table import describe_model, model_html
 from flcore.model.spec import ModelSpec
 from flcore.model.wire_format import WireFormat
 
@@ -112,6 +113,12 @@ class Model:
 
     def __exit__(self, *_: object) -> None:
         pass
+
+    def __repr__(self) -> str:
+        return f"<{describe_model('Model', self.spec)}>"
+
+    def _repr_html_(self) -> str:
+        return model_html("Model", self.spec)
 
     def _views(self) -> Iterator[tuple[str, npt.NDArray[Any]]]:
         for segment, values in zip(self.spec.segments, self.segments, strict=True):

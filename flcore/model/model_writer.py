@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from flcore_kernels import storage_dtype
 
+from flcore.disk_errors import named
 from flcore.errors import SpecError
 from flcore.model.atomic_replace import AtomicReplace
 from flcore.model.chunks import require_chunk
@@ -63,7 +64,8 @@ class ShardWriter:
         try:
             files = tuple(destination.create(number) for number in range(len(heads)))
             for file, head, header in zip(files, heads, self._shards.headers, strict=True):
-                os.ftruncate(file.descriptor, header.file_bytes)  # the full size at once, as ranges come in any order
+                with named(file.path):  # the full size at once, as ranges come in any order
+                    os.ftruncate(file.descriptor, header.file_bytes)
                 file.write_at([memoryview(head)], 0)
         except OSError:
             destination.discard(len(heads))

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from flcore.disk_errors import named
 from flcore.errors import BudgetError, SpecError
 
 MAX_IO_BUFFERS = 1024
@@ -37,11 +38,11 @@ class OpenFile:
         SpecError: The path is not a regular file.
     """
 
-    def __init__(self, path: Path, flags: int = os.O_RDONLY) -> None:
+    def __init__(self, path: Path, flags: int = os.O_RDONLY, mode: int = 0o666) -> None:
         self.path = path
         try:
             # Without O_NONBLOCK, opening a named pipe would wait for its writer.
-            self.descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+            self.descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, mode)
         except OSError as error:
             if error.errno != errno.EMFILE:
                 raise
@@ -68,7 +69,8 @@ class OpenFile:
         """
         buffers = _remaining(buffers, 0)  # drop empty buffers, as a call that reads into none returns 0, as at the end
         while buffers:
-            count = os.preadv(self.descriptor, buffers[:MAX_IO_BUFFERS], offset)
+            with named(self.path):
+                count = os.preadv(self.descriptor, buffers[:MAX_IO_BUFFERS], offset)
             if not count:
                 raise SpecError(
                     f"{self.path} ends at byte {offset}: it was truncated while it was open; replace files instead"
@@ -79,7 +81,8 @@ class OpenFile:
     def write_at(self, buffers: list[memoryview], offset: int) -> None:
         """Write buffers of bytes, one after the other, from `offset` on."""
         while buffers:
-            count = os.pwritev(self.descriptor, buffers[:MAX_IO_BUFFERS], offset)
+            with named(self.path):
+                count = os.pwritev(self.descriptor, buffers[:MAX_IO_BUFFERS], offset)
             offset, buffers = offset + count, _remaining(buffers, count)
 
 

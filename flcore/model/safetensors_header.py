@@ -18,7 +18,7 @@ from flcore.model.dtypes import DTYPES
 from flcore.model.model_paths import HEAD_BYTES, identify_content
 from flcore.model.open_file import OpenFile
 from flcore.model.spec import TensorSpec
-from flcore.text import decode_text
+from flcore.strict_json import DuplicateKey, parse_json
 
 MAX_HEADER_BYTES = 100_000_000
 """The limit of the safetensors library. It bounds the memory that a corrupt length can make `read_header` allocate."""
@@ -235,10 +235,10 @@ def parse_object(data: bytes | bytearray, path: Path) -> dict[str, Any]:
     flcore.errors.SpecError: x.json: 'a' appears twice
     """
     try:
-        content = json.loads(decode_text(data), object_pairs_hook=_unique)
-    except _DuplicateKey as error:
-        raise SpecError(f"{path}: {error.args[0]!r} appears twice") from None
-    except (ValueError, RecursionError) as error:
+        content = parse_json(data)
+    except DuplicateKey as error:
+        raise SpecError(f"{path}: {error}") from None
+    except ValueError as error:
         raise SpecError(f"{path}: expected JSON: {error}") from error
     if not isinstance(content, dict):
         raise SpecError(f"{path}: expected a JSON object, got {type(content).__name__}")
@@ -252,15 +252,3 @@ def is_text(value: object) -> bool:
     (True, False, False)
     """
     return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
-
-
-class _DuplicateKey(Exception):
-    pass
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        seen: set[str] = set()
-        raise _DuplicateKey(next(key for key, _ in pairs if key in seen or seen.add(key)))  # type: ignore[func-returns-value]
-    return content

@@ -23,6 +23,7 @@ from flcore.model.chunks import require_chunk
 from flcore.model.dtypes import DTYPES, INTEGERS
 from flcore.model.model import payload_layout
 from flcore.model.model_paths import INDEX_SUFFIX, MODEL_SUFFIX, PathLike, describe_directory
+from flcore.model.model_table import describe_model, model_html
 from flcore.model.open_file import OpenFile
 from flcore.model.safetensors_header import Header, read_header
 from flcore.model.shard_layout import ShardLayout, read_index
@@ -156,6 +157,12 @@ class StoredModel:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def __repr__(self) -> str:
+        return f"<{describe_model('StoredModel', self.spec)}, {self.files[0]}>"
+
+    def _repr_html_(self) -> str:
+        return model_html(f"StoredModel {self.files[0]}", self.spec)
 
     def close(self) -> None:
         """Close the files, unless another object uses them. Arrays that `arrays` returned stay readable."""

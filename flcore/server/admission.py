@@ -21,10 +21,14 @@ class Admission:
     def __init__(self, job: Job) -> None:
         self._job, self._contract, self._json = job, job.contract, job.contract.to_json()
 
-    def require(self, client: str, content: bytes) -> None:
-        """Raise `NotInvited`, `MalformedMessage` or `ContractMismatch` unless a client may join."""
+    def require_invited(self, client: str) -> None:
+        """Raise `NotInvited` unless a client of this name may join. Looks at nothing else of it."""
         if not self._contract.may_join(client):
             raise NotInvited(f"client {printable(client, 64)!r} is not among the job's clients")
+
+    def require(self, client: str, content: bytes) -> None:
+        """Raise `NotInvited`, `MalformedMessage` or `ContractMismatch` unless a client may join."""
+        self.require_invited(client)
         join = parse_content(JoinContent, content)
         if join.contract != self._json:
             raise ContractMismatch(f"client {client!r} holds another contract:\n  {self._explain(join.contract)}")

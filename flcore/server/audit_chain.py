@@ -232,7 +232,7 @@ def _read_torn(line: bytes) -> tuple[object, object]:
     """Return what a `torn` entry says."""
     try:
         fields = json.loads(line)
-    except ValueError:  # its digest is right all the same: a forged entry
+    except (ValueError, RecursionError):  # its digest is right all the same: a forged entry
         return None, None
     return fields.get("torn_bytes"), fields.get("torn_sha256")
 

@@ -4,11 +4,13 @@ from typing import Any
 
 from flcore.server.events import (
     AnswerRefused,
+    CallRefused,
     ClientJoined,
     ClientRevoked,
     Event,
     JoinRefused,
     ModelPublished,
+    RunContinued,
     RunEnded,
     RunStarted,
     TaskAnswered,
@@ -19,10 +21,12 @@ MAX_NAME_CHARACTERS = 64
 MAX_REASON_CHARACTERS = 500
 """An escaped character takes up to twelve bytes, so that a line stays below `MAX_LINE_BYTES`."""
 
-LIMITED = {"join", "join-refused", "answer-refused"}
+LIMITED = {"join", "join-refused", "call-refused", "answer-refused", "request-refused", "site-refused"}
 """Entries that one client can cause without end. Their rate is limited, so that a flood does not fill the disk."""
 
-SYNCED = {"start", "receipt", "publication", "revocation", "end"}
+SYNCED = {"start", "continued", "receipt", "publication", "revocation", "end"} | {
+    *("submit", "clone", "abort", "delete", "job-start", "job-end")  # of a federation
+}
 """Entries that are synced to the disk. The others follow with the next of these, or with the end of the log."""
 
 
@@ -32,18 +36,19 @@ def describe_event(event: Event) -> tuple[str, dict[str, Any]] | None:
     Text that clients wrote is truncated, and its control characters are escaped.
     """
     match event:
-        case RunStarted():
-            return "start", {
-                "run": event.run,
-                "job": _name(event.job),
-                "contract": event.contract_fingerprint,
-                "code": event.code_digest,
-                "version": event.version,
-            }
+        case RunStarted() | RunContinued() | RunEnded():
+            return _describe_run(event)
         case ClientJoined():
             return "join", {"client": _name(event.client), "connected": event.connected}
         case JoinRefused():
             return "join-refused", {"client": _name(event.client), "reason": _reason(event.reason)}
+        case CallRefused():
+            return "call-refused", {
+                "client": _name(event.client),
+                "certificate": _name(event.certificate_fingerprint),
+                "kind": _name(event.kind),
+                "reason": _reason(event.reason),
+            }
         case AnswerRefused():
             return "answer-refused", {
                 "client": _name(event.client),
@@ -78,10 +83,24 @@ def describe_event(event: Event) -> tuple[str, dict[str, Any]] | None:
                 "certificate": _name(event.certificate_fingerprint),
                 "reason": _reason(event.reason),
             }
-        case RunEnded():
-            return "end", {"failed": event.failed, "reason": _reason(event.reason)}
         case _:
             return None
+
+
+def _describe_run(event: RunStarted | RunContinued | RunEnded) -> tuple[str, dict[str, Any]]:
+    match event:
+        case RunStarted():
+            return "start", {
+                "run": event.run,
+                "job": _name(event.job),
+                "contract": event.contract_fingerprint,
+                "code": event.code_digest,
+                "version": event.version,
+            }
+        case RunContinued():
+            return "continued", {"run": event.run, "rounds": event.rounds}
+        case RunEnded():
+            return "end", {"failed": event.failed, "reason": _reason(event.reason)}
 
 
 def _name(text: str) -> str:

@@ -13,6 +13,7 @@ import os
 import threading
 import time
 from collections import Counter, deque
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,7 +32,6 @@ from flcore.server.audit_chain import (
     seal,
 )
 from flcore.server.audit_entries import LIMITED, SYNCED, describe_event
-from flcore.server.events import Event
 
 logger = logging.getLogger(__name__)
 
@@ -45,20 +45,24 @@ FLOOD = f"more than {BURST_ENTRIES} joins and refusals, and {ENTRIES_PER_SECOND:
 SYNC_DELAY_S = 0.05
 """One sync serves the entries of so many seconds: at most 20 syncs per second, also where rounds take milliseconds."""
 
+Described = tuple[str, dict[str, Any]]
+"""The name of an entry, and its fields."""
+
 
 class AuditLog:
     """An audit log that is open for appending: an observer of events, and a context manager.
 
     Args:
         path: The file. It is created if missing. The entries of an earlier run are continued, not replaced.
+        describe: Returns the name and the fields of an event's entry, or None. Default: those of a run.
 
     Raises:
         JobError: The end of the file is not that of an audit log.
         OSError: The file cannot be opened.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, describe: Callable[[Any], Described | None] = describe_event) -> None:
+        self._path, self._describe = path, describe
         self._lock = threading.Lock()
         self._pending: deque[tuple[str, str, dict[str, Any]]] = deque()
         self._omitted: Counter[str] = Counter()
@@ -66,7 +70,7 @@ class AuditLog:
         self._thread = BackgroundThread()
         self._sync_call: BackgroundCall[None] | None = None
         self._closing = threading.Event()
-        self._is_sync_queued = self._is_failing = self._is_closed = False
+        self._is_sync_queued = self._is_failing = self._is_sync_failing = self._is_closed = False
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
         try:
             self._continue_chain()
@@ -80,9 +84,9 @@ class AuditLog:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def __call__(self, event: Event) -> None:
+    def __call__(self, event: Any) -> None:
         """Append the entry of an event, if it is one for the log. Never raises `OSError`."""
-        described = describe_event(event)
+        described = self._describe(event)
         if described is None:
             return
         name, fields = described
@@ -199,7 +203,11 @@ class AuditLog:
         try:
             os.fsync(self._file)
         except OSError as error:
-            logger.warning("cannot sync the audit log %s: %s", self._path, error.strerror)
+            if not self._is_sync_failing:  # one line, and not one for each sync
+                logger.warning("cannot sync the audit log %s: %s; the run goes on", self._path, error.strerror)
+            self._is_sync_failing = True
+        else:
+            self._is_sync_failing = False
 
     def _take_token(self) -> bool:
         """Whether one more join or refusal may be written."""

@@ -2,8 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
+from flcore.progress import TaskProgress
 from flcore.server.history import RoundRecord
+from flcore.server.transfer_events import TransferEvent
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,11 +22,57 @@ class RunStarted:
 
 
 @dataclass(frozen=True, slots=True)
+class RunContinued:
+    """A run that was not over goes on: `rounds` of its `total_rounds` rounds are over."""
+
+    run: str
+    rounds: int
+    total_rounds: int
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryRestored:
+    """A run that goes on has these records of its earlier rounds."""
+
+    records: tuple[RoundRecord, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StorageOpened:
+    """The server has opened the storage of updates and models.
+
+    Attributes:
+        budget_bytes: The memory budget of the server's payloads.
+        staging_budget_bytes: The part of it for staged updates.
+        staged_bytes: Returns the bytes of staged updates in memory. May be called from any thread, until `RunEnded`.
+        directory: The run's directory; None without one.
+    """
+
+    budget_bytes: int
+    staging_budget_bytes: int
+    staged_bytes: Callable[[], int]
+    directory: Path | None
+
+
+RunEnd = Literal["done", "failed", "aborted", "stopped", "interrupted"]
+"""How a run has ended. A run that is "stopped" or "interrupted" (by a disk error) goes on when it is started again."""
+
+
+@dataclass(frozen=True, slots=True)
 class RunEnded:
-    """A run is over: its clients have been told the reason."""
+    """A run is over: its clients have been told the reason.
+
+    Attributes:
+        reason: The reason that the clients were told.
+        failed: Whether the run has ended without its result.
+        end: How the run has ended.
+        cause: The error that ended it, for the server's own eyes; empty if none did.
+    """
 
     reason: str
     failed: bool
+    end: RunEnd = "done"
+    cause: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +100,23 @@ class JoinRefused:
 
 
 @dataclass(frozen=True, slots=True)
+class CallRefused:
+    """A call was refused before the job saw it, for its certificate or its session's secret.
+
+    Attributes:
+        client: The client's name; empty if its certificate names none, or over plaintext.
+        certificate_fingerprint: The SHA-256 of its certificate; empty over plaintext.
+        kind: The kind of refusal, such as "revoked" or "unknown-session".
+        reason: The reason in words.
+    """
+
+    client: str
+    certificate_fingerprint: str
+    kind: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class ClientRevoked:
     """A client's session was ended because its certificate was revoked or has expired."""
 
@@ -60,11 +127,30 @@ class ClientRevoked:
 
 @dataclass(frozen=True, slots=True)
 class TaskSent:
-    """An attempt at a task has opened: its assignments are sent to `client_count` clients."""
+    """An attempt at a task has opened: its assignments are sent to `client_count` clients.
+
+    Attributes:
+        task: The name of the task.
+        round: The round's number.
+        client_count: The number of clients.
+        clients: The names of the clients.
+        payload_id: The id of the model that they download. A client that has this model downloads nothing.
+    """
 
     task: str
     round: int
     client_count: int
+    clients: tuple[str, ...]
+    payload_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class UpdatesFolded:
+    """The updates of these clients are in the round's total, and so in its model."""
+
+    task: str
+    round: int
+    clients: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,11 +201,12 @@ class AnswerRefused:
 
 @dataclass(frozen=True, slots=True)
 class ClientFailed:
-    """A client failed in an attempt at a task."""
+    """A client failed in an attempt at a task: it gives no answer in it."""
 
     task: str
     client: str
     reason: str
+    round: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +237,16 @@ class WaitingForClients:
 
 
 @dataclass(frozen=True, slots=True)
+class WaitBegan:
+    """The workflow waits: for clients to connect, for their answers, or before a retry. None of the job's code runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class WaitEnded:
+    """The workflow goes on."""
+
+
+@dataclass(frozen=True, slots=True)
 class TaskRetried:
     """A task is below its quorum: after `delay_s` seconds the `missing` clients are retried.
 
@@ -176,6 +273,14 @@ class RoundSkipped:
 
 
 @dataclass(frozen=True, slots=True)
+class StoppedEarly:
+    """The run ends with this round, before its last one: a target is reached, or the metric has not improved."""
+
+    round: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class NoBestModel:
     """The round has no best model, because no client reported the metric of `server.best`."""
 
@@ -185,10 +290,11 @@ class NoBestModel:
 
 @dataclass(frozen=True, slots=True)
 class BytesTransferred:
-    """Bytes of pieces were sent to a client or received from one."""
+    """Bytes of pieces were sent to `client` or received from it."""
 
     sent: int
     received: int
+    client: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,24 +327,36 @@ class RoundFinished:
 
 Event = (
     RunStarted
+    | RunContinued
+    | HistoryRestored
+    | StorageOpened
     | RunEnded
     | ClientJoined
     | ClientLeft
     | JoinRefused
+    | CallRefused
     | ClientRevoked
     | TaskSent
+    | TransferEvent
+    | UpdatesFolded
     | TaskAnswered
     | AnswerRefused
     | ClientFailed
     | InvalidMetrics
     | WaitingForClients
+    | WaitBegan
+    | WaitEnded
     | TaskRetried
     | RoundSkipped
+    | StoppedEarly
     | NoBestModel
     | BytesTransferred
     | ModelPublished
     | RoundFinished
+    | TaskProgress
 )
+"""What happens in a run. `TaskProgress` is an event of `flcore.run` alone, where clients are on this machine."""
+
 Observer = Callable[[Event], None]
 """Called from any thread; must return at once and not raise."""
 

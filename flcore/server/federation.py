@@ -1,7 +1,6 @@
 """The service of a job that a transport serves: it admits clients, and passes calls to their attempts."""
 
 import hashlib
-import secrets
 import time
 import weakref
 from collections.abc import Callable, Mapping
@@ -11,7 +10,7 @@ from flcore_transport import ClientLink, Outbox, TaskAssignment
 from flcore_transport.piece_format import MAX_PIECE_BYTES
 
 from flcore.aggregation.aggregator import Aggregator
-from flcore.errors import ContractMismatch, JobError, NotInvited, SpecError, UpdateError
+from flcore.errors import ContractMismatch, JobError, NotInvited, SpecError, StagingError, UpdateError
 from flcore.job.job import Job
 from flcore.job.messages import (
     AnswerContent,
@@ -21,16 +20,21 @@ from flcore.job.messages import (
     encode_tensors,
     parse_content,
 )
-from flcore.model.chunks import GlobalModel
+from flcore.model.chunks import GlobalModel, elements_digest
 from flcore.model.spec import ModelSpec
 from flcore.model.wire_format import WireFormat
 from flcore.server.admission import Admission
+from flcore.server.call_log import Call, CallLog
 from flcore.server.downloads import ModelDownload
-from flcore.server.events import ClientRevoked, JoinRefused, Observer, TaskSent, ignore_events
+from flcore.server.events import CallRefused, ClientRevoked, JoinRefused, Observer, TaskSent, ignore_events
 from flcore.server.federation_state import FederationState
 from flcore.server.open_attempt import OpenAttempt
+from flcore.server.receipts import AcknowledgedUpload, LastReceipts
 from flcore.server.refused_answers import RefusalReport, ReportedUpload
+from flcore.server.run_state import RecordedReceipt
 from flcore.server.task_attempt import AttemptPolicy, TaskAttempt, Verdict
+from flcore.server.task_token import TokenKey, require_token
+from flcore.server.transfer_events import UploadQueued
 from flcore.server.uploads import PendingUpload, UploadCall, as_refused, check_content, check_tensors
 from flcore.version import __version__
 
@@ -44,6 +48,11 @@ class Federation:
     Args:
         job: The job.
         spec: The tensors of the global model.
+        run_id: The id of the run, which the assignments' tokens are bound to. Default: empty.
+        token_key: The secret of the tokens, at least 32 bytes. A resumed run passes the key that it began with.
+            Default: None, a random one.
+        receipts: The last receipt of each client, of an earlier process. Default: None, there are none.
+        first_assignment_id: Ids of assignments begin behind this number. Default: 0.
         observe: Receives the events of the run. Default: ignores them.
         clock: A monotonic clock in seconds.
     """
@@ -53,27 +62,31 @@ class Federation:
         job: Job,
         spec: ModelSpec,
         *,
+        run_id: str = "",
+        token_key: bytes | None = None,
+        receipts: Mapping[str, RecordedReceipt] | None = None,
+        first_assignment_id: int = 0,
         observe: Observer = ignore_events,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.spec = spec
-        self.state = FederationState(observe, clock)
+        self.state = FederationState(observe, clock, first_assignment_id)
         self._contract, self._observe, self._clock = job.contract, observe, clock
         self._download_format = WireFormat.compressed(spec, job.contract.wire.download)
         self._upload_format = WireFormat.compressed(spec, job.contract.wire.upload)
         self._admission = Admission(job)
+        self._receipts = LastReceipts(receipts or {})
         # Encoded once for all clients: for a model of ten thousand tensors it is half a megabyte.
         self._welcome = WelcomeContent(
-            tensors=encode_tensors(spec), code_digest=job.code_digest, version=__version__
+            tensors=encode_tensors(spec), code_digest=job.code_digest, version=__version__, run=run_id
         ).to_bytes()
         if len(self._welcome) > MAX_WELCOME_BYTES:
             raise JobError(
                 f"server.model: the names and shapes of {len(spec.tensors)} tensors take {len(self._welcome):,} bytes, "
                 f"and a client is told at most {MAX_WELCOME_BYTES:,}"
             )
-        # A client skips the download of a payload that it has. The prefix makes ids of two server processes differ.
-        self._payload_prefix = secrets.token_hex(4)
         self._last_model: tuple[weakref.ref[GlobalModel] | None, str] = (None, "")
+        self._tokens = TokenKey.random(run_id) if token_key is None else TokenKey(token_key, run_id)
 
     # Called by the controller's thread.
 
@@ -89,6 +102,7 @@ class Federation:
         model: GlobalModel,
         policy: AttemptPolicy,
         aggregator: Aggregator | None = None,
+        call: Call | None = None,
     ) -> OpenAttempt:
         """Send clients their assignments. `state.wait_until_closed` waits for the attempt that this opens.
 
@@ -97,33 +111,53 @@ class Federation:
             model: The model that the clients download.
             policy: When the attempt closes.
             aggregator: The destination of the updates. Default: None, for a task that returns metrics.
+            call: The workflow's call that asks for the task. Default: None, one that is not recorded.
 
         Returns:
             The open attempt.
         """
         first = next(iter(contents.values()))
         assignment_id = self.state.next_assignment_id()
-        payload_id = self._payload_id(model, assignment_id)
+        call = call or CallLog().begin(first.round, first.task, None)
+        payload_id = self.payload_id(model)
         assignments = {
-            client: TaskAssignment(assignment_id, content.to_bytes(), self._download_format.layout, payload_id)
+            client: TaskAssignment(
+                assignment_id,
+                content.to_bytes(),
+                self._download_format.layout,
+                payload_id,
+                self._tokens.token_of(content.round, content.task, assignment_id, client, payload_id),
+            )
             for client, content in contents.items()
         }
         returns = self._contract.tasks[first.task].returns
         attempt = TaskAttempt(assignment_id, list(contents), policy, self._clock())
-        open_attempt = OpenAttempt(first.task, returns, attempt, assignments, model, aggregator, round=first.round)
-        self._observe(TaskSent(first.task, first.round, len(contents)))
+        open_attempt = OpenAttempt(
+            first.task, returns, attempt, assignments, model, aggregator, round=first.round, call=call
+        )
+        self._observe(TaskSent(first.task, first.round, len(contents), tuple(contents), payload_id))
         self.state.open(open_attempt)
         return open_attempt
 
-    def _payload_id(self, model: GlobalModel, assignment_id: int) -> str:
-        """Return the id under which clients know a model: the same one as long as the same model is sent."""
+    def payload_id(self, model: GlobalModel) -> str:
+        """Return the id under which clients know a model: the digest of its elements.
+
+        It is the same after a restart, and another model has another id.
+        """
         last_model, payload_id = self._last_model
         if last_model is None or last_model() is not model:
-            payload_id = f"{self._payload_prefix}-{assignment_id}"
+            payload_id = elements_digest(model)
             self._last_model = weakref.ref(model), payload_id
         return payload_id
 
     # Called by the transport, from any thread (`flcore_transport.Service`).
+
+    def authorize(self, client: str) -> None:
+        """Raise `Refused` unless the client is invited. Its join has not been read."""
+        try:
+            self._admission.require_invited(client)
+        except NotInvited as error:
+            raise as_refused(error) from error
 
     def admit(self, client: str, content: bytes) -> bytes:
         """Admit a client that is invited and has the same contract. Returns the content of its welcome."""
@@ -135,8 +169,12 @@ class Federation:
         return self._welcome
 
     def join_refused(self, client: str, reason: str) -> None:
-        """The transport refused a join for its certificate."""
+        """A join was refused before its content was looked at."""
         self._observe(JoinRefused(client, reason))
+
+    def call_refused(self, client: str, fingerprint: str, kind: str, reason: str) -> None:
+        """A call was refused for its certificate or its session's secret."""
+        self._observe(CallRefused(client, fingerprint, kind, reason))
 
     def certificate_refused(self, client: str, fingerprint: str, reason: str) -> None:
         """The transport ended a session for its certificate. Its client has failed: it cannot come back in time."""
@@ -151,36 +189,56 @@ class Federation:
         """The client cannot be reached any more."""
         self.state.client_disconnected(client)
 
-    def begin_download(self, client: str, assignment_id: int) -> Outbox:
+    def begin_download(self, client: str, assignment_id: int, token: bytes) -> Outbox:
         """Return the model of an assignment that the client still works on."""
         open_attempt = self.state.require_attempt(client, assignment_id)
-        return ModelDownload(self.state, open_attempt, client, self._download_format)
+        with self._report_of(client, assignment_id):
+            require_token(open_attempt.assignments[client], client, token)
+        return ModelDownload(self.state, open_attempt, client, self._download_format, self._observe)
 
-    def begin_upload(self, client: str, assignment_id: int, content: bytes, layout: Layout) -> ReportedUpload:
+    def begin_upload(
+        self, client: str, assignment_id: int, token: bytes, content: bytes, layout: Layout
+    ) -> ReportedUpload | AcknowledgedUpload:
         """Begin or resume the upload of a client's answer. An answer that is not acceptable fails its client."""
-        report = RefusalReport(self._observe, client, assignment_id, self.state)
+        report = self._report_of(client, assignment_id)
         with report:
-            return ReportedUpload(self._begin_upload(client, assignment_id, content, layout), report)
+            key = hashlib.sha256(content).hexdigest()
+            if self._receipts.has(client, assignment_id, token, key):
+                return AcknowledgedUpload(assignment_id)
+            call = self._begin_upload(client, assignment_id, token, key, content, layout)
+            return ReportedUpload(call, report, lambda: self._receipts.record(client, assignment_id, token, key))
 
-    def _begin_upload(self, client: str, assignment_id: int, content: bytes, layout: Layout) -> UploadCall:
+    def _report_of(self, client: str, assignment_id: int) -> RefusalReport:
+        return RefusalReport(self._observe, client, assignment_id, self.state)
+
+    def _begin_upload(
+        self, client: str, assignment_id: int, token: bytes, key: str, content: bytes, layout: Layout
+    ) -> UploadCall:
         # DUPLICATE is let through: a client that lost its receipt sends the same answer again, and gets the receipt
         # again. `find_upload` refuses a second answer with other content.
         open_attempt = self.state.require_attempt(client, assignment_id, Verdict.DUPLICATE)
-        key = hashlib.sha256(content).hexdigest()
+        require_token(open_attempt.assignments[client], client, token)
         upload = self.state.find_upload(open_attempt, client, key)
         if upload is None:
             try:
                 upload = self._create_upload(open_attempt, client, key, content, layout)
             except (UpdateError, MalformedMessage, SpecError) as error:
-                self.state.fail(open_attempt, client, str(error))
+                is_at_fault = not isinstance(error, StagingError)
+                self.state.fail(open_attempt, client, str(error), is_at_fault=is_at_fault)
                 raise as_refused(error) from error
-        return UploadCall(self.state, open_attempt, self.state.begin_upload(open_attempt, upload))
+        upload = self.state.begin_upload(open_attempt, upload)
+        if upload.participation is None:
+            self._observe(UploadQueued(open_attempt.task, open_attempt.round, client))
+        return UploadCall(self.state, open_attempt, upload, self._observe)
 
-    def task_failed(self, client: str, assignment_id: int, message: str) -> None:
+    def task_failed(self, client: str, assignment_id: int, token: bytes, message: str) -> None:
         """A client reports that it failed in its assignment. Its message is not sent to other clients."""
         # FAILED is let through: a client that lost the receipt of its report sends it again, and a refused client may
         # report its failure. `fail` ignores both, and the first reason stays.
-        self.state.fail(self.state.require_attempt(client, assignment_id, Verdict.FAILED), client, message)
+        open_attempt = self.state.require_attempt(client, assignment_id, Verdict.FAILED)
+        with self._report_of(client, assignment_id):
+            require_token(open_attempt.assignments[client], client, token)
+        self.state.fail(open_attempt, client, message)
 
     def _create_upload(
         self, open_attempt: OpenAttempt, client: str, key: str, content: bytes, layout: Layout
@@ -190,5 +248,5 @@ class Federation:
         staged = None
         if open_attempt.aggregator is not None:
             check_tensors(answer, layout, client, self._upload_format)
-            staged = open_attempt.aggregator.stage(client, answer.weight)
+            staged = open_attempt.aggregator.stage(client, answer.weight, key)
         return PendingUpload(key, answer, self._upload_format, client, staged)

@@ -17,6 +17,7 @@ from functools import partial
 
 from flcore_transport import ClientLink, Withdrawal
 
+from flcore.aggregation.kept_staging import KeptStaging
 from flcore.aggregation.prefetch import BackgroundThread
 from flcore.aggregation.staging import Staging
 from flcore.errors import FlcoreError, QuorumError, StagingError
@@ -30,26 +31,17 @@ from flcore.server.events import (
     TaskAnswered,
 )
 from flcore.server.history import Participation
-from flcore.server.open_attempt import OpenAttempt
+from flcore.server.open_attempt import MAX_SLEEP_S, OpenAttempt
 from flcore.server.outgoing_messages import OutgoingMessages
-from flcore.server.task_attempt import Discard, Spill, Verdict, Withdraw
-from flcore.server.timers import NEVER
+from flcore.server.task_attempt import ABANDONED, Discard, Spill, Verdict, Withdraw
 from flcore.server.uploads import LOWER_LEVEL_ERRORS, PendingUpload, as_refused, refused_untimely
 from flcore.text import printable
-
-MAX_SLEEP_S = 1.0
-"""The longest sleep of the thread that waits for an attempt. It bounds the time in which a suspension is noticed."""
-
-MAX_WAKE_DELAY_S = 0.5
-"""A thread that wakes later than this was suspended with the server. Clients are then given the lost time again."""
 
 MAX_REASON_CHARACTERS = 2_000
 
 
 class FederationState:
-    """The connected clients and all open attempts.
-
-    A closed attempt stays until the next one opens, so that late answers are refused as such.
+    """The connected clients and all open attempts. A closed one stays until the next opens, to refuse late answers.
 
     Order of locks: `PendingUpload.lock`, then the lock of this object, then that of `OutgoingMessages`. No other lock
     is taken while it is held.
@@ -57,18 +49,21 @@ class FederationState:
     Args:
         observe: Receives the events of the run. Called without the lock.
         clock: A monotonic clock in seconds.
+        first_assignment_id: Ids of assignments begin behind this number.
     """
 
-    def __init__(self, observe: Observer, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, observe: Observer, clock: Callable[[], float] = time.monotonic, first_assignment_id: int = 0
+    ) -> None:
         self._observe, self._clock = observe, clock
         # The lock; notified when clients come and go, when an attempt closes or has an earlier timer, after commits.
         self._changed = threading.Condition()
         self._links: dict[str, ClientLink] = {}
         self._attempts: dict[int, OpenAttempt] = {}
-        self._last_assignment_id = 0
+        self._last_assignment_id = first_assignment_id
         self._stop_reason = ""
-        self._outgoing = OutgoingMessages()
-        self._spiller = BackgroundThread()
+        self._end: FlcoreError | None = None
+        self._outgoing, self._spiller = OutgoingMessages(), BackgroundThread()
 
     # Called by the controller's thread.
 
@@ -90,8 +85,8 @@ class FederationState:
                 self._changed.wait(min(MAX_SLEEP_S, until - now))
             connected = self._connected(among)
             if len(connected) < count:
-                why = self._stop_reason or f"after {timeout_s:g} s of waiting"
-                raise QuorumError(f"{len(connected)} of the {count} clients needed are connected", reasons=why)
+                text = f"{len(connected)} of the {count} clients needed are connected"
+                raise self._end or QuorumError(text, reasons=self._stop_reason or f"after {timeout_s:g} s of waiting")
             return sorted(connected)
 
     def connected_clients(self, among: Sequence[str] | None = None) -> set[str]:
@@ -112,18 +107,27 @@ class FederationState:
         with self._changed:
             self._changed.wait_for(lambda: self._stop_reason, seconds)
             if self._stop_reason:
-                raise QuorumError(self._stop_reason)
+                raise self._end or QuorumError(self._stop_reason)
 
-    def stop_waiting(self, reason: str) -> None:
-        """No more clients will connect: end all waits for clients with this reason. May be called from any thread."""
+    def stop_waiting(self, reason: str, error: FlcoreError | None = None) -> None:
+        """No more clients will connect: end all waits for clients with this reason. May be called from any thread.
+
+        With `error` the job ends: all its waits, and its next call of the controller, raise it.
+        """
         with self._changed:
-            self._stop_reason = reason
+            self._stop_reason, self._end = reason, self._end or error
             self._changed.notify_all()
+
+    def raise_if_ended(self) -> None:
+        """Raise the error with which the job was ended, if it was."""
+        if self._end is not None:
+            raise self._end
 
     def open(self, open_attempt: OpenAttempt) -> None:
         """Send each client its assignment. Clients that are not connected receive it when they connect."""
         attempt = open_attempt.attempt
         with self._changed:
+            open_attempt.wakes_at = attempt.opened_at + MAX_SLEEP_S  # its first sleep has begun by then
             self._attempts = {key: each for key, each in self._attempts.items() if not each.attempt.is_closed}
             self._attempts[attempt.assignment_id] = open_attempt
             for client in attempt.clients:
@@ -134,19 +138,19 @@ class FederationState:
                     attempt.disconnected(client, self._clock())
         self._outgoing.flush()
 
-    def wait_until_closed(self, open_attempt: OpenAttempt, staging: Staging) -> None:
+    def wait_until_closed(self, open_attempt: OpenAttempt, staging: Staging | KeptStaging) -> None:
         """Wait until an attempt has closed, and run its timers until then. An exception closes it."""
         attempt = open_attempt.attempt
         try:
             while not attempt.is_closed:
+                self.raise_if_ended()
                 with self._handle_event(open_attempt) as now:
                     attempt.tick(now, staging.quota.released_at)
                 self._sleep_until_due(open_attempt)
         finally:
             self._close(open_attempt)
-        for client in attempt.clients:
-            if client in attempt.failed:
-                self._observe(ClientFailed(open_attempt.task, client, attempt.failed[client]))
+        with self._changed:  # the record of the round may need the space of an update that another thread discards
+            self._changed.wait_for(lambda: not open_attempt.actions_under_way)
 
     def _sleep_until_due(self, open_attempt: OpenAttempt) -> None:
         """Sleep until a timer is due or the attempt has closed, for `MAX_SLEEP_S` at most."""
@@ -154,22 +158,11 @@ class FederationState:
         with self._changed:
             if attempt.is_closed:
                 return
-            now = self._clock()
+            open_attempt.compensate_suspension(now := self._clock())
             open_attempt.wakes_at = min(now + MAX_SLEEP_S, max(now, attempt.due_at))
             self._changed.wait(open_attempt.wakes_at - now)
-            self._compensate_suspension(open_attempt, self._clock())
-            open_attempt.wakes_at = NEVER
-
-    def _compensate_suspension(self, open_attempt: OpenAttempt, now: float) -> None:
-        """If the waiting thread should have woken long ago, the process was suspended: move all deadlines.
-
-        Any thread may be the first to run after a suspension. So `_handle_event` calls this first, and no deadline
-        that passed during the suspension fails a client.
-        """
-        late_s = now - open_attempt.wakes_at
-        if late_s > MAX_WAKE_DELAY_S:
-            open_attempt.attempt.pause(late_s)
-            open_attempt.wakes_at = now
+            open_attempt.compensate_suspension(now := self._clock())
+            open_attempt.wakes_at = now + MAX_SLEEP_S  # it works, for less than it sleeps at most
 
     def _close(self, open_attempt: OpenAttempt) -> None:
         """Close an attempt if it is open: it accepts no more answers. Free its model."""
@@ -227,7 +220,7 @@ class FederationState:
         """A piece of the model was sent."""
         with self._handle_event(open_attempt) as now:
             open_attempt.attempt.piece_sent(client, nbytes, now, is_last=is_last)
-        self._observe(BytesTransferred(nbytes, 0))
+        self._observe(BytesTransferred(nbytes, 0, client))
 
     def download_queued(self, open_attempt: OpenAttempt, client: str) -> None:
         """A client's download waits for a window."""
@@ -288,7 +281,7 @@ class FederationState:
         """A piece of an upload was received and stored."""
         with self._handle_event(open_attempt) as now:
             open_attempt.attempt.piece_received(upload.client, upload, nbytes, now, is_last=upload.inbox.is_complete)
-        self._observe(BytesTransferred(0, nbytes))
+        self._observe(BytesTransferred(0, nbytes, upload.client))
 
     def fail(
         self,
@@ -308,8 +301,8 @@ class FederationState:
         """A client has failed in all open attempts."""
         with self._changed:
             open_attempts = [each for each in self._attempts.values() if client in each.assignments]
-        for open_attempt in open_attempts:
-            self.fail(open_attempt, client, reason)
+        for each in open_attempts:
+            self.fail(each, client, reason)
 
     def commit(self, open_attempt: OpenAttempt, upload: PendingUpload) -> None:
         """Commit an answer once. A second call for the same answer waits for the first one, and returns.
@@ -328,9 +321,11 @@ class FederationState:
             return
         if verdict is not Verdict.ACCEPTED:
             raise refused_untimely(client, verdict)
+        participation = Participation(
+            upload.content.weight, upload.metrics, upload.received_bytes, self._clock() - attempt.opened_at
+        )
         try:
-            if open_attempt.aggregator is not None and upload.staged is not None:
-                open_attempt.aggregator.commit(upload.staged)
+            open_attempt.commit_answer(upload, participation)
         except BaseException as error:
             # Any exception, an interrupt too, must end the commit: the attempt waits for it beyond its deadline.
             with self._handle_event(open_attempt):
@@ -339,15 +334,12 @@ class FederationState:
             if isinstance(error, FlcoreError) and not isinstance(error, LOWER_LEVEL_ERRORS):
                 raise as_refused(error) from error
             raise
-        with self._handle_event(open_attempt) as now:
-            upload.participation = Participation(
-                upload.content.weight, upload.metrics, upload.received_bytes, now - attempt.opened_at
-            )
+        with self._handle_event(open_attempt):
+            upload.participation = participation
             attempt.committed(client)
             self._changed.notify_all()  # another call of the same answer may wait for this commit
-        weight, nbytes, digest = upload.content.weight, upload.received_bytes, upload.key
-        round_number, assignment_id = open_attempt.round, attempt.assignment_id
-        self._observe(TaskAnswered(open_attempt.task, client, round_number, assignment_id, weight, nbytes, digest))
+        answered = (participation.weight, participation.bytes, upload.key)
+        self._observe(TaskAnswered(open_attempt.task, client, open_attempt.round, attempt.assignment_id, *answered))
         if upload.invalid_metrics:
             self._observe(InvalidMetrics(open_attempt.task, client, upload.invalid_metrics))
 
@@ -357,17 +349,18 @@ class FederationState:
     def _handle_event(self, open_attempt: OpenAttempt) -> Iterator[float]:
         """Hold the lock for one event, and yield its time. Then perform the attempt's actions, most without the lock.
 
-        Withdrawals only enter the queue of messages, which must happen under the lock to keep their order.
+        Withdrawals only enter the queue of messages, under the lock to keep their order.
         """
         attempt = open_attempt.attempt
         try:
             with self._changed:
                 now = self._clock()
-                self._compensate_suspension(open_attempt, now)
+                open_attempt.compensate_suspension(now)
                 try:
                     yield now
                 finally:
                     actions = attempt.pop_actions()
+                    open_attempt.actions_under_way += len(actions)
                     for action in actions:
                         if isinstance(action, Withdraw):
                             self._withdraw_assignment(open_attempt, action.client)
@@ -375,11 +368,20 @@ class FederationState:
                     if attempt.is_closed or attempt.due_at < open_attempt.wakes_at:
                         self._changed.notify_all()
         finally:
-            for action in actions:
-                if isinstance(action, Spill):
-                    self._spiller.submit(partial(self._spill, open_attempt, action))
-                elif isinstance(action, Discard):
-                    action.upload.discard()
+            try:
+                for action in actions:
+                    if isinstance(action, Spill):
+                        self._spiller.submit(partial(self._spill, open_attempt, action))
+                    elif isinstance(action, Discard):
+                        action.upload.discard()
+                    elif attempt.failed[action.client] != ABANDONED:  # else the run's end has the reason
+                        reason = attempt.failed[action.client]
+                        self._observe(ClientFailed(open_attempt.task, action.client, reason, open_attempt.round))
+            finally:
+                if actions:
+                    with self._changed:
+                        open_attempt.actions_under_way -= len(actions)
+                        self._changed.notify_all()
             self._outgoing.flush()
 
     def _withdraw_assignment(self, open_attempt: OpenAttempt, client: str) -> None:

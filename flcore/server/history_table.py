@@ -1,7 +1,6 @@
-"""A run's history, opened as an Arrow table. `open_history` imports pyarrow when it is called, and not before."""
+"""A run's history, read as records or opened as an Arrow table. `open_history` alone imports pyarrow, when called."""
 
-import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_origin
@@ -10,6 +9,7 @@ from flcore.errors import HistoryError
 from flcore.model.model_paths import PathLike
 from flcore.server.history import RoundRecord
 from flcore.server.run_directory import HISTORY_FILE
+from flcore.strict_json import parse_json
 from flcore.text import printable
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def open_history(run: PathLike) -> "pa.Table":
     - `is_best`: bool, whether the round's model was the best one so far.
     - `capped_weights`: map from client to float64, the weight that `bounds.max_share` left of a larger one.
     - `checkpoint`: string, the file with the round's model that `server.checkpoint_every` keeps; else empty.
+    - `stopped`: string, the reason why the run ended early with this round; else empty.
 
     Args:
         run: The directory of a run (`flcore run --out`, `flcore.run(out=...)`), which holds `history.jsonl`.
@@ -58,15 +59,7 @@ def open_history(run: PathLike) -> "pa.Table":
     import pyarrow as pa
 
     path = Path(run) / HISTORY_FILE
-    try:
-        content = path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        Path(run).stat()  # raises `OSError` if nothing is there
-        raise HistoryError(
-            f"expected the directory of a run, which holds {HISTORY_FILE}, got {Path(run)}; give the one of --out"
-        ) from None
-    *lines, _ = content.split(b"\n")  # after the last newline: nothing, or a partial line
-    rows = [_row(line, f"line {number} of {path}") for number, line in enumerate(lines, start=1)]
+    rows = [_dataclass_value(RoundRecord, record) for record in _checked_records(path)]
     schema = pa.schema(list(_arrow_type(RoundRecord)))
     try:
         return pa.Table.from_pylist(rows, schema)
@@ -74,18 +67,49 @@ def open_history(run: PathLike) -> "pa.Table":
         raise HistoryError(f"expected text in {path}, got {error.object!r}: the file was altered") from error
 
 
-def _row(line: bytes, where: str) -> dict[str, Any]:
-    """Return a round as a row for Arrow. A key that an earlier version did not write gets its default."""
+def read_history(run: PathLike) -> list[RoundRecord]:
+    """Return the records of a run's finished rounds, also while the run goes on. Raises as `open_history` does."""
+    return [RoundRecord.from_fields(record) for record in _checked_records(Path(run) / HISTORY_FILE)]
+
+
+def parse_history(content: bytes, source: str) -> list[RoundRecord]:
+    """Return the records in the content of a history, whole lines. Raises `HistoryError`, which names `source`."""
+    return [RoundRecord.from_fields(record) for record in _checked_lines(content, source)]
+
+
+def _checked_records(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield each round's keys and values, checked."""
     try:
-        record = json.loads(line)
-        if not isinstance(record, dict):
-            raise ValueError(f"expected the keys and values of a round, got a {type(record).__name__}")
-        complete = vars(RoundRecord(0)) | record
-        if "round" not in record:
-            raise ValueError("expected the key 'round', got none")
-        return _dataclass_value(RoundRecord, complete)
-    except (ValueError, RecursionError) as error:
-        raise HistoryError(f"expected a round in {where}; {printable(str(error))}: the file was altered") from error
+        content = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        path.parent.stat()  # raises `OSError` if nothing is there
+        raise HistoryError(
+            f"expected the directory of a run, which holds {HISTORY_FILE}, got {path.parent}; give the one of --out"
+        ) from None
+    yield from _checked_lines(content, str(path))
+
+
+def _checked_lines(content: bytes, source: str) -> Iterator[dict[str, Any]]:
+    """Yield each line's keys and values, checked. A key that an earlier version did not write gets its default."""
+    *lines, _ = content.split(b"\n")  # after the last newline: nothing, or a partial line
+    for number, line in enumerate(lines, start=1):
+        try:
+            yield _check_record(line)
+        except ValueError as error:
+            raise HistoryError(
+                f"expected a round in line {number} of {source}; {printable(str(error))}: the file was altered"
+            ) from error
+
+
+def _check_record(line: bytes) -> dict[str, Any]:
+    record = parse_json(line)
+    if not isinstance(record, dict):
+        raise ValueError(f"expected the keys and values of a round, got a {type(record).__name__}")
+    complete = vars(RoundRecord(0)) | record
+    if "round" not in record:
+        raise ValueError("expected the key 'round', got none")
+    _dataclass_value(RoundRecord, complete)
+    return complete
 
 
 def _annotations(dataclass_type: Any) -> dict[str, Any]:

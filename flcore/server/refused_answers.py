@@ -1,5 +1,6 @@
 """Refusals of answers, reported to an observer, which also receives their cause. The client receives no cause."""
 
+from collections.abc import Callable
 from concurrent.futures import Future
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -31,10 +32,13 @@ class RefusalReport:
 
 
 class ReportedUpload:
-    """An `UploadCall` whose refusals are reported, without any lock: the transport's `IncomingUpload`."""
+    """An `UploadCall` whose refusals are reported, without any lock: the transport's `IncomingUpload`.
 
-    def __init__(self, call: UploadCall, report: RefusalReport) -> None:
-        self._call, self._report = call, report
+    `on_committed` is called before the receipt is sent.
+    """
+
+    def __init__(self, call: UploadCall, report: RefusalReport, on_committed: Callable[[], None]) -> None:
+        self._call, self._report, self._on_committed = call, report, on_committed
 
     @property
     def received(self) -> int:
@@ -58,7 +62,9 @@ class ReportedUpload:
     def commit(self) -> Receipt:
         """Commit the answer and return the receipt, or raise `Refused`."""
         with self._report:
-            return self._call.commit()
+            receipt = self._call.commit()
+        self._on_committed()
+        return receipt
 
     def end(self) -> None:
         """The call has ended."""

@@ -16,6 +16,11 @@ from flcore.aggregation.staging import SPILL_AFTER_S
 from flcore.server.timers import NEVER, Timers
 from flcore.server.upload_progress import UploadPhase, UploadProgress
 
+DEFAULT_GRACE_S = 5.0
+
+ABANDONED = "the attempt was abandoned"
+"""The reason of the clients of an attempt that the end of the run has closed."""
+
 
 class Verdict(Enum):
     """Whether an attempt takes an answer, or why not. The value ends the sentence of a refusal."""
@@ -45,7 +50,7 @@ class AttemptPolicy:
 
     deadline_s: float
     close_at: int | None = None
-    grace_s: float = 5.0
+    grace_s: float = DEFAULT_GRACE_S
     stall_timeout_s: float = 60.0
     spill_after_s: float = SPILL_AFTER_S
 
@@ -264,7 +269,7 @@ class TaskAttempt:
     def abandon(self) -> None:
         """Close the attempt at once. Clients without an answer fail, except those whose answer is being committed."""
         for client in [client for client in self._pending if client not in self._committing]:
-            self._fail(client, "the attempt was abandoned")
+            self._fail(client, ABANDONED)
         self.is_closed = True
 
     # Events of time.

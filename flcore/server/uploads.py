@@ -8,17 +8,20 @@ wanted. `PendingUpload.accept` adds the tensor's name to an error. `Inbox.accept
 import math
 import threading
 from concurrent.futures import Future
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from flcore_kernels import KernelError
 from flcore_layout import Layout, SegmentRange
 from flcore_transport import Inbox, PieceError, ProtocolMismatch, Receipt, Refused, TransportError
+from flcore_transport.piece_format import piece_bytes
 
 from flcore.aggregation.staged_update import StagedUpdate
 from flcore.errors import (
     CorruptUpdate,
     FlcoreError,
     OutOfBounds,
+    RecordError,
     StagingError,
     TensorMismatch,
     Untimely,
@@ -28,9 +31,11 @@ from flcore.errors import (
 from flcore.job.contract import Bounds
 from flcore.job.messages import MAX_METRIC_NAME, AnswerContent, decode_spec
 from flcore.model.wire_format import WireFormat
+from flcore.server.events import Observer, ignore_events
 from flcore.server.history import Participation
 from flcore.server.open_attempt import OpenAttempt
 from flcore.server.task_attempt import Verdict
+from flcore.server.transfer_events import UploadBegan, UploadEnded
 from flcore.text import printable
 
 if TYPE_CHECKING:
@@ -136,8 +141,12 @@ class PendingUpload:
         self.metrics, self.invalid_metrics = validate_metrics(content)
         self.lock = threading.Lock()
         self.inbox = Inbox(Layout() if staged is None else wire_format.layout, _StagingSink(staged))
+        if staged is not None:
+            self.inbox.received = staged.appended  # pieces that came before the server was restarted
         self.call_token = object()
-        self.received_bytes = 0
+        self.received_bytes = sum(
+            piece_bytes(range_.dtype, range_.count) for range_ in islice(wire_format.pieces, self.inbox.received)
+        )
         self.participation: Participation | None = None
         self._spec = wire_format.spec
 
@@ -160,8 +169,14 @@ class PendingUpload:
 class UploadCall:
     """One call that carries an answer: the transport's `IncomingUpload`. The newest call of an upload owns it."""
 
-    def __init__(self, state: "FederationState", open_attempt: OpenAttempt, upload: PendingUpload) -> None:
-        self._state, self._open_attempt, self._upload = state, open_attempt, upload
+    def __init__(
+        self,
+        state: "FederationState",
+        open_attempt: OpenAttempt,
+        upload: PendingUpload,
+        observe: Observer = ignore_events,
+    ) -> None:
+        self._state, self._open_attempt, self._upload, self._observe = state, open_attempt, upload, observe
         self._token = object()
         with upload.lock:
             upload.call_token = self._token
@@ -182,10 +197,13 @@ class UploadCall:
         if aggregator is None or staged is None:
             granted.set_result(None)
             return granted
-        self._state.memory_requested(self._open_attempt, self._upload)
+        attempt, upload = self._open_attempt, self._upload
+        self._state.memory_requested(attempt, upload)
 
         def on_granted(_: object) -> None:
-            self._state.memory_granted(self._open_attempt, self._upload)
+            self._state.memory_granted(attempt, upload)
+            if not upload.inbox.is_complete:
+                self._observe(UploadBegan(attempt.task, attempt.round, upload.client, upload.received_bytes))
             granted.set_result(None)
 
         # The transport may cancel the future of a call that ends. This one cannot be cancelled: `on_granted` sets it
@@ -212,17 +230,27 @@ class UploadCall:
             verdict = self._state.verdict_for(self._open_attempt, upload)
             if verdict is not Verdict.ACCEPTED:
                 raise refused_untimely(upload.client, verdict)
-            try:
-                upload.accept(piece)
-            except LOWER_LEVEL_ERRORS:
-                raise
-            except FlcoreError as error:
-                is_at_fault = not isinstance(error, StagingError)
-                self._state.fail(self._open_attempt, upload.client, str(error), upload=upload, is_at_fault=is_at_fault)
-                raise as_refused(error) from error
-        self._state.piece_received(self._open_attempt, upload, len(piece))
+            bad_piece = self._store(piece)
+        if bad_piece is not None:  # without the upload's lock: observers hear of the failure
+            is_at_fault = not isinstance(bad_piece, StagingError)
+            self._state.fail(self._open_attempt, upload.client, str(bad_piece), upload=upload, is_at_fault=is_at_fault)
+            raise as_refused(bad_piece) from bad_piece
+        attempt, is_complete = self._open_attempt, upload.inbox.is_complete
+        self._state.piece_received(attempt, upload, len(piece))
+        if is_complete:
+            self._observe(UploadEnded(attempt.task, attempt.round, upload.client, upload.received_bytes))
         ready = None if upload.staged is None or upload.inbox.is_complete else upload.staged.acquire_next()
         return None if ready is None or ready.done() else ready
+
+    def _store(self, piece: bytes) -> FlcoreError | None:
+        """Store the next piece, or return the error of a bad one."""
+        try:
+            self._upload.accept(piece)
+        except LOWER_LEVEL_ERRORS:
+            raise
+        except FlcoreError as error:
+            return error
+        return None
 
     def commit(self) -> Receipt:
         """Commit the answer, and return the receipt."""
@@ -242,6 +270,6 @@ def refused_untimely(client: str, verdict: Verdict) -> Refused:
 
 def as_refused(error: FlcoreError) -> Refused:
     """Return an error as the refusal that its client receives."""
-    if isinstance(error, StagingError):  # its message has paths of the server
-        return Refused(error.kind, f"client {error.client!r}: the server could not store its update")
+    if isinstance(error, StagingError | RecordError):  # its message has paths of the server
+        return Refused(StagingError.kind, "the server could not store the answer")
     return Refused(getattr(error, "kind", "malformed"), str(error))

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from flcore_transport import UNAUTHENTICATED_BYTES
+from flcore_transport import CONNECTION_BYTES, MAX_CONNECTIONS, UNAUTHENTICATED_BYTES
 
 from flcore import BudgetError, ModelSpec
-from flcore.aggregation.budget import OVERHEAD_BYTES, Budget, memory_bytes
+from flcore.aggregation.budget import DATABASE_BYTES, PROCESS_BYTES, Budget, memory_bytes
 
 MIB = 1 << 20
 
@@ -43,24 +43,31 @@ def test_the_shares_are_within_the_whole() -> None:
 def test_the_formula_of_the_docs(accumulate: str, of_total: float) -> None:
     spec = ModelSpec.of({"w": np.zeros(1 << 20, np.float32)})
     budget = Budget.parse("64MiB")
-    assert budget.peak_bytes("batch", spec, accumulate) == (64 + 320) * MIB
-    assert budget.peak_bytes("streaming", spec, accumulate) == int((2 * 4 + of_total) * MIB) + (64 + 320) * MIB
+    assert budget.peak_bytes("batch", spec, accumulate) == (64 + 416) * MIB
+    assert budget.peak_bytes("streaming", spec, accumulate) == int((2 * 4 + of_total) * MIB) + (64 + 416) * MIB
 
 
 def test_a_server_that_would_not_fit_says_what_would_do() -> None:
     spec = ModelSpec.of({"w": np.zeros(100 * MIB // 4, np.float32)})
     budget = Budget.parse("256MiB")
-    budget.require("streaming", spec, "float32", (256 + 300 + 320) * MIB)
+    budget.require("streaming", spec, "float32", (256 + 300 + 416) * MIB)
     with pytest.raises(
-        BudgetError, match="takes up to 876MiB of memory, and there are 700MiB; a budget of 80MiB would"
+        BudgetError, match="takes up to 972MiB of memory, and there are 796MiB; a budget of 80MiB would"
     ) as e:
-        budget.require("streaming", spec, "float32", 700 * MIB)
+        budget.require("streaming", spec, "float32", 796 * MIB)
     assert str(e.value).endswith("would do, or the plan batch with a budget of 256MiB would do")
-    with pytest.raises(BudgetError, match="there are 400MiB; the plan batch with a budget of 80MiB would do"):
-        budget.require("streaming", spec, "exact", 400 * MIB)
-    with pytest.raises(BudgetError, match=r"there are 340MiB$"):
-        budget.require("batch", spec, "exact", 340 * MIB)
-    Budget.parse("80MiB").require("batch", spec, "exact", 400 * MIB)
+    with pytest.raises(BudgetError, match="there are 496MiB; the plan batch with a budget of 80MiB would do"):
+        budget.require("streaming", spec, "exact", 496 * MIB)
+    with pytest.raises(BudgetError, match=r"there are 436MiB$"):
+        budget.require("batch", spec, "exact", 436 * MIB)
+    Budget.parse("80MiB").require("batch", spec, "exact", 496 * MIB)
+
+
+def test_a_job_with_more_clients_than_connections_says_how_many_would_do() -> None:
+    Budget(64 * MIB).require_connections(1024)
+    with pytest.raises(BudgetError, match=r"1,025 clients need .* takes 1,024; start it with --connections 2050"):
+        Budget(64 * MIB).require_connections(1025)
+    Budget(64 * MIB, connections=2050).require_connections(1025)
 
 
 def test_a_plan_that_does_not_exist_has_no_formula() -> None:
@@ -84,6 +91,11 @@ def test_memory_is_what_the_control_groups_allow(tmp_path: Path) -> None:
     assert memory_bytes(groups, own) == 2_000_000
 
 
-def test_what_strangers_hold_is_in_the_formula() -> None:
+def test_what_connections_hold_is_in_the_formula() -> None:
     assert UNAUTHENTICATED_BYTES == 32 * MIB
-    assert OVERHEAD_BYTES == 320 * MIB
+    assert MAX_CONNECTIONS * CONNECTION_BYTES == 96 * MIB
+    overhead = Budget.parse("64MiB").overhead_bytes
+    assert overhead == PROCESS_BYTES + DATABASE_BYTES + (32 + 96) * MIB == 416 * MIB
+    spec = ModelSpec.of({"w": np.zeros(3)})
+    more = Budget(64 * MIB, connections=10 * MAX_CONNECTIONS)
+    assert more.peak_bytes("batch", spec, "exact") == (64 + 416 + 9 * 96) * MIB

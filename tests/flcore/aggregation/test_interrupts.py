@@ -16,7 +16,9 @@ import pytest
 
 import flcore
 
-pytestmark = [pytest.mark.serial, pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGINT to send")]
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGINT to send")
+
+FEWEST_HITS = 20
 
 CHILD = """
 import itertools, os, queue, random, signal, sys, tempfile, threading, time
@@ -25,7 +27,7 @@ import numpy as np
 import flcore
 from flcore.aggregation.checkpoint_aggregation import aggregate_checkpoints
 
-what, presses, seconds = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
+what, presses, seconds, FEWEST_HITS = sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4])
 rng, size = random.Random(presses), 600_000
 models = [{"w": np.random.default_rng(n).standard_normal(size).astype("f4")} for n in range(5)]
 updates = [(model, n + 1.0) for n, model in enumerate(models)]
@@ -101,7 +103,8 @@ for turn in itertools.count():
     if turn % 10 < len(calls):
         found = calls[number]()
         assert found.tobytes() == expected, "other bits after an interrupt"
-    if time.monotonic() > end:
+    now = time.monotonic()
+    if now > end and (hits >= FEWEST_HITS or now > end + 60):  # on a busy machine it takes longer
         break
 deadline = time.monotonic() + 10
 while threading.active_count() > threads and time.monotonic() < deadline:
@@ -114,7 +117,7 @@ print(hits, turn + 1, max(0, threading.active_count() - threads))
 @pytest.mark.parametrize("what", ["aggregate", "aggregator", "files"])
 def test_interrupts_at_random_moments_do_no_harm(what: str, presses: int) -> None:
     done = subprocess.run(
-        [sys.executable, "-X", "faulthandler", "-c", CHILD, what, str(presses), "2.5"],
+        [sys.executable, "-X", "faulthandler", "-c", CHILD, what, str(presses), "2.5", str(FEWEST_HITS)],
         capture_output=True,
         text=True,
         timeout=120,
@@ -123,9 +126,10 @@ def test_interrupts_at_random_moments_do_no_harm(what: str, presses: int) -> Non
     )
     assert done.returncode == 0, done.stderr[-3000:]
     hits, turns, left_threads = map(int, done.stdout.split())
-    assert 20 <= hits <= turns and left_threads == 0
+    assert FEWEST_HITS <= hits <= turns and left_threads == 0
 
 
+@pytest.mark.serial
 def test_the_command_ends_and_leaves_no_half_result(tmp_path: Path) -> None:
     for name in "ab":
         flcore.save({"w": np.ones(30_000_000, np.float32)}, tmp_path / f"{name}.safetensors")

@@ -235,6 +235,14 @@ def test_another_schema_is_told(committed: Path) -> None:
         {"segments": ["float32", "bfloat16", "float16", "int8", "bool"]},
         {"weight": "heavy"},
         {"weight": 10**400},
+        {"weight": "1.5"},
+        {"weight": 2**53 + 1},
+        {"client": "\ud800"},
+        {"tensors": [["\ud800", "float32", [1]]], "segments": ["float32"]},
+        {"weight": -1.0},
+        {"weight": float("nan")},
+        {"weight": True},
+        {"client": 3},
     ],
 )
 def test_a_description_that_was_altered_is_told(committed: Path, changed: dict[str, Any]) -> None:
@@ -279,8 +287,7 @@ class DiskStore(staging.DiskStore):
         super().seal()
         made.append(sorted(path.name for path in self._directory.iterdir()))
 
-import flcore.aggregation.staged_chunks
-flcore.aggregation.staged_chunks.DiskStore = DiskStore
+staging.DiskStore = DiskStore
 serve.Staging = lambda _, directory: staging.Staging(0, directory)
 flcore.run("small", workers=0, rounds=2, out="run")
 assert made == [["segment-0.arrows", "update.json"]] * 6, made

@@ -1,135 +1,17 @@
 """A client without a server: what it sends again, what it does not send, and what it says."""
 
 import threading
-from collections.abc import Iterator
 from pathlib import Path
-from queue import SimpleQueue
-from typing import Any, cast
 
 import numpy as np
 import pytest
-from flcore_layout import Layout
-from flcore_transport import (
-    ConnectionLost,
-    DownloadRequest,
-    Failure,
-    FromServer,
-    Goodbye,
-    Join,
-    Outbox,
-    Receipt,
-    Refused,
-    TaskAssignment,
-    TransportError,
-    UploadRequest,
-    Welcome,
-    Withdrawal,
-)
+from flcore_transport import ConnectionLost, Goodbye, Refused, TaskAssignment, TransportError, Welcome, Withdrawal
 
-from flcore import Arrays, Job, JobFailed, Model, Site, Task, Update
+from flcore import Arrays, JobFailed, Model, Task, Update
 from flcore.client import outage
-from flcore.client.client import Client
-from flcore.client.executor import Executor
-from flcore.job.messages import TaskContent, WelcomeContent, encode_tensors
-from flcore.job.parsing import parse_contract
+from flcore.job.messages import WelcomeContent, parse_content
 from flcore.model.wire_format import WireFormat
-from tests.flcore.conftest import Function, Scripted
-
-MODEL = Model.of({"w": np.zeros(1000, np.float32)})
-WELCOME = Welcome("secret", WelcomeContent(tensors=encode_tensors(MODEL.spec), code_digest="", version="").to_bytes())
-
-
-def assignment(number: int, round_: int, payload_id: str = "") -> TaskAssignment:
-    message = TaskContent(task="train", round=round_, rounds=9, seed=1, hyperparameters={})
-    return TaskAssignment(number, message.to_bytes(), MODEL.layout, payload_id or f"model-{round_}")
-
-
-class Server:
-    """A connection to a server that the test plays: it keeps what is sent, and says what `says` holds."""
-
-    address = "stage:1"
-
-    def __init__(self) -> None:
-        self.says: SimpleQueue[FromServer | Exception] = SimpleQueue()
-        self.changed = threading.Condition()
-        self.uploads: list[tuple[int, bytes, list[bytes]]] = []
-        self.reports: list[Failure] = []
-        self.downloads = self.sessions = 0
-        self.losing: list[Exception] = []
-
-    def session(self, join: Join) -> Iterator[FromServer]:
-        self.sessions += 1
-        while True:
-            message = self.says.get()
-            if isinstance(message, Exception):
-                raise message
-            yield message
-            if isinstance(message, Goodbye):
-                return
-
-    def download(self, request: DownloadRequest, layout: Layout | None = None) -> Iterator[bytes]:
-        self.downloads += 1
-        outbox = Outbox(MODEL)
-        return iter([outbox.piece(index) for index in range(request.first_piece, len(outbox.piece_ranges))])
-
-    def upload(self, request: UploadRequest, outbox: Outbox) -> Receipt:
-        pieces = [outbox.piece(index) for index in range(len(outbox.piece_ranges))]
-        with self.changed:
-            self.uploads.append((request.assignment_id, request.content, pieces))
-            self.changed.notify_all()
-            if self.losing:
-                raise self.losing.pop()
-        return Receipt(request.assignment_id)
-
-    def report(self, failure: Failure) -> Receipt:
-        self.reports.append(failure)
-        return Receipt(failure.assignment_id)
-
-    def close(self) -> None:
-        self.says.put(ConnectionLost("closed"))
-
-    def wait_for_uploads(self, count: int) -> None:
-        with self.changed:
-            assert self.changed.wait_for(lambda: len(self.uploads) >= count, 20)
-
-
-class Played:
-    """A client in a thread, and the server that the test plays."""
-
-    def __init__(self, directory: Path) -> None:
-        self.server, self.told, self.trained = Server(), list[str](), list[int]()
-        self.directory, self.wire = directory, dict[str, Any]()
-        self.train: Function = self.uneven
-        self.stopping = threading.Event()
-
-    def uneven(self, model: Arrays, task: Task) -> Update:
-        """A difference that int8 does not hold."""
-        self.trained.append(task.round)
-        return Update({"w": np.linspace(0, 1, 1000, dtype=np.float32)}, weight=1)
-
-    def start(self, *messages: FromServer | Exception) -> None:
-        content = {
-            "name": "staged",
-            "clients": 1,
-            "server": {"model": "code.py:initial_model", "rounds": 9},
-            "client": {"executor": "code.py"},
-            "tasks": {"train": {"returns": "delta"}},
-            "wire": self.wire,
-        }
-        job = Job(parse_contract(content, "the test's contract"), self.directory)
-        executor = cast("Executor", Scripted(Site("client-1"), {"train": lambda *given: self.train(*given)}))
-        self.client = Client(job, executor, self.server, self.told.append)
-        self.client._stopping = self.stopping
-        self.say(WELCOME, *messages)
-        self.ended = self.client.start()
-
-    def say(self, *messages: FromServer | Exception) -> None:
-        for message in messages:
-            self.server.says.put(message)
-
-    def finish(self) -> None:
-        self.say(Goodbye("done"))
-        assert self.ended.result(20) == "done"
+from tests.flcore.client.played import MODEL, WELCOME, Played, assignment, welcome
 
 
 @pytest.fixture
@@ -164,6 +46,22 @@ def test_a_repeated_assignment_is_answered_with_the_same_bytes_and_no_training(p
     assert played.trained == [1, 2]
     if upload != "float32":
         assert other[2] != first[2], "what rounding left out of the first went into the next"
+
+
+def test_each_call_carries_the_token_of_its_own_assignment(played: Played) -> None:
+    played.start(assignment(1, 1), assignment(2, 1))  # the cached answer goes out under the second one's token
+    played.server.wait_for_uploads(2)
+    played.train = lambda model, task: Update({"other": np.zeros(1, np.float32)}, weight="none")  # type: ignore[arg-type]
+    played.say(assignment(3, 2))
+    played.server.wait_for_report()
+    played.finish()
+    assert played.server.tokens == [
+        ("download", b"token 1"),
+        ("upload", b"token 1"),
+        ("upload", b"token 2"),
+        ("download", b"token 3"),
+        ("report", b"token 3"),
+    ]
 
 
 def test_rounding_errors_of_an_answer_that_was_not_received_are_not_recorded(played: Played) -> None:
@@ -218,10 +116,41 @@ def test_an_upload_is_not_retried_for_a_withdrawn_assignment(played: Played) -> 
     played.start(assignment(1, 1))
     played.server.wait_for_uploads(1)
     played.say(Withdrawal(1), assignment(2, 2))
+    with played.server.changed:
+        assert played.server.changed.wait_for(lambda: any(number == 2 for number, _, _ in played.server.uploads), 20)
+    played.finish()
+    assert [number for number, _, _ in played.server.uploads].count(1) <= 3, "and once more, for its receipt"
+
+
+def test_a_withdrawal_ends_transfers_that_may_wait_for_a_lost_message(played: Played) -> None:
+    played.start(assignment(1, 1), Withdrawal(7))
+    played.server.wait_for_uploads(1)
+    with played.server.changed:
+        played.server.changed.wait_for(lambda: played.server.ended_transfers, 20)
+    played.finish()
+    assert played.server.ended_transfers == 1
+
+
+def test_a_call_that_is_refused_for_the_networks_sake_is_repeated(played: Played) -> None:
+    played.server.losing = [Refused("unknown-session", "join again"), Refused("superseded", "by a newer call")]
+    played.start(assignment(1, 1))
     played.server.wait_for_uploads(3)
     played.finish()
-    assert [number for number, _, _ in played.server.uploads if number == 2]
-    assert [number for number, _, _ in played.server.uploads].count(1) <= 2
+    assert played.trained == [1] and len({content for _, content, _ in played.server.uploads}) == 1
+
+
+@pytest.mark.parametrize(("corrupt", "is_read"), [(3, True), (4, False)])
+def test_a_corrupt_piece_of_the_model_is_requested_again(played: Played, corrupt: int, is_read: bool) -> None:
+    played.server.corrupt_downloads = corrupt
+    played.start(assignment(1, 1))
+    if is_read:
+        played.server.wait_for_uploads(1)
+    else:
+        with played.server.changed:
+            assert played.server.changed.wait_for(lambda: played.server.reports, 20)
+        assert "the model could not be read: piece 0 of 1: corrupt" in played.server.reports[0].message
+    played.finish()
+    assert played.server.downloads == 4 and played.trained == [1] * is_read
 
 
 def test_a_job_that_failed_raises(played: Played) -> None:
@@ -254,6 +183,18 @@ def test_a_refusal_ends_a_client(played: Played) -> None:
         played.ended.result(20)
 
 
+def test_a_refusal_after_the_goodbye_stands_for_it(tmp_path: Path) -> None:
+    """The client was disconnected when the server said goodbye, and joins again before the server has gone."""
+    done, failed = Played(tmp_path), Played(tmp_path)
+    done.say(ConnectionLost("gone"), Refused("over", "the job is done"))
+    done.start()
+    assert done.ended.result(20) == "the job is done"
+    failed.say(ConnectionLost("gone"), Refused("failed", "the job failed: no quorum"))
+    failed.start()
+    with pytest.raises(JobFailed, match="no quorum"):
+        failed.ended.result(20)
+
+
 def test_delays_grow_and_begin_anew_after_a_good_session(played: Played, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outage, "JITTER", 0.0)
     waits: list[float] = []
@@ -278,3 +219,101 @@ def test_the_wire_format_of_a_compressed_upload_is_the_contracts(played: Played)
     played.server.wait_for_uploads(1)
     played.finish()
     assert len(played.server.uploads[0][2]) == len(WireFormat.compressed(MODEL.spec, "int8[64]").pieces)
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_an_answer_computed_for_a_lost_session_answers_the_same_assignment_of_the_next_one(
+    tmp_path: Path, on_disk: bool
+) -> None:
+    """The server is restarted while the client trains: the assignment of the new session asks for the same."""
+    played = Played(tmp_path, state=tmp_path / "state" if on_disk else None)
+    begun, may_go_on = threading.Event(), threading.Event()
+
+    def train(model: Arrays, task: Task) -> Update:
+        begun.set()
+        assert may_go_on.wait(20)
+        return played.uneven(model, task)
+
+    played.train = train
+    played.start(assignment(7, 1))
+    assert begun.wait(20)
+    played.say(ConnectionLost("the server was killed"), welcome("another secret"), assignment(1, 1))
+    while not played.server.says.empty():
+        threading.Event().wait(0.01)
+    may_go_on.set()
+    played.server.wait_for_uploads(1)
+    played.finish()
+    assert [number for number, _, _ in played.server.uploads] == [1]
+    assert played.trained == [1] and played.server.downloads == 1
+
+
+BIG = Model.of({"w": np.arange(1_300_000, dtype=np.float32), "n": np.arange(300)})
+"""Three pieces of floats, and one of integers."""
+
+
+@pytest.mark.parametrize("how", ["same session", "new session", "withdrawn"])
+def test_a_download_is_resumed_at_the_first_missing_piece(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr("flcore.client.client.RETRY_S", 0.001)
+    played = Played(tmp_path, BIG)
+    played.server.cuts = [0, 1, 0, 1]
+    downloaded: list[list[float]] = []
+
+    def train(model: Arrays, task: Task) -> Update:
+        downloaded.append([float(model["w"][index]) for index in (0, 600_000, -1)] + [int(model["n"][-1])])
+        return played.uneven(model, task)
+
+    played.train = train
+    layout = BIG.layout
+    if how == "same session":
+        played.start(assignment(1, 1, layout=layout))
+    else:
+        # After two pieces the connection is lost, until the other session or assignment begins.
+        played.server.cuts = [2]
+        played.server.serves = lambda request: (
+            request.first_piece == 0 or request.session_secret == "another" or request.assignment_id > 1
+        )
+        played.start(assignment(1, 1, layout=layout))
+        while played.server.downloads < 2:
+            threading.Event().wait(0.001)
+        if how == "new session":
+            played.say(ConnectionLost("killed"), welcome("another", BIG), assignment(1, 1, layout=layout))
+        else:
+            played.say(Withdrawal(1), assignment(2, 1, layout=layout))
+    played.server.wait_for_uploads(1)
+    played.say(assignment(3, 2, payload_id="another", layout=layout))
+    played.server.wait_for_uploads(2)
+    played.finish()
+    *resumed, other = played.server.first_pieces
+    assert resumed[0] == 0 and other == 0, "another payload begins at its first piece"
+    assert resumed == sorted(resumed) and set(resumed[1:]) == ({0, 1, 2} if how == "same session" else {2})
+    assert downloaded == [[0.0, 600_000.0, 1_299_999.0, 299]] * 2
+    assert played.trained == [1, 2]
+
+
+def test_a_payload_without_an_id_is_always_downloaded(played: Played) -> None:
+    nameless = [TaskAssignment(number, assignment(0, number).content, MODEL.layout) for number in (1, 2)]
+    played.start(*nameless)
+    played.server.wait_for_uploads(2)
+    played.finish()
+    assert played.server.first_pieces == [0, 0]
+
+
+def test_nothing_of_another_run_goes_into_a_run(played: Played) -> None:
+    """A server that is killed and started with --fresh asks for the same task again, with the same model."""
+    played.wire = {"upload": "int8[64]"}
+
+    def of_run(name: str) -> Welcome:
+        content = parse_content(WelcomeContent, WELCOME.content).model_copy(update={"run": name})
+        return Welcome(name, content.to_bytes())
+
+    played.start(of_run("a"), assignment(1, 1), assignment(2, 2))
+    played.server.wait_for_uploads(2)
+    played.say(of_run("b"), assignment(3, 1), assignment(4, 2))
+    played.server.wait_for_uploads(4)
+    played.finish()
+    assert played.trained == [1, 2, 1, 2]
+    first, second, third, fourth = (pieces for _, _, pieces in played.server.uploads)
+    assert first == third and second == fourth
+    assert first != second, "the rounding errors of the first went into the second"

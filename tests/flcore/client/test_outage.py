@@ -65,6 +65,14 @@ def test_a_client_gives_up_when_it_is_told_to() -> None:
     assert notices[-1] == "nobody is there (given up after 10 s)"
 
 
+def test_the_error_of_a_client_that_gives_up_says_how_long_it_has_tried() -> None:
+    clock = Clock()
+    outage = Outage(10, clock, lambda: 0.5)
+    while outage.failed("connection refused")[0] is not None:
+        clock.now += 1
+    assert outage.explain_end("no route") == "given up after 10 s of trying; the last error: no route"
+
+
 def test_an_outage_that_has_ended_counts_no_more() -> None:
     clock = Clock()
     outage = Outage(10, clock, lambda: 0.5)

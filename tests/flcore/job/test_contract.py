@@ -2,6 +2,7 @@
 
 import copy
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,10 @@ def test_an_alias_of_a_dtype_is_the_same_contract() -> None:
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [
-        ("server.round", 3, "here: server.round: there is no such key$"),
+        ("server.round", 3, "here: server.round: there is no such key; did you mean 'server.rounds'\\?$"),
+        ("rounds", 3, "here: rounds: there is no such key; did you mean 'server.rounds'\\?$"),
+        ("tasks.train.retuns", 3, "tasks.train.retuns: there is no such key; did you mean 'tasks.train.returns'\\?$"),
+        ("bounds.strange", 3, "bounds.strange: there is no such key$"),
         ("server.controller", "fed_avg", "no such key; it is called server.workflow now$"),
         ("server.rounds", "ten", "here: server.rounds: input should be a valid integer, not 'ten'"),
         ("server.rounds", 0, "server.rounds: .* greater than or equal to 1, not 0"),
@@ -94,6 +98,15 @@ def test_an_alias_of_a_dtype_is_the_same_contract() -> None:
 def test_each_error_names_its_key(place: str, value: Any, message: str) -> None:
     with pytest.raises(JobError, match=message):
         parse_contract(changed(place, value), "here")
+
+
+def test_an_empty_contract_is_one_line() -> None:
+    with pytest.raises(JobError) as caught:
+        parse_contract({}, "here")
+    assert str(caught.value).startswith(
+        "here: expected the keys name, clients, server, client, tasks, which are missing"
+    )
+    assert "\n" not in str(caught.value)
 
 
 def test_all_errors_are_listed() -> None:
@@ -163,6 +176,10 @@ def test_files_that_are_no_contract_are_refused(tmp_path: Path) -> None:
         Job.load(write(tmp_path / "a", "name = "))
     with pytest.raises(JobError, match="a date"):
         Job.load(write(tmp_path / "b", "name = 2026-01-01\n"))
+    with pytest.raises(JobError, match="expected TOML: maximum recursion"):
+        Job.load(write(tmp_path / "c", "name = " + "{a=" * 2_000 + "1" + "}" * 2_000))
+    with pytest.raises(JobError, match="expected tables in a few levels, got too many"):
+        Job.load(write(tmp_path / "d", ".".join("a" * 2_000) + " = 1\n"))
 
 
 @pytest.mark.parametrize(
@@ -234,11 +251,42 @@ def test_a_workflow_that_does_not_exist_is_refused(tmp_path: Path, workflow: str
         (b'{"returns": "weights", "weight": 1, "metrics": [1]}', "metrics"),
         (b"\xff\xfe", "the message"),
         (b"[" * 100_000, "the message"),
+        (b'{"returns": "weights", "weight": 1, "weight": 2}', "one meaning: 'weight' appears twice"),
+        (b'{"returns": "weights", "weight": 1, "metrics": {"a": 1, "a": 2}}', "one meaning: 'a' appears twice"),
+        (b'{"returns": "weights", "weight": 1, "upload_id": "1f"}', "'upload_id' is no key"),
+        (
+            b'{"returns": "weights", "weight": 1, ' + b",".join(b'"%d": 1' % key for key in range(70)) + b"}",
+            "70 keys or",
+        ),
     ],
 )
 def test_malformed_messages_are_refused(content: bytes, message: str) -> None:
     with pytest.raises(MalformedMessage, match=message):
         parse_content(AnswerContent, content)
+
+
+def test_white_space_the_order_of_keys_and_left_out_defaults_are_free() -> None:
+    answer = parse_content(AnswerContent, b' {"weight": 2,\n"returns": "delta", "attempt": "1f"}')
+    assert answer == AnswerContent(returns="delta", upload_id="1f", weight=2.0)
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        b",".join(b'"%x":1' % key for key in range(90_000)),
+        b'"tensors":[' + b",".join([b"[1,1,1]"] * 120_000) + b"]",
+        b'"tensors":[' + b",".join([b'["","",[' + b",".join([b'""'] * 64) + b"]]"] * 4_700) + b"]",
+    ],
+)
+def test_a_large_content_that_is_wrong_everywhere_takes_little_memory(members: bytes) -> None:
+    content = b'{"returns":"delta","weight":1,' + members + b"}"
+    tracemalloc.start()
+    try:
+        with pytest.raises(MalformedMessage):
+            parse_content(AnswerContent, content)
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20  # one error object for each fault took 100 MiB
+    finally:
+        tracemalloc.stop()
 
 
 def test_messages_survive_the_journey_not_a_number_too() -> None:

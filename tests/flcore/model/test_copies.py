@@ -131,7 +131,7 @@ def sent(model: dict[str, Any]) -> None:
     code = SimpleNamespace(train=lambda arrays, task: flcore.Update(model, weight=1))
     contract = SimpleNamespace(client=SimpleNamespace(executor="code"), tasks=["train"])
     job: Any = SimpleNamespace(contract=contract, load_reference=lambda *_: code)
-    task: Any = SimpleNamespace(name="train")
+    task: Any = SimpleNamespace(name="train", round=1, rounds=1)
     update = Executor(job, flcore.Site("a")).run({}, task)
     _, source = prepare_answer(update, "weights", SPEC)
     assert isinstance(source, NamedArrays)

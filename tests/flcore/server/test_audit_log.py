@@ -24,6 +24,7 @@ from flcore.server.audit_log import AuditLog
 from flcore.server.events import (
     AnswerRefused,
     BytesTransferred,
+    CallRefused,
     ClientJoined,
     ClientRevoked,
     Event,
@@ -45,9 +46,20 @@ EVENTS: list[Event] = [
     AnswerRefused("train", "a", 1, 1, "untimely", "the round has closed without it"),
     ModelPublished(1, "model.safetensors", True, "f" * 64, 4096, None),
     ClientRevoked("a", "0" * 64, "its key was lost"),
+    CallRefused("a", "0" * 64, "revoked", "its certificate is revoked"),
     RunEnded("the job is done", False),
 ]
-NAMES = ["start", "join", "join-refused", "receipt", "answer-refused", "publication", "revocation", "end"]
+NAMES = [
+    "start",
+    "join",
+    "join-refused",
+    "receipt",
+    "answer-refused",
+    "publication",
+    "revocation",
+    "call-refused",
+    "end",
+]
 
 
 def entries(path: Path) -> list[dict[str, Any]]:
@@ -80,7 +92,7 @@ def test_a_line_is_chained_to_the_one_before(path: Path) -> None:
         previous = hashlib.sha256(line[: line.index(b',"sha256"')] + b"}").hexdigest()
         assert entry["sha256"] == previous
     result = verify(path)
-    assert (result.entries, result.head, result.has_ended, result.fault) == (8, previous, True, None)
+    assert (result.entries, result.head, result.has_ended, result.fault) == (9, previous, True, None)
     assert result.first == json.loads(lines[0])["time"] and result.last == json.loads(lines[-1])["time"]
 
 
@@ -188,7 +200,7 @@ def test_a_cut_within_a_line_is_a_torn_tail_and_whole_lines_need_the_head(path: 
 def test_a_head_may_have_entries_after_it(path: Path) -> None:
     lines = write_log(path).splitlines(keepends=True)
     head = check(b"".join(lines[:5])).head
-    assert check(b"".join(lines), head).entries_after_head == 3
+    assert check(b"".join(lines), head).entries_after_head == 4
     fault = check(b"".join(lines[:4]), head).fault
     assert fault is not None and head in fault.expected and "cut off" in fault.got
 
@@ -208,6 +220,16 @@ def test_what_a_crash_left_stays_and_is_recorded(path: Path, kept: float) -> Non
             assert check(continued.replace(torn, changed)).fault is not None
         assert check(continued.replace(torn + b"\n", b"")).fault is not None, "a torn line was removed"
         assert check(continued.replace(torn, torn[:-1])).fault is not None
+
+
+def test_a_forged_torn_entry_that_is_nested_too_deeply_is_a_fault(path: Path) -> None:
+    whole = write_log(path, EVENTS[:1])
+    torn = b'{"previous":"'
+    line, _ = seal(check(whole).head, 3, "2026-01-31", "torn", {"a": 0})
+    body = line.partition(b"0,")[0].partition(b',"sha256"')[0].replace(b'"a":0', b'"a":' + b"[" * 5_000 + b"]" * 5_000)
+    digest = hashlib.sha256(body + b"}").hexdigest().encode()
+    forged = check(whole + torn + b"\n" + body + b',"sha256":"' + digest + b'"}\n')
+    assert forged.fault is not None
 
 
 def test_a_crash_while_a_torn_tail_is_recorded_is_recorded_too(path: Path) -> None:
@@ -244,6 +266,7 @@ def test_what_clients_write_stays_on_one_short_line(path: Path, text: str) -> No
         STARTED,
         ClientJoined(text, 1),
         JoinRefused(text, text),
+        CallRefused(text, text, text, text),
         AnswerRefused(text, text, 1, 1, text, text),
         TaskAnswered(text, text, 1, 1, 1e308, 1, "0" * 64),
         ClientRevoked(text, text, text),

@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 from flcore_layout import Layout, PayloadPart, Segment
 from flcore_transport import Outbox, Refused, TaskAssignment, TransportError, UploadRequest
+from flcore_transport.control import MAX_MESSAGE_BYTES
 
 from flcore import Arrays, Model, Outcome, QuorumError, Task, Update
+from flcore.client.cached_answer import MAX_CONTENT_BYTES
 from flcore.job.messages import AnswerContent, TaskContent, parse_content
 from flcore.model.model import NamedArrays
 from flcore.server.events import InvalidMetrics
-from tests.flcore.conftest import Function, Stage, adding, mean_of
+from tests.flcore.conftest import Function, Stage, adding, mean_of, read_ahead
 
 Change = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -123,10 +125,9 @@ def test_an_invalid_metric_on_the_wire_is_dropped_and_the_update_counts(
     by_hand: "ByHand", name: str, value: str, why: str
 ) -> None:
     content = by_hand.content.to_bytes().replace(b'"metrics":{}', f'"metrics":{{"{name}":{value},"sound":2}}'.encode())
-    assignment_id = by_hand.next_assignment().assignment_id
-    by_hand.stage.connect().upload(
-        UploadRequest(by_hand.secret, assignment_id, content, by_hand.source.layout), Outbox(by_hand.source)
-    )
+    assignment = by_hand.next_assignment()
+    request = UploadRequest(by_hand.secret, assignment.assignment_id, content, by_hand.source.layout, assignment.token)
+    by_hand.stage.connect().upload(request, Outbox(by_hand.source))
     record = by_hand.stage.result().history[0]
     assert sorted(record.updates) == ["bad", "good-1", "good-2"] and record.updates["bad"].metrics == {"sound": 2}
     assert record.train == {"added": 2.0, "sound": 2.0}
@@ -160,7 +161,9 @@ class ByHand:
 
     def __init__(self, stage: Stage, name: str) -> None:
         self.stage = stage
-        self.secret, self._stream = stage.join(name)
+        self.secret, stream = stage.join(name)
+        self._stream = read_ahead(stream)
+        self.tokens: dict[int, bytes] = {}
         arrays = {"w": np.full((2, 3), 9, np.float32), "b": np.full(300, 9, np.float32)}
         self.model = Model.of(arrays)
         self.source = NamedArrays(self.model.spec, arrays)
@@ -169,13 +172,15 @@ class ByHand:
     def next_assignment(self) -> TaskAssignment:
         assignment = next(self._stream)
         assert isinstance(assignment, TaskAssignment)
+        self.tokens[assignment.assignment_id] = assignment.token
         return assignment
 
     def send(
         self, assignment_id: int, outbox: Outbox | None = None, layout: Layout | None = None, **changes: Any
     ) -> None:
         changed = self.content.model_copy(update=changes).to_bytes()
-        request = UploadRequest(self.secret, assignment_id, changed, layout or self.source.layout)
+        token = self.tokens.get(assignment_id, b"")
+        request = UploadRequest(self.secret, assignment_id, changed, layout or self.source.layout, token)
         self.stage.connect().upload(request, outbox or Outbox(self.source))
 
 
@@ -208,7 +213,7 @@ class Spoiled(Outbox):
         (lambda piece: b"", "truncated"),
         (lambda piece: piece + b"\0" * 8, "padded"),
         (lambda piece: b"GARB" + piece[4:], "not a piece"),
-        (lambda piece: piece[:4] + b"\x09" + piece[5:], "protocol version 9, expected 2"),
+        (lambda piece: piece[:4] + b"\x09" + piece[5:], "protocol version 9, expected 4"),
     ],
 )
 def test_a_corrupted_piece(by_hand: ByHand, spoil: Callable[[bytes], bytes], expected: str) -> None:
@@ -257,7 +262,8 @@ def test_a_malformed_message(by_hand: ByHand) -> None:
     assignment = by_hand.next_assignment()
     with pytest.raises(Refused) as caught:
         by_hand.stage.connect().upload(
-            UploadRequest(by_hand.secret, assignment.assignment_id, b"{]"), Outbox(by_hand.source)
+            UploadRequest(by_hand.secret, assignment.assignment_id, b"{]", token=assignment.token),
+            Outbox(by_hand.source),
         )
     assert caught.value.kind == "malformed"
     assert "AnswerContent" in reason(by_hand.stage.result())
@@ -355,3 +361,14 @@ def test_answers_that_cannot_be_sent_cost_the_round_and_not_the_client(stage: St
 
     said = reason(run_with(stage, odd))
     assert "SystemExit" in said or "cannot be sent" in said
+
+
+def test_metrics_that_no_message_holds_are_told_at_once(stage: Stage) -> None:
+    """Without a word of the client, its attempt would last until the deadline."""
+    assert MAX_CONTENT_BYTES < MAX_MESSAGE_BYTES
+
+    def talkative(model: Arrays, _: Task) -> Update:
+        return Update(model, weight=1.0, metrics={f"metric {number:0100}": 0.5 for number in range(10_000)})
+
+    said = reason(run_with(stage, talkative))
+    assert re.search(r"expected at most 1,040,384 bytes .*, got 1,\d\d\d,\d\d\d with 10,000 metrics", said)

@@ -25,8 +25,8 @@ from flcore import (
 )
 from flcore.aggregation.staged_update import StagedUpdate
 from flcore.job.parsing import parse_contract
-from flcore.server.controller import SAMPLER_LABEL, derive_seed
 from flcore.server.federation import Federation
+from flcore.server.task_contents import SAMPLER_LABEL, derive_seed
 from tests.flcore.conftest import START, Stage, adding, mean_of
 from tests.reference import bits_of
 
@@ -183,22 +183,27 @@ def test_a_round_closes_as_soon_as_enough_are_in(stage: Stage) -> None:
 
 
 def test_a_slow_client_is_passed_over_and_takes_part_again(stage: Stage) -> None:
+    second_round, is_back = threading.Event(), threading.Event()
+
     def slow_at_first(model: Arrays, task: Task) -> Update:
         if task.round == 1:
-            threading.Event().wait(1.5)
+            assert second_round.wait(20)
+        else:
+            is_back.set()
         return Update({name: array + np.float32(9) for name, array in model.items()}, weight=1)
 
     def steady(model: Arrays, task: Task) -> Update:
         if task.round == 2:
-            threading.Event().wait(1.0)
+            second_round.set()
+            assert is_back.wait(20)
         return adding(1.0)(model, task)
 
-    stage.open(wait_for=2, rounds=3, deadline_s=1.2, clients=2)
+    stage.open(wait_for=2, rounds=3, deadline_s=3.0, clients=2)
     stage.client("client-1", slow_at_first)
     stage.client("client-2", steady)
     history = stage.result().history
     assert list(history[0].updates) == ["client-2"]
-    assert "deadline of 1.2 s" in history[0].failed["train"]["client-1"]
+    assert "deadline of 3 s" in history[0].failed["train"]["client-1"]
     assert "client-1" in history[2].updates
 
 
@@ -383,7 +388,7 @@ def test_a_server_with_a_directory_gives_the_same_bits(stage: Stage, tmp_path: P
     found.append(bits_of(Model.of(load(tmp_path / "out" / "model.safetensors"))))
     assert found[0] == found[1] == found[2]
     left = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert left == ["audit.jsonl", "history.jsonl", "model.safetensors", "run.json"]
+    assert left == ["audit.jsonl", "history.jsonl", "model.safetensors", "run.json", "state.sqlite"]
 
 
 def test_no_model_but_the_last_is_left_on_disk_during_a_job(stage: Stage, tmp_path: Path) -> None:

@@ -36,9 +36,10 @@ from flcore.model.spec import ModelSpec, TensorSpec
 from flcore.model.wire_format import WireFormat
 from flcore.server.events import Event, TaskAnswered, ignore_events
 from flcore.server.federation import Federation
-from flcore.server.federation_state import MAX_SLEEP_S, FederationState
-from flcore.server.open_attempt import OpenAttempt
+from flcore.server.federation_state import FederationState
+from flcore.server.open_attempt import MAX_SLEEP_S, OpenAttempt
 from flcore.server.task_attempt import AttemptPolicy, TaskAttempt
+from flcore.server.timers import NEVER
 from flcore.server.uploads import PendingUpload, UploadCall
 
 SPEC = ModelSpec((TensorSpec("w", "float32", (4,)),))
@@ -140,6 +141,17 @@ class Holding:
 class Staged:
     """A staged update of which nothing is looked at."""
 
+    appended, directory = 0, ""
+
+    def require_complete(self) -> None:
+        """All is there."""
+
+    def seal(self) -> None:
+        """Nothing is on the disk."""
+
+    def release_files(self) -> None:
+        """Nothing is on the disk."""
+
     def discard(self) -> None:
         """Let nothing go."""
 
@@ -215,6 +227,34 @@ def test_a_suspended_server_gives_every_client_its_time_again() -> None:
     )
 
 
+@pytest.mark.parametrize("is_waiting", [False, True])
+def test_a_server_that_is_suspended_while_no_thread_sleeps_fails_no_client(is_waiting: bool) -> None:
+    """As between the sending of the assignments and the first sleep, or while a timer runs."""
+    now = [0.0]
+    state = FederationState(ignore_events, clock=lambda: now[0])
+    open_attempt = opened(state, ["a"], AttemptPolicy(5.0))
+    if is_waiting:
+        open_attempt.wakes_at = NEVER
+        state._changed.wait = lambda timeout=None: False  # type: ignore[method-assign]
+        state._sleep_until_due(open_attempt)
+    now[0] = 7.0
+    state.client_connected("a", Line())
+    state.piece_sent(open_attempt, "a", 1, is_last=False)
+    with state._handle_event(open_attempt) as time_now:
+        open_attempt.attempt.tick(time_now, 0.0)
+    assert not open_attempt.attempt.failed
+    now[0] = 7.0 + 5.0 - MAX_SLEEP_S - 0.1  # the suspension may have begun within the last second of work
+    open_attempt.wakes_at = NEVER  # no suspension from here on
+    with state._handle_event(open_attempt) as time_now:
+        open_attempt.attempt.tick(time_now, 0.0)
+    assert not open_attempt.attempt.failed
+    now[0] += 0.1 + MAX_SLEEP_S
+    open_attempt.wakes_at = NEVER
+    with state._handle_event(open_attempt) as time_now:
+        open_attempt.attempt.tick(time_now, 0.0)
+    assert "within the deadline of 5 s" in open_attempt.attempt.failed["a"]
+
+
 @pytest.fixture
 def hasty_switches() -> Iterator[None]:
     interval = sys.getswitchinterval()
@@ -288,7 +328,8 @@ def events_per_second(count: int) -> float:
     waiter.start()
     for connection, stream, secret in sessions:
         assignment = cast("TaskAssignment", next(stream))
-        connection.upload(UploadRequest(secret, assignment.assignment_id, ANSWER.to_bytes()), Outbox(EmptyPayload()))
+        request = UploadRequest(secret, assignment.assignment_id, ANSWER.to_bytes(), token=assignment.token)
+        connection.upload(request, Outbox(EmptyPayload()))
         cast("Generator[object]", stream).close()
     waiter.join(100)
     assert len(open_attempt.attempt.answers) == count

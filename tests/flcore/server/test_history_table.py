@@ -36,6 +36,7 @@ COLUMNS = {
     "is_best": pa.bool_(),
     "capped_weights": METRICS,
     "checkpoint": pa.string(),
+    "stopped": pa.string(),
 }
 SCHEMA = pa.schema([pa.field(name, kind, nullable=False) for name, kind in COLUMNS.items()])
 FULL = RoundRecord(
@@ -128,6 +129,7 @@ def test_a_record_of_an_earlier_version_has_defaults(tmp_path: Path) -> None:
         ('{"round": 2, "sampled": "a"}', "sampled: expected tuple"),
         ('{"round": 2, "updates": {"a": {"weight": 1.0}}}', r"missing keys \['bytes', 'metrics', 'seconds'\]"),
         ("[" * 100_000, "recursion"),
+        ('{"round": 2, "round": 3}', "'round' appears twice"),
     ],
 )
 def test_a_line_that_is_no_round_is_an_error_that_names_it(tmp_path: Path, line: str, message: str) -> None:

@@ -1,11 +1,14 @@
 """What a run leaves on the disk."""
 
+import math
+import weakref
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from flcore import Model, Update, load, open_model, save
+from flcore.server.history import Participation, RoundRecord
 from flcore.server.results import Results
 from flcore.server.run_directory import RunDirectory
 from tests.flcore.conftest import START, Stage, adding
@@ -25,6 +28,15 @@ def keep_four_models(results: Results, tmp_path: Path) -> None:
         assert last.samefile(best) == (value == best_value)
     models = sorted(path.name for path in last.parent.glob("*.safetensors*"))
     assert models == ["best.safetensors", "model.safetensors"]
+
+
+@pytest.mark.parametrize("best", ["loss:min", "loss:max"])
+def test_a_model_with_nan_is_never_the_best(tmp_path: Path, best: str) -> None:
+    model = Model.of({"w": np.zeros(3, np.float32)})
+    with RunDirectory(tmp_path / "out", job="job", contract_fingerprint="0" * 64) as directory:
+        results = Results(directory, best)
+        found = [results.publish(model, {"loss": loss}).is_best for loss in (math.nan, 0.5, math.nan, 0.5)]
+    assert found == [False, True, False, False]
 
 
 @pytest.mark.parametrize("plan", ["batch", "streaming"])
@@ -77,3 +89,18 @@ def test_a_checkpoint_is_a_link_and_moves_aside_with_its_run(tmp_path: Path) -> 
     with RunDirectory(tmp_path / "out", job="t", contract_fingerprint="0", fresh=True):
         assert (tmp_path / "out.1/round-00001.safetensors").exists()
         assert not (tmp_path / "out/round-00001.safetensors").exists()
+
+
+def test_records_of_a_run_with_a_directory_are_read_from_its_history(tmp_path: Path) -> None:
+    part = Participation(2.5, {"loss": 0.1}, 4_000, 0.3)
+    records = [RoundRecord(number, ("a", "b"), {"a": part}, seconds={"round": 0.1 * number}) for number in (1, 2, 3)]
+    with RunDirectory(tmp_path / "out", job="t", contract_fingerprint="0") as directory:
+        on_disk, in_memory = Results(directory, None), Results(None, None)
+        for record in records:
+            on_disk.add(record)
+            in_memory.add(record)
+            assert on_disk.history == in_memory.history == records[: record.round]
+        kept = weakref.ref(record)
+        del records, in_memory, record
+        assert kept() is None, "a long run keeps no records in memory"
+        assert len(on_disk.history) == 3

@@ -7,12 +7,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import flcore
 from flcore import JobError, RunExists
+from flcore.server import run_archive
 from flcore.server.history import RoundRecord
 from flcore.server.run_directory import HISTORY_FILE, RESERVED_FILE, RunDirectory
 
@@ -167,3 +169,69 @@ def test_a_place_that_is_no_directory_is_refused(tmp_path: Path) -> None:
     for place in (tmp_path / "file", tmp_path / "file" / "run"):
         with pytest.raises(JobError, match=r"expected a directory that can be written to, got .*; choose another one"):
             opened(place)
+
+
+class Killed(BaseException):
+    """Ends the process of a test, as far as the code in it can tell."""
+
+
+STEPS = ("mkdir", "write_text", "replace", "rename", "unlink")
+
+
+def begin_and_be_killed(run: Path, steps: int, *, is_inside: bool, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Begin anew in a directory, and be killed before step number `steps`. Returns False if there are fewer."""
+    left = [steps]
+
+    def wrapped(original: Any) -> Any:
+        def step(path: Path, *args: Any, **named: Any) -> Any:
+            if is_inside and path.parent == run.parent and path.name.startswith("run."):
+                raise PermissionError(errno.EACCES, "not ours")
+            if sys._getframe(1).f_code.co_filename == run_archive.__file__:
+                if not left[0]:
+                    raise Killed
+                left[0] -= 1
+            return original(path, *args, **named)
+
+        return step
+
+    with monkeypatch.context() as patch:
+        for name in STEPS:
+            patch.setattr(Path, name, wrapped(getattr(Path, name)))
+        try:
+            opened(run, fresh=True).close()
+        except Killed:
+            return True
+    return False
+
+
+@pytest.mark.parametrize("place", ["beside", "inside"])
+def test_a_kill_at_each_step_of_fresh_loses_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    for steps in range(100):
+        run = tmp_path / str(steps) / "run"
+        run_in(run)
+        (run / ".published").mkdir()
+        (run / ".published/8.safetensors").write_bytes(b"model")
+        (run / "notes.txt").write_text("mine")
+        names = ["history.jsonl", "model.safetensors", "run.json", ".published/8.safetensors"]
+        before = {name: (run / name).read_bytes() for name in names}
+        was_killed = begin_and_be_killed(run, steps, is_inside=place == "inside", monkeypatch=monkeypatch)
+        is_begun = not was_killed or (run / run_archive.TARGET_FILE).exists()
+        for is_fresh in (True, False):
+            with opened(run, fresh=is_fresh) as directory:
+                assert not directory.is_continued
+        found = [archive for archive in (*run.parent.glob("run.*"), *run.glob("run.[0-9]*")) if any(archive.iterdir())]
+        assert len(found) == 1 and {name: (found[0] / name).read_bytes() for name in names} == before
+        assert found[0].parent == (run if place == "inside" and is_begun else run.parent)
+        assert [path.name for path in run.iterdir() if path.is_file()] == ["notes.txt"]
+        if not was_killed:
+            break
+    assert steps >= 8
+
+
+@pytest.mark.parametrize("name", ["state.sqlite", "history.jsonl"])
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / "run" / name).mkdir(parents=True)
+    with pytest.raises(JobError, match=rf"expected a file that can be written to, got .*run/{name}: Is a directory"):
+        opened(tmp_path / "run")

@@ -84,7 +84,7 @@ def upload(
     if not stalling:
         outbox.may_go_on.set()
     message = AnswerContent(returns="weights", weight=1.0, spec_fingerprint=model.spec.fingerprint)
-    request = UploadRequest(secret, assignment.assignment_id, message.to_bytes(), model.layout)
+    request = UploadRequest(secret, assignment.assignment_id, message.to_bytes(), model.layout, assignment.token)
     return outbox, stage.pool.submit(lambda: stage.connect().upload(request, outbox))
 
 
@@ -147,7 +147,7 @@ def test_coming_back_without_bytes_is_no_progress(large: Stage) -> None:
     large.client("client-2", train)
     assignment, model = next_assignment(stream), Model.of({"w": np.full(1_500_000, 4.0, np.float32)})
     message = AnswerContent(returns="weights", weight=1.0, spec_fingerprint=model.spec.fingerprint)
-    request = UploadRequest(secret, assignment.assignment_id, message.to_bytes(), model.layout)
+    request = UploadRequest(secret, assignment.assignment_id, message.to_bytes(), model.layout, assignment.token)
 
     def insist() -> None:
         while True:
@@ -171,7 +171,8 @@ def test_a_download_that_stands_still_has_failed_and_one_that_is_done_has_all_th
         return adding(1.0)(model, task)
 
     large.client("client-2", train)
-    pieces = large.connect().download(DownloadRequest(secret, next_assignment(stream).assignment_id))
+    assignment = next_assignment(stream)
+    pieces = large.connect().download(DownloadRequest(secret, assignment.assignment_id, token=assignment.token))
     next(pieces)
     threading.Timer(2 * STALL_S, training.set).start()
     outcome = large.result()
@@ -190,15 +191,15 @@ def test_a_round_that_closes_ends_its_stragglers_reading(large: Stage) -> None:
 
     large.client("client-2", train)
     first = next_assignment(stream)
-    reading = large.connect().download(DownloadRequest(secret, first.assignment_id))
+    reading = large.connect().download(DownloadRequest(secret, first.assignment_id, token=first.token))
     next(reading)
     turns[0].set()
     second = next_assignment(stream)
     with pytest.raises((Refused, ConnectionLost)):
         list(reading)
     with pytest.raises(Refused, match=r"closed without it|it answers an earlier attempt"):
-        list(large.connect().download(DownloadRequest(secret, first.assignment_id)))
-    found = list(large.connect().download(DownloadRequest(secret, second.assignment_id)))
+        list(large.connect().download(DownloadRequest(secret, first.assignment_id, token=first.token)))
+    found = list(large.connect().download(DownloadRequest(secret, second.assignment_id, token=second.token)))
     assert len(found) == 20, "the next round's model may be read"
     turns[1].set()
     assert mean_of(large.result()) == {2.0}
@@ -211,7 +212,7 @@ def test_an_update_that_neither_memory_nor_disk_takes_costs_its_client_its_place
         raise OSError(28, "No space left on device")
 
     def small(model: Arrays, task: Task) -> Update:
-        monkeypatch.setattr(Staging, "create_directory", full)
+        monkeypatch.setattr(Staging, "next_directory", full)
         return adding(1.0)(model, task)
 
     monkeypatch.setattr(MemoryQuota, "reserve", lambda *_, **__: done(False))

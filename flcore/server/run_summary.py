@@ -1,0 +1,200 @@
+"""A run as its directory shows it: who runs it or how it ended, its rounds and its models. Only reads."""
+
+import fcntl
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from flcore.errors import HistoryError
+from flcore.model.model_paths import INDEX_SUFFIX
+from flcore.model.stored_model import resolve_checkpoint
+from flcore.server.audit_chain import AUDIT_FILE, MAX_LINE_BYTES, Entry, check_line
+from flcore.server.history import RoundRecord
+from flcore.server.history_table import read_history
+from flcore.server.run_directory import HISTORY_FILE, LOCK_FILE, RUN_FILE
+from flcore.text import printable
+
+INDEX_TRIES = 5
+"""How often the size of a model in shards is read. A replacement after its index was read removes the shards."""
+
+
+class RunStatus(StrEnum):
+    """What a run's directory says of it: a process owns it, its workflow came to its end, or neither."""
+
+    RUNNING = "running"
+    FINISHED = "finished"
+    UNFINISHED = "unfinished"
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """A model in a run's directory.
+
+    Attributes:
+        file: The name of its file, or of its index.
+        round: The round that published it. None: the history does not say it.
+        bytes: The size of its files. None: they are not there (any more).
+    """
+
+    file: str
+    round: int | None
+    bytes: int | None
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """A run: who ran it, how it stands, its rounds and its models.
+
+    Attributes:
+        id: The run's id.
+        job: The job's name.
+        fingerprint: The contract's fingerprint.
+        started: When it began, in UTC.
+        state: Whether it goes on or has ended.
+        owner: The process that runs it; empty if none does.
+        reason: Why it ended, by its audit log; empty while it runs, and if a crash left no reason.
+        history: The records of the finished rounds.
+        model: The last published model.
+        best: The best model. None: the history names none.
+        checkpoints: The models that `server.checkpoint_every` kept.
+    """
+
+    id: str
+    job: str
+    fingerprint: str
+    started: str
+    state: RunStatus
+    owner: str
+    reason: str
+    history: Sequence[RoundRecord]
+    model: ModelFile
+    best: ModelFile | None
+    checkpoints: Sequence[ModelFile]
+
+
+def read_run(path: Path) -> RunSummary:
+    """Read a run from its directory, also while it goes on.
+
+    Args:
+        path: The run's directory.
+
+    Returns:
+        The run. Its rounds are those that had finished when the history was read.
+
+    Raises:
+        HistoryError: The directory holds no run, or a file of it was damaged. The error names the file and the line.
+        OSError: A file cannot be read.
+    """
+    described = _read_run_file(path)
+    owner = lock_owner(path)  # before the files: a run that ends meanwhile has written all of them
+    history = read_history(path) if (path / HISTORY_FILE).exists() else []
+    state, reason = (RunStatus.RUNNING, "") if owner else _read_end(path / AUDIT_FILE)
+    best_round = next((record.round for record in reversed(history) if record.is_best), None)
+    return RunSummary(
+        **described,
+        state=state,
+        owner=owner,
+        reason=reason,
+        history=history,
+        model=_model_file(path, "model.safetensors", None),
+        best=None if best_round is None else _model_file(path, "best.safetensors", best_round),
+        checkpoints=[_model_file(path, record.checkpoint, record.round) for record in history if record.checkpoint],
+    )
+
+
+def lock_owner(path: Path) -> str:
+    """Return the text of the process that owns a run's directory, or "" if none does.
+
+    The lock tells it, not the file: a killed process leaves its file and no lock. A shared lock is asked for and given
+    back at once.
+    """
+    try:
+        lock = os.open(path / LOCK_FILE, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return ""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return printable(os.pread(lock, 200, 0).decode("utf-8", "replace").strip()) or "another process"
+    finally:
+        os.close(lock)
+    return ""
+
+
+def _read_run_file(path: Path) -> dict[str, str]:
+    try:
+        content = (path / RUN_FILE).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        path.stat()  # raises `OSError` if nothing is there
+        if (path / AUDIT_FILE).is_file() and not (path / HISTORY_FILE).exists():
+            raise HistoryError(
+                f"the run in {path} had not begun: its server ended before the first round, and left its audit log "
+                f"alone; start the server again"
+            ) from None
+        raise HistoryError(
+            f"expected the directory of a run, which holds {RUN_FILE}, got {path}; give the one of --out"
+        ) from None
+    try:
+        described = json.loads(content)
+        found = {name: described[name] for name in ("id", "job", "fingerprint", "started")}
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise _damaged(path, content) from error
+    if not all(isinstance(value, str) for value in found.values()):
+        raise _damaged(path, content)
+    return {name: printable(value) for name, value in found.items()}
+
+
+def _damaged(path: Path, content: bytes) -> HistoryError:
+    got = printable(content.decode("utf-8", "replace"), 80)
+    return HistoryError(
+        f"expected id, job, fingerprint and started as text in {path / RUN_FILE}, got {got!r}: the file was altered"
+    )
+
+
+def _read_end(log: Path) -> tuple[RunStatus, str]:
+    """Return how a run ended, by the last entry of its audit log, of which the end is read."""
+    entry = _last_entry(log)
+    if entry.get("event") != "end":
+        return RunStatus.UNFINISHED, ""
+    state = RunStatus.FINISHED if entry.get("failed") is False else RunStatus.UNFINISHED
+    return state, printable(str(entry.get("reason", "")))
+
+
+def _last_entry(log: Path) -> dict[str, Any]:
+    try:
+        file = log.open("rb")
+    except FileNotFoundError:
+        return {}
+    with file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - 2 * MAX_LINE_BYTES))
+        last = file.read().removesuffix(b"\n").rpartition(b"\n")[2]
+    if not isinstance(check_line(last + b"\n", 0), Entry):
+        return {}  # a crash cut the log
+    entry: dict[str, Any] = json.loads(last)
+    return entry
+
+
+def _model_file(path: Path, name: str, number: int | None) -> ModelFile:
+    for _ in range(INDEX_TRIES):
+        found = resolve_checkpoint(path / name)
+        try:
+            return ModelFile(found.name, number, _size(found))
+        except FileNotFoundError:
+            continue
+    return ModelFile(name, number, None)
+
+
+def _size(path: Path) -> int:
+    """Return the size of a model's file, or of an index and its shards."""
+    size = path.stat().st_size
+    if not path.name.endswith(INDEX_SUFFIX):
+        return size
+    try:
+        shards: set[str] = set(json.loads(path.read_bytes())["weight_map"].values())
+        return size + sum((path.parent / name).stat().st_size for name in shards)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise HistoryError(f"expected the index of a model in {path}; {error!r}: the file was altered") from error
