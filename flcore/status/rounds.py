@@ -1,0 +1,64 @@
+"""The rounds of a job that are over, in short, and the time that is left."""
+
+from collections.abc import Sequence
+
+from flcore.server.history import RoundRecord
+from flcore.status.client_entry import short_reason
+from flcore.status.job_status import JobStatus, RoundStatus
+
+MAX_METRICS = 50
+"""The most metrics of a round. Clients give their names."""
+
+ROUNDS_ESTIMATED = 10
+"""The rounds whose mean duration gives the estimate of the time left."""
+
+
+def shown_metrics(record: RoundRecord) -> dict[str, float]:
+    """Return the metrics of a round: those of training, and those of validation over them."""
+    return _bounded({**record.train, **record.validate})
+
+
+def round_status(record: RoundRecord, begin: float | None) -> RoundStatus:
+    """Return the status of a round that is over. `begin`: when it began, if this process has run it."""
+    without_answer = {client for reasons in record.failed.values() for client in reasons}
+    return RoundStatus(
+        round=record.round,
+        state="skipped" if record.skipped else "over",
+        begin_s=begin,
+        seconds=dict(record.seconds),
+        sampled=len(record.sampled),
+        updates=len(record.updates),
+        failed=len(without_answer),
+        train=_bounded(record.train),
+        validate=_bounded(record.validate),
+        bytes_sent=record.bytes_sent,
+        bytes_received=record.bytes_received,
+        retries=record.asked_again,
+        is_best=record.is_best,
+        reason=short_reason(record.skipped or record.stopped),
+    )
+
+
+def time_left_s(status: JobStatus, records: Sequence[RoundRecord], begin: float | None, now: float) -> float | None:
+    """Estimate the seconds to the end of a run: as if each round that is left took as long as the last ones did.
+
+    Args:
+        status: The job.
+        records: The rounds that are over.
+        begin: When the present round began.
+        now: The time.
+
+    Returns:
+        The seconds, at least 0; None before a round is over, and for a run that is over.
+    """
+    seconds = [record.seconds["round"] for record in records[-ROUNDS_ESTIMATED:] if "round" in record.seconds]
+    if status.is_over or not seconds:
+        return None
+    mean_s = sum(seconds) / len(seconds)
+    is_in_round = begin is not None and status.round > status.rounds_over
+    elapsed_s = min(now - begin, mean_s) if is_in_round and begin is not None else 0.0
+    return max(0.0, mean_s * (status.rounds - status.rounds_over) - elapsed_s)
+
+
+def _bounded(metrics: dict[str, float]) -> dict[str, float]:
+    return dict(list(metrics.items())[:MAX_METRICS])
