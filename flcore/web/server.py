@@ -1,0 +1,117 @@
+"""The page's server: a thread with an event loop of its own. What goes wrong in it never reaches a run."""
+
+import logging
+import socket
+import ssl
+import threading
+from collections.abc import Collection
+from pathlib import Path
+from typing import Self
+
+import uvicorn
+
+from flcore.errors import JobError
+from flcore.web.access import Token
+from flcore.web.app import make_app
+from flcore.web.connections import MAX_CONNECTIONS, BoundedConnection, BoundedListener
+from flcore.web.feeds import Feeds
+from flcore.web.sources import Source
+
+logger = logging.getLogger(__name__)
+
+CLOSE_TIMEOUT_S = 5.0
+MAX_HEAD_BYTES = 16 << 10
+"""The largest head of a request."""
+
+
+class WebServer:
+    """Serves the page while a block lasts. A context manager.
+
+    Args:
+        source: The jobs.
+        host: The address to listen on.
+        port: The port; 0 chooses a free one.
+        hosts: The names and addresses by which browsers call it. Default: those of loopback.
+        certificate: The file with the certificate and its key, in PEM. Default: None, plaintext.
+        token: The token that opens the page. Default: None, no token is needed.
+
+    Attributes:
+        url: The page's address.
+
+    Raises:
+        JobError: The port cannot be bound.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        *,
+        hosts: Collection[str] = (),
+        certificate: Path | None = None,
+        token: Token | None = None,
+    ) -> None:
+        self._socket = _bind(host, port)
+        names = [*hosts, host, "localhost", "127.0.0.1", "::1"]
+        scheme = "http" if certificate is None else "https"
+        shown = next(iter(hosts), "localhost" if host in ("127.0.0.1", "::1", "0.0.0.0") else host)  # noqa: S104
+        self.url = f"{scheme}://{f'[{shown}]' if ':' in shown else shown}:{self._socket.getsockname()[1]}/"
+        self._feeds = Feeds(source)
+        self._server = uvicorn.Server(
+            uvicorn.Config(
+                make_app(source, self._feeds, names, token, is_secure=certificate is not None),
+                http=BoundedConnection,
+                ws="none",
+                loop="asyncio",
+                lifespan="off",
+                log_config=None,
+                log_level="warning",
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+                timeout_graceful_shutdown=1,
+                ssl_certfile=certificate,
+                ssl_version=ssl.PROTOCOL_TLS_SERVER,
+            )
+        )
+        self._thread = threading.Thread(target=self._serve, name="flcore-web", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._feeds.start()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Send the last state to all who look at the page, and end."""
+        self._feeds.close()
+        self._server.should_exit = True
+        self._thread.join(CLOSE_TIMEOUT_S)
+
+    def _serve(self) -> None:
+        try:
+            with self._socket:
+                self._server.run(sockets=[self._socket])
+        except Exception:
+            logger.exception("the web page has ended; the run goes on")
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listening = BoundedListener(family)
+        try:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind((host, port))
+            listening.listen(MAX_CONNECTIONS)
+        except BaseException:
+            listening.close()
+            raise
+        return listening
+    except OSError as error:
+        shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        raise JobError(f"cannot show the web page on {shown}: {error.strerror}; give another port (--web)") from error
