@@ -1,0 +1,140 @@
+"""The HTTP server of `/metrics`: read-only, on threads of its own, a bounded number of requests at a time."""
+
+import ipaddress
+import re
+import socket
+import threading
+from collections.abc import Callable, Iterable
+from socketserver import TCPServer, ThreadingMixIn
+from typing import Any, Self
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+
+from flcore_transport import TransportError
+from prometheus_client import CollectorRegistry, make_wsgi_app
+
+MAX_REQUESTS = 4
+"""The most requests at a time. The connection of another one is closed."""
+
+REQUEST_TIMEOUT_S = 5.0
+"""How long a request may keep the server waiting for its next bytes, or for room for the reply."""
+
+App = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+
+
+class MetricsServer:
+    """Serves `/metrics` while a block lasts. A context manager.
+
+    Args:
+        registry: The metrics.
+        host: The address to listen on.
+        port: The port; 0 chooses a free one.
+        allow_remote: Whether another address than loopback may be given. The metrics are served in plaintext.
+
+    Attributes:
+        url: The address of the metrics.
+
+    Raises:
+        TransportError: The port cannot be bound, or the address is none of loopback and `allow_remote` is False.
+    """
+
+    def __init__(
+        self, registry: CollectorRegistry, host: str = "127.0.0.1", port: int = 0, *, allow_remote: bool = False
+    ) -> None:
+        shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        if not allow_remote and not _is_loopback(host):
+            raise TransportError(
+                f"expected an address of this machine alone for metrics, such as 127.0.0.1, got {shown}: they are "
+                "served in plaintext to all who reach the port; --metrics-remote allows it"
+            )
+        try:
+            self._server = _Server(host, port, _only_metrics(make_wsgi_app(registry), allow_remote=allow_remote))
+        except OSError as error:
+            raise TransportError(
+                f"cannot serve metrics on {shown}: {error.strerror}; give another port (--metrics)"
+            ) from error
+        bound = self._server.server_address[1]
+        self.url = f"http://{f'[{host}]' if ':' in host else host}:{bound}/metrics"
+        self._thread = threading.Thread(target=self._server.serve_forever, name="flcore-metrics-http", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+    block_on_close = False  # a request that hangs does not keep the server from its end
+
+    def __init__(self, host: str, port: int, app: App) -> None:
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._free = threading.BoundedSemaphore(MAX_REQUESTS)
+        super().__init__((host, port), _Handler)
+        self.set_app(app)
+
+    def server_bind(self) -> None:
+        """Bind the port. Not the inherited way, which asks the name service for the name of the address."""
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+        self.setup_environ()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer a request on a thread of its own, or close its connection if there are too many."""
+        if self._free.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Answer a request."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._free.release()
+
+    def handle_error(self, *_: Any) -> None:
+        """A request has failed, mostly as its peer has gone: no news."""
+
+
+class _Handler(WSGIRequestHandler):
+    timeout = REQUEST_TIMEOUT_S
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the inherited name
+        """Scrapes are no news."""
+
+
+def _only_metrics(metrics: App, *, allow_remote: bool) -> App:
+    """Return the application: GET of `/metrics`, and nothing else."""
+
+    def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
+            return _refuse(start_response, "405 Method Not Allowed")
+        if environ.get("PATH_INFO") not in ("/metrics", "/"):
+            return _refuse(start_response, "404 Not Found")
+        # A page of elsewhere may let a name of its own point to 127.0.0.1, and its scripts would read the reply.
+        if not allow_remote and not _is_loopback(_host_of(environ)):
+            return _refuse(start_response, "421 Misdirected Request")
+        return metrics(environ, start_response)
+
+    return answer
+
+
+def _host_of(environ: dict[str, Any]) -> str:
+    found = re.fullmatch(r"\[?([^\]]*?)\]?(:\d+)?", environ.get("HTTP_HOST", "localhost"))
+    return found[1] if found else ""
+
+
+def _refuse(start_response: Callable[..., Any], status: str) -> list[bytes]:
+    start_response(status, [("Content-Type", "text/plain; charset=utf-8")])
+    return [f"{status[4:]}; the metrics are at /metrics\n".encode()]
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
