@@ -33,6 +33,24 @@ def kit_command(job: str, host: str, port: int) -> str:
     return command if port == DEFAULT_PORT else f"{command} --server {_shown(host)}:{port}"
 
 
+def agent_commands(host: str, port: int) -> list[str]:
+    """Return the commands with which the sites of a standing federation join in plaintext (see `join_commands`).
+
+    >>> agent_commands("127.0.0.1", 8470)
+    ['flcore client --name NAME --server localhost:8470 --insecure']
+    """
+    return [command.replace("client '' ", "client ") for command in join_commands("", host, port)]
+
+
+def agent_kit_command(host: str, port: int) -> str:
+    """Return the command with which a site joins a standing federation with a kit (see `kit_command`).
+
+    >>> agent_kit_command("fl.example.org", 8470)
+    'flcore client --kit NAME'
+    """
+    return kit_command("", host, port).replace("client '' ", "client ")
+
+
 def _join_command(job: str, host: str, port: int, plaintext: str) -> str:
     return f"flcore client {shlex.quote(job)} --name NAME --server {_shown(host)}:{port} {plaintext}"
 

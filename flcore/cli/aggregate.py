@@ -22,7 +22,7 @@ from flcore.model.open_file import raise_file_limit
 from flcore.model.shard_layout import total_bytes
 from flcore.model.stored_model import count_files
 from flcore.process import keep_freed_memory
-from flcore.text import decode_text
+from flcore.text import counted, decode_text
 
 
 def aggregate(
@@ -113,7 +113,7 @@ def aggregate(
         return
     shown = str(stored.files[0]) + (f" and {len(stored.files) - 1} more" if len(stored.files) > 1 else "")
     print(
-        f"{shown}: {len(checkpoints)} checkpoints, {len(stored.spec.tensors)} tensors, "
+        f"{shown}: {counted(len(checkpoints), 'checkpoint')}, {counted(len(stored.spec.tensors), 'tensor')}, "
         f"{stored.spec.parameters:,} parameters, {size / 1e6:,.1f} MB in {seconds:.1f} s"
     )
 

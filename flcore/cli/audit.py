@@ -8,12 +8,15 @@ from typing import Annotated
 
 import typer
 
+from flcore.cli.completion import run_directories
 from flcore.server.audit_chain import AUDIT_FILE, Fault, Verification
 from flcore.server.audit_chain import verify as verify_log
 
 
 def verify(
-    run: Annotated[Path, typer.Argument(help=f"The directory of a run, or its {AUDIT_FILE}.")],
+    run: Annotated[
+        Path, typer.Argument(help=f"The directory of a run, or its {AUDIT_FILE}.", autocompletion=run_directories)
+    ],
     head: Annotated[
         str | None,
         typer.Option(

@@ -39,9 +39,10 @@ def bench(
         typer.Argument(
             help="kernels: aggregation, against the machine's limit and NumPy. transport: streams, against bare gRPC. "
             "round: whole rounds over loopback. processes: rounds of flcore server and flcore client, in plaintext and "
-            "with TLS. memory: the server's peak memory, against its bound. peers: "
-            "aggregation, against PyTorch, NVFLARE, Flower and NumPy. round-peers: whole rounds, against NVFLARE and "
-            "Flower. The last two need a source checkout (make bench-peers). Disk files go to TMPDIR."
+            "with TLS, with receipts for memory and for the disk, beside the disk alone. memory: the server's peak "
+            "memory, against its bound. peers: aggregation, against PyTorch, NVFLARE, Flower and NumPy. round-peers: "
+            "whole rounds, against NVFLARE and Flower. The last two need a source checkout (make bench-peers). Disk "
+            "files go to TMPDIR."
         ),
     ],
     scale: Annotated[
@@ -60,6 +61,14 @@ def bench(
         Path | None,
         typer.Option("--plot", help="Plot GB/s against the limit (kernels and peers only; needs matplotlib)."),
     ] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Repeat all sides as often as this time allows, and at least once (processes only). "
+            "(default: once, or three times with --scale full)",
+        ),
+    ] = None,
     python: Annotated[
         list[str] | None,
         typer.Option(
@@ -77,6 +86,8 @@ def bench(
 
     if backend != Device.CPU and what != Benchmark.KERNELS:
         raise typer.BadParameter(f"expected cpu with {what}: only the kernels run on cuda", param_hint="--backend")
+    if minutes is not None and what != Benchmark.PROCESSES:
+        raise typer.BadParameter(f"expected no --minutes with {what}: processes alone takes it", param_hint="--minutes")
     pythons = _pythons(python or [], set(flcore_bench.PEERS))
     flcore_bench.run(
         what.value,
@@ -86,6 +97,7 @@ def bench(
         plot_file=plot_file,
         pythons=pythons,
         backend=backend.value,
+        minutes=minutes,
     )
 
 

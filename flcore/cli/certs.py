@@ -12,7 +12,8 @@ from flcore.cli.addresses import DEFAULT_PORT
 from flcore.identity.authority import Authority
 from flcore.identity.certificate import format_time, utc_now
 from flcore.identity.issued import IssuedCertificate
-from flcore.identity.kit import kit_path, require_server_address, write_kit
+from flcore.identity.kit import kit_path, public_key_path, require_server_address, write_kit
+from flcore.identity.lead_keys import PUBLIC_KEY_SUFFIX, SigningKey
 from flcore.identity.names import Role
 from flcore.identity.signing import AUTHORITY_DAYS, CLIENT_DAYS, MAX_DAYS, SERVER_DAYS, KeyPair
 
@@ -34,6 +35,7 @@ class KitRole(StrEnum):
 
     CLIENT = "client"
     LEAD = "lead"
+    ADMIN = "admin"
 
 
 def init(
@@ -59,27 +61,48 @@ def init(
 
 
 def issue(
-    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Names of clients, or of leads.")],
-    role: Annotated[KitRole, typer.Option(help="Role of the holders. A server admits clients only.")] = KitRole.CLIENT,
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Names of the holders.")],
+    role: Annotated[KitRole, typer.Option(help="Role of the holders. Only clients join jobs.")] = KitRole.CLIENT,
+    lead_name: Annotated[
+        str | None, typer.Option("--lead", metavar="LEAD", help="Also issue a lead's kit, as `flcore certs lead` does.")
+    ] = None,
     address: Address = None,
     out: Out = None,
     directory: Directory = DEFAULT_DIRECTORY,
     days: Annotated[int, typer.Option(min=1, max=MAX_DAYS, help="Lifetime in days.")] = CLIENT_DAYS,
 ) -> None:
     """Issue certificates for new names: a kit for each, NAME.zip. A kit has a private key: let nobody else read it."""
-    if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise typer.BadParameter(f"expected each name once, got {', '.join(repeated)} again", param_hint="NAME")
-    authority = Authority(directory)
-    shown, kits = _address(authority, address), _kits(directory, out)
-    authority.require_new(names, now=utc_now())
-    for name in names:
-        kit_path(kits, name)  # refused before the first certificate is issued
+    leads = [] if lead_name is None else [lead_name]
+    authority, shown, kits = _place_of_new([*names, *leads], directory, address, out)
+    for name in leads:
+        public_key_path(kits, name)  # refused before the first certificate is issued
     for name in names:
         _write(authority, authority.issue(name, Role(role), now=utc_now(), days=days), kits, shown)
+    _issue_leads(leads, authority, kits, shown, days)
+
+
+def lead(
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Names of leads, who submit jobs.")],
+    address: Address = None,
+    out: Out = None,
+    directory: Directory = DEFAULT_DIRECTORY,
+    days: Annotated[int, typer.Option(min=1, max=MAX_DAYS, help="Lifetime of the certificate in days.")] = CLIENT_DAYS,
+) -> None:
+    """Issue certificates for new leads, and keys that sign packs: a kit for each, NAME.zip, and NAME.pub for sites."""
+    authority, shown, kits = _place_of_new(names, directory, address, out)
+    for name in names:
+        public_key_path(kits, name)  # refused before the first certificate is issued
+    _issue_leads(names, authority, kits, shown, days)
+
+
+def _issue_leads(names: Sequence[str], authority: Authority, kits: Path, address: str, days: int) -> None:
+    for name in names:
+        pair = authority.issue(name, Role.LEAD, now=utc_now(), days=days)
+        _write(authority, pair, kits, address, SigningKey.create(name))
 
 
 def revoke(
-    name: Annotated[str, typer.Argument(help="Name of a client or a lead.")],
+    name: Annotated[str, typer.Argument(help="Name of a client, lead or admin.")],
     directory: Directory = DEFAULT_DIRECTORY,
 ) -> None:
     """Revoke a name's certificates, in DIR/server/revoked.txt. A running server that reads it ends their sessions."""
@@ -90,7 +113,7 @@ def revoke(
 
 
 def renew(
-    name: Annotated[str | None, typer.Argument(help="Name of a client or a lead.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Name of a client, lead or admin.")] = None,
     server: Annotated[bool, typer.Option("--server", help="Renew the server's certificate instead.")] = False,
     host: Annotated[
         list[str] | None,
@@ -165,6 +188,20 @@ def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
+def _place_of_new(
+    names: Sequence[str], directory: Path, address: str | None, out: Path | None
+) -> tuple[Authority, str, Path]:
+    """Return the authority, the server's address and the directory of kits, if all names can have new kits there."""
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise typer.BadParameter(f"expected each name once, got {', '.join(repeated)} again", param_hint="NAME")
+    authority = Authority(directory)
+    shown, kits = _address(authority, address), _kits(directory, out)
+    authority.require_new(names, now=utc_now())
+    for name in names:
+        kit_path(kits, name)  # refused before the first certificate is issued
+    return authority, shown, kits
+
+
 def _address(authority: Authority, given: str | None) -> str:
     host = authority.server_hosts[0]
     default = f"[{host}]:{DEFAULT_PORT}" if ":" in host else f"{host}:{DEFAULT_PORT}"
@@ -178,13 +215,18 @@ def _kits(directory: Path, out: Path | None) -> Path:
     return kits
 
 
-def _write(authority: Authority, pair: KeyPair, kits: Path, address: str) -> None:
-    path = write_kit(kits, pair, authority.certificate, address)
+def _write(
+    authority: Authority, pair: KeyPair, kits: Path, address: str, signing_key: SigningKey | None = None
+) -> None:
+    path = write_kit(kits, pair, authority.certificate, address, signing_key)
     print(f"{path}: expires {format_time(pair.certificate.expires)}, server {address}")
+    if signing_key is not None:
+        print(f"{kits / signing_key.name}{PUBLIC_KEY_SUFFIX}: the public key, which sites list in `signers`")
 
 
 certs_app.command("init")(init)
 certs_app.command("issue")(issue)
+certs_app.command("lead")(lead)
 certs_app.command("revoke")(revoke)
 certs_app.command("renew")(renew)
 certs_app.command("list")(list_certificates)

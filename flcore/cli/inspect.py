@@ -1,21 +1,36 @@
 """`flcore job check` and `flcore rules`: read-only commands."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from flcore.aggregation.rules import RULES, resolve_rule
+from flcore.cli.completion import job_names
 from flcore.client.executor import require_tasks
 from flcore.job.contract import Contract
-from flcore.job.job import Job
+from flcore.job.job import PACK_SUFFIX, Job
+from flcore.job.pack import open_pack
+from flcore.text import counted, printable
 from flcore.workflows.bundled import load_workflow
 
 
 def check(
-    path: Annotated[str, typer.Argument(help="A directory with job.toml, or the name of a bundled job.")],
+    path: Annotated[
+        str,
+        typer.Argument(
+            help="A directory with job.toml, the name of a bundled job, or a pack.", autocompletion=job_names
+        ),
+    ],
 ) -> None:
-    """Validate a job and print a summary: reads its contract, loads its code, creates its first model."""
+    """Validate a job and print a summary: reads its contract, loads its code, creates its first model.
+
+    Of a pack, the code is not run: the command checks each file, and prints what is in the pack and who has signed it.
+    """
+    if path.endswith(PACK_SUFFIX) and Path(path).is_file():
+        _check_pack(Path(path))
+        return
     job = Job.load(path)
     load_workflow(job)
     job.load_rule()
@@ -26,11 +41,26 @@ def check(
     console = Console(highlight=False, markup=False, soft_wrap=True)
     for line in _describe(job.contract):
         console.print(line)
-    size = f"{len(spec.tensors)} tensors, {spec.parameters:,} parameters, {spec.nbytes / 1e6:,.1f} MB"
+    size = f"{counted(len(spec.tensors), 'tensor')}, {spec.parameters:,} parameters, {spec.nbytes / 1e6:,.1f} MB"
     console.print(f"model        {size}")
     console.print(f"fingerprint  {job.contract.fingerprint}")
     console.print(f"code         {job.code_digest}")
     console.print("The job is sound.")
+
+
+def _check_pack(path: Path) -> None:
+    pack = open_pack(path)
+    for line in _describe(pack.contract):
+        print(printable(line))
+    for file in pack.manifest.files:
+        print(f"file         {file.name}, {file.nbytes:,} bytes")
+    print(f"fingerprint  {pack.contract.fingerprint}")
+    print(f"code         {pack.manifest.code_digest}")
+    print(f"pack         {pack.digest}, {pack.nbytes:,} bytes")
+    signature = pack.signature
+    signer = "nobody" if signature is None else f"the key {signature.public_key}, as {signature.signer}"
+    print(f"signed by    {signer}")
+    print("The pack is sound.")
 
 
 def rules(name: Annotated[str | None, typer.Argument(help="Name of one rule.")] = None) -> None:

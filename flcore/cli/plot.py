@@ -1,57 +1,76 @@
-"""The plot of a run: the global model's metric per round, beside the baselines."""
+"""`flcore plot`: figures of a run, from its directory."""
 
+from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Annotated
 
-from flcore.cli.report import best_alone, metric_name
-from flcore.job.contract import Contract
-from flcore.server.history import RoundRecord
-from flcore.simulation.baselines import Baselines
+import typer
+
+from flcore.cli.completion import run_directories
+from flcore.errors import HistoryError
+from flcore.reports.reported_run import read_reported_run
+
+PLOT_FILE = "plot.png"
+SUFFIXES = (".png", ".svg", ".pdf")
+RunArgument = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RUN",
+        help="The directory of a run (the one of --out, or runs/NAME) or of a download.",
+        autocompletion=run_directories,
+    ),
+]
 
 
-def plot_history(
-    contract: Contract, history: list[RoundRecord], baselines: Baselines | None, path: Path
-) -> Path | None:
-    """Draw the validated metric of each round to a PNG file.
+class What(StrEnum):
+    """What is drawn."""
 
-    Returns its path, or None where there is nothing to draw or matplotlib is missing.
+    ALL = "all"
+    METRICS = "metrics"
+    SITES = "sites"
+    PHASES = "phases"
+    BYTES = "bytes"
+
+
+def plot(
+    run: RunArgument,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A .png, .svg or .pdf file. (default: plot.png in RUN)")
+    ] = None,
+    what: Annotated[
+        What,
+        typer.Option(
+            help="metrics: by round. sites: training metrics and seconds by site. phases: seconds per phase. "
+            "bytes: sent and received."
+        ),
+    ] = What.ALL,
+) -> None:
+    """Draw a run: metrics by round and by site, seconds per phase, bytes. Needs matplotlib (flcore's extra plot).
+
+    Of more than 8 sites, the figure shows median and range, and names the sites that are far from the others.
     """
-    if no_plot_reason(contract, history):
-        return None
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    path = run / PLOT_FILE if out is None else out
+    require_suffix(path, SUFFIXES)
+    require_matplotlib()
+    from flcore.reports.figures import draw_run, save_figure
 
-    metric, points = _metric_by_round(contract, history)
-    figure = Figure(figsize=(7.5, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.plot(*zip(*points, strict=True), color="#1f5fa8", linewidth=2, label="federated")
-    if baselines is not None:
-        best = best_alone(contract, baselines.alone.values())
-        axes.axhline(baselines.centralised, color="#3a7d44", linestyle="--", label="all data in one place")
-        axes.axhline(best, color="#b5482a", linestyle=":", linewidth=2, label="best client alone")
-    axes.set(xlabel="round", ylabel=metric, title=f"{contract.name}: {len(contract.client_names)} clients")
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="lower right", frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
-    return path
+    chosen = [each.value for each in What if each is not What.ALL] if what is What.ALL else [what.value]
+    save_figure(draw_run(read_reported_run(run), chosen), path)
+    print(f"plot: {path}")
 
 
-def no_plot_reason(contract: Contract, history: list[RoundRecord]) -> str:
-    """Return why there is no plot, or "" if there can be one."""
-    metric, points = _metric_by_round(contract, history)
-    if not points:
-        return (
-            "not drawn: the job has no task that validates" if metric is None else f"not drawn: no round has {metric}"
-        )
+def require_suffix(path: Path, suffixes: tuple[str, ...]) -> None:
+    """Raise an error of usage if a file does not end as it must."""
+    if path.suffix.lower() not in suffixes:
+        expected = " or ".join(f"FILE{suffix}" for suffix in suffixes)
+        raise typer.BadParameter(f"expected {expected}, got {path.name!r}", param_hint="--out")
+
+
+def require_matplotlib() -> None:
+    """Raise an error if matplotlib is not installed."""
     if find_spec("matplotlib") is None:
-        return "not drawn: matplotlib is not installed; it comes with flcore's extra plot"
-    return ""
-
-
-def _metric_by_round(contract: Contract, history: list[RoundRecord]) -> tuple[str | None, list[tuple[int, float]]]:
-    """Return the metric that is drawn, and its value by round."""
-    metric = metric_name(contract, history)
-    return metric, [(record.round, record.validate[metric]) for record in history if metric in record.validate]
+        raise HistoryError(
+            "expected matplotlib for a figure, got none: install flcore's extra plot (pip install 'flcore[plot]'); "
+            "`flcore report RUN` needs none"
+        )

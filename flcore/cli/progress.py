@@ -4,11 +4,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from flcore.cli.event_lines import round_line, warning_line
+from flcore.cli.event_lines import metrics_text, round_line, warning_line
 from flcore.cli.log import Log
 from flcore.job.contract import Contract
+from flcore.progress import TaskProgress
 from flcore.server.events import (
     BytesTransferred,
     ClientJoined,
@@ -17,17 +19,23 @@ from flcore.server.events import (
     Observer,
     RoundFinished,
     RoundSkipped,
+    RunContinued,
+    StoppedEarly,
     TaskAnswered,
     TaskRetried,
     TaskSent,
 )
+
+MAX_METRICS = 3
+"""The most metrics in the live line."""
 
 
 @contextmanager
 def show_progress(contract: Contract, console: Console) -> Iterator[Observer]:
     """Show a run's progress while the block lasts.
 
-    On a terminal: rounds, clients that have answered, MB, MB/s and time left. Otherwise: one line per round.
+    On a terminal: rounds, clients that have answered, MB, MB/s, the metrics of the last round and the time left.
+    Otherwise: one line per round.
     """
     if not console.is_terminal:
         with Log("plain") as log:
@@ -37,7 +45,7 @@ def show_progress(contract: Contract, console: Console) -> Iterator[Observer]:
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("rounds  {task.fields[clients]}  {task.fields[traffic]}"),
+        TextColumn("rounds  {task.fields[clients]}  {task.fields[traffic]}  {task.fields[metrics]}"),
         TimeRemainingColumn(compact=True),
     )
     with Progress(*columns, console=console, transient=True) as progress:
@@ -49,7 +57,7 @@ def _line_observer(log: Log, contract: Contract) -> Observer:
         match event:
             case RoundFinished():
                 log.write_line(round_line(event.record, contract))
-            case TaskRetried() | RoundSkipped() | NoBestModel():
+            case RunContinued() | TaskRetried() | RoundSkipped() | StoppedEarly() | NoBestModel():
                 log.write_line(warning_line(event))
 
     return observe
@@ -61,7 +69,7 @@ class _LiveLine:
     def __init__(self, progress: Progress, contract: Contract) -> None:
         self._progress = progress
         self._line = progress.add_task(
-            contract.name, total=contract.server.rounds, clients="waiting for clients", traffic=""
+            contract.name, total=contract.server.rounds, clients="waiting for clients", traffic="", metrics=""
         )
         self._asked = self._answered = self._bytes = 0
 
@@ -75,17 +83,22 @@ class _LiveLine:
             case TaskAnswered():
                 self._answered += 1
                 self._show_clients(event.task)
+            case TaskProgress():
+                self._show_clients(event.task, f" ({event.client} {event.done / event.total:.0%})")
             case BytesTransferred():
                 self._bytes += event.sent + event.received
                 elapsed_s = self._progress.tasks[0].elapsed or 1.0
                 self._update(traffic=f"{self._bytes / 1e6:,.1f} MB  {self._bytes / 1e6 / elapsed_s:,.1f} MB/s")
             case RoundFinished():
-                self._update(advance=1)
-            case TaskRetried() | RoundSkipped() | NoBestModel():
+                metrics = metrics_text({**event.record.train, **event.record.validate}, MAX_METRICS)
+                self._update(advance=1, metrics=escape(metrics))
+            case RunContinued() | TaskRetried() | RoundSkipped() | StoppedEarly() | NoBestModel():
+                if isinstance(event, RunContinued):
+                    self._update(advance=event.rounds)
                 self._progress.console.print(warning_line(event), markup=False, highlight=False, soft_wrap=True)
 
-    def _show_clients(self, task: str) -> None:
-        self._update(clients=f"{task} {self._answered}/{self._asked} clients")
+    def _show_clients(self, task: str, progress: str = "") -> None:
+        self._update(clients=f"{task} {self._answered}/{self._asked} clients{progress}")
 
     def _update(self, advance: float | None = None, **fields: str) -> None:
         self._progress.update(self._line, advance=advance, **fields)  # type: ignore[arg-type]

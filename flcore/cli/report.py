@@ -1,58 +1,31 @@
-"""The table at the end of a run."""
+"""`flcore report`: a run as one HTML file, from its directory."""
 
-from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated
 
-from rich.table import Table
+import typer
 
-from flcore.job.contract import Contract
-from flcore.server.history import RoundRecord
-from flcore.simulation.baselines import Baselines
+from flcore.cli.plot import RunArgument, require_suffix
+from flcore.reports.html_report import report_page, write_page
+from flcore.reports.reported_run import read_reported_run, state_text
+from flcore.text import printable
 
-
-def metric_name(contract: Contract, history: list[RoundRecord]) -> str | None:
-    """Return the metric that compares models: that of `server.best`, else the first validated metric."""
-    if contract.server.best is not None:
-        return contract.server.best.partition(":")[0]
-    return next(iter(history[-1].validate), None)
+REPORT_PAGE = "report.html"
 
 
-def comparison_table(contract: Contract, history: list[RoundRecord], baselines: Baselines | None) -> Table:
-    """Return the table: each client alone, the federated model, and the centralised one, where there are baselines."""
-    metric = metric_name(contract, history)
-    table = Table(title=f"{contract.name}: {len(history)} rounds, {len(contract.client_names)} clients")
-    table.add_column("model trained on")
-    table.add_column(metric or "seconds a round", justify="right")
-    if metric is None:
-        table.add_row("all clients, federated", f"{history[-1].seconds['round']:.2f}")
-        return table
-    alone = {} if baselines is None else baselines.alone
-    shown = dict(list(alone.items())[:12])
-    for name, value in shown.items():
-        table.add_row(f"{name} alone", f"{value:.3f}")
-    if len(shown) < len(alone):
-        table.add_row(f"the best of all {len(alone)} alone", f"{best_alone(contract, alone.values()):.3f}")
-    federated = history[-1].validate.get(metric)
-    table.add_row("all clients, federated", "none" if federated is None else f"{federated:.3f}", style="bold")
-    if baselines is not None:
-        table.add_row("all data in one place", f"{baselines.centralised:.3f}")
-    return table
+def report(
+    run: RunArgument,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE.html", help="The file. (default: report.html in RUN)")
+    ] = None,
+) -> None:
+    """Write a run's report: one HTML file that loads nothing else, for a browser or a printer.
 
-
-def best_alone(contract: Contract, values: Iterable[float]) -> float:
-    """Return the best client's value: the lowest if `server.best` says that less is better, else the highest."""
-    is_less_better = (contract.server.best or "").endswith(":min")
-    return min(values) if is_less_better else max(values)
-
-
-def failure_lines(history: list[RoundRecord]) -> list[str]:
-    """Return one line for each client that failed or was refused: in how many rounds, and why the last time."""
-    rounds: dict[str, int] = {}
-    reasons: dict[str, str] = {}
-    for record in history:
-        for client in sorted({client for failed in record.failed.values() for client in failed}):
-            rounds[client] = rounds.get(client, 0) + 1
-            for failed in record.failed.values():
-                reasons[client] = failed.get(client, reasons.get(client, ""))
-    return [
-        f"{client} failed in {count} of {len(history)} rounds: {reasons[client]}" for client, count in rounds.items()
-    ]
+    It shows what ran and how it ended, metrics, who took part in which round with which share, who was left out and
+    why, times, bytes, models and digests.
+    """
+    path = run / REPORT_PAGE if out is None else out
+    require_suffix(path, (".html",))
+    reported = read_reported_run(run)
+    write_page(path, report_page(reported))
+    print(f"report: {path} ({printable(state_text(reported), 200)}, {path.stat().st_size / 1e3:,.0f} kB)")

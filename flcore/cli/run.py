@@ -1,33 +1,52 @@
 """`flcore run`: a whole job on this machine."""
 
-import errno
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
-from flcore.cli.plot import no_plot_reason, plot_history
+from flcore.cli.completion import job_names
+from flcore.cli.history_plot import no_plot_reason, plot_history
+from flcore.cli.interrupts import interrupt_line
+from flcore.cli.log import log_events, write_to_stderr
+from flcore.cli.log_options import LogFileOption, LogFormat, LogOptions, VerboseOption
 from flcore.cli.progress import show_progress
-from flcore.cli.report import comparison_table, failure_lines
+from flcore.cli.run_table import comparison_table, failure_lines
+from flcore.cli.web_page import TokenOption, WebOption, parse_web_address, web_page
 from flcore.job.job import Job
 from flcore.model.model_paths import require_directory
 from flcore.model.stored_model import resolve_checkpoint
-from flcore.server.events import ignore_events
-from flcore.server.run_directory import HISTORY_FILE
+from flcore.server.events import Observer, notify_all
+from flcore.server.results_file import RESULTS_FILE
 from flcore.server.serve import Outcome
 from flcore.simulation.baselines import Baselines, compute_baselines
 from flcore.simulation.run import run as run_job
+from flcore.status.board import StatusBoard
 
-DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
+if TYPE_CHECKING:  # it imports the extra `web`
+    from flcore.web import Source
+
+FILES = {
+    "model": "model.safetensors",
+    "best": "best.safetensors",
+    "results": RESULTS_FILE,
+    "history": "history.jsonl",
+}
+"""The files of a run that are listed at its end, if it has them."""
 
 
 def run(
-    job: Annotated[str, typer.Argument(help="A directory with job.toml, or the name of a bundled job (digits).")],
+    job: Annotated[
+        str,
+        typer.Argument(
+            help="A directory with job.toml, or the name of a bundled job (digits).", autocompletion=job_names
+        ),
+    ],
     clients: Annotated[int | None, typer.Option(min=1, help="Number of clients. (default: the job's)")] = None,
     workers: Annotated[
         int | None,
@@ -43,7 +62,15 @@ def run(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Rename an earlier run in that directory to NAME.1, and start a new one.")
     ] = False,
+    log_format: Annotated[
+        LogFormat | None,
+        typer.Option(help="Log each event to standard error, in this format, in place of the progress line."),
+    ] = None,
+    log_file: LogFileOption = None,
+    verbose: VerboseOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    web: WebOption = None,
+    web_token: TokenOption = None,
 ) -> None:
     """Run a job on this machine: a server and all its clients, over gRPC on loopback.
 
@@ -53,10 +80,31 @@ def run(
     directory = require_directory(out) if out else Path("runs") / loaded.contract.name
     console = Console(stderr=True)
     # With --json and without a terminal, a program reads the result and nobody watches progress.
-    is_seen = console.is_terminal or not as_json
-    with show_progress(loaded.contract, console) if is_seen else nullcontext(ignore_events) as observe:
-        with _name_directory_in_errors(directory), _report_interrupt(directory, console):
-            outcome = run_job(loaded, workers=workers, out=directory, fresh=fresh, observe=observe)
+    is_seen = log_format is None and not verbose and (console.is_terminal or not as_json)
+    with ExitStack() as stack:
+        observers: list[Observer] = []
+        if is_seen:
+            observers.append(stack.enter_context(show_progress(loaded.contract, console)))
+        is_logged = log_format is not None or verbose
+        if is_logged or log_file is not None:
+            options = LogOptions((log_format or LogFormat.TEXT).value, log_file, verbose)
+            log = stack.enter_context(options.open(loaded.contract.name, write=write_to_stderr if is_logged else None))
+            observers.append(log_events(log, loaded.contract))
+        board = StatusBoard.of(loaded.contract)
+        if web is not None:
+            observers.append(board.observe)
+
+        def source() -> "Source":
+            from flcore.web import RunSource  # imports the extra `web`
+
+            return RunSource(board, loaded.contract, directory)
+
+        def say(text: str, _: str) -> None:
+            console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+        page = web_page(parse_web_address(web), source, say, token_file=web_token)
+        with _report_interrupt(directory, console), page:
+            outcome = run_job(loaded, workers=workers, out=directory, fresh=fresh, observe=notify_all(*observers))
         baselines = compute_baselines(loaded)
     plot = plot_history(loaded.contract, outcome.history, baselines, directory / "history.png")
     if as_json:
@@ -66,8 +114,12 @@ def run(
     console.print(comparison_table(loaded.contract, outcome.history, baselines))
     for line in failure_lines(outcome.history):
         console.print(line, highlight=False, soft_wrap=True, markup=False)
-    for name, path in (("model", "model.safetensors"), ("best", "best.safetensors"), ("history", "history.jsonl")):
-        if any(record.is_best for record in outcome.history) or name != "best":
+    is_there = {
+        "best": any(record.is_best for record in outcome.history),
+        "results": (directory / RESULTS_FILE).exists(),
+    }
+    for name, path in FILES.items():
+        if is_there.get(name, True):
             console.print(
                 f"{name:<8} {resolve_checkpoint(directory / path)}", highlight=False, soft_wrap=True, markup=False
             )
@@ -80,28 +132,12 @@ def run(
 
 
 @contextmanager
-def _name_directory_in_errors(directory: Path) -> Iterator[None]:
-    """Add the directory to disk errors that name no file, such as those of writing to an open file."""
-    try:
-        yield
-    except OSError as error:
-        if error.filename is None and error.errno in DISK_ERRORS:
-            raise OSError(error.errno, error.strerror, str(directory)) from error
-        raise
-
-
-@contextmanager
 def _report_interrupt(directory: Path, console: Console) -> Iterator[None]:
     """After Ctrl-C, print the number of finished rounds and the directory."""
     try:
         yield
     except KeyboardInterrupt:
-        with suppress(OSError):
-            count = (directory / HISTORY_FILE).read_bytes().count(b"\n")
-            left = f"interrupted after {count} rounds; the last model and the history are in {directory}"
-            console.print(
-                left if count else "interrupted in the first round", highlight=False, soft_wrap=True, markup=False
-            )
+        console.print(interrupt_line(directory), highlight=False, soft_wrap=True, markup=False)
         raise
 
 

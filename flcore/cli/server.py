@@ -1,54 +1,58 @@
-"""`flcore server`: the server's side of a job on a real machine."""
+"""`flcore server`: the server's side of a job on a real machine, or a standing federation."""
 
-import logging
-from enum import StrEnum
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from flcore_transport import GrpcServer, Service, split_address
+from flcore_transport import Service, split_address
 
-from flcore.aggregation.budget import Budget
 from flcore.cli.addresses import DEFAULT_PORT, join_commands, kit_command
-from flcore.cli.log import Log, LogHandler, log_events
-from flcore.cli.plot import plot_history
-from flcore.errors import CertificateError
-from flcore.identity.credentials import ServerCertificates
-from flcore.identity.tls import FederationTls
+from flcore.cli.completion import job_names
+from flcore.cli.history_plot import plot_history
+from flcore.cli.interrupts import log_interrupt
+from flcore.cli.log import log_events
+from flcore.cli.log_options import LogFileOption, LogFormat, LogFormatOption, LogOptions, VerboseOption
+from flcore.cli.server_observers import ObserverOptions, open_server_observers
+from flcore.cli.server_options import (
+    DEFAULT_CERTS,
+    Listening,
+    Plan,
+    Receipts,
+    choose_budget,
+    load_tls,
+    log_certificate,
+    parse_plan,
+)
+from flcore.cli.standing_server import DEFAULT_FEDERATION, serve_federation
+from flcore.cli.web_page import TokenOption, WebOption, log_page, parse_web_address, web_page
+from flcore.federation.ping import answer_pings
 from flcore.job.job import Job
-from flcore.job.site import RENAMED_PLANS, read_site, server_site
+from flcore.job.site import MOST_CONNECTIONS, read_site, server_site
 from flcore.model.model_paths import require_directory
 from flcore.process import exit_on_sigterm, keep_freed_memory, raise_open_file_limit
+from flcore.server.events import notify_all
 from flcore.server.federation import Federation
+from flcore.server.file_systems import require_local_file_system
+from flcore.server.recorded_run import Durability
 from flcore.server.serve import Server, serve
+from flcore.status.board import StatusBoard
+from flcore.status.observed_run import ObservedRun, open_observers
 
-DEFAULT_CERTS = Path("certs/server")
-DEFAULT_BUDGET = "1GiB"
-
-
-class Plan(StrEnum):
-    """When updates are folded."""
-
-    BATCH = "batch"
-    STREAMING = "streaming"
-
-
-def _parse_plan(name: str) -> Plan:
-    if name not in list(Plan):
-        renamed = f"; it is called {RENAMED_PLANS[name]} now" if name in RENAMED_PLANS else ""
-        raise typer.BadParameter(f"expected {' or '.join(Plan)}, got {name!r}{renamed}")
-    return Plan(name)
-
-
-class LogFormat(StrEnum):
-    """How a log is written."""
-
-    TEXT = "text"
-    JSON = "json"
+if TYPE_CHECKING:  # it imports the extra `web`
+    from flcore.web import Source
 
 
 def server(
-    job: Annotated[str, typer.Argument(help="A directory with job.toml, or the name of a bundled job (digits).")],
+    job: Annotated[
+        str | None,
+        typer.Argument(
+            help="A directory with job.toml, or the name of a bundled job (digits). Without it, the server is a "
+            "standing federation: it runs the jobs that leads submit (flcore submit).",
+            show_default=False,
+            autocompletion=job_names,
+        ),
+    ] = None,
     host: Annotated[
         str | None,
         typer.Option(help="The address to listen on. (default: 0.0.0.0, all of IPv4; 127.0.0.1 with --insecure)"),
@@ -59,7 +63,8 @@ def server(
     wait_for: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Start the first round when this many clients are connected. (default: the job's quorum)"
+            min=1,
+            help="With a job: start the first round when this many clients are connected. (default: the job's quorum)",
         ),
     ] = None,
     budget: Annotated[
@@ -70,29 +75,93 @@ def server(
             "(default: 1GiB)",
         ),
     ] = None,
+    connections: Annotated[
+        int | None,
+        typer.Option(
+            min=16,
+            max=MOST_CONNECTIONS,
+            metavar="N",
+            help="The most connections at a time; two for each client are right. Each takes up to 96 KiB of memory "
+            "beside the budget. (default: 1024)",
+        ),
+    ] = None,
     plan: Annotated[
         Plan | None,
         typer.Option(
-            parser=_parse_plan,
+            parser=parse_plan,
             metavar=f"<{'|'.join(Plan)}>",
             help="When updates are folded. batch: when the round closes; models are files, memory is the budget. "
             "streaming: when they are committed; models and a total of 4, 8 or 16 bytes per parameter are in memory. "
             "(default: batch)",
         ),
     ] = None,
+    durability: Annotated[
+        Receipts | None,
+        typer.Option(
+            help="When a client gets its receipt. disk: when its update is on the disk; no update with a receipt is "
+            "lost if the server dies. memory: when its update is in memory; clients are asked again. (default: disk)",
+            show_default=False,
+        ),
+    ] = None,
+    network_file_system: Annotated[
+        bool,
+        typer.Option("--network-file-system", help="Allow an output directory on a network file system with disk."),
+    ] = False,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=100,
+            metavar="N",
+            help="Without a job: how many jobs run at a time. Each has an equal share of the budget and of the "
+            "connections. (default: 1)",
+        ),
+    ] = None,
     site: Annotated[
         Path | None,
         typer.Option(
-            help="Site file; its table \\[server] sets budget and plan. (default: the job's site.toml, if any)"
+            help="Site file; its table \\[server] sets budget, connections, plan and durability, its table "
+            "\\[tracking] TensorBoard, MLflow and Weights & Biases. "
+            "(default: site.toml of the job, or of the federation's directory, if any)"
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Output directory; created if missing. (default: runs/NAME)")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Output directory; created if missing. (default: runs/NAME; federation without a job, which goes on "
+            "with what is there)"
+        ),
+    ] = None,
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Rename an earlier run in that directory to NAME.1, and start a new one.")
+        bool,
+        typer.Option(
+            "--fresh",
+            help="With a job: rename an earlier run in that directory to NAME.1, and start a new one. Without it, a "
+            "run that is not over goes on.",
+        ),
     ] = False,
-    log_format: Annotated[LogFormat, typer.Option(help="Format of the log: lines of text or of JSON.")] = (
-        LogFormat.TEXT
-    ),
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            metavar="\\[HOST:]PORT",
+            help="Serve /metrics for Prometheus here, in plaintext and read-only. HOST is 127.0.0.1 unless given. "
+            "Needs the extra metrics.",
+        ),
+    ] = None,
+    metrics_remote: Annotated[
+        bool, typer.Option("--metrics-remote", help="Allow another HOST of --metrics than one of this machine alone.")
+    ] = False,
+    traces: Annotated[
+        bool,
+        typer.Option(
+            "--traces",
+            help="Export a trace of each round by OpenTelemetry (OTLP over HTTP), set by the variables OTEL_*. Needs "
+            "the extra traces.",
+        ),
+    ] = False,
+    log_format: LogFormatOption = LogFormat.TEXT,
+    log_file: LogFileOption = None,
+    verbose: VerboseOption = False,
     certs: Annotated[
         Path, typer.Option(help="Directory of the server's certificates, as `flcore certs init` makes it.")
     ] = DEFAULT_CERTS,
@@ -102,8 +171,10 @@ def server(
     insecure_remote: Annotated[
         bool, typer.Option("--insecure-remote", help="Plaintext without TLS, also to other machines.")
     ] = False,
+    web: WebOption = None,
+    web_token: TokenOption = None,
 ) -> None:
-    """Serve a job over mutual TLS to clients that join with `flcore client`."""
+    """Serve a job over mutual TLS to clients that join with `flcore client`; without a job, a standing federation."""
     keep_freed_memory()
     raise_open_file_limit()
     exit_on_sigterm()
@@ -111,24 +182,49 @@ def server(
     listen_host = host or ("127.0.0.1" if tls is None else "0.0.0.0")  # noqa: S104 - only clients with certificates
     if listen_host.startswith("["):
         raise typer.BadParameter(f"expected an address without brackets, got {host!r}", param_hint="--host")
-    loaded = Job.load(job)
-    site_settings = server_site(read_site(site, loaded.directory))
-    memory = Budget.parse(next(given for given in (budget, site_settings.budget, DEFAULT_BUDGET) if given is not None))
-    plan_name = plan.value if plan else site_settings.plan or Plan.BATCH.value
-    directory = require_directory(out) if out else Path("runs") / loaded.contract.name
-
-    def listen(service: Service) -> Server:
-        return GrpcServer(
-            service,
-            host=listen_host,
-            port=port,
-            tls=tls,
-            allow_remote=insecure_remote,
-            in_flight_bytes=memory.in_flight_bytes,
+    listening = Listening(listen_host, port, tls, insecure_remote)
+    show_page = partial(
+        web_page,
+        parse_web_address(web),
+        certificates=None if tls is None else certs,
+        hosts=() if tls is None else tls.certificates.hosts,
+        token_file=web_token,
+    )
+    receipts: Durability | None = durability.value if durability else None
+    log_options = LogOptions(log_format.value, log_file, verbose)
+    if job is None:
+        if wait_for is not None or fresh:
+            raise typer.BadParameter("expected a job with --wait-for and --fresh, got none; leave them out")
+        directory = require_directory(out or DEFAULT_FEDERATION)
+        content = read_site(site, directory)
+        settings = server_site(content)
+        memory, plan_name = (
+            choose_budget(budget, connections, settings),
+            plan.value if plan else settings.plan or "batch",
         )
+        chosen = _receipts(directory, receipts or settings.durability, network_file_system=network_file_system)
+        observers = ObserverOptions(metrics, metrics_remote, traces, content, site.parent if site else directory)
+        serve_federation(directory, listening, memory, jobs or 1, plan_name, chosen, log_options, show_page, observers)
+        return
+    if jobs is not None:
+        raise typer.BadParameter("expected no job with --jobs, got one; leave either out", param_hint="--jobs")
+    loaded = Job.load(job)
+    content = read_site(site, loaded.directory)
+    settings = server_site(content)
+    memory, plan_name = choose_budget(budget, connections, settings), plan.value if plan else settings.plan or "batch"
+    clients = loaded.contract.clients
+    memory.require_connections(clients if isinstance(clients, int) else len(clients))
+    directory = require_directory(out) if out else Path("runs") / loaded.contract.name
+    chosen = _receipts(directory, receipts or settings.durability, network_file_system=network_file_system)
+    observers = ObserverOptions(metrics, metrics_remote, traces, content, site.parent if site else loaded.directory)
+    run = ObservedRun(loaded.contract.name, loaded.contract, StatusBoard.of(loaded.contract), directory)
 
-    with Log(log_format.value) as log:
-        logging.getLogger().handlers = [LogHandler(log)]
+    def source() -> "Source":
+        from flcore.web import RunSource  # imports the extra `web`
+
+        return RunSource(run.board, loaded.contract, directory)
+
+    with log_options.open(loaded.contract.name) as log, log_interrupt(log, directory), show_page(source, log_page(log)):
 
         def started(running: Server, federation: Federation) -> None:
             peak = memory.peak_bytes(plan_name, federation.spec, loaded.contract.server.accumulate)
@@ -155,40 +251,35 @@ def server(
                 commands=commands,
             )
 
-        outcome = serve(
-            loaded,
-            listen,
-            started=started,
-            wait_for=wait_for,
-            directory=directory,
-            fresh=fresh,
-            observe=log_events(log, loaded.contract),
-            plan=plan_name,
-            budget=memory,
-        )
+        def listen(service: Service) -> Server:
+            return listening.open(service, memory, answer_pings)
+
+        listening.require_free()
+        with (
+            open_server_observers(observers, directory, log) as opened,
+            open_observers(opened.observe_runs, run) as observe_run,
+        ):
+            outcome = serve(
+                loaded,
+                listen,
+                started=started,
+                wait_for=wait_for,
+                directory=directory,
+                fresh=fresh,
+                observe=notify_all(log_events(log, loaded.contract), observe_run),
+                plan=plan_name,
+                budget=memory,
+                durability=chosen,
+                board=run.board,
+            )
         plot_history(loaded.contract, outcome.history, None, directory / "history.png")
         left = sorted(path.name for path in directory.iterdir())
         log.write_line(f"done: {', '.join(left)} in {directory}", "done", directory=str(directory))
 
 
-def load_tls(directory: Path) -> FederationTls:
-    """Return a server's side of mutual TLS, or raise `CertificateError`."""
-    if not directory.is_dir():
-        raise CertificateError(
-            f"expected the server's certificates in {directory}, which is no directory; make them with "
-            "`flcore certs init FEDERATION --host HOST`, or give their directory with --certs (--insecure: plaintext, "
-            "on this machine only)"
-        )
-    return FederationTls(directory)
-
-
-def log_certificate(log: Log, certificates: ServerCertificates) -> None:
-    """Say whose server this is, and until when its certificate is valid."""
-    federation, expires = certificates.identity.federation, certificates.expires
-    log.write_line(
-        f"TLS: the federation {federation}; the server's certificate is valid until {expires:%Y-%m-%d}",
-        "tls",
-        federation=federation,
-        hosts=list(certificates.hosts),
-        expires=expires.isoformat(),
-    )
+def _receipts(directory: Path, chosen: Durability | None, *, network_file_system: bool) -> Durability:
+    """Return when clients get their receipts. Raises `JobError` if the directory's disk cannot keep the promise."""
+    receipts: Durability = chosen or "disk"
+    if receipts == "disk" and not network_file_system:
+        require_local_file_system(directory)
+    return receipts
