@@ -3,9 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CUDA := 13
-ADAPTERS := torch flower flower-oldest nvflare nvflare-oldest appfl
+ADAPTERS := torch flower flower-oldest nvflare nvflare-oldest appfl templates tracking
 
-.PHONY: help install demo check fix docs test test-device test-mutants test-adapters test-gpu test-large test-torch stress bench bench-gpu bench-peers proto check-peers clean
+.PHONY: help install demo check fix docs test test-device test-mutants test-adapters test-gpu test-large test-torch test-web stress fuzz bench bench-gpu bench-peers proto check-peers clean
 
 help:  ## Show the verbs.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -38,13 +38,15 @@ test-mutants: $(VENV)/.dev  ## Show that the tests find faults that are put into
 	$(BIN)/python -m tests.mutants --sound
 	$(BIN)/python -m tests.mutants
 
-test-adapters: $(ADAPTERS:%=peer-%)  ## Test adapters and arrays with the real packages, each in its own environment.
+test-adapters: $(ADAPTERS:%=peer-%)  ## Test adapters, arrays and trackers with the real packages, each in its own environment.
 	.peers/torch/bin/python -m pytest tests/flcore/model/test_arrays.py
 	.peers/flower/bin/python -m pytest tests/flcore/adapters/test_flower.py tests/flcore/adapters/test_flower_run.py
 	.peers/flower-oldest/bin/python -m pytest tests/flcore/adapters/test_flower.py tests/flcore/adapters/test_flower_run.py
 	.peers/nvflare/bin/python -m pytest tests/flcore/adapters/test_nvflare.py tests/flcore/adapters/test_nvflare_run.py
 	.peers/nvflare-oldest/bin/python -m pytest tests/flcore/adapters/test_nvflare.py tests/flcore/adapters/test_nvflare_run.py
 	.peers/appfl/bin/python -m pytest tests/flcore/adapters/test_other_frameworks.py
+	.peers/tracking/bin/python -m pytest tests/flcore/tracking
+	.peers/templates/bin/python -m pytest tests/flcore/templates/test_new_job.py tests/flcore/simulation/test_notebook.py
 
 test-gpu: peer-cuda$(CUDA)  ## Run the kernels' whole suite on a CUDA device (CUDA=12: with a driver of CUDA 12).
 	.peers/cuda$(CUDA)/bin/python -m pytest -m gpu
@@ -55,9 +57,15 @@ test-large: $(VENV)/.dev  ## Run the test that needs 11 GB of memory.
 test-torch: $(VENV)/.torch  ## Run the tests that need PyTorch.
 	$(BIN)/pytest -m torch
 
-stress: $(VENV)/.dev  ## A hundred thousand histories of a round and of transfers; hostile peers; large servers held to their memory bounds (an hour, 10 GB of disk).
-	FLCORE_HISTORIES=100000 $(BIN)/pytest tests/flcore/server/test_task_round.py tests/transport/test_flow_control.py
+test-web: $(VENV)/.web  ## Test the web page in Chromium, and make the docs' screenshots (needs chromium and chromedriver).
+	$(BIN)/pytest -m browser
+
+stress: $(VENV)/.dev  ## Kills, power loss, broken networks and disks, hostile peers, a soak, memory bounds: the full forms (two hours, 10 GB of disk).
+	FLCORE_HISTORIES=100000 $(BIN)/pytest tests/flcore/server/test_task_attempt.py tests/transport/test_flow_control.py
 	$(BIN)/pytest -m stress
+
+fuzz: $(VENV)/.dev  ## A million mutated pieces, messages and files: refused or canonical, each within a second (20 minutes; 60 at most).
+	$(BIN)/pytest -s -m fuzz
 
 bench: $(VENV)/.dev  ## Measure kernels, transport, rounds and memory on this machine (minutes, 16 GB).
 	$(BIN)/flcore bench kernels --scale full
@@ -104,6 +112,10 @@ $(VENV)/.torch: $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet 'torch==2.13.0'
 	@touch $@
 
+$(VENV)/.web: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --editable '.[browser]'
+	@touch $@
+
 # Each peer has an environment of its own, with flcore in it: flwr and nvflare cannot share one.
 peer-torch: PEER := torch==2.13.0 jax[cpu]==0.10.2
 peer-nvflare: PEER := nvflare==2.9.0 torch==2.13.0
@@ -113,5 +125,7 @@ peer-flower-oldest: PEER := flwr==1.24.0
 peer-cuda12: PEER := cupy-cuda12x[ctk]==14.2.0
 peer-cuda13: PEER := cupy-cuda13x[ctk]==14.2.0
 peer-appfl: PEER := appfl==1.12.0 torch==2.13.0
+peer-tracking: PEER := tensorboard==2.21.0 mlflow-skinny==3.17.2 alembic sqlalchemy sqlparse wandb==0.31.0
+peer-templates: PEER := torch==2.13.0 transformers==5.24.0 peft==0.21.2 nbclient==0.11.0 ipykernel==7.4.0
 peer-%:
 	$(PYTHON) tests/peer_environment.py $* $(PEER)

@@ -6,7 +6,7 @@ import pytest
 from flcore_bench import RoundFigures, round_benchmark
 
 
-@pytest.mark.serial
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_round(benchmark: Any) -> None:
     figures: RoundFigures = benchmark.pedantic(round_benchmark, args=("small",), rounds=1)

@@ -15,7 +15,7 @@ import typer
 from pydantic import BaseModel
 from typer.models import ArgumentInfo, OptionInfo
 
-from flcore.cli.main import app
+from flcore.cli.main import command_line
 from flcore.job.contract import Bounds, ClientContract, Contract, ServerContract, TaskContract, WireContract
 
 DOCS = Path(__file__).parent
@@ -98,7 +98,10 @@ def _value(value: Any) -> str:
 
 def commands() -> str:
     """Return a section for each command: what it does, its arguments and its options."""
-    return "\n".join(_commands_of(app, "flcore"))
+    app = command_line()
+    before = app.registered_callback
+    own = [] if before is None or before.callback is None else [_described("flcore", before.callback)]
+    return "\n".join([*own, *_commands_of(app, "flcore")])
 
 
 def _commands_of(group: typer.Typer, path: str) -> Iterator[str]:

@@ -3,28 +3,32 @@
 Run a job with `flcore.run` on this machine, or with `flcore server` and `flcore client` on several. Aggregate models
 directly with `flcore.aggregate` and `flcore.Aggregator`. The code of a job receives a `flcore.Task` and returns a
 `flcore.Update`.
+
+A name is imported when it is first used, so that a command that needs little starts soon.
 """
 
+import importlib
+from typing import TYPE_CHECKING
+
 import flcore.posix  # noqa: F401 - first, for a clear error on other systems
-from flcore.aggregation.aggregate import aggregate
-from flcore.aggregation.aggregator import Aggregator
-from flcore.aggregation.budget import Budget
-from flcore.aggregation.rules import RULES, Columns, Geometry, Sum
-from flcore.aggregation.update_tables import open_update
-from flcore.client.task import Site, Task, Update
 from flcore.errors import (
     AggregationError,
     BudgetError,
     ContractMismatch,
     CorruptUpdate,
+    DiskError,
     FlcoreError,
     HistoryError,
     JobError,
     JobFailed,
+    ModelGone,
+    NoModel,
     NonFinite,
     NotInvited,
     OutOfBounds,
     QuorumError,
+    RecordError,
+    RunDiffers,
     RunExists,
     SpecError,
     StagingError,
@@ -33,20 +37,34 @@ from flcore.errors import (
     Untimely,
     UpdateError,
     WeightError,
+    WorkflowDiverged,
 )
-from flcore.job.job import Job
-from flcore.model.checkpoint import load, open_model, save
-from flcore.model.model import Arrays, Model
-from flcore.model.model_writer import ModelWriter
-from flcore.model.spec import ModelSpec, TensorSpec
-from flcore.model.stored_model import StoredModel
-from flcore.server.controller import Controller, Updates
-from flcore.server.history import Participation, RoundRecord
-from flcore.server.history_table import open_history
-from flcore.server.serve import Outcome
-from flcore.simulation.baselines import Baselines
-from flcore.simulation.run import run
-from flcore.version import __version__
+from flcore.progress import progress  # not later: its module has the same name
+
+if TYPE_CHECKING:
+    from flcore.aggregation.aggregate import aggregate
+    from flcore.aggregation.aggregator import Aggregator
+    from flcore.aggregation.budget import Budget
+    from flcore.aggregation.rules import RULES, Columns, Geometry, Sum
+    from flcore.aggregation.update_tables import open_update
+    from flcore.client.task import Site, Task, Update
+    from flcore.job.job import Job
+    from flcore.lead.connection import FederationConnection, connect
+    from flcore.lead.submitted_job import SubmittedJob
+    from flcore.model.checkpoint import load, open_model, save
+    from flcore.model.model import Arrays, Model
+    from flcore.model.model_writer import ModelWriter
+    from flcore.model.spec import ModelSpec, TensorSpec
+    from flcore.model.stored_model import StoredModel
+    from flcore.server.controller import Controller
+    from flcore.server.history import Participation, RoundRecord
+    from flcore.server.history_table import open_history
+    from flcore.server.round_list import History
+    from flcore.server.serve import Outcome
+    from flcore.server.updates import Updates
+    from flcore.simulation.baselines import Baselines
+    from flcore.simulation.run import run
+    from flcore.version import __version__
 
 __all__ = [
     "RULES",
@@ -60,27 +78,35 @@ __all__ = [
     "ContractMismatch",
     "Controller",
     "CorruptUpdate",
+    "DiskError",
+    "FederationConnection",
     "FlcoreError",
     "Geometry",
+    "History",
     "HistoryError",
     "Job",
     "JobError",
     "JobFailed",
     "Model",
+    "ModelGone",
     "ModelSpec",
     "ModelWriter",
+    "NoModel",
     "NonFinite",
     "NotInvited",
     "OutOfBounds",
     "Outcome",
     "Participation",
     "QuorumError",
+    "RecordError",
     "RoundRecord",
+    "RunDiffers",
     "RunExists",
     "Site",
     "SpecError",
     "StagingError",
     "StoredModel",
+    "SubmittedJob",
     "Sum",
     "Task",
     "TaskFailed",
@@ -91,12 +117,57 @@ __all__ = [
     "UpdateError",
     "Updates",
     "WeightError",
+    "WorkflowDiverged",
     "__version__",
     "aggregate",
+    "connect",
     "load",
     "open_history",
     "open_model",
     "open_update",
+    "progress",
     "run",
     "save",
 ]
+
+_NAMES_BY_MODULE = {
+    "flcore.aggregation.aggregate": ("aggregate",),
+    "flcore.aggregation.aggregator": ("Aggregator",),
+    "flcore.aggregation.budget": ("Budget",),
+    "flcore.aggregation.rules": ("RULES", "Columns", "Geometry", "Sum"),
+    "flcore.aggregation.update_tables": ("open_update",),
+    "flcore.client.task": ("Site", "Task", "Update"),
+    "flcore.job.job": ("Job",),
+    "flcore.lead.connection": ("FederationConnection", "connect"),
+    "flcore.lead.submitted_job": ("SubmittedJob",),
+    "flcore.model.checkpoint": ("load", "open_model", "save"),
+    "flcore.model.model": ("Arrays", "Model"),
+    "flcore.model.model_writer": ("ModelWriter",),
+    "flcore.model.spec": ("ModelSpec", "TensorSpec"),
+    "flcore.model.stored_model": ("StoredModel",),
+    "flcore.server.controller": ("Controller",),
+    "flcore.server.history": ("Participation", "RoundRecord"),
+    "flcore.server.history_table": ("open_history",),
+    "flcore.server.round_list": ("History",),
+    "flcore.server.serve": ("Outcome",),
+    "flcore.server.updates": ("Updates",),
+    "flcore.simulation.baselines": ("Baselines",),
+    "flcore.simulation.run": ("run",),
+    "flcore.version": ("__version__",),
+}
+"""The names that are imported on first use: those of the imports above."""
+
+_MODULES = {name: module for module, names in _NAMES_BY_MODULE.items() for name in names}
+
+if not TYPE_CHECKING:  # else a type checker would take any name for one of the package
+
+    def __getattr__(name: str) -> object:
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(_MODULES[name]), name)
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -3,6 +3,8 @@
 FlcoreError
 ├── SpecError             arrays that do not form a valid model: a bad name, an unknown dtype, no tensors
 ├── JobError              a contract, code or settings that cannot be used; names the key of job.toml, if there is one
+├── PackError             a job that cannot be packed, or a pack that is corrupt or not as its manifest says
+├── PartitionError        a data set that cannot be divided over clients as asked
 ├── ContractMismatch      the contracts, or the code, of client and server differ
 ├── NotInvited            the client's name is not in the job's list of clients
 ├── UpdateError           one client's update is refused; names the client, and the tensor if there is a single one
@@ -17,9 +19,18 @@ FlcoreError
 ├── TaskFailed            a client could not execute a task: its code raised, or returned what cannot be sent
 ├── CertificateError      a certificate, a key, a kit or a CA's directory that cannot be used
 │   └── IdentityRefused       a peer's certificate that gives it no place in this federation; `reason` is for programs
+├── ProfileError          no profile says which federation is meant, or the file of profiles is malformed
+├── DownloadError         a job's file that came damaged, leaves its directory, or would replace another one
+├── NoModel               a job of a standing federation has published no such model
 ├── HistoryError          a directory without a run's history, or a history that cannot be read
+├── RecordError           the record of a run cannot be read or written
+│   ├── DiskError             the disk does not take what a run writes; the message says where, why and what to do
+│   └── WorkflowDiverged      the workflow makes other calls than before the restart
 ├── RunExists             the run directory is owned by another process, or holds an earlier run
 ├── JobFailed             the server reported that the job has failed
+├── JobEnded              a job of a standing federation was ended from outside, or with its server
+│   ├── JobAborted            by its lead or an admin
+│   └── ServerStopped         its server stops; it goes on when the server is started again
 ├── QuorumError           too few clients are connected, or too few updates are in
 ├── UpdatesLost           committed updates cannot be read back from disk
 ├── AggregationError      updates cannot be combined: a result does not fit into its dtype, or a rule's code failed
@@ -42,6 +53,8 @@ FlcoreError
     ├── PieceError            a piece that is corrupt, truncated, out of order or not as announced
     ├── PayloadIncomplete     an upload that ended before its last piece
     ├── ConnectionLost        the connection broke; the call may be repeated
+    │   └── Unreachable           nothing answers at the server's address
+    ├── WrongServer           an untrusted certificate, or TLS at one end alone; a retry does not help
     ├── AddressUnavailable    the server's address cannot be bound
     ├── InsecureAddress       a plaintext connection to another machine that was not allowed
     └── Refused               the other end refused; `kind` is for programs, the message for people
@@ -59,6 +72,16 @@ class SpecError(FlcoreError):
 
 class JobError(FlcoreError):
     """A contract, code or settings that cannot be used."""
+
+
+class PackError(FlcoreError):
+    """A job cannot be packed, or a pack is corrupt or not as its manifest says."""
+
+    kind = "bad-pack"
+
+
+class PartitionError(FlcoreError):
+    """A data set cannot be divided over clients as asked: invalid labels, or too few examples."""
 
 
 class CertificateError(FlcoreError):
@@ -80,8 +103,40 @@ class IdentityRefused(CertificateError):
         self.reason = reason
 
 
+class ProfileError(FlcoreError):
+    """No profile says which federation is meant, or the file of profiles is malformed."""
+
+
+class DownloadError(FlcoreError):
+    """A file of a job came damaged, has a name that leaves its directory, or would replace another file."""
+
+
+class NoModel(FlcoreError):
+    """A job of a standing federation has published no such model; the message says how the job stands."""
+
+
 class HistoryError(FlcoreError):
     """A directory without a run's history, or a history that cannot be read."""
+
+
+class RecordError(FlcoreError):
+    """The record of a run cannot be read or written."""
+
+
+class DiskError(RecordError):
+    """The disk does not take what a run writes, or does not give what it reads. The run can go on when it does."""
+
+
+class WorkflowDiverged(RecordError):
+    """A workflow that goes on after a restart makes another call than the one on record."""
+
+
+class ModelGone(RecordError):
+    """A model of a finished round, of which a restarted server has no elements any more."""
+
+
+class RunDiffers(RecordError):
+    """A directory holds an unfinished run of another job: its contract or its workflow differs."""
 
 
 class RunExists(FlcoreError):
@@ -175,16 +230,29 @@ class JobFailed(FlcoreError):
     """The server reported that the job has failed; the message says why."""
 
 
+class JobEnded(FlcoreError):
+    """A job of a standing federation was ended from outside, or with its server."""
+
+
+class JobAborted(JobEnded):
+    """A job was aborted by its lead or an admin; the message says by whom."""
+
+
+class ServerStopped(JobEnded):
+    """The server of a job stops. The job goes on when the server is started again."""
+
+
 class QuorumError(FlcoreError):
     """Too few clients are connected, or a round has fewer updates than its quorum.
 
     Attributes:
-        summary: The message without `reasons`, which quote clients and stay at the server.
+        summary: The message without `reasons`.
+        reasons: The reasons, which quote clients and stay at the server; may be empty.
     """
 
     def __init__(self, summary: str, *, reasons: str = "") -> None:
         super().__init__(f"{summary}: {reasons}" if reasons else summary)
-        self.summary = summary
+        self.summary, self.reasons = summary, reasons
 
 
 class UpdatesLost(FlcoreError):

@@ -1,8 +1,22 @@
-"""Text from files and from other processes.
+"""Text from files and from other processes, and moments as text.
 
 Files are UTF-8, with or without a byte order mark, as Excel and editors on Windows write it. Other encodings are
 refused by name, not guessed: a wrong guess would silently change names.
 """
+
+import re
+import time
+from collections.abc import Iterable
+from itertools import islice
+
+MAX_COMPARED = 1_000
+"""The most names that are compared with a misspelt one."""
+
+MAX_NAME = 100
+"""The most characters of a name that are compared."""
+
+NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+"""Names of jobs and clients. They become file names, so they neither begin with a dot nor contain a slash."""
 
 _OTHER_MARKS = (
     (b"\xff\xfe\0\0", "UTF-32"),
@@ -50,3 +64,59 @@ def printable(text: str, limit: int = 500) -> str:
     if len(text) > limit:
         text = text[: limit - 3] + "..."
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return the end of an error about a name that does not exist: the nearest known one, or nothing.
+
+    >>> did_you_mean("acuracy", ["loss", "accuracy"]), did_you_mean("x", ["loss", "accuracy"])
+    ("; did you mean 'accuracy'?", '')
+    """
+    nearest = nearest_name(name, known)
+    return "" if nearest is None else f"; did you mean {printable(nearest)!r}?"
+
+
+def nearest_name(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name that a misspelt one is similar to; None if none is."""
+    from difflib import get_close_matches  # most commands need none
+
+    short = (each for each in islice(known, MAX_COMPARED) if len(each) <= MAX_NAME)  # the time grows with the product
+    return next(iter(get_close_matches(name[:MAX_NAME], short, n=1)), None)
+
+
+_FOLDERS = re.compile(r"(?<![\w.:/])/(?:[^/'\"()<>:,;|\n]*[^\s/'\"()<>:,;|]/)*(?=[^\s/])")
+
+
+def without_folders(text: str) -> str:
+    """Return a text in which each absolute path is shortened to its last part.
+
+    For errors that leave the machine: its paths are nobody else's business. A folder's name may contain spaces.
+
+    >>> without_folders("/srv/my jobs/a/job.toml: /srv/my jobs/a/odd.py cannot be loaded (/usr/lib/x/__init__.py)")
+    'job.toml: odd.py cannot be loaded (__init__.py)'
+    >>> without_folders("3/4 of https://example.org/a/b and tools/odd.py")
+    '3/4 of https://example.org/a/b and tools/odd.py'
+    """
+    return _FOLDERS.sub("", text)
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a count with its noun, in the plural unless the count is 1. Thousands are grouped.
+
+    >>> counted(1, "round"), counted(0, "site"), counted(1200, "file")
+    ('1 round', '0 sites', '1,200 files')
+    """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def utc_time(seconds: float | None = None) -> str:
+    """Return a moment in UTC, to the second, as ISO 8601.
+
+    Args:
+        seconds: Seconds since the epoch. Default: None, now.
+
+    Example:
+        >>> utc_time(0)
+        '1970-01-01T00:00:00Z'
+    """
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))

@@ -1,4 +1,4 @@
-"""Mutants: ten small faults in the sources, each of which the test suite must find.
+"""Mutants: small faults in the sources, each of which the test suite must find.
 
 A mutant is a copy of the repository with one subtle mistake in it, such as a lost check or a wrong comparison. The
 tests that guard this code run on the copy. If one fails, the mutant is killed. If all pass, it survives: the suite has
@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
 SOURCE_ROOTS = ("kernels", "transport", "bench", "")
-MARKERS = "not serial and not device and not gpu and not stress and not large"
+MARKERS = "not serial and not device and not gpu and not stress and not large and not browser"
 LIMIT_S = 600.0
 TESTS_FAILED = 1
 """The exit code of pytest where tests ran and some failed; all other errors have another one."""
@@ -50,6 +50,7 @@ class Broken(Exception):
 
 KERNELS, TRANSPORT = ("tests/kernels",), ("tests/transport",)
 STAGING = ("tests/flcore/aggregation", "tests/flcore/server")
+FEDERATION = "tests/flcore/federation"
 
 MUTANTS = [
     Mutant(
@@ -96,11 +97,137 @@ MUTANTS = [
         TRANSPORT,
     ),
     Mutant(
+        "unknown-fields-accepted",
+        "transport/flcore_transport/control.py",
+        "    message.DiscardUnknownFields()\n",
+        "",
+        ("tests/transport/test_control.py",),
+    ),
+    Mutant(
+        "a-key-twice-accepted",
+        "flcore/strict_json.py",
+        "if len(content) < len(pairs):",
+        "if len(content) > len(pairs):",
+        ("tests/flcore/job/test_contract.py",),
+    ),
+    Mutant(
         "old-stream-ends-session",
         "transport/flcore_transport/endpoint.py",
         "if session.link is not link:",
         "if session.link is None:",
         TRANSPORT,
+    ),
+    Mutant(
+        "any-role-calls",
+        "transport/flcore_transport/grpc_calls.py",
+        "if identity.role not in roles:",
+        "if not identity.role:",
+        ("tests/transport/test_asks.py",),
+    ),
+    Mutant(
+        "left-job-takes-joins",
+        "transport/flcore_transport/endpoint.py",
+        "        if self._has_left:\n            raise no_such_job(self.job)\n        session = self._by_client",
+        "        session = self._by_client",
+        ("tests/transport/test_hosted_jobs.py",),
+    ),
+    Mutant(
+        "anybody-asks",
+        "flcore/federation/requests.py",
+        'if not (caller.role == "admin" or (is_site if is_of_a_site else caller.role == "lead")):',
+        'if caller.role == "none":',
+        (f"{FEDERATION}/test_requests.py",),
+    ),
+    Mutant(
+        "jobs-of-others-are-own",
+        "flcore/federation/requests.py",
+        'return caller.role == "admin" or caller.owner == row.owner',
+        'return caller.role in ("admin", "lead")',
+        (f"{FEDERATION}/test_requests.py",),
+    ),
+    Mutant(
+        "packs-of-others-are-own",
+        "flcore/federation/requests.py",
+        "            self._require_own_pack(caller, digest)\n",
+        "",
+        (f"{FEDERATION}/test_pack_senders.py",),
+    ),
+    Mutant(
+        "pack-digest-unchecked",
+        "flcore/federation/pack_store.py",
+        "if (found := file_digest(partial)) != digest:",
+        "if not (found := file_digest(partial)):",
+        (f"{FEDERATION}/test_pack_store.py",),
+    ),
+    Mutant(
+        "unknown-signer-runs",
+        "flcore/agent/site_policy.py",
+        "if pack.signer is None:",
+        'if pack.signer == "":',
+        ("tests/flcore/agent/test_site_policy.py",),
+    ),
+    Mutant(
+        "offered-contract-unchecked",
+        "flcore/agent/job_admission.py",
+        "if pack.contract_with(offer.changes).fingerprint != contract.fingerprint:",
+        "if not pack.contract_with(offer.changes).fingerprint:",
+        ("tests/flcore/agent/test_site_policy.py", "tests/flcore/agent/test_agent.py"),
+    ),
+    Mutant(
+        "queue-begins-with-the-last",
+        "flcore/federation/job_queue.py",
+        "sorted(waiting, key=lambda job: job.number)",
+        "sorted(waiting, key=lambda job: -job.number)",
+        (f"{FEDERATION}/test_job_queue.py",),
+    ),
+    Mutant(
+        "queue-gives-memory-twice",
+        "flcore/federation/job_queue.py",
+        "job.resident_bytes > free_bytes",
+        "job.resident_bytes > capacity.free_bytes",
+        (f"{FEDERATION}/test_job_queue.py",),
+    ),
+    Mutant(
+        "ids-given-again",
+        "flcore/federation/job_database.py",
+        "PRIMARY KEY AUTOINCREMENT",
+        "PRIMARY KEY",
+        (f"{FEDERATION}/test_job_database.py",),
+    ),
+    Mutant(
+        "running-job-deleted",
+        "flcore/federation/job_database.py",
+        "AND state NOT IN ('queued', 'running')\"",
+        "AND state NOT IN ('queued')\"",
+        (f"{FEDERATION}/test_job_database.py",),
+    ),
+    Mutant(
+        "aborted-job-starts",
+        "flcore/federation/job_database.py",
+        "(utc_time(),), number, \"state = 'queued'\")",
+        "(utc_time(),), number, \"state <> 'running'\")",
+        (f"{FEDERATION}/test_job_database.py",),
+    ),
+    Mutant(
+        "role-none-joins",
+        "flcore/federation/members.py",
+        'if self._roles.caller(client, "client", "").role == "none":',
+        'if not self._roles.caller(client, "client", "").role:',
+        (f"{FEDERATION}/test_standing_server.py",),
+    ),
+    Mutant(
+        "role-none-stays",
+        "flcore/federation/members.py",
+        "if identity.role == Role.CLIENT and self._roles.is_barred(identity.name):",
+        "if identity.role == Role.LEAD and self._roles.is_barred(identity.name):",
+        (f"{FEDERATION}/test_members.py",),
+    ),
+    Mutant(
+        "broken-roles-are-the-last-ones",
+        "flcore/federation/roles.py",
+        "        except CertificateError as error:\n            table = error\n",
+        "        except CertificateError:\n            pass\n",
+        (f"{FEDERATION}/test_roles.py",),
     ),
 ]
 

@@ -1,7 +1,7 @@
 """The test suite in lanes, which is what `make test` runs: `python -m tests.run [--lane LANE]... [pytest's options]`.
 
-First the kernels are compiled, each once, by as many processes as there are cores. Then the parallel lane has a worker
-for each core. What measures memory, time or descriptors, or sends signals, runs after it, alone. `--lane device` runs
+First the kernels are compiled, each once, by as many processes as there are cores. Then the parallel lane has two
+workers more than cores. Tests that measure their own process or short times run after it, alone. `--lane device` runs
 the CUDA kernels on the CPU emulation of a device. In CI (where `CI` is set) the order is drawn anew each time.
 """
 
@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree as ET
@@ -23,15 +24,18 @@ from flcore_kernels.threads import available_cores
 
 from tests.kernels.needed import NEEDED
 
-ELSEWHERE = "not gpu and not stress and not large"
+ELSEWHERE = "not gpu and not stress and not fuzz and not large and not browser"
 WORKERS = ["-n", str(available_cores()), "--dist", "worksteal"]
+MORE_WORKERS = ["-n", str(available_cores() + 2), "--dist", "worksteal"]
+"""Tests of servers and clients wait for more than half of their time: for graces, deadlines and other processes."""
+
 LANES = {
-    "parallel": ["-m", f"not serial and not device and {ELSEWHERE}", *WORKERS],
+    "parallel": ["-m", f"not serial and not device and {ELSEWHERE}", *MORE_WORKERS],
     "serial": ["-m", f"serial and not device and {ELSEWHERE}"],
     "device": ["-m", f"device and {ELSEWHERE}", *WORKERS],
 }
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-"""Each worker has a core: libraries that start a thread a core would get in each other's way."""
+"""Other workers use the other cores: libraries that start a thread a core would get in each other's way."""
 
 NO_TESTS = 5
 """Pytest's exit code where nothing was selected, as with `-k`."""
@@ -85,9 +89,13 @@ def kept() -> set[str]:
 
 
 def summary(lanes: dict[str, Lane], compiling_s: float, late: set[str]) -> str:
-    """Return the ten slowest tests, kernels that were not compiled ahead, and a line on the whole run."""
+    """Return the slowest tests and modules, kernels that were not compiled ahead, and a line on the whole run."""
     tests = [(seconds, name) for lane in lanes.values() for name, seconds in lane.tests.items()]
     lines = ["", "slowest tests:", *(f"{seconds:7.1f} s  {name}" for seconds, name in sorted(tests, reverse=True)[:10])]
+    modules: Counter[str] = Counter()
+    for seconds, name in tests:
+        modules[name.partition("::")[0]] += seconds  # type: ignore[assignment]
+    lines += ["", "slowest modules:", *(f"{seconds:7.1f} s  {name}" for name, seconds in modules.most_common(20))]
     if late:
         lines += ["", f"compiled by tests, and not ahead (see tests/kernels/needed.py): {', '.join(sorted(late))}"]
     total = {

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import flcore
+
 ROOT = Path(__file__).parents[1]
 PEER_MODULES = (
     "contest",
@@ -22,6 +24,7 @@ PEER_MODULES = (
 )
 PACKAGES = {
     "flcore": ROOT / "flcore",
+    "flcore_command": ROOT / "flcore_command",
     "flcore_layout": ROOT / "kernels/flcore_layout",
     "flcore_kernels": ROOT / "kernels/flcore_kernels",
     "flcore_transport": ROOT / "transport/flcore_transport",
@@ -33,12 +36,14 @@ OURS = {
     "flcore_kernels": {"flcore_kernels", "flcore_layout"},
     "flcore_transport": {"flcore_transport", "flcore_layout"},
     "flcore": {"flcore", "flcore_layout", "flcore_kernels", "flcore_transport"},
-    "flcore_bench": set(PACKAGES) - {"flcore_bench_peers"},
+    "flcore_command": {"flcore_command", "flcore"},
+    "flcore_bench": set(PACKAGES) - {"flcore_bench_peers", "flcore_command"},
     "flcore_bench_peers": set(PACKAGES),
 }
 # `flcore bench` imports the benchmarks when it is called. Their synthetic processes use the job's messages and the
 # server; one file imports these internals. The peers' half of the benchmarks imports modules of the other half.
 EXCEPTIONS = {
+    ("flcore_command/command.py", "flcore"),  # the import that it guards
     ("flcore/cli/bench.py", "flcore_bench"),
     ("bench/flcore_bench/internals.py", "flcore"),
     *((f"bench/flcore_bench_peers/{name}.py", "flcore_bench") for name in PEER_MODULES),
@@ -169,6 +174,8 @@ def test_modules_import_in_no_circle(package: str) -> None:
             "flcore",
             {
                 "grpc",
+                "numpy",
+                "pydantic",
                 "cupy",
                 "numba",
                 "pyarrow",
@@ -197,6 +204,32 @@ def test_importing_a_package_is_quick_and_pulls_in_nothing_heavy(package: str, a
         best = min(best, float(taken))
         assert not absent & set(modules)
     assert best < 0.3 * 2, "seconds of the processor's, with room for a slow one; the aim is 0.3"
+
+
+def test_the_names_that_are_imported_on_first_use_are_those_of_the_type_checker() -> None:
+    tree = ast.parse(Path(flcore.__file__).read_text())
+    (checked,) = [node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    imports = [node for node in checked.body if isinstance(node, ast.ImportFrom)]
+    assert {node.module: tuple(alias.name for alias in node.names) for node in imports} == flcore._NAMES_BY_MODULE
+    assert set(flcore.__all__) <= set(dir(flcore))
+    with pytest.raises(AttributeError, match="has no attribute 'agregate'"):
+        _ = getattr(flcore, "agregate")  # noqa: B009 - no such name for the type checker
+
+
+@pytest.mark.parametrize(
+    ("arguments", "absent"),
+    [
+        (["--help"], {"numba", "pyarrow", "matplotlib", "cupy", "torch", "sklearn"}),
+        (["server", "--help"], {"prometheus_client", "opentelemetry", "tensorboard", "mlflow", "wandb"}),
+        (["list", "--help"], {"numba", "pyarrow", "matplotlib", "numpy", "flcore.job.contract"}),
+    ],
+)
+def test_a_command_imports_no_more_than_it_needs(arguments: list[str], absent: set[str]) -> None:
+    program = f"import sys, atexit; sys.argv = {['flcore', *arguments]}; atexit.register(lambda: print(*sys.modules))"
+    program += "; from flcore_command import main; main()"
+    done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, check=True)
+    modules = set(done.stdout.splitlines()[-1].split())
+    assert "flcore.cli.main" in modules and not absent & modules
 
 
 def test_no_file_is_long_and_none_has_a_vague_name() -> None:

@@ -25,9 +25,10 @@ def test_a_row_has_the_value_of_its_constant(text: str, module: str, name: str) 
 
 def test_the_table_has_all_limits_of_the_server() -> None:
     named = {f"{module}.{name}" for _, module, name in ROWS}
-    assert len(ROWS) == len(named) >= 29
+    assert len(named) >= 31 and len(ROWS) == len(named) + 1, "metadata has two rows: its size, and what it bounds"
     pattern = re.compile(r"(MAX|MIN)_\w+|\w+_(TIMEOUT|INTERVAL)_M?S|\w+_BURST|\w+_PER_S")
-    for module in ("grpc_channel", "grpc_server", "grpc_joins", "grpc_workers", "client_limits", "control", "endpoint"):
+    modules = ("grpc_channel", "grpc_server", "grpc_sessions", "grpc_joins", "grpc_asks", "grpc_workers")
+    for module in (*modules, "client_limits", "control", "endpoint", "hosted_jobs", "messages"):
         home = importlib.import_module(f"flcore_transport.{module}")
         lines = Path(str(home.__file__)).read_text()
         for name in re.findall(r"^([A-Z][A-Z_]+) = ", lines, re.MULTILINE):

@@ -67,8 +67,9 @@ def code_of(block: str) -> list[str]:
 
 
 def test_what_is_not_run_here_is_on_a_page_where_it_is() -> None:
-    """`tests/test_docs.py` runs what is on a page."""
-    own = (block_with("sh", "make demo"), block_with("python", "flcore.aggregate"))
+    """`tests/test_docs.py` runs what is on a page, and `test_tls_processes.py` the section Real machines."""
+    real_machines = README.partition("## Real machines")[2].partition("\n## ")[0]
+    own = (block_with("sh", "make demo"), block_with("python", "flcore.aggregate"), *blocks("sh", real_machines))
     tested = [
         code_of(block) for page in PAGES for language in ("sh", "python", "toml") for block in blocks(language, page)
     ]

@@ -6,7 +6,7 @@ from _pytest.mark.expression import Expression
 
 from tests.run import LANES, Lane, summary
 
-MARKS = ("serial", "device", "gpu", "stress", "large")
+MARKS = ("serial", "device", "gpu", "stress", "fuzz", "large")
 
 
 def lanes_of(marks: set[str]) -> list[str]:
@@ -23,7 +23,7 @@ def test_every_test_is_in_one_lane_unless_it_has_a_verb_of_its_own() -> None:
     for has in product((False, True), repeat=len(MARKS)):
         marks = {mark for mark, is_there in zip(MARKS, has, strict=True) if is_there}
         expected = "device" if "device" in marks else "serial" if "serial" in marks else "parallel"
-        assert lanes_of(marks) == ([] if marks & {"gpu", "stress", "large"} else [expected])
+        assert lanes_of(marks) == ([] if marks & {"gpu", "stress", "fuzz", "large"} else [expected])
 
 
 def test_the_summary_ends_with_a_line_on_the_whole_run() -> None:
@@ -37,7 +37,8 @@ def test_the_summary_ends_with_a_line_on_the_whole_run() -> None:
     lines = summary(lanes, 10.0, set()).splitlines()
     assert lines[-1] == "1 failed, 11 passed, 2 skipped in 2 min 49 s (kernels 10 s, parallel 60 s, serial 99 s)"
     assert lines[2].split() == ["99.0", "s", "tests.test_b::test_slow"]
-    assert sum("tests.test_" in line for line in lines) == 10
+    assert sum("::" in line for line in lines) == 10
+    assert [line.split() for line in lines[-4:-2]] == [["99.0", "s", "tests.test_b"], ["66.0", "s", "tests.test_a"]]
 
 
 def test_kernels_that_were_not_compiled_ahead_are_named() -> None:

@@ -88,6 +88,17 @@ def disk_rates(directory: Path, size: int) -> DiskRates:
     return DiskRates(total / (turned - started), total / (ended - turned))
 
 
+def synced_write_s(directory: Path, size: int) -> float:
+    """Return the seconds to write a file of `size` bytes in chunks of 2 MiB and sync it, as `dd conv=fsync` does."""
+    content = memoryview(os.urandom(DISK_CHUNK_BYTES))
+    with tempfile.TemporaryFile(dir=directory, buffering=0) as file:
+        started = time.perf_counter()
+        for first in range(0, size, DISK_CHUNK_BYTES):
+            file.write(content[: size - first])
+        os.fsync(file.fileno())
+        return time.perf_counter() - started
+
+
 def measure_check_rate() -> float:
     """Return the bytes per second that one thread checks: checksum, Arrow framing, and finite values."""
     spec = spec_named("flat", CHECKED_BYTES)

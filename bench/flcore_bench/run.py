@@ -1,7 +1,8 @@
 """The benchmarks of `flcore bench`, by name."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from flcore_bench.cuda_kernels import cuda_rows
@@ -26,6 +27,7 @@ def run(
     plot_file: Path | None = None,
     pythons: Mapping[str, Path] | None = None,
     backend: str = "cpu",
+    minutes: float | None = None,
 ) -> Report:
     """Run one benchmark, print its table, and write the requested files.
 
@@ -37,6 +39,7 @@ def run(
         plot_file: Where to write a plot.
         pythons: Interpreters of the peers' environments, by peer.
         backend: Which kernels are measured: "cpu" or "cuda".
+        minutes: How long "processes" repeats its sides (default: by the scale).
 
     Returns:
         The report.
@@ -47,7 +50,7 @@ def run(
     """
     sizes = Sizes.of(scale, threads or available_cores())
     named = what if backend == "cpu" else f"{what} --backend {backend}"
-    rows, absent = _rows(named, sizes, pythons or {})
+    rows, absent = _rows(named, sizes, pythons or {}, minutes)
     report = Report(
         command=f"flcore bench {named} --scale {scale} --threads {sizes.threads}",
         date=datetime.now(UTC).date().isoformat(),
@@ -67,15 +70,15 @@ def run(
     return report
 
 
-def _rows(what: str, sizes: Sizes, pythons: Mapping[str, Path]) -> tuple[list[Row], list[str]]:
+def _rows(what: str, sizes: Sizes, pythons: Mapping[str, Path], minutes: float | None) -> tuple[list[Row], list[str]]:
     if what in (with_peers := {"peers": peer_rows, "round-peers": round_peer_rows}):
         return with_peers[what](sizes.scale, sizes.threads, pythons)
-    sections = {
+    sections: dict[str, Callable[[str, int], list[Row]]] = {
         "kernels": kernel_rows,
         "kernels --backend cuda": cuda_rows,
         "transport": transport_rows,
         "round": round_rows,
-        "processes": process_rows,
+        "processes": partial(process_rows, minutes=minutes),
         "memory": memory_rows,
     }
     return sections[what](sizes.scale, sizes.threads), []

@@ -55,6 +55,9 @@ READ_AT = "read_at"
 _PARSING_LOCK = threading.Lock()
 
 
+PHASES_OF_A_ROUND = 101
+
+
 class SyntheticClient:
     """One client of `job`, the process's `number`-th. `refused` counts the server's refusals by kind."""
 
@@ -100,7 +103,8 @@ class SyntheticClient:
             return
         inbox = Inbox(assignment.payload, DiscardingSink())
         for piece in self._connection.download(
-            DownloadRequest(welcome.session_secret, assignment.assignment_id), assignment.payload
+            DownloadRequest(welcome.session_secret, assignment.assignment_id, token=assignment.token),
+            assignment.payload,
         ):
             inbox.accept(piece)
         inbox.finish()
@@ -108,13 +112,15 @@ class SyntheticClient:
 
     def _upload(self, welcome: Welcome, assignment: TaskAssignment, read_at: float, *, stalls: bool) -> None:
         spec = spec_from(welcome.content)
-        returns = self._job.contract.tasks[parse_content(TaskContent, assignment.content).task].returns
+        content = parse_content(TaskContent, assignment.content)
+        returns = self._job.contract.tasks[content.task].returns
+        number = self._number + PHASES_OF_A_ROUND * content.round  # another model each round, for clients to download
         source = (
             _EmptySource()
             if returns == "metrics"
-            else SyntheticPayload(WireFormat.compressed(spec, self._job.contract.wire.upload), self._number)
+            else SyntheticPayload(WireFormat.compressed(spec, self._job.contract.wire.upload), number)
         )
-        content = AnswerContent(
+        answer = AnswerContent(
             returns=returns,
             upload_id=secrets.token_hex(8),
             weight=100.0 + self._number,
@@ -124,7 +130,13 @@ class SyntheticClient:
         outbox = StallingOutbox(source) if stalls else Outbox(source)
         try:
             self._connection.upload(
-                UploadRequest(welcome.session_secret, assignment.assignment_id, content.to_bytes(), source.layout),
+                UploadRequest(
+                    welcome.session_secret,
+                    assignment.assignment_id,
+                    answer.to_bytes(),
+                    source.layout,
+                    assignment.token,
+                ),
                 outbox,
             )
         except ConnectionLost:

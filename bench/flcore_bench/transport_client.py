@@ -48,12 +48,12 @@ class JoinedClient:
         assert isinstance(welcome, Welcome)  # noqa: S101 - the endpoint sends it first
         self._secret = welcome.session_secret
 
-    def upload(self, assignment_id: int) -> None:
+    def upload(self, assignment_id: int, token: bytes = b"") -> None:
         """Send the model as the answer to an assignment."""
         content = AnswerContent(
             returns="weights", upload_id=secrets.token_hex(8), weight=100.0, spec_fingerprint=self._spec.fingerprint
         )
-        request = UploadRequest(self._secret, assignment_id, content.to_bytes(), self._model.layout)
+        request = UploadRequest(self._secret, assignment_id, content.to_bytes(), self._model.layout, token)
         self._connection.upload(request, Outbox(self._model))
 
     def download(self) -> None:
@@ -63,11 +63,11 @@ class JoinedClient:
             inbox.accept(piece)
         inbox.finish()
 
-    def next_assignment_id(self) -> int:
+    def next_assignment(self) -> TaskAssignment:
         """Wait for the next assignment."""
         assignment = next(self._session)
         assert isinstance(assignment, TaskAssignment)  # noqa: S101 - the server says nothing else before its goodbye
-        return assignment.assignment_id
+        return assignment
 
     def close(self) -> None:
         """Close the connection."""
@@ -130,7 +130,11 @@ def folded_sample(size: int, accumulate: str, tuning: Tuning, threads: int) -> I
         ]
 
         def sample() -> float:
-            uploads = [partial(client.upload, client.next_assignment_id()) for client in clients]
+            assignments = [client.next_assignment() for client in clients]
+            uploads = [
+                partial(client.upload, assignment.assignment_id, assignment.token)
+                for client, assignment in zip(clients, assignments, strict=True)
+            ]
             turns = [uploads[first::UPDATES] for first in range(UPDATES)]
             taken = sum(_concurrently(turn) for turn in turns)
             return (taken + float(server.receive()["folding_s"])) / UPDATES

@@ -30,12 +30,18 @@ class CheckingService:
     def __init__(self, spec: flcore.ModelSpec) -> None:
         self._model = SyntheticPayload(WireFormat.uncompressed(spec))
 
+    def authorize(self, client: str) -> None:
+        """Let every client join."""
+
     def admit(self, client: str, content: bytes) -> bytes:  # noqa: ARG002 - as a `Service` has it
         """Admit a client."""
         return b""
 
     def join_refused(self, client: str, reason: str) -> None:
         """Ignore a refused join."""
+
+    def call_refused(self, client: str, fingerprint: str, kind: str, reason: str) -> None:
+        """Ignore a refused call."""
 
     def certificate_refused(self, client: str, fingerprint: str, reason: str) -> None:
         """Ignore an ended session."""
@@ -46,15 +52,22 @@ class CheckingService:
     def client_disconnected(self, client: str) -> None:
         """Ignore that a client left."""
 
-    def begin_download(self, client: str, assignment_id: int) -> Outbox:  # noqa: ARG002 - as a `Service` has it
+    def begin_download(self, client: str, assignment_id: int, token: bytes) -> Outbox:  # noqa: ARG002 - as a `Service` has it
         """Return the same model for every assignment."""
         return Outbox(self._model)
 
-    def begin_upload(self, client: str, assignment_id: int, content: bytes, layout: Layout) -> "CheckedUpload":  # noqa: ARG002 - as a `Service` has it
+    def begin_upload(
+        self,
+        client: str,  # noqa: ARG002 - as a `Service` has it
+        assignment_id: int,
+        token: bytes,  # noqa: ARG002
+        content: bytes,  # noqa: ARG002
+        layout: Layout,
+    ) -> "CheckedUpload":
         """Begin an upload."""
         return CheckedUpload(assignment_id, layout)
 
-    def task_failed(self, client: str, assignment_id: int, message: str) -> None:
+    def task_failed(self, client: str, assignment_id: int, token: bytes, message: str) -> None:
         """Ignore a failed task."""
 
 

@@ -8,11 +8,14 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
+from flcore.child_process import python_command
 from flcore.client.notices import Notify
 from flcore.job.job import Job
+from flcore.progress import ProgressSink, TaskProgress
 
 STOP_TIMEOUT_S = 10.0
 """Seconds that workers have to end after the server's goodbye, before they are killed."""
@@ -23,42 +26,51 @@ ERROR_STOP_TIMEOUT_S = 1.0
 DRAIN_TIMEOUT_S = 1.0
 """Seconds to read the remaining output of a worker that has ended; its children may hold the pipes open."""
 
+INTERRUPTED = 130
+"""The exit code of a worker that Ctrl-C has ended."""
+
+INTERRUPT_GRACE_S = 1.0
+"""Seconds that the run has to end by the same Ctrl-C, before an interrupted worker is taken for a failed one."""
+
 LOG_TAIL_BYTES = 2_000
 """Bytes of a failed worker's output in the error."""
 
 # A worker's libraries must not start as many threads as there are cores for each client.
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
-# The arguments are this process's `sys.path`; what a worker finds by itself comes after it.
-WORKER_PROGRAM = (
-    "import sys; sys.path[:] = dict.fromkeys(sys.argv[1:] + sys.path); "
-    "from flcore.simulation.worker import main; sys.exit(main())"
-)
-
 
 class WorkerProcesses:
     """Processes that each host some of the clients, as a context. They have ended when the context ends.
 
     If a worker ends with an error, `give_up` is called with the tail of its output. Notices of its clients go to
-    `notify`. A worker ends with this process, because its standard input closes.
+    `notify`, their progress to `on_progress`. A worker ends with this process, because its standard input closes.
     """
 
     def __init__(
-        self, job: Job, names: tuple[str, ...], count: int, address: str, give_up: Callable[[str], None], notify: Notify
+        self,
+        job: Job,
+        state: Path,
+        count: int,
+        address: str,
+        give_up: Callable[[str], None],
+        notify: Notify,
+        on_progress: ProgressSink,
     ) -> None:
         self._setups = [
             json.dumps(
                 {
                     "contract": job.contract.to_json(),
                     "directory": str(job.directory),
-                    "names": names[worker::count],
+                    "names": job.contract.client_names[worker::count],
+                    "state": str(state),
                     "address": address,
                 }
             )
             for worker in range(count)
         ]
-        self._give_up, self._notify = give_up, notify
+        self._give_up, self._notify, self._on_progress = give_up, notify, on_progress
         self._running: list[tuple[subprocess.Popen[str], threading.Thread]] = []
+        self._is_ending = threading.Event()
 
     def __enter__(self) -> Self:
         try:
@@ -71,8 +83,7 @@ class WorkerProcesses:
 
     def _start(self, setup: str) -> None:
         process = subprocess.Popen(  # noqa: S603 - it is this Python
-            # -P: leaves out the working directory, whose files may shadow modules.
-            [sys.executable, "-P", "-c", WORKER_PROGRAM, *importable_directories()],
+            python_command("flcore.simulation.worker"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -92,6 +103,7 @@ class WorkerProcesses:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._is_ending.set()
         ends_by = time.monotonic() + (STOP_TIMEOUT_S if kind is None else ERROR_STOP_TIMEOUT_S)
         for process, _ in self._running:
             try:
@@ -107,7 +119,7 @@ class WorkerProcesses:
         assert process.stdout is not None and process.stderr is not None  # noqa: S101, PT018 - they are pipes
         tail = _OutputTail(process.stderr)
         readers = [
-            threading.Thread(target=self._read_notices, args=(process.stdout,), daemon=True),
+            threading.Thread(target=self._read_messages, args=(process.stdout,), daemon=True),
             threading.Thread(target=tail.collect, daemon=True),
         ]
         for reader in readers:
@@ -116,15 +128,23 @@ class WorkerProcesses:
         ends_by = time.monotonic() + DRAIN_TIMEOUT_S
         for reader in readers:  # bounded: a child of the worker may hold its pipes open
             reader.join(max(0.0, ends_by - time.monotonic()))
+        if code == INTERRUPTED:  # Ctrl-C reaches the whole process group: this process is about to end the run
+            self._is_ending.wait(INTERRUPT_GRACE_S)
         if code:
             self._give_up(f"a worker process ended with exit code {code}: {tail.text or 'it printed nothing'}")
 
-    def _read_notices(self, pipe: IO[str]) -> None:
+    def _read_messages(self, pipe: IO[str]) -> None:
         with pipe:
             for line in pipe:
-                with suppress(ValueError):  # lines that are not notices, such as prints of Python's start-up files
-                    kind, text = json.loads(line)
-                    self._notify(kind, text)
+                with suppress(ValueError):  # lines that are no messages, such as prints of Python's start-up files
+                    self._receive(json.loads(line))
+
+    def _receive(self, message: object) -> None:
+        match message:
+            case ["notice", str(kind), str(text)]:
+                self._notify(kind, text)
+            case ["progress", str(client), str(task), int(number), int(rounds), float(done), float(total)]:
+                self._on_progress(TaskProgress(client, task, number, rounds, done, total))
 
 
 class _OutputTail:
@@ -143,12 +163,3 @@ class _OutputTail:
     def text(self) -> str:
         """The last `LOG_TAIL_BYTES` of output."""
         return self._end.decode("utf-8", "replace").strip()
-
-
-def importable_directories() -> list[str]:
-    """Return the directories of this process's `sys.path` for its workers, without "", the working directory.
-
-    Directories that were added by name are included, even if one is the working directory.
-    """
-    entries = [entry for entry in sys.path if os.path.normpath(entry) != "."]
-    return list(dict.fromkeys(os.path.abspath(entry) for entry in entries))  # noqa: PTH100 - they are str

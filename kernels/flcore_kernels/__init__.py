@@ -26,8 +26,9 @@ An exact total takes operands one after the other. Its bits do not depend on the
 """
 
 from flcore_kernels.backend import Backend, Buffer, Operand, Quantized
+from flcore_kernels.code_cache import CachedCode
 from flcore_kernels.device_arrays import DeviceArray, described, device_of
-from flcore_kernels.devices import backend, fall_back, warm
+from flcore_kernels.devices import backend, cached_kernels, fall_back, warm
 from flcore_kernels.dtypes import EXACT_INTEGER_LIMIT, STORAGE, storage_dtype
 from flcore_kernels.errors import (
     BackendUnavailable,
@@ -58,6 +59,7 @@ __all__ = [
     "BadState",
     "Buffer",
     "BufferMismatch",
+    "CachedCode",
     "DeviceArray",
     "DeviceFailed",
     "Inspection",
@@ -74,6 +76,7 @@ __all__ = [
     "WeightRange",
     "backend",
     "bytes_per_element",
+    "cached_kernels",
     "described",
     "device_of",
     "fall_back",

@@ -14,6 +14,7 @@ import stat
 import time
 import warnings
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -27,6 +28,33 @@ NEWEST = 4
 _MAGIC = b"flcore-code 1\n"
 _HEAD_BYTES = len(_MAGIC) + hashlib.blake2b().digest_size
 _OURS = re.compile(r"(kernels|cuda)-[0-9a-f]{20}")
+
+
+@dataclass(frozen=True)
+class CachedCode:
+    """What a directory of compiled code holds.
+
+    Attributes:
+        directory: The directory.
+        count: The number of files.
+        nbytes: Their size.
+        damaged: The names of files that cannot be used. Their code is compiled anew.
+        is_writable: Whether more can be kept.
+    """
+
+    directory: Path
+    count: int
+    nbytes: int
+    damaged: tuple[str, ...]
+    is_writable: bool
+
+
+def inspect_directory(directory: Path, suffix: str) -> CachedCode:
+    """Read each file of a directory whose name ends with a suffix, and return what there is."""
+    files = sorted(directory.glob(f"*{suffix}"))
+    damaged = tuple(file.name for file in files if read(file) is None)
+    nbytes = sum(file.stat().st_size for file in files)
+    return CachedCode(directory, len(files), nbytes, damaged, os.access(directory, os.W_OK))
 
 
 def directory_for(name: str) -> Path | None:

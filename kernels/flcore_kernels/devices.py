@@ -7,6 +7,7 @@ from functools import cache, lru_cache
 from typing import Any
 
 from flcore_kernels.backend import Backend
+from flcore_kernels.code_cache import CachedCode, inspect_directory
 from flcore_kernels.device_arrays import device_of
 from flcore_kernels.errors import BackendUnavailable
 
@@ -116,3 +117,11 @@ def warm(
     from flcore_kernels.cpu.warm import warm as warm_cpu
 
     return warm_cpu(dtypes, processes)
+
+
+def cached_kernels() -> CachedCode | None:
+    """Return what is cached of the CPU's kernels; None, after a warning, if no directory can be used."""
+    from flcore_kernels.cpu.compiler import cache_directory
+
+    directory = cache_directory()
+    return None if directory is None else inspect_directory(directory, ".nbc")

@@ -40,7 +40,7 @@ def peak_of(megabytes: int, contract: dict[str, Any]) -> int:
 SERVER = {"model": "echo.py:initial_model", "rounds": 2, "quorum": 1}
 
 
-@pytest.mark.serial
+@pytest.mark.long
 @pytest.mark.parametrize(("contract", "models"), [({}, 1), (LOSSY, 2)], ids=["whole", "lossy"])
 def test_a_client_takes_one_model_and_one_more_for_what_rounding_left_out(
     contract: dict[str, Any], models: int

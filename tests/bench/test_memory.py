@@ -26,7 +26,7 @@ def require_bound(case: Case, scale: str) -> None:
     assert figures.peak_bytes <= run.memory_bound
 
 
-@pytest.mark.serial
+@pytest.mark.long
 @pytest.mark.parametrize("case", [case for case in MEMORY_CASES if case.name in SMALL], ids=lambda case: case.name)
 def test_a_small_server_keeps_to_the_formula(case: Case) -> None:
     require_bound(case, "small")

@@ -101,9 +101,9 @@ def test_the_formula_is_the_issue_s() -> None:
     gib = 1 << 30
     streaming = {"plan": "streaming", "budget_bytes": gib}
     at_close = {"plan": "batch", "budget_bytes": gib}
-    assert FederationSpec("flat", 512 * MB, accumulate="float32", options=streaming).memory_bound < 3.0e9
-    assert 4.4e9 < FederationSpec("flat", 512 * MB, options=streaming).memory_bound < 4.5e9
-    assert FederationSpec("flat", 512 * MB, options=at_close).memory_bound < 1.45e9
+    assert FederationSpec("flat", 512 * MB, accumulate="float32", options=streaming).memory_bound < 3.1e9
+    assert 4.5e9 < FederationSpec("flat", 512 * MB, options=streaming).memory_bound < 4.6e9
+    assert FederationSpec("flat", 512 * MB, options=at_close).memory_bound < 1.55e9
 
 
 def figures(**changes: Any) -> Figures:

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +39,8 @@ def said(*arguments: str, cwd: Path, code: int = 0) -> str:
         stack.enter_context(contextlib.redirect_stderr(printed))
         stack.enter_context(mock.patch.dict(os.environ, PLAIN))
         stack.enter_context(mock.patch("sys.argv", ["flcore", *arguments]))
+        stack.enter_context(mock.patch("sys.unraisablehook", sys.unraisablehook))  # the command may replace both
+        stack.callback(signal.signal, signal.SIGTERM, signal.getsignal(signal.SIGTERM))
         try:
             main()
             ended: object = 0

@@ -3,16 +3,28 @@
 Every test of it runs over real gRPC on loopback and on the in-process twin.
 """
 
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
 import pytest
 from flcore_kernels import backend
-from flcore_transport import GrpcConnection, GrpcServer, InProcessConnection, InProcessServer, Join, Service, Welcome
+from flcore_transport import (
+    GrpcConnection,
+    GrpcServer,
+    InProcessConnection,
+    InProcessServer,
+    Join,
+    Service,
+    TransportError,
+    Welcome,
+)
 
 from flcore import Arrays, Job, Outcome, Site, Task, Update
 from flcore.aggregation.budget import DEFAULT_BUDGET, Budget
@@ -21,8 +33,10 @@ from flcore.client.executor import Executor
 from flcore.client.notices import NoticeLogger
 from flcore.job.messages import JoinContent
 from flcore.job.parsing import parse_contract
+from flcore.server import task_runner
 from flcore.server.events import Event
 from flcore.server.federation import Federation
+from flcore.server.recorded_run import Durability
 from flcore.server.serve import Server, serve
 
 Function = Callable[[Arrays, Task], Update]
@@ -70,13 +84,14 @@ class Stage:
     def contract(self, tasks: Mapping[str, str], clients: Any = 3, **server: Any) -> Job:
         (self.directory / "code.py").write_text(CODE)
         bounds = server.pop("bounds", {"max_weight": 1000, "max_abs": 100, "max_metrics": 3})
+        client = {"executor": "code.py", "hyperparameters": server.pop("hyperparameters", {})}
         same_code, wire = server.pop("same_code", False), server.pop("wire", {})
         content = {
             "name": "staged",
             "clients": clients,
             "same_code": same_code,
             "server": SERVER | server,
-            "client": {"executor": "code.py"},
+            "client": client,
             "tasks": {name: {"returns": returns} for name, returns in tasks.items()},
             "bounds": bounds,
             "wire": wire,
@@ -92,16 +107,13 @@ class Stage:
         out: Path | None = None,
         plan: str = "batch",
         budget: Budget = DEFAULT_BUDGET,
+        durability: Durability = "memory",
+        fresh: bool = False,
         **server: Any,
     ) -> None:
         """Start the server; its outcome is `result()`."""
         self.job = self.contract(tasks or {"train": "weights"}, clients, **server)
         listening: Future[Server] = Future()
-
-        def listen(service: Service) -> Server:
-            if self.transport == "in-process":
-                return InProcessServer(service)
-            return GrpcServer(service, in_flight_bytes=budget.in_flight_bytes)
 
         def started(server: Server, federation: Federation) -> None:
             self.federation = federation
@@ -111,23 +123,30 @@ class Stage:
             try:
                 return serve(
                     self.job,
-                    listen,
+                    lambda service: self.listen(service, budget),
                     started=started,
                     wait_for=wait_for,
                     directory=out,
+                    fresh=fresh,
                     observe=self.events.append,
                     plan=plan,
                     budget=budget,
+                    durability=durability,
                 )
             except BaseException as error:
                 if not listening.done():
                     listening.set_exception(error)
                 raise
 
-        self._outcome = self.pool.submit(run)
+        self.outcome = self.pool.submit(run)
         self.server = listening.result(20)
         self._clients: list[Client] = []
         self._connections: list[GrpcConnection | InProcessConnection] = []
+
+    def listen(self, service: Service, budget: Budget) -> Server:
+        if self.transport == "in-process":
+            return InProcessServer(service)
+        return GrpcServer(service, in_flight_bytes=budget.in_flight_bytes)
 
     def connect(self) -> GrpcConnection | InProcessConnection:
         if isinstance(self.server, InProcessServer):
@@ -141,8 +160,18 @@ class Stage:
     ) -> "Future[str]":
         """Start a client; the future is the reason of the server's goodbye."""
         functions |= {} if train is None else {"train": train}
+        return self.start_client(name, functions, self.connect(), job)
+
+    def start_client(
+        self,
+        name: str,
+        functions: Mapping[str, Function],
+        connection: GrpcConnection | InProcessConnection,
+        job: Job | None = None,
+    ) -> "Future[str]":
+        """Start a client on a connection of the test's own."""
         site = Site(name, self.job.contract.client_names)
-        client = Client(job or self.job, Scripted(site, functions), self.connect())
+        client = Client(job or self.job, Scripted(site, functions), connection)
         self._clients.append(client)
         return self.pool.submit(client.run)
 
@@ -155,7 +184,7 @@ class Stage:
         return welcome.session_secret, stream
 
     def result(self) -> Outcome:
-        return self._outcome.result(60)
+        return self.outcome.result(60)
 
     def close(self) -> None:
         for client in getattr(self, "_clients", []):
@@ -165,6 +194,26 @@ class Stage:
             self.server.close("the test is over")
             for connection in self._connections:
                 connection.close()
+
+
+def read_ahead(stream: Iterator[Any]) -> Iterator[Any]:
+    """Read a session's stream on a thread: so its client hangs up at the goodbye, for which the server waits."""
+    messages: SimpleQueue[Any] = SimpleQueue()
+
+    def read() -> None:
+        with suppress(TransportError):
+            for message in stream:
+                messages.put(message)
+        messages.put(None)
+
+    threading.Thread(target=read, daemon=True).start()
+    return iter(messages.get, None)
+
+
+@pytest.fixture(autouse=True)
+def no_time_to_settle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Begin the first round at once: the clients of tests that have joined stay."""
+    monkeypatch.setattr(task_runner, "SETTLE_TIME_S", 0.0)
 
 
 @pytest.fixture(scope="session")

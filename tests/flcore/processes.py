@@ -9,6 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from flcore_transport import GrpcConnection
+
+from flcore import Job, Site
+from flcore.client.client import Client
+from flcore.client.executor import Executor
+
 JOB = """
 name = "small"
 clients = ["one", "two", "three"]
@@ -56,6 +62,16 @@ def write_slow_job(directory: Path, rounds: int) -> None:
     )
 
 
+def server_of(port: int, *options: str) -> tuple[str, ...]:
+    """Return the command of the server of `small`, for `started`."""
+    return ("-m", "flcore", "server", "small", "--insecure", "--port", str(port), *options)
+
+
+def client_of(port: int, name: str, *, job: str = "small") -> tuple[str, ...]:
+    """Return the command of a client of `small`, or of another job."""
+    return ("-m", "flcore", "client", job, "--server", f"localhost:{port}", "--insecure", "--name", name)
+
+
 @contextmanager
 def started(*command: str, cwd: Path | None = None) -> Iterator["subprocess.Popen[str]"]:
     """Run `python -m flcore COMMAND` in a process group of its own; whatever is left of it is killed at the end."""
@@ -76,6 +92,24 @@ def started(*command: str, cwd: Path | None = None) -> Iterator["subprocess.Pope
         process.wait()
         if process.stdout is not None:
             process.stdout.close()
+
+
+@contextmanager
+def taking_part(directory: Path, port: int, *names: str) -> Iterator[None]:
+    """Have clients of `small` take part from this process while the block lasts, where only their server matters."""
+    job = Job.load(directory / "small")
+    clients = [
+        Client(job, Executor(job, Site(name, job.contract.client_names)), GrpcConnection(f"localhost:{port}"))
+        for name in names
+    ]
+    ended = [client.start() for client in clients]
+    try:
+        yield
+    finally:
+        for client in clients:
+            client.stop()
+        for end in ended:
+            end.exception(60)
 
 
 def read_until(process: "subprocess.Popen[str]", text: str) -> str:

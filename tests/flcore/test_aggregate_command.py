@@ -41,7 +41,7 @@ def test_the_page_as_printed(folder: Path) -> None:
     (script,) = blocks("sh", PAGE)
     assert len(commands(script)) == 3
     printed = shell(script, folder)
-    assert re.match(r"global\.safetensors: 2 checkpoints, 1 tensors, 6 parameters, 0\.0 MB in \d", printed)
+    assert re.match(r"global\.safetensors: 2 checkpoints, 1 tensor, 6 parameters, 0\.0 MB in \d", printed)
     assert value_of(folder / "global.safetensors") == 0.75
     assert value_of(folder / "merged") == 3.0
     assert flcore.open_model(folder / "merged").spec.tensors[0].dtype == "bfloat16"
@@ -64,8 +64,8 @@ A, B = "hospital-a.safetensors", "hospital-b.safetensors"
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([A, B, "--weight", "1"], "Invalid value for --weight: expected 2 weights, one per checkpoint, got 1"),
-        ([A, B, "--scale", "2"], "Invalid value for --scale: it scales the differences from --base"),
+        ([A, B, "--weight", "1"], "invalid value for --weight: expected 2 weights, one per checkpoint, got 1"),
+        ([A, B, "--scale", "2"], "invalid value for --scale: it scales the differences from --base"),
         ([A, "--base", B, "--accumulate", "float32"], "cannot be combined with --base; leave them out"),
     ],
 )

@@ -11,6 +11,7 @@ from flcore.cli.log import MAX_QUEUED_LINES, Log, log_events
 from flcore.job.parsing import parse_contract
 from flcore.server.events import (
     BytesTransferred,
+    CallRefused,
     ClientFailed,
     ClientJoined,
     ClientLeft,
@@ -20,6 +21,7 @@ from flcore.server.events import (
     NoBestModel,
     RoundFinished,
     RoundSkipped,
+    StoppedEarly,
     TaskRetried,
     WaitingForClients,
 )
@@ -47,6 +49,8 @@ EVENTS: list[Event] = [
     RoundSkipped("train", 3, "1 of 2 answers are in"),
     NoBestModel("accuracy", ("loss",)),
     RoundFinished(RoundRecord(3, seconds={"round": 1.0}, train={f"m{n}": 1.0 for n in range(200)})),
+    CallRefused("", "0" * 64, "unmapped", FORGED),
+    StoppedEarly(5, "loss has not improved for 3 rounds; the best is 0.25"),
 ]
 
 
@@ -65,11 +69,28 @@ def test_each_event_is_one_line_with_its_time_whatever_clients_said() -> None:
     assert len(lines) == len(EVENTS)
     for line in lines:
         assert line.isprintable() and len(line) < 4_000
-        assert re.search(r" \[20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ\]$", line)
+        assert re.search(r" \[20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ (INFO|WARNING)( \w+=\S+)*\]$", line)
     assert [line for line in lines if line.startswith("round 9/9")] == []
     assert lines[5].startswith("waiting for clients, for 60 s at most: 1 of 2 are connected; not there: c0, c1,")
     assert "c9, 20 more" in lines[5]
     assert lines[6].startswith("round 3: train has 1 of 2 answers that it needs; asking b again in 2 s, retry 1 of 10")
+    assert lines[11].startswith(
+        "the run ends early, after round 5: loss has not improved for 3 rounds; the best is 0.25"
+    )
+
+
+def test_a_round_without_training_has_its_metrics_and_no_count_of_clients() -> None:
+    lines = written(
+        "plain",
+        [
+            RoundFinished(RoundRecord(1, seconds={"round": 0.5}, validate={"accuracy": 0.75})),
+            RoundFinished(RoundRecord(2, ("a", "b"), seconds={"round": 0.5})),
+        ],
+    )
+    assert lines == [
+        "round 1/9: accuracy 0.75, 0.0 MB, 0.50 s",
+        "round 2/9: 0 of 2 clients, no metrics, 0.0 MB, 0.50 s",
+    ]
 
 
 def test_json_has_the_same_events_with_all_their_fields() -> None:
@@ -85,6 +106,8 @@ def test_json_has_the_same_events_with_all_their_fields() -> None:
         "round_skipped",
         "no_best_model",
         "round_finished",
+        "call_refused",
+        "stopped_early",
     ]
     assert told[3]["reason"] == FORGED and told[9]["record"]["round"] == 3 and told[0]["time"].endswith("Z")
 
@@ -134,3 +157,16 @@ def test_lines_of_many_threads_do_not_mix(line_format: str) -> None:
         thread.join()
     log.close(20.0)
     assert len(data) == 800 and all(line.count(b"\n") == 1 for line in data)
+
+
+def test_a_session_of_an_earlier_server_is_no_attack() -> None:
+    unknown = "the server does not know this session: join again"
+    events: list[Event] = [
+        CallRefused("north", "0" * 64, "unknown-session", unknown),
+        CallRefused("", "", "unknown-session", unknown),
+        CallRefused("north", "0" * 64, "revoked", "its certificate is revoked"),
+    ]
+    lines = [line.rpartition("  [")[0] or line for line in written("text", events)]
+    assert len(lines) == 2
+    assert lines[0].startswith("north has no session here, as after a restart of the server; told to join again")
+    assert lines[1].startswith("refused a call of north: its certificate is revoked")

