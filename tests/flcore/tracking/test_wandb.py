@@ -9,6 +9,7 @@ import pytest
 
 pytest.importorskip("wandb")
 
+import wandb
 from wandb.proto import wandb_internal_pb2
 
 from flcore.tracking import Trackers, tracking_settings
@@ -41,6 +42,7 @@ def test_a_run_has_its_values_its_contract_and_its_best_model(tmp_path: Path) ->
     table = {"wandb": {"project": "hospitals", "directory": "offline"}}
     trackers = Trackers.of(tracking_settings({"tracking": {**table, "timeout_s": 300}}, tmp_path))
     history, _ = tracked_run(tmp_path, trackers.observe_run)
+    wandb.teardown()  # a finished run may still be in the memory of the package's process: wait until that has ended
     [file] = (tmp_path / "offline/wandb").glob("offline-run-*/run-*.wandb")
     records = records_of(file)
     [run] = [record.run for record in records if record.HasField("run")][:1]
