@@ -116,11 +116,14 @@ def test_children_do_not_outlive_a_process_that_ends(tmp_path: Path, few_restart
 
 
 def test_a_child_that_has_left_the_group_holds_up_nothing(tmp_path: Path, few_restarts: None) -> None:
-    with supervised(tmp_path, NOTE + FORKED.format("os.setsid()") + "os._exit(1)") as job:
-        child = job.noted("child")
+    has_left = "os.setsid(); note(f'left-{os.getpid()}', os.getpid())"
+    waits_for_it = "while not os.path.exists(f'left-{child}'): time.sleep(0.01)\n"
+    with supervised(tmp_path, NOTE + FORKED.format(has_left) + waits_for_it + "os._exit(1)") as job:
         assert job.ending().outcome == "crashed"
-        assert is_alive(child)
-        os.kill(child, signal.SIGKILL)
+        children = [int(file.read_text()) for file in job.work.glob("left-*")]  # one of each start
+        assert children and all(is_alive(child) for child in children)
+        for child in children:
+            os.kill(child, signal.SIGKILL)
 
 
 @pytest.mark.long
