@@ -4,7 +4,7 @@ import logging
 import threading
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -25,6 +25,7 @@ from flcore.job.parsing import contract_from_json
 from flcore.progress import TaskProgress
 from flcore.server.audit_chain import AUDIT_FILE
 from flcore.server.events import (
+    AnswerRefused,
     ClientFailed,
     ClientJoined,
     ClientLeft,
@@ -259,6 +260,7 @@ class JobRunner:
                 ended.set()
             elif isinstance(event, ClientFailed) and ended.is_set():
                 return  # its answer came when the run's files were closed already: no fault of the client
+            event = self._for_the_lead(event)
             if isinstance(event, WaitingForClients) and not self._has_sites():
                 log.write_line(starting_line(event), "waiting_for_clients")
             else:
@@ -290,6 +292,16 @@ class JobRunner:
             self._state, error = federation.state, self._error
         if error is not None:
             federation.state.stop_waiting(str(error), error)
+
+    def _for_the_lead(self, event: Event) -> Event:
+        """Return an event without the server's folders, as leads read the job's log. The server's own log has them."""
+        if not isinstance(event, ClientFailed | AnswerRefused | RunEnded):
+            return event
+        told = replace(event, reason=without_folders(event.reason))
+        if told != event and not isinstance(event, AnswerRefused):  # `ClientFailed` follows it, with the same reason
+            who = f"{event.client} failed in {event.task}" if isinstance(event, ClientFailed) else "the run ended"
+            logger.warning("%s: %s: %s", self.row.id, who, printable(event.reason, MAX_REASON_CHARACTERS))
+        return told
 
     def _observe(self, event: Event) -> None:
         match event:
