@@ -125,7 +125,7 @@ def test_options_of_the_other_form_are_refused(tmp_path: Path) -> None:
         assert "expected a job with --wait-for and --fresh, got none" in text
     assert "expected no job with --jobs" in said("server", "digits", "--insecure", "--jobs", "2", cwd=tmp_path, code=2)
     text = said("server", "--insecure", "--jobs", "20", cwd=tmp_path, code=1)
-    assert "20 jobs at a time need a budget of 1280MiB, got 1024MiB; raise --budget, or lower --jobs" in text
+    assert "expected a budget of 1280MiB for 20 jobs at a time, got 1024MiB; raise --budget, or lower --jobs" in text
     (tmp_path / "federation").mkdir(exist_ok=True)
     (tmp_path / "federation/roles.toml").write_text("[lead")
     assert "roles.toml: expected TOML" in said("server", "--insecure", cwd=tmp_path, code=1)
