@@ -31,6 +31,8 @@ from flcore.server.events import (
     ClientLeft,
     Event,
     RoundFinished,
+    RuleBegan,
+    RuleEnded,
     RunContinued,
     RunEnded,
     TaskAnswered,
@@ -89,8 +91,8 @@ class RunnerListener(Protocol):
         """A site's process has left the job."""
         ...
 
-    def job_waits(self, number: int, *, begins: bool) -> None:
-        """The job's workflow begins to wait for its sites, or goes on."""
+    def job_code_runs(self, number: int, *, begins: bool) -> None:
+        """Code of the job begins to run, or ends: its workflow goes on or waits, its rule is asked or has answered."""
         ...
 
     def job_progressed(self, number: int) -> None:
@@ -319,8 +321,8 @@ class JobRunner:
             case TaskAnswered():
                 self._parts.answered(event.client, event.round)
                 self._listener.job_progressed(self.row.number)
-            case WaitBegan() | WaitEnded():
-                self._listener.job_waits(self.row.number, begins=isinstance(event, WaitBegan))
+            case WaitBegan() | WaitEnded() | RuleBegan() | RuleEnded():
+                self._listener.job_code_runs(self.row.number, begins=isinstance(event, WaitEnded | RuleBegan))
             case ClientFailed():
                 self._parts.failed(event.client, f"{event.task}: {event.reason}")
             case RunContinued():
