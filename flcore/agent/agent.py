@@ -44,7 +44,8 @@ from flcore.agent.site_reports import SiteReports
 from flcore.agent.site_rules import SiteRules, parse_site_rules, site_path
 from flcore.agent.standby import StandbyProcesses, require_python
 from flcore.client.outage import Outage
-from flcore.federation.lobby_messages import ALL_OFFERED, AgentJoinContent, JobOffer
+from flcore.federation.lobby_messages import ALL_OFFERED, JobOffer
+from flcore.job.messages import AgentJoinContent
 from flcore.version import __version__
 
 AWAY = (JOB_OVER, JOB_FAILED, UNKNOWN_SESSION)

@@ -6,7 +6,7 @@ from datetime import datetime
 from pathlib import Path
 
 from flcore.agent.agent_directory import JobDirectory
-from flcore.agent.local_jobs import read_local_jobs, resolve_job_directories
+from flcore.agent.local_jobs import local_contracts, read_local_jobs, resolve_job_directories
 from flcore.agent.site_policy import Admitted, NoPlace, PackFacts, PackNeeded, Refusal, SitePolicy, parse_offer
 from flcore.agent.site_rules import SiteRules, site_path
 from flcore.errors import CertificateError, JobError, PackError
@@ -19,6 +19,7 @@ from flcore.text import printable
 LocalTime = Callable[[], datetime]
 
 MAX_REASON_CHARACTERS = 1_000
+MAX_JOBS_NAMED = 5
 
 
 class JobAdmission:
@@ -82,12 +83,32 @@ class JobAdmission:
     @property
     def nothing_runs(self) -> str:
         """Why no job at all can be admitted, and what to write in site.toml; "" if one can."""
-        if self._is_signed or self._directories:  # with "signed", the rules require signers
+        if self._is_signed:  # the rules require signers, and the names of packs are not known yet
             return ""
+        if self._directories:
+            return self._excluded_jobs()
         return (
             f"this site runs no job yet, as no job directory is listed; write into {self._where}: job_directories = "
             '["path/to/the/job"] for jobs that lie here, or jobs = "signed" and signers = ["LEAD.pub"] for the packs '
             "of a lead; then start the client again"
+        )
+
+    def _excluded_jobs(self) -> str:
+        """Why the limits exclude each job that lies at the site; "" if they admit one."""
+        contracts = local_contracts(self._directories)
+        refusals = [self._policy.exclude_by_limits(contract) for contract in contracts]
+        reasons = [
+            f"{contract.name} ({refusal.reason})"
+            for contract, refusal in zip(contracts, refusals, strict=True)
+            if refusal is not None
+        ]
+        if not reasons or len(reasons) < len(contracts):
+            return ""
+        more = f" and {len(reasons) - MAX_JOBS_NAMED} more" if len(reasons) > MAX_JOBS_NAMED else ""
+        return (
+            f"this site runs no job, as its limits exclude all that lie here: "
+            f"{', '.join(reasons[:MAX_JOBS_NAMED])}{more}; "
+            f"change [limits] in {self._where}, or list another job (job_directories); then start the client again"
         )
 
     @property

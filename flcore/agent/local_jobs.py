@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from flcore.agent.site_policy import LocalJob
@@ -35,6 +36,15 @@ def resolve_job_directories(entries: Sequence[tuple[str, Path, str]]) -> list[Pa
             except JobError as error:
                 raise JobError(f"{source}: {error}") from error
         found.append(directory.resolve())
+    return found
+
+
+def local_contracts(directories: Sequence[Path]) -> list[Contract]:
+    """Return the contracts of the jobs in the directories. One that cannot be read is left out, as it is for offers."""
+    found = []
+    for file in (file for directory in directories for file in _job_files(directory)):
+        with suppress(JobError, OSError):
+            found.append(Job.load(file).contract)
     return found
 
 

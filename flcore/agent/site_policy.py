@@ -127,7 +127,8 @@ class SitePolicy:
         difference = _difference(offer, contract, pack.contract)
         return Refusal(f'jobs = "signed": the offer and the pack: {difference}') if difference else None
 
-    def _refuse_by_limits(self, contract: Contract, now: time) -> Refusal | None:
+    def exclude_by_limits(self, contract: Contract) -> Refusal | None:
+        """Return why the site's limits refuse a contract at any time of the day; None if they do not."""
         limits = self._rules.limits
         if limits.names is not None and not any(fnmatchcase(contract.name, name) for name in limits.names):
             return Refusal(f"limits.names: this site does not run jobs of the name {contract.name!r}")
@@ -139,6 +140,12 @@ class SitePolicy:
                 f"limits.max_rounds: this site runs {counted(limits.max_rounds, 'round')} at most, the job has "
                 f"{contract.server.rounds}"
             )
+        return None
+
+    def _refuse_by_limits(self, contract: Contract, now: time) -> Refusal | None:
+        limits = self._rules.limits
+        if (refusal := self.exclude_by_limits(contract)) is not None:
+            return refusal
         if limits.window is not None and not limits.window.include(now):
             return Refusal(
                 f"limits.hours: this site runs jobs during {limits.hours} of its local time; there it is {now:%H:%M}"

@@ -24,6 +24,8 @@ from flcore.server.events import (
     NoBestModel,
     RoundFinished,
     RoundSkipped,
+    RuleBegan,
+    RuleEnded,
     RunContinued,
     RunEnded,
     RunStarted,
@@ -39,7 +41,7 @@ from flcore.server.events import (
 )
 from flcore.server.history import RoundRecord
 from flcore.server.transfer_events import DownloadBegan, DownloadEnded, UploadBegan, UploadEnded, UploadQueued
-from flcore.text import did_you_mean, printable
+from flcore.text import counted, did_you_mean, printable
 
 MAX_METRICS_SHOWN = 8
 """The most metrics in a line."""
@@ -56,7 +58,7 @@ def round_line(record: RoundRecord, contract: Contract) -> str:
     shown = metrics_text({**record.train, **record.validate})
     skipped = ", skipped" if record.skipped else ""
     traffic = (record.bytes_sent + record.bytes_received) / 1e6
-    clients = f"{len(record.updates)} of {len(record.sampled)} clients, " if record.sampled else ""
+    clients = f"{len(record.updates)} of {counted(len(record.sampled), 'client')}, " if record.sampled else ""
     return (
         f"round {record.round}/{contract.server.rounds}: {clients}"
         f"{shown or 'no metrics'}, {traffic:,.1f} MB, {record.seconds['round']:.2f} s{skipped}"
@@ -79,15 +81,17 @@ def warning_line(
     """Return an event that a person may care about in one line."""
     match event:
         case RunContinued():
-            return f"going on with run {event.run}: {event.rounds} of its {event.total_rounds} rounds are over"
+            over = "is over" if event.rounds == 1 else "are over"
+            return f"going on with run {event.run}: {event.rounds} of its {counted(event.total_rounds, 'round')} {over}"
         case WaitingForClients():
             limit = "as long as it takes" if event.timeout_s is None else f"for {event.timeout_s:g} s at most"
             missing = f"; not there: {_shorten(event.missing)}" if event.missing else ""
             return f"waiting for clients, {limit}: {event.connected} of {event.needed} are connected{missing}"
         case TaskRetried():
             retry = f"retry {event.attempt} of {event.attempts}"
+            needed = counted(event.quorum, "answer")
             return (
-                f"round {event.round}: {event.task} has {event.answers} of {event.quorum} answers that it needs; "
+                f"round {event.round}: {event.task} has {event.answers} of {needed} that it needs; "
                 f"asking {_shorten(event.missing)} again in {event.delay_s:g} s, {retry}"
             )
         case RoundSkipped():
@@ -180,7 +184,7 @@ RUN_LINES: Mapping[type, EventLine] = {
     RunContinued: EventLine(info, warning_line),
     HistoryRestored: EventLine(
         debug,
-        lambda e: f"the history has {len(e.records)} rounds",
+        lambda e: f"the history has {counted(len(e.records), 'round')}",
         fields=lambda e: {"records": len(e.records)},  # each has been logged when it was written
     ),
     StorageOpened: EventLine(
@@ -201,7 +205,7 @@ RUN_LINES: Mapping[type, EventLine] = {
     JoinRefused: EventLine(warning, join_refused_line),
     CallRefused: EventLine(call_refused_level, refused_call_line),
     ClientRevoked: EventLine(warning, lambda e: f"ended the session of {e.client}: {e.reason}"),
-    TaskSent: EventLine(debug, lambda e: f"round {e.round}: {e.task} is sent to {e.client_count} clients"),
+    TaskSent: EventLine(debug, lambda e: f"round {e.round}: {e.task} is sent to {counted(e.client_count, 'client')}"),
     DownloadBegan: EventLine(debug, lambda e: f"{e.client} downloads the model for {e.task}"),
     DownloadEnded: EventLine(
         debug, lambda e: f"{e.client} has the model for {e.task}: {e.sent_bytes / 1e6:,.1f} MB, and works on it"
@@ -213,7 +217,7 @@ RUN_LINES: Mapping[type, EventLine] = {
     ),
     UpdatesFolded: EventLine(
         debug,
-        lambda e: f"round {e.round}: the updates of {len(e.clients)} clients are in the total: {_shorten(e.clients)}",
+        lambda e: f"round {e.round}: in the total, {counted(len(e.clients), 'update')}: {_shorten(e.clients)}",
     ),
     TaskAnswered: EventLine(
         debug, lambda e: f"{e.client} has answered {e.task}: {e.received_bytes / 1e6:,.1f} MB, weight {e.weight:g}"
@@ -223,6 +227,8 @@ RUN_LINES: Mapping[type, EventLine] = {
     InvalidMetrics: EventLine(warning, _ignored_metrics_line, is_in_round=True),
     WaitBegan: EventLine(debug, lambda _: "the workflow waits"),
     WaitEnded: EventLine(debug, lambda _: "the workflow goes on"),
+    RuleBegan: EventLine(debug, lambda e: f"the job's rule is asked about the update of {e.client}"),
+    RuleEnded: EventLine(debug, lambda e: f"the job's rule has answered about the update of {e.client}"),
     WaitingForClients: EventLine(info, warning_line),
     TaskRetried: EventLine(warning, warning_line),
     RoundSkipped: EventLine(warning, warning_line),

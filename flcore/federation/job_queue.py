@@ -9,6 +9,8 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from flcore.text import counted
+
 MAX_NAMES_SHOWN = 5
 
 
@@ -64,7 +66,7 @@ def decide(waiting: Sequence[WaitingJob], capacity: Capacity) -> QueueDecision:
 
     Example:
         >>> decide([WaitingJob(7, 1), WaitingJob(8, 1)], Capacity(1, 0, 0, {"north"}))
-        QueueDecision(starts=[7], reasons={8: 'waits for a slot: 1 of 1 jobs run'})
+        QueueDecision(starts=[7], reasons={8: 'waits for a slot: 1 of 1 job runs'})
     """
     starts: list[int] = []
     blocked: dict[int, str] = {}
@@ -95,7 +97,9 @@ def _with_places(blocked: Mapping[int, str], running: int, slots: int) -> dict[i
     for number, reason in blocked.items():
         if reason == _SLOT:
             first = f", and {ahead} {'goes' if ahead == 1 else 'go'} first" if ahead else ""
-            reason = f"waits for a slot: {running} of {slots} jobs run{first}"
+            reason = (
+                f"waits for a slot: {running} of {counted(slots, 'job')} {'runs' if running == 1 else 'run'}{first}"
+            )
             ahead += 1
         reasons[number] = reason
     return reasons
@@ -134,8 +138,9 @@ def unknown_clients(
     barred = sorted(client for client in clients if client in without_role)
     found = [(never, "has never joined this federation", "have never joined this federation")]
     found += [(barred, "has the role none", "have the role none")]
+    invited = counted(len(clients), "client")
     return [
-        f"{len(names)} of {len(clients)} clients {one if len(names) == 1 else more}: {', '.join(_first(names))}"
+        f"{len(names)} of {invited} {one if len(names) == 1 else more}: {', '.join(_first(names))}"
         f"{_rest(names)}; a round needs {quorum}: see clients and quorum in job.toml"
         for names, one, more in found
         if names
@@ -156,7 +161,8 @@ def unreachable_quorum(job: WaitingJob, refused: Mapping[str, str], known: Colle
         return ""
     reasons = [f"{client}: {refused[client]}" for client in _first(sorted(refused))]
     return (
-        f"its quorum of {job.quorum} cannot be reached, as {len(refused)} of {len(clients)} sites refuse the job: "
+        f"its quorum of {job.quorum} cannot be reached, as {len(refused)} of {counted(len(clients), 'site')} "
+        f"{'refuses' if len(refused) == 1 else 'refuse'} the job: "
         f"{'; '.join(reasons)}{_rest(sorted(refused))}"
     )
 

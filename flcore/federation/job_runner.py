@@ -4,7 +4,7 @@ import logging
 import threading
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -25,11 +25,14 @@ from flcore.job.parsing import contract_from_json
 from flcore.progress import TaskProgress
 from flcore.server.audit_chain import AUDIT_FILE
 from flcore.server.events import (
+    AnswerRefused,
     ClientFailed,
     ClientJoined,
     ClientLeft,
     Event,
     RoundFinished,
+    RuleBegan,
+    RuleEnded,
     RunContinued,
     RunEnded,
     TaskAnswered,
@@ -88,8 +91,8 @@ class RunnerListener(Protocol):
         """A site's process has left the job."""
         ...
 
-    def job_waits(self, number: int, *, begins: bool) -> None:
-        """The job's workflow begins to wait for its sites, or goes on."""
+    def job_code_runs(self, number: int, *, begins: bool) -> None:
+        """Code of the job begins to run, or ends: its workflow goes on or waits, its rule is asked or has answered."""
         ...
 
     def job_progressed(self, number: int) -> None:
@@ -259,6 +262,7 @@ class JobRunner:
                 ended.set()
             elif isinstance(event, ClientFailed) and ended.is_set():
                 return  # its answer came when the run's files were closed already: no fault of the client
+            event = self._for_the_lead(event)
             if isinstance(event, WaitingForClients) and not self._has_sites():
                 log.write_line(starting_line(event), "waiting_for_clients")
             else:
@@ -291,6 +295,16 @@ class JobRunner:
         if error is not None:
             federation.state.stop_waiting(str(error), error)
 
+    def _for_the_lead(self, event: Event) -> Event:
+        """Return an event without the server's folders, as leads read the job's log. The server's own log has them."""
+        if not isinstance(event, ClientFailed | AnswerRefused | RunEnded):
+            return event
+        told = replace(event, reason=without_folders(event.reason))
+        if told != event and not isinstance(event, AnswerRefused):  # `ClientFailed` follows it, with the same reason
+            who = f"{event.client} failed in {event.task}" if isinstance(event, ClientFailed) else "the run ended"
+            logger.warning("%s: %s: %s", self.row.id, who, printable(event.reason, MAX_REASON_CHARACTERS))
+        return told
+
     def _observe(self, event: Event) -> None:
         match event:
             case ClientJoined():
@@ -307,8 +321,8 @@ class JobRunner:
             case TaskAnswered():
                 self._parts.answered(event.client, event.round)
                 self._listener.job_progressed(self.row.number)
-            case WaitBegan() | WaitEnded():
-                self._listener.job_waits(self.row.number, begins=isinstance(event, WaitBegan))
+            case WaitBegan() | WaitEnded() | RuleBegan() | RuleEnded():
+                self._listener.job_code_runs(self.row.number, begins=isinstance(event, WaitEnded | RuleBegan))
             case ClientFailed():
                 self._parts.failed(event.client, f"{event.task}: {event.reason}")
             case RunContinued():

@@ -16,9 +16,9 @@ from flcore_layout import ALIGNMENT, Layout, PayloadPart, Segment, SegmentRange
 from flcore_transport import Buffer, ClientLink, IncomingUpload, Outbox, PieceCache, Refused, TaskAssignment, Withdrawal
 
 from flcore.federation.audit import REQUEST_KINDS
-from flcore.federation.lobby_messages import ALL_OFFERED, AgentJoinContent, JobOffer
+from flcore.federation.lobby_messages import ALL_OFFERED, JobOffer
 from flcore.job.contract import Contract
-from flcore.job.messages import JoinContent, MalformedMessage, parse_content
+from flcore.job.messages import AgentJoinContent, JoinContent, MalformedMessage, parse_content
 from flcore.server.events import CallRefused, ClientJoined, ClientLeft, ClientRevoked, JoinRefused, Observer
 from flcore.server.outgoing_messages import OutgoingMessages
 from flcore.text import printable

@@ -1,7 +1,5 @@
 """What agents and the lobby send each other within a session, as strict JSON."""
 
-from typing import Literal
-
 from pydantic import Field
 
 from flcore.federation.messages import Changes, Digest, JobId
@@ -35,10 +33,3 @@ class JobOffer(Content):
     pack_nbytes: int
     changes: Changes = Field(default={})
     federation: str = Field(default="", max_length=64)
-
-
-class AgentJoinContent(Content):
-    """Content of an agent's join with the lobby."""
-
-    version: str
-    kind: Literal["agent"] = "agent"

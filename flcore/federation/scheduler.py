@@ -321,10 +321,10 @@ class Scheduler:
         except FlcoreError as error:
             logger.warning("the quorum of job %d is looked at with the next refusal: %s", number, error)
 
-    def job_waits(self, number: int, *, begins: bool) -> None:
-        """A job's workflow begins to wait for its sites, or goes on."""
+    def job_code_runs(self, number: int, *, begins: bool) -> None:
+        """Code of a job begins to run, or ends."""
         try:
-            (self._starts.pause if begins else self._starts.resume)(number)
+            (self._starts.code_began if begins else self._starts.code_ended)(number)
         except FlcoreError as error:
             logger.warning("the start of job %d is counted wrongly: %s", number, error)
 

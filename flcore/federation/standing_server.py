@@ -43,6 +43,7 @@ from flcore.server.serve import Server
 from flcore.status.board import StatusBoard
 from flcore.status.job_status import FederationStatus, JobStatus
 from flcore.status.observed_run import OpenObserver
+from flcore.text import counted
 
 LOCK_FILE = "server.lock"
 
@@ -101,7 +102,7 @@ class FederationSettings:
         budget, slots = self.budget, self.slots
         if budget.nbytes // slots < MIN_BUDGET_BYTES:
             raise BudgetError(
-                f"{slots} jobs at a time need a budget of {slots * MIN_BUDGET_BYTES >> 20}MiB, got "
+                f"expected a budget of {slots * MIN_BUDGET_BYTES >> 20}MiB for {counted(slots, 'job')} at a time, got "
                 f"{budget.nbytes >> 20}MiB; raise --budget, or lower --jobs"
             )
         return replace(budget, nbytes=budget.nbytes // slots, connections=max(1, budget.connections // slots))

@@ -1,8 +1,10 @@
 """The starts of jobs during which the server's process ended: a job that crashes the server is not started for ever.
 
 A start counts while the job's code may run, until the job makes progress (an answer, a round) or its thread ends. It
-does not count while the workflow waits for its sites: a kill of the server in that time is not the job's fault. So what
-is counted at the start of the server are the crashes in a row. Of jobs that ran at two crashes, one runs at a time: the
+does not count while the workflow waits for its sites, which may train for days: code that does not run cannot crash the
+server, and an operator may restart it several times meanwhile. A rule of the job's own runs in such a wait when a site
+announces its update: then the start counts again. So what is counted at the start of the server are the crashes in a
+row. Of jobs that ran at two crashes, one runs at a time: the
 third crash tells which of them it was.
 """
 
@@ -28,33 +30,36 @@ class StartCounts:
         self._database = database
         self._lock = threading.Lock()
         self._counts = database.starts()
-        self._unproven: set[int] = set()
+        self._running: dict[int, int] = {}  # how many pieces of code of each job that has made no progress yet run
 
     def begin(self, number: int) -> None:
         """A job is about to start. It is on the disk when this returns."""
         self._database.count_start(number)
         with self._lock:
             self._counts[number] = self._counts.get(number, 0) + 1
-            self._unproven.add(number)
+            self._running[number] = 1  # its workflow
 
-    def pause(self, number: int) -> None:
-        """The job's code does not run: its workflow waits."""
-        self._change(number, -1)
+    def code_ended(self, number: int) -> None:
+        """The workflow waits, or a call of the rule has ended. If no code of the job runs, the start is not counted."""
+        self._change(number, -1, at=0)
 
-    def resume(self, number: int) -> None:
-        """The job's code runs again."""
-        self._change(number, 1)
+    def code_began(self, number: int) -> None:
+        """The job's workflow goes on, or its rule is called. The first piece of code that runs counts the start."""
+        self._change(number, 1, at=1)
 
-    def _change(self, number: int, change: int) -> None:
+    def _change(self, number: int, change: int, at: int) -> None:
         with self._lock:
-            is_unproven = number in self._unproven
-        if is_unproven:  # by now it may be cleared: then the database changes nothing
+            if number not in self._running:
+                return
+            self._running[number] += change
+            is_due = self._running[number] == at
+        if is_due:  # by now it may be cleared: then the database changes nothing
             self._database.change_starts(number, change)
 
     def clear(self, number: int) -> bool:
         """A job has made progress, or its thread has ended. Returns whether a start was counted."""
         with self._lock:
-            self._unproven.discard(number)
+            self._running.pop(number, None)
             if self._counts.pop(number, None) is None:
                 return False
         self._database.clear_starts(number)

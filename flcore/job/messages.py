@@ -28,6 +28,13 @@ class JoinContent(Content):
     version: str
 
 
+class AgentJoinContent(Content):
+    """Content of the join of a site's agent with a standing federation."""
+
+    version: str
+    kind: Literal["agent"] = "agent"
+
+
 _Shape = Annotated[list[int], Field(max_length=64, fail_fast=True)]
 Tensors = Annotated[list[tuple[str, str, _Shape]], Field(max_length=1_000_000, fail_fast=True)]
 """A `ModelSpec` on the wire: name, dtype and shape of each tensor. The first wrong one ends the validation."""

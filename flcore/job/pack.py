@@ -45,6 +45,7 @@ from flcore.job.pack_manifest import (
 from flcore.job.pack_reading import pass_on, read_pack, write_into
 from flcore.job.tree_sync import sync_tree
 from flcore.model.atomic_replace import create_directory, sync_directory, sync_file
+from flcore.text import counted, printable
 
 FIXED_KEYS = ("name", "client.executor")
 """Keys that a pack's changes leave alone: a site decides by the pack's name and by the code that its signer names."""
@@ -192,6 +193,10 @@ def pack_job(job: Job, out: Path, signer: SigningKey | None = None) -> Packed:
     for name in sources:
         if problem := explain_name(name):
             raise PackError(f"{sources[name]!s}: {problem}; rename it, or take it out of the job's directory")
+    sizes = {
+        name: source.stat().st_size if isinstance(source, Path) else len(source) for name, source in sources.items()
+    }
+    _require_size(job, sum(sizes.values()), sizes)  # before gigabytes are read
     entries, manifest = _describe(job, sources)
     try:
         require_job_file_size(entries[0].nbytes)
@@ -203,13 +208,24 @@ def pack_job(job: Job, out: Path, signer: SigningKey | None = None) -> Packed:
         data.append((SIGNATURE_FILE, Signature.make(signer, manifest.encoded).encoded))
     rows: list[tuple[Entry, Path | bytes]] = [(_scan(name, content, None)[0], content) for name, content in data]
     rows[1:1] = [(entry, sources[entry.name]) for entry in entries]
-    nbytes = archive_bytes(entry for entry, _ in rows)
-    if nbytes > MAX_PACK_BYTES or len(manifest.encoded) > MAX_MANIFEST_BYTES:
+    _require_size(job, archive_bytes(entry for entry, _ in rows), sizes)
+    if len(manifest.encoded) > MAX_MANIFEST_BYTES:
         raise PackError(
-            f"{job.directory}: expected a job of less than 4 GiB, got {nbytes:,} bytes in {len(entries):,} files; take "
-            f"files out of the directory"
+            f"{job.directory}: expected a manifest of at most {MAX_MANIFEST_BYTES >> 10:,} KiB, got "
+            f"{len(manifest.encoded):,} bytes for {counted(len(entries), 'file')}; take files out of the directory"
         )
     return Packed(out, _write(out, rows), manifest.files, found.left_out)
+
+
+def _require_size(job: Job, nbytes: int, sizes: Mapping[str, int]) -> None:
+    """Raise `PackError` unless a pack of so many bytes can be written. `sizes` has the size of each file."""
+    if nbytes > MAX_PACK_BYTES:
+        largest = max(sizes, key=lambda name: sizes[name])
+        raise PackError(
+            f"{job.directory}: expected a job of less than 4 GiB, got {nbytes:,} bytes in "
+            f"{counted(len(sizes), 'file')}, {sizes[largest]:,} of them in {printable(largest, 200)}; take large files "
+            "out of the job's directory (a first model can be made by a function: server.model)"
+        )
 
 
 def _describe(job: Job, sources: Mapping[str, Path | bytes]) -> tuple[list[Entry], Manifest]:

@@ -8,8 +8,9 @@ import json
 from flcore.errors import ContractMismatch, NotInvited
 from flcore.job.contract import differences
 from flcore.job.job import Job
-from flcore.job.messages import JoinContent, parse_content
+from flcore.job.messages import AgentJoinContent, JoinContent, MalformedMessage, parse_content
 from flcore.text import printable
+from flcore.version import __version__
 
 MAX_DIFFERENCES = 20
 """The number of differing keys that a client is told."""
@@ -29,7 +30,10 @@ class Admission:
     def require(self, client: str, content: bytes) -> None:
         """Raise `NotInvited`, `MalformedMessage` or `ContractMismatch` unless a client may join."""
         self.require_invited(client)
-        join = parse_content(JoinContent, content)
+        try:
+            join = parse_content(JoinContent, content)
+        except MalformedMessage as error:
+            raise MalformedMessage(f"client {client!r}: {self._explain_join(content)}") from error
         if join.contract != self._json:
             raise ContractMismatch(f"client {client!r} holds another contract:\n  {self._explain(join.contract)}")
         if self._contract.same_code and join.code_digest != self._job.code_digest:
@@ -37,6 +41,20 @@ class Admission:
                 f"client {client!r} holds other code: its digest is {printable(join.code_digest, 16)}, the server's "
                 f"{self._job.code_digest[:16]}, and the contract says same_code = true"
             )
+
+    def _explain_join(self, content: bytes) -> str:
+        """Return what came instead of a join of a client of this job, and what to do."""
+        try:
+            parse_content(AgentJoinContent, content)
+        except MalformedMessage:
+            return (
+                f"this server runs the job {self._contract.name!r}, and the join is none of its clients'; use the "
+                f"version of flcore that the server has, {__version__}"
+            )
+        return (
+            f"this server runs one job, {self._contract.name!r}, and this client was started without a job, for a "
+            "standing federation; start it with the job's directory: flcore client JOB"
+        )
 
     def _explain(self, client_contract: str) -> str:
         """Return the keys in which the client's contract differs. It may be any text; a message's size bounds it."""

@@ -15,7 +15,7 @@ from flcore.server.events import (
     RunStarted,
     TaskAnswered,
 )
-from flcore.text import printable
+from flcore.text import printable, without_folders
 
 MAX_NAME_CHARACTERS = 64
 MAX_REASON_CHARACTERS = 500
@@ -108,5 +108,6 @@ def _name(text: str) -> str:
 
 
 def _reason(text: str) -> str:
-    lines = text[: 2 * MAX_REASON_CHARACTERS].splitlines()
+    """Return a reason on one line, without the server's folders: leads download the log of their run."""
+    lines = without_folders(text[: 2 * MAX_REASON_CHARACTERS]).splitlines()
     return printable("; ".join(line.strip() for line in lines), MAX_REASON_CHARACTERS)

@@ -3,6 +3,8 @@
 import math
 from collections.abc import Mapping
 
+from flcore.text import counted
+
 
 class EarlyStopping:
     """Decides after each round whether the run ends. It is told the metrics of published models.
@@ -51,7 +53,8 @@ class EarlyStopping:
         if self._patience is None or self._rounds_without_improvement < self._patience:
             return ""
         best = "none" if self._best is None else f"{self._best:.6g}"
-        return f"{self._metric} has not improved for {self._rounds_without_improvement} rounds; the best is {best}"
+        rounds = counted(self._rounds_without_improvement, "round")
+        return f"{self._metric} has not improved for {rounds}; the best is {best}"
 
     def _is_as_good(self, value: float, other: float) -> bool:
         return value >= other if self._is_max else value <= other

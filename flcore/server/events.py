@@ -238,12 +238,29 @@ class WaitingForClients:
 
 @dataclass(frozen=True, slots=True)
 class WaitBegan:
-    """The workflow waits: for clients to connect, for their answers, or before a retry. None of the job's code runs."""
+    """The workflow waits: for clients to connect, for their answers, or before a retry.
+
+    Of the job's code its rule alone may run meanwhile (`RuleBegan`).
+    """
 
 
 @dataclass(frozen=True, slots=True)
 class WaitEnded:
     """The workflow goes on."""
+
+
+@dataclass(frozen=True, slots=True)
+class RuleBegan:
+    """The job's own rule is asked about the update that a client has announced. A bundled rule makes no such event."""
+
+    client: str
+
+
+@dataclass(frozen=True, slots=True)
+class RuleEnded:
+    """The rule has answered, or has raised an error."""
+
+    client: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,6 +363,8 @@ Event = (
     | WaitingForClients
     | WaitBegan
     | WaitEnded
+    | RuleBegan
+    | RuleEnded
     | TaskRetried
     | RoundSkipped
     | StoppedEarly

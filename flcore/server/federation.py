@@ -3,7 +3,8 @@
 import hashlib
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 from flcore_layout import Layout
 from flcore_transport import ClientLink, Outbox, TaskAssignment
@@ -26,7 +27,16 @@ from flcore.model.wire_format import WireFormat
 from flcore.server.admission import Admission
 from flcore.server.call_log import Call, CallLog
 from flcore.server.downloads import ModelDownload
-from flcore.server.events import CallRefused, ClientRevoked, JoinRefused, Observer, TaskSent, ignore_events
+from flcore.server.events import (
+    CallRefused,
+    ClientRevoked,
+    JoinRefused,
+    Observer,
+    RuleBegan,
+    RuleEnded,
+    TaskSent,
+    ignore_events,
+)
 from flcore.server.federation_state import FederationState
 from flcore.server.open_attempt import OpenAttempt
 from flcore.server.receipts import AcknowledgedUpload, LastReceipts
@@ -248,5 +258,18 @@ class Federation:
         staged = None
         if open_attempt.aggregator is not None:
             check_tensors(answer, layout, client, self._upload_format)
-            staged = open_attempt.aggregator.stage(client, answer.weight, key)
+            with self._reporting_rule(client):
+                staged = open_attempt.aggregator.stage(client, answer.weight, key)
         return PendingUpload(key, answer, self._upload_format, client, staged)
+
+    @contextmanager
+    def _reporting_rule(self, client: str) -> Iterator[None]:
+        """Report that the job's rule runs while the block lasts, if it is code of the job."""
+        if ":" not in self._contract.server.rule:
+            yield
+            return
+        self._observe(RuleBegan(client))
+        try:
+            yield
+        finally:
+            self._observe(RuleEnded(client))

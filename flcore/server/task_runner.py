@@ -28,6 +28,7 @@ from flcore.server.history import Participation, RoundRecord
 from flcore.server.open_attempt import OpenAttempt, average_metrics, quorum_error
 from flcore.server.run_state import RecordedAnswer
 from flcore.server.task_attempt import DEFAULT_GRACE_S, AttemptPolicy
+from flcore.text import without_folders
 
 MAX_REPEATED_FAILURES = 3
 """A client that failed by its own fault this many times in a row, for one reason, is not retried in the same task."""
@@ -129,7 +130,8 @@ class TaskRequest:
         others = self.record.failed.pop(self.task, {})
         failed = {client: reason for client, reason in others.items() if client not in self.contents} | self.failed
         if failed:
-            self.record.failed[self.task] = failed
+            # Leads download the history: the server's folders are in its log alone.
+            self.record.failed[self.task] = {client: without_folders(reason) for client, reason in failed.items()}
 
 
 class TaskRunner:

@@ -26,8 +26,9 @@ from flcore.server.evaluation import Evaluation, require_answers, sites_without
 def cross_site_evaluation(control: Controller) -> None:
     """Have each site train the global model, and all sites evaluate each of these models.
 
-    The sites train one after the other, so that the server holds one model besides the global one. The job's rule is
-    applied to each update alone, and the mean of one update is this update.
+    The sites train one after the other: one call of `Controller.train` for all of them gives the combination of their
+    updates, and no single one. So the server holds one model besides the global one. The job's rule is applied to each
+    update alone, and the mean of one update is this update.
 
     `results.json` has the metrics of the model of site A at site B as `sites[A][B]`, and those of the global model at
     site B as `global[B]`. `missing` has the sites without a model. The history's `validate` is for the global model.

@@ -179,7 +179,7 @@ def test_a_server_has_a_connection_for_each_client(job: Path) -> None:
 
 def test_a_run_without_a_terminal_prints_a_line_a_round(job: Path) -> None:
     printed = said("run", ".", "--workers", "0", cwd=job)
-    assert "round 1/2: 1 of 1 clients, précision 0.5" in printed and "round 2/2: 1 of 1 clients" in printed
+    assert "round 1/2: 1 of 1 client, précision 0.5" in printed and "round 2/2: 1 of 1 client" in printed
 
 
 def test_a_run_whose_clients_fail_says_where_and_ends_with_a_code(job: Path) -> None:
@@ -193,7 +193,7 @@ def test_a_retry_is_printed_while_the_run_goes_on(job: Path) -> None:
     (job / "job.toml").write_text(JOB.replace("rounds = 2", "rounds = 2, quorum_retries = 1"))
     (job / "t.py").write_text(CODE.replace("model['w']", "model['weigth']"))
     printed = flcore("run", ".", "--workers", "0", cwd=job, code=1)
-    assert "round 1: train has 0 of 1 answers that it needs; asking a again in 1 s, retry 1 of 1" in printed
+    assert "round 1: train has 0 of 1 answer that it needs; asking a again in 1 s, retry 1 of 1" in printed
 
 
 def test_a_plot_that_is_not_drawn_says_why(job: Path) -> None:

@@ -17,9 +17,9 @@ from flcore_transport import Ask, ClientLink, GrpcServer, Outbox, PieceCache, Re
 
 from flcore import Job, Outcome
 from flcore.agent.agent import Agent, AgentIdentity
-from flcore.federation.lobby_messages import AgentJoinContent, JobOffer
+from flcore.federation.lobby_messages import JobOffer
 from flcore.federation.messages import Done, RequestContent
-from flcore.job.messages import parse_content
+from flcore.job.messages import AgentJoinContent, parse_content
 from flcore.job.pack import Packed
 from flcore.server.events import Event
 from flcore.server.federation import Federation

@@ -169,6 +169,31 @@ def test_a_refusal_is_told_once_with_its_key(name: str, federation: Standing, tm
         assert len(federation.lobby.refusals) == 1 and not list((tmp_path / "state/jobs").iterdir())
 
 
+@pytest.mark.parametrize(
+    ("limits", "reasons"),
+    [
+        ({"names": ["big*"]}, ["limits.names: this site does not run jobs of the name 'small'"] * 2),
+        ({"max_rounds": 1, "tasks": ["train"]}, ["limits.max_rounds: this site runs 1 round at most"] * 2),
+        ({"names": ["small"], "hours": "20:00-06:00"}, []),  # at night
+        ({"max_rounds": 3}, []),
+    ],
+)
+def test_limits_that_exclude_all_jobs_of_a_site_are_told_to_its_owner(
+    limits: dict[str, Any], reasons: list[str], federation: Standing, tmp_path: Path
+) -> None:
+    write_job(tmp_path / "jobs/one", "raise SystemExit")
+    write_job(tmp_path / "jobs/two", "raise SystemExit")
+    notices = list[str]()
+    with agent_of(federation, tmp_path / "state", local(tmp_path / "jobs", limits=limits), notices=notices):
+        until(lambda: any(notice.startswith("joined") for notice in notices))
+    if not reasons:
+        assert notices[0].startswith("joined"), notices
+        return
+    assert notices[0].startswith("this site runs no job, as its limits exclude all that lie here: small (limits.")
+    assert [notices[0].count(reason) for reason in reasons] == [2, 2]
+    assert "change [limits] in site.toml, or list another job (job_directories); then start" in notices[0]
+
+
 @pytest.mark.parametrize("names_a_signer", [False, True])
 def test_a_site_that_runs_nothing_says_so_and_joins(names_a_signer: bool, federation: Standing, tmp_path: Path) -> None:
     (tmp_path / "alice.pub").write_bytes(SigningKey.create("alice").public.pem)

@@ -31,6 +31,8 @@ from flcore.server.events import (
     NoBestModel,
     RoundFinished,
     RoundSkipped,
+    RuleBegan,
+    RuleEnded,
     RunContinued,
     RunEnded,
     RunStarted,
@@ -78,6 +80,8 @@ OF_RUNS: list[tuple[Any, str, int, str]] = [
     (InvalidMetrics("train", "north", {HOSTILE: HOSTILE}), "WARNING", 3, "north"),
     (WaitBegan(), "DEBUG", 0, ""),
     (WaitEnded(), "DEBUG", 0, ""),
+    (RuleBegan("north"), "DEBUG", 0, "north"),
+    (RuleEnded("north"), "DEBUG", 0, "north"),
     (WaitingForClients(1, 2, ("south",), None), "INFO", 0, ""),
     (TaskRetried("train", 3, 1, 2, ("north",), 1, 10, 2.0), "WARNING", 3, ""),
     (RoundSkipped("train", 3, HOSTILE), "WARNING", 3, ""),
@@ -190,3 +194,21 @@ def test_a_failure_has_the_round_of_its_own_task() -> None:
     events = [*sent, ClientFailed("train", "north", "it is tired")]
     told = [json.loads(line) for line in written("json", lines_of_run(CONTRACT), events)]
     assert told[-1]["round"] == 3
+
+
+@pytest.mark.parametrize(
+    ("event", "text"),
+    [
+        (RunContinued("r1", 1, 1), "going on with run r1: 1 of its 1 round is over"),
+        (RunContinued("r1", 2, 9), "going on with run r1: 2 of its 9 rounds are over"),
+        (HistoryRestored((RoundRecord(1),)), "the history has 1 round"),
+        (TaskSent("train", 3, 1, ("a",), "m"), "round 3: train is sent to 1 client"),
+        (TaskSent("train", 3, 2, ("a", "b"), "m"), "round 3: train is sent to 2 clients"),
+        (UpdatesFolded("train", 3, ("a",)), "round 3: in the total, 1 update: a"),
+        (TaskRetried("train", 3, 0, 1, ("a",), 1, 1, 2.0), "round 3: train has 0 of 1 answer that it needs"),
+        (RoundFinished(RoundRecord(1, ("a",), seconds={"round": 0.5})), "round 1/9: 0 of 1 client, no metrics"),
+    ],
+    ids=lambda value: type(value).__name__ if not isinstance(value, str) else "",
+)
+def test_one_thing_is_in_the_singular(event: Any, text: str) -> None:
+    assert lines_of_run(CONTRACT)[type(event)].text(event).startswith(text)

@@ -156,10 +156,10 @@ def test_ctrl_c_in_a_transfer_says_how_to_go_on(
 def test_list_is_a_table(server: FakeServer, flcore: Flcore) -> None:
     assert flcore("list") == "no jobs\n"
     server.add_job("digits-1", state="done", round=20)
-    server.add_job("digits-12", state="queued", reason="waits for a slot: 1 of 1 jobs run")
+    server.add_job("digits-12", state="queued", reason="waits for a slot: 1 of 1 job runs")
     assert flcore("list").splitlines() == [
         "id         name    state   rounds  lead   submitted         reason",
-        "digits-12  digits  queued  0/20    alice  2026-11-30 15:53  waits for a slot: 1 of 1 jobs run",
+        "digits-12  digits  queued  0/20    alice  2026-11-30 15:53  waits for a slot: 1 of 1 job runs",
         "digits-1   digits  done    20/20   alice  2026-11-30 15:53",
     ]
     assert flcore("list", "--state", "done").count("\n") == 2

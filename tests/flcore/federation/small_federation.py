@@ -33,7 +33,7 @@ from flcore_transport import (
 from flcore import Arrays, Job, Site, Task, Update
 from flcore.aggregation.budget import Budget
 from flcore.client.client import Client
-from flcore.federation.lobby_messages import AgentJoinContent, JobOffer
+from flcore.federation.lobby_messages import JobOffer
 from flcore.federation.messages import (
     AbortJob,
     JobDetails,
@@ -47,7 +47,7 @@ from flcore.federation.messages import (
     WaitForJob,
 )
 from flcore.federation.standing_server import AnswerAsk, FederationSettings, StandingServer
-from flcore.job.messages import Content, parse_content
+from flcore.job.messages import AgentJoinContent, Content, parse_content
 from flcore.job.pack import pack_job
 from flcore.job.parsing import contract_from_json
 from tests.flcore.conftest import Function, Scripted, adding

@@ -20,6 +20,13 @@ def test_jobs_start_in_the_order_of_their_numbers_up_to_the_slots() -> None:
     }
 
 
+def test_one_job_runs_and_one_site_refuses() -> None:
+    decision = decide([job(2)], Capacity(1, 1, 0, NORTH_SOUTH, NORTH_SOUTH))
+    assert decision.reasons == {2: "waits for a slot: 1 of 1 job runs"}
+    reason = unreachable_quorum(job(2, invited=frozenset({"north"})), {"north": "no"}, set())
+    assert reason == "its quorum of 1 cannot be reached, as 1 of 1 site refuses the job: north: no"
+
+
 def test_a_job_without_its_quorum_holds_up_no_other() -> None:
     decision = decide([job(1, quorum=2), job(2)], Capacity(1, 0, 0, {"north", "east"}, {"north", "east"}))
     assert decision.starts == [2]

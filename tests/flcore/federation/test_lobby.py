@@ -19,8 +19,9 @@ from flcore_transport import (
 )
 
 from flcore.federation.lobby import Lobby
-from flcore.federation.lobby_messages import AgentJoinContent, JobOffer
+from flcore.federation.lobby_messages import JobOffer
 from flcore.job.job import Job
+from flcore.job.messages import AgentJoinContent
 from tests.flcore.federation.small_federation import packed, refused, write_job
 
 

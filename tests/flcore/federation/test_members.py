@@ -17,13 +17,13 @@ from flcore_transport import (
 )
 
 from flcore.aggregation.budget import Budget
-from flcore.federation.lobby_messages import AgentJoinContent
 from flcore.federation.members import MembersTls
 from flcore.federation.roles import ROLES_FILE, Roles
 from flcore.federation.standing_server import AnswerAsk, FederationSettings, StandingServer
 from flcore.identity.credentials import ClientCertificates
 from flcore.identity.names import Role
 from flcore.identity.tls import FederationTls, client_keys
+from flcore.job.messages import AgentJoinContent
 from tests.flcore.federation.small_federation import refused
 from tests.flcore.lead.kits import federation_authority, unpacked_kit
 

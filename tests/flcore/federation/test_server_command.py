@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pytest
 from flcore_transport import ConnectionLost, GrpcConnection
 
 from flcore import Arrays, Task, Update
@@ -73,18 +74,29 @@ def test_a_server_that_is_killed_loses_no_job_and_one_that_is_stopped_says_so(tm
     assert "stopped by SIGTERM; jobs that run go on" in printed and "Traceback" not in printed
 
 
+CRASH = "import os\n\nfrom flcore import Sum\n\n"
+CRASHING: dict[str, tuple[str, dict[str, str]]] = {
+    "its workflow": ("def run(control):\n    os._exit(3)\n", {"server__workflow": "flow.py:run"}),
+    "its rule, while the workflow waits": (
+        "crash = Sum('crash', lambda weight: os._exit(3))\n",
+        {"server__rule": "flow.py:crash"},
+    ),
+}
+
+
+@pytest.mark.parametrize("where", CRASHING)
 def test_a_job_that_crashes_the_server_is_failed_after_three_starts_and_the_others_go_on(
-    tmp_path: Path, kernels: None
+    where: str, tmp_path: Path, kernels: None
 ) -> None:
     port = free_port()
     command = ("-m", "flcore", "server", "--insecure", "--port", str(port), "--jobs", "2")
     agents = [Agent(f"localhost:{port}", name) for name in ("north", "south")]
-    crash = "import os\n\ndef run(control):\n    os._exit(3)\n"
-    crashing = packed(write_job(tmp_path / "crashing", "crashing", workflow="flow.py:run", flow=crash))
+    code, changes = CRASHING[where]
+    crashing = packed(write_job(tmp_path / "crashing", "crashing", flow=CRASH + code))
     try:
         with started(*command, cwd=tmp_path) as server, lead_of(port) as lead:
             digest = lead.put(packed(write_job(tmp_path / "small")))
-            bad = lead.submit(crashing)
+            bad = lead.submit(crashing, **changes)
             good = lead.ask(SubmitJob(digest=digest), JobQueued)[0].id
             assert server.wait(60) == 3
     finally:
@@ -125,7 +137,7 @@ def test_options_of_the_other_form_are_refused(tmp_path: Path) -> None:
         assert "expected a job with --wait-for and --fresh, got none" in text
     assert "expected no job with --jobs" in said("server", "digits", "--insecure", "--jobs", "2", cwd=tmp_path, code=2)
     text = said("server", "--insecure", "--jobs", "20", cwd=tmp_path, code=1)
-    assert "20 jobs at a time need a budget of 1280MiB, got 1024MiB; raise --budget, or lower --jobs" in text
+    assert "expected a budget of 1280MiB for 20 jobs at a time, got 1024MiB; raise --budget, or lower --jobs" in text
     (tmp_path / "federation").mkdir(exist_ok=True)
     (tmp_path / "federation/roles.toml").write_text("[lead")
     assert "roles.toml: expected TOML" in said("server", "--insecure", cwd=tmp_path, code=1)

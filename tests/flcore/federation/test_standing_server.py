@@ -17,7 +17,7 @@ from flcore_transport import GrpcConnection, Join
 from flcore import Arrays, Task, Update
 from flcore.aggregation.budget import Budget
 from flcore.federation import model_trial
-from flcore.federation.lobby_messages import AgentJoinContent, JobOffer
+from flcore.federation.lobby_messages import JobOffer
 from flcore.federation.members import MembersOnly
 from flcore.federation.messages import (
     CloneJob,
@@ -35,6 +35,7 @@ from flcore.federation.messages import (
     SubmitJob,
 )
 from flcore.federation.roles import Roles
+from flcore.job.messages import AgentJoinContent
 from flcore.server.audit_chain import verify
 from tests.flcore.conftest import adding
 from tests.flcore.federation.small_federation import ADD_ONE, Federation, Lead, model_of, packed, refused, write_job
@@ -217,7 +218,7 @@ def test_a_refusal_is_told_and_the_job_goes_on_while_its_quorum_allows(federatio
     summary = lead.wait(lead.submit(packed(two)))
     assert summary.state == "failed"
     assert summary.reason == (
-        "its quorum of 2 cannot be reached, as 1 of 2 sites refuse the job: south: two: not signed by a known key"
+        "its quorum of 2 cannot be reached, as 1 of 2 sites refuses the job: south: two: not signed by a known key"
     )
 
 

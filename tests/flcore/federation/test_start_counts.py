@@ -50,10 +50,10 @@ def test_a_kill_while_the_workflow_waits_for_its_sites_does_not_count(database: 
     for _ in range(5):
         counts = StartCounts(database)
         counts.begin(7)
-        counts.pause(7)
+        counts.code_ended(7)
         counts.begin(8)
-        counts.pause(8)
-        counts.resume(8)
+        counts.code_ended(8)
+        counts.code_began(8)
     found = StartCounts(database)
     assert not found.is_exhausted(7) and found.is_exhausted(8)
 
@@ -61,7 +61,20 @@ def test_a_kill_while_the_workflow_waits_for_its_sites_does_not_count(database: 
 def test_a_wait_after_progress_changes_nothing(database: JobDatabase) -> None:
     counts = StartCounts(database)
     counts.begin(7)
-    counts.pause(7)
+    counts.code_ended(7)
     counts.clear(7)
-    counts.resume(7)
+    counts.code_began(7)
     assert database.starts() == {}
+
+
+def test_a_call_of_the_rule_while_the_workflow_waits_counts_once(database: JobDatabase) -> None:
+    counts = StartCounts(database)
+    counts.begin(7)
+    counts.code_ended(7)
+    assert database.starts() == {7: 0}
+    for _ in range(3):  # of three sites at a time
+        counts.code_began(7)
+        assert database.starts() == {7: 1}
+    for left in (1, 1, 0):
+        counts.code_ended(7)
+        assert database.starts() == {7: left}

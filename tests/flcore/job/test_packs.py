@@ -288,6 +288,20 @@ def test_the_size_of_a_pack_is_known_before_it_is_written(small: Path, tmp_path:
     assert archive_bytes([Entry("a", MAX_PACK_BYTES, 0)]) > MAX_PACK_BYTES
 
 
+def test_a_job_of_more_than_a_pack_takes_is_refused_before_it_is_read(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save({"a": np.zeros(16)}, small / "base.safetensors")
+    os.truncate(small / "base.safetensors", MAX_PACK_BYTES)  # a sparse file: it takes no space
+    (small / "job.toml").write_bytes(JOB.replace(b"train.py:initial_model", b"base.safetensors"))
+    monkeypatch.setattr("flcore.job.pack._scan", lambda *_: pytest.fail("a file was read"))
+    told = (
+        r"expected a job of less than 4 GiB, got 4,294,.* files, 4,294,967,295 of them in base\.safetensors; take large"
+    )
+    with pytest.raises(PackError, match=told):
+        pack_job(Job.load(small), tmp_path / "small.flpack")
+
+
 def test_a_pack_is_the_zip_file_that_python_writes(small: Path, tmp_path: Path) -> None:
     write(small, {"ä.txt": b"a"})
     packed = pack_job(Job.load(small), tmp_path / "small.flpack", ALICE)

@@ -1,5 +1,6 @@
 """The connection of a lead: what it submits, lists and finds; profiles, kits and addresses that cannot be used."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,17 @@ def write_job(directory: Path, **files: str) -> Path:
     for name, text in files.items():
         (directory / name.replace("_", ".")).write_text(text)
     return directory
+
+
+def test_a_pack_of_more_than_4_gib_is_refused_before_a_call(
+    server: FakeServer, federation: FederationConnection, tmp_path: Path
+) -> None:
+    large = tmp_path / "large.flpack"
+    large.touch()
+    os.truncate(large, 1 << 32)  # a sparse file: it takes no space
+    with pytest.raises(PackError, match=r"large\.flpack: expected a pack of at most 4,294,967,295 bytes, got 4,294"):
+        federation.submit(large)
+    assert server.count(PutPack) == 0
 
 
 def test_a_directory_is_packed_sent_and_queued(

@@ -9,9 +9,10 @@ import pytest
 
 from flcore import ContractMismatch, NotInvited
 from flcore.job.job import Job
-from flcore.job.messages import JoinContent, MalformedMessage
+from flcore.job.messages import AgentJoinContent, JoinContent, MalformedMessage
 from flcore.job.parsing import parse_contract
 from flcore.server.admission import Admission
+from flcore.version import __version__
 
 CONTRACT = {
     "name": "job",
@@ -50,6 +51,22 @@ def test_an_invited_client_is_told_what_differs(job: Job) -> None:
     other["server"]["rounds"] = 5
     with pytest.raises(ContractMismatch, match=r"server\.rounds: the server has 3, the client has 5"):
         Admission(job).require("hospital-a", join(json.dumps(other)))
+
+
+def test_an_agent_of_a_standing_federation_is_told_which_server_this_is_and_what_to_start(job: Job) -> None:
+    with pytest.raises(MalformedMessage) as caught:
+        Admission(job).require("hospital-a", AgentJoinContent(version="").to_bytes())
+    assert str(caught.value) == (
+        "client 'hospital-a': this server runs one job, 'job', and this client was started without a job, for a "
+        "standing federation; start it with the job's directory: flcore client JOB"
+    )
+
+
+@pytest.mark.parametrize("content", [b"", b"no JSON", b"{}", b'{"contract": 1}'])
+def test_a_join_of_another_version_is_told_the_servers_version(job: Job, content: bytes) -> None:
+    with pytest.raises(MalformedMessage) as caught:
+        Admission(job).require("hospital-a", content)
+    assert str(caught.value).endswith(f"use the version of flcore that the server has, {__version__}")
 
 
 def heavy(job: Job) -> dict[str, bytes]:
