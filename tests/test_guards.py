@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import flcore
+from tests.mutants import MUTANTS
 
 ROOT = Path(__file__).parents[1]
 PEER_MODULES = (
@@ -252,3 +253,8 @@ def test_nothing_that_is_received_can_become_code() -> None:
             assert not called & {"eval", "exec", "compile"}, path
             modules = {module.partition(".")[0] for module, _ in imported(path)}
             assert not modules & {"pickle", "cloudpickle", "dill", "marshal", "shelve"}, path
+
+
+def test_every_mutant_finds_its_text_once() -> None:
+    counts = {mutant.name: (ROOT / mutant.file).read_text().count(mutant.old) for mutant in MUTANTS}
+    assert {name: count for name, count in counts.items() if count != 1} == {}
