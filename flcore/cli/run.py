@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from flcore.cli.addresses import listen_address
 from flcore.cli.completion import job_names
 from flcore.cli.history_plot import no_plot_reason, plot_history
 from flcore.cli.interrupts import interrupt_line
@@ -17,7 +18,7 @@ from flcore.cli.log import log_events, write_to_stderr
 from flcore.cli.log_options import LogFileOption, LogFormat, LogOptions, VerboseOption
 from flcore.cli.progress import show_progress
 from flcore.cli.run_table import comparison_table, failure_lines
-from flcore.cli.web_page import TokenOption, WebOption, parse_web_address, web_page
+from flcore.cli.web_page import TokenOption, WebOption, web_page
 from flcore.job.job import Job
 from flcore.model.model_paths import require_directory
 from flcore.model.stored_model import resolve_checkpoint
@@ -102,7 +103,8 @@ def run(
         def say(text: str, _: str) -> None:
             console.print(text, highlight=False, soft_wrap=True, markup=False)
 
-        page = web_page(parse_web_address(web), source, say, token_file=web_token)
+        address = None if web is None else listen_address(web, "--web")
+        page = web_page(address, source, say, token_file=web_token)
         with _report_interrupt(directory, console), page:
             outcome = run_job(loaded, workers=workers, out=directory, fresh=fresh, observe=notify_all(*observers))
         baselines = compute_baselines(loaded)
