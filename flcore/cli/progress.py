@@ -7,9 +7,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from flcore.cli.event_lines import metrics_text, round_line, warning_line
+from flcore.cli.event_lines import round_line, warning_line
 from flcore.cli.log import Log
 from flcore.job.contract import Contract
+from flcore.number_text import metrics_text
 from flcore.progress import TaskProgress
 from flcore.server.events import (
     BytesTransferred,
@@ -90,7 +91,7 @@ class _LiveLine:
                 elapsed_s = self._progress.tasks[0].elapsed or 1.0
                 self._update(traffic=f"{self._bytes / 1e6:,.1f} MB  {self._bytes / 1e6 / elapsed_s:,.1f} MB/s")
             case RoundFinished():
-                metrics = metrics_text({**event.record.train, **event.record.validate}, MAX_METRICS)
+                metrics = metrics_text(event.record.metrics, MAX_METRICS)
                 self._update(advance=1, metrics=escape(metrics))
             case RunContinued() | TaskRetried() | RoundSkipped() | StoppedEarly() | NoBestModel():
                 if isinstance(event, RunContinued):

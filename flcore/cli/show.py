@@ -21,6 +21,7 @@ from flcore.cli.federation_options import (
 from flcore.cli.show_job import show_job
 from flcore.errors import JobError, ProfileError
 from flcore.federation.messages import JOB_ID_PATTERN
+from flcore.number_text import megabytes_text
 from flcore.server.results_file import RESULTS_FILE
 from flcore.server.round_table import round_table
 from flcore.server.run_directory import RUN_FILE
@@ -93,5 +94,5 @@ def _models(summary: RunSummary) -> Iterator[str]:
 
 
 def _described(model: ModelFile) -> str:
-    size = "not there" if model.bytes is None else f"{model.bytes / 1e6:,.1f} MB"
+    size = "not there" if model.bytes is None else megabytes_text(model.bytes)
     return size if model.round is None else f"{size}, round {model.round}"

@@ -325,7 +325,7 @@ class JobRunner:
 
     def _record_round(self, record: RoundRecord) -> None:
         with self._lock:
-            self._round, self._metrics = record.round, {**record.train, **record.validate}
+            self._round, self._metrics = record.round, record.metrics
 
     def _report_change(self) -> None:
         self._listener.job_changed(self.row.number)

@@ -11,8 +11,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from flcore.errors import HistoryError
+from flcore.number_text import BYTE_UNITS, byte_unit, bytes_text, metric_text, seconds_text
 from flcore.reports.figure_panels import PanelLine, cut_peaks, draw_lines, label_ends, prepare, say
-from flcore.reports.number_text import BYTE_UNITS, byte_unit, bytes_text, metric_text, seconds_text
 from flcore.reports.palette import BLUE, GREY, ORANGE, SERIES
 from flcore.reports.reported_run import ReportedRun, ReportedState, rounds_text, state_text
 from flcore.reports.series import (

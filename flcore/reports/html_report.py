@@ -6,9 +6,9 @@ from pathlib import Path
 
 from flcore.identity.files import replace_file
 from flcore.model.atomic_replace import create_directory
+from flcore.number_text import bytes_text, column_format, metric_text, seconds_format, seconds_text
 from flcore.reports.chart_section import byte_section, metric_section, site_section, time_section
 from flcore.reports.html_page import Cell, Column, Markup, folded, page, paragraph, section, table, text
-from flcore.reports.number_text import bytes_text, column_format, metric_text, seconds_format, seconds_text
 from flcore.reports.participation import participation
 from flcore.reports.participation_section import left_out_section, participation_section
 from flcore.reports.reported_run import ReportedModel, ReportedRun, ReportedState, contract_leaves, rounds_text
@@ -132,11 +132,10 @@ def _rounds(run: ReportedRun) -> str:
 
 
 def _notes(record: RoundRecord) -> str:
-    failed = {client for clients in record.failed.values() for client in clients}
     notes = ["best"] * record.is_best
     notes += [f"skipped: {record.skipped}"] if record.skipped else []
     notes += [f"the run ended early: {record.stopped}"] if record.stopped else []
-    notes += [f"{len(failed)} failed"] if failed else []
+    notes += [f"{len(record.failed_clients)} failed"] if record.failed_clients else []
     notes += [f"retried {counted(record.asked_again, 'time')}"] if record.asked_again else []
     notes += [f"{counted(len(record.capped_weights), 'weight')} capped"] if record.capped_weights else []
     return ", ".join(notes)

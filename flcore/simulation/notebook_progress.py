@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from html import escape
 
-from flcore.cli.event_lines import MAX_METRICS_SHOWN, warning_line
+from flcore.cli.event_lines import warning_line
 from flcore.job.contract import Contract
+from flcore.number_text import megabytes_text, metrics_text
 from flcore.progress import TaskProgress
 from flcore.server.events import (
     BytesTransferred,
@@ -111,8 +112,7 @@ class ProgressLine:
                 self._bytes += event.sent + event.received
             case RoundFinished(record):
                 self._round = record.round
-                metrics = list({**record.train, **record.validate}.items())[:MAX_METRICS_SHOWN]
-                self._metrics = ", ".join(f"{name} {value:.4g}" for name, value in metrics)
+                self._metrics = metrics_text(record.metrics)
             case RunContinued() | TaskRetried() | RoundSkipped() | StoppedEarly() | NoBestModel():
                 self._warnings.append(warning_line(event))
             case _:
@@ -127,7 +127,7 @@ class ProgressLine:
         """Return the present state. Client-controlled text is escaped."""
         elapsed_s = time.monotonic() - self._began
         state = self._ended or self._clients
-        parts = (f"{self._round}/{self._rounds} rounds", state, self._metrics, f"{self._bytes / 1e6:,.1f} MB")
+        parts = (f"{self._round}/{self._rounds} rounds", state, self._metrics, megabytes_text(self._bytes))
         text = ", ".join(escape(printable(part)) for part in parts if part)
         warnings = "".join(f"<br>{escape(printable(line))}" for line in list(self._warnings))
         return (

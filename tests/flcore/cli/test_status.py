@@ -9,7 +9,6 @@ import pytest
 from rich.console import Console
 
 from flcore.cli.status_live import AnyStatus, show_changes, show_once
-from flcore.cli.status_view import duration
 from flcore.server.events import RunEnded, RunStarted
 from flcore.status import (
     ClientStatus,
@@ -182,18 +181,6 @@ def test_each_state_shows_as_what_it_is(state: str, reason: str, capsys: pytest.
     status = JobStatus("job", "run-1", state, reason)  # type: ignore[arg-type]
     assert f"state    {state}: {reason}" in printed(status, capsys)
     assert f"{state}: {reason}" in on_terminal(status)
-
-
-def test_durations() -> None:
-    assert [duration(each) for each in (None, 0, 59.4, 60, 3599, 3600, 90_000)] == [
-        "-",
-        "0 s",
-        "59 s",
-        "1 min 00 s",
-        "59 min 59 s",
-        "1 h 00 min",
-        "25 h 00 min",
-    ]
 
 
 # The command.

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from flcore.number_text import bytes_text
 from flcore.reports.html_report import report_page, write_page
-from flcore.reports.number_text import bytes_text
 from flcore.reports.participation import Part
 from flcore.reports.participation_section import MAX_CLIENTS, MAX_ROUNDS, strip
 from flcore.reports.reported_run import read_reported_run

@@ -83,7 +83,7 @@ def test_names_of_clients_and_metrics_are_escaped_and_bounded() -> None:
     history = History([record(1, train=many, failed={"train": {HOSTILE: HOSTILE}})])
     shown = [repr(history), repr(history[0]), history.to_html()]
     assert all(len(text) < 3000 and text.isprintable() for text in shown)
-    assert "192 more metrics" in shown[0] and "<script" not in shown[2] and "&lt;script&gt;" in shown[2]
+    assert "and 192 more" in shown[0] and "<script" not in shown[2] and "&lt;script&gt;" in shown[2]
 
 
 def test_a_model_in_a_line_and_in_a_table(tmp_path: Path) -> None:
