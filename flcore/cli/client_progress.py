@@ -15,9 +15,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from flcore.cli.agent import ProgressLines
-from flcore.cli.log import Log
 from flcore.cli.transfer_progress import QUIET_S, transfer_text
 from flcore.client.observed_connection import ClientActivity
+from flcore.event_log.log import Log
 from flcore.number_text import megabytes_text, metrics_text
 from flcore.progress import TaskProgress
 

@@ -7,8 +7,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from flcore.cli.event_lines import round_line, warning_line
-from flcore.cli.log import Log
+from flcore.event_log.event_lines import round_line, warning_line
+from flcore.event_log.log import Log
 from flcore.job.contract import Contract
 from flcore.number_text import metrics_text
 from flcore.progress import TaskProgress

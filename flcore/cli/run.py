@@ -14,11 +14,11 @@ from flcore.cli.addresses import listen_address
 from flcore.cli.completion import job_names
 from flcore.cli.history_plot import no_plot_reason, plot_history
 from flcore.cli.interrupts import interrupt_line
-from flcore.cli.log import log_events, write_to_stderr
 from flcore.cli.log_options import LogFileOption, LogFormat, LogOptions, VerboseOption
 from flcore.cli.progress import show_progress
 from flcore.cli.run_table import comparison_table, failure_lines
 from flcore.cli.web_page import TokenOption, WebOption, web_page
+from flcore.event_log.log import log_events, write_to_stderr
 from flcore.job.job import Job
 from flcore.model.model_paths import require_directory
 from flcore.model.stored_model import resolve_checkpoint

@@ -11,7 +11,6 @@ from flcore.cli.addresses import DEFAULT_PORT, join_commands, kit_command, liste
 from flcore.cli.completion import job_names
 from flcore.cli.history_plot import plot_history
 from flcore.cli.interrupts import log_interrupt
-from flcore.cli.log import log_events
 from flcore.cli.log_options import LogFileOption, LogFormat, LogFormatOption, LogOptions, VerboseOption
 from flcore.cli.server_observers import ObserverOptions, open_server_observers
 from flcore.cli.server_options import (
@@ -26,6 +25,7 @@ from flcore.cli.server_options import (
 )
 from flcore.cli.standing_server import DEFAULT_FEDERATION, serve_federation
 from flcore.cli.web_page import TokenOption, WebOption, log_page, web_page
+from flcore.event_log.log import log_events
 from flcore.federation.ping import answer_pings
 from flcore.job.job import Job
 from flcore.job.site import MOST_CONNECTIONS, read_site, server_site

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from flcore.cli.addresses import listen_address
-from flcore.cli.log import Log
 from flcore.errors import JobError
+from flcore.event_log.log import Log
 from flcore.federation.standing_server import FederationState
 from flcore.status.observed_run import OpenObserver
 from flcore.tracking import Trackers, tracking_settings

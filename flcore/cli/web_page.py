@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from flcore_transport import is_loopback
 
-from flcore.cli.log import Log
 from flcore.errors import JobError
+from flcore.event_log.log import Log
 
 if TYPE_CHECKING:  # it imports the extra `web`
     from flcore.web import Source

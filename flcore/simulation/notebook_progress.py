@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from html import escape
 
-from flcore.cli.event_lines import warning_line
+from flcore.event_log.event_lines import warning_line
 from flcore.job.contract import Contract
 from flcore.number_text import megabytes_text, metrics_text
 from flcore.progress import TaskProgress

@@ -8,9 +8,9 @@ from contextlib import AbstractContextManager, contextmanager
 from rich.console import Console
 
 from flcore.cli.client_progress import ActivityDisplay, show_activity
-from flcore.cli.log import Log, console_writer
 from flcore.cli.progress import show_progress
 from flcore.client.observed_connection import ClientActivity
+from flcore.event_log.log import Log, console_writer
 from flcore.job.parsing import parse_contract
 from flcore.progress import TaskProgress
 from flcore.server.events import BytesTransferred, ClientJoined, RoundFinished, TaskAnswered, TaskSent
