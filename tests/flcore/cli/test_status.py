@@ -20,7 +20,7 @@ from flcore.status import (
     SiteStatus,
     StatusBoard,
 )
-from flcore.status.status_file import StatusFile
+from flcore.status.status_file import keep_status_file
 from tests.flcore.cli.test_show import write_run
 from tests.flcore.command import said
 from tests.flcore.status.played_job import PlayedJob
@@ -193,7 +193,7 @@ def failed_run(tmp_path: Path) -> Path:
     described = json.loads((tmp_path / "run" / "run.json").read_text())
     job = PlayedJob(clients=("a", "b"))
     job.board = StatusBoard("hospital", 3, ("a", "b"), clock=lambda: job.now)
-    with StatusFile(job.board, tmp_path / "run"):
+    with keep_status_file(job.board, tmp_path / "run"):
         job.tell(RunStarted(described["id"], "hospital", "f", "c", "1"))
         job.join("a")
         job.send("a", "b")

@@ -14,9 +14,9 @@ import pytest
 from flcore.errors import HistoryError, JobAborted
 from flcore.server.events import ClientJoined, RunEnded, RunStarted
 from flcore.server.run_directory import PARTIAL_STATUS_FILE, STATUS_FILE
-from flcore.status import JobStatus, StatusBoard, read_status
+from flcore.status import JobStatus, StatusBoard, board_watch, read_status
 from flcore.status import status_file as module
-from flcore.status.status_file import StatusFile
+from flcore.status.status_file import keep_status_file
 from flcore.status.stored_status import CRASHED
 from tests.flcore.conftest import Stage, adding
 
@@ -27,7 +27,7 @@ TIMEOUT_S = 60.0
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "INTERVAL_S", 0.01)
-    monkeypatch.setattr(module, "MAX_SHARE", 1.0)
+    monkeypatch.setattr(board_watch, "MAX_SHARE", 1.0)
 
 
 class Writes:
@@ -72,7 +72,7 @@ def read(directory: Path) -> JobStatus:
 
 def test_each_change_is_written_and_nothing_else(tmp_path: Path, writes: Writes) -> None:
     board = StatusBoard("job", 3)
-    with StatusFile(board, tmp_path):
+    with keep_status_file(board, tmp_path):
         board.observe(STARTED)
         writes.wait_for(1)
         board.observe(ClientJoined("north", 1))
@@ -86,7 +86,7 @@ def test_each_change_is_written_and_nothing_else(tmp_path: Path, writes: Writes)
 
 
 def test_nothing_is_written_before_the_run_has_begun(tmp_path: Path, writes: Writes) -> None:
-    with StatusFile(StatusBoard("job", 3), tmp_path):
+    with keep_status_file(StatusBoard("job", 3), tmp_path):
         pass
     assert writes.count == 0 and not list(tmp_path.iterdir())
 
@@ -94,7 +94,7 @@ def test_nothing_is_written_before_the_run_has_begun(tmp_path: Path, writes: Wri
 def test_a_flood_of_events_is_a_few_writes(tmp_path: Path, writes: Writes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "INTERVAL_S", 3600.0)
     board = StatusBoard("job", 3)
-    with StatusFile(board, tmp_path):
+    with keep_status_file(board, tmp_path):
         board.observe(STARTED)
         writes.wait_for(1)
         for number in range(1_000):
@@ -106,7 +106,7 @@ def test_a_flood_of_events_is_a_few_writes(tmp_path: Path, writes: Writes, monke
 def test_the_end_is_in_the_file_and_a_run_that_is_done_needs_none(tmp_path: Path) -> None:
     for end, is_kept in (("failed", True), ("aborted", True), ("interrupted", True), ("done", False)):
         board = StatusBoard("job", 3)
-        with StatusFile(board, tmp_path):
+        with keep_status_file(board, tmp_path):
             board.observe(STARTED)
             board.observe(RunEnded("over", end != "done", end, "why"))  # type: ignore[arg-type]
         assert (tmp_path / STATUS_FILE).exists() == is_kept
@@ -118,11 +118,11 @@ def test_the_end_is_in_the_file_and_a_run_that_is_done_needs_none(tmp_path: Path
 def test_a_full_disk_costs_the_file_alone(tmp_path: Path, writes: Writes) -> None:
     board = StatusBoard("job", 3)
     writes.error = errno.ENOSPC
-    with StatusFile(board, tmp_path):
+    with keep_status_file(board, tmp_path):
         board.observe(STARTED)
         writes.wait_for(1)
     assert not list(tmp_path.iterdir())  # no part of a file holds space that the run needs
-    with StatusFile(board, tmp_path):
+    with keep_status_file(board, tmp_path):
         board.observe(ClientJoined("north", 1))
         writes.wait_for(writes.count + 1)
         writes.error = 0
@@ -139,7 +139,7 @@ def test_at_the_end_the_last_file_makes_room_for_the_final_one(tmp_path: Path, m
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return write_text(path, text, **more)
 
-    with StatusFile(board, tmp_path):
+    with keep_status_file(board, tmp_path):
         (tmp_path / STATUS_FILE).write_text("an earlier one")
         monkeypatch.setattr(Path, "write_text", writing)
         board.observe(STARTED)
