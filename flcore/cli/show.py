@@ -25,7 +25,7 @@ from flcore.number_text import megabytes_text
 from flcore.server.results_file import RESULTS_FILE
 from flcore.server.round_table import round_table
 from flcore.server.run_directory import RUN_FILE
-from flcore.server.run_summary import ModelFile, RunStatus, RunSummary, read_run
+from flcore.server.run_summary import ModelFile, RunSummary, read_run
 from flcore.text import printable
 
 
@@ -46,8 +46,8 @@ def show(
 ) -> None:
     """Show a run from its directory, or a job of a federation by its id.
 
-    A run: its state, a table of its rounds, and its models. The command only reads, also while a server runs. A run is
-    finished if its workflow came to its end; otherwise, and if no process owns the directory, it is unfinished.
+    A run: its state, a table of its rounds, and its models. The command only reads, also while a server runs. A run
+    that is stopped or interrupted goes on when its server is started again.
 
     A job: its state and the reason, its contract and pack, its sites and how far each is.
     """
@@ -73,15 +73,11 @@ def show(
 
 
 def _describe(summary: RunSummary) -> Iterator[str]:
-    state = str(summary.state)
-    if summary.state is RunStatus.RUNNING:
-        state += f": {summary.owner}"
-    elif summary.state is RunStatus.UNFINISHED:
-        state += f": {summary.reason or 'its audit log has no end, as after a crash'}"
+    reason = summary.owner or summary.reason
     yield f"run          {summary.id}"
     yield f"job          {summary.job}, contract {summary.fingerprint}"
     yield f"started      {summary.started}"
-    yield f"state        {state}"
+    yield f"state        {summary.state}{f': {reason}' if reason else ''}"
 
 
 def _models(summary: RunSummary) -> Iterator[str]:

@@ -26,6 +26,7 @@ from flcore.server.events import (
     RoundFinished,
     RoundSkipped,
     RunContinued,
+    RunEnd,
     RunEnded,
     RunStarted,
     StoppedEarly,
@@ -161,6 +162,14 @@ def _published_line(event: ModelPublished) -> str:
     return f"published {event.file} of round {event.round}, {megabytes_text(event.tensor_bytes)}{best}"
 
 
+ENDS: Mapping[RunEnd, str] = {
+    "done": "is over",
+    "failed": "has failed",
+    "aborted": "was aborted",
+    "stopped": "was stopped",
+    "interrupted": "was interrupted",
+}
+
 RUN_LINES: Mapping[type, EventLine] = {
     RunStarted: EventLine(
         info, lambda e: f"run {e.run} of {e.job}: contract {e.contract_fingerprint[:12]}, flcore {e.version}"
@@ -182,7 +191,7 @@ RUN_LINES: Mapping[type, EventLine] = {
     ),
     RunEnded: EventLine(
         lambda e: logging.ERROR if e.failed else logging.INFO,
-        lambda e: f"the run {'has failed' if e.failed else 'is over'}: {e.reason}",
+        lambda e: f"the run {ENDS[e.end]}: {e.reason}",
     ),
     ClientJoined: EventLine(info, lambda e: f"{e.client} joined ({e.connected} connected)"),
     ClientLeft: EventLine(info, lambda e: f"{e.client} left ({e.connected} connected)"),

@@ -229,7 +229,7 @@ def _run_json(label: str, run: ReportedRun) -> dict[str, Any]:
         "label": label,
         "id": run.id,
         "job": run.job,
-        "state": str(run.state),
+        "state": run.state,
         "reason": run.reason,
         "started": run.started,
         "version": run.audit.version,

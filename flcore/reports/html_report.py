@@ -11,7 +11,7 @@ from flcore.reports.chart_section import byte_section, metric_section, site_sect
 from flcore.reports.html_page import Cell, Column, Markup, folded, page, paragraph, section, table, text
 from flcore.reports.participation import participation
 from flcore.reports.participation_section import left_out_section, participation_section
-from flcore.reports.reported_run import ReportedModel, ReportedRun, ReportedState, contract_leaves, rounds_text
+from flcore.reports.reported_run import ReportedModel, ReportedRun, contract_leaves, rounds_text
 from flcore.reports.series import metric_names, metric_points, round_seconds
 from flcore.server.history import RoundRecord
 from flcore.text import counted, utc_time
@@ -54,12 +54,12 @@ def write_page(path: Path, content: str) -> None:
 
 def _head(run: ReportedRun) -> str:
     lines = [f'<header><h1>{text(run.job)}</h1><span class="state {run.state}">{run.state}</span></header>']
-    end = None if run.state is ReportedState.RUNNING else run.audit.end
-    ended = "" if end is None else f", ended {FRACTION.sub('Z', end[0])}"
+    has_ended = run.audit.ended and run.state != "running"
+    ended = f", ended {FRACTION.sub('Z', run.audit.ended)}" if has_ended else ""
     lines.append(paragraph(f"Run {run.id}, begun {run.started}{ended}.", "muted"))
     if run.reason:
         lines.append(paragraph(run.reason, "reason"))
-    if run.state is ReportedState.RUNNING:
+    if run.state == "running":
         lines.append(
             paragraph("The run goes on. This report has the rounds that were over when it was made.", "reason")
         )

@@ -186,7 +186,8 @@ def serve(
         except Exception as error:
             is_interrupted = durability == "disk" and is_disk_error(error)
             # The error may name clients and quote what they sent. That is for the server's log alone.
-            reason = "the job failed; the server's log says why"
+            what = "the server's disk failed; its" if is_disk_error(error) else "the job failed; the server's"
+            reason = f"{what} log says why"
             raise
         finally:
             if is_interrupted:

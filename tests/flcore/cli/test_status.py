@@ -189,7 +189,7 @@ def test_each_state_shows_as_what_it_is(state: str, reason: str, capsys: pytest.
 @pytest.fixture
 def failed_run(tmp_path: Path) -> Path:
     """A run of three rounds in `run`, whose status file says that its disk was full."""
-    write_run(tmp_path / "run", failed=True, reason="the job failed; the server's log says why")
+    write_run(tmp_path / "run", end="interrupted", reason="the server's disk failed; its log says why")
     described = json.loads((tmp_path / "run" / "run.json").read_text())
     job = PlayedJob(clients=("a", "b"))
     job.board = StatusBoard("hospital", 3, ("a", "b"), clock=lambda: job.now)

@@ -14,10 +14,10 @@ import pytest
 from flcore.errors import HistoryError, JobAborted
 from flcore.server.events import ClientJoined, RunEnded, RunStarted
 from flcore.server.run_directory import PARTIAL_STATUS_FILE, STATUS_FILE
+from flcore.server.run_summary import CRASHED
 from flcore.status import JobStatus, StatusBoard, board_watch, read_status
 from flcore.status import status_file as module
 from flcore.status.status_file import keep_status_file
-from flcore.status.stored_status import CRASHED
 from tests.flcore.conftest import Stage, adding
 
 STARTED = RunStarted("run-1", "job", "f", "c", "1")
