@@ -1,15 +1,21 @@
 """The status of a run from its directory, while it goes on and later. Only reads."""
 
 import json
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
-from flcore.server.run_directory import STATUS_FILE
-from flcore.server.run_summary import RunSummary, read_run
+from flcore.identity.files import file_stamp
+from flcore.server.run_directory import HISTORY_FILE, STATUS_FILE
+from flcore.server.run_summary import RunSummary, lock_owner, read_run
 from flcore.status.job_status import JobStatus
 from flcore.status.rounds import round_status, shown_metrics
 from flcore.status.timeline import ROUNDS_KEPT
+
+LOOK_S = 1.0
+"""The time between two looks at the files of a run that is watched."""
 
 MAX_STATUS_BYTES = 16 << 20
 """A larger file is none that a server has written."""
@@ -39,6 +45,31 @@ def read_status(directory: Path) -> JobStatus:
             return written
         return _with_end(written, summary)
     return _from_summary(summary)
+
+
+def watch_status(directory: Path, sleep: Callable[[float], object] = time.sleep) -> Iterator[JobStatus]:
+    """Yield the status of a run now, then each time that it has changed, until the run is over.
+
+    A change of a file cannot be awaited on all systems. So the metadata of its files, and its lock, are looked at once
+    a second, as often as the server replaces `status.json`. Nothing is read before something has changed.
+
+    Args:
+        directory: The run's directory.
+        sleep: Waits for a number of seconds.
+
+    Raises:
+        HistoryError: As `read_status`.
+        OSError: A file cannot be read.
+    """
+    seen: object = None
+    while True:
+        stamps = file_stamp(directory / STATUS_FILE), file_stamp(directory / HISTORY_FILE), lock_owner(directory)
+        if stamps != seen:
+            seen, status = stamps, read_status(directory)
+            yield status
+            if status.is_over:
+                return
+        sleep(LOOK_S)
 
 
 def _read_file(path: Path) -> JobStatus | None:

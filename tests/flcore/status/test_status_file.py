@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import pytest
 
 from flcore.errors import HistoryError, JobAborted
 from flcore.server.events import ClientJoined, RunEnded, RunStarted
-from flcore.server.run_directory import PARTIAL_STATUS_FILE, STATUS_FILE
+from flcore.server.history import RoundRecord
+from flcore.server.run_directory import PARTIAL_STATUS_FILE, STATUS_FILE, RunDirectory
 from flcore.server.run_summary import CRASHED
-from flcore.status import JobStatus, StatusBoard, board_watch, read_status
+from flcore.status import JobStatus, StatusBoard, board_watch, read_status, stored_status
 from flcore.status import status_file as module
 from flcore.status.status_file import keep_status_file
 from tests.flcore.conftest import Stage, adding
@@ -218,6 +220,41 @@ def test_a_run_that_was_killed_has_stopped(opened: tuple[Stage, Path, threading.
     assert read_status(copy).rounds_over == 1
     go_on.set()
     stage.result()
+
+
+def test_a_watched_run_is_read_when_it_has_changed_and_only_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads, read_now = list[Path](), stored_status.read_status
+
+    def read_counted(directory: Path) -> JobStatus:
+        reads.append(directory)
+        return read_now(directory)
+
+    monkeypatch.setattr(stored_status, "read_status", read_counted)
+    board, nothing = StatusBoard("hospital", 3), lambda: None
+    with ExitStack() as stack:
+        run = stack.enter_context(RunDirectory(tmp_path, job="hospital", contract_fingerprint="f" * 64))
+        board.observe(RunStarted(run.id, "hospital", "f", "c", "1"))
+
+        def write() -> None:
+            module._update(board, tmp_path / STATUS_FILE)
+
+        def join() -> None:
+            board.observe(ClientJoined("north", 1))
+            write()
+
+        def finish_round() -> None:  # a disk that takes no status file may take the history
+            run.append(RoundRecord(1, seconds={"round": 1.0}))
+
+        steps = [nothing, write, nothing, join, nothing, finish_round, nothing, stack.close]
+        waited = iter(steps)
+        seen = [
+            (status.state, status.connected)
+            for status in stored_status.watch_status(tmp_path, lambda seconds: next(waited)())
+        ]
+    assert seen == [("running", 0), ("waiting", 0), ("waiting", 1), ("waiting", 1), ("stopped", 0)]
+    assert len(reads) == len(seen) and not list(waited), "five reads in nine looks"
 
 
 def test_a_directory_without_a_run_is_one_clear_error(tmp_path: Path) -> None:
