@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
+from flcore.number_text import share_text
+
 INTERVAL_S = 1.0
 """The shortest time between two reports of a task. Calls in between cost a comparison of times."""
 
@@ -30,7 +32,7 @@ class TaskProgress:
     def __str__(self) -> str:
         return (
             f"{self.client}: round {self.round} of {self.rounds}: {self.task} {self.done:g} of {self.total:g} "
-            f"({self.done / self.total:.0%})".replace("%)", " %)")
+            f"({share_text(self.done / self.total)})"
         )
 
 

@@ -109,6 +109,15 @@ def test_packages_import_only_whom_they_may(package: str) -> None:
                 assert allowed is not None and path.match(allowed), f"{where} imports {module}"
 
 
+def test_no_other_package_imports_the_command_line() -> None:
+    importers = {
+        path.relative_to(ROOT).as_posix()
+        for path in sources("flcore")
+        if any(f"{module}.".startswith("flcore.cli.") for module, _ in imported(path)) and "cli" not in path.parts
+    }
+    assert importers == {"flcore/__main__.py"}
+
+
 def test_pyarrow_is_imported_where_users_open_tables_only() -> None:
     importers = {
         path.name

@@ -1,11 +1,27 @@
-"""The commands with which clients join a server."""
+"""Addresses on the command line: where a server listens, and the commands with which clients join it."""
 
 import ipaddress
 import shlex
 import socket
 
+import typer
+from flcore_transport import is_loopback, join_address, split_address
+
 DEFAULT_PORT = 8470
-LOOPBACK = ("127.0.0.1", "localhost")
+
+
+def listen_address(text: str, option: str) -> tuple[str, int]:
+    """Return host and port of `[HOST:]PORT`, or raise a usage error of an option. The default host is 127.0.0.1.
+
+    >>> listen_address("9464", "--metrics"), listen_address("[::1]:9464", "--metrics")
+    (('127.0.0.1', 9464), ('::1', 9464))
+    """
+    try:
+        host, port = split_address(f"127.0.0.1:{text}" if text.isdecimal() else text)
+    except ValueError as error:
+        _, separator, advice = str(error).partition("; ")
+        raise typer.BadParameter(f"expected [HOST:]PORT, got {text!r}{separator}{advice}", param_hint=option) from error
+    return "127.0.0.1" if host == "localhost" else host, port
 
 
 def join_commands(job: str, host: str, port: int) -> list[str]:
@@ -19,8 +35,8 @@ def join_commands(job: str, host: str, port: int) -> list[str]:
     if _is_unspecified(host):
         here = _join_command(job, "localhost", port, "--insecure")
         return [here, _join_command(job, _outgoing_address(), port, "--insecure-remote")]
-    shown = "localhost" if host in LOOPBACK else host
-    return [_join_command(job, shown, port, "--insecure" if _is_loopback(host) else "--insecure-remote")]
+    shown = "localhost" if host == "127.0.0.1" else host
+    return [_join_command(job, shown, port, "--insecure" if is_loopback(host) else "--insecure-remote")]
 
 
 def kit_command(job: str, host: str, port: int) -> str:
@@ -30,7 +46,7 @@ def kit_command(job: str, host: str, port: int) -> str:
     ('flcore client digits --kit NAME', 'flcore client digits --kit NAME --server fl.example.org:9000')
     """
     command = f"flcore client {shlex.quote(job)} --kit NAME"
-    return command if port == DEFAULT_PORT else f"{command} --server {_shown(host)}:{port}"
+    return command if port == DEFAULT_PORT else f"{command} --server {join_address(host, port)}"
 
 
 def agent_commands(host: str, port: int) -> list[str]:
@@ -52,11 +68,7 @@ def agent_kit_command(host: str, port: int) -> str:
 
 
 def _join_command(job: str, host: str, port: int, plaintext: str) -> str:
-    return f"flcore client {shlex.quote(job)} --name NAME --server {_shown(host)}:{port} {plaintext}"
-
-
-def _shown(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
+    return f"flcore client {shlex.quote(job)} --name NAME --server {join_address(host, port)} {plaintext}"
 
 
 def _is_unspecified(host: str) -> bool:
@@ -65,13 +77,6 @@ def _is_unspecified(host: str) -> bool:
         return ipaddress.ip_address(host).is_unspecified
     except ValueError:
         return False
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _outgoing_address() -> str:

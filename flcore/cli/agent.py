@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from flcore.agent.agent import Agent, AgentIdentity
-from flcore.cli.log import MAX_LINE_CHARACTERS, Log
+from flcore.event_log.log import MAX_LINE_CHARACTERS, Log
 from flcore.federation.messages import JOB_ID_PATTERN
 from flcore.job.site import read_site
 from flcore.text import printable

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from flcore_transport import join_address
 
 from flcore.cli.addresses import DEFAULT_PORT
 from flcore.identity.authority import Authority
@@ -203,9 +204,7 @@ def _place_of_new(
 
 
 def _address(authority: Authority, given: str | None) -> str:
-    host = authority.server_hosts[0]
-    default = f"[{host}]:{DEFAULT_PORT}" if ":" in host else f"{host}:{DEFAULT_PORT}"
-    return require_server_address(given or default)
+    return require_server_address(given or join_address(authority.server_hosts[0], DEFAULT_PORT))
 
 
 def _kits(directory: Path, out: Path | None) -> Path:

@@ -11,7 +11,6 @@ from flcore.agent.agent import AgentIdentity
 from flcore.cli.agent import await_end, run_agent
 from flcore.cli.client_progress import show_activity
 from flcore.cli.completion import job_names
-from flcore.cli.log import MAX_LINE_CHARACTERS, console_writer, write_to_stderr
 from flcore.cli.log_options import LogFileOption, LogFormat, LogFormatOption, LogOptions, VerboseOption
 from flcore.client.client import Client
 from flcore.client.executor import Executor
@@ -19,6 +18,7 @@ from flcore.client.observed_connection import ObservedConnection
 from flcore.client.state_directory import StateDirectory
 from flcore.client.task import Site
 from flcore.errors import CertificateError
+from flcore.event_log.log import MAX_LINE_CHARACTERS, console_writer, write_to_stderr
 from flcore.identity.credentials import ClientCertificates
 from flcore.identity.tls import client_keys
 from flcore.job.job import Job

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from flcore.cli.log import Log
+from flcore.event_log.log import Log
 from flcore.server.run_directory import HISTORY_FILE
 from flcore.text import counted
 

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from flcore.cli.log import Log, LogHandler, write_to_stderr
+from flcore.event_log.log import Log, LogHandler, write_to_stderr
 from flcore.federation.bounded_log import BoundedLog
 
 LOG_FILE_BYTES = 64 << 20

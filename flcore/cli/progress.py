@@ -1,5 +1,6 @@
 """The progress of `flcore run`: a live line on a terminal, otherwise one line per round."""
 
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -7,13 +8,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from flcore.cli.event_lines import metrics_text, round_line, warning_line
-from flcore.cli.log import Log
+from flcore.event_log.event_lines import round_line, warning_line
+from flcore.event_log.log import Log
 from flcore.job.contract import Contract
-from flcore.progress import TaskProgress
+from flcore.number_text import megabytes_text, metrics_text
 from flcore.server.events import (
-    BytesTransferred,
-    ClientJoined,
     Event,
     NoBestModel,
     Observer,
@@ -21,21 +20,36 @@ from flcore.server.events import (
     RoundSkipped,
     RunContinued,
     StoppedEarly,
-    TaskAnswered,
     TaskRetried,
-    TaskSent,
 )
+from flcore.status.board import StatusBoard
+from flcore.status.board_watch import BoardWatch
+from flcore.status.clients_text import clients_text
 
 MAX_METRICS = 3
 """The most metrics in the live line."""
 
+INTERVAL_S = 0.1
+"""The shortest time between two states of the live line."""
+
+MAX_WARNINGS = 100
+"""The most warnings that wait for a terminal that is slow; older ones are left out. The log has all."""
+
 
 @contextmanager
-def show_progress(contract: Contract, console: Console) -> Iterator[Observer]:
+def show_progress(contract: Contract, board: StatusBoard, console: Console) -> Iterator[Observer]:
     """Show a run's progress while the block lasts.
 
     On a terminal: rounds, clients that have answered, MB, MB/s, the metrics of the last round and the time left.
-    Otherwise: one line per round.
+    Otherwise: one line per round. A terminal that hangs holds up no event.
+
+    Args:
+        contract: The job's contract.
+        board: The run's board.
+        console: Where it is shown.
+
+    Yields:
+        An observer of the run.
     """
     if not console.is_terminal:
         with Log("plain") as log:
@@ -49,7 +63,9 @@ def show_progress(contract: Contract, console: Console) -> Iterator[Observer]:
         TimeRemainingColumn(compact=True),
     )
     with Progress(*columns, console=console, transient=True) as progress:
-        yield _LiveLine(progress, contract)
+        line = _LiveLine(progress, board)
+        with BoardWatch(board, line.show, INTERVAL_S, "progress"):
+            yield line.observe
 
 
 def _line_observer(log: Log, contract: Contract) -> Observer:
@@ -64,41 +80,31 @@ def _line_observer(log: Log, contract: Contract) -> Observer:
 
 
 class _LiveLine:
-    """Turns events into one line of a `rich` progress display."""
+    """Shows a board as one line of a `rich` progress display, and warnings above it."""
 
-    def __init__(self, progress: Progress, contract: Contract) -> None:
-        self._progress = progress
+    def __init__(self, progress: Progress, board: StatusBoard) -> None:
+        self._progress, self._board = progress, board
+        self._warnings: deque[str] = deque(maxlen=MAX_WARNINGS)
+        status = board.snapshot()
         self._line = progress.add_task(
-            contract.name, total=contract.server.rounds, clients="waiting for clients", traffic="", metrics=""
+            escape(status.job), total=status.rounds, clients=clients_text(status), traffic="", metrics=""
         )
-        self._asked = self._answered = self._bytes = 0
 
-    def __call__(self, event: Event) -> None:
+    def observe(self, event: Event) -> None:
         match event:
-            case ClientJoined():
-                self._update(clients=f"{event.connected} clients connected")
-            case TaskSent():
-                self._asked, self._answered = event.client_count, 0
-                self._show_clients(event.task)
-            case TaskAnswered():
-                self._answered += 1
-                self._show_clients(event.task)
-            case TaskProgress():
-                self._show_clients(event.task, f" ({event.client} {event.done / event.total:.0%})")
-            case BytesTransferred():
-                self._bytes += event.sent + event.received
-                elapsed_s = self._progress.tasks[0].elapsed or 1.0
-                self._update(traffic=f"{self._bytes / 1e6:,.1f} MB  {self._bytes / 1e6 / elapsed_s:,.1f} MB/s")
-            case RoundFinished():
-                metrics = metrics_text({**event.record.train, **event.record.validate}, MAX_METRICS)
-                self._update(advance=1, metrics=escape(metrics))
             case RunContinued() | TaskRetried() | RoundSkipped() | StoppedEarly() | NoBestModel():
-                if isinstance(event, RunContinued):
-                    self._update(advance=event.rounds)
-                self._progress.console.print(warning_line(event), markup=False, highlight=False, soft_wrap=True)
+                self._warnings.append(warning_line(event))
+                self._board.wake()
 
-    def _show_clients(self, task: str, progress: str = "") -> None:
-        self._update(clients=f"{task} {self._answered}/{self._asked} clients{progress}")
-
-    def _update(self, advance: float | None = None, **fields: str) -> None:
-        self._progress.update(self._line, advance=advance, **fields)  # type: ignore[arg-type]
+    def show(self) -> None:
+        while self._warnings:
+            self._progress.console.print(self._warnings.popleft(), markup=False, highlight=False, soft_wrap=True)
+        status = self._board.snapshot()
+        nbytes = status.bytes_sent + status.bytes_received
+        self._progress.update(
+            self._line,
+            completed=status.rounds_over,
+            clients=escape(clients_text(status)),
+            traffic=f"{megabytes_text(nbytes)}  {status.megabytes_per_s:,.1f} MB/s" if nbytes else "",
+            metrics=escape(metrics_text(status.metrics, MAX_METRICS)),
+        )

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from flcore.cli.addresses import listen_address
 from flcore.cli.completion import job_names
 from flcore.cli.history_plot import no_plot_reason, plot_history
 from flcore.cli.interrupts import interrupt_line
-from flcore.cli.log import log_events, write_to_stderr
 from flcore.cli.log_options import LogFileOption, LogFormat, LogOptions, VerboseOption
 from flcore.cli.progress import show_progress
 from flcore.cli.run_table import comparison_table, failure_lines
-from flcore.cli.web_page import TokenOption, WebOption, parse_web_address, web_page
+from flcore.cli.web_page import TokenOption, WebOption, web_page
+from flcore.event_log.log import log_events, write_to_stderr
 from flcore.job.job import Job
 from flcore.model.model_paths import require_directory
 from flcore.model.stored_model import resolve_checkpoint
@@ -81,18 +82,16 @@ def run(
     console = Console(stderr=True)
     # With --json and without a terminal, a program reads the result and nobody watches progress.
     is_seen = log_format is None and not verbose and (console.is_terminal or not as_json)
+    board = StatusBoard.of(loaded.contract)
     with ExitStack() as stack:
         observers: list[Observer] = []
         if is_seen:
-            observers.append(stack.enter_context(show_progress(loaded.contract, console)))
+            observers.append(stack.enter_context(show_progress(loaded.contract, board, console)))
         is_logged = log_format is not None or verbose
         if is_logged or log_file is not None:
             options = LogOptions((log_format or LogFormat.TEXT).value, log_file, verbose)
             log = stack.enter_context(options.open(loaded.contract.name, write=write_to_stderr if is_logged else None))
             observers.append(log_events(log, loaded.contract))
-        board = StatusBoard.of(loaded.contract)
-        if web is not None:
-            observers.append(board.observe)
 
         def source() -> "Source":
             from flcore.web import RunSource  # imports the extra `web`
@@ -102,9 +101,12 @@ def run(
         def say(text: str, _: str) -> None:
             console.print(text, highlight=False, soft_wrap=True, markup=False)
 
-        page = web_page(parse_web_address(web), source, say, token_file=web_token)
+        address = None if web is None else listen_address(web, "--web")
+        page = web_page(address, source, say, token_file=web_token)
         with _report_interrupt(directory, console), page:
-            outcome = run_job(loaded, workers=workers, out=directory, fresh=fresh, observe=notify_all(*observers))
+            outcome = run_job(
+                loaded, workers=workers, out=directory, fresh=fresh, observe=notify_all(*observers), board=board
+            )
         baselines = compute_baselines(loaded)
     plot = plot_history(loaded.contract, outcome.history, baselines, directory / "history.png")
     if as_json:

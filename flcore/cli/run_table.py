@@ -52,7 +52,7 @@ def failure_lines(history: list[RoundRecord]) -> list[str]:
     rounds: dict[str, int] = {}
     reasons: dict[str, str] = {}
     for record in history:
-        for client in sorted({client for failed in record.failed.values() for client in failed}):
+        for client in sorted(record.failed_clients):
             rounds[client] = rounds.get(client, 0) + 1
             for failed in record.failed.values():
                 reasons[client] = failed.get(client, reasons.get(client, ""))

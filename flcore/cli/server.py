@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from flcore_transport import Service, split_address
 
-from flcore.cli.addresses import DEFAULT_PORT, join_commands, kit_command
+from flcore.cli.addresses import DEFAULT_PORT, join_commands, kit_command, listen_address
 from flcore.cli.completion import job_names
 from flcore.cli.history_plot import plot_history
 from flcore.cli.interrupts import log_interrupt
-from flcore.cli.log import log_events
 from flcore.cli.log_options import LogFileOption, LogFormat, LogFormatOption, LogOptions, VerboseOption
 from flcore.cli.server_observers import ObserverOptions, open_server_observers
 from flcore.cli.server_options import (
@@ -25,7 +24,8 @@ from flcore.cli.server_options import (
     parse_plan,
 )
 from flcore.cli.standing_server import DEFAULT_FEDERATION, serve_federation
-from flcore.cli.web_page import TokenOption, WebOption, log_page, parse_web_address, web_page
+from flcore.cli.web_page import TokenOption, WebOption, log_page, web_page
+from flcore.event_log.log import log_events
 from flcore.federation.ping import answer_pings
 from flcore.job.job import Job
 from flcore.job.site import MOST_CONNECTIONS, read_site, server_site
@@ -185,7 +185,7 @@ def server(
     listening = Listening(listen_host, port, tls, insecure_remote)
     show_page = partial(
         web_page,
-        parse_web_address(web),
+        None if web is None else listen_address(web, "--web"),
         certificates=None if tls is None else certs,
         hosts=() if tls is None else tls.certificates.hosts,
         token_file=web_token,

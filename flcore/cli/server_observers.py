@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import typer
-from flcore_transport import split_address
-
-from flcore.cli.log import Log
+from flcore.cli.addresses import listen_address
 from flcore.errors import JobError
+from flcore.event_log.log import Log
 from flcore.federation.standing_server import FederationState
 from flcore.status.observed_run import OpenObserver
 from flcore.tracking import Trackers, tracking_settings
@@ -67,7 +65,7 @@ def open_server_observers(options: ObserverOptions, directory: Path, log: Log) -
     settings = tracking_settings(options.site, options.site_directory)
     with ExitStack() as stack:
         if options.metrics is not None:
-            host, port = listen_address(options.metrics)
+            host, port = listen_address(options.metrics, "--metrics")
             metrics = _import("server_metrics", "--metrics", "metrics").ServerMetrics(directory)
             metrics_server = _import("metrics_server", "--metrics", "metrics").MetricsServer
             served = metrics_server(metrics.registry, host, port, allow_remote=options.metrics_remote)
@@ -80,18 +78,6 @@ def open_server_observers(options: ObserverOptions, directory: Path, log: Log) -
             opened.append(traces.observe_run)
         opened.append(Trackers.of(settings).observe_run)
         yield ServerObservers(tuple(opened), show_federation)
-
-
-def listen_address(text: str) -> tuple[str, int]:
-    """Return host and port of `[HOST:]PORT`, or raise a usage error. The default host is 127.0.0.1.
-
-    >>> listen_address("9464"), listen_address("[::1]:9464")
-    (('127.0.0.1', 9464), ('::1', 9464))
-    """
-    try:
-        return split_address(f"127.0.0.1:{text}" if text.isdecimal() else text)
-    except ValueError as error:
-        raise typer.BadParameter(f"expected [HOST:]PORT, got {text!r}", param_hint="--metrics") from error
 
 
 def _import(module: str, option: str, extra: str) -> Any:

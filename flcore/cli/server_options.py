@@ -10,8 +10,8 @@ import typer
 from flcore_transport import Ask, GrpcServer, Identity, Reply, ServerTls, Service
 
 from flcore.aggregation.budget import Budget
-from flcore.cli.log import Log
 from flcore.errors import CertificateError
+from flcore.event_log.log import Log
 from flcore.identity.credentials import ServerCertificates
 from flcore.identity.tls import FederationTls
 from flcore.job.site import RENAMED_PLANS, ServerSite

@@ -1,7 +1,6 @@
 """`flcore show`: a run from its directory, while it goes on or later; or a job of a federation."""
 
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -18,13 +17,12 @@ from flcore.cli.federation_options import (
     ServerOption,
     open_federation,
 )
+from flcore.cli.run_or_job import is_directory_of_run, taken_as_job_id
 from flcore.cli.show_job import show_job
-from flcore.errors import JobError, ProfileError
-from flcore.federation.messages import JOB_ID_PATTERN
+from flcore.number_text import megabytes_text
 from flcore.server.results_file import RESULTS_FILE
 from flcore.server.round_table import round_table
-from flcore.server.run_directory import RUN_FILE
-from flcore.server.run_summary import ModelFile, RunStatus, RunSummary, read_run
+from flcore.server.run_summary import ModelFile, RunSummary, read_run
 from flcore.text import printable
 
 
@@ -45,22 +43,15 @@ def show(
 ) -> None:
     """Show a run from its directory, or a job of a federation by its id.
 
-    A run: its state, a table of its rounds, and its models. The command only reads, also while a server runs. A run is
-    finished if its workflow came to its end; otherwise, and if no process owns the directory, it is unfinished.
+    A run: its state, a table of its rounds, and its models. The command only reads, also while a server runs. A run
+    that is stopped or interrupted goes on when its server is started again.
 
     A job: its state and the reason, its contract and pack, its sites and how far each is.
     """
-    # `flcore download ID` makes a directory of the same name, which is none of a run.
-    if not (Path(run) / RUN_FILE).exists() and re.fullmatch(JOB_ID_PATTERN, run):
-        try:
-            with open_federation(profile, kit, server, insecure) as federation:
-                show_job(federation, run, as_json)
-        except ProfileError as error:
-            raise ProfileError(f"{run} is no run's directory; as the id of a job: {error}") from error
+    if not is_directory_of_run(run):
+        with taken_as_job_id(run), open_federation(profile, kit, server, insecure) as federation:
+            show_job(federation, run, as_json)
         return
-    if not Path(run).is_dir():
-        shown = printable(run, 200)
-        raise JobError(f"expected the directory of a run, or the id of a job such as digits-12, got {shown}")
     summary = read_run(Path(run))
     if as_json:
         print(json.dumps(asdict(summary)))
@@ -72,15 +63,11 @@ def show(
 
 
 def _describe(summary: RunSummary) -> Iterator[str]:
-    state = str(summary.state)
-    if summary.state is RunStatus.RUNNING:
-        state += f": {summary.owner}"
-    elif summary.state is RunStatus.UNFINISHED:
-        state += f": {summary.reason or 'its audit log has no end, as after a crash'}"
+    reason = summary.owner or summary.reason
     yield f"run          {summary.id}"
     yield f"job          {summary.job}, contract {summary.fingerprint}"
     yield f"started      {summary.started}"
-    yield f"state        {state}"
+    yield f"state        {summary.state}{f': {reason}' if reason else ''}"
 
 
 def _models(summary: RunSummary) -> Iterator[str]:
@@ -93,5 +80,5 @@ def _models(summary: RunSummary) -> Iterator[str]:
 
 
 def _described(model: ModelFile) -> str:
-    size = "not there" if model.bytes is None else f"{model.bytes / 1e6:,.1f} MB"
+    size = "not there" if model.bytes is None else megabytes_text(model.bytes)
     return size if model.round is None else f"{size}, round {model.round}"

@@ -11,12 +11,12 @@ from flcore_transport import GrpcServer, Service, split_address
 
 from flcore.aggregation.budget import Budget
 from flcore.cli.addresses import agent_commands, agent_kit_command
-from flcore.cli.federation_lines import FEDERATION_LINES
-from flcore.cli.log import EventLog, Log
 from flcore.cli.log_options import LogOptions
 from flcore.cli.server_observers import ObserverOptions, open_server_observers
 from flcore.cli.server_options import Answer, Listening, log_certificate
 from flcore.cli.web_page import log_page
+from flcore.event_log.federation_lines import FEDERATION_LINES
+from flcore.event_log.log import EventLog, Log
 from flcore.federation.members import MembersTls
 from flcore.federation.roles import ROLES_FILE, Roles
 from flcore.federation.standing_server import FederationSettings, StandingServer

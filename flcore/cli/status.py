@@ -1,8 +1,7 @@
 """`flcore status`: a run, a job of a federation, or a federation, as it is now or live."""
 
-import re
-import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -17,16 +16,10 @@ from flcore.cli.federation_options import (
     ServerOption,
     open_federation,
 )
+from flcore.cli.run_or_job import is_directory_of_run, taken_as_job_id
 from flcore.cli.status_live import show_changes, show_once
-from flcore.errors import JobError, ProfileError
-from flcore.federation.messages import JOB_ID_PATTERN
-from flcore.server.run_directory import RUN_FILE
-from flcore.status.job_status import JobStatus
-from flcore.status.stored_status import read_status
-from flcore.text import printable
-
-REDRAW_S = 1.0
-"""A run's file is read again after this time. Its server replaces it as often at most."""
+from flcore.errors import ProfileError
+from flcore.status.stored_status import read_status, watch_status
 
 
 def status(
@@ -54,41 +47,26 @@ def status(
     server: its lead and the admins see its clients. Without an argument: all jobs, and for admins the sites.
     """
     console = Console(highlight=False)
-    if run is not None and _is_directory_of_run(run):
+    if run is not None and is_directory_of_run(run):
         if watch:
-            show_changes(_changes(Path(run)), console, as_json=as_json)
+            show_changes(watch_status(Path(run)), console, as_json=as_json)
         else:
             show_once(read_status(Path(run)), console, as_json=as_json)
         return
+    with (
+        _taken_as_federation() if run is None else taken_as_job_id(run),
+        open_federation(profile, kit, server, insecure) as federation,
+    ):
+        asked = federation if run is None else federation.job(run)
+        if watch:
+            show_changes(asked.watch(), console, as_json=as_json)
+        else:
+            show_once(asked.status, console, as_json=as_json)
+
+
+@contextmanager
+def _taken_as_federation() -> Iterator[None]:
     try:
-        with open_federation(profile, kit, server, insecure) as federation:
-            asked = federation if run is None else federation.job(run)
-            if watch:
-                show_changes(asked.watch(), console, as_json=as_json)
-            else:
-                show_once(asked.status, console, as_json=as_json)
+        yield
     except ProfileError as error:
-        if run is None:
-            raise ProfileError(f"{error}; for a run on this machine, give its directory: flcore status RUN") from error
-        raise ProfileError(f"{run} is no run's directory; as the id of a job: {error}") from error
-
-
-def _is_directory_of_run(run: str) -> bool:
-    # `flcore download ID` makes a directory of the same name, which is none of a run.
-    if (Path(run) / RUN_FILE).exists():
-        return True
-    if re.fullmatch(JOB_ID_PATTERN, run):
-        return False
-    if Path(run).is_dir():
-        return True
-    raise JobError(f"expected the directory of a run, or the id of a job such as digits-12, got {printable(run, 200)}")
-
-
-def _changes(directory: Path) -> Iterator[JobStatus]:
-    """Yield the status of a run once a second, until the run is over: times and rates change, too."""
-    while True:
-        found = read_status(directory)
-        yield found
-        if found.is_over:
-            return
-        time.sleep(REDRAW_S)
+        raise ProfileError(f"{error}; for a run on this machine, give its directory: flcore status RUN") from error

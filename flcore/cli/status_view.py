@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from flcore.cli.event_lines import MAX_METRICS_SHOWN, metrics_text
+from flcore.number_text import bytes_text, duration_text, megabytes_text, metrics_text, share_text
 from flcore.status.job_status import ClientStatus, FederationStatus, JobStatus, ResourceStatus
 from flcore.text import printable, utc_time
 
@@ -33,9 +33,10 @@ def job_heading(status: JobStatus) -> Iterator[tuple[str, str]]:
     yield "rounds", f"{status.rounds_over} of {status.rounds or '?'} are over" + _time_left(status)
     if status.bytes_sent or status.bytes_received:
         rate = "" if status.is_over else f", {status.megabytes_per_s:,.1f} MB/s"
-        yield "bytes", f"{_megabytes(status.bytes_sent)} sent, {_megabytes(status.bytes_received)} received{rate}"
+        sent, received = megabytes_text(status.bytes_sent), megabytes_text(status.bytes_received)
+        yield "bytes", f"{sent} sent, {received} received{rate}"
     if status.metrics:
-        yield "metrics", metrics_text(status.metrics, MAX_METRICS_SHOWN)
+        yield "metrics", metrics_text(status.metrics)
     if status.resources is not None:
         yield from _resources(status.resources)
     if status.refusals:
@@ -77,7 +78,7 @@ def federation_tables(status: FederationStatus) -> Iterator[Table]:
             f"{job.rounds_over}/{job.rounds}",
             str(job.connected) if not job.is_over and job.state != "queued" else "-",
             f"{job.megabytes_per_s:,.1f}" if not job.is_over else "-",
-            duration(job.time_left_s),
+            "-" if job.time_left_s is None else duration_text(job.time_left_s),
             sum_text(job.refusals),
             _reason(job.reason),
         )
@@ -114,22 +115,6 @@ def plain_lines(heading: Sequence[tuple[str, str]], tables: Sequence[Table]) -> 
             yield f"no {table.title}"
 
 
-def duration(seconds: float | None) -> str:
-    """Return a duration in words; "-" for None.
-
-    >>> duration(None), duration(9.6), duration(130), duration(3_840)
-    ('-', '10 s', '2 min 10 s', '1 h 04 min')
-    """
-    if seconds is None:
-        return "-"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3_600:
-        return f"{whole // 60} min {whole % 60:02} s"
-    return f"{whole // 3_600} h {whole % 3_600 // 60:02} min"
-
-
 def sum_text(counts: Mapping[str, int]) -> str:
     """Return the sum of counts; "-" for none."""
     return str(sum(counts.values())) if counts else "-"
@@ -140,7 +125,7 @@ def _client_cells(client: ClientStatus, now: float) -> tuple[str, ...]:
     if not client.is_connected:
         state = "never connected" if client.last_seen_s is None else "lost" if client.phase == "lost" else "away"
     elif client.progress is not None and client.phase == "training":
-        state += f" {client.progress:.0%}".replace("%", " %")
+        state += f" {share_text(client.progress)}"
     return (
         _name(client.name),
         state,
@@ -148,7 +133,7 @@ def _client_cells(client: ClientStatus, now: float) -> tuple[str, ...]:
         f"{client.bytes_sent / 1e6:,.1f}",
         f"{client.bytes_received / 1e6:,.1f}",
         f"{client.megabytes_per_s:,.1f}" if client.megabytes_per_s else "-",
-        "-" if client.last_seen_s is None else f"{duration(max(0.0, now - client.last_seen_s))} ago",
+        "-" if client.last_seen_s is None else f"{duration_text(max(0.0, now - client.last_seen_s))} ago",
         _counts(client.refusals) or "-",
         _reason(client.last_reason),
     )
@@ -159,12 +144,12 @@ def _resources(resources: ResourceStatus) -> Iterator[tuple[str, str]]:
     staged = f"{_mebibytes(resources.staged_bytes)} of {_mebibytes(resources.staging_budget_bytes)}"
     yield "memory", f"{staged} for staged updates, budget {_mebibytes(resources.budget_bytes)}{resident}"
     if resources.disk_free_bytes is not None:
-        total = "" if resources.disk_total_bytes is None else f" of {resources.disk_total_bytes / 1e9:,.1f} GB"
-        yield "disk", f"{resources.disk_free_bytes / 1e9:,.1f} GB{total} are free"
+        total = "" if resources.disk_total_bytes is None else f" of {bytes_text(resources.disk_total_bytes)}"
+        yield "disk", f"{bytes_text(resources.disk_free_bytes)}{total} are free"
 
 
 def _time_left(status: JobStatus) -> str:
-    return "" if status.time_left_s is None else f", about {duration(status.time_left_s)} left"
+    return "" if status.time_left_s is None else f", about {duration_text(status.time_left_s)} left"
 
 
 def _counts(counts: Mapping[str, int]) -> str:
@@ -178,10 +163,6 @@ def _name(text: str) -> str:
 
 def _reason(text: str, most: int = MAX_REASON_CHARACTERS) -> str:
     return printable(text, most)
-
-
-def _megabytes(nbytes: int) -> str:
-    return f"{nbytes / 1e6:,.1f} MB"
 
 
 def _mebibytes(nbytes: int) -> str:

@@ -1,51 +1,21 @@
 """The options `--web` and `--web-token` of servers: a web page beside a run."""
 
-import ipaddress
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from flcore_transport import split_address
+from flcore_transport import is_loopback
 
-from flcore.cli.addresses import LOOPBACK
-from flcore.cli.log import Log
 from flcore.errors import JobError
+from flcore.event_log.log import Log
 
 if TYPE_CHECKING:  # it imports the extra `web`
     from flcore.web import Source
 
 TOKEN_FILE = "web-token"  # noqa: S105 - the name of a file
-
-
-class WebAddress(NamedTuple):
-    """Where the page is shown."""
-
-    host: str
-    port: int
-
-    @property
-    def is_loopback(self) -> bool:
-        """Whether only this machine reaches it."""
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return self.host in LOOPBACK
-
-
-def parse_web_address(text: str | None) -> WebAddress | None:
-    """Return the address of `[HOST:]PORT`, or raise a usage error. None for None."""
-    if text is None:
-        return None
-    try:
-        host, port = ("127.0.0.1", int(text)) if text.isdecimal() else split_address(text)
-        if port > 65_535:
-            raise ValueError(f"expected a port of at most 65535, got {text!r}")
-    except ValueError as error:
-        raise typer.BadParameter(f"expected [HOST:]PORT, got {text!r} ({error})", param_hint="--web") from error
-    return WebAddress("127.0.0.1" if host == "localhost" else host, port)
 
 
 WebOption = Annotated[
@@ -82,7 +52,7 @@ def log_page(log: Log) -> Callable[[str, str], None]:
 
 @contextmanager
 def web_page(
-    address: WebAddress | None,
+    address: tuple[str, int] | None,
     make_source: "Callable[[], Source]",
     say: Callable[[str, str], None],
     *,
@@ -93,7 +63,7 @@ def web_page(
     """Show the page while a block lasts; without an address, do nothing.
 
     Args:
-        address: Where it is shown; None: nowhere.
+        address: The host and the port where it is shown; None: nowhere.
         make_source: Returns what it shows.
         say: Tells the operator a text, with the page's address.
         certificates: The directory of the server's certificates; None without TLS.
@@ -113,14 +83,14 @@ def web_page(
     missing = [name for name in ("starlette", "uvicorn") if find_spec(name) is None]
     if missing:
         raise JobError(f"the web page needs {' and '.join(missing)}; pip install 'flcore[web]', or leave --web out")
-    if not address.is_loopback and certificates is None:
+    is_remote = not is_loopback(address[0])
+    if is_remote and certificates is None:
         raise JobError(
-            f"expected TLS for a web page on {address.host}, which other machines reach, got plaintext; give "
+            f"expected TLS for a web page on {address[0]}, which other machines reach, got plaintext; give "
             "certificates (--certs), or show it on this machine only: --web PORT"
         )
     from flcore.web import Token, WebServer
 
-    is_remote = not address.is_loopback
     path = token_file or (certificates / TOKEN_FILE if is_remote and certificates is not None else None)
     token = None if path is None else Token.read_or_create(path)
     certificate = certificates / "server.pem" if is_remote and certificates is not None else None

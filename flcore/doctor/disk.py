@@ -8,6 +8,7 @@ from pathlib import Path
 
 from flcore.doctor.result import CheckResult
 from flcore.errors import JobError
+from flcore.number_text import bytes_text
 from flcore.server.file_systems import MOUNTS, require_local_file_system
 
 LEAST_FREE_BYTES, FEW_FREE_BYTES = 1 << 30, 10 << 30
@@ -32,7 +33,7 @@ def check_space(directory: Path, free_bytes: int | None = None) -> CheckResult:
     place = existing_parent(directory)
     found = os.statvfs(place)
     free = found.f_bavail * found.f_frsize if free_bytes is None else free_bytes
-    text = f"{free / 1e9:,.1f} GB are free in {place}"
+    text = f"{bytes_text(free)} are free in {place}"
     if free >= FEW_FREE_BYTES:
         return CheckResult("disk space", "ok", text)
     advice = "free space, or give another directory: a run keeps its models, and updates if memory is short"

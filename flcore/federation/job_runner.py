@@ -11,9 +11,9 @@ from typing import NamedTuple, Protocol
 from flcore_transport import Service
 
 from flcore.aggregation.budget import Budget
-from flcore.cli.log import Log, log_events
 from flcore.disk_errors import is_disk_error
 from flcore.errors import FlcoreError, JobAborted, ServerStopped
+from flcore.event_log.log import Log, log_events
 from flcore.federation.bounded_log import SERVER_LOG_BYTES, BoundedLog
 from flcore.federation.job_files import JobDirectories
 from flcore.federation.job_rows import JobRow
@@ -339,7 +339,7 @@ class JobRunner:
 
     def _record_round(self, record: RoundRecord) -> None:
         with self._lock:
-            self._round, self._metrics = record.round, {**record.train, **record.validate}
+            self._round, self._metrics = record.round, record.metrics
 
     def _report_change(self) -> None:
         self._listener.job_changed(self.row.number)

@@ -1,12 +1,12 @@
 """A job as a short sheet of text."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from flcore.federation.messages import JobDetails, JobSummary, SiteProgress
+from flcore.number_text import metrics_text
 from flcore.text import counted, printable
 
 KEY_WIDTH = 13
-MAX_METRICS_SHOWN = 8
 MAX_REASON_CHARACTERS = 1_000
 MAX_NAME_CHARACTERS = 64
 MAX_SITES_SHOWN = 1_000
@@ -75,13 +75,6 @@ def progress_text(progress: SiteProgress) -> str:
     """
     task = printable(progress.task, MAX_NAME_CHARACTERS)
     return f"{task} of round {progress.round}: {progress.done:g}/{progress.total:g}"
-
-
-def metrics_text(metrics: Mapping[str, float]) -> str:
-    """Return the first metrics of a round."""
-    shown = [f"{printable(name, MAX_NAME_CHARACTERS)} {value:.4g}" for name, value in metrics.items()]
-    more = len(shown) - MAX_METRICS_SHOWN
-    return ", ".join(shown[:MAX_METRICS_SHOWN]) + (f" and {more} more (--json)" if more > 0 else "")
 
 
 def _site_lines(details: JobDetails) -> Iterator[str]:

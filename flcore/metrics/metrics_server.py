@@ -1,7 +1,5 @@
 """The HTTP server of `/metrics`: read-only, on threads of its own, a bounded number of requests at a time."""
 
-import ipaddress
-import re
 import socket
 import threading
 from collections.abc import Callable, Iterable
@@ -9,8 +7,10 @@ from socketserver import TCPServer, ThreadingMixIn
 from typing import Any, Self
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
-from flcore_transport import TransportError
+from flcore_transport import TransportError, is_loopback, join_address
 from prometheus_client import CollectorRegistry, make_wsgi_app
+
+from flcore.http_host import host_name
 
 MAX_REQUESTS = 4
 """The most requests at a time. The connection of another one is closed."""
@@ -40,8 +40,8 @@ class MetricsServer:
     def __init__(
         self, registry: CollectorRegistry, host: str = "127.0.0.1", port: int = 0, *, allow_remote: bool = False
     ) -> None:
-        shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        if not allow_remote and not _is_loopback(host):
+        shown = join_address(host, port)
+        if not allow_remote and not is_loopback(host):
             raise TransportError(
                 f"expected an address of this machine alone for metrics, such as 127.0.0.1, got {shown}: they are "
                 "served in plaintext to all who reach the port; --metrics-remote allows it"
@@ -52,8 +52,7 @@ class MetricsServer:
             raise TransportError(
                 f"cannot serve metrics on {shown}: {error.strerror}; give another port (--metrics)"
             ) from error
-        bound = self._server.server_address[1]
-        self.url = f"http://{f'[{host}]' if ':' in host else host}:{bound}/metrics"
+        self.url = f"http://{join_address(host, int(self._server.server_address[1]))}/metrics"
         self._thread = threading.Thread(target=self._server.serve_forever, name="flcore-metrics-http", daemon=True)
 
     def __enter__(self) -> Self:
@@ -115,26 +114,13 @@ def _only_metrics(metrics: App, *, allow_remote: bool) -> App:
             return _refuse(start_response, "405 Method Not Allowed")
         if environ.get("PATH_INFO") not in ("/metrics", "/"):
             return _refuse(start_response, "404 Not Found")
-        # A page of elsewhere may let a name of its own point to 127.0.0.1, and its scripts would read the reply.
-        if not allow_remote and not _is_loopback(_host_of(environ)):
+        if not allow_remote and not is_loopback(host_name(environ.get("HTTP_HOST", "localhost"))):
             return _refuse(start_response, "421 Misdirected Request")
         return metrics(environ, start_response)
 
     return answer
 
 
-def _host_of(environ: dict[str, Any]) -> str:
-    found = re.fullmatch(r"\[?([^\]]*?)\]?(:\d+)?", environ.get("HTTP_HOST", "localhost"))
-    return found[1] if found else ""
-
-
 def _refuse(start_response: Callable[..., Any], status: str) -> list[bytes]:
     start_response(status, [("Content-Type", "text/plain; charset=utf-8")])
     return [f"{status[4:]}; the metrics are at /metrics\n".encode()]
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -39,7 +39,7 @@ class AuditFacts:
         verification: The state of the chain. None: the directory has no log.
         version: The version of flcore that began the run.
         code_digest: The digest of the job's code.
-        end: The time, the reason and whether it has failed, of the end of the last start. None: there is no end.
+        ended: When the last start ended; empty if there is no end.
         continued: How many times a server went on with the run.
         joins: The number of joins by client.
         answered: The rounds in which a client's answer to any task counted, by client.
@@ -52,7 +52,7 @@ class AuditFacts:
     verification: Verification | None = None
     version: str = ""
     code_digest: str = ""
-    end: tuple[str, str, bool] | None = None
+    ended: str = ""
     continued: int = 0
     joins: Counter[str] = field(default_factory=Counter)
     answered: dict[str, set[int]] = field(default_factory=dict)
@@ -67,7 +67,7 @@ class AuditFacts:
         match event:
             case "start":
                 self.version, self.code_digest = _text(entry, "version"), _text(entry, "code")
-                self.end = None
+                self.ended = ""
             case "continued":
                 self.continued += 1
             case "join":
@@ -77,7 +77,7 @@ class AuditFacts:
             case "publication":
                 self._add_publication(entry, number)
             case "end":
-                self.end = _text(entry, "time"), _text(entry, "reason"), entry.get("failed") is not False
+                self.ended = _text(entry, "time")
             case "omitted":
                 self.omitted += _number(entry, "entries")
             case name if name in REFUSALS:

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from statistics import median
 
+from flcore.number_text import BYTE_UNITS, byte_unit, bytes_text, metric_text, seconds_format, share_text
 from flcore.reports.html_page import Column, paragraph, section, table
-from flcore.reports.number_text import BYTE_UNITS, byte_unit, bytes_text, metric_text, seconds_format
 from flcore.reports.reported_run import ReportedRun
 from flcore.reports.series import (
     REST,
@@ -82,7 +82,7 @@ def time_section(run: ReportedRun) -> str:
 
 
 def _share(values: Sequence[float], whole: Sequence[float]) -> str:
-    return f"{100 * sum(values) / sum(whole):.0f} %" if sum(whole) else "\u2013"
+    return share_text(sum(values) / sum(whole)) if sum(whole) else "\u2013"
 
 
 def byte_section(run: ReportedRun) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from flcore.reports.number_text import bytes_text, column_format, seconds_format
+from flcore.number_text import bytes_text, column_format, seconds_format
 from flcore.reports.participation import participation
 from flcore.reports.reported_run import ReportedRun, contract_leaves, rounds_text, state_text
 from flcore.reports.series import Points, metric_names, metric_points, round_seconds
@@ -229,7 +229,7 @@ def _run_json(label: str, run: ReportedRun) -> dict[str, Any]:
         "label": label,
         "id": run.id,
         "job": run.job,
-        "state": str(run.state),
+        "state": run.state,
         "reason": run.reason,
         "started": run.started,
         "version": run.audit.version,

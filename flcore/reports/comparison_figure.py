@@ -5,9 +5,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from flcore.errors import HistoryError
+from flcore.number_text import metric_text
 from flcore.reports.comparison import Comparison, metric_title, shared_metrics
 from flcore.reports.figure_panels import PanelLine, draw_lines, label_ends, prepare
-from flcore.reports.number_text import metric_text
 from flcore.reports.palette import GREY, SERIES
 from flcore.reports.series import metric_points
 from flcore.text import printable

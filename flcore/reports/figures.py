@@ -11,10 +11,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from flcore.errors import HistoryError
+from flcore.number_text import BYTE_UNITS, byte_unit, bytes_text, metric_text, seconds_text
 from flcore.reports.figure_panels import PanelLine, cut_peaks, draw_lines, label_ends, prepare, say
-from flcore.reports.number_text import BYTE_UNITS, byte_unit, bytes_text, metric_text, seconds_text
 from flcore.reports.palette import BLUE, GREY, ORANGE, SERIES
-from flcore.reports.reported_run import ReportedRun, ReportedState, rounds_text, state_text
+from flcore.reports.reported_run import ReportedRun, rounds_text, state_text
 from flcore.reports.series import (
     REST,
     SiteSeries,
@@ -101,7 +101,7 @@ def _headline(run: ReportedRun) -> str:
 
 
 def _how(run: ReportedRun) -> str:
-    if run.state is ReportedState.RUNNING:
+    if run.state == "running":
         return "it runs: try again after its first round"
     return f"it is {printable(state_text(run), 200)}"
 

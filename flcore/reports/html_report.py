@@ -6,12 +6,12 @@ from pathlib import Path
 
 from flcore.identity.files import replace_file
 from flcore.model.atomic_replace import create_directory
+from flcore.number_text import bytes_text, column_format, metric_text, seconds_format, seconds_text
 from flcore.reports.chart_section import byte_section, metric_section, site_section, time_section
 from flcore.reports.html_page import Cell, Column, Markup, folded, page, paragraph, section, table, text
-from flcore.reports.number_text import bytes_text, column_format, metric_text, seconds_format, seconds_text
 from flcore.reports.participation import participation
 from flcore.reports.participation_section import left_out_section, participation_section
-from flcore.reports.reported_run import ReportedModel, ReportedRun, ReportedState, contract_leaves, rounds_text
+from flcore.reports.reported_run import ReportedModel, ReportedRun, contract_leaves, rounds_text
 from flcore.reports.series import metric_names, metric_points, round_seconds
 from flcore.server.history import RoundRecord
 from flcore.text import counted, utc_time
@@ -54,12 +54,12 @@ def write_page(path: Path, content: str) -> None:
 
 def _head(run: ReportedRun) -> str:
     lines = [f'<header><h1>{text(run.job)}</h1><span class="state {run.state}">{run.state}</span></header>']
-    end = None if run.state is ReportedState.RUNNING else run.audit.end
-    ended = "" if end is None else f", ended {FRACTION.sub('Z', end[0])}"
+    has_ended = run.audit.ended and run.state != "running"
+    ended = f", ended {FRACTION.sub('Z', run.audit.ended)}" if has_ended else ""
     lines.append(paragraph(f"Run {run.id}, begun {run.started}{ended}.", "muted"))
     if run.reason:
         lines.append(paragraph(run.reason, "reason"))
-    if run.state is ReportedState.RUNNING:
+    if run.state == "running":
         lines.append(
             paragraph("The run goes on. This report has the rounds that were over when it was made.", "reason")
         )
@@ -132,11 +132,10 @@ def _rounds(run: ReportedRun) -> str:
 
 
 def _notes(record: RoundRecord) -> str:
-    failed = {client for clients in record.failed.values() for client in clients}
     notes = ["best"] * record.is_best
     notes += [f"skipped: {record.skipped}"] if record.skipped else []
     notes += [f"the run ended early: {record.stopped}"] if record.stopped else []
-    notes += [f"{len(failed)} failed"] if failed else []
+    notes += [f"{len(record.failed_clients)} failed"] if record.failed_clients else []
     notes += [f"retried {counted(record.asked_again, 'time')}"] if record.asked_again else []
     notes += [f"{counted(len(record.capped_weights), 'weight')} capped"] if record.capped_weights else []
     return ", ".join(notes)

@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from flcore.number_text import bytes_text, column_format, seconds_format
 from flcore.reports.audit_facts import Refusal
 from flcore.reports.html_page import Cell, Column, Markup, folded, paragraph, section, table, text
-from flcore.reports.number_text import bytes_text, column_format, seconds_format
 from flcore.reports.participation import (
     ClientParticipation,
     Part,

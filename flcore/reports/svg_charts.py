@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
+from flcore.number_text import metric_text
 from flcore.reports.labels import pushed_apart, shortened
-from flcore.reports.number_text import metric_text
 from flcore.reports.series import SiteSpread, thinned, upper_limit
 
 WIDTH, HEIGHT = 400, 190

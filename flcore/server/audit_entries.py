@@ -100,7 +100,7 @@ def _describe_run(event: RunStarted | RunContinued | RunEnded) -> tuple[str, dic
         case RunContinued():
             return "continued", {"run": event.run, "rounds": event.rounds}
         case RunEnded():
-            return "end", {"failed": event.failed, "reason": _reason(event.reason)}
+            return "end", {"failed": event.failed, "end": event.end, "reason": _reason(event.reason)}
 
 
 def _name(text: str) -> str:

@@ -5,9 +5,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from flcore.text import printable
+from flcore.number_text import megabytes_text, metrics_text
 
-MAX_METRICS_SHOWN = 8
 """The most metrics of a round that are shown."""
 
 
@@ -73,18 +72,22 @@ class RoundRecord:
 
     def summary(self) -> str:
         """Return the round in one line: clients, metrics, bytes and seconds."""
-        shown = [f"{printable(name, 64)} {value:.4g}" for name, value in self.metrics.items()]
-        more = [f"{len(shown) - MAX_METRICS_SHOWN} more metrics"] * (len(shown) > MAX_METRICS_SHOWN)
-        traffic = f"{(self.bytes_sent + self.bytes_received) / 1e6:,.1f} MB"
+        metrics = [metrics_text(self.metrics)] * bool(self.metrics)
+        traffic = megabytes_text(self.bytes_sent + self.bytes_received)
         seconds = [f"{self.seconds['round']:.2f} s"] if "round" in self.seconds else []
         state = ["skipped"] * bool(self.skipped) + ["the best so far"] * self.is_best
         clients = f"{len(self.updates)} of {len(self.sampled)} clients"
-        return ", ".join([clients, *shown[:MAX_METRICS_SHOWN], *more, traffic, *seconds, *state])
+        return ", ".join([clients, *metrics, traffic, *seconds, *state])
 
     @property
     def metrics(self) -> dict[str, float]:
         """The averages of training and validation together, by name."""
         return {**self.train, **self.validate}
+
+    @property
+    def failed_clients(self) -> frozenset[str]:
+        """The clients without an answer to one of the round's tasks."""
+        return frozenset(client for reasons in self.failed.values() for client in reasons)
 
     def to_json(self) -> str:
         """Return the record as one line of JSON."""

@@ -1,7 +1,8 @@
 """The history of a run as a list, which a session shows in a line and a notebook as a table."""
 
 from flcore.html_table import MAX_ROWS, html_table
-from flcore.server.history import MAX_METRICS_SHOWN, RoundRecord
+from flcore.number_text import MAX_METRICS_SHOWN, metric_text
+from flcore.server.history import RoundRecord
 from flcore.text import printable
 
 
@@ -30,13 +31,12 @@ class History(list[RoundRecord]):
 
 def _row(record: RoundRecord, metrics: list[str]) -> list[str]:
     values = record.metrics
-    failed = {client for clients in record.failed.values() for client in clients}
     marks = ["skipped"] * bool(record.skipped) + ["best"] * record.is_best
     return [
         str(record.round),
         f"{len(record.updates)} of {len(record.sampled)}",
-        *(f"{values[name]:.4g}" if name in values else "" for name in metrics),
-        str(len(failed)),
+        *(metric_text(values[name]) if name in values else "" for name in metrics),
+        str(len(record.failed_clients)),
         f"{(record.bytes_sent + record.bytes_received) / 1e6:,.1f}",
         f"{record.seconds['round']:.2f}" if "round" in record.seconds else "",
         ", ".join(marks),

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
+from flcore.number_text import metric_text
 from flcore.server.history import RoundRecord
 from flcore.text import printable
 
@@ -21,7 +22,7 @@ def round_table(history: Sequence[RoundRecord]) -> Iterator[str]:
     if not history:
         yield "no round has finished"
         return
-    names = list(dict.fromkeys(name for record in history for name in _metrics(record)))
+    names = list(dict.fromkeys(name for record in history for name in record.metrics))
     shown = names[:MAX_METRIC_COLUMNS]
     rows = [["round", "clients", *(printable(name, MAX_COLUMN_CHARACTERS) for name in shown), "MB", "seconds"]]
     rows += [_cells(record, shown) for record in history]
@@ -33,18 +34,14 @@ def round_table(history: Sequence[RoundRecord]) -> Iterator[str]:
         yield f"and {len(names) - len(shown)} more metrics (--json)"
 
 
-def _metrics(record: RoundRecord) -> dict[str, float]:
-    return {**record.train, **record.validate}
-
-
 def _cells(record: RoundRecord, names: Sequence[str]) -> list[str]:
-    metrics = _metrics(record)
+    metrics = record.metrics
     traffic = (record.bytes_sent + record.bytes_received) / 1e6
     seconds = record.seconds.get("round")
     return [
         str(record.round),
         f"{len(record.updates)} of {len(record.sampled)}" if record.sampled else "-",
-        *(f"{metrics[name]:.4g}" if name in metrics else "-" for name in names),
+        *(metric_text(metrics[name]) if name in metrics else "-" for name in names),
         f"{traffic:,.1f}",
         "-" if seconds is None else f"{seconds:.2f}",
     ]
@@ -58,7 +55,6 @@ def _notes(record: RoundRecord) -> str:
         notes.append(f"the run ended early: {printable(record.stopped, MAX_REASON_CHARACTERS)}")
     if record.asked_again:
         notes.append(f"retries: {record.asked_again}")
-    failed = {client for clients in record.failed.values() for client in clients}
-    if failed:
-        notes.append(f"failed: {len(failed)}")
+    if record.failed_clients:
+        notes.append(f"failed: {len(record.failed_clients)}")
     return ", ".join(notes)

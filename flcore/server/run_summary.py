@@ -5,14 +5,14 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from flcore.errors import HistoryError
 from flcore.model.model_paths import INDEX_SUFFIX
 from flcore.model.stored_model import resolve_checkpoint
 from flcore.server.audit_chain import AUDIT_FILE, MAX_LINE_BYTES, Entry, check_line
+from flcore.server.events import RunEnd
 from flcore.server.history import RoundRecord
 from flcore.server.history_table import read_history
 from flcore.server.run_directory import HISTORY_FILE, LOCK_FILE, RUN_FILE
@@ -22,12 +22,10 @@ INDEX_TRIES = 5
 """How often the size of a model in shards is read. A replacement after its index was read removes the shards."""
 
 
-class RunStatus(StrEnum):
-    """What a run's directory says of it: a process owns it, its workflow came to its end, or neither."""
+RunState = Literal["running"] | RunEnd
+"""What a run's directory says of it: a process owns it, or how it has ended. After a crash it is stopped."""
 
-    RUNNING = "running"
-    FINISHED = "finished"
-    UNFINISHED = "unfinished"
+CRASHED = "its server ended without a word, as after a crash; start it again to go on"
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ class RunSummary:
         started: When it began, in UTC.
         state: Whether it goes on or has ended.
         owner: The process that runs it; empty if none does.
-        reason: Why it ended, by its audit log; empty while it runs, and if a crash left no reason.
+        reason: Why it ended; empty while it runs, and if it is done.
         history: The records of the finished rounds.
         model: The last published model.
         best: The best model. None: the history names none.
@@ -67,7 +65,7 @@ class RunSummary:
     job: str
     fingerprint: str
     started: str
-    state: RunStatus
+    state: RunState
     owner: str
     reason: str
     history: Sequence[RoundRecord]
@@ -92,7 +90,8 @@ def read_run(path: Path) -> RunSummary:
     described = _read_run_file(path)
     owner = lock_owner(path)  # before the files: a run that ends meanwhile has written all of them
     history = read_history(path) if (path / HISTORY_FILE).exists() else []
-    state, reason = (RunStatus.RUNNING, "") if owner else _read_end(path / AUDIT_FILE)
+    end: tuple[RunState, str] = ("running", "") if owner else _read_end(path / AUDIT_FILE)
+    state, reason = end
     best_round = next((record.round for record in reversed(history) if record.is_best), None)
     return RunSummary(
         **described,
@@ -155,13 +154,14 @@ def _damaged(path: Path, content: bytes) -> HistoryError:
     )
 
 
-def _read_end(log: Path) -> tuple[RunStatus, str]:
+def _read_end(log: Path) -> tuple[RunState, str]:
     """Return how a run ended, by the last entry of its audit log, of which the end is read."""
     entry = _last_entry(log)
     if entry.get("event") != "end":
-        return RunStatus.UNFINISHED, ""
-    state = RunStatus.FINISHED if entry.get("failed") is False else RunStatus.UNFINISHED
-    return state, printable(str(entry.get("reason", "")))
+        return "stopped", CRASHED
+    end: RunEnd = "done" if entry.get("failed") is False else "stopped"  # of a log that does not name the end
+    end = next((each for each in get_args(RunEnd) if each == entry.get("end")), end)
+    return end, "" if end == "done" else printable(str(entry.get("reason", "")))
 
 
 def _last_entry(log: Path) -> dict[str, Any]:

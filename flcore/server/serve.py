@@ -31,7 +31,7 @@ from flcore.server.round_list import History
 from flcore.server.run_directory import RunDirectory
 from flcore.server.task_runner import RETURN_GRACE_S, TaskRunner
 from flcore.status.board import StatusBoard
-from flcore.status.status_file import StatusFile
+from flcore.status.status_file import keep_status_file
 from flcore.version import __version__
 from flcore.workflows.bundled import load_workflow
 
@@ -186,7 +186,8 @@ def serve(
         except Exception as error:
             is_interrupted = durability == "disk" and is_disk_error(error)
             # The error may name clients and quote what they sent. That is for the server's log alone.
-            reason = "the job failed; the server's log says why"
+            what = "the server's disk failed; its" if is_disk_error(error) else "the job failed; the server's"
+            reason = f"{what} log says why"
             raise
         finally:
             if is_interrupted:
@@ -212,7 +213,7 @@ def _observers(
         if run is not None:
             observers.append(stack.enter_context(AuditLog(run.path / AUDIT_FILE)))
             board = board or StatusBoard.of(contract)
-            stack.enter_context(StatusFile(board, run.path))
+            stack.enter_context(keep_status_file(board, run.path))
         yield notify_all(*observers, *([] if board is None else [board.observe]), observe)
 
 

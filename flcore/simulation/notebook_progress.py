@@ -4,31 +4,26 @@ Rich's live displays need ipywidgets there; an output with an id needs IPython a
 """
 
 import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from html import escape
 
-from flcore.cli.event_lines import MAX_METRICS_SHOWN, warning_line
-from flcore.job.contract import Contract
-from flcore.progress import TaskProgress
+from flcore.event_log.event_lines import warning_line
+from flcore.number_text import duration_text, megabytes_text, metrics_text
 from flcore.server.events import (
-    BytesTransferred,
-    ClientFailed,
-    ClientJoined,
     Event,
     NoBestModel,
     Observer,
-    RoundFinished,
     RoundSkipped,
     RunContinued,
     StoppedEarly,
-    TaskAnswered,
     TaskRetried,
-    TaskSent,
 )
+from flcore.status.board import StatusBoard
+from flcore.status.board_watch import BoardWatch
+from flcore.status.clients_text import clients_text
 from flcore.text import printable
 
 INTERVAL_S = 0.2
@@ -46,95 +41,63 @@ def is_notebook() -> bool:
 
 
 @contextmanager
-def notebook_progress(contract: Contract) -> Iterator[Observer]:
-    """Show a run's progress below the cell while the block lasts. A thread of its own updates the output."""
+def notebook_progress(board: StatusBoard) -> Iterator[Observer]:
+    """Show a run's progress below the cell while the block lasts. A thread of its own updates the output.
+
+    Args:
+        board: The run's board.
+
+    Yields:
+        An observer of the run, for its warnings.
+    """
     from IPython.display import HTML, display
 
-    line = ProgressLine(contract)
+    line = ProgressLine(board)
     handle = display(HTML(line.html()), display_id=True)
-    stop = threading.Event()
 
-    def update() -> None:
-        while not stop.is_set():
-            line.changed.wait()
-            line.changed.clear()
-            handle.update(HTML(line.html()))
-            stop.wait(INTERVAL_S)
+    def show() -> None:
+        handle.update(HTML(line.html()))
 
-    updating = threading.Thread(target=update, daemon=True)
-    updating.start()
     try:
-        yield line
-        line.end("done")
-    except BaseException as error:
-        line.end("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
+        with BoardWatch(board, show, INTERVAL_S, "notebook"):
+            yield line.observe
+    except BaseException:
+        line.has_failed = True
         raise
     finally:
-        stop.set()
-        line.changed.set()
-        updating.join()
-        handle.update(HTML(line.html()))
+        show()
 
 
 class ProgressLine:
-    """An observer: folds a run's events into one line, and a few warnings.
+    """The state of a board and the last warnings of its run, as HTML.
 
     Attributes:
-        changed: Set by each event.
+        has_failed: Whether an error has ended the run. The board does not know of a run that could not begin.
     """
 
-    def __init__(self, contract: Contract) -> None:
-        self.changed = threading.Event()
-        self._name, self._rounds, self._round = contract.name, contract.server.rounds, 0
-        self._clients, self._metrics, self._ended = "waiting for clients", "", ""
-        self._asked = self._answered = self._failed = self._bytes = 0
+    def __init__(self, board: StatusBoard) -> None:
+        self._board, self.has_failed = board, False
         self._warnings: deque[str] = deque(maxlen=MAX_WARNINGS)
         self._began = time.monotonic()
 
-    def __call__(self, event: Event) -> None:
-        """Take an event into account. The server sends events from many threads; none waits here."""
+    def observe(self, event: Event) -> None:
+        """Keep a warning. The server sends events from many threads; none waits here."""
         match event:
-            case ClientJoined():
-                self._clients = f"{event.connected} clients connected"
-            case TaskSent():
-                self._asked, self._answered, self._failed = event.client_count, 0, 0
-                self._show_clients(event.task)
-            case TaskAnswered():
-                self._answered += 1
-                self._show_clients(event.task)
-            case ClientFailed():
-                self._failed += 1
-                self._show_clients(event.task)
-            case TaskProgress():
-                self._show_clients(event.task, f" ({event.client} {event.done / event.total:.0%})")
-            case BytesTransferred():
-                self._bytes += event.sent + event.received
-            case RoundFinished(record):
-                self._round = record.round
-                metrics = list({**record.train, **record.validate}.items())[:MAX_METRICS_SHOWN]
-                self._metrics = ", ".join(f"{name} {value:.4g}" for name, value in metrics)
             case RunContinued() | TaskRetried() | RoundSkipped() | StoppedEarly() | NoBestModel():
                 self._warnings.append(warning_line(event))
-            case _:
-                return
-        self.changed.set()
-
-    def end(self, how: str) -> None:
-        """The run is over: done, failed or interrupted."""
-        self._ended = how
+                self._board.wake()
 
     def html(self) -> str:
         """Return the present state. Client-controlled text is escaped."""
-        elapsed_s = time.monotonic() - self._began
-        state = self._ended or self._clients
-        parts = (f"{self._round}/{self._rounds} rounds", state, self._metrics, f"{self._bytes / 1e6:,.1f} MB")
+        status = self._board.snapshot()
+        parts = (
+            f"{status.rounds_over}/{status.rounds} rounds",
+            "failed" if self.has_failed and not status.is_over else clients_text(status),
+            metrics_text(status.metrics),
+            megabytes_text(status.bytes_sent + status.bytes_received),
+            duration_text(time.monotonic() - self._began),
+        )
         text = ", ".join(escape(printable(part)) for part in parts if part)
         warnings = "".join(f"<br>{escape(printable(line))}" for line in list(self._warnings))
-        return (
-            f"<div><b>{escape(self._name)}</b> <progress value='{self._round}' max='{self._rounds}'></progress> "
-            f"{text}, {elapsed_s:.0f} s{warnings}</div>"
-        )
-
-    def _show_clients(self, task: str, progress: str = "") -> None:
-        failed = f", {self._failed} failed" if self._failed else ""
-        self._clients = f"{task} {self._answered}/{self._asked} clients{progress}{failed}"
+        bar = f"<progress value='{status.rounds_over}' max='{status.rounds}'></progress>"
+        return f"<div><b>{escape(status.job)}</b> {bar} {text}{warnings}</div>"

@@ -42,6 +42,7 @@ def run(
     out: str | os.PathLike[str] | None = None,
     fresh: bool = False,
     observe: Observer = ignore_events,
+    board: StatusBoard | None = None,
     progress: bool = True,
 ) -> Outcome:
     """Run a job's server and all its clients on this machine.
@@ -57,6 +58,7 @@ def run(
         out: The directory for history.jsonl, model.safetensors and best.safetensors. Default: None, no files.
         fresh: Rename an earlier run in `out` to `NAME.1`, instead of raising `RunExists`. Default: False.
         observe: Called with each event of the server. Default: ignores them.
+        board: The board that shows the run: it receives its events, too. Default: None, one of the run's own.
         progress: In a Jupyter notebook, show the run's progress below the cell. Default: True.
 
     Returns:
@@ -86,11 +88,11 @@ def run(
     require_native_threads("flcore.run")
     if worker_count:
         require_own_grpc("flcore.run")
-    notify, board = NoticeLogger(), StatusBoard.of(loaded.contract)
+    notify, board = NoticeLogger(), board or StatusBoard.of(loaded.contract)
     with ExitStack() as stack:
         in_files = stack.enter_context(_job_in_files(loaded)) if worker_count else loaded
         if progress and is_notebook():
-            observe = notify_all(observe, stack.enter_context(notebook_progress(loaded.contract)))
+            observe = notify_all(observe, stack.enter_context(notebook_progress(board)))
         tell_progress = notify_all(board.observe, observe)
 
         def listen(service: Service) -> Server:

@@ -15,12 +15,11 @@ ROUNDS_ESTIMATED = 10
 
 def shown_metrics(record: RoundRecord) -> dict[str, float]:
     """Return the metrics of a round: those of training, and those of validation over them."""
-    return _bounded({**record.train, **record.validate})
+    return _bounded(record.metrics)
 
 
 def round_status(record: RoundRecord, begin: float | None) -> RoundStatus:
     """Return the status of a round that is over. `begin`: when it began, if this process has run it."""
-    without_answer = {client for reasons in record.failed.values() for client in reasons}
     return RoundStatus(
         round=record.round,
         state="skipped" if record.skipped else "over",
@@ -28,7 +27,7 @@ def round_status(record: RoundRecord, begin: float | None) -> RoundStatus:
         seconds=dict(record.seconds),
         sampled=len(record.sampled),
         updates=len(record.updates),
-        failed=len(without_answer),
+        failed=len(record.failed_clients),
         train=_bounded(record.train),
         validate=_bounded(record.validate),
         bytes_sent=record.bytes_sent,

@@ -1,17 +1,21 @@
 """The status of a run from its directory, while it goes on and later. Only reads."""
 
 import json
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
-from flcore.server.run_directory import STATUS_FILE
-from flcore.server.run_summary import RunStatus, RunSummary, read_run
-from flcore.status.job_status import JobStatus, State
+from flcore.identity.files import file_stamp
+from flcore.server.run_directory import HISTORY_FILE, STATUS_FILE
+from flcore.server.run_summary import RunSummary, lock_owner, read_run
+from flcore.status.job_status import JobStatus
 from flcore.status.rounds import round_status, shown_metrics
 from flcore.status.timeline import ROUNDS_KEPT
 
-CRASHED = "its server ended without a word, as after a crash; start it again to go on"
+LOOK_S = 1.0
+"""The time between two looks at the files of a run that is watched."""
 
 MAX_STATUS_BYTES = 16 << 20
 """A larger file is none that a server has written."""
@@ -37,10 +41,35 @@ def read_status(directory: Path) -> JobStatus:
     written = _read_file(directory / STATUS_FILE)
     is_of_run = written is not None and written.id == summary.id and written.job == summary.job
     if written is not None and is_of_run:
-        if summary.state is RunStatus.RUNNING or written.is_over:
+        if summary.state == "running" or written.is_over:
             return written
         return _with_end(written, summary)
     return _from_summary(summary)
+
+
+def watch_status(directory: Path, sleep: Callable[[float], object] = time.sleep) -> Iterator[JobStatus]:
+    """Yield the status of a run now, then each time that it has changed, until the run is over.
+
+    A change of a file cannot be awaited on all systems. So the metadata of its files, and its lock, are looked at once
+    a second, as often as the server replaces `status.json`. Nothing is read before something has changed.
+
+    Args:
+        directory: The run's directory.
+        sleep: Waits for a number of seconds.
+
+    Raises:
+        HistoryError: As `read_status`.
+        OSError: A file cannot be read.
+    """
+    seen: object = None
+    while True:
+        stamps = file_stamp(directory / STATUS_FILE), file_stamp(directory / HISTORY_FILE), lock_owner(directory)
+        if stamps != seen:
+            seen, status = stamps, read_status(directory)
+            yield status
+            if status.is_over:
+                return
+        sleep(LOOK_S)
 
 
 def _read_file(path: Path) -> JobStatus | None:
@@ -56,11 +85,10 @@ def _read_file(path: Path) -> JobStatus | None:
 
 def _with_end(written: JobStatus, summary: RunSummary) -> JobStatus:
     """Return the last status of a process that has ended since, with its end."""
-    state, reason = _end(summary)
     return replace(
         written,
-        state=state,
-        reason=reason,
+        state=summary.state,
+        reason=summary.reason,
         connected=0,
         megabytes_per_s=0.0,
         time_left_s=None,
@@ -72,15 +100,14 @@ def _with_end(written: JobStatus, summary: RunSummary) -> JobStatus:
 def _from_summary(summary: RunSummary) -> JobStatus:
     """Return what the history says. It does not say how many rounds a run that is not over has: 0."""
     records = summary.history
-    state, reason = _end(summary)
     last = records[-1] if records else None
     return JobStatus(
         summary.job,
         summary.id,
-        state,
-        reason,
+        summary.state,
+        summary.reason,
         round=0 if last is None else last.round,
-        rounds=0 if last is None or state != "done" else last.round,
+        rounds=0 if last is None or summary.state != "done" else last.round,
         rounds_over=0 if last is None else last.round,
         started_s=_moment(summary.started),
         bytes_sent=sum(record.bytes_sent for record in records),
@@ -88,17 +115,6 @@ def _from_summary(summary: RunSummary) -> JobStatus:
         metrics={} if last is None else shown_metrics(last),
         last_rounds=tuple(round_status(record, None) for record in records[-ROUNDS_KEPT:]),
     )
-
-
-def _end(summary: RunSummary) -> tuple[State, str]:
-    """Return the state of a run that has no status of its own, and its reason."""
-    match summary.state:
-        case RunStatus.RUNNING:
-            return "running", ""
-        case RunStatus.FINISHED:
-            return "done", ""
-        case RunStatus.UNFINISHED:
-            return "stopped", summary.reason or CRASHED
 
 
 def _moment(text: str) -> float | None:

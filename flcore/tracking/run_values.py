@@ -49,7 +49,7 @@ def _values(record: RoundRecord) -> Iterator[tuple[str, float]]:
     yield "bytes/received", record.bytes_received
     yield "clients/sampled", len(record.sampled)
     yield "clients/updates", len(record.updates)
-    yield "clients/failed", len({client for reasons in record.failed.values() for client in reasons})
+    yield "clients/failed", len(record.failed_clients)
     for client, part in record.updates.items():
         site = _part(client)
         yield f"site_weight/{site}", part.weight

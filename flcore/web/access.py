@@ -1,8 +1,7 @@
 """Who may read the page, and what every reply says to browsers. In front of everything else.
 
 - Methods: GET and HEAD. No request changes anything.
-- The host: one of the server's own names. Another page cannot reach a server on loopback by a name of its own that it
-  lets point to 127.0.0.1 (DNS rebinding).
+- The host: one of the server's own names (`flcore.http_host`).
 - The token, if there is one: as a bearer token, or as the cookie that a browser got for it. The files of the page
   itself hold no data, and need none.
 """
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from flcore.errors import CertificateError
+from flcore.http_host import host_name
 from flcore.identity.files import PRIVATE, create_file, read_private_file
 
 Message = MutableMapping[str, Any]
@@ -147,13 +147,3 @@ class Access:
         if self._token.is_bearer(authorization) or self._token.is_cookie(cookies):
             return 0, ""
         return 401, "expected the page's token\n"
-
-
-def host_name(host: str) -> str:
-    """Return the name or address of a header `Host`, without port and brackets.
-
-    >>> host_name("localhost:8480"), host_name("[::1]:8480"), host_name("FL.example.org")
-    ('localhost', '::1', 'fl.example.org')
-    """
-    name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
-    return name.lower()

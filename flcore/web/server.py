@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Self
 
 import uvicorn
+from flcore_transport import join_address
 
 from flcore.errors import JobError
 from flcore.web.access import Token
@@ -56,7 +57,7 @@ class WebServer:
         names = [*hosts, host, "localhost", "127.0.0.1", "::1"]
         scheme = "http" if certificate is None else "https"
         shown = next(iter(hosts), "localhost" if host in ("127.0.0.1", "::1", "0.0.0.0") else host)  # noqa: S104
-        self.url = f"{scheme}://{f'[{shown}]' if ':' in shown else shown}:{self._socket.getsockname()[1]}/"
+        self.url = f"{scheme}://{join_address(shown, self._socket.getsockname()[1])}/"
         self._feeds = Feeds(source)
         self._server = uvicorn.Server(
             uvicorn.Config(
@@ -113,5 +114,5 @@ def _bind(host: str, port: int) -> socket.socket:
             raise
         return listening
     except OSError as error:
-        shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        shown = join_address(host, port)
         raise JobError(f"cannot show the web page on {shown}: {error.strerror}; give another port (--web)") from error

@@ -3,9 +3,10 @@
 import shlex
 
 import pytest
-from flcore_transport import GrpcServer, Service, split_address
+import typer
+from flcore_transport import GrpcServer, Service, is_loopback, split_address
 
-from flcore.cli.addresses import join_commands
+from flcore.cli.addresses import join_commands, listen_address
 from flcore.errors import FlcoreError
 
 
@@ -59,6 +60,30 @@ def test_an_address_is_a_host_and_a_port(address: str, expected: tuple[str, int]
     else:
         with pytest.raises(ValueError, match=expected):
             split_address(address)
+
+
+@pytest.mark.parametrize(
+    ("text", "address", "is_local"),
+    [
+        ("8480", ("127.0.0.1", 8480), True),
+        ("localhost:8480", ("127.0.0.1", 8480), True),
+        ("[::1]:0", ("::1", 0), True),
+        ("127.8.8.8:1", ("127.8.8.8", 1), True),
+        ("0.0.0.0:8480", ("0.0.0.0", 8480), False),
+        ("fl.example.org:8480", ("fl.example.org", 8480), False),
+    ],
+)
+def test_a_server_listens_on_a_port_of_this_machine_or_on_a_host(
+    text: str, address: tuple[str, int], is_local: bool
+) -> None:
+    assert listen_address(text, "--web") == address and is_loopback(address[0]) == is_local
+
+
+@pytest.mark.parametrize("text", ["", "x", "70000", "host:", "http://localhost:80", ":80", "::1:80", "-1"])
+def test_where_a_server_cannot_listen_is_a_usage_error_of_the_option(text: str) -> None:
+    with pytest.raises(typer.BadParameter, match=r"expected \[HOST:\]PORT, got ") as caught:
+        listen_address(text, "--web")
+    assert caught.value.param_hint == "--web" and repr(text) in str(caught.value)
 
 
 class Nobody:

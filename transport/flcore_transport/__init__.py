@@ -28,6 +28,8 @@ from flcore_transport.grpc_channel import (
     CONNECTION_BYTES,
     MAX_CONNECTIONS,
     UNAUTHENTICATED_BYTES,
+    is_loopback,
+    join_address,
     split_address,
 )
 from flcore_transport.identity import Identity, PeerCertificate, ServerTls, TlsKeys
@@ -105,6 +107,8 @@ __all__ = [
     "Welcome",
     "Withdrawal",
     "WrongServer",
+    "is_loopback",
+    "join_address",
     "split_address",
 ]
 

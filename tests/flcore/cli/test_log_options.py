@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 from flcore_transport import GrpcConnection
 
-from flcore.cli.log import LEADING_KEYS, Log
 from flcore.cli.log_options import LogOptions
 from flcore.doctor.server import check_server
+from flcore.event_log.log import LEADING_KEYS, Log
 from flcore.federation.bounded_log import BoundedLog
 from flcore.server.events import CallRefused
-from tests.flcore.cli.test_event_lines import OF_FEDERATIONS, OF_RUNS
 from tests.flcore.command import said
+from tests.flcore.event_log.test_event_lines import OF_FEDERATIONS, OF_RUNS
 from tests.flcore.processes import client_of, free_port, read_until, server_of, started, write_slow_job
 
 

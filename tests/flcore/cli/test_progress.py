@@ -2,19 +2,29 @@
 
 import io
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 from rich.console import Console
 
 from flcore.cli.client_progress import ActivityDisplay, show_activity
-from flcore.cli.log import Log, console_writer
 from flcore.cli.progress import show_progress
 from flcore.client.observed_connection import ClientActivity
+from flcore.event_log.log import Log, console_writer
 from flcore.job.parsing import parse_contract
 from flcore.progress import TaskProgress
-from flcore.server.events import BytesTransferred, ClientJoined, RoundFinished, TaskAnswered, TaskSent
+from flcore.server.events import (
+    BytesTransferred,
+    ClientJoined,
+    RoundFinished,
+    RoundSkipped,
+    TaskAnswered,
+    TaskSent,
+    notify_all,
+)
 from flcore.server.history import RoundRecord
+from flcore.status import StatusBoard
 
 CONTRACT = parse_contract(
     {
@@ -39,7 +49,9 @@ def plain(text: str) -> str:
 
 def test_the_line_of_a_run_has_the_metrics_of_its_last_round() -> None:
     shown, out = console(is_terminal=True)
-    with show_progress(CONTRACT, shown) as observe:
+    board = StatusBoard.of(CONTRACT)
+    with show_progress(CONTRACT, board, shown) as told:
+        observe = notify_all(board.observe, told)
         observe(ClientJoined("north", 2))
         observe(TaskSent("train", 1, 2, ("north", "south"), "m"))
         observe(BytesTransferred(1_000_000, 0, "north"))
@@ -49,6 +61,37 @@ def test_the_line_of_a_run_has_the_metrics_of_its_last_round() -> None:
     line = plain(out.getvalue())
     assert "1/9 rounds  train 1/2 clients" in line and "1.0 MB" in line
     assert "loss 0.25, [red]auc 0.5, accuracy 0.9333 and 1 more" in line
+
+
+class SlowTerminal(io.StringIO):
+    """A terminal that takes nothing while `is_free` is not set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_free, self.is_asked = threading.Event(), threading.Event()
+        self.is_free.set()
+
+    def write(self, text: str) -> int:
+        self.is_asked.set()
+        assert self.is_free.wait(60.0)
+        return super().write(text)
+
+
+def test_a_terminal_that_hangs_holds_up_no_event() -> None:
+    out = SlowTerminal()
+    shown = Console(file=out, force_terminal=True, width=200, highlight=False, markup=False)
+    board = StatusBoard.of(CONTRACT)
+    with show_progress(CONTRACT, board, shown) as told:
+        out.is_asked.clear()
+        out.is_free.clear()
+        board.observe(ClientJoined("north", 1))
+        assert out.is_asked.wait(60.0), "the line is drawn"
+        observing = threading.Thread(target=told, args=(RoundSkipped("train", 1, "nobody is there"),), daemon=True)
+        observing.start()
+        observing.join(60.0)
+        is_held_up = observing.is_alive()
+        out.is_free.set()
+    assert not is_held_up and "round 1 is skipped" in plain(out.getvalue())
 
 
 class Clock:

@@ -48,10 +48,10 @@ def test_compare_prints_one_table(tmp_path: Path) -> None:
     write_hospital(tmp_path / "two", FAILED)
     lines = said("compare", "one", "two", cwd=tmp_path).splitlines()
     cells = {re.split(r"\s{2,}", line)[0]: re.split(r"\s{2,}", line.strip())[1:] for line in lines}
-    assert cells["state"] == ["finished", "failed: round 4 has 1 update, and its quorum is 2"]
+    assert cells["state"] == ["done", "failed: round 4 has 1 update, and its quorum is 2"]
     assert cells["validation accuracy, last"] == ["0.7500", "0.7500"]
     told = json.loads(said("compare", "one", "two", "--json", cwd=tmp_path))
-    assert [run["state"] for run in told["runs"]] == ["finished", "failed"]
+    assert [run["state"] for run in told["runs"]] == ["done", "failed"]
 
 
 def test_compare_writes_a_page(tmp_path: Path) -> None:
@@ -64,7 +64,7 @@ def test_compare_writes_a_page(tmp_path: Path) -> None:
 def test_hostile_text_controls_no_terminal(tmp_path: Path) -> None:
     control = "\x1b[2J\u202e"
     for name in ("one", "two"):
-        end = RunEnded(f"the job failed: {control}", failed=True)
+        end = RunEnded(f"the job failed: {control}", failed=True, end="failed")
         write_run(tmp_path / name, [RoundRecord(1, validate={control: 0.5})], job=control, end=end)
     printed = said("compare", "one", "two", cwd=tmp_path) + said("report", "one", cwd=tmp_path)
     assert "\x1b" not in printed and "\u202e" not in printed and printed.count(r"\x1b[2J\u202e") > 5

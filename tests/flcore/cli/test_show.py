@@ -13,11 +13,11 @@ from flcore.errors import HistoryError
 from flcore.model.model import Model
 from flcore.server.audit_chain import AUDIT_FILE
 from flcore.server.audit_log import AuditLog
-from flcore.server.events import RunEnded
+from flcore.server.events import RunEnd, RunEnded
 from flcore.server.history import Participation, RoundRecord
 from flcore.server.results import Results
 from flcore.server.run_directory import HISTORY_FILE, LOCK_FILE, RUN_FILE, RunDirectory
-from flcore.server.run_summary import read_run
+from flcore.server.run_summary import CRASHED, read_run
 from tests.flcore.command import said
 from tests.flcore.conftest import Stage, adding
 
@@ -53,10 +53,10 @@ def write_rounds(directory: RunDirectory, rounds: int = 3) -> None:
         )
 
 
-def write_run(path: Path, *, failed: bool = False, reason: str = "the job is done") -> None:
+def write_run(path: Path, *, end: RunEnd = "done", reason: str = "the job is done") -> None:
     with opened(path) as directory, AuditLog(path / AUDIT_FILE) as log:
         write_rounds(directory)
-        log(RunEnded(reason, failed))
+        log(RunEnded(reason, end != "done", end))
 
 
 def contents(path: Path) -> dict[str, tuple[bytes, int]]:
@@ -71,7 +71,7 @@ def test_a_run_that_is_done(tmp_path: Path) -> None:
         f"run          {described['id']}",
         f"job          hospital, contract {'f' * 64}",
         f"started      {described['started']}",
-        "state        finished",
+        "state        done",
         "",
         "round  clients    loss  accuracy   MB  seconds",
         "    1   1 of 2       1       0.5  6.2     1.50  best, retries: 1, failed: 1",
@@ -106,9 +106,9 @@ def test_a_run_as_json(tmp_path: Path) -> None:
     nbytes = (tmp_path / "run/model.safetensors").stat().st_size
     assert shown == {
         **described,
-        "state": "finished",
+        "state": "done",
         "owner": "",
-        "reason": "the job is done",
+        "reason": "",
         "model": {"file": "model.safetensors", "round": None, "bytes": nbytes},
         "best": {"file": "best.safetensors", "round": 2, "bytes": nbytes},
         "checkpoints": [{"file": "round-00002.safetensors", "round": 2, "bytes": None}],
@@ -129,13 +129,17 @@ def test_a_run_that_goes_on_names_its_owner_and_is_not_disturbed(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("failed", "reason", "shown"),
-    [(True, "the server was stopped", "the server was stopped"), (True, "the job failed: \x1b[2J", r": \x1b[2J")],
+    ("end", "reason", "shown"),
+    [
+        ("stopped", "the server was stopped", "the server was stopped"),
+        ("failed", "the job failed: \x1b[2J", r": \x1b[2J"),
+        ("interrupted", "the server's disk failed; its log says why", "disk failed"),
+    ],
 )
-def test_a_run_that_was_stopped_says_why(tmp_path: Path, failed: bool, reason: str, shown: str) -> None:
-    write_run(tmp_path / "run", failed=failed, reason=reason)
+def test_a_run_that_is_not_done_says_how_it_ended_and_why(tmp_path: Path, end: RunEnd, reason: str, shown: str) -> None:
+    write_run(tmp_path / "run", end=end, reason=reason)
     (state,) = re.findall(r"^state        (.*)$", said("show", "run", cwd=tmp_path), re.MULTILINE)
-    assert state.startswith("unfinished: ") and shown in state
+    assert state.startswith(f"{end}: ") and shown in state
 
 
 def test_a_run_that_was_killed(tmp_path: Path) -> None:
@@ -143,15 +147,15 @@ def test_a_run_that_was_killed(tmp_path: Path) -> None:
     run = tmp_path / "run"
     (run / LOCK_FILE).write_text("process 1 on nowhere, since 2026\n")  # it stays; the lock ends with its process
     log = (run / AUDIT_FILE).read_bytes()
-    assert "state        finished\n" in said("show", "run", cwd=tmp_path)
+    assert "state        done\n" in said("show", "run", cwd=tmp_path)
     (run / AUDIT_FILE).write_bytes(log[:-1])  # an entry that lacks its line end is one
-    assert "state        finished\n" in said("show", "run", cwd=tmp_path)
+    assert "state        done\n" in said("show", "run", cwd=tmp_path)
     for left in (log[:-2], b"", log.replace(b'"failed":false', b'"failed":true ')):
         (run / AUDIT_FILE).write_bytes(left)
         printed = said("show", "run", cwd=tmp_path)
-        assert "state        unfinished: its audit log has no end, as after a crash\n" in printed
+        assert f"state        stopped: {CRASHED}\n" in printed
     (run / AUDIT_FILE).unlink()
-    assert "state        unfinished: " in said("show", "run", cwd=tmp_path)
+    assert "state        stopped: " in said("show", "run", cwd=tmp_path)
 
 
 def test_a_model_in_shards_has_the_size_of_all_of_them(tmp_path: Path) -> None:
@@ -206,7 +210,7 @@ def test_a_jobs_own_directory(stage: Stage, tmp_path: Path) -> None:
     stage.client("client-2", adding(3.0))
     history = stage.result().history
     shown = json.loads(said("show", "run", "--json", cwd=tmp_path))
-    assert shown["job"] == "staged" and shown["state"] == "finished" and shown["best"] is None
+    assert shown["job"] == "staged" and shown["state"] == "done" and shown["best"] is None
     assert shown["history"] == [json.loads(json.dumps(asdict(record))) for record in history]
     assert [each["file"] for each in shown["checkpoints"]] == ["round-00001.safetensors", "round-00002.safetensors"]
     assert all(each["bytes"] for each in [shown["model"], *shown["checkpoints"]])

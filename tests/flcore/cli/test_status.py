@@ -9,7 +9,6 @@ import pytest
 from rich.console import Console
 
 from flcore.cli.status_live import AnyStatus, show_changes, show_once
-from flcore.cli.status_view import duration
 from flcore.server.events import RunEnded, RunStarted
 from flcore.status import (
     ClientStatus,
@@ -21,7 +20,7 @@ from flcore.status import (
     SiteStatus,
     StatusBoard,
 )
-from flcore.status.status_file import StatusFile
+from flcore.status.status_file import keep_status_file
 from tests.flcore.cli.test_show import write_run
 from tests.flcore.command import said
 from tests.flcore.status.played_job import PlayedJob
@@ -184,29 +183,17 @@ def test_each_state_shows_as_what_it_is(state: str, reason: str, capsys: pytest.
     assert f"{state}: {reason}" in on_terminal(status)
 
 
-def test_durations() -> None:
-    assert [duration(each) for each in (None, 0, 59.4, 60, 3599, 3600, 90_000)] == [
-        "-",
-        "0 s",
-        "59 s",
-        "1 min 00 s",
-        "59 min 59 s",
-        "1 h 00 min",
-        "25 h 00 min",
-    ]
-
-
 # The command.
 
 
 @pytest.fixture
 def failed_run(tmp_path: Path) -> Path:
     """A run of three rounds in `run`, whose status file says that its disk was full."""
-    write_run(tmp_path / "run", failed=True, reason="the job failed; the server's log says why")
+    write_run(tmp_path / "run", end="interrupted", reason="the server's disk failed; its log says why")
     described = json.loads((tmp_path / "run" / "run.json").read_text())
     job = PlayedJob(clients=("a", "b"))
     job.board = StatusBoard("hospital", 3, ("a", "b"), clock=lambda: job.now)
-    with StatusFile(job.board, tmp_path / "run"):
+    with keep_status_file(job.board, tmp_path / "run"):
         job.tell(RunStarted(described["id"], "hospital", "f", "c", "1"))
         job.join("a")
         job.send("a", "b")

@@ -13,10 +13,13 @@ from flcore.doctor.disk import check_file_system, check_space, check_write_rate
 from flcore.doctor.kernel_cache import check_kernel_cache
 
 
-@pytest.mark.parametrize(("free", "outcome"), [(20 << 30, "ok"), (2 << 30, "warning"), (1 << 20, "failed")])
-def test_space(free: int, outcome: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("free", "shown", "outcome"),
+    [(20 << 30, "21.5 GB", "ok"), (2 << 30, "2.15 GB", "warning"), (1 << 20, "1.05 MB", "failed")],
+)
+def test_space(free: int, shown: str, outcome: str, tmp_path: Path) -> None:
     found = check_space(tmp_path / "not/there/yet", free)
-    assert found.outcome == outcome and f"{free / 1e9:,.1f} GB are free in {tmp_path}" in found.found
+    assert found.outcome == outcome and f"{shown} are free in {tmp_path}" in found.found
 
 
 def test_the_space_of_this_disk_is_read(tmp_path: Path) -> None:

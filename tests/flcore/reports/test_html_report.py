@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from flcore.number_text import bytes_text
 from flcore.reports.html_report import report_page, write_page
-from flcore.reports.number_text import bytes_text
 from flcore.reports.participation import Part
 from flcore.reports.participation_section import MAX_CLIENTS, MAX_ROUNDS, strip
 from flcore.reports.reported_run import read_reported_run
@@ -14,6 +14,7 @@ from flcore.server.audit_chain import AUDIT_FILE
 from flcore.server.events import AnswerRefused, Event, JoinRefused, RunEnded
 from flcore.server.history import Participation, RoundRecord
 from flcore.server.run_directory import RunDirectory
+from flcore.server.run_summary import CRASHED
 from tests.flcore.reports.parsed_page import ParsedPage
 from tests.flcore.reports.written_runs import (
     ABORTED,
@@ -82,11 +83,11 @@ def test_a_changed_audit_log_is_reported_as_broken(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("end", "state", "reason"),
     [
-        (DONE, "finished", ""),
+        (DONE, "done", ""),
         (FAILED, "failed", "the job failed: round 4 has 1 update, and its quorum is 2"),
         (ABORTED, "aborted", "aborted by alice"),
         (STOPPED, "stopped", "the server was stopped"),
-        (None, "unfinished", "its audit log has no end, as after a crash"),
+        (None, "stopped", CRASHED),
     ],
 )
 def test_the_report_says_how_the_run_stands(end: RunEnded | None, state: str, reason: str, tmp_path: Path) -> None:

@@ -15,9 +15,10 @@ HOSTILE = "</td></svg><script>alert(1)</script><img src=x onerror=alert(2)> \"' 
 """A text that would break out of HTML, an attribute, a formula or a terminal line."""
 
 DONE = RunEnded("the job is done", failed=False)
-FAILED = RunEnded("the job failed: round 4 has 1 update, and its quorum is 2", failed=True)
-ABORTED = RunEnded("aborted by alice", failed=True)
-STOPPED = RunEnded("the server was stopped", failed=True)
+FAILED = RunEnded("the job failed: round 4 has 1 update, and its quorum is 2", failed=True, end="failed")
+ABORTED = RunEnded("aborted by alice", failed=True, end="aborted")
+STOPPED = RunEnded("the server was stopped", failed=True, end="stopped")
+INTERRUPTED = RunEnded("the server's disk failed; its log says why", failed=True, end="interrupted")
 
 
 def write_run(

@@ -24,9 +24,9 @@ import pytest
 from flcore_transport import GrpcConnection, GrpcServer, InProcessConnection, InProcessServer, Refused, Service
 
 from flcore import Arrays, Job, Outcome, Site, Task, Update
-from flcore.cli.log import Log, LogHandler, log_events
 from flcore.client.client import Client
 from flcore.errors import DiskError, FlcoreError
+from flcore.event_log.log import Log, LogHandler, log_events
 from flcore.job.parsing import parse_contract
 from flcore.server import serve as serving
 from flcore.server import task_runner

@@ -21,7 +21,7 @@ from tests.flcore.server.failing_disk import DiskJob, FailingDisk, Fault, Report
 
 CLIENTS = ("client-1", "client-2", "client-3")
 GENERIC = "the server could not store the answer"
-ENDED, DONE = "the job failed; the server's log says why", "the job is done"
+ENDED, DONE = "the server's disk failed; its log says why", "the job is done"
 UPDATE = r"\.updates/\d+-client-2-"
 
 FULL, BROKEN, READ_ONLY = errno.ENOSPC, errno.EIO, errno.EROFS

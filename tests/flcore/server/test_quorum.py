@@ -11,7 +11,7 @@ import pytest
 
 from flcore import Aggregator, Arrays, JobFailed, QuorumError, Task, Update
 from flcore.aggregation.memory_quota import MemoryQuota
-from flcore.cli.event_lines import warning_line
+from flcore.event_log.event_lines import warning_line
 from flcore.model.chunks import GlobalModel
 from flcore.server import task_runner
 from flcore.server.events import NoBestModel, RoundSkipped, TaskRetried, WaitingForClients

@@ -3,6 +3,9 @@
 import json
 import re
 import runpy
+import sys
+import threading
+import types
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -10,14 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-import flcore
 from flcore import History, RoundRecord
-from flcore.job.contract import Contract
 from flcore.model.checkpoint import open_model, save
 from flcore.model.model import Model
 from flcore.progress import TaskProgress
 from flcore.server import events
-from flcore.simulation.notebook_progress import ProgressLine
+from flcore.simulation.notebook_progress import ProgressLine, notebook_progress
+from flcore.status import StatusBoard
 from tests.test_readme import blocks
 
 DOCS = Path(__file__).parents[3] / "docs"
@@ -83,7 +85,7 @@ def test_names_of_clients_and_metrics_are_escaped_and_bounded() -> None:
     history = History([record(1, train=many, failed={"train": {HOSTILE: HOSTILE}})])
     shown = [repr(history), repr(history[0]), history.to_html()]
     assert all(len(text) < 3000 and text.isprintable() for text in shown)
-    assert "192 more metrics" in shown[0] and "<script" not in shown[2] and "&lt;script&gt;" in shown[2]
+    assert "and 192 more" in shown[0] and "<script" not in shown[2] and "&lt;script&gt;" in shown[2]
 
 
 def test_a_model_in_a_line_and_in_a_table(tmp_path: Path) -> None:
@@ -98,26 +100,65 @@ def test_a_model_in_a_line_and_in_a_table(tmp_path: Path) -> None:
             assert "<td>10 more</td>" in table and "&lt;b&gt;50" not in table
 
 
-@pytest.fixture
-def contract() -> Contract:
-    return flcore.Job.load("digits").contract
-
-
-def test_the_progress_of_a_run(contract: Contract) -> None:
-    line = ProgressLine(contract)
-    assert "0/60 rounds, waiting for clients, 0.0 MB, 0 s" in line.html() and not line.changed.is_set()
-    line(events.ClientJoined("a", 2))
-    assert "2 clients connected" in line.html() and line.changed.is_set()
-    line(events.TaskSent("train", 1, 3, ("a", "b", "c"), ""))
-    line(events.TaskAnswered("train", "a", 1, 1, 1.0, 9, ""))
-    line(events.ClientFailed("train", "b", "it broke"))
-    assert "train 1/3 clients, 1 failed" in line.html()
-    line(TaskProgress(HOSTILE, "train", 1, 60, 1, 4))
-    assert "25%" in line.html() and "<script" not in line.html()
-    line(events.BytesTransferred(1_000_000, 500_000))
-    line(events.RoundFinished(record(7, validate={HOSTILE: 0.5, "loss": 0.25})))
-    line(events.NoBestModel("acuracy", ("loss", "accuracy")))
-    line.end("failed")
+def test_the_progress_of_a_run() -> None:
+    board = StatusBoard("digits", 60, ("a", "b", "c"))
+    line = ProgressLine(board)
+    tell = events.notify_all(board.observe, line.observe)
+    assert "0/60 rounds, waiting for clients, 0.0 MB, 0 s" in line.html()
+    tell(events.ClientJoined("a", 1))
+    assert "1 client connected" in line.html()
+    tell(events.ClientJoined("b", 2))
+    assert "2 clients connected" in line.html()
+    tell(events.TaskSent("train", 1, 3, ("a", "b", "c"), ""))
+    tell(events.TaskAnswered("train", "a", 1, 1, 1.0, 9, ""))
+    tell(events.ClientFailed("train", "b", "it broke", 1))
+    assert "train 1/3 clients, 1 failed, 1 lost" in line.html()
+    tell(events.ClientJoined("c", 3))
+    tell(TaskProgress("c", "train", 1, 60, 1, 4))
+    assert "train 1/3 clients (c 25 %), 1 failed" in line.html()
+    tell(events.BytesTransferred(1_000_000, 500_000))
+    tell(events.RoundFinished(record(7, validate={HOSTILE: 0.5, "loss": 0.25})))
+    tell(events.NoBestModel("acuracy", ("loss", "accuracy")))
+    tell(events.RunEnded("the job failed", failed=True, end="failed"))
     shown = line.html()
     assert "<progress value='7' max='60'>" in shown and "7/60 rounds, failed, " in shown and "1.5 MB" in shown
     assert "did you mean &#x27;accuracy&#x27;?" in shown and "<script" not in shown and shown.isprintable()
+
+
+def test_names_of_clients_and_tasks_in_the_progress_are_escaped() -> None:
+    board = StatusBoard("<b>", 3)
+    line = ProgressLine(board)
+    for event in (
+        events.ClientJoined(HOSTILE, 1),
+        events.TaskSent(HOSTILE, 1, 1, (HOSTILE,), ""),
+        TaskProgress(HOSTILE, HOSTILE, 1, 3, 1, 4),
+    ):
+        board.observe(event)
+    shown = line.html()
+    assert "25 %" in shown and "&lt;script&gt;" in shown and "<script" not in shown and shown.isprintable()
+    assert "<b>&lt;b&gt;</b>" in shown
+
+
+def test_the_output_is_updated_from_a_thread_and_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown, is_updated = list[str](), threading.Event()
+
+    class Handle:
+        def update(self, html: str) -> None:
+            shown.append(html)
+            is_updated.set()
+
+    def display(html: str, **_: bool) -> Handle:
+        shown.append(html)
+        return Handle()
+
+    ipython = types.ModuleType("IPython.display")
+    ipython.HTML, ipython.display = str, display  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "IPython", types.ModuleType("IPython"))
+    monkeypatch.setitem(sys.modules, "IPython.display", ipython)
+    board = StatusBoard("digits", 60)
+    with pytest.raises(KeyError), notebook_progress(board) as observe:
+        events.notify_all(board.observe, observe)(events.ClientJoined("a", 1))
+        assert is_updated.wait(60.0)
+        raise KeyError("before the run has begun")
+    assert "waiting for clients" in shown[0] and "1 client connected" in shown[1]
+    assert "failed" in shown[-1], "the run could not begin"

@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ import pytest
 
 from flcore.errors import HistoryError, JobAborted
 from flcore.server.events import ClientJoined, RunEnded, RunStarted
-from flcore.server.run_directory import PARTIAL_STATUS_FILE, STATUS_FILE
-from flcore.status import JobStatus, StatusBoard, read_status
+from flcore.server.history import RoundRecord
+from flcore.server.run_directory import PARTIAL_STATUS_FILE, STATUS_FILE, RunDirectory
+from flcore.server.run_summary import CRASHED
+from flcore.status import JobStatus, StatusBoard, board_watch, read_status, stored_status
 from flcore.status import status_file as module
-from flcore.status.status_file import StatusFile
-from flcore.status.stored_status import CRASHED
+from flcore.status.status_file import keep_status_file
 from tests.flcore.conftest import Stage, adding
 
 STARTED = RunStarted("run-1", "job", "f", "c", "1")
@@ -27,7 +29,7 @@ TIMEOUT_S = 60.0
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "INTERVAL_S", 0.01)
-    monkeypatch.setattr(module, "MAX_SHARE", 1.0)
+    monkeypatch.setattr(board_watch, "MAX_SHARE", 1.0)
 
 
 class Writes:
@@ -72,7 +74,7 @@ def read(directory: Path) -> JobStatus:
 
 def test_each_change_is_written_and_nothing_else(tmp_path: Path, writes: Writes) -> None:
     board = StatusBoard("job", 3)
-    with StatusFile(board, tmp_path):
+    with keep_status_file(board, tmp_path):
         board.observe(STARTED)
         writes.wait_for(1)
         board.observe(ClientJoined("north", 1))
@@ -86,7 +88,7 @@ def test_each_change_is_written_and_nothing_else(tmp_path: Path, writes: Writes)
 
 
 def test_nothing_is_written_before_the_run_has_begun(tmp_path: Path, writes: Writes) -> None:
-    with StatusFile(StatusBoard("job", 3), tmp_path):
+    with keep_status_file(StatusBoard("job", 3), tmp_path):
         pass
     assert writes.count == 0 and not list(tmp_path.iterdir())
 
@@ -94,7 +96,7 @@ def test_nothing_is_written_before_the_run_has_begun(tmp_path: Path, writes: Wri
 def test_a_flood_of_events_is_a_few_writes(tmp_path: Path, writes: Writes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "INTERVAL_S", 3600.0)
     board = StatusBoard("job", 3)
-    with StatusFile(board, tmp_path):
+    with keep_status_file(board, tmp_path):
         board.observe(STARTED)
         writes.wait_for(1)
         for number in range(1_000):
@@ -106,7 +108,7 @@ def test_a_flood_of_events_is_a_few_writes(tmp_path: Path, writes: Writes, monke
 def test_the_end_is_in_the_file_and_a_run_that_is_done_needs_none(tmp_path: Path) -> None:
     for end, is_kept in (("failed", True), ("aborted", True), ("interrupted", True), ("done", False)):
         board = StatusBoard("job", 3)
-        with StatusFile(board, tmp_path):
+        with keep_status_file(board, tmp_path):
             board.observe(STARTED)
             board.observe(RunEnded("over", end != "done", end, "why"))  # type: ignore[arg-type]
         assert (tmp_path / STATUS_FILE).exists() == is_kept
@@ -118,11 +120,11 @@ def test_the_end_is_in_the_file_and_a_run_that_is_done_needs_none(tmp_path: Path
 def test_a_full_disk_costs_the_file_alone(tmp_path: Path, writes: Writes) -> None:
     board = StatusBoard("job", 3)
     writes.error = errno.ENOSPC
-    with StatusFile(board, tmp_path):
+    with keep_status_file(board, tmp_path):
         board.observe(STARTED)
         writes.wait_for(1)
     assert not list(tmp_path.iterdir())  # no part of a file holds space that the run needs
-    with StatusFile(board, tmp_path):
+    with keep_status_file(board, tmp_path):
         board.observe(ClientJoined("north", 1))
         writes.wait_for(writes.count + 1)
         writes.error = 0
@@ -139,7 +141,7 @@ def test_at_the_end_the_last_file_makes_room_for_the_final_one(tmp_path: Path, m
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return write_text(path, text, **more)
 
-    with StatusFile(board, tmp_path):
+    with keep_status_file(board, tmp_path):
         (tmp_path / STATUS_FILE).write_text("an earlier one")
         monkeypatch.setattr(Path, "write_text", writing)
         board.observe(STARTED)
@@ -218,6 +220,41 @@ def test_a_run_that_was_killed_has_stopped(opened: tuple[Stage, Path, threading.
     assert read_status(copy).rounds_over == 1
     go_on.set()
     stage.result()
+
+
+def test_a_watched_run_is_read_when_it_has_changed_and_only_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads, read_now = list[Path](), stored_status.read_status
+
+    def read_counted(directory: Path) -> JobStatus:
+        reads.append(directory)
+        return read_now(directory)
+
+    monkeypatch.setattr(stored_status, "read_status", read_counted)
+    board, nothing = StatusBoard("hospital", 3), lambda: None
+    with ExitStack() as stack:
+        run = stack.enter_context(RunDirectory(tmp_path, job="hospital", contract_fingerprint="f" * 64))
+        board.observe(RunStarted(run.id, "hospital", "f", "c", "1"))
+
+        def write() -> None:
+            module._update(board, tmp_path / STATUS_FILE)
+
+        def join() -> None:
+            board.observe(ClientJoined("north", 1))
+            write()
+
+        def finish_round() -> None:  # a disk that takes no status file may take the history
+            run.append(RoundRecord(1, seconds={"round": 1.0}))
+
+        steps = [nothing, write, nothing, join, nothing, finish_round, nothing, stack.close]
+        waited = iter(steps)
+        seen = [
+            (status.state, status.connected)
+            for status in stored_status.watch_status(tmp_path, lambda seconds: next(waited)())
+        ]
+    assert seen == [("running", 0), ("waiting", 0), ("waiting", 1), ("waiting", 1), ("stopped", 0)]
+    assert len(reads) == len(seen) and not list(waited), "five reads in nine looks"
 
 
 def test_a_directory_without_a_run_is_one_clear_error(tmp_path: Path) -> None:

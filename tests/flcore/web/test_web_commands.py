@@ -13,14 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import typer
 
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 
 from flcore import Arrays, Task, Update
 from flcore.cli import web_page as module
-from flcore.cli.web_page import WebAddress, parse_web_address, web_page
+from flcore.cli.web_page import web_page
 from flcore.errors import CertificateError, JobError
 from flcore.server.history_table import read_history
 from flcore.web import FederationSource, RunSource, Token, WebServer
@@ -34,28 +33,6 @@ TIMEOUT_S = 60.0
 PAGE = Path(__file__).parents[3] / "docs/web.md"
 
 
-@pytest.mark.parametrize(
-    ("text", "address", "is_loopback"),
-    [
-        ("8480", ("127.0.0.1", 8480), True),
-        ("localhost:8480", ("127.0.0.1", 8480), True),
-        ("[::1]:0", ("::1", 0), True),
-        ("127.8.8.8:1", ("127.8.8.8", 1), True),
-        ("0.0.0.0:8480", ("0.0.0.0", 8480), False),
-        ("fl.example.org:8480", ("fl.example.org", 8480), False),
-    ],
-)
-def test_an_address_is_a_port_or_a_host_and_a_port(text: str, address: tuple[str, int], is_loopback: bool) -> None:
-    parsed = parse_web_address(text)
-    assert parsed is not None and (parsed.host, parsed.port) == address and parsed.is_loopback == is_loopback
-
-
-@pytest.mark.parametrize("text", ["", "x", "70000", "host:", "http://localhost:80", ":80", "::1:80", "-1"])
-def test_another_text_is_a_usage_error(text: str) -> None:
-    with pytest.raises(typer.BadParameter, match=r"expected \[HOST:\]PORT"):
-        parse_web_address(text)
-
-
 def source() -> RunSource:
     job = SyntheticJob()
     return RunSource(job.board, job.contract, None)
@@ -66,7 +43,7 @@ def ignore(_: str, __: str) -> None:
 
 
 def test_a_page_for_other_machines_needs_tls() -> None:
-    with pytest.raises(JobError, match="expected TLS"), web_page(WebAddress("0.0.0.0", 0), source, ignore):
+    with pytest.raises(JobError, match="expected TLS"), web_page(("0.0.0.0", 0), source, ignore):
         pass
 
 
@@ -74,7 +51,7 @@ def test_without_the_extra_the_error_says_what_to_install(monkeypatch: pytest.Mo
     monkeypatch.setattr(module, "find_spec", lambda name: None if name == "uvicorn" else object())
     with (
         pytest.raises(JobError, match=r"needs uvicorn; pip install 'flcore\[web\]'"),
-        web_page(WebAddress("127.0.0.1", 0), source, ignore),
+        web_page(("127.0.0.1", 0), source, ignore),
     ):
         pass
 
@@ -84,7 +61,7 @@ def test_a_port_in_use_is_an_error_that_names_it() -> None:
         port = int(server.url.rstrip("/").rpartition(":")[2])
         with (
             pytest.raises(JobError, match=f"127.0.0.1:{port}.*--web"),
-            web_page(WebAddress("127.0.0.1", port), source, ignore),
+            web_page(("127.0.0.1", port), source, ignore),
         ):
             pass
 
@@ -111,7 +88,7 @@ def test_over_tls_the_page_has_the_servers_certificate_and_needs_the_token(tmp_p
     command = [sys.executable, "-m", "flcore", "certs", "init", "hospitals", "--host", "localhost"]
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=60)
     certificates, said = tmp_path / "certs/server", list[str]()
-    address = WebAddress("0.0.0.0", 0)
+    address = ("0.0.0.0", 0)
     told = web_page(address, source, lambda text, _: said.append(text), certificates=certificates, hosts=("localhost",))
     with told:
         [text] = said

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Mapping
 
-from flcore.cli.event_lines import (
+from flcore.event_log.event_lines import (
     EventLine,
     call_refused_level,
     info,

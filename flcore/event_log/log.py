@@ -16,8 +16,8 @@ from typing import Any, NamedTuple, Self
 
 from rich.console import Console
 
-from flcore.cli.event_lines import EventLine, lines_of_run
-from flcore.cli.log_writer import MAX_QUEUED_LINES, LogWriter
+from flcore.event_log.event_lines import EventLine, lines_of_run
+from flcore.event_log.log_writer import MAX_QUEUED_LINES, LogWriter
 from flcore.job.contract import Contract
 from flcore.server.events import BytesTransferred, Event
 from flcore.text import printable, utc_time

@@ -9,9 +9,9 @@ from typing import Any, get_args
 
 import pytest
 
-from flcore.cli.event_lines import EventLine, lines_of_run
-from flcore.cli.federation_lines import FEDERATION_LINES
-from flcore.cli.log import EventLog, Log
+from flcore.event_log.event_lines import EventLine, lines_of_run
+from flcore.event_log.federation_lines import FEDERATION_LINES
+from flcore.event_log.log import EventLog, Log
 from flcore.federation.audit import JobOver, JobRequested, JobStarted, RequestRefused, SiteRefused
 from flcore.federation.roles import Caller
 from flcore.progress import TaskProgress
@@ -48,7 +48,7 @@ from flcore.server.events import (
 )
 from flcore.server.history import RoundRecord
 from flcore.server.transfer_events import DownloadBegan, DownloadEnded, UploadBegan, UploadEnded, UploadQueued
-from tests.flcore.test_log import CONTRACT
+from tests.flcore.event_log.test_log import CONTRACT
 
 HOSTILE = "bad\nround 9/9: 3 of 3 clients\x1b[2J\x7f" + "x" * 100_000
 ALICE = Caller("alice", "lead", "lead", "0" * 64)

@@ -1,9 +1,17 @@
-"""Numbers as text: metrics, bytes and seconds, alone or aligned in a column."""
+"""Numbers as text: metrics, bytes and seconds, alone, in a line, or aligned in a column."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+
+from flcore.text import printable
 
 BYTE_UNITS = ("B", "kB", "MB", "GB", "TB")
+
+MAX_METRICS_SHOWN = 8
+"""The most metrics in a line."""
+
+MAX_NAME_CHARACTERS = 32
+"""The most characters of a metric's name in a line. Clients give the names."""
 
 
 def metric_text(value: float) -> str:
@@ -13,6 +21,26 @@ def metric_text(value: float) -> str:
     ('0.9643', '1.235e+05')
     """
     return f"{value:.4g}"
+
+
+def metrics_text(metrics: Mapping[str, float], most: int = MAX_METRICS_SHOWN) -> str:
+    """Return metrics in a line, at most `most` of them; empty if there are none.
+
+    >>> metrics_text({"loss": 0.25, "accuracy": 0.93333, "auc": 0.5}, most=2)
+    'loss 0.25, accuracy 0.9333 and 1 more'
+    """
+    first = list(metrics.items())[:most]
+    shown = ", ".join(f"{printable(name, MAX_NAME_CHARACTERS)} {metric_text(value)}" for name, value in first)
+    return shown + (f" and {len(metrics) - most} more" if len(metrics) > most else "")
+
+
+def megabytes_text(nbytes: float) -> str:
+    """Return a number of bytes in MB, so that all of a log can be compared.
+
+    >>> megabytes_text(1_234_567_890), megabytes_text(1_000)
+    ('1,234.6 MB', '0.0 MB')
+    """
+    return f"{nbytes / 1e6:,.1f} MB"
 
 
 def bytes_text(nbytes: float) -> str:
@@ -33,16 +61,37 @@ def byte_unit(nbytes: float) -> str:
 
 
 def seconds_text(seconds: float) -> str:
-    """Return a duration.
+    """Return a duration that was measured.
 
     >>> seconds_text(0.0712), seconds_text(75.3), seconds_text(7325)
     ('0.071 s', '1 min 15 s', '2 h 02 min')
     """
     if seconds < 60:
         return f"{seconds:.3f} s" if seconds < 1 else f"{seconds:.1f} s"
-    if seconds < 3600:
-        return f"{int(seconds // 60)} min {int(seconds % 60):02} s"
-    return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60):02} min"
+    return duration_text(seconds)
+
+
+def duration_text(seconds: float) -> str:
+    """Return a duration in whole seconds; from an hour on, in minutes.
+
+    >>> duration_text(9.6), duration_text(130), duration_text(3_840)
+    ('10 s', '2 min 10 s', '1 h 04 min')
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3_600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    return f"{whole // 3_600} h {whole % 3_600 // 60:02} min"
+
+
+def share_text(share: float) -> str:
+    """Return a share of a whole in percent.
+
+    >>> share_text(0.25)
+    '25 %'
+    """
+    return f"{100 * share:.0f} %"
 
 
 def column_format(values: Iterable[float]) -> Callable[[float], str]:

@@ -8,6 +8,7 @@ from typing import Any
 from flcore_transport import UNKNOWN_SESSION
 
 from flcore.job.contract import Contract
+from flcore.number_text import megabytes_text, metrics_text
 from flcore.progress import TaskProgress
 from flcore.server.events import (
     AnswerRefused,
@@ -27,6 +28,7 @@ from flcore.server.events import (
     RuleBegan,
     RuleEnded,
     RunContinued,
+    RunEnd,
     RunEnded,
     RunStarted,
     StoppedEarly,
@@ -43,9 +45,6 @@ from flcore.server.history import RoundRecord
 from flcore.server.transfer_events import DownloadBegan, DownloadEnded, UploadBegan, UploadEnded, UploadQueued
 from flcore.text import counted, did_you_mean, printable
 
-MAX_METRICS_SHOWN = 8
-"""The most metrics in a line."""
-
 MAX_REASON_CHARACTERS = 2_000
 """The most characters of a reason in a line."""
 
@@ -55,24 +54,14 @@ MAX_NAMES_SHOWN = 10
 
 def round_line(record: RoundRecord, contract: Contract) -> str:
     """Return a round's summary in one line. A round without training, as of `fed_eval`, has no count of clients."""
-    shown = metrics_text({**record.train, **record.validate})
+    shown = metrics_text(record.metrics)
     skipped = ", skipped" if record.skipped else ""
-    traffic = (record.bytes_sent + record.bytes_received) / 1e6
+    traffic = megabytes_text(record.bytes_sent + record.bytes_received)
     clients = f"{len(record.updates)} of {counted(len(record.sampled), 'client')}, " if record.sampled else ""
     return (
         f"round {record.round}/{contract.server.rounds}: {clients}"
-        f"{shown or 'no metrics'}, {traffic:,.1f} MB, {record.seconds['round']:.2f} s{skipped}"
+        f"{shown or 'no metrics'}, {traffic}, {record.seconds['round']:.2f} s{skipped}"
     )
-
-
-def metrics_text(metrics: Mapping[str, float], most: int = MAX_METRICS_SHOWN) -> str:
-    """Return metrics in words, at most `most` of them; empty if there are none.
-
-    >>> metrics_text({"loss": 0.25, "accuracy": 0.93333, "auc": 0.5}, most=2)
-    'loss 0.25, accuracy 0.9333 and 1 more'
-    """
-    shown = ", ".join(f"{printable(name, 32)} {value:.4g}" for name, value in list(metrics.items())[:most])
-    return shown + (f" and {len(metrics) - most} more" if len(metrics) > most else "")
 
 
 def warning_line(
@@ -174,8 +163,16 @@ def _refused_answer_line(event: AnswerRefused) -> str:
 
 def _published_line(event: ModelPublished) -> str:
     best = ", the best so far" if event.is_best else ""
-    return f"published {event.file} of round {event.round}, {event.tensor_bytes / 1e6:,.1f} MB{best}"
+    return f"published {event.file} of round {event.round}, {megabytes_text(event.tensor_bytes)}{best}"
 
+
+ENDS: Mapping[RunEnd, str] = {
+    "done": "is over",
+    "failed": "has failed",
+    "aborted": "was aborted",
+    "stopped": "was stopped",
+    "interrupted": "was interrupted",
+}
 
 RUN_LINES: Mapping[type, EventLine] = {
     RunStarted: EventLine(
@@ -198,7 +195,7 @@ RUN_LINES: Mapping[type, EventLine] = {
     ),
     RunEnded: EventLine(
         lambda e: logging.ERROR if e.failed else logging.INFO,
-        lambda e: f"the run {'has failed' if e.failed else 'is over'}: {e.reason}",
+        lambda e: f"the run {ENDS[e.end]}: {e.reason}",
     ),
     ClientJoined: EventLine(info, lambda e: f"{e.client} joined ({e.connected} connected)"),
     ClientLeft: EventLine(info, lambda e: f"{e.client} left ({e.connected} connected)"),
@@ -208,19 +205,19 @@ RUN_LINES: Mapping[type, EventLine] = {
     TaskSent: EventLine(debug, lambda e: f"round {e.round}: {e.task} is sent to {counted(e.client_count, 'client')}"),
     DownloadBegan: EventLine(debug, lambda e: f"{e.client} downloads the model for {e.task}"),
     DownloadEnded: EventLine(
-        debug, lambda e: f"{e.client} has the model for {e.task}: {e.sent_bytes / 1e6:,.1f} MB, and works on it"
+        debug, lambda e: f"{e.client} has the model for {e.task}: {megabytes_text(e.sent_bytes)}, and works on it"
     ),
     UploadQueued: EventLine(debug, lambda e: f"{e.client} has done {e.task}, and waits to upload its answer"),
     UploadBegan: EventLine(debug, lambda e: f"{e.client} uploads its answer to {e.task}"),
     UploadEnded: EventLine(
-        debug, lambda e: f"{e.client} has uploaded its answer to {e.task}: {e.received_bytes / 1e6:,.1f} MB"
+        debug, lambda e: f"{e.client} has uploaded its answer to {e.task}: {megabytes_text(e.received_bytes)}"
     ),
     UpdatesFolded: EventLine(
         debug,
         lambda e: f"round {e.round}: in the total, {counted(len(e.clients), 'update')}: {_shorten(e.clients)}",
     ),
     TaskAnswered: EventLine(
-        debug, lambda e: f"{e.client} has answered {e.task}: {e.received_bytes / 1e6:,.1f} MB, weight {e.weight:g}"
+        debug, lambda e: f"{e.client} has answered {e.task}: {megabytes_text(e.received_bytes)}, weight {e.weight:g}"
     ),
     AnswerRefused: EventLine(debug, _refused_answer_line),  # at INFO, the line of `ClientFailed` tells of it
     ClientFailed: EventLine(warning, lambda e: f"{e.client} failed in {e.task}: {e.reason}", is_in_round=True),
@@ -235,7 +232,7 @@ RUN_LINES: Mapping[type, EventLine] = {
     StoppedEarly: EventLine(info, warning_line),
     NoBestModel: EventLine(warning, warning_line, is_in_round=True),
     BytesTransferred: EventLine(
-        debug, lambda e: f"transferred: {e.sent / 1e6:,.1f} MB sent, {e.received / 1e6:,.1f} MB received"
+        debug, lambda e: f"transferred: {megabytes_text(e.sent)} sent, {megabytes_text(e.received)} received"
     ),
     ModelPublished: EventLine(debug, _published_line),
     TaskProgress: EventLine(debug, str),

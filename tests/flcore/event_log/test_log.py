@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from flcore.cli.log import MAX_QUEUED_LINES, Log, log_events
+from flcore.event_log.log import MAX_QUEUED_LINES, Log, log_events
 from flcore.job.parsing import parse_contract
 from flcore.server.events import (
     BytesTransferred,
