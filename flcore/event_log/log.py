@@ -6,6 +6,7 @@ a thread of its own (`log_writer`). Text of clients is bounded, and has no contr
 
 import json
 import logging
+import math
 import os
 import select
 import sys
@@ -164,8 +165,11 @@ def _format(line_format: str, text: str, level: int, event: str, fields: Mapping
 
 
 def _bounded(value: Any) -> Any:
-    """Return fields with each text cut to `MAX_LINE_CHARACTERS`."""
+    """Return fields with each text cut to `MAX_LINE_CHARACTERS`. JSON has no numbers that are not finite: they are text.
+    """
     match value:
+        case float() if not math.isfinite(value):
+            return str(value)
         case str():
             return value if len(value) <= MAX_LINE_CHARACTERS else f"{value[: MAX_LINE_CHARACTERS - 3]}..."
         case dict():
@@ -184,9 +188,12 @@ class LogHandler(logging.Handler):
         self._log = log
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write one record, a traceback included, in one line."""
-        text = printable(self.format(record), MAX_LINE_CHARACTERS)
-        self._log.write_line(text, "log", level=record.levelno, logger=record.name)
+        """Write one record, a traceback included, in one line. Raises nothing: the caller may be in a run's way."""
+        try:
+            text = self.format(record)
+        except Exception as error:  # noqa: BLE001 - whatever the arguments of a library's record raise
+            text = f"{record.msg!r:.200} could not be formatted: {type(error).__name__}"
+        self._log.write_line(printable(text, MAX_LINE_CHARACTERS), "log", level=record.levelno, logger=record.name)
 
 
 class EventLog:

@@ -33,7 +33,8 @@ class BoundedLog:
         """Append bytes. Of more than the limit, the last ones stay.
 
         Raises:
-            OSError: The disk does not take all of them. A part of them may be in the file.
+            OSError: The disk does not take all of them, and a part of them may be in the file; or the path is a pipe
+                that nobody reads.
         """
         data = data[-self._max_bytes :]
         with self._lock:
@@ -50,7 +51,8 @@ class BoundedLog:
         self._written()
 
     def _open(self) -> int:
-        return os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, self._mode)
+        # Not blocking: a pipe without a reader is an error, and holds nobody.
+        return os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK, self._mode)
 
 
 def earlier_log(path: Path) -> Path:

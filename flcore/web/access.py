@@ -10,7 +10,6 @@ import hashlib
 import hmac
 import secrets
 from collections.abc import Awaitable, Callable, Collection, MutableMapping
-from http.cookies import CookieError, SimpleCookie
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,6 +23,8 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 COOKIE = "flcore-page"
+"""How the cookie's name begins. A part of a digest follows: browsers send cookies to all ports of a host."""
+
 MIN_TOKEN_CHARACTERS = 20
 
 HEADERS = {
@@ -48,6 +49,7 @@ class Token:
         self._text = text.encode()
         # The cookie is another text than the token, so that a stolen cookie is not the token.
         self._cookie = hmac.new(self._text, b"flcore web page cookie", hashlib.sha256).hexdigest()
+        self._cookie_name = f"{COOKIE}-{hmac.new(self._text, b'its name', hashlib.sha256).hexdigest()[:8]}"
 
     @classmethod
     def read_or_create(cls, path: Path) -> Self:
@@ -79,16 +81,15 @@ class Token:
         return hmac.compare_digest(given.strip().encode(), self._text) and scheme.lower() == "bearer"
 
     def is_cookie(self, cookies: str) -> bool:
-        """Whether a header `Cookie` has the cookie of the token."""
-        try:
-            morsel = SimpleCookie(cookies).get(COOKIE)
-        except CookieError:
-            return False
-        return morsel is not None and hmac.compare_digest(morsel.value.encode(), self._cookie.encode())
+        """Whether a header `Cookie` has the cookie of the token, among those of other servers of the host."""
+        # Not `http.cookies`, which gives up at a cookie that it does not like, and is quadratic in quoted ones.
+        pairs = (pair.partition("=") for pair in cookies.split(";"))
+        given = next((value for name, _, value in pairs if name.strip() == self._cookie_name), "")
+        return hmac.compare_digest(given.strip().encode(), self._cookie.encode())
 
     def cookie_header(self, *, is_secure: bool) -> str:
         """Return the header `Set-Cookie`. A browser shows it to this server alone, and to no script."""
-        return f"{COOKIE}={self._cookie}; Path=/; HttpOnly; SameSite=Strict" + ("; Secure" if is_secure else "")
+        return f"{self._cookie_name}={self._cookie}; Path=/; HttpOnly; SameSite=Strict" + ("; Secure" if is_secure else "")
 
 
 class Access:

@@ -1,22 +1,22 @@
 """The application: the page's files, the streams of states, and the values that the page asks for."""
 
-from collections.abc import AsyncGenerator, Callable, Collection, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from http import HTTPStatus
 from importlib.resources import files
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import anyio.to_thread
 from anyio import CapacityLimiter
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import FileResponse, Response, StreamingResponse
+from starlette.responses import Response
 from starlette.routing import Route
 
 from flcore.server.run_directory import HISTORY_FILE
 from flcore.web.access import Access, App, Token
 from flcore.web.feeds import Feeds
+from flcore.web.replies import Download, EventStream
 from flcore.web.sources import Source
 from flcore.web.views import full_status, rounds_view, sites_view, timeline_view, to_bytes
 
@@ -121,7 +121,10 @@ class Pages:
             raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, headers={"Retry-After": "10"})
         if request.method == "HEAD":
             return Response(media_type="text/event-stream")
-        return StreamingResponse(self._counted(topic), media_type="text/event-stream")
+        self._streams += 1  # here: before a stream has begun, others are asked for
+        return EventStream(
+            self._feeds.messages(topic, lambda: self._in_thread(lambda: self._feeds.state(topic))), self._end_stream
+        )
 
     async def timeline(self, request: Request) -> Response:
         """The timeline of a round that is kept."""
@@ -167,25 +170,19 @@ class Pages:
         """A file of a run."""
         key, name = request.path_params["key"], request.path_params["name"]
 
-        def find() -> Path | None:
+        def find() -> BinaryIO | None:
             directory = self._source.directory(key) if name in DOWNLOADS else None
-            return directory / name if directory is not None and (directory / name).is_file() else None
+            is_there = directory is not None and (directory / name).is_file()
+            return (directory / name).open("rb") if directory is not None and is_there else None
 
-        path = await self._in_thread(find)
-        if path is None:
+        file = await self._in_thread(find)
+        if file is None:
             raise HTTPException(HTTPStatus.NOT_FOUND)
         safe = "".join(char if char.isascii() and (char.isalnum() or char in "-._") else "-" for char in key)
-        return FileResponse(path, media_type=DOWNLOADS[name], filename=f"{safe}-{name}")
+        return Download(file, DOWNLOADS[name], f"{safe}-{name}", self._in_thread)
 
-    async def _counted(self, topic: str) -> AsyncGenerator[bytes]:
-        self._streams += 1
-        messages = self._feeds.messages(topic, lambda: self._in_thread(lambda: self._feeds.state(topic)))
-        try:
-            async for message in messages:
-                yield message
-        finally:
-            self._streams -= 1
-            await messages.aclose()
+    def _end_stream(self) -> None:
+        self._streams -= 1
 
     async def _json(self, make: Callable[[], dict[str, Any] | None]) -> Response:
         def encode() -> bytes | None:

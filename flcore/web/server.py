@@ -67,7 +67,7 @@ class WebServer:
                 loop="asyncio",
                 lifespan="off",
                 log_config=None,
-                log_level="warning",
+                log_level="error",  # not "warning": a line for each malformed request would push others out of the log
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,

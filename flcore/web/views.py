@@ -2,7 +2,9 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 from flcore.server.history import RoundRecord
@@ -14,6 +16,12 @@ from flcore.version import __version__
 from flcore.web.sources import Source
 
 MAX_NAME_CHARACTERS, MAX_REASON_CHARACTERS = 64, 300
+
+MAX_ROUNDS = 500
+"""The most rounds of a reply. The page asks for those after them."""
+
+MAX_METRICS, MAX_LEFT_OUT = 50, 200
+"""The most metrics of a round, and the most clients without an answer that it names. Clients give the names."""
 
 ANSWER_SECONDS, ANSWER_MEGABYTES = "answer (s)", "update (MB)"
 """The measures of a site by round that each job has, beside the metrics of its clients."""
@@ -87,13 +95,16 @@ def timeline_view(board: StatusBoard, round_number: int) -> dict[str, Any]:
 
 
 def rounds_view(records: Sequence[RoundRecord], after: int) -> dict[str, Any]:
-    """Return the rounds after one, without the values of each site."""
-    return {"rounds": [_round_line(record) for record in records if record.round > after]}
+    """Return the rounds after one, without the values of each site; `MAX_ROUNDS` at most."""
+    return {"rounds": [_round_line(record) for record in _after(records, after)]}
 
 
 def sites_view(records: Sequence[RoundRecord], metric: str, after: int) -> dict[str, Any]:
-    """Return a metric of each site by round: a list for each site, with null where a round has no value."""
-    shown = [record for record in records if record.round > after]
+    """Return a metric of each site by round: a list for each site, with null where a round has no value.
+
+    It has `MAX_ROUNDS` rounds at most, as `rounds_view`.
+    """
+    shown = _after(records, after)
     sites = dict[str, list[float | None]]()
     for index, record in enumerate(shown):
         for client, part in record.updates.items():
@@ -112,19 +123,26 @@ def _job_line(key: str, status: JobStatus) -> dict[str, Any]:
     return {"key": key, "is_over": status.is_over, **line, "refusals": sum(status.refusals.values())}
 
 
+def _after(records: Sequence[RoundRecord], after: int) -> list[RoundRecord]:
+    return list(islice((record for record in records if record.round > after), MAX_ROUNDS))
+
+
 def _round_line(record: RoundRecord) -> dict[str, Any]:
-    metrics = {name for part in record.updates.values() for name in part.metrics}
+    # Those of the most clients come first: one client that sends hundreds of names must not push out the others'.
+    reported = Counter(name for part in record.updates.values() for name in part.metrics)
+    train = sorted(record.train, key=reported.__getitem__, reverse=True)
+    failed = ((client, task, reason) for task, each in record.failed.items() for client, reason in each.items())
     return {
         "round": record.round,
         "sampled": len(record.sampled),
         "updates": len(record.updates),
+        "left_out": len({client for reasons in record.failed.values() for client in reasons}),
         "failed": [
             (printable(client, MAX_NAME_CHARACTERS), printable(task, MAX_NAME_CHARACTERS), _short(reason))
-            for task, reasons in record.failed.items()
-            for client, reason in reasons.items()
+            for client, task, reason in islice(failed, MAX_LEFT_OUT)
         ],
-        "site_metrics": [ANSWER_SECONDS, ANSWER_MEGABYTES, *sorted(metrics)],
-        "train": _metrics(record.train),
+        "site_metrics": [ANSWER_SECONDS, ANSWER_MEGABYTES, *sorted(name for name, _ in reported.most_common(MAX_METRICS))],
+        "train": _metrics({name: record.train[name] for name in train}),
         "validate": _metrics(record.validate),
         "seconds": _metrics(record.seconds),
         "bytes_sent": record.bytes_sent,
@@ -137,7 +155,7 @@ def _round_line(record: RoundRecord) -> dict[str, Any]:
 
 
 def _metrics(metrics: dict[str, float]) -> dict[str, float]:
-    return {name: _rounded(value) for name, value in metrics.items()}
+    return {name: _rounded(value) for name, value in islice(metrics.items(), MAX_METRICS)}
 
 
 def _rounded(value: float) -> float:

@@ -75,7 +75,7 @@ function receive(message) {
 function forget() {
   Object.assign(state, { rounds: [], view: null });
   state.site.rounds = [];
-  state.site.sites = {};
+  state.site.sites = Object.create(null);
   if (state.job && state.job.key !== state.message.job?.key) state.chosen = null;
   loadFiles();
   if (byId('contract').open) loadContract();

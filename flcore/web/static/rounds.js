@@ -5,6 +5,7 @@ import { byId, color, element, n, setRows, setText, value, wide } from './format
 import { ask, state } from './state.js';
 
 const MOST_CHARTS = 12;
+const MOST_CHOICES = 200;
 
 /** Ask for the rounds that the page does not have yet. `onRounds` is called when there are some. */
 export async function fetchRounds(onRounds) {
@@ -13,16 +14,21 @@ export async function fetchRounds(onRounds) {
   if (state.isFetching || (last === job.rounds_over && last)) return;
   if (last > job.rounds_over) state.rounds = []; // the server has lost some, as after a restart
   state.isFetching = true;
+  const known = state.rounds;
+  let isBehind = false;
   try {
-    const { rounds } = await ask(`rounds?after=${state.rounds.at(-1)?.round ?? 0}`);
-    if (rounds.length && state.job.key === job.key) {
-      state.rounds.push(...rounds);
+    const { rounds } = await ask(`rounds?after=${known.at(-1)?.round ?? 0}`);
+    // The page may have forgotten its rounds meanwhile, and a later state may have no successor: a run that is over.
+    isBehind = known !== state.rounds || (rounds.length > 0 && rounds.at(-1).round < state.job.rounds_over);
+    if (rounds.length && known === state.rounds) {
+      known.push(...rounds);
       showRounds();
       onRounds();
     }
   } catch { /* the stream says that the server is away */ } finally {
     state.isFetching = false;
   }
+  if (isBehind) await fetchRounds(onRounds);
 }
 
 const charts = new Map();
@@ -70,7 +76,7 @@ function showCosts(numbers) {
   ]);
   chart('cost-charts', 'Clients').set(numbers, [
     { name: 'counted', values: column((round) => round.updates), color: color('series-3') },
-    { name: 'left out', values: column((round) => new Set(round.failed.map(([client]) => client)).size), color: color('series-2'), dash: 1 },
+    { name: 'left out', values: column((round) => round.left_out), color: color('series-2'), dash: 1 },
   ]);
 }
 
@@ -95,7 +101,7 @@ function options(select, values, first = []) {
 }
 
 function showSiteChoices() {
-  const names = [...new Set(state.rounds.flatMap((round) => round.site_metrics))];
+  const names = [...new Set(state.rounds.flatMap((round) => round.site_metrics))].slice(0, MOST_CHOICES);
   const measures = names.filter((name) => name.includes(' ('));
   options(byId('metric'), [...names.filter((name) => !measures.includes(name)), ...measures]);
 }
@@ -103,19 +109,24 @@ function showSiteChoices() {
 export async function fetchSites() {
   const metric = byId('metric').value;
   const { site } = state;
-  if (site.metric !== metric) Object.assign(site, { metric, rounds: [], sites: {} });
+  if (site.metric !== metric) Object.assign(site, { metric, rounds: [], sites: Object.create(null) });
   if (!metric || site.rounds.at(-1) === state.rounds.at(-1)?.round) { showSites(); return; }
+  const known = site.rounds;
+  let isBehind = false;
   try {
-    const found = await ask(`sites?metric=${encodeURIComponent(metric)}&after=${site.rounds.at(-1) ?? 0}`);
-    if (site.metric !== metric || found.rounds[0] <= site.rounds.at(-1)) return;
-    const before = site.rounds.length;
-    site.rounds.push(...found.rounds);
+    const found = await ask(`sites?metric=${encodeURIComponent(metric)}&after=${known.at(-1) ?? 0}`);
+    // Another metric, or another state of the server, whose rounds are asked for anew; or the same rounds twice.
+    if (known !== site.rounds || found.rounds[0] <= known.at(-1)) return;
+    const before = known.length;
+    known.push(...found.rounds);
     for (const name of new Set([...Object.keys(site.sites), ...Object.keys(found.sites)])) {
       site.sites[name] ??= new Array(before).fill(null);
       site.sites[name].push(...(found.sites[name] ?? new Array(found.rounds.length).fill(null)));
     }
+    isBehind = site.rounds.at(-1) < state.rounds.at(-1)?.round && found.rounds.length > 0; // a reply has a part of many
     showSites();
   } catch { /* the stream says that the server is away */ }
+  if (isBehind) await fetchSites();
 }
 
 const byNumber = (a, b) => a.localeCompare(b, 'en', { numeric: true });

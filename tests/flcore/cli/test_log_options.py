@@ -48,6 +48,29 @@ def test_a_file_that_cannot_be_opened_is_an_error_at_once(tmp_path: Path) -> Non
         LogOptions("text", tmp_path / "server.log", False).open(write=None)
 
 
+def test_a_pipe_that_nobody_reads_is_an_error_at_once_and_later_costs_lines(tmp_path: Path) -> None:
+    """The opening of a pipe waits for its reader: a server with `--log-file PIPE` never began."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(OSError, match=f"'{pipe}'"):
+        LogOptions("text", pipe, False).open(write=None)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    with LogOptions("text", pipe, False).open(write=None) as log:
+        log.write_line("read")
+        while not (found := read_or_nothing(reader)):
+            pass
+        os.close(reader)
+        log.write_line("lost")
+    assert found.startswith(b"read [")
+
+
+def read_or_nothing(reader: int) -> bytes:
+    try:
+        return os.read(reader, 1000)
+    except BlockingIOError:
+        return b""
+
+
 def test_a_block_for_the_screen_is_one_line_of_a_file(tmp_path: Path) -> None:
     shown: list[bytes] = []
     with Log("text", shown.append, write_file=BoundedLog(tmp_path / "log", 1_000).write) as log:
@@ -110,6 +133,21 @@ def test_what_libraries_log_is_a_line_with_its_level(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
+class Unprintable:
+    def __str__(self) -> str:
+        raise RuntimeError("a text is not to be had")
+
+
+@pytest.mark.parametrize(("text", "argument"), [("%d bytes", "many"), ("%s", Unprintable()), ("%(a)s", 5)])
+def test_a_record_that_cannot_be_formatted_is_a_line_and_no_error_of_its_caller(text: str, argument: object) -> None:
+    """A library logs in the middle of a run."""
+    written: list[bytes] = []
+    with LogOptions("json", None, False).open(write=written.append):
+        logging.getLogger("a.library").warning(text, argument)
+    line = json.loads(b"".join(written))
+    assert line["message"].startswith(f"{text!r} could not be formatted: ") and line["logger"] == "a.library"
+
+
 def test_server_client_and_run_log_in_the_same_way(tmp_path: Path) -> None:
     write_slow_job(tmp_path, rounds=1)
     (tmp_path / "small/job.toml").write_text(

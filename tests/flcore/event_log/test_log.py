@@ -112,6 +112,14 @@ def test_json_has_the_same_events_with_all_their_fields() -> None:
     assert told[3]["reason"] == FORGED and told[9]["record"]["round"] == 3 and told[0]["time"].endswith("Z")
 
 
+def test_numbers_that_json_does_not_have_are_text() -> None:
+    lines: list[bytes] = []
+    with Log("json", lines.append) as log:
+        log.write_line("a line", values={"loss": float("nan"), "rates": [float("inf"), 1.5]}, at=-float("inf"))
+    line = json.loads(b"".join(lines), parse_constant=lambda name: pytest.fail(name))
+    assert (line["values"], line["at"]) == ({"loss": "nan", "rates": ["inf", 1.5]}, "-inf")
+
+
 def test_a_log_that_nobody_reads_stops_nobody_and_says_what_it_left_out() -> None:
     may_read, data = threading.Event(), list[bytes]()
 
