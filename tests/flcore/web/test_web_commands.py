@@ -23,6 +23,7 @@ from flcore.cli import web_page as module
 from flcore.cli.web_page import WebAddress, parse_web_address, web_page
 from flcore.errors import CertificateError, JobError
 from flcore.server.history_table import read_history
+from flcore.status.timeline import PHASES
 from flcore.web import FederationSource, RunSource, Token, WebServer
 from tests.flcore.conftest import adding
 from tests.flcore.federation.small_federation import Federation, packed, write_job
@@ -54,6 +55,13 @@ def test_an_address_is_a_port_or_a_host_and_a_port(text: str, address: tuple[str
 def test_another_text_is_a_usage_error(text: str) -> None:
     with pytest.raises(typer.BadParameter, match=r"expected \[HOST:\]PORT"):
         parse_web_address(text)
+
+
+def test_the_page_says_of_each_phase_what_its_documentation_says() -> None:
+    page = (Path(module.__file__).parents[1] / "web/static/index.html").read_text()
+    [words] = re.findall(r'<dl id="phase-words".*?>(.*?)</dl>', page)
+    documented = dict(re.findall(r"^\| ([a-z]+) \| (.+) \|$", PAGE.read_text(), re.MULTILINE))
+    assert dict(re.findall(r"<dt>(.*?)<dd>(.*?)</div>", words)) == {phase: documented[phase] for phase in PHASES}
 
 
 def source() -> RunSource:
