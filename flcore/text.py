@@ -4,6 +4,7 @@ Files are UTF-8, with or without a byte order mark, as Excel and editors on Wind
 refused by name, not guessed: a wrong guess would silently change names.
 """
 
+import math
 import re
 import time
 from collections.abc import Iterable
@@ -17,6 +18,8 @@ MAX_NAME = 100
 
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 """Names of jobs and clients. They become file names, so they neither begin with a dot nor contain a slash."""
+
+BYTE_UNITS = ("B", "kB", "MB", "GB", "TB")
 
 _OTHER_MARKS = (
     (b"\xff\xfe\0\0", "UTF-32"),
@@ -107,6 +110,23 @@ def counted(number: int, noun: str) -> str:
     ('1 round', '0 sites', '1,200 files')
     """
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def bytes_text(nbytes: float) -> str:
+    """Return a number of bytes, in powers of 1000.
+
+    >>> bytes_text(936_384), bytes_text(4_000_000_000), bytes_text(12)
+    ('936 kB', '4.00 GB', '12 B')
+    """
+    unit, scaled = byte_unit(nbytes), float(nbytes)
+    scaled /= 1000 ** BYTE_UNITS.index(unit)
+    return f"{scaled:.0f} B" if unit == "B" else f"{scaled:.{max(0, 2 - int(math.log10(max(scaled, 1))))}f} {unit}"
+
+
+def byte_unit(nbytes: float) -> str:
+    """Return the largest unit that is not larger than a number of bytes."""
+    power = 0 if nbytes < 1 else min(len(BYTE_UNITS) - 1, int(math.log10(nbytes) / 3 + 1e-9))
+    return BYTE_UNITS[power]
 
 
 def utc_time(seconds: float | None = None) -> str:

@@ -39,7 +39,7 @@ from flcore.server.events import (
 )
 from flcore.server.history import RoundRecord
 from flcore.server.transfer_events import DownloadBegan, DownloadEnded, UploadBegan, UploadEnded, UploadQueued
-from flcore.text import did_you_mean, printable
+from flcore.text import bytes_text, did_you_mean, printable
 
 MAX_METRICS_SHOWN = 8
 """The most metrics in a line."""
@@ -55,11 +55,11 @@ def round_line(record: RoundRecord, contract: Contract) -> str:
     """Return a round's summary in one line. A round without training, as of `fed_eval`, has no count of clients."""
     shown = metrics_text({**record.train, **record.validate})
     skipped = ", skipped" if record.skipped else ""
-    traffic = (record.bytes_sent + record.bytes_received) / 1e6
+    traffic = bytes_text(record.bytes_sent + record.bytes_received)
     clients = f"{len(record.updates)} of {len(record.sampled)} clients, " if record.sampled else ""
     return (
         f"round {record.round}/{contract.server.rounds}: {clients}"
-        f"{shown or 'no metrics'}, {traffic:,.1f} MB, {record.seconds['round']:.2f} s{skipped}"
+        f"{shown or 'no metrics'}, {traffic}, {record.seconds['round']:.2f} s{skipped}"
     )
 
 
@@ -168,9 +168,15 @@ def _refused_answer_line(event: AnswerRefused) -> str:
     return f"refused an answer of {event.client} to {task} ({event.kind}): {event.reason}"
 
 
+def first_refusal_line(event: AnswerRefused) -> str:
+    """Return the line on the first refusal of a kind of a client, for people that see no others."""
+    reason = printable(event.reason, MAX_REASON_CHARACTERS)
+    return f"round {event.round}: {printable(event.client, 64)} was refused in {event.task or 'no open task'}: {reason}"
+
+
 def _published_line(event: ModelPublished) -> str:
     best = ", the best so far" if event.is_best else ""
-    return f"published {event.file} of round {event.round}, {event.tensor_bytes / 1e6:,.1f} MB{best}"
+    return f"published {event.file} of round {event.round}, {bytes_text(event.tensor_bytes)}{best}"
 
 
 RUN_LINES: Mapping[type, EventLine] = {
@@ -204,19 +210,19 @@ RUN_LINES: Mapping[type, EventLine] = {
     TaskSent: EventLine(debug, lambda e: f"round {e.round}: {e.task} is sent to {e.client_count} clients"),
     DownloadBegan: EventLine(debug, lambda e: f"{e.client} downloads the model for {e.task}"),
     DownloadEnded: EventLine(
-        debug, lambda e: f"{e.client} has the model for {e.task}: {e.sent_bytes / 1e6:,.1f} MB, and works on it"
+        debug, lambda e: f"{e.client} has the model for {e.task}: {bytes_text(e.sent_bytes)}, and works on it"
     ),
     UploadQueued: EventLine(debug, lambda e: f"{e.client} has done {e.task}, and waits to upload its answer"),
     UploadBegan: EventLine(debug, lambda e: f"{e.client} uploads its answer to {e.task}"),
     UploadEnded: EventLine(
-        debug, lambda e: f"{e.client} has uploaded its answer to {e.task}: {e.received_bytes / 1e6:,.1f} MB"
+        debug, lambda e: f"{e.client} has uploaded its answer to {e.task}: {bytes_text(e.received_bytes)}"
     ),
     UpdatesFolded: EventLine(
         debug,
         lambda e: f"round {e.round}: the updates of {len(e.clients)} clients are in the total: {_shorten(e.clients)}",
     ),
     TaskAnswered: EventLine(
-        debug, lambda e: f"{e.client} has answered {e.task}: {e.received_bytes / 1e6:,.1f} MB, weight {e.weight:g}"
+        debug, lambda e: f"{e.client} has answered {e.task}: {bytes_text(e.received_bytes)}, weight {e.weight:g}"
     ),
     AnswerRefused: EventLine(debug, _refused_answer_line),  # at INFO, the line of `ClientFailed` tells of it
     ClientFailed: EventLine(warning, lambda e: f"{e.client} failed in {e.task}: {e.reason}", is_in_round=True),
@@ -229,7 +235,7 @@ RUN_LINES: Mapping[type, EventLine] = {
     StoppedEarly: EventLine(info, warning_line),
     NoBestModel: EventLine(warning, warning_line, is_in_round=True),
     BytesTransferred: EventLine(
-        debug, lambda e: f"transferred: {e.sent / 1e6:,.1f} MB sent, {e.received / 1e6:,.1f} MB received"
+        debug, lambda e: f"transferred: {bytes_text(e.sent)} sent, {bytes_text(e.received)} received"
     ),
     ModelPublished: EventLine(debug, _published_line),
     TaskProgress: EventLine(debug, str),

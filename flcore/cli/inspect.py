@@ -12,7 +12,7 @@ from flcore.client.executor import require_tasks
 from flcore.job.contract import Contract
 from flcore.job.job import PACK_SUFFIX, Job
 from flcore.job.pack import open_pack
-from flcore.text import counted, printable
+from flcore.text import bytes_text, counted, printable
 from flcore.workflows.bundled import load_workflow
 
 
@@ -41,7 +41,7 @@ def check(
     console = Console(highlight=False, markup=False, soft_wrap=True)
     for line in _describe(job.contract):
         console.print(line)
-    size = f"{counted(len(spec.tensors), 'tensor')}, {spec.parameters:,} parameters, {spec.nbytes / 1e6:,.1f} MB"
+    size = f"{counted(len(spec.tensors), 'tensor')}, {spec.parameters:,} parameters, {bytes_text(spec.nbytes)}"
     console.print(f"model        {size}")
     console.print(f"fingerprint  {job.contract.fingerprint}")
     console.print(f"code         {job.code_digest}")

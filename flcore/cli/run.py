@@ -17,7 +17,7 @@ from flcore.cli.log import log_events, write_to_stderr
 from flcore.cli.log_options import LogFileOption, LogFormat, LogOptions, VerboseOption
 from flcore.cli.progress import show_progress
 from flcore.cli.run_table import comparison_table, failure_lines
-from flcore.cli.web_page import TokenOption, WebOption, parse_web_address, web_page
+from flcore.cli.web_page import LocalTokenOption, LocalWebOption, parse_web_address, web_page
 from flcore.job.job import Job
 from flcore.model.model_paths import require_directory
 from flcore.model.stored_model import resolve_checkpoint
@@ -69,8 +69,8 @@ def run(
     log_file: LogFileOption = None,
     verbose: VerboseOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
-    web: WebOption = None,
-    web_token: TokenOption = None,
+    web: LocalWebOption = None,
+    web_token: LocalTokenOption = None,
 ) -> None:
     """Run a job on this machine: a server and all its clients, over gRPC on loopback.
 

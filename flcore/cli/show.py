@@ -18,6 +18,7 @@ from flcore.cli.federation_options import (
     ServerOption,
     open_federation,
 )
+from flcore.cli.run_argument import suggest_run
 from flcore.cli.show_job import show_job
 from flcore.errors import JobError, ProfileError
 from flcore.federation.messages import JOB_ID_PATTERN
@@ -25,7 +26,7 @@ from flcore.server.results_file import RESULTS_FILE
 from flcore.server.round_table import round_table
 from flcore.server.run_directory import RUN_FILE
 from flcore.server.run_summary import ModelFile, RunStatus, RunSummary, read_run
-from flcore.text import printable
+from flcore.text import bytes_text, printable
 
 
 def show(
@@ -50,25 +51,26 @@ def show(
 
     A job: its state and the reason, its contract and pack, its sites and how far each is.
     """
-    # `flcore download ID` makes a directory of the same name, which is none of a run.
-    if not (Path(run) / RUN_FILE).exists() and re.fullmatch(JOB_ID_PATTERN, run):
-        try:
-            with open_federation(profile, kit, server, insecure) as federation:
-                show_job(federation, run, as_json)
-        except ProfileError as error:
-            raise ProfileError(f"{run} is no run's directory; as the id of a job: {error}") from error
-        return
-    if not Path(run).is_dir():
-        shown = printable(run, 200)
-        raise JobError(f"expected the directory of a run, or the id of a job such as digits-12, got {shown}")
-    summary = read_run(Path(run))
-    if as_json:
-        print(json.dumps(asdict(summary)))
-        return
-    for line in (*_describe(summary), "", *round_table(summary.history), "", *_models(summary)):
-        print(line)
-    if (Path(run) / RESULTS_FILE).exists():
-        print(f"results      {RESULTS_FILE}")
+    with suggest_run(run):
+        # `flcore download ID` makes a directory of the same name, which is none of a run.
+        if not (Path(run) / RUN_FILE).exists() and re.fullmatch(JOB_ID_PATTERN, run):
+            try:
+                with open_federation(profile, kit, server, insecure) as federation:
+                    show_job(federation, run, as_json)
+            except ProfileError as error:
+                raise ProfileError(f"{run} is no run's directory; as the id of a job: {error}") from error
+            return
+        if not Path(run).is_dir():
+            shown = printable(run, 200)
+            raise JobError(f"expected the directory of a run, or the id of a job such as digits-12, got {shown}")
+        summary = read_run(Path(run))
+        if as_json:
+            print(json.dumps(asdict(summary)))
+            return
+        for line in (*_describe(summary), "", *round_table(summary.history), "", *_models(summary)):
+            print(line)
+        if (Path(run) / RESULTS_FILE).exists():
+            print(f"results      {RESULTS_FILE}")
 
 
 def _describe(summary: RunSummary) -> Iterator[str]:
@@ -93,5 +95,5 @@ def _models(summary: RunSummary) -> Iterator[str]:
 
 
 def _described(model: ModelFile) -> str:
-    size = "not there" if model.bytes is None else f"{model.bytes / 1e6:,.1f} MB"
+    size = "not there" if model.bytes is None else bytes_text(model.bytes)
     return size if model.round is None else f"{size}, round {model.round}"

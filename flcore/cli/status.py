@@ -17,6 +17,7 @@ from flcore.cli.federation_options import (
     ServerOption,
     open_federation,
 )
+from flcore.cli.run_argument import suggest_run
 from flcore.cli.status_live import show_changes, show_once
 from flcore.errors import JobError, ProfileError
 from flcore.federation.messages import JOB_ID_PATTERN
@@ -54,23 +55,26 @@ def status(
     server: its lead and the admins see its clients. Without an argument: all jobs, and for admins the sites.
     """
     console = Console(highlight=False)
-    if run is not None and _is_directory_of_run(run):
-        if watch:
-            show_changes(_changes(Path(run)), console, as_json=as_json)
-        else:
-            show_once(read_status(Path(run)), console, as_json=as_json)
-        return
-    try:
-        with open_federation(profile, kit, server, insecure) as federation:
-            asked = federation if run is None else federation.job(run)
+    with suggest_run(run):
+        if run is not None and _is_directory_of_run(run):
             if watch:
-                show_changes(asked.watch(), console, as_json=as_json)
+                show_changes(_changes(Path(run)), console, as_json=as_json)
             else:
-                show_once(asked.status, console, as_json=as_json)
-    except ProfileError as error:
-        if run is None:
-            raise ProfileError(f"{error}; for a run on this machine, give its directory: flcore status RUN") from error
-        raise ProfileError(f"{run} is no run's directory; as the id of a job: {error}") from error
+                show_once(read_status(Path(run)), console, as_json=as_json)
+            return
+        try:
+            with open_federation(profile, kit, server, insecure) as federation:
+                asked = federation if run is None else federation.job(run)
+                if watch:
+                    show_changes(asked.watch(), console, as_json=as_json)
+                else:
+                    show_once(asked.status, console, as_json=as_json)
+        except ProfileError as error:
+            if run is None:
+                raise ProfileError(
+                    f"{error}; for a run on this machine, give its directory: flcore status RUN"
+                ) from error
+            raise ProfileError(f"{run} is no run's directory; as the id of a job: {error}") from error
 
 
 def _is_directory_of_run(run: str) -> bool:

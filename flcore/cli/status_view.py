@@ -5,13 +5,13 @@ from typing import NamedTuple
 
 from flcore.cli.event_lines import MAX_METRICS_SHOWN, metrics_text
 from flcore.status.job_status import ClientStatus, FederationStatus, JobStatus, ResourceStatus
-from flcore.text import printable, utc_time
+from flcore.text import bytes_text, printable, utc_time
 
 MAX_NAME_CHARACTERS, MAX_REASON_CHARACTERS = 40, 100
 MAX_REFUSALS_SHOWN, MAX_ROUNDS_SHOWN = 5, 5
 
-CLIENT_HEADING = ("client", "state", "task", "MB sent", "MB received", "MB/s", "seen", "refused", "reason")
-ROUND_HEADING = ("round", "state", "clients", "seconds", "MB", "metrics", "reason")
+CLIENT_HEADING = ("client", "state", "task", "sent", "received", "MB/s", "seen", "refused", "reason")
+ROUND_HEADING = ("round", "state", "clients", "seconds", "bytes", "metrics", "reason")
 
 
 class Table(NamedTuple):
@@ -33,7 +33,7 @@ def job_heading(status: JobStatus) -> Iterator[tuple[str, str]]:
     yield "rounds", f"{status.rounds_over} of {status.rounds or '?'} are over" + _time_left(status)
     if status.bytes_sent or status.bytes_received:
         rate = "" if status.is_over else f", {status.megabytes_per_s:,.1f} MB/s"
-        yield "bytes", f"{_megabytes(status.bytes_sent)} sent, {_megabytes(status.bytes_received)} received{rate}"
+        yield "bytes", f"{bytes_text(status.bytes_sent)} sent, {bytes_text(status.bytes_received)} received{rate}"
     if status.metrics:
         yield "metrics", metrics_text(status.metrics, MAX_METRICS_SHOWN)
     if status.resources is not None:
@@ -59,7 +59,7 @@ def job_tables(status: JobStatus) -> Iterator[Table]:
                 each.state,
                 f"{each.updates} of {each.sampled}" if each.state != "running" else "-",
                 f"{each.seconds['round']:.1f}" if "round" in each.seconds else "-",
-                f"{(each.bytes_sent + each.bytes_received) / 1e6:,.1f}" if each.state != "running" else "-",
+                bytes_text(each.bytes_sent + each.bytes_received) if each.state != "running" else "-",
                 metrics_text({**each.train, **each.validate}, 4),
                 _reason(each.reason),
             )
@@ -145,8 +145,8 @@ def _client_cells(client: ClientStatus, now: float) -> tuple[str, ...]:
         _name(client.name),
         state,
         f"{_name(client.task)} {client.round}" if client.task else "-",
-        f"{client.bytes_sent / 1e6:,.1f}",
-        f"{client.bytes_received / 1e6:,.1f}",
+        bytes_text(client.bytes_sent),
+        bytes_text(client.bytes_received),
         f"{client.megabytes_per_s:,.1f}" if client.megabytes_per_s else "-",
         "-" if client.last_seen_s is None else f"{duration(max(0.0, now - client.last_seen_s))} ago",
         _counts(client.refusals) or "-",
@@ -178,10 +178,6 @@ def _name(text: str) -> str:
 
 def _reason(text: str, most: int = MAX_REASON_CHARACTERS) -> str:
     return printable(text, most)
-
-
-def _megabytes(nbytes: int) -> str:
-    return f"{nbytes / 1e6:,.1f} MB"
 
 
 def _mebibytes(nbytes: int) -> str:

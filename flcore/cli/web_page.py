@@ -44,7 +44,7 @@ def parse_web_address(text: str | None) -> WebAddress | None:
         if port > 65_535:
             raise ValueError(f"expected a port of at most 65535, got {text!r}")
     except ValueError as error:
-        raise typer.BadParameter(f"expected [HOST:]PORT, got {text!r} ({error})", param_hint="--web") from error
+        raise typer.BadParameter(f"expected [HOST:]PORT, such as 8480, got {text!r}", param_hint="--web") from error
     return WebAddress("127.0.0.1" if host == "localhost" else host, port)
 
 
@@ -66,6 +66,27 @@ TokenOption = Annotated[
         metavar="FILE",
         help="File with the token that opens the page; created if missing. (default: web-token in --certs for other "
         "machines; no token on loopback)",
+        show_default=False,
+    ),
+]
+
+
+LocalWebOption = Annotated[
+    str | None,
+    typer.Option(
+        "--web",
+        metavar="PORT",
+        help="Show a web page of what happens, read-only, to this machine only. Needs the extra web.",
+        show_default=False,
+    ),
+]
+
+LocalTokenOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--web-token",
+        metavar="FILE",
+        help="File with the token that opens the page; created if missing. (default: no token)",
         show_default=False,
     ),
 ]
@@ -115,8 +136,8 @@ def web_page(
         raise JobError(f"the web page needs {' and '.join(missing)}; pip install 'flcore[web]', or leave --web out")
     if not address.is_loopback and certificates is None:
         raise JobError(
-            f"expected TLS for a web page on {address.host}, which other machines reach, got plaintext; give "
-            "certificates (--certs), or show it on this machine only: --web PORT"
+            f"expected TLS for a web page on {address.host}, which other machines reach, got plaintext; show it on "
+            "this machine only: --web PORT, or run `flcore server` with certificates (--certs)"
         )
     from flcore.web import Token, WebServer
 

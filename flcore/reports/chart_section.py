@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from statistics import median
 
 from flcore.reports.html_page import Column, paragraph, section, table
-from flcore.reports.number_text import BYTE_UNITS, byte_unit, bytes_text, metric_text, seconds_format
+from flcore.reports.number_text import metric_text, seconds_format
 from flcore.reports.reported_run import ReportedRun
 from flcore.reports.series import (
     REST,
@@ -18,7 +18,7 @@ from flcore.reports.series import (
     site_series,
 )
 from flcore.reports.svg_charts import ChartLine, line_chart, stacked_chart
-from flcore.text import printable
+from flcore.text import BYTE_UNITS, byte_unit, bytes_text, printable
 
 MAX_CHARTS = 12
 MAX_SITE_LINES = 6

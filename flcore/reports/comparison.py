@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from flcore.reports.number_text import bytes_text, column_format, seconds_format
+from flcore.reports.number_text import column_format, seconds_format
 from flcore.reports.participation import participation
 from flcore.reports.reported_run import ReportedRun, contract_leaves, rounds_text, state_text
 from flcore.reports.series import Points, metric_names, metric_points, round_seconds
-from flcore.text import counted, printable
+from flcore.text import bytes_text, counted, printable
 
 NONE = "\u2013"
 """The cell of a run that has no such value."""

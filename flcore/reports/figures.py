@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from flcore.errors import HistoryError
 from flcore.reports.figure_panels import PanelLine, cut_peaks, draw_lines, label_ends, prepare, say
-from flcore.reports.number_text import BYTE_UNITS, byte_unit, bytes_text, metric_text, seconds_text
+from flcore.reports.number_text import metric_text, seconds_text
 from flcore.reports.palette import BLUE, GREY, ORANGE, SERIES
 from flcore.reports.reported_run import ReportedRun, ReportedState, rounds_text, state_text
 from flcore.reports.series import (
@@ -26,7 +26,7 @@ from flcore.reports.series import (
     round_seconds,
     site_series,
 )
-from flcore.text import counted, printable
+from flcore.text import BYTE_UNITS, byte_unit, bytes_text, counted, printable
 
 MAX_PANELS = 8
 MAX_SITE_LINES = 8

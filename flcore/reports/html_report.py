@@ -8,13 +8,13 @@ from flcore.identity.files import replace_file
 from flcore.model.atomic_replace import create_directory
 from flcore.reports.chart_section import byte_section, metric_section, site_section, time_section
 from flcore.reports.html_page import Cell, Column, Markup, folded, page, paragraph, section, table, text
-from flcore.reports.number_text import bytes_text, column_format, metric_text, seconds_format, seconds_text
+from flcore.reports.number_text import column_format, metric_text, seconds_format, seconds_text
 from flcore.reports.participation import participation
 from flcore.reports.participation_section import left_out_section, participation_section
 from flcore.reports.reported_run import ReportedModel, ReportedRun, ReportedState, contract_leaves, rounds_text
 from flcore.reports.series import metric_names, metric_points, round_seconds
 from flcore.server.history import RoundRecord
-from flcore.text import counted, utc_time
+from flcore.text import bytes_text, counted, utc_time
 from flcore.version import __version__
 
 MAX_ROUND_ROWS = 500

@@ -1,9 +1,7 @@
-"""Numbers as text: metrics, bytes and seconds, alone or aligned in a column."""
+"""Numbers as text: metrics and seconds, alone or aligned in a column."""
 
 import math
 from collections.abc import Callable, Iterable
-
-BYTE_UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
 def metric_text(value: float) -> str:
@@ -13,23 +11,6 @@ def metric_text(value: float) -> str:
     ('0.9643', '1.235e+05')
     """
     return f"{value:.4g}"
-
-
-def bytes_text(nbytes: float) -> str:
-    """Return a number of bytes, in powers of 1000.
-
-    >>> bytes_text(936_384), bytes_text(4_000_000_000), bytes_text(12)
-    ('936 kB', '4.00 GB', '12 B')
-    """
-    unit, scaled = byte_unit(nbytes), float(nbytes)
-    scaled /= 1000 ** BYTE_UNITS.index(unit)
-    return f"{scaled:.0f} B" if unit == "B" else f"{scaled:.{max(0, 2 - int(math.log10(max(scaled, 1))))}f} {unit}"
-
-
-def byte_unit(nbytes: float) -> str:
-    """Return the largest unit that is not larger than a number of bytes."""
-    power = 0 if nbytes < 1 else min(len(BYTE_UNITS) - 1, int(math.log10(nbytes) / 3 + 1e-9))
-    return BYTE_UNITS[power]
 
 
 def seconds_text(seconds: float) -> str:

@@ -7,7 +7,7 @@ from statistics import median
 
 from flcore.reports.audit_facts import Refusal
 from flcore.reports.html_page import Cell, Column, Markup, folded, paragraph, section, table, text
-from flcore.reports.number_text import bytes_text, column_format, seconds_format
+from flcore.reports.number_text import column_format, seconds_format
 from flcore.reports.participation import (
     ClientParticipation,
     Part,
@@ -18,6 +18,7 @@ from flcore.reports.participation import (
     without_numbers,
 )
 from flcore.reports.reported_run import ReportedRun
+from flcore.text import bytes_text
 
 MAX_CLIENTS, MAX_ROUNDS, MAX_REASONS = 200, 500, 200
 """What the tables show at most. Each says what it leaves out."""

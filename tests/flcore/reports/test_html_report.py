@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from flcore.reports.html_report import report_page, write_page
-from flcore.reports.number_text import bytes_text
 from flcore.reports.participation import Part
 from flcore.reports.participation_section import MAX_CLIENTS, MAX_ROUNDS, strip
 from flcore.reports.reported_run import read_reported_run
@@ -14,6 +13,7 @@ from flcore.server.audit_chain import AUDIT_FILE
 from flcore.server.events import AnswerRefused, Event, JoinRefused, RunEnded
 from flcore.server.history import Participation, RoundRecord
 from flcore.server.run_directory import RunDirectory
+from flcore.text import bytes_text
 from tests.flcore.reports.parsed_page import ParsedPage
 from tests.flcore.reports.written_runs import (
     ABORTED,
