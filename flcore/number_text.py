@@ -34,15 +34,6 @@ def metrics_text(metrics: Mapping[str, float], most: int = MAX_METRICS_SHOWN) ->
     return shown + (f" and {len(metrics) - most} more" if len(metrics) > most else "")
 
 
-def megabytes_text(nbytes: float) -> str:
-    """Return a number of bytes in MB, so that all of a log can be compared.
-
-    >>> megabytes_text(1_234_567_890), megabytes_text(1_000)
-    ('1,234.6 MB', '0.0 MB')
-    """
-    return f"{nbytes / 1e6:,.1f} MB"
-
-
 def bytes_text(nbytes: float) -> str:
     """Return a number of bytes, in powers of 1000.
 

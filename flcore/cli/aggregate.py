@@ -21,7 +21,7 @@ from flcore.job.rules import load_rule
 from flcore.model.open_file import raise_file_limit
 from flcore.model.shard_layout import total_bytes
 from flcore.model.stored_model import count_files
-from flcore.number_text import megabytes_text
+from flcore.number_text import bytes_text
 from flcore.process import keep_freed_memory
 from flcore.text import counted, decode_text
 
@@ -115,7 +115,7 @@ def aggregate(
     shown = str(stored.files[0]) + (f" and {len(stored.files) - 1} more" if len(stored.files) > 1 else "")
     print(
         f"{shown}: {counted(len(checkpoints), 'checkpoint')}, {counted(len(stored.spec.tensors), 'tensor')}, "
-        f"{stored.spec.parameters:,} parameters, {megabytes_text(size)} in {seconds:.1f} s"
+        f"{stored.spec.parameters:,} parameters, {bytes_text(size)} in {seconds:.1f} s"
     )
 
 

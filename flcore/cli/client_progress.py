@@ -18,7 +18,7 @@ from flcore.cli.agent import ProgressLines
 from flcore.cli.transfer_progress import QUIET_S, transfer_text
 from flcore.client.observed_connection import ClientActivity
 from flcore.event_log.log import Log
-from flcore.number_text import megabytes_text, metrics_text
+from flcore.number_text import bytes_text, metrics_text
 from flcore.progress import TaskProgress
 
 MAX_METRICS = 3
@@ -100,7 +100,7 @@ class ActivityDisplay:
         if now.total_bytes:
             elapsed_s = max(self._clock() - self._began_at, 1e-3)
             rate = (now.done_bytes - self._first_byte) / 1e6 / elapsed_s
-            parts.append(f"{now.done_bytes / 1e6:,.1f} of {megabytes_text(now.total_bytes)}, {rate:,.1f} MB/s")
+            parts.append(f"{now.done_bytes / 1e6:,.1f} of {bytes_text(now.total_bytes)}, {rate:,.1f} MB/s")
         if now.metrics:
             parts.append(metrics_text(now.metrics, MAX_METRICS))
         return "  ".join(parts)

@@ -12,6 +12,7 @@ from rich.text import Text
 from flcore.cli.completion import run_directories
 from flcore.cli.federation_options import JsonOption
 from flcore.cli.plot import SUFFIXES, require_matplotlib, require_suffix
+from flcore.cli.run_argument import suggest_run
 from flcore.reports.comparison import Comparison, compare_runs
 from flcore.reports.comparison_page import comparison_page
 from flcore.reports.html_report import write_page
@@ -44,7 +45,9 @@ def compare(
         raise typer.BadParameter("expected two runs or more, got one; `flcore show RUN` shows one", param_hint="RUN")
     if out is not None:
         require_suffix(out, (".html", *SUFFIXES))
-    comparison = compare_runs([read_reported_run(run) for run in runs])
+    with suggest_run(*runs):
+        reported = [read_reported_run(run) for run in runs]
+    comparison = compare_runs(reported)
     if out is not None:
         _write(comparison, out)
     if as_json:

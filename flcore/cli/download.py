@@ -19,7 +19,7 @@ from flcore.cli.federation_options import (
 )
 from flcore.cli.following import explain_interrupt
 from flcore.cli.transfer_progress import show_transfer
-from flcore.number_text import megabytes_text
+from flcore.number_text import bytes_text
 from flcore.text import printable
 
 INCOMPLETE = "interrupted: the same command resumes the download"
@@ -57,4 +57,4 @@ def download(
             print(f"replaced {printable(str(each.path))}")
     counts = Counter(each.change for each in files)
     shown = ", ".join(f"{count} {change}" for change, count in counts.items()) or "no files yet"
-    print(f"{directory}: {shown}, {megabytes_text(sum(each.nbytes for each in files))}, and report.txt")
+    print(f"{directory}: {shown}, {bytes_text(sum(each.nbytes for each in files))}, and report.txt")

@@ -12,7 +12,7 @@ from flcore.client.executor import require_tasks
 from flcore.job.contract import Contract
 from flcore.job.job import PACK_SUFFIX, Job
 from flcore.job.pack import open_pack
-from flcore.number_text import megabytes_text
+from flcore.number_text import bytes_text
 from flcore.text import counted, printable
 from flcore.workflows.bundled import load_workflow
 
@@ -42,7 +42,7 @@ def check(
     console = Console(highlight=False, markup=False, soft_wrap=True)
     for line in _describe(job.contract):
         console.print(line)
-    size = f"{counted(len(spec.tensors), 'tensor')}, {spec.parameters:,} parameters, {megabytes_text(spec.nbytes)}"
+    size = f"{counted(len(spec.tensors), 'tensor')}, {spec.parameters:,} parameters, {bytes_text(spec.nbytes)}"
     console.print(f"model        {size}")
     console.print(f"fingerprint  {job.contract.fingerprint}")
     console.print(f"code         {job.code_digest}")

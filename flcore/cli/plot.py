@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from flcore.cli.completion import run_directories
+from flcore.cli.run_argument import suggest_run
 from flcore.errors import HistoryError
 from flcore.reports.reported_run import read_reported_run
 
@@ -56,7 +57,9 @@ def plot(
     from flcore.reports.figures import draw_run, save_figure
 
     chosen = [each.value for each in What if each is not What.ALL] if what is What.ALL else [what.value]
-    save_figure(draw_run(read_reported_run(run), chosen), path)
+    with suggest_run(run):
+        reported = read_reported_run(run)
+    save_figure(draw_run(reported, chosen), path)
     print(f"plot: {path}")
 
 

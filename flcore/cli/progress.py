@@ -1,18 +1,19 @@
 """The progress of `flcore run`: a live line on a terminal, otherwise one line per round."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from flcore.event_log.event_lines import round_line, warning_line
+from flcore.event_log.event_lines import first_refusal_line, round_line, warning_line
 from flcore.event_log.log import Log
 from flcore.job.contract import Contract
-from flcore.number_text import megabytes_text, metrics_text
+from flcore.number_text import bytes_text, metrics_text
 from flcore.server.events import (
+    AnswerRefused,
     Event,
     NoBestModel,
     Observer,
@@ -53,7 +54,7 @@ def show_progress(contract: Contract, board: StatusBoard, console: Console) -> I
     """
     if not console.is_terminal:
         with Log("plain") as log:
-            yield _line_observer(log, contract)
+            yield _line_observer(log.write_line, contract)
         return
     columns = (
         TextColumn("{task.description}"),
@@ -68,15 +69,32 @@ def show_progress(contract: Contract, board: StatusBoard, console: Console) -> I
             yield line.observe
 
 
-def _line_observer(log: Log, contract: Contract) -> Observer:
+def _line_observer(write: Callable[[str], None], contract: Contract) -> Observer:
+    refusals = _FirstRefusals()
+
     def observe(event: Event) -> None:
         match event:
             case RoundFinished():
-                log.write_line(round_line(event.record, contract))
+                write(round_line(event.record, contract))
+            case AnswerRefused() if refusals.is_first(event):
+                write(first_refusal_line(event))
             case RunContinued() | TaskRetried() | RoundSkipped() | StoppedEarly() | NoBestModel():
-                log.write_line(warning_line(event))
+                write(warning_line(event))
 
     return observe
+
+
+class _FirstRefusals:
+    """Of a client that is refused in each round for one reason, the first time is shown; the run's end counts them."""
+
+    def __init__(self) -> None:
+        self._seen: set[tuple[str, str]] = set()
+
+    def is_first(self, event: AnswerRefused) -> bool:
+        """Whether a client is refused for the first time for a kind of reason."""
+        before = len(self._seen)
+        self._seen.add((event.client, event.kind))
+        return len(self._seen) > before
 
 
 class _LiveLine:
@@ -89,12 +107,18 @@ class _LiveLine:
         self._line = progress.add_task(
             escape(status.job), total=status.rounds, clients=clients_text(status), traffic="", metrics=""
         )
+        self._refusals = _FirstRefusals()
 
     def observe(self, event: Event) -> None:
         match event:
+            case AnswerRefused() if self._refusals.is_first(event):
+                self._warn(first_refusal_line(event))
             case RunContinued() | TaskRetried() | RoundSkipped() | StoppedEarly() | NoBestModel():
-                self._warnings.append(warning_line(event))
-                self._board.wake()
+                self._warn(warning_line(event))
+
+    def _warn(self, line: str) -> None:
+        self._warnings.append(line)
+        self._board.wake()
 
     def show(self) -> None:
         while self._warnings:
@@ -105,6 +129,6 @@ class _LiveLine:
             self._line,
             completed=status.rounds_over,
             clients=escape(clients_text(status)),
-            traffic=f"{megabytes_text(nbytes)}  {status.megabytes_per_s:,.1f} MB/s" if nbytes else "",
+            traffic=f"{bytes_text(nbytes)}  {status.megabytes_per_s:,.1f} MB/s" if nbytes else "",
             metrics=escape(metrics_text(status.metrics, MAX_METRICS)),
         )

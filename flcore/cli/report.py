@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from flcore.cli.plot import RunArgument, require_suffix
+from flcore.cli.run_argument import suggest_run
 from flcore.reports.html_report import report_page, write_page
 from flcore.reports.reported_run import read_reported_run, state_text
 from flcore.text import printable
@@ -26,6 +27,7 @@ def report(
     """
     path = run / REPORT_PAGE if out is None else out
     require_suffix(path, (".html",))
-    reported = read_reported_run(run)
+    with suggest_run(run):
+        reported = read_reported_run(run)
     write_page(path, report_page(reported))
     print(f"report: {path} ({printable(state_text(reported), 200)}, {path.stat().st_size / 1e3:,.0f} kB)")

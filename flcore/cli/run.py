@@ -17,7 +17,7 @@ from flcore.cli.interrupts import interrupt_line
 from flcore.cli.log_options import LogFileOption, LogFormat, LogOptions, VerboseOption
 from flcore.cli.progress import show_progress
 from flcore.cli.run_table import comparison_table, failure_lines
-from flcore.cli.web_page import TokenOption, WebOption, web_page
+from flcore.cli.web_page import LocalTokenOption, LocalWebOption, web_page
 from flcore.event_log.log import log_events, write_to_stderr
 from flcore.job.job import Job
 from flcore.model.model_paths import require_directory
@@ -70,8 +70,8 @@ def run(
     log_file: LogFileOption = None,
     verbose: VerboseOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
-    web: WebOption = None,
-    web_token: TokenOption = None,
+    web: LocalWebOption = None,
+    web_token: LocalTokenOption = None,
 ) -> None:
     """Run a job on this machine: a server and all its clients, over gRPC on loopback.
 

@@ -57,5 +57,6 @@ def failure_lines(history: list[RoundRecord]) -> list[str]:
             for failed in record.failed.values():
                 reasons[client] = failed.get(client, reasons.get(client, ""))
     return [
-        f"{client} failed in {count} of {len(history)} rounds: {reasons[client]}" for client, count in rounds.items()
+        f"{client} was left out of {count} of {counted(len(history), 'round')}: {reasons[client]}"
+        for client, count in rounds.items()
     ]

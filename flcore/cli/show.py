@@ -17,9 +17,10 @@ from flcore.cli.federation_options import (
     ServerOption,
     open_federation,
 )
+from flcore.cli.run_argument import suggest_run
 from flcore.cli.run_or_job import is_directory_of_run, taken_as_job_id
 from flcore.cli.show_job import show_job
-from flcore.number_text import megabytes_text
+from flcore.number_text import bytes_text
 from flcore.server.results_file import RESULTS_FILE
 from flcore.server.round_table import round_table
 from flcore.server.run_summary import ModelFile, RunSummary, read_run
@@ -48,18 +49,19 @@ def show(
 
     A job: its state and the reason, its contract and pack, its sites and how far each is.
     """
-    if not is_directory_of_run(run):
-        with taken_as_job_id(run), open_federation(profile, kit, server, insecure) as federation:
-            show_job(federation, run, as_json)
-        return
-    summary = read_run(Path(run))
-    if as_json:
-        print(json.dumps(asdict(summary)))
-        return
-    for line in (*_describe(summary), "", *round_table(summary.history), "", *_models(summary)):
-        print(line)
-    if (Path(run) / RESULTS_FILE).exists():
-        print(f"results      {RESULTS_FILE}")
+    with suggest_run(run):
+        if not is_directory_of_run(run):
+            with taken_as_job_id(run), open_federation(profile, kit, server, insecure) as federation:
+                show_job(federation, run, as_json)
+            return
+        summary = read_run(Path(run))
+        if as_json:
+            print(json.dumps(asdict(summary)))
+            return
+        for line in (*_describe(summary), "", *round_table(summary.history), "", *_models(summary)):
+            print(line)
+        if (Path(run) / RESULTS_FILE).exists():
+            print(f"results      {RESULTS_FILE}")
 
 
 def _describe(summary: RunSummary) -> Iterator[str]:
@@ -80,5 +82,5 @@ def _models(summary: RunSummary) -> Iterator[str]:
 
 
 def _described(model: ModelFile) -> str:
-    size = "not there" if model.bytes is None else megabytes_text(model.bytes)
+    size = "not there" if model.bytes is None else bytes_text(model.bytes)
     return size if model.round is None else f"{size}, round {model.round}"

@@ -16,6 +16,7 @@ from flcore.cli.federation_options import (
     ServerOption,
     open_federation,
 )
+from flcore.cli.run_argument import suggest_run
 from flcore.cli.run_or_job import is_directory_of_run, taken_as_job_id
 from flcore.cli.status_live import show_changes, show_once
 from flcore.errors import ProfileError
@@ -47,21 +48,22 @@ def status(
     server: its lead and the admins see its clients. Without an argument: all jobs, and for admins the sites.
     """
     console = Console(highlight=False)
-    if run is not None and is_directory_of_run(run):
-        if watch:
-            show_changes(watch_status(Path(run)), console, as_json=as_json)
-        else:
-            show_once(read_status(Path(run)), console, as_json=as_json)
-        return
-    with (
-        _taken_as_federation() if run is None else taken_as_job_id(run),
-        open_federation(profile, kit, server, insecure) as federation,
-    ):
-        asked = federation if run is None else federation.job(run)
-        if watch:
-            show_changes(asked.watch(), console, as_json=as_json)
-        else:
-            show_once(asked.status, console, as_json=as_json)
+    with suggest_run(run):
+        if run is not None and is_directory_of_run(run):
+            if watch:
+                show_changes(watch_status(Path(run)), console, as_json=as_json)
+            else:
+                show_once(read_status(Path(run)), console, as_json=as_json)
+            return
+        with (
+            _taken_as_federation() if run is None else taken_as_job_id(run),
+            open_federation(profile, kit, server, insecure) as federation,
+        ):
+            asked = federation if run is None else federation.job(run)
+            if watch:
+                show_changes(asked.watch(), console, as_json=as_json)
+            else:
+                show_once(asked.status, console, as_json=as_json)
 
 
 @contextmanager

@@ -3,15 +3,15 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from flcore.number_text import bytes_text, duration_text, megabytes_text, metrics_text, share_text
+from flcore.number_text import bytes_text, duration_text, metrics_text, share_text
 from flcore.status.job_status import ClientStatus, FederationStatus, JobStatus, ResourceStatus
 from flcore.text import printable, utc_time
 
 MAX_NAME_CHARACTERS, MAX_REASON_CHARACTERS = 40, 100
 MAX_REFUSALS_SHOWN, MAX_ROUNDS_SHOWN = 5, 5
 
-CLIENT_HEADING = ("client", "state", "task", "MB sent", "MB received", "MB/s", "seen", "refused", "reason")
-ROUND_HEADING = ("round", "state", "clients", "seconds", "MB", "metrics", "reason")
+CLIENT_HEADING = ("client", "state", "task", "sent", "received", "MB/s", "seen", "refused", "reason")
+ROUND_HEADING = ("round", "state", "clients", "seconds", "bytes", "metrics", "reason")
 
 
 class Table(NamedTuple):
@@ -33,7 +33,7 @@ def job_heading(status: JobStatus) -> Iterator[tuple[str, str]]:
     yield "rounds", f"{status.rounds_over} of {status.rounds or '?'} are over" + _time_left(status)
     if status.bytes_sent or status.bytes_received:
         rate = "" if status.is_over else f", {status.megabytes_per_s:,.1f} MB/s"
-        sent, received = megabytes_text(status.bytes_sent), megabytes_text(status.bytes_received)
+        sent, received = bytes_text(status.bytes_sent), bytes_text(status.bytes_received)
         yield "bytes", f"{sent} sent, {received} received{rate}"
     if status.metrics:
         yield "metrics", metrics_text(status.metrics)
@@ -60,7 +60,7 @@ def job_tables(status: JobStatus) -> Iterator[Table]:
                 each.state,
                 f"{each.updates} of {each.sampled}" if each.state != "running" else "-",
                 f"{each.seconds['round']:.1f}" if "round" in each.seconds else "-",
-                f"{(each.bytes_sent + each.bytes_received) / 1e6:,.1f}" if each.state != "running" else "-",
+                bytes_text(each.bytes_sent + each.bytes_received) if each.state != "running" else "-",
                 metrics_text({**each.train, **each.validate}, 4),
                 _reason(each.reason),
             )
@@ -130,8 +130,8 @@ def _client_cells(client: ClientStatus, now: float) -> tuple[str, ...]:
         _name(client.name),
         state,
         f"{_name(client.task)} {client.round}" if client.task else "-",
-        f"{client.bytes_sent / 1e6:,.1f}",
-        f"{client.bytes_received / 1e6:,.1f}",
+        bytes_text(client.bytes_sent),
+        bytes_text(client.bytes_received),
         f"{client.megabytes_per_s:,.1f}" if client.megabytes_per_s else "-",
         "-" if client.last_seen_s is None else f"{duration_text(max(0.0, now - client.last_seen_s))} ago",
         _counts(client.refusals) or "-",

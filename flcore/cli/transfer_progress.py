@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from flcore.lead.pack_upload import TransferObserver
-from flcore.number_text import megabytes_text
+from flcore.number_text import bytes_text
 
 QUIET_S = 1.0
 """Seconds for which a transfer shows nothing."""
@@ -71,4 +71,4 @@ def transfer_text(nbytes: int, elapsed_s: float) -> str:
     >>> transfer_text(5_000_000, 2.0)
     '5.0 MB in 2.0 s, 2.5 MB/s'
     """
-    return f"{megabytes_text(nbytes)} in {elapsed_s:.1f} s, {nbytes / 1e6 / elapsed_s:,.1f} MB/s"
+    return f"{bytes_text(nbytes)} in {elapsed_s:.1f} s, {nbytes / 1e6 / elapsed_s:,.1f} MB/s"

@@ -5,6 +5,8 @@ from typing import Any, cast
 
 import typer
 
+from flcore.text import did_you_mean
+
 ClickError = cast(
     "type[Exception]", next(each for each in typer.BadParameter.__mro__ if each.__name__ == "ClickException")
 )
@@ -12,6 +14,9 @@ ClickError = cast(
 
 QUOTED = re.compile(r"^(Invalid value for|Missing (?:argument|option|parameter)) ((?:'[^']*'(?: / )?)+)")
 """The parser quotes the names that it knows, and leaves those that a command gives as they are."""
+
+
+QUOTED_NAME = r"'([^']*)'"
 
 
 def usage_line(error: Any) -> str:
@@ -22,11 +27,28 @@ def usage_line(error: Any) -> str:
     """
     message = QUOTED.sub(lambda found: f"{found[1]} {found[2].replace(chr(39), '')}", error.format_message())
     message = " ".join(message.split()).removesuffix(".")  # choices are on lines of their own
+    message = _with_nearest(message)
     message = message.replace(": Value error, ", ": ", 1)  # Pydantic's words, by which new versions of Typer convert
     context = getattr(error, "ctx", None)
     command = "flcore" if context is None else context.command_path
     stop = "" if message.endswith("?") else ";"
     return f"flcore: {message[:1].lower()}{message[1:]}{stop} see `{command} --help`"
+
+
+def _with_nearest(message: str) -> str:
+    """Return an error with the one name that was meant, in the words of all other errors.
+
+    >>> _with_nearest("No such option: --round (Possible options: --json, --out, --rounds)")
+    "No such option: --round; did you mean '--rounds'?"
+    >>> _with_nearest("invalid value for --what: 'metric' is not one of 'all', 'metrics'")
+    "invalid value for --what: 'metric' is not one of 'all', 'metrics'; did you mean 'metrics'?"
+    """
+    message = re.sub(r"\. Did you mean ('.*')\?$", r"; did you mean \1?", message)
+    if found := re.fullmatch(r"(No such option:? '?(-[^\s']+)'?) \(Possible options: (.+)\)", message):
+        return f"{found[1]}{did_you_mean(found[2], found[3].split(', '))}"
+    if found := re.search(r"'([^']*)' is not one of ('.*')$", message):
+        return f"{message}{did_you_mean(found[1], re.findall(QUOTED_NAME, found[2]))}"
+    return message
 
 
 def is_help(error: Exception) -> bool:

@@ -41,6 +41,27 @@ TokenOption = Annotated[
 ]
 
 
+LocalWebOption = Annotated[
+    str | None,
+    typer.Option(
+        "--web",
+        metavar="PORT",
+        help="Show a web page of what happens, read-only, to this machine only. Needs the extra web.",
+        show_default=False,
+    ),
+]
+
+LocalTokenOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--web-token",
+        metavar="FILE",
+        help="File with the token that opens the page; created if missing. (default: no token)",
+        show_default=False,
+    ),
+]
+
+
 def log_page(log: Log) -> Callable[[str, str], None]:
     """Return a function that logs the page's address."""
 
@@ -86,8 +107,8 @@ def web_page(
     is_remote = not is_loopback(address[0])
     if is_remote and certificates is None:
         raise JobError(
-            f"expected TLS for a web page on {address[0]}, which other machines reach, got plaintext; give "
-            "certificates (--certs), or show it on this machine only: --web PORT"
+            f"expected TLS for a web page on {address[0]}, which other machines reach, got plaintext; show it on "
+            "this machine only: --web PORT, or run `flcore server` with certificates (--certs)"
         )
     from flcore.web import Token, WebServer
 

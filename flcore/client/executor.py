@@ -96,7 +96,7 @@ class Executor:
                 continue
             shown = printable(repr(name), MAX_METRIC_NAME)
             where = f"{self.site.name}: round {task.round}, task {task.name!r}"
-            text = f"{where}: metric {shown} is left out, the update counts: {wrong}"
+            text = f"{where}: metric {shown} is left out of the answer: {wrong}"
             self._notify(f"{self.site.name} {task.name} {shown} {wrong}", text)
         return finite
 

@@ -8,7 +8,7 @@ from typing import Any
 from flcore_transport import UNKNOWN_SESSION
 
 from flcore.job.contract import Contract
-from flcore.number_text import megabytes_text, metrics_text
+from flcore.number_text import bytes_text, metrics_text
 from flcore.progress import TaskProgress
 from flcore.server.events import (
     AnswerRefused,
@@ -56,7 +56,7 @@ def round_line(record: RoundRecord, contract: Contract) -> str:
     """Return a round's summary in one line. A round without training, as of `fed_eval`, has no count of clients."""
     shown = metrics_text(record.metrics)
     skipped = ", skipped" if record.skipped else ""
-    traffic = megabytes_text(record.bytes_sent + record.bytes_received)
+    traffic = bytes_text(record.bytes_sent + record.bytes_received)
     clients = f"{len(record.updates)} of {counted(len(record.sampled), 'client')}, " if record.sampled else ""
     return (
         f"round {record.round}/{contract.server.rounds}: {clients}"
@@ -161,9 +161,15 @@ def _refused_answer_line(event: AnswerRefused) -> str:
     return f"refused an answer of {event.client} to {task} ({event.kind}): {event.reason}"
 
 
+def first_refusal_line(event: AnswerRefused) -> str:
+    """Return the line on the first refusal of a kind of a client, for people that see no others."""
+    reason = printable(event.reason, MAX_REASON_CHARACTERS)
+    return f"round {event.round}: {printable(event.client, 64)} was refused in {event.task or 'no open task'}: {reason}"
+
+
 def _published_line(event: ModelPublished) -> str:
     best = ", the best so far" if event.is_best else ""
-    return f"published {event.file} of round {event.round}, {megabytes_text(event.tensor_bytes)}{best}"
+    return f"published {event.file} of round {event.round}, {bytes_text(event.tensor_bytes)}{best}"
 
 
 ENDS: Mapping[RunEnd, str] = {
@@ -205,19 +211,19 @@ RUN_LINES: Mapping[type, EventLine] = {
     TaskSent: EventLine(debug, lambda e: f"round {e.round}: {e.task} is sent to {counted(e.client_count, 'client')}"),
     DownloadBegan: EventLine(debug, lambda e: f"{e.client} downloads the model for {e.task}"),
     DownloadEnded: EventLine(
-        debug, lambda e: f"{e.client} has the model for {e.task}: {megabytes_text(e.sent_bytes)}, and works on it"
+        debug, lambda e: f"{e.client} has the model for {e.task}: {bytes_text(e.sent_bytes)}, and works on it"
     ),
     UploadQueued: EventLine(debug, lambda e: f"{e.client} has done {e.task}, and waits to upload its answer"),
     UploadBegan: EventLine(debug, lambda e: f"{e.client} uploads its answer to {e.task}"),
     UploadEnded: EventLine(
-        debug, lambda e: f"{e.client} has uploaded its answer to {e.task}: {megabytes_text(e.received_bytes)}"
+        debug, lambda e: f"{e.client} has uploaded its answer to {e.task}: {bytes_text(e.received_bytes)}"
     ),
     UpdatesFolded: EventLine(
         debug,
         lambda e: f"round {e.round}: in the total, {counted(len(e.clients), 'update')}: {_shorten(e.clients)}",
     ),
     TaskAnswered: EventLine(
-        debug, lambda e: f"{e.client} has answered {e.task}: {megabytes_text(e.received_bytes)}, weight {e.weight:g}"
+        debug, lambda e: f"{e.client} has answered {e.task}: {bytes_text(e.received_bytes)}, weight {e.weight:g}"
     ),
     AnswerRefused: EventLine(debug, _refused_answer_line),  # at INFO, the line of `ClientFailed` tells of it
     ClientFailed: EventLine(warning, lambda e: f"{e.client} failed in {e.task}: {e.reason}", is_in_round=True),
@@ -232,7 +238,7 @@ RUN_LINES: Mapping[type, EventLine] = {
     StoppedEarly: EventLine(info, warning_line),
     NoBestModel: EventLine(warning, warning_line, is_in_round=True),
     BytesTransferred: EventLine(
-        debug, lambda e: f"transferred: {megabytes_text(e.sent)} sent, {megabytes_text(e.received)} received"
+        debug, lambda e: f"transferred: {bytes_text(e.sent)} sent, {bytes_text(e.received)} received"
     ),
     ModelPublished: EventLine(debug, _published_line),
     TaskProgress: EventLine(debug, str),

@@ -165,8 +165,7 @@ def _format(line_format: str, text: str, level: int, event: str, fields: Mapping
 
 
 def _bounded(value: Any) -> Any:
-    """Return fields with each text cut to `MAX_LINE_CHARACTERS`. JSON has no numbers that are not finite: they are text.
-    """
+    """Return fields with each text cut to `MAX_LINE_CHARACTERS`, and numbers that JSON lacks, such as NaN, as text."""
     match value:
         case float() if not math.isfinite(value):
             return str(value)

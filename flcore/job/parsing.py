@@ -67,7 +67,8 @@ def _explain(location: tuple[int | str, ...], message: str, value: Any) -> str:
     if text.startswith("Extra inputs"):
         renamed = f"; it is called {RENAMED_KEYS[key]} now" if key in RENAMED_KEYS else _nearest_key(key)
         return f"{key}: there is no such key{renamed}"
-    shown = "" if isinstance(value, dict) else f", not {value!r}"
+    is_told = isinstance(value, dict) or repr(value) in text
+    shown = "" if is_told else f", not {value!r}"
     return f"{key or 'job'}: {text[0].lower()}{text[1:]}{shown}"
 
 

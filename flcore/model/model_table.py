@@ -3,7 +3,7 @@
 from flcore.html_table import MAX_ROWS, html_table
 from flcore.model.dtypes import DTYPES
 from flcore.model.spec import ModelSpec
-from flcore.number_text import megabytes_text
+from flcore.number_text import bytes_text
 
 MAX_DTYPES = 3
 
@@ -18,7 +18,7 @@ def describe_model(kind: str, spec: ModelSpec) -> str:
     dtypes = [segment.dtype for segment in spec.segments]
     shown = ", ".join(dtypes[:MAX_DTYPES]) + (f" and {len(dtypes) - MAX_DTYPES} more" * (len(dtypes) > MAX_DTYPES))
     nbytes = sum(tensor.size * DTYPES[tensor.dtype].itemsize for tensor in spec.tensors)
-    size = f"{nbytes:,} bytes" if nbytes < 1e6 else megabytes_text(nbytes)
+    size = f"{nbytes:,} bytes" if nbytes < 1e6 else bytes_text(nbytes)
     count = len(spec.tensors)
     return f"{kind}: {count:,} tensor{'s' * (count != 1)}, {spec.parameters:,} elements, {shown}, {size}"
 

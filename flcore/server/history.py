@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from flcore.number_text import megabytes_text, metrics_text
+from flcore.number_text import bytes_text, metrics_text
 
 """The most metrics of a round that are shown."""
 
@@ -73,7 +73,7 @@ class RoundRecord:
     def summary(self) -> str:
         """Return the round in one line: clients, metrics, bytes and seconds."""
         metrics = [metrics_text(self.metrics)] * bool(self.metrics)
-        traffic = megabytes_text(self.bytes_sent + self.bytes_received)
+        traffic = bytes_text(self.bytes_sent + self.bytes_received)
         seconds = [f"{self.seconds['round']:.2f} s"] if "round" in self.seconds else []
         state = ["skipped"] * bool(self.skipped) + ["the best so far"] * self.is_best
         clients = f"{len(self.updates)} of {len(self.sampled)} clients"

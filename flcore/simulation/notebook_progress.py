@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from html import escape
 
 from flcore.event_log.event_lines import warning_line
-from flcore.number_text import duration_text, megabytes_text, metrics_text
+from flcore.number_text import bytes_text, duration_text, metrics_text
 from flcore.server.events import (
     Event,
     NoBestModel,
@@ -94,7 +94,7 @@ class ProgressLine:
             f"{status.rounds_over}/{status.rounds} rounds",
             "failed" if self.has_failed and not status.is_over else clients_text(status),
             metrics_text(status.metrics),
-            megabytes_text(status.bytes_sent + status.bytes_received),
+            bytes_text(status.bytes_sent + status.bytes_received),
             duration_text(time.monotonic() - self._began),
         )
         text = ", ".join(escape(printable(part)) for part in parts if part)

@@ -102,7 +102,7 @@ class RoundStatus(_Flat):
         bytes_received: Bytes that the server received in it.
         retries: The number of retries of tasks below the quorum.
         is_best: Whether its model is the best one so far.
-        reason: Why it was skipped, or why the run ended early with it.
+        reason: Why it was skipped, or why the run ended early with it; else the clients that were left out, and why.
     """
 
     round: int

@@ -34,7 +34,7 @@ def round_status(record: RoundRecord, begin: float | None) -> RoundStatus:
         bytes_received=record.bytes_received,
         retries=record.asked_again,
         is_best=record.is_best,
-        reason=short_reason(record.skipped or record.stopped),
+        reason=short_reason(record.skipped or record.stopped or _left_out(record)),
     )
 
 
@@ -57,6 +57,11 @@ def time_left_s(status: JobStatus, records: Sequence[RoundRecord], begin: float 
     is_in_round = begin is not None and status.round > status.rounds_over
     elapsed_s = min(now - begin, mean_s) if is_in_round and begin is not None else 0.0
     return max(0.0, mean_s * (status.rounds - status.rounds_over) - elapsed_s)
+
+
+def _left_out(record: RoundRecord) -> str:
+    reasons = {client: reason for failed in record.failed.values() for client, reason in failed.items()}
+    return "; ".join(f"{client}: {reason}" for client, reason in reasons.items())
 
 
 def _bounded(metrics: dict[str, float]) -> dict[str, float]:

@@ -89,7 +89,9 @@ class Token:
 
     def cookie_header(self, *, is_secure: bool) -> str:
         """Return the header `Set-Cookie`. A browser shows it to this server alone, and to no script."""
-        return f"{self._cookie_name}={self._cookie}; Path=/; HttpOnly; SameSite=Strict" + ("; Secure" if is_secure else "")
+        return f"{self._cookie_name}={self._cookie}; Path=/; HttpOnly; SameSite=Strict" + (
+            "; Secure" if is_secure else ""
+        )
 
 
 class Access:

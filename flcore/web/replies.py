@@ -11,9 +11,10 @@ CHUNK_BYTES = 64 << 10
 
 
 class InThread(Protocol):
-    """Runs a function in a thread, and returns its result."""
+    """Runs a function in a thread."""
 
-    async def __call__(self, make: Callable[[], Any], /) -> Any: ...
+    async def __call__(self, make: Callable[[], Any], /) -> Any:
+        """Return the function's result."""
 
 
 class EventStream(StreamingResponse):
@@ -69,4 +70,3 @@ class Download(StreamingResponse):
                 return
             self._left -= len(chunk)
             yield chunk
-

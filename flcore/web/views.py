@@ -55,14 +55,14 @@ def full_status(source: Source) -> dict[str, Any]:
 
 def job_view(source: Source, key: str) -> dict[str, Any] | None:
     """Return a job with its clients, and with the timeline of its present round while it runs."""
-    status = source.job(key)
-    if status is None:
-        return None
     board = source.board(key)
-    values = status.to_json()
-    del values["last_rounds"]  # the page asks for the rounds that it does not have yet
     rounds = () if board is None else board.timeline_rounds()
     shown = None if board is None or not rounds else timeline_view(board, rounds[-1])
+    status = source.job(key)  # after the timeline: a client that is refused there has its reason here
+    if status is None:
+        return None
+    values = status.to_json()
+    del values["last_rounds"]  # the page asks for the rounds that it does not have yet
     return {"key": key, "is_over": status.is_over, **values, "timeline": shown, "timeline_rounds": rounds}
 
 
@@ -141,7 +141,11 @@ def _round_line(record: RoundRecord) -> dict[str, Any]:
             (printable(client, MAX_NAME_CHARACTERS), printable(task, MAX_NAME_CHARACTERS), _short(reason))
             for client, task, reason in islice(failed, MAX_LEFT_OUT)
         ],
-        "site_metrics": [ANSWER_SECONDS, ANSWER_MEGABYTES, *sorted(name for name, _ in reported.most_common(MAX_METRICS))],
+        "site_metrics": [
+            ANSWER_SECONDS,
+            ANSWER_MEGABYTES,
+            *sorted(name for name, _ in reported.most_common(MAX_METRICS)),
+        ],
         "train": _metrics({name: record.train[name] for name in train}),
         "validate": _metrics(record.validate),
         "seconds": _metrics(record.seconds),

@@ -89,9 +89,18 @@ def test_what_is_wrong_is_said_in_one_message(tmp_path: Path, arguments: list[st
     ("arguments", "line"),
     [
         (["nope"], "no such command 'nope'; see `flcore --help`"),
-        (["servr"], "no such command 'servr'. Did you mean 'server'? see `flcore --help`"),
+        (["servr"], "no such command 'servr'; did you mean 'server'? see `flcore --help`"),
         (["run"], "missing argument job; see `flcore run --help`"),
-        (["run", "digits", "--ruonds", "3"], "no such option: --ruonds (Possible options: --rounds); see `flcore run"),
+        (["run", "digits", "--ruonds", "3"], "no such option: --ruonds; did you mean '--rounds'? see `flcore run"),
+        (["run", "digits", "--round", "3"], "no such option: --round; did you mean '--rounds'? see `flcore run"),
+        (
+            ["plot", "run", "--what", "metric"],
+            (
+                "invalid value for --what: 'metric' is not one of 'all', 'metrics', 'sites', 'phases', 'bytes'; "
+                "did you mean 'metrics'? see `flcore plot"
+            ),
+        ),
+        (["run", "digits", "--web", "abc"], "invalid value for --web: expected [HOST:]PORT, got 'abc'; "),
         (["run", "--nope"], "no such option: --nope; see `flcore run --help`"),
         (
             ["server", "digits", "--plan", "later"],

@@ -68,6 +68,14 @@ export function bytes(count) {
   return `${power && count < 100 ? count.toFixed(1) : Math.round(count)} ${units[power]}`;
 }
 
+/** A size of memory, in binary units, as budgets are given. */
+export function memory(count) {
+  const units = ['B', 'KiB', 'MiB', 'GiB', 'TiB'];
+  let power = 0;
+  while (count >= 1024 && power < units.length - 1) { count /= 1024; power += 1; }
+  return `${power && count < 100 && count % 1 ? count.toFixed(1) : Math.round(count)} ${units[power]}`;
+}
+
 /** A value of a metric, with four digits. */
 export function value(number) {
   if (number === null || number === undefined) return '–';

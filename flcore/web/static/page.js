@@ -1,6 +1,6 @@
 // The page: one stream of states from the server, and what is asked for when it is looked at. It never sends anything.
 
-import { byId, bytes, clock, duration, element, n, plural, rate, setRows, setText, wide } from './format.js';
+import { byId, bytes, clock, duration, element, memory, n, plural, rate, setRows, setText, wide } from './format.js';
 import { chooseRound, showRoundChoices, shownRound, showTimeline, showTimelineTable, tick, timeline } from './round.js';
 import { fetchRounds, fetchSites, showRounds, showRoundsTable, showSites, showSitesTable } from './rounds.js';
 import { now, state } from './state.js';
@@ -171,9 +171,9 @@ function showTime(job) {
 }
 
 function showResources(resources) {
-  const memory = byId('m-memory');
+  const staging = byId('m-memory');
   const disk = byId('m-disk');
-  memory.hidden = !resources;
+  staging.hidden = !resources;
   disk.hidden = !resources || resources.disk_total_bytes === null;
   if (!resources) {
     for (const id of ['f-memory', 'f-disk']) setText(byId(id), '–');
@@ -181,9 +181,9 @@ function showResources(resources) {
     return;
   }
   const { staged_bytes: staged, staging_budget_bytes: most, budget_bytes: budget, disk_free_bytes: free, disk_total_bytes: total } = resources;
-  setText(byId('f-memory'), bytes(staged));
-  setText(byId('f-memory-more'), `staged, of ${bytes(most)}; budget ${bytes(budget)}${resources.resident_bytes === null ? '' : `, process ${bytes(resources.resident_bytes)}`}`);
-  Object.assign(memory, { max: most, low: most * 0.75, high: most * 0.95, optimum: 0, value: staged });
+  setText(byId('f-memory'), memory(staged));
+  setText(byId('f-memory-more'), `of ${memory(most)}; budget ${memory(budget)}${resources.resident_bytes === null ? '' : `, process ${memory(resources.resident_bytes)}`}`);
+  Object.assign(staging, { max: most, low: most * 0.75, high: most * 0.95, optimum: 0, value: staged });
   setText(byId('f-disk'), free === null ? '–' : `${bytes(free)} free`);
   setText(byId('f-disk-more'), total === null ? '' : `${free < total * 0.05 ? 'almost full, ' : ''}of ${bytes(total)}`);
   if (total !== null) Object.assign(disk, { max: total, low: total * 0.85, high: total * 0.95, optimum: 0, value: total - free });

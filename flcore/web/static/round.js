@@ -2,7 +2,7 @@
 
 import { byId, duration, element, n, setRows, setText } from './format.js';
 import { ask, now, state } from './state.js';
-import { MARKS, OUT, slowest, Timeline } from './timeline.js';
+import { active, MARKS, OUT, slowest, Timeline } from './timeline.js';
 
 const HINT = 'Choose a client with the arrow keys, or click it, to read its phases.';
 const LOST = 'its connection was lost';
@@ -12,9 +12,12 @@ const PHASES = ['queued', 'downloading', 'training', 'uploading', 'checked', 'fo
 export const timeline = new Timeline(byId('timeline'), byId('timeline-space'), byId('timeline-canvas'), (row) => {
   const node = byId('chosen');
   if (!row) { setText(node, HINT); return; }
-  const told = row.spans.map((span) => `${span.phase} ${duration((span.end ?? elapsed()) - span.begin)}`);
-  const reason = OUT.includes(row.last.phase) ? reasonOf(row.client) : '';
-  setText(node, `${row.client}: ${told.join(', ')}${reason ? `. ${reason}` : ''}`);
+  const tasks = Object.entries(Object.groupBy(row.spans, (span) => span.task)).map(([task, spans]) => {
+    const told = spans.map((span) => `${span.phase} ${duration((span.end ?? elapsed() ?? span.begin) - span.begin)}`).join(', ');
+    return hasSeveralTasks() ? `${task}: ${told}` : told;
+  });
+  const reason = row.out ? reasonOf(row) : '';
+  setText(node, `${row.client}: ${tasks.join('; ')}${reason ? `. ${reason}` : ''}`);
 });
 
 function elapsed() {
@@ -26,13 +29,15 @@ function elapsed() {
 
 export function shownRound() { return state.chosen ?? state.view?.round ?? state.job?.round ?? 0; }
 
-function reasonOf(client) {
+const hasSeveralTasks = () => state.view?.tasks.length > 1;
+
+function reasonOf({ client, out }) {
   if (state.chosen === null) {
     const found = state.job?.clients.find((each) => each.name === client);
     if (found?.last_reason) return found.last_reason === LOST ? '' : found.last_reason;
   }
   const failed = state.rounds.find((round) => round.round === shownRound())?.failed ?? [];
-  return failed.find(([name]) => name === client)?.[2] ?? '';
+  return failed.find(([name, task]) => name === client && task === out.task)?.[2] ?? '';
 }
 
 export function showTimeline(view) {
@@ -52,24 +57,25 @@ function showGlance(view, isLive) {
   const found = view ? slowest(rows) : null;
   setText(byId('slow-title'), isLive ? 'Slowest now' : 'Slowest');
   byId('slow').replaceChildren(...describeSlowest(found, rows));
-  const out = rows.filter((row) => OUT.includes(row.last.phase)).sort((a, b) => OUT.indexOf(a.last.phase) - OUT.indexOf(b.last.phase));
-  const items = out.slice(0, 6).map((row) => element('li', {}, element('span', { class: 'mark', 'data-phase': row.last.phase, 'aria-hidden': 'true' }, MARKS[row.last.phase]),
-    element('span', {}, element('b', {}, row.client), ` ${OUT_WORDS[row.last.phase]}`, reasonOf(row.client) ? `: ${reasonOf(row.client)}` : '')));
+  const out = rows.filter((row) => row.out).sort((a, b) => OUT.indexOf(a.out.phase) - OUT.indexOf(b.out.phase));
+  const items = out.slice(0, 6).map((row) => element('li', {}, element('span', { class: 'mark', 'data-phase': row.out.phase, 'aria-hidden': 'true' }, MARKS[row.out.phase]),
+    element('span', {}, element('b', {}, row.client), ` ${OUT_WORDS[row.out.phase]}${hasSeveralTasks() ? ` in ${row.out.task}` : ''}`, reasonOf(row) ? `: ${reasonOf(row)}` : '')));
   if (out.length > 6) items.push(element('li', {}, element('span'), `and ${out.length - 6} more, see below`));
   byId('out').replaceChildren(...(items.length ? items : [element('li', { class: 'quiet' }, element('span'), view ? 'Nobody.' : 'No timeline is kept of this round.')]));
-  const counts = Object.groupBy(rows, (row) => row.last.phase);
+  setText(byId('phases-title'), isLive ? 'Where they are' : 'How it ended');
+  const counts = Object.groupBy(rows, (row) => row.shown);
   byId('phases').replaceChildren(...PHASES.map((phase) => element('li', { 'data-count': String(counts[phase]?.length ?? 0) },
     element('span', { class: 'swatch', 'data-phase': phase, 'aria-hidden': 'true' }, MARKS[phase] ?? ''), `${counts[phase]?.length ?? 0} ${phase}`)));
 }
 
 function describeSlowest(row, rows) {
   if (!row) return ['–'];
-  const done = rows.filter((each) => !each.isPending && !OUT.includes(each.last.phase)).length;
+  const done = rows.filter((each) => !each.isPending && !each.out).length;
   const name = element('b', {}, row.client);
   if (row.isPending) return [name, ` is ${row.last.phase}, for ${duration((elapsed() ?? row.last.begin) - row.last.begin)}. `, element('span', { class: 'quiet' }, `${done} of ${rows.length} are done.`)];
-  const longest = row.spans.filter((span) => span.end !== null && span.end <= row.doneAt + 1e-6).toSorted((a, b) => (b.end - b.begin) - (a.end - a.begin))[0];
+  const longest = active(row).toSorted((a, b) => (b.end - b.begin) - (a.end - a.begin))[0];
   const most = longest ? `, ${duration(longest.end - longest.begin)} of it ${longest.phase}` : '';
-  return [name, ` took ${duration(row.doneAt)}${most}.`];
+  return [name, ` took ${duration(row.busy)}${most}.`];
 }
 
 export function showTimelineTable() {

@@ -137,9 +137,9 @@ export function showSites() {
   options(byId('site'), names, ['']);
   const chosen = byId('site').value;
   siteChart.setTitle(metric);
-  const last = (name) => sites[name].findLast((point) => point !== null);
-  const ranked = names.toSorted((a, b) => last(a) - last(b));
-  const shown = chosen ? [chosen] : names.length <= 5 ? names : [ranked[0], ranked.at(-1)];
+  const last = (name) => sites[name].at(-1);
+  const ranked = names.filter((name) => last(name) !== null).sort((a, b) => last(a) - last(b));
+  const shown = chosen ? [chosen] : names.length <= 5 ? names : [ranked.at(0), ranked.at(-1)];
   siteChart.set(rounds, names.map((name) => {
     const at = shown.indexOf(name);
     return { name, values: sites[name], isFaint: at < 0, color: at < 0 ? color('quiet') : color(`series-${at % 5 + 1}`), dash: Math.max(0, at) % 5 };

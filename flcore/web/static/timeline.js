@@ -9,7 +9,11 @@ const ORDER = ['lost', 'failed', 'refused', 'queued', 'downloading', 'training',
 const AXIS = 26;
 const FONT = '13px system-ui, "Segoe UI", Roboto, sans-serif';
 
-/** Turn the view of a timeline into rows: {client, spans: [{task, phase, begin, end}], last, busy}. */
+/**
+ * Turn the view of a timeline into rows: {client, spans: [{task, phase, begin, end}], last, isPending, out, shown, busy}.
+ * A round has several tasks, and who was left out of one may answer the next: `out` is the span that says so, `shown`
+ * the phase that stands for the client, and `busy` the seconds that it has spent in phases that others wait for.
+ */
 export function rowsOf(view) {
   const rows = view.clients.map((client) => ({ client, spans: [] }));
   for (const [client, task, phase, begin, end] of view.spans) {
@@ -18,23 +22,34 @@ export function rowsOf(view) {
   for (const row of rows) {
     row.last = row.spans.at(-1);
     row.isPending = ACTIVE.includes(row.last.phase) && row.last.end === null;
-    const active = row.spans.filter((span) => ACTIVE.includes(span.phase));
-    row.doneAt = row.isPending ? null : (active.length ? active.at(-1).end : row.last.begin);
+    row.out = leftOut(row.spans);
+    const isFolded = row.spans.some((span) => span.phase === 'folded');
+    row.shown = row.isPending ? row.last.phase : row.out?.phase ?? (isFolded ? 'folded' : row.last.phase);
+    row.busy = active(row).reduce((sum, span) => sum + (span.end ?? span.begin) - span.begin, 0);
   }
   return rows;
+}
+
+/** The phases of a row in which others wait for the client. */
+export const active = (row) => row.spans.filter((span) => ACTIVE.includes(span.phase));
+
+/** The end of the last task that a client was left out of, or null. A task that it was asked again counts as it ended. */
+function leftOut(spans) {
+  const ends = new Map(spans.map((span) => [span.task, span]));
+  return [...ends.values()].findLast((span) => OUT.includes(span.phase)) ?? null;
 }
 
 /** Whether a client is further back than another one: in an earlier phase, or for longer in the same one. */
 function compareSlowness(a, b) {
   if (a.isPending !== b.isPending) return a.isPending ? -1 : 1;
-  if (!a.isPending) return (b.doneAt ?? 0) - (a.doneAt ?? 0);
+  if (!a.isPending) return b.busy - a.busy;
   const stages = (row) => row.spans.filter((span) => span.phase !== 'lost' && span.task === row.last.task).length;
   return stages(a) - stages(b) || a.last.begin - b.last.begin;
 }
 
 /** The client that a round waits for or has waited for longest, among those that were not left out. */
 export function slowest(rows) {
-  const counted = rows.filter((row) => !OUT.includes(row.last.phase));
+  const counted = rows.filter((row) => row.isPending || !row.out);
   return counted.length ? counted.toSorted(compareSlowness)[0] : null;
 }
 
@@ -59,7 +74,7 @@ export class Timeline {
     const compare = {
       slowest: compareSlowness,
       name: (a, b) => a.client.localeCompare(b.client, 'en', { numeric: true }),
-      phase: (a, b) => ORDER.indexOf(a.last.phase) - ORDER.indexOf(b.last.phase),
+      phase: (a, b) => ORDER.indexOf(a.shown) - ORDER.indexOf(b.shown),
     }[this.sort];
     const byName = (a, b) => a.client.localeCompare(b.client, 'en', { numeric: true });
     this.shown = this.rows.filter((row) => row.client.toLowerCase().includes(wanted)).sort((a, b) => compare(a, b) || byName(a, b));
@@ -117,12 +132,17 @@ export class Timeline {
       pen.fillRect(x(span.begin), bar + (thick - height) / 2, Math.max(1.5, x(end) - x(span.begin) - 1), height);
       if (OUT.includes(span.phase)) this.#mark(pen, span.phase, x(span.begin), bar + thick / 2, ink);
     }
-    pen.fillStyle = OUT.includes(row.last.phase) ? ink.ink : ink.quiet;
-    const said = `${row.last.phase}${row.isPending || row.last.end === null ? ` ${duration(Math.max(0, (this.elapsed ?? 0) - row.last.begin))}` : ''}`;
-    const told = row.doneAt !== null && !OUT.includes(row.last.phase) ? `${row.last.phase}, after ${duration(row.doneAt)}` : said;
+    pen.fillStyle = OUT.includes(row.shown) ? ink.ink : ink.quiet;
+    const told = this.#told(row);
     pen.textAlign = isNarrow ? 'right' : 'left';
     pen.fillText(fitted(pen, told, isNarrow ? width * 0.48 : right - 12), isNarrow ? width - 4 : width - right + 12, line);
     pen.textAlign = 'left';
+  }
+
+  /** What stands beside a row's bars. Of phases that last, only those of a live round have a duration. */
+  #told(row) {
+    if (row.isPending) return `${row.shown} ${duration(Math.max(0, (this.elapsed ?? row.last.begin) - row.last.begin))}`;
+    return row.out ? `${row.shown} after ${duration(row.out.begin)}` : `${row.shown}, took ${duration(row.busy)}`;
   }
 
   #mark(pen, phase, x, y, ink) {

@@ -18,6 +18,7 @@ from flcore.job.pack import pack_job
 from flcore.lead import connection
 from flcore.lead.connection import FederationConnection
 from flcore.lead.server_calls import ServerCalls
+from flcore.number_text import bytes_text
 from tests.flcore.command import said
 from tests.flcore.lead.fake_server import FakeServer
 from tests.flcore.lead.kits import federation_authority, unpacked_kit
@@ -278,12 +279,13 @@ def test_a_download_says_what_came(server: FakeServer, flcore: Flcore, tmp_path:
     job = server.add_job(state="done")
     (tmp_path / "source").mkdir()
     server.files[job] = {**model_files(tmp_path / "source"), "run/history.jsonl": HISTORY, "server.log": b"log\n"}
-    assert flcore("download", job) == "digits-1: 3 new, 0.0 MB, and report.txt\n"
+    size = bytes_text(sum(map(len, server.files[job].values())))
+    assert flcore("download", job) == f"digits-1: 3 new, {size}, and report.txt\n"
     assert (tmp_path / "digits-1/report.txt").read_text().startswith("id           digits-1\n")
     (tmp_path / "digits-1/server.log").write_text("other")
     assert "server.log: expected no file, or the one of digits-1" in one_error(flcore("download", job, code=1))
     printed = flcore("download", job, "--overwrite")
-    assert "replaced " in printed and printed.endswith("digits-1: 2 unchanged, 1 replaced, 0.0 MB, and report.txt\n")
+    assert "replaced " in printed and printed.endswith(f"digits-1: 2 unchanged, 1 replaced, {size}, and report.txt\n")
     report = json.loads(flcore("download", job, "--out", "elsewhere", "--json"))
     assert report["directory"] == "elsewhere" and len(report["files"]) == 3
     assert {each["change"] for each in report["files"]} == {"new"}

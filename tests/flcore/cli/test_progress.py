@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
+import pytest
 from rich.console import Console
 
 from flcore.cli.client_progress import ActivityDisplay, show_activity
@@ -15,6 +16,7 @@ from flcore.event_log.log import Log, console_writer
 from flcore.job.parsing import parse_contract
 from flcore.progress import TaskProgress
 from flcore.server.events import (
+    AnswerRefused,
     BytesTransferred,
     ClientJoined,
     RoundFinished,
@@ -59,7 +61,7 @@ def test_the_line_of_a_run_has_the_metrics_of_its_last_round() -> None:
         metrics = {"loss": 0.25, "[red]auc": 0.5, "accuracy": 0.93333, "f1": 0.1}
         observe(RoundFinished(RoundRecord(1, train=metrics, seconds={"round": 1.0})))
     line = plain(out.getvalue())
-    assert "1/9 rounds  train 1/2 clients" in line and "1.0 MB" in line
+    assert "1/9 rounds  train 1/2 clients" in line and "1.00 MB" in line
     assert "loss 0.25, [red]auc 0.5, accuracy 0.9333 and 1 more" in line
 
 
@@ -92,6 +94,23 @@ def test_a_terminal_that_hangs_holds_up_no_event() -> None:
         is_held_up = observing.is_alive()
         out.is_free.set()
     assert not is_held_up and "round 1 is skipped" in plain(out.getvalue())
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_the_first_refusal_of_a_client_is_told_with_its_reason(
+    is_terminal: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown, out = console(is_terminal=is_terminal)
+    board = StatusBoard.of(CONTRACT)
+    with show_progress(CONTRACT, board, shown) as told:
+        observe = notify_all(board.observe, told)
+        for number in (1, 2):
+            observe(AnswerRefused("train", "north", number, 1, "non-finite", "element 7 is nan\n"))
+        observe(AnswerRefused("train", "south", 2, 1, "non-finite", "element 8 is nan"))
+    said = plain(out.getvalue()) + capsys.readouterr().err
+    assert said.count("north was refused") == 1
+    assert "round 1: north was refused in train: element 7 is nan\\n" in said
+    assert "round 2: south was refused in train: element 8 is nan" in said
 
 
 class Clock:

@@ -78,9 +78,9 @@ def test_a_run_that_is_done(tmp_path: Path) -> None:
         "    2   1 of 2     0.5      0.75  6.2     1.50  best, retries: 1, failed: 1",
         "    3   1 of 2  0.3333       0.5  6.2     1.50  retries: 1, failed: 1",
         "",
-        "model        model.safetensors        4.0 MB",
-        "best         best.safetensors         4.0 MB, round 2",
-        "checkpoint   round-00002.safetensors  4.0 MB, round 2",
+        "model        model.safetensors        4.00 MB",
+        "best         best.safetensors         4.00 MB, round 2",
+        "checkpoint   round-00002.safetensors  4.00 MB, round 2",
     ]
     assert contents(tmp_path / "run") == before, "it only reads"
 
@@ -166,7 +166,7 @@ def test_a_model_in_shards_has_the_size_of_all_of_them(tmp_path: Path) -> None:
         (run / f"model-0000{number}-of-00002.safetensors").write_bytes(bytes(3_000_000))
     shards = {f"w{number}": f"model-0000{1 + number % 2}-of-00002.safetensors" for number in range(5)}
     (run / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
-    assert re.search(r"^model +model.safetensors.index.json +6.0 MB$", said("show", "run", cwd=tmp_path), re.MULTILINE)
+    assert re.search(r"^model +model.safetensors.index.json +6.00 MB$", said("show", "run", cwd=tmp_path), re.MULTILINE)
     (run / "model.safetensors.index.json").write_text("[]")
     printed = said("show", "run", cwd=tmp_path, code=1)
     assert printed.startswith("flcore: expected the index of a model in run/model.safetensors.index.json; ")

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from flcore.cli.status_live import AnyStatus, show_changes, show_once
 from flcore.server.events import RunEnded, RunStarted
+from flcore.server.history_table import read_history
 from flcore.status import (
     ClientStatus,
     FederationStatus,
@@ -89,23 +90,23 @@ def test_a_job_as_text(capsys: pytest.CaptureFixture[str]) -> None:
         "state    running, round 3",
         "task     train: 1 of 3 answers are in",
         "rounds   2 of 60 are over, about 2 min 10 s left",
-        "bytes    12.0 MB sent, 3.4 MB received, 2.2 MB/s",
+        "bytes    12.0 MB sent, 3.40 MB received, 2.2 MB/s",
         "metrics  loss 0.5262, accuracy 0.84",
         "memory   12 MiB of 624 MiB for staged updates, budget 1,024 MiB, 402 MiB resident",
         "disk     31.2 GB of 63.0 GB are free",
         "refused  2 non-finite, 1 join",
         "",
-        "client  state            task     MB sent  MB received  MB/s  seen            refused       reason",
-        "north   training 40 %    train 3  6.0      0.0          -     2 s ago         -",
-        "odd     refused          train 3  0.0      0.0          -     -               2 non-finite  element 7 is nan",
-        "south   lost             train 3  0.0      0.0          -     1 min 30 s ago  -             connection lost",
-        "west    never connected  -        0.0      0.0          -     -               -",
+        "client  state            task     sent     received  MB/s  seen            refused       reason",
+        "north   training 40 %    train 3  6.00 MB  0 B       -     2 s ago         -",
+        "odd     refused          train 3  0 B      0 B       -     -               2 non-finite  element 7 is nan",
+        "south   lost             train 3  0 B      0 B       -     1 min 30 s ago  -             connection lost",
+        "west    never connected  -        0 B      0 B       -     -               -",
         "",
         "at                    client  kind        reason",
         "2023-11-14T22:13:15Z  odd     non-finite  element 7 is nan",
         "",
-        "round  state    clients  seconds  MB   metrics   reason",
-        "2      over     2 of 3   4.5      1.0  loss 0.5",
+        "round  state    clients  seconds  bytes    metrics   reason",
+        "2      over     2 of 3   4.5      1.00 MB  loss 0.5",
         "3      running  -        -        -",
     ]
 
@@ -214,7 +215,10 @@ def test_the_command_shows_a_run_that_is_done_from_its_history(tmp_path: Path) -
     write_run(tmp_path / "run")
     lines = said("status", "run", cwd=tmp_path).splitlines()
     assert lines[1:3] == ["state    done", "rounds   3 of 3 are over"]
-    assert "3      over   1 of 2   1.5      6.2  loss 0.3333, accuracy 0.5" in lines
+    last = next(line for line in lines if line.startswith("3 "))
+    assert last.startswith("3      over   1 of 2   1.5      6.25 MB  loss 0.3333, accuracy 0.5")
+    [failed] = read_history(tmp_path / "run")[-1].failed.values()
+    assert last.endswith("; ".join(f"{client}: {reason}" for client, reason in failed.items())), failed
 
 
 @pytest.mark.parametrize(

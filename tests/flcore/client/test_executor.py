@@ -102,7 +102,7 @@ def test_a_metric_is_a_real_number(value: Any) -> None:
 @pytest.mark.parametrize(
     ("metric", "wrong"),
     [
-        ("{'m': np.nan}", "metric 'm' is left out, the update counts: it is nan (float)"),
+        ("{'m': np.nan}", "metric 'm' is left out of the answer: it is nan (float)"),
         ("{'m': np.float32('-inf')}", "it is -inf (float32), expected a finite number"),
         ("{'m': 10**400}", "it is inf (int)"),
         ("{'m': np.arange(3)}", "it is of type ndarray, expected a real number"),

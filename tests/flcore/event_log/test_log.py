@@ -88,8 +88,8 @@ def test_a_round_without_training_has_its_metrics_and_no_count_of_clients() -> N
         ],
     )
     assert lines == [
-        "round 1/9: accuracy 0.75, 0.0 MB, 0.50 s",
-        "round 2/9: 0 of 2 clients, no metrics, 0.0 MB, 0.50 s",
+        "round 1/9: accuracy 0.75, 0 B, 0.50 s",
+        "round 2/9: 0 of 2 clients, no metrics, 0 B, 0.50 s",
     ]
 
 

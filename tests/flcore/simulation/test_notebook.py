@@ -71,9 +71,9 @@ def record(number: int, **fields: Any) -> RoundRecord:
 
 def test_a_history_in_a_line_and_in_a_table() -> None:
     history = History(record(number, validate={"loss": 1 / number}, is_best=True) for number in range(1, 61))
-    line = "<History: 60 rounds; round 60: 0 of 2 clients, loss 0.01667, 2.0 MB, 0.50 s, the best so far>"
+    line = "<History: 60 rounds; round 60: 0 of 2 clients, loss 0.01667, 2.00 MB, 0.50 s, the best so far>"
     assert repr(history) == line
-    assert repr(history[2]) == "<RoundRecord 3: 0 of 2 clients, loss 0.3333, 2.0 MB, 0.50 s, the best so far>"
+    assert repr(history[2]) == "<RoundRecord 3: 0 of 2 clients, loss 0.3333, 2.00 MB, 0.50 s, the best so far>"
     table = history.to_html()
     assert "History: the last 50 of 60 rounds" in table and table.count("<tr>") == 51
     assert "<td>60</td><td>0 of 2</td><td>0.01667</td><td>0</td><td>2.0</td><td>0.50</td><td>best</td>" in table
@@ -104,7 +104,7 @@ def test_the_progress_of_a_run() -> None:
     board = StatusBoard("digits", 60, ("a", "b", "c"))
     line = ProgressLine(board)
     tell = events.notify_all(board.observe, line.observe)
-    assert "0/60 rounds, waiting for clients, 0.0 MB, 0 s" in line.html()
+    assert "0/60 rounds, waiting for clients, 0 B, 0 s" in line.html()
     tell(events.ClientJoined("a", 1))
     assert "1 client connected" in line.html()
     tell(events.ClientJoined("b", 2))
@@ -121,7 +121,7 @@ def test_the_progress_of_a_run() -> None:
     tell(events.NoBestModel("acuracy", ("loss", "accuracy")))
     tell(events.RunEnded("the job failed", failed=True, end="failed"))
     shown = line.html()
-    assert "<progress value='7' max='60'>" in shown and "7/60 rounds, failed, " in shown and "1.5 MB" in shown
+    assert "<progress value='7' max='60'>" in shown and "7/60 rounds, failed, " in shown and "1.50 MB" in shown
     assert "did you mean &#x27;accuracy&#x27;?" in shown and "<script" not in shown and shown.isprintable()
 
 

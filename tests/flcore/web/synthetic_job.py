@@ -84,8 +84,35 @@ class SyntheticJob:
             self._play(number)
         self.now = now_s - 31.0
         self.tell(JoinRefused("unknown-laptop", "expected a client of the contract, got 'unknown-laptop'"))
-        self._play_present(over + 1)
+        self.present = over + 1
+        self._play_present(self.present)
         self.now = now_s
+
+    def end_training(self) -> None:
+        """End the present round's training: all uploads end, the slow client's last, and the updates are folded."""
+        number, slow = self.present, self.clients[7 % len(self.clients)]
+        for name in self.clients[2::3]:
+            if name not in self.out:
+                self.tell(
+                    UploadEnded("train", number, name, MODEL_BYTES),
+                    TaskAnswered("train", name, number, 1, 100.0, MODEL_BYTES, "digest"),
+                )
+        self.now += 5.0
+        self._upload(number, slow, 1.0)
+        self.tell(UpdatesFolded("train", number, tuple(name for name in self.clients if name not in self.out)))
+
+    def validate(self) -> None:
+        """Let those that are connected answer a validation, all but the first: it still works on it."""
+        number = self.present
+        there = tuple(name for name in self.clients if name != self.clients[4])
+        self.tell(TaskSent("validate", number, len(there), there, f"model-{number + 1}"))
+        for name in there[1:]:
+            self.answer_validation(name)
+
+    def answer_validation(self, name: str) -> None:
+        """Let one client answer the validation."""
+        self.now += 0.1
+        self.tell(TaskAnswered("validate", name, self.present, 2, 100.0, 0, "digest"))
 
     def tell(self, *events: Event) -> None:
         for event in events:
@@ -171,6 +198,7 @@ class SyntheticJob:
         """A round that has gone on for 31 seconds."""
         begin = self._begin(number)
         refused, failed, lost, slow = (self.clients[at] for at in (-2, 3, 4, 7 % len(self.clients)))
+        self.out = (refused, failed, lost)
         for index, client in enumerate(self.clients):
             trained = self._download(number, client, begin, index) + 8.0 + 1.1 * (index % 11)
             self.now = trained

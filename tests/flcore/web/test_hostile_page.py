@@ -1,8 +1,7 @@
-"""The page in Chromium against names that are those of JavaScript's own, and replies that come late. `make test-web`."""
+"""The page in Chromium against names that JavaScript has, and replies that come late. `make test-web`."""
 
 import threading
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import pytest
 

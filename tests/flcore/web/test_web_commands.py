@@ -22,6 +22,7 @@ from flcore.cli import web_page as module
 from flcore.cli.web_page import web_page
 from flcore.errors import CertificateError, JobError
 from flcore.server.history_table import read_history
+from flcore.status.timeline import PHASES
 from flcore.web import FederationSource, RunSource, Token, WebServer
 from tests.flcore.conftest import adding
 from tests.flcore.federation.small_federation import Federation, packed, write_job
@@ -31,6 +32,13 @@ from tests.flcore.web.synthetic_job import SyntheticJob
 
 TIMEOUT_S = 60.0
 PAGE = Path(__file__).parents[3] / "docs/web.md"
+
+
+def test_the_page_says_of_each_phase_what_its_documentation_says() -> None:
+    page = (Path(module.__file__).parents[1] / "web/static/index.html").read_text()
+    [words] = re.findall(r'<dl id="phase-words".*?>(.*?)</dl>', page)
+    documented = dict(re.findall(r"^\| ([a-z]+) \| (.+) \|$", PAGE.read_text(), re.MULTILINE))
+    assert dict(re.findall(r"<dt>(.*?)<dd>(.*?)</div>", words)) == {phase: documented[phase] for phase in PHASES}
 
 
 def source() -> RunSource:

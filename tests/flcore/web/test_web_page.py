@@ -33,6 +33,7 @@ from flcore.server.events import (
     ClientLeft,
     Event,
     HistoryRestored,
+    RoundFinished,
     RunEnd,
     RunEnded,
     RunStarted,
@@ -214,6 +215,61 @@ def test_a_stranger_reads_who_is_slowest_in_which_phase_and_who_was_left_out_and
         assert errors(browser) == []
 
 
+def test_a_client_that_was_left_out_of_training_is_seen_while_others_validate_and_when_the_round_is_over(
+    browser: Chrome,
+) -> None:
+    job = SyntheticJob(now_s=time.time())
+    with shown(browser, job):
+        job.end_training()
+        wait(browser, lambda: text(browser, "phases").startswith("0 queued") and "9 folded" in text(browser, "phases"))
+        assert text(browser, "slow").startswith("mayo-east took ")
+        job.validate()
+        wait(browser, lambda: text(browser, "slow").startswith("aarhus is "))
+        out = [item.text for item in browser.find_elements(By.CSS_SELECTOR, "#out li")]
+        assert [line.partition(":")[0].removeprefix("✕\n").removeprefix("!\n").removeprefix("?\n") for line in out] == [
+            "st-marys was refused in train",
+            "dresden failed in train",
+            "geneva lost its connection in train",
+        ]
+        assert "element 118 is nan" in out[0]
+        job.answer_validation("aarhus")
+        job.tell(RoundFinished(job.record(job.present)))
+        wait(browser, lambda: text(browser, "timeline-title") == f"Round {job.present}, over")
+        # The slowest is the one that has trained for longest, and not the last one to answer the short validation.
+        assert text(browser, "slow").startswith("mayo-east took ") and text(browser, "slow").endswith(
+            " of it training."
+        )
+        assert text(browser, "phases-title") == "How it ended"
+        counts = [item.text.split("\n")[-1] for item in browser.find_elements(By.CSS_SELECTOR, "#phases li")]
+        assert [each for each in counts if not each.startswith("0 ")] == ["9 folded", "1 refused", "1 failed", "1 lost"]
+        assert "st-marys was refused in train" in text(browser, "out")
+        timeline = browser.find_element(By.ID, "timeline")
+        timeline.send_keys(Keys.HOME)
+        assert text(browser, "chosen").startswith("mayo-east: train: queued ")
+        assert "; validate: queued " in text(browser, "chosen")
+        assert errors(browser) == []
+
+
+def test_the_lowest_and_highest_site_are_those_of_the_last_round(browser: Chrome) -> None:
+    names = ("a", "b", "c", "d", "e", "f")
+    losses: list[dict[str, float]] = [
+        {"a": 0.4, "b": 0.5, "c": 0.6, "d": 0.7, "e": 0.8, "f": 9.0},  # f has no value in the next round
+        {"a": 0.5, "b": 0.3, "c": 0.4, "d": 0.7, "e": 0.6},
+    ]
+    records = tuple(
+        RoundRecord(number, names, {name: Participation(1.0, {"loss": loss}, 1, 1.0) for name, loss in found.items()})
+        for number, found in enumerate(losses, 1)
+    )
+    board = StatusBoard("chest-xray", 3, names)
+    board.observe(RunStarted("run", "chest-xray", "f", "c", "1"))
+    board.observe(HistoryRestored(records))
+    with WebServer(RunSource(board, contract(names, 3), None)) as server:
+        browser.get(server.url)
+        wait(browser, lambda: "round 2" in text(browser, "site-chart"))
+        assert text(browser, "site-chart") == "lossround 2: b 0.3, d 0.7"
+        assert errors(browser) == []
+
+
 @pytest.mark.parametrize(
     ("name", "scheme", "width", "height"),
     [("web-light", "light", 1280, 1580), ("web-dark", "dark", 1280, 892), ("web-phone", "light", 390, 1500)],
@@ -365,6 +421,8 @@ def test_a_job_that_waits_says_for_whom_and_a_lost_site_and_a_full_disk_are_seen
         wait(browser, lambda: "oulu lost its connection" in text(browser, "out"))
         wait(browser, lambda: text(browser, "f-disk") == "900 MB free")
         assert "almost full" in text(browser, "f-disk-more")
+        assert text(browser, "f-memory") == "3 GiB"  # in the units of --budget
+        assert text(browser, "f-memory-more") == "of 3 GiB; budget 4 GiB, process 572 MiB"
         job.tell(WaitingForClients(1, 3, ("bergen", "porto"), None))
         wait(browser, lambda: text(browser, "job-state") == "waiting")
         assert "1 of the 3 clients needed are connected; not there: bergen, porto" in text(browser, "job-reason")
@@ -458,6 +516,11 @@ def test_a_phone_scrolls_in_one_direction_only(browser: Chrome) -> None:
     for job in (SyntheticJob(now_s=time.time()), large_job(time.time())):
         with shown(browser, job):
             assert browser.execute_script("return document.documentElement.scrollWidth") == 390
+            wait(browser, lambda: rows(browser, "client-rows"))
+            # Clients and reasons are read without scrolling sideways.
+            for table in ("client-rows", "refused-rows"):
+                script = "return document.getElementById(arguments[0]).closest('.scroll').scrollWidth"
+                assert browser.execute_script(script, table) < 390
 
 
 def test_a_page_with_a_token_opens_with_the_address_and_with_the_form(browser: Chrome) -> None:

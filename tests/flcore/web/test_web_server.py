@@ -18,6 +18,7 @@ from flcore.server.events import AnswerRefused, ClientJoined, HistoryRestored, R
 from flcore.server.history import Participation, RoundRecord
 from flcore.status import StatusBoard
 from flcore.web import RunSource, Token, WebServer, app, connections, feeds
+from flcore.web.views import job_view
 from tests.flcore.web.small_client import PageClient, until
 from tests.flcore.web.synthetic_job import SyntheticJob, large_job
 
@@ -216,6 +217,34 @@ def test_the_views_are_those_of_the_board(page: PageClient, job: SyntheticJob) -
     assert page.get("/api/jobs/chest-xray/contract").body.decode() == job.contract.to_json()
     status = page.get("/status.json").json()["jobs"][0]
     assert status["last_refusals"] == [each.to_json() for each in job.board.snapshot().last_refusals]
+
+
+class RefusedBetween(RunSource):
+    """A source that refuses an answer while a state is made: after one value was read, and before the next."""
+
+    events: list[AnswerRefused]
+    observe: Callable[[AnswerRefused], None]
+
+    def _refuse(self) -> None:
+        if self.events:
+            self.observe(self.events.pop())
+
+    def board(self, key: str) -> StatusBoard | None:
+        self._refuse()
+        return super().board(key)
+
+
+def test_a_client_that_the_timeline_shows_as_refused_has_its_reason() -> None:
+    job = SyntheticJob()
+    source = RefusedBetween(job.board, job.contract, None)
+    source.events = [AnswerRefused("train", "mayo-east", job.present, 1, "non-finite", "element 7 is nan")]
+    source.observe = job.tell
+    state = job_view(source, "chest-xray")
+    assert state is not None
+    timeline = state["timeline"]
+    last = {timeline["clients"][client]: timeline["phases"][phase] for client, _, phase, _, _ in timeline["spans"]}
+    reasons = {client["name"]: client["last_reason"] for client in state["clients"]}
+    assert last["mayo-east"] == "refused" and reasons["mayo-east"] == "element 7 is nan"
 
 
 def test_only_files_that_are_named_can_be_downloaded(page: PageClient) -> None:
