@@ -25,6 +25,7 @@ from flcore.server.events import (
     RoundFinished,
     RoundSkipped,
     RunContinued,
+    RunEnd,
     RunEnded,
     RunStarted,
     StoppedEarly,
@@ -49,6 +50,15 @@ MAX_REASON_CHARACTERS = 2_000
 
 MAX_NAMES_SHOWN = 10
 """The most names in a line; the rest is counted."""
+
+ENDS: Mapping[RunEnd, str] = {
+    "done": "is over",
+    "failed": "has failed",
+    "aborted": "was aborted",
+    "stopped": "was stopped",
+    "interrupted": "was interrupted",
+}
+"""The words for the end of a run, which each have its name in `flcore status`."""
 
 
 def round_line(record: RoundRecord, contract: Contract) -> str:
@@ -194,7 +204,7 @@ RUN_LINES: Mapping[type, EventLine] = {
     ),
     RunEnded: EventLine(
         lambda e: logging.ERROR if e.failed else logging.INFO,
-        lambda e: f"the run {'has failed' if e.failed else 'is over'}: {e.reason}",
+        lambda e: f"the run {ENDS[e.end]}: {e.cause or e.reason}",
     ),
     ClientJoined: EventLine(info, lambda e: f"{e.client} joined ({e.connected} connected)"),
     ClientLeft: EventLine(info, lambda e: f"{e.client} left ({e.connected} connected)"),

@@ -16,13 +16,14 @@ from flcore.cli.interrupts import interrupt_line
 from flcore.cli.log import log_events, write_to_stderr
 from flcore.cli.log_options import LogFileOption, LogFormat, LogOptions, VerboseOption
 from flcore.cli.progress import show_progress
-from flcore.cli.run_table import comparison_table, failure_lines
+from flcore.cli.run_table import comparison_table
 from flcore.cli.web_page import TokenOption, WebOption, parse_web_address, web_page
 from flcore.job.job import Job
 from flcore.model.model_paths import require_directory
 from flcore.model.stored_model import resolve_checkpoint
 from flcore.server.events import Observer, notify_all
 from flcore.server.results_file import RESULTS_FILE
+from flcore.server.round_table import failure_lines
 from flcore.server.serve import Outcome
 from flcore.simulation.baselines import Baselines, compute_baselines
 from flcore.simulation.run import run as run_job

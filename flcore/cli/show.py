@@ -22,7 +22,7 @@ from flcore.cli.show_job import show_job
 from flcore.errors import JobError, ProfileError
 from flcore.federation.messages import JOB_ID_PATTERN
 from flcore.server.results_file import RESULTS_FILE
-from flcore.server.round_table import round_table
+from flcore.server.round_table import failure_lines, round_table
 from flcore.server.run_directory import RUN_FILE
 from flcore.server.run_summary import ModelFile, RunStatus, RunSummary, read_run
 from flcore.text import printable
@@ -45,8 +45,9 @@ def show(
 ) -> None:
     """Show a run from its directory, or a job of a federation by its id.
 
-    A run: its state, a table of its rounds, and its models. The command only reads, also while a server runs. A run is
-    finished if its workflow came to its end; otherwise, and if no process owns the directory, it is unfinished.
+    A run: its state, a table of its rounds, who failed in them and why, and its models. The command only reads, also
+    while a server runs. A run is running, finished, failed, aborted, stopped, interrupted (by an error of the disk), or
+    unfinished, if its audit log has no end.
 
     A job: its state and the reason, its contract and pack, its sites and how far each is.
     """
@@ -65,8 +66,8 @@ def show(
     if as_json:
         print(json.dumps(asdict(summary)))
         return
-    for line in (*_describe(summary), "", *round_table(summary.history), "", *_models(summary)):
-        print(line)
+    parts = (_describe(summary), round_table(summary.history), failure_lines(summary.history), _models(summary))
+    print("\n\n".join("\n".join(lines) for part in parts if (lines := list(part))))
     if (Path(run) / RESULTS_FILE).exists():
         print(f"results      {RESULTS_FILE}")
 
@@ -75,8 +76,8 @@ def _describe(summary: RunSummary) -> Iterator[str]:
     state = str(summary.state)
     if summary.state is RunStatus.RUNNING:
         state += f": {summary.owner}"
-    elif summary.state is RunStatus.UNFINISHED:
-        state += f": {summary.reason or 'its audit log has no end, as after a crash'}"
+    elif summary.state is not RunStatus.FINISHED:
+        state += f": {summary.reason}"
     yield f"run          {summary.id}"
     yield f"job          {summary.job}, contract {summary.fingerprint}"
     yield f"started      {summary.started}"

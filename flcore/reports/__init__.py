@@ -7,12 +7,11 @@ Figures need matplotlib, which is flcore's extra `plot`. They are in `flcore.rep
 from flcore.reports.comparison import Comparison, compare_runs
 from flcore.reports.comparison_page import comparison_page
 from flcore.reports.html_report import report_page, write_page
-from flcore.reports.reported_run import ReportedRun, ReportedState, read_reported_run
+from flcore.reports.reported_run import ReportedRun, read_reported_run
 
 __all__ = [
     "Comparison",
     "ReportedRun",
-    "ReportedState",
     "compare_runs",
     "comparison_page",
     "read_reported_run",

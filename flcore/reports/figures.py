@@ -14,7 +14,7 @@ from flcore.errors import HistoryError
 from flcore.reports.figure_panels import PanelLine, cut_peaks, draw_lines, label_ends, prepare, say
 from flcore.reports.number_text import BYTE_UNITS, byte_unit, bytes_text, metric_text, seconds_text
 from flcore.reports.palette import BLUE, GREY, ORANGE, SERIES
-from flcore.reports.reported_run import ReportedRun, ReportedState, rounds_text, state_text
+from flcore.reports.reported_run import ReportedRun, rounds_text, state_text
 from flcore.reports.series import (
     REST,
     SiteSeries,
@@ -26,6 +26,7 @@ from flcore.reports.series import (
     round_seconds,
     site_series,
 )
+from flcore.server.run_summary import RunStatus
 from flcore.text import counted, printable
 
 MAX_PANELS = 8
@@ -101,7 +102,7 @@ def _headline(run: ReportedRun) -> str:
 
 
 def _how(run: ReportedRun) -> str:
-    if run.state is ReportedState.RUNNING:
+    if run.state is RunStatus.RUNNING:
         return "it runs: try again after its first round"
     return f"it is {printable(state_text(run), 200)}"
 

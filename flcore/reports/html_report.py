@@ -11,9 +11,10 @@ from flcore.reports.html_page import Cell, Column, Markup, folded, page, paragra
 from flcore.reports.number_text import bytes_text, column_format, metric_text, seconds_format, seconds_text
 from flcore.reports.participation import participation
 from flcore.reports.participation_section import left_out_section, participation_section
-from flcore.reports.reported_run import ReportedModel, ReportedRun, ReportedState, contract_leaves, rounds_text
+from flcore.reports.reported_run import ReportedModel, ReportedRun, contract_leaves, rounds_text
 from flcore.reports.series import metric_names, metric_points, round_seconds
 from flcore.server.history import RoundRecord
+from flcore.server.run_summary import RunStatus
 from flcore.text import counted, utc_time
 from flcore.version import __version__
 
@@ -54,12 +55,12 @@ def write_page(path: Path, content: str) -> None:
 
 def _head(run: ReportedRun) -> str:
     lines = [f'<header><h1>{text(run.job)}</h1><span class="state {run.state}">{run.state}</span></header>']
-    end = None if run.state is ReportedState.RUNNING else run.audit.end
+    end = None if run.state is RunStatus.RUNNING else run.audit.end
     ended = "" if end is None else f", ended {FRACTION.sub('Z', end[0])}"
     lines.append(paragraph(f"Run {run.id}, begun {run.started}{ended}.", "muted"))
     if run.reason:
         lines.append(paragraph(run.reason, "reason"))
-    if run.state is ReportedState.RUNNING:
+    if run.state is RunStatus.RUNNING:
         lines.append(
             paragraph("The run goes on. This report has the rounds that were over when it was made.", "reason")
         )

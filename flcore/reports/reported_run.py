@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +21,6 @@ from flcore.text import counted
 
 DOWNLOADED_RUN = "run"
 """The directory of the run in a download (`flcore download`), and in the directory of a standing server's job."""
-
-
-class ReportedState(StrEnum):
-    """How a run stands."""
-
-    RUNNING = "running"
-    FINISHED = "finished"
-    FAILED = "failed"
-    ABORTED = "aborted"
-    STOPPED = "stopped"
-    UNFINISHED = "unfinished"
 
 
 @dataclass(frozen=True)
@@ -79,7 +67,7 @@ class ReportedRun:
     job: str
     fingerprint: str
     started: str
-    state: ReportedState
+    state: RunStatus
     reason: str
     history: Sequence[RoundRecord]
     contract: dict[str, Any] | None
@@ -136,15 +124,14 @@ def read_reported_run(path: Path) -> ReportedRun:
     """
     directory = find_run(path)
     summary, audit = read_run(directory), read_audit_facts(directory)
-    state, reason = _state(summary.state, audit)
     return ReportedRun(
         path.resolve().name,
         summary.id,
         summary.job,
         summary.fingerprint,
         summary.started,
-        state,
-        reason,
+        summary.state,
+        "" if summary.state is RunStatus.FINISHED else summary.reason,
         summary.history,
         _read_contract(directory),
         audit,
@@ -176,22 +163,6 @@ def contract_leaves(contract: object, path: str = "") -> dict[str, str]:
         for name, item in contract.items()
         for key, value in contract_leaves(item, f"{path}.{name}" if path else str(name)).items()
     }
-
-
-def _state(found: RunStatus, audit: AuditFacts) -> tuple[ReportedState, str]:
-    """Return how a run stands. The reason of its end says whether it failed, was aborted or was stopped."""
-    if found is RunStatus.RUNNING:
-        return ReportedState.RUNNING, ""
-    if found is RunStatus.FINISHED:
-        return ReportedState.FINISHED, ""
-    if audit.end is None:
-        return ReportedState.UNFINISHED, "its audit log has no end, as after a crash"
-    reason = audit.end[1]
-    if reason.startswith("aborted by "):
-        return ReportedState.ABORTED, reason
-    if reason.startswith("the job failed"):
-        return ReportedState.FAILED, reason
-    return ReportedState.STOPPED, reason
 
 
 def _read_contract(directory: Path) -> dict[str, Any] | None:

@@ -3,11 +3,14 @@
 from collections.abc import Iterator, Sequence
 
 from flcore.server.history import RoundRecord
-from flcore.text import printable
+from flcore.text import counted, printable
 
 MAX_METRIC_COLUMNS = 8
 MAX_COLUMN_CHARACTERS = 24
 MAX_REASON_CHARACTERS = 200
+
+MAX_FAILURES_SHOWN, MAX_FAILURE_CHARACTERS = 50, 500
+"""The most clients that have a line on their failures, and the most characters of a reason there."""
 
 
 def round_table(history: Sequence[RoundRecord]) -> Iterator[str]:
@@ -31,6 +34,25 @@ def round_table(history: Sequence[RoundRecord]) -> Iterator[str]:
         yield f"{cells}  {notes}".rstrip()
     if len(names) > len(shown):
         yield f"and {len(names) - len(shown)} more metrics (--json)"
+
+
+def failure_lines(history: Sequence[RoundRecord]) -> Iterator[str]:
+    """Yield a line for each client that failed or was refused: in how many rounds, and why the last time.
+
+    >>> list(failure_lines([RoundRecord(1), RoundRecord(2, failed={"train": {"north": "refused: element 7 is nan"}})]))
+    ['north failed in 1 of 2 rounds: refused: element 7 is nan']
+    """
+    rounds, reasons = dict[str, int](), dict[str, str]()
+    for record in history:
+        last = {client: reason for failed in record.failed.values() for client, reason in failed.items()}
+        for client in sorted(last):
+            rounds[client] = rounds.get(client, 0) + 1
+        reasons |= last
+    for client, count in list(rounds.items())[:MAX_FAILURES_SHOWN]:
+        reason = printable(reasons[client], MAX_FAILURE_CHARACTERS)
+        yield f"{printable(client, 64)} failed in {count} of {counted(len(history), 'round')}: {reason}"
+    if len(rounds) > MAX_FAILURES_SHOWN:
+        yield f"and {counted(len(rounds) - MAX_FAILURES_SHOWN, 'more client')} failed"
 
 
 def _metrics(record: RoundRecord) -> dict[str, float]:

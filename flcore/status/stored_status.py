@@ -1,17 +1,26 @@
 """The status of a run from its directory, while it goes on and later. Only reads."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
 from flcore.server.run_directory import STATUS_FILE
 from flcore.server.run_summary import RunStatus, RunSummary, read_run
+from flcore.status.client_entry import short_reason
 from flcore.status.job_status import JobStatus, State
 from flcore.status.rounds import round_status, shown_metrics
 from flcore.status.timeline import ROUNDS_KEPT
 
 CRASHED = "its server ended without a word, as after a crash; start it again to go on"
+
+ENDED: Mapping[RunStatus, State] = {
+    RunStatus.FAILED: "failed",
+    RunStatus.ABORTED: "aborted",
+    RunStatus.STOPPED: "stopped",
+    RunStatus.INTERRUPTED: "interrupted",
+}
 
 MAX_STATUS_BYTES = 16 << 20
 """A larger file is none that a server has written."""
@@ -35,8 +44,7 @@ def read_status(directory: Path) -> JobStatus:
     """
     summary = read_run(directory)
     written = _read_file(directory / STATUS_FILE)
-    is_of_run = written is not None and written.id == summary.id and written.job == summary.job
-    if written is not None and is_of_run:
+    if written is not None and (written.run, written.job) == (summary.id, summary.job):
         if summary.state is RunStatus.RUNNING or written.is_over:
             return written
         return _with_end(written, summary)
@@ -87,6 +95,7 @@ def _from_summary(summary: RunSummary) -> JobStatus:
         bytes_received=sum(record.bytes_received for record in records),
         metrics={} if last is None else shown_metrics(last),
         last_rounds=tuple(round_status(record, None) for record in records[-ROUNDS_KEPT:]),
+        run=summary.id,
     )
 
 
@@ -98,7 +107,9 @@ def _end(summary: RunSummary) -> tuple[State, str]:
         case RunStatus.FINISHED:
             return "done", ""
         case RunStatus.UNFINISHED:
-            return "stopped", summary.reason or CRASHED
+            return "stopped", CRASHED
+        case _:
+            return ENDED[summary.state], short_reason(summary.reason)
 
 
 def _moment(text: str) -> float | None:

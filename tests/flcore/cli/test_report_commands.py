@@ -64,7 +64,7 @@ def test_compare_writes_a_page(tmp_path: Path) -> None:
 def test_hostile_text_controls_no_terminal(tmp_path: Path) -> None:
     control = "\x1b[2J\u202e"
     for name in ("one", "two"):
-        end = RunEnded(f"the job failed: {control}", failed=True)
+        end = RunEnded(f"the job failed: {control}", True, "failed")
         write_run(tmp_path / name, [RoundRecord(1, validate={control: 0.5})], job=control, end=end)
     printed = said("compare", "one", "two", cwd=tmp_path) + said("report", "one", cwd=tmp_path)
     assert "\x1b" not in printed and "\u202e" not in printed and printed.count(r"\x1b[2J\u202e") > 5

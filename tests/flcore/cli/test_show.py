@@ -56,7 +56,7 @@ def write_rounds(directory: RunDirectory, rounds: int = 3) -> None:
 def write_run(path: Path, *, failed: bool = False, reason: str = "the job is done") -> None:
     with opened(path) as directory, AuditLog(path / AUDIT_FILE) as log:
         write_rounds(directory)
-        log(RunEnded(reason, failed))
+        log(RunEnded(reason, failed, "stopped" if failed else "done"))
 
 
 def contents(path: Path) -> dict[str, tuple[bytes, int]]:
@@ -77,6 +77,8 @@ def test_a_run_that_is_done(tmp_path: Path) -> None:
         "    1   1 of 2       1       0.5  6.2     1.50  best, retries: 1, failed: 1",
         "    2   1 of 2     0.5      0.75  6.2     1.50  best, retries: 1, failed: 1",
         "    3   1 of 2  0.3333       0.5  6.2     1.50  retries: 1, failed: 1",
+        "",
+        "b failed in 3 of 3 rounds: it raised",
         "",
         "model        model.safetensors        4.0 MB",
         "best         best.safetensors         4.0 MB, round 2",
@@ -135,7 +137,7 @@ def test_a_run_that_goes_on_names_its_owner_and_is_not_disturbed(tmp_path: Path)
 def test_a_run_that_was_stopped_says_why(tmp_path: Path, failed: bool, reason: str, shown: str) -> None:
     write_run(tmp_path / "run", failed=failed, reason=reason)
     (state,) = re.findall(r"^state        (.*)$", said("show", "run", cwd=tmp_path), re.MULTILINE)
-    assert state.startswith("unfinished: ") and shown in state
+    assert state.startswith("stopped: ") and shown in state
 
 
 def test_a_run_that_was_killed(tmp_path: Path) -> None:
@@ -214,6 +216,6 @@ def test_a_jobs_own_directory(stage: Stage, tmp_path: Path) -> None:
 
 def test_a_run_that_had_not_begun_is_told(tmp_path: Path) -> None:
     with opened(tmp_path / "run"), AuditLog(tmp_path / "run" / AUDIT_FILE) as log:
-        log(RunEnded("the server was stopped", True))
+        log(RunEnded("the server was stopped", True, "stopped"))
     with pytest.raises(HistoryError, match="had not begun"):
         read_run(tmp_path / "run")

@@ -8,10 +8,11 @@ import pytest
 
 import flcore
 from flcore.errors import HistoryError
-from flcore.reports.reported_run import ReportedState, read_reported_run, state_text
+from flcore.reports.reported_run import read_reported_run, state_text
 from flcore.server.audit_chain import AUDIT_FILE
 from flcore.server.events import RunEnded
 from flcore.server.run_directory import RunDirectory
+from flcore.server.run_summary import RunStatus
 from tests.flcore.reports.written_runs import ABORTED, DONE, FAILED, STOPPED, hospital_rounds, write_hospital, write_run
 
 TOML = """
@@ -46,16 +47,14 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("end", "state", "text"),
     [
-        (DONE, ReportedState.FINISHED, "finished"),
-        (FAILED, ReportedState.FAILED, "failed: round 4 has 1 update, and its quorum is 2"),
-        (ABORTED, ReportedState.ABORTED, "aborted by alice"),
-        (STOPPED, ReportedState.STOPPED, "stopped: the server was stopped"),
-        (None, ReportedState.UNFINISHED, "unfinished: its audit log has no end, as after a crash"),
+        (DONE, RunStatus.FINISHED, "finished"),
+        (FAILED, RunStatus.FAILED, "failed: round 4 has 1 update, and its quorum is 2"),
+        (ABORTED, RunStatus.ABORTED, "aborted by alice"),
+        (STOPPED, RunStatus.STOPPED, "stopped: the server was stopped"),
+        (None, RunStatus.UNFINISHED, "unfinished: its audit log has no end, as after a crash"),
     ],
 )
-def test_a_run_is_what_its_audit_log_says(
-    end: RunEnded | None, state: ReportedState, text: str, tmp_path: Path
-) -> None:
+def test_a_run_is_what_its_audit_log_says(end: RunEnded | None, state: RunStatus, text: str, tmp_path: Path) -> None:
     run = read_reported_run(write_hospital(tmp_path / "run", end))
     assert (run.state, state_text(run)) == (state, text)
     assert run.history == hospital_rounds() and run.audit.version == "0.1.0" and run.audit.code_digest == "c" * 64
@@ -64,13 +63,13 @@ def test_a_run_is_what_its_audit_log_says(
 def test_a_run_that_goes_on(tmp_path: Path) -> None:
     with RunDirectory(tmp_path / "run", job="hospital", contract_fingerprint="f" * 64) as directory:
         directory.append(hospital_rounds()[0])
-        assert read_reported_run(tmp_path / "run").state is ReportedState.RUNNING
+        assert read_reported_run(tmp_path / "run").state is RunStatus.RUNNING
 
 
 def test_a_run_without_an_audit_log_is_reported_all_the_same(tmp_path: Path) -> None:
     (write_hospital(tmp_path / "run") / AUDIT_FILE).unlink()
     run = read_reported_run(tmp_path / "run")
-    assert run.state is ReportedState.UNFINISHED and run.audit.verification is None and len(run.history) == 3
+    assert run.state is RunStatus.UNFINISHED and run.audit.verification is None and len(run.history) == 3
 
 
 def test_the_contract_and_the_digests_of_a_real_run(tiny_run: Path) -> None:
@@ -97,7 +96,7 @@ def test_a_damaged_record_leaves_the_contract_out(tiny_run: Path, tmp_path: Path
     shutil.copytree(tiny_run, tmp_path / "run")
     (tmp_path / "run/state.sqlite").write_bytes(b"no database")
     run = read_reported_run(tmp_path / "run")
-    assert run.contract is None and run.state is ReportedState.FINISHED
+    assert run.contract is None and run.state is RunStatus.FINISHED
 
 
 def test_reading_changes_nothing(tiny_run: Path) -> None:
@@ -113,6 +112,6 @@ def test_what_is_no_run_is_an_error(tmp_path: Path) -> None:
         read_reported_run(tmp_path / "nowhere")
     with pytest.raises(HistoryError, match=r"which holds run\.json"):
         read_reported_run(tmp_path)
-    write_run(tmp_path / "empty", [], end=None)
+    (write_run(tmp_path / "empty", [], end=None) / AUDIT_FILE).write_bytes(b"")
     with pytest.raises(HistoryError, match="had not begun"):
         read_reported_run(tmp_path / "empty")

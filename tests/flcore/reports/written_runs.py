@@ -11,13 +11,13 @@ from flcore.server.events import AnswerRefused, ClientJoined, Event, JoinRefused
 from flcore.server.history import Participation, RoundRecord
 from flcore.server.run_directory import RunDirectory
 
-HOSTILE = "</td></svg><script>alert(1)</script><img src=x onerror=alert(2)> \"' &amp; $\\frac{$ \x1b[2J\u202e\ud800"
+HOSTILE = "</td></svg><script>alert(1)</script><img src=x onerror=alert(2)> \"' &amp; $\\frac{$ \x1b[2J\u202e"
 """A text that would break out of HTML, an attribute, a formula or a terminal line."""
 
 DONE = RunEnded("the job is done", failed=False)
-FAILED = RunEnded("the job failed: round 4 has 1 update, and its quorum is 2", failed=True)
-ABORTED = RunEnded("aborted by alice", failed=True)
-STOPPED = RunEnded("the server was stopped", failed=True)
+FAILED = RunEnded("the job failed: round 4 has 1 update, and its quorum is 2", True, "failed")
+ABORTED = RunEnded("aborted by alice", True, "aborted")
+STOPPED = RunEnded("the server was stopped", True, "stopped")
 
 
 def write_run(
