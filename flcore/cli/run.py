@@ -24,6 +24,7 @@ from flcore.model.model_paths import require_directory
 from flcore.model.stored_model import resolve_checkpoint
 from flcore.server.events import Observer, notify_all
 from flcore.server.results_file import RESULTS_FILE
+from flcore.server.round_table import failure_lines
 from flcore.server.serve import Outcome
 from flcore.simulation.baselines import Baselines, compute_baselines
 from flcore.simulation.run import run as run_job

@@ -51,6 +51,15 @@ MAX_REASON_CHARACTERS = 2_000
 MAX_NAMES_SHOWN = 10
 """The most names in a line; the rest is counted."""
 
+ENDS: Mapping[RunEnd, str] = {
+    "done": "is over",
+    "failed": "has failed",
+    "aborted": "was aborted",
+    "stopped": "was stopped",
+    "interrupted": "was interrupted",
+}
+"""The words for the end of a run, which each have its name in `flcore status`."""
+
 
 def round_line(record: RoundRecord, contract: Contract) -> str:
     """Return a round's summary in one line. A round without training, as of `fed_eval`, has no count of clients."""

@@ -218,7 +218,7 @@ class JobRunner:
             log_file = BoundedLog(self._files.server_log(self.row.id), SERVER_LOG_BYTES, self._report_change)
             with Log("text", None, job=self.row.id, write_file=log_file.write) as log:
                 end = self._run_to_end(log)
-                log.write_line(_last_line(end), "end")
+                log.write_line(_last_line(end), "end", level=logging.ERROR if end.state == "failed" else logging.INFO)
         except OSError as error:
             logger.warning("the log of %s cannot be written: %s", self.row.id, error)
         finally:
@@ -260,6 +260,7 @@ class JobRunner:
         def observe(event: Event) -> None:
             if isinstance(event, RunEnded):
                 ended.set()
+                event = replace(event, cause=without_folders(event.cause))  # the job's lead reads its log
             elif isinstance(event, ClientFailed) and ended.is_set():
                 return  # its answer came when the run's files were closed already: no fault of the client
             event = self._for_the_lead(event)
@@ -355,10 +356,14 @@ def starting_line(event: WaitingForClients) -> str:
 
 
 def _last_line(end: JobEnd) -> str:
-    """Return the last line of a job's log."""
-    if end.state == "done" and end.reason:
-        return f"done: {end.reason}"
-    return end.reason or end.state or "the server stops"
+    """Return the last line of a job's log: how the job has ended, and why.
+
+    >>> _last_line(JobEnd("failed", "no data today")), _last_line(JobEnd("done", "")), _last_line(JobEnd(None, ""))
+    ('failed: no data today', 'done', 'the server stops')
+    """
+    if end.state is None:
+        return end.reason or "the server stops"
+    return f"{end.state}: {end.reason}" if end.reason else end.state
 
 
 def one_line(error: BaseException) -> str:

@@ -45,7 +45,14 @@ from flcore.server.run_state import RecordedReceipt
 from flcore.server.task_attempt import AttemptPolicy, TaskAttempt, Verdict
 from flcore.server.task_token import TokenKey, require_token
 from flcore.server.transfer_events import UploadQueued
-from flcore.server.uploads import PendingUpload, UploadCall, as_refused, check_content, check_tensors
+from flcore.server.uploads import (
+    PendingUpload,
+    UploadCall,
+    as_refused,
+    check_content,
+    check_tensors,
+    failure_reason,
+)
 from flcore.version import __version__
 
 MAX_WELCOME_BYTES = MAX_PIECE_BYTES - 4096
@@ -234,7 +241,7 @@ class Federation:
                 upload = self._create_upload(open_attempt, client, key, content, layout)
             except (UpdateError, MalformedMessage, SpecError) as error:
                 is_at_fault = not isinstance(error, StagingError)
-                self.state.fail(open_attempt, client, str(error), is_at_fault=is_at_fault)
+                self.state.fail(open_attempt, client, failure_reason(error), is_at_fault=is_at_fault)
                 raise as_refused(error) from error
         upload = self.state.begin_upload(open_attempt, upload)
         if upload.participation is None:

@@ -34,7 +34,7 @@ from flcore.server.history import Participation
 from flcore.server.open_attempt import MAX_SLEEP_S, OpenAttempt
 from flcore.server.outgoing_messages import OutgoingMessages
 from flcore.server.task_attempt import ABANDONED, Discard, Spill, Verdict, Withdraw
-from flcore.server.uploads import LOWER_LEVEL_ERRORS, PendingUpload, as_refused, refused_untimely
+from flcore.server.uploads import LOWER_LEVEL_ERRORS, PendingUpload, as_refused, failure_reason, refused_untimely
 from flcore.text import printable
 
 MAX_REASON_CHARACTERS = 2_000
@@ -329,7 +329,7 @@ class FederationState:
         except BaseException as error:
             # Any exception, an interrupt too, must end the commit: the attempt waits for it beyond its deadline.
             with self._handle_event(open_attempt):
-                attempt.commit_failed(client, printable(str(error), MAX_REASON_CHARACTERS))
+                attempt.commit_failed(client, printable(failure_reason(error), MAX_REASON_CHARACTERS))
                 self._changed.notify_all()
             if isinstance(error, FlcoreError) and not isinstance(error, LOWER_LEVEL_ERRORS):
                 raise as_refused(error) from error

@@ -61,10 +61,7 @@ def open_history(run: PathLike) -> "pa.Table":
     path = Path(run) / HISTORY_FILE
     rows = [_dataclass_value(RoundRecord, record) for record in _checked_records(path)]
     schema = pa.schema(list(_arrow_type(RoundRecord)))
-    try:
-        return pa.Table.from_pylist(rows, schema)
-    except UnicodeEncodeError as error:
-        raise HistoryError(f"expected text in {path}, got {error.object!r}: the file was altered") from error
+    return pa.Table.from_pylist(rows, schema)
 
 
 def read_history(run: PathLike) -> list[RoundRecord]:
@@ -138,14 +135,26 @@ def _value(hint: Any, value: Any, name: str) -> Any:
     if is_dataclass(hint) and isinstance(value, dict):
         return _dataclass_value(hint, value)
     if get_origin(hint) is dict and isinstance(value, dict):
-        return [(key, _value(get_args(hint)[1], each, f"{name}.{key}")) for key, each in value.items()]
+        values = get_args(hint)[1]
+        return [(_text(key, name), _value(values, each, f"{name}.{key}")) for key, each in value.items()]
     if get_origin(hint) is tuple and isinstance(value, list | tuple):
         return [_value(get_args(hint)[0], each, name) for each in value]
     if hint is float and type(value) is int and value in INT64:
         return float(value)
+    if hint is str and type(value) is str:
+        return _text(value, name)
     if type(value) is hint and (hint is not int or value in INT64):
         return value
     raise ValueError(f"{name}: expected {getattr(hint, '__name__', hint)}, got {value!r}")
+
+
+def _text(value: str, name: str) -> str:
+    """Return a text, or raise `ValueError` if it has a lone surrogate: JSON can write one, and no file takes it."""
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{name}: expected text, got a lone surrogate in {value[:100]!r}") from error
+    return value
 
 
 def _dataclass_value(hint: Any, value: Mapping[str, Any]) -> dict[str, Any]:

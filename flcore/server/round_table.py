@@ -4,11 +4,14 @@ from collections.abc import Iterator, Sequence
 
 from flcore.number_text import metric_text
 from flcore.server.history import RoundRecord
-from flcore.text import printable
+from flcore.text import counted, printable
 
 MAX_METRIC_COLUMNS = 8
 MAX_COLUMN_CHARACTERS = 24
 MAX_REASON_CHARACTERS = 200
+
+MAX_FAILURES_SHOWN, MAX_FAILURE_CHARACTERS = 50, 500
+"""The most clients that have a line on their failures, and the most characters of a reason there."""
 
 
 def round_table(history: Sequence[RoundRecord]) -> Iterator[str]:

@@ -154,7 +154,7 @@ class RunDirectory:
 
     def _begin(self, job: str, contract_fingerprint: str) -> str:
         """Begin a new run, and return its id."""
-        for name in UNFINISHED_FILES:
+        for name in (STATUS_FILE, *UNFINISHED_FILES):
             _remove(self.path / name)
         remove_record(self.path / STATE_FILE)
         run_id = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(4)}"
@@ -170,14 +170,17 @@ class RunDirectory:
         self.close()
 
     def close(self) -> None:
-        """Free the reserved space and unlock. Without results, run.json and the empty history are removed too."""
+        """Free the reserved space and unlock. Without results, run.json and the empty history are removed too.
+
+        What then tells of the run stays: its audit log, and status.json.
+        """
         os.close(self._history)
         try:
             # A disk that is not writable any more has ended the run: this is not the place to tell of it.
             with suppress(OSError):
                 self.free_reserve()
                 if not self._describe_results() and not (self.path / STATE_FILE).exists():
-                    for name in (HISTORY_FILE, RUN_FILE, STATUS_FILE, *UNFINISHED_FILES):
+                    for name in (HISTORY_FILE, RUN_FILE, *UNFINISHED_FILES):
                         _remove(self.path / name)
         finally:
             self._unlock()

@@ -18,6 +18,14 @@ from flcore.server.history_table import read_history
 from flcore.server.run_directory import HISTORY_FILE, LOCK_FILE, RUN_FILE
 from flcore.text import printable
 
+NO_END = "its audit log has no end, as after a crash"
+
+MAX_REASON_CHARACTERS = 500
+"""The most characters of the reason of an end."""
+
+START_FIELDS = {"id": "run", "job": "job", "fingerprint": "contract", "started": "time"}
+"""The fields of an audit log's `start` by the names that run.json has for them."""
+
 INDEX_TRIES = 5
 """How often the size of a model in shards is read. A replacement after its index was read removes the shards."""
 
@@ -26,6 +34,16 @@ RunState = Literal["running"] | RunEnd
 """What a run's directory says of it: a process owns it, or how it has ended. After a crash it is stopped."""
 
 CRASHED = "its server ended without a word, as after a crash; start it again to go on"
+
+
+ENDS: dict[RunEnd, RunStatus] = {
+    "done": RunStatus.FINISHED,
+    "failed": RunStatus.FAILED,
+    "aborted": RunStatus.ABORTED,
+    "stopped": RunStatus.STOPPED,
+    "interrupted": RunStatus.INTERRUPTED,
+}
+"""How a run stands after each of its ends."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +70,7 @@ class RunSummary:
         job: The job's name.
         fingerprint: The contract's fingerprint.
         started: When it began, in UTC.
-        state: Whether it goes on or has ended.
+        state: How it stands.
         owner: The process that runs it; empty if none does.
         reason: Why it ended; empty while it runs, and if it is done.
         history: The records of the finished rounds.
@@ -101,7 +119,7 @@ def read_run(path: Path) -> RunSummary:
         history=history,
         model=_model_file(path, "model.safetensors", None),
         best=None if best_round is None else _model_file(path, "best.safetensors", best_round),
-        checkpoints=[_model_file(path, record.checkpoint, record.round) for record in history if record.checkpoint],
+        checkpoints=[_checkpoint(path, record) for record in history if record.checkpoint],
     )
 
 
@@ -130,6 +148,8 @@ def _read_run_file(path: Path) -> dict[str, str]:
     except (FileNotFoundError, NotADirectoryError):
         path.stat()  # raises `OSError` if nothing is there
         if (path / AUDIT_FILE).is_file() and not (path / HISTORY_FILE).exists():
+            if begun := _begun_in_log(path / AUDIT_FILE):
+                return begun
             raise HistoryError(
                 f"the run in {path} had not begun: its server ended before the first round, and left its audit log "
                 f"alone; start the server again"
@@ -145,6 +165,20 @@ def _read_run_file(path: Path) -> dict[str, str]:
     if not all(isinstance(value, str) for value in found.values()):
         raise _damaged(path, content)
     return {name: printable(value) for name, value in found.items()}
+
+
+def _begun_in_log(log: Path) -> dict[str, str]:
+    """Describe the last run that an audit log says has begun; empty if none has.
+
+    A run that ends before its first result removes its other files, so that its directory is free for another one.
+    """
+    found: dict[str, str] = {}
+    with log.open("rb") as file:
+        while line := file.readline(MAX_LINE_BYTES + 1):
+            if isinstance(entry := check_line(line, 0), Entry) and entry.event == "start":
+                fields = json.loads(line)
+                found = {name: printable(str(fields.get(key))) for name, key in START_FIELDS.items()}
+    return found
 
 
 def _damaged(path: Path, content: bytes) -> HistoryError:
@@ -176,6 +210,17 @@ def _last_entry(log: Path) -> dict[str, Any]:
         return {}  # a crash cut the log
     entry: dict[str, Any] = json.loads(last)
     return entry
+
+
+def _checkpoint(path: Path, record: RoundRecord) -> ModelFile:
+    """Return the model that a round has kept."""
+    name = record.checkpoint
+    if Path(name).name != name or not name.isprintable():
+        raise HistoryError(
+            f"expected the name of a file as the checkpoint of round {record.round} in {path / HISTORY_FILE}, got "
+            f"{printable(name, 100)!r}: the file was altered"
+        )
+    return _model_file(path, name, record.round)
 
 
 def _model_file(path: Path, name: str, number: int | None) -> ModelFile:

@@ -233,7 +233,8 @@ class UploadCall:
             bad_piece = self._store(piece)
         if bad_piece is not None:  # without the upload's lock: observers hear of the failure
             is_at_fault = not isinstance(bad_piece, StagingError)
-            self._state.fail(self._open_attempt, upload.client, str(bad_piece), upload=upload, is_at_fault=is_at_fault)
+            reason = failure_reason(bad_piece)
+            self._state.fail(self._open_attempt, upload.client, reason, upload=upload, is_at_fault=is_at_fault)
             raise as_refused(bad_piece) from bad_piece
         attempt, is_complete = self._open_attempt, upload.inbox.is_complete
         self._state.piece_received(attempt, upload, len(piece))
@@ -266,6 +267,12 @@ class UploadCall:
 def refused_untimely(client: str, verdict: Verdict) -> Refused:
     """Return the refusal of an answer that cannot count, or not any more."""
     return as_refused(Untimely(f"not taken: {verdict.value}", client=client))
+
+
+def failure_reason(error: BaseException) -> str:
+    """Return why a client fails whose answer is not taken, for log and history, which name a refusal by its word."""
+    is_refusal = isinstance(error, FlcoreError) and not isinstance(error, LOWER_LEVEL_ERRORS)
+    return f"refused: {error}" if is_refusal else str(error)
 
 
 def as_refused(error: FlcoreError) -> Refused:

@@ -132,7 +132,7 @@ class JobFold:
         self.status = replace(self.status, **fields)  # type: ignore[arg-type]
 
     def _run_started(self, event: RunStarted, now: float) -> None:
-        self._set(id=self.status.id or event.run, started_s=now)
+        self._set(id=self.status.id or event.run, run=event.run, started_s=now)
 
     def _run_continued(self, event: RunContinued, _: float) -> None:
         self._set(rounds_over=event.rounds, round=event.rounds, rounds=event.total_rounds)

@@ -193,6 +193,7 @@ class JobStatus:
         clients_left_out: The number of clients that there was no room for in `clients`.
         last_rounds: The last rounds, the present one included; at most `ROUNDS_KEPT`.
         resources: What the server's process uses; None before it is known, and when the run is over.
+        run: The run's id; empty before it has begun.
     """
 
     job: str
@@ -220,6 +221,7 @@ class JobStatus:
     clients_left_out: int = 0
     last_rounds: tuple[RoundStatus, ...] = ()
     resources: ResourceStatus | None = None
+    run: str = ""
 
     @property
     def is_over(self) -> bool:

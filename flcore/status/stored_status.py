@@ -17,6 +17,13 @@ from flcore.status.timeline import ROUNDS_KEPT
 LOOK_S = 1.0
 """The time between two looks at the files of a run that is watched."""
 
+ENDED: Mapping[RunStatus, State] = {
+    RunStatus.FAILED: "failed",
+    RunStatus.ABORTED: "aborted",
+    RunStatus.STOPPED: "stopped",
+    RunStatus.INTERRUPTED: "interrupted",
+}
+
 MAX_STATUS_BYTES = 16 << 20
 """A larger file is none that a server has written."""
 
@@ -114,6 +121,7 @@ def _from_summary(summary: RunSummary) -> JobStatus:
         bytes_received=sum(record.bytes_received for record in records),
         metrics={} if last is None else shown_metrics(last),
         last_rounds=tuple(round_status(record, None) for record in records[-ROUNDS_KEPT:]),
+        run=summary.id,
     )
 
 

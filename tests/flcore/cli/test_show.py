@@ -218,6 +218,6 @@ def test_a_jobs_own_directory(stage: Stage, tmp_path: Path) -> None:
 
 def test_a_run_that_had_not_begun_is_told(tmp_path: Path) -> None:
     with opened(tmp_path / "run"), AuditLog(tmp_path / "run" / AUDIT_FILE) as log:
-        log(RunEnded("the server was stopped", True))
+        log(RunEnded("the server was stopped", True, "stopped"))
     with pytest.raises(HistoryError, match="had not begun"):
         read_run(tmp_path / "run")

@@ -124,6 +124,6 @@ def test_what_is_no_run_is_an_error(tmp_path: Path) -> None:
         read_reported_run(tmp_path / "nowhere")
     with pytest.raises(HistoryError, match=r"which holds run\.json"):
         read_reported_run(tmp_path)
-    write_run(tmp_path / "empty", [], end=None)
+    (write_run(tmp_path / "empty", [], end=None) / AUDIT_FILE).write_bytes(b"")
     with pytest.raises(HistoryError, match="had not begun"):
         read_reported_run(tmp_path / "empty")

@@ -11,7 +11,7 @@ from flcore.server.events import AnswerRefused, ClientJoined, Event, JoinRefused
 from flcore.server.history import Participation, RoundRecord
 from flcore.server.run_directory import RunDirectory
 
-HOSTILE = "</td></svg><script>alert(1)</script><img src=x onerror=alert(2)> \"' &amp; $\\frac{$ \x1b[2J\u202e\ud800"
+HOSTILE = "</td></svg><script>alert(1)</script><img src=x onerror=alert(2)> \"' &amp; $\\frac{$ \x1b[2J\u202e"
 """A text that would break out of HTML, an attribute, a formula or a terminal line."""
 
 DONE = RunEnded("the job is done", failed=False)
