@@ -16,7 +16,7 @@ from flcore.cli.history_plot import no_plot_reason, plot_history
 from flcore.cli.interrupts import interrupt_line
 from flcore.cli.log_options import LogFileOption, LogFormat, LogOptions, VerboseOption
 from flcore.cli.progress import show_progress
-from flcore.cli.run_table import comparison_table, failure_lines
+from flcore.cli.run_table import comparison_table
 from flcore.cli.web_page import LocalTokenOption, LocalWebOption, web_page
 from flcore.event_log.log import log_events, write_to_stderr
 from flcore.job.job import Job

@@ -45,18 +45,3 @@ def best_alone(contract: Contract, values: Iterable[float]) -> float:
     """Return the best client's value: the lowest if `server.best` says that less is better, else the highest."""
     is_less_better = (contract.server.best or "").endswith(":min")
     return min(values) if is_less_better else max(values)
-
-
-def failure_lines(history: list[RoundRecord]) -> list[str]:
-    """Return one line for each client that failed or was refused: in how many rounds, and why the last time."""
-    rounds: dict[str, int] = {}
-    reasons: dict[str, str] = {}
-    for record in history:
-        for client in sorted(record.failed_clients):
-            rounds[client] = rounds.get(client, 0) + 1
-            for failed in record.failed.values():
-                reasons[client] = failed.get(client, reasons.get(client, ""))
-    return [
-        f"{client} was left out of {count} of {counted(len(history), 'round')}: {reasons[client]}"
-        for client, count in rounds.items()
-    ]

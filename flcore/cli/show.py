@@ -22,7 +22,7 @@ from flcore.cli.run_or_job import is_directory_of_run, taken_as_job_id
 from flcore.cli.show_job import show_job
 from flcore.number_text import bytes_text
 from flcore.server.results_file import RESULTS_FILE
-from flcore.server.round_table import round_table
+from flcore.server.round_table import failure_lines, round_table
 from flcore.server.run_summary import ModelFile, RunSummary, read_run
 from flcore.text import printable
 
@@ -44,8 +44,8 @@ def show(
 ) -> None:
     """Show a run from its directory, or a job of a federation by its id.
 
-    A run: its state, a table of its rounds, and its models. The command only reads, also while a server runs. A run
-    that is stopped or interrupted goes on when its server is started again.
+    A run: its state, a table of its rounds, who was left out of them and why, and its models. The command only reads,
+    also while a server runs. A run that is stopped or interrupted goes on when its server is started again.
 
     A job: its state and the reason, its contract and pack, its sites and how far each is.
     """
@@ -58,8 +58,9 @@ def show(
         if as_json:
             print(json.dumps(asdict(summary)))
             return
-        for line in (*_describe(summary), "", *round_table(summary.history), "", *_models(summary)):
-            print(line)
+        history = summary.history
+        parts = (_describe(summary), round_table(history), failure_lines(history), _models(summary))
+        print("\n\n".join("\n".join(lines) for part in parts if (lines := [*part])))
         if (Path(run) / RESULTS_FILE).exists():
             print(f"results      {RESULTS_FILE}")
 

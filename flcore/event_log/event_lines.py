@@ -51,15 +51,6 @@ MAX_REASON_CHARACTERS = 2_000
 MAX_NAMES_SHOWN = 10
 """The most names in a line; the rest is counted."""
 
-ENDS: Mapping[RunEnd, str] = {
-    "done": "is over",
-    "failed": "has failed",
-    "aborted": "was aborted",
-    "stopped": "was stopped",
-    "interrupted": "was interrupted",
-}
-"""The words for the end of a run, which each have its name in `flcore status`."""
-
 
 def round_line(record: RoundRecord, contract: Contract) -> str:
     """Return a round's summary in one line. A round without training, as of `fed_eval`, has no count of clients."""
@@ -188,6 +179,7 @@ ENDS: Mapping[RunEnd, str] = {
     "stopped": "was stopped",
     "interrupted": "was interrupted",
 }
+"""The words for the end of a run, which each have its name in `flcore status`."""
 
 RUN_LINES: Mapping[type, EventLine] = {
     RunStarted: EventLine(
@@ -210,7 +202,7 @@ RUN_LINES: Mapping[type, EventLine] = {
     ),
     RunEnded: EventLine(
         lambda e: logging.ERROR if e.failed else logging.INFO,
-        lambda e: f"the run {ENDS[e.end]}: {e.reason}",
+        lambda e: f"the run {ENDS[e.end]}: {e.cause or e.reason}",
     ),
     ClientJoined: EventLine(info, lambda e: f"{e.client} joined ({e.connected} connected)"),
     ClientLeft: EventLine(info, lambda e: f"{e.client} left ({e.connected} connected)"),

@@ -26,7 +26,6 @@ from flcore.reports.series import (
     round_seconds,
     site_series,
 )
-from flcore.server.run_summary import RunStatus
 from flcore.text import counted, printable
 
 MAX_PANELS = 8

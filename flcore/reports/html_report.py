@@ -14,7 +14,6 @@ from flcore.reports.participation_section import left_out_section, participation
 from flcore.reports.reported_run import ReportedModel, ReportedRun, contract_leaves, rounds_text
 from flcore.reports.series import metric_names, metric_points, round_seconds
 from flcore.server.history import RoundRecord
-from flcore.server.run_summary import RunStatus
 from flcore.text import counted, utc_time
 from flcore.version import __version__
 

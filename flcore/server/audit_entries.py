@@ -100,7 +100,12 @@ def _describe_run(event: RunStarted | RunContinued | RunEnded) -> tuple[str, dic
         case RunContinued():
             return "continued", {"run": event.run, "rounds": event.rounds}
         case RunEnded():
-            return "end", {"failed": event.failed, "end": event.end, "reason": _reason(event.reason)}
+            return "end", {
+                "failed": event.failed,
+                "end": event.end,
+                "reason": _reason(event.reason),
+                "cause": _reason(without_folders(event.cause)),  # a lead downloads the log
+            }
 
 
 def _name(text: str) -> str:

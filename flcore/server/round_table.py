@@ -37,6 +37,25 @@ def round_table(history: Sequence[RoundRecord]) -> Iterator[str]:
         yield f"and {len(names) - len(shown)} more metrics (--json)"
 
 
+def failure_lines(history: Sequence[RoundRecord]) -> Iterator[str]:
+    """Yield a line for each client that failed or was refused: in how many rounds, and why the last time.
+
+    >>> list(failure_lines([RoundRecord(1), RoundRecord(2, failed={"train": {"north": "refused: element 7 is nan"}})]))
+    ['north was left out of 1 of 2 rounds: refused: element 7 is nan']
+    """
+    rounds, reasons = dict[str, int](), dict[str, str]()
+    for record in history:
+        for client in sorted(record.failed_clients):
+            rounds[client] = rounds.get(client, 0) + 1
+        for failed in record.failed.values():
+            reasons |= failed
+    for client, count in list(rounds.items())[:MAX_FAILURES_SHOWN]:
+        reason = printable(reasons[client], MAX_FAILURE_CHARACTERS)
+        yield f"{printable(client, 64)} was left out of {count} of {counted(len(history), 'round')}: {reason}"
+    if len(rounds) > MAX_FAILURES_SHOWN:
+        yield f"and {counted(len(rounds) - MAX_FAILURES_SHOWN, 'more client')}"
+
+
 def _cells(record: RoundRecord, names: Sequence[str]) -> list[str]:
     metrics = record.metrics
     traffic = (record.bytes_sent + record.bytes_received) / 1e6

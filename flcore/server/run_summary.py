@@ -18,8 +18,6 @@ from flcore.server.history_table import read_history
 from flcore.server.run_directory import HISTORY_FILE, LOCK_FILE, RUN_FILE
 from flcore.text import printable
 
-NO_END = "its audit log has no end, as after a crash"
-
 MAX_REASON_CHARACTERS = 500
 """The most characters of the reason of an end."""
 
@@ -34,16 +32,6 @@ RunState = Literal["running"] | RunEnd
 """What a run's directory says of it: a process owns it, or how it has ended. After a crash it is stopped."""
 
 CRASHED = "its server ended without a word, as after a crash; start it again to go on"
-
-
-ENDS: dict[RunEnd, RunStatus] = {
-    "done": RunStatus.FINISHED,
-    "failed": RunStatus.FAILED,
-    "aborted": RunStatus.ABORTED,
-    "stopped": RunStatus.STOPPED,
-    "interrupted": RunStatus.INTERRUPTED,
-}
-"""How a run stands after each of its ends."""
 
 
 @dataclass(frozen=True)
@@ -189,13 +177,14 @@ def _damaged(path: Path, content: bytes) -> HistoryError:
 
 
 def _read_end(log: Path) -> tuple[RunState, str]:
-    """Return how a run ended, by the last entry of its audit log, of which the end is read."""
+    """Return how a run ended, and why, by the last entry of its audit log, of which the end is read."""
     entry = _last_entry(log)
     if entry.get("event") != "end":
         return "stopped", CRASHED
     end: RunEnd = "done" if entry.get("failed") is False else "stopped"  # of a log that does not name the end
     end = next((each for each in get_args(RunEnd) if each == entry.get("end")), end)
-    return end, "" if end == "done" else printable(str(entry.get("reason", "")))
+    reason = "" if end == "done" else str(entry.get("cause") or entry.get("reason", ""))
+    return end, printable(reason, MAX_REASON_CHARACTERS)
 
 
 def _last_entry(log: Path) -> dict[str, Any]:

@@ -17,13 +17,6 @@ from flcore.status.timeline import ROUNDS_KEPT
 LOOK_S = 1.0
 """The time between two looks at the files of a run that is watched."""
 
-ENDED: Mapping[RunStatus, State] = {
-    RunStatus.FAILED: "failed",
-    RunStatus.ABORTED: "aborted",
-    RunStatus.STOPPED: "stopped",
-    RunStatus.INTERRUPTED: "interrupted",
-}
-
 MAX_STATUS_BYTES = 16 << 20
 """A larger file is none that a server has written."""
 
@@ -46,8 +39,7 @@ def read_status(directory: Path) -> JobStatus:
     """
     summary = read_run(directory)
     written = _read_file(directory / STATUS_FILE)
-    is_of_run = written is not None and written.id == summary.id and written.job == summary.job
-    if written is not None and is_of_run:
+    if written is not None and (written.run, written.job) == (summary.id, summary.job):
         if summary.state == "running" or written.is_over:
             return written
         return _with_end(written, summary)

@@ -78,6 +78,8 @@ def test_a_run_that_is_done(tmp_path: Path) -> None:
         "    2   1 of 2     0.5      0.75  6.2     1.50  best, retries: 1, failed: 1",
         "    3   1 of 2  0.3333       0.5  6.2     1.50  retries: 1, failed: 1",
         "",
+        "b was left out of 3 of 3 rounds: it raised",
+        "",
         "model        model.safetensors        4.00 MB",
         "best         best.safetensors         4.00 MB, round 2",
         "checkpoint   round-00002.safetensors  4.00 MB, round 2",
