@@ -87,14 +87,15 @@ class StatusViews:
         """Return what the database has of a job."""
         runner = self._scheduler.runner(row.number)
         state: State = row.state
+        reason = _short(self._scheduler.reason(row))
         if row.state == "running" and runner is None:  # it goes on when the server is started again
-            state = "interrupted"
+            state, reason = "interrupted", reason.removeprefix("interrupted: ")
         rounds_over = row.round if runner is None else runner.result[0]
         return JobStatus(
             row.name,
             row.id,
             state,
-            _short(self._scheduler.reason(row)),
+            reason,
             round=rounds_over,
             rounds=row.rounds,
             rounds_over=rounds_over,

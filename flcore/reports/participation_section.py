@@ -166,7 +166,7 @@ def left_out_section(run: ReportedRun) -> str:
     return section(
         "Who was left out, and why", _reasons(run), _skipped(run), _dropped_metrics(run), _refusals(run)
     ) or (
-        section("Who was left out, and why", paragraph("Nobody: each answer of each sampled client counted."))
+        section("Who was left out, and why", paragraph("Nobody: in the rounds that are over, each answer counted."))
         if run.history
         else ""
     )

@@ -24,6 +24,9 @@ MAX_REASON_CHARACTERS = 500
 START_FIELDS = {"id": "run", "job": "job", "fingerprint": "contract", "started": "time"}
 """The fields of an audit log's `start` by the names that run.json has for them."""
 
+TAIL_BYTES = 16 * MAX_LINE_BYTES
+"""How much of an audit log is read to find how its run has ended."""
+
 INDEX_TRIES = 5
 """How often the size of a model in shards is read. A replacement after its index was read removes the shards."""
 
@@ -177,8 +180,8 @@ def _damaged(path: Path, content: bytes) -> HistoryError:
 
 
 def _read_end(log: Path) -> tuple[RunState, str]:
-    """Return how a run ended, and why, by the last entry of its audit log, of which the end is read."""
-    entry = _last_entry(log)
+    """Return how a run ended, and why, by its audit log, of which the end is read."""
+    entry = _last_of_run(log)
     if entry.get("event") != "end":
         return "stopped", CRASHED
     end: RunEnd = "done" if entry.get("failed") is False else "stopped"  # of a log that does not name the end
@@ -187,18 +190,23 @@ def _read_end(log: Path) -> tuple[RunState, str]:
     return end, printable(reason, MAX_REASON_CHARACTERS)
 
 
-def _last_entry(log: Path) -> dict[str, Any]:
+def _last_of_run(log: Path) -> dict[str, Any]:
+    """Return the last entry that a run has begun, goes on or has ended; empty if there is none near the log's end.
+
+    Late answers may be refused after a run's end, so its entry need not be the last one.
+    """
     try:
         file = log.open("rb")
     except FileNotFoundError:
         return {}
     with file:
-        file.seek(max(0, os.fstat(file.fileno()).st_size - 2 * MAX_LINE_BYTES))
-        last = file.read().removesuffix(b"\n").rpartition(b"\n")[2]
-    if not isinstance(check_line(last + b"\n", 0), Entry):
-        return {}  # a crash cut the log
-    entry: dict[str, Any] = json.loads(last)
-    return entry
+        file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
+        lines = file.read().split(b"\n")
+    for line in reversed(lines):
+        if isinstance(entry := check_line(line + b"\n", 0), Entry) and entry.event in ("start", "continued", "end"):
+            of_run: dict[str, Any] = json.loads(line)
+            return of_run
+    return {}
 
 
 def _checkpoint(path: Path, record: RoundRecord) -> ModelFile:

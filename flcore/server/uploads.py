@@ -270,8 +270,11 @@ def refused_untimely(client: str, verdict: Verdict) -> Refused:
 
 
 def failure_reason(error: BaseException) -> str:
-    """Return why a client fails whose answer is not taken, for log and history, which name a refusal by its word."""
-    is_refusal = isinstance(error, FlcoreError) and not isinstance(error, LOWER_LEVEL_ERRORS)
+    """Return why a client fails whose answer is not taken, for log and history, which name a refusal by its word.
+
+    An answer that the server's disk does not keep is none that is refused.
+    """
+    is_refusal = isinstance(error, FlcoreError) and not isinstance(error, (*LOWER_LEVEL_ERRORS, StagingError))
     return f"refused: {error}" if is_refusal else str(error)
 
 

@@ -34,7 +34,7 @@ def round_status(record: RoundRecord, begin: float | None) -> RoundStatus:
         bytes_received=record.bytes_received,
         retries=record.asked_again,
         is_best=record.is_best,
-        reason=short_reason(record.skipped or record.stopped or _left_out(record)),
+        reason=short_reason("; ".join(filter(None, (record.skipped or record.stopped, _left_out(record))))),
     )
 
 

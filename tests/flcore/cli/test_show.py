@@ -13,7 +13,7 @@ from flcore.errors import HistoryError
 from flcore.model.model import Model
 from flcore.server.audit_chain import AUDIT_FILE
 from flcore.server.audit_log import AuditLog
-from flcore.server.events import RunEnd, RunEnded
+from flcore.server.events import AnswerRefused, RunEnd, RunEnded
 from flcore.server.history import Participation, RoundRecord
 from flcore.server.results import Results
 from flcore.server.run_directory import HISTORY_FILE, LOCK_FILE, RUN_FILE, RunDirectory
@@ -142,6 +142,13 @@ def test_a_run_that_is_not_done_says_how_it_ended_and_why(tmp_path: Path, end: R
     write_run(tmp_path / "run", end=end, reason=reason)
     (state,) = re.findall(r"^state        (.*)$", said("show", "run", cwd=tmp_path), re.MULTILINE)
     assert state.startswith(f"{end}: ") and shown in state
+
+
+def test_a_late_answer_that_is_refused_after_the_end_changes_no_end(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", end="aborted", reason="aborted by alice")
+    with AuditLog(tmp_path / "run" / AUDIT_FILE) as log:
+        log(AnswerRefused("train", "b", 3, 1, "late", "the job is over"))
+    assert "state        aborted: aborted by alice\n" in said("show", "run", cwd=tmp_path)
 
 
 def test_a_run_that_was_killed(tmp_path: Path) -> None:

@@ -200,11 +200,15 @@ class Agent:
         """Leave the lobby, and end all jobs of the site."""
         self._is_closed = True
         self._connection.close()
+        self.vanish()
+        self._thread.join(10)
+
+    def vanish(self) -> None:
+        """End the connections of the site's jobs without a word."""
         with self._lock:
             clients = list(self._clients.values())
         for client in clients:
             client.stop()
-        self._thread.join(10)
 
     def _run(self) -> None:
         while not self._is_closed:

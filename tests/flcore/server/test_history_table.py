@@ -140,7 +140,7 @@ def test_a_line_that_is_no_round_is_an_error_that_names_it(tmp_path: Path, line:
 
 def test_text_that_is_no_unicode_is_an_error(tmp_path: Path) -> None:
     write(tmp_path, RoundRecord(1, skipped="\ud800"))
-    with pytest.raises(HistoryError, match="line 1 of .*; skipped: expected text, got a lone surrogate"):
+    with pytest.raises(HistoryError, match=r"line 1 of .*; skipped: expected text, got a lone surrogate"):
         open_history(tmp_path)
 
 

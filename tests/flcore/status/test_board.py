@@ -222,7 +222,7 @@ def test_rounds_show_their_record() -> None:
     job.finish(1, failed={"train": {"south": "late"}}, skipped="1 of 2 answers are in", validate={"accuracy": 0.5})
     [shown] = job.board.snapshot().last_rounds
     assert (shown.state, shown.sampled, shown.updates, shown.failed) == ("skipped", 2, 1, 1)
-    assert shown.reason == "1 of 2 answers are in" and shown.validate == {"accuracy": 0.5}
+    assert shown.reason == "1 of 2 answers are in; south: late" and shown.validate == {"accuracy": 0.5}
     assert shown.begin_s == START_S + 2
 
 
