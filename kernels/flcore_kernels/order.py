@@ -9,8 +9,8 @@ They have no CUDA twin yet, so they are functions, and not verbs of `Backend`.
 import math
 import threading
 from collections.abc import Callable, Sequence
-from functools import cache
 from fractions import Fraction
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -18,15 +18,15 @@ import numpy.typing as npt
 
 from flcore_kernels.backend import Array
 from flcore_kernels.call_checks import require_result
-from flcore_kernels.dtypes import Storage, lookup
+from flcore_kernels.dtypes import lookup
 from flcore_kernels.errors import BufferMismatch, TooManyTerms, WeightRange
 from flcore_kernels.order_program import Program, median_program, sort_program
 from flcore_kernels.rows import address_of, addresses_of, require_writable, sizes_of
 from flcore_kernels.threads import Pool
 from flcore_kernels.totals import MAX_TERMS
 
-TILE_BYTES = 24 << 10
-"""Bytes of a tile's keys and tags at most: half of a first-level cache of 48 KiB."""
+TILE_BYTES = 40 << 10
+"""Bytes of a tile at most, with what is computed from it: most of a first-level cache of 48 KiB."""
 
 BATCH_BYTES = 4 << 20
 """Bytes of all operands in a batch, the unit of work that threads take."""
@@ -34,8 +34,8 @@ BATCH_BYTES = 4 << 20
 VECTOR_BYTES = 64
 """Bytes of a vector of keys. LLVM splits it where registers are shorter."""
 
-WEIGHT_BITS = 45
-"""The largest weight is scaled to between 2^44 and 2^45. The doubled sum of `MAX_TERMS` weights is below 2^63."""
+WEIGHT_BITS = 30
+"""The largest weight is scaled to between 2^29 and 2^30: a weight moves with a key of 32 bits."""
 
 _local = threading.local()
 
@@ -60,8 +60,8 @@ def median(
             beyond the infinity of its sign.
         out: A writable array with as many elements.
         dtype: The dtype of all operands; not a quantized one.
-        weights: Finite and >= 0, and not all 0. They count as integers, with the largest one between 2^44 and 2^45, so
-            weights of less than 2^-46 of the largest one do not count. Default: None, all alike.
+        weights: Finite and >= 0, and not all 0. They count as integers, with the largest one between 2^29 and 2^30, so
+            one of less than 2^-30 of the largest one counts as if it were that. Default: None, all alike.
         result: The dtype of `out`. Default: `dtype`.
         threads: Threads at most. Default: `FLCORE_THREADS`, or else the cores that this process may use.
 
@@ -81,7 +81,7 @@ def median(
         run(order.median_kernel(dtype, result), program, (low, high), 1)
     else:
         program = sort_program(len(operands))
-        run(order.weighted_median_kernel(dtype, result), program, (_with_padding(scaled), 0), 2)
+        run(order.weighted_median_kernel(dtype, result), program, (np.array(scaled), sum(scaled)), 2)
 
 
 def trimmed_mean(
@@ -96,9 +96,10 @@ def trimmed_mean(
 ) -> None:
     """Write the mean of each element without the `trim` smallest and the `trim` largest values to `out`.
 
-    With weights, the share `trim` / N of the weight is cut from each side, where N is the number of operands with a
-    weight above 0. A value on the border counts with what is left of its weight. Equal weights give the trimmed mean
-    without weights. Sums are in float64, in the order of the values. A mean is not outside the values that count.
+    With weights, the share `trim` / N of the weight is cut from each side, rounded down to an integer on the scale of
+    the weights. N is the number of operands with a weight above 0. A value on the border counts with what is left of
+    its weight. Equal weights give the trimmed mean without weights. Sums are in float64, in the order of the values. A
+    mean is not outside the values that count.
 
     Args:
         trim: The number of values to leave out on each side, less than half of the number of operands that count.
@@ -119,27 +120,28 @@ def trimmed_mean(
         run(order.trimmed_mean_kernel(dtype, result), program, (trim, len(operands) - trim), 1)
     else:
         cut = sum(scaled) * trim // len(scaled)
-        run(order.weighted_trimmed_mean_kernel(dtype, result), program, (_with_padding(scaled), cut), 2)
+        limits = cut, sum(scaled) - cut
+        run(order.weighted_trimmed_mean_kernel(dtype, result), program, (np.array(scaled), *limits), 2)
 
 
 def integer_weights(weights: Sequence[float]) -> list[int]:
-    """Return weights as integers: multiplied by the power of two that puts the largest one below 2^45, and rounded.
+    """Return weights as integers: multiplied by a power of two, so that the largest one is 2^30 at most, and rounded.
 
-    >>> integer_weights([3.0, 1.0, 0.0]) == [3 << 43, 1 << 43, 0]
+    A weight above 0 becomes 1 at least, so the number of weights above 0 does not change.
+
+    >>> integer_weights([3.0, 1.0, 0.0]) == [3 << 28, 1 << 28, 0]
     True
     """
     if not all(0 <= weight < math.inf for weight in weights):
-        raise WeightRange(f"expected finite weights >= 0, got {[weight for weight in weights if not 0 <= weight < math.inf]}")
+        raise WeightRange(f"expected finite weights >= 0, got {list(weights)}")
     top = max(weights, default=0.0)
     if not top > 0:
         raise WeightRange("the sum of the weights is 0")
     scale = Fraction(2) ** (WEIGHT_BITS - math.frexp(top)[1])
-    return [round(Fraction(weight) * scale) for weight in weights]
+    return [max(1, round(Fraction(weight) * scale)) if weight else 0 for weight in weights]
 
 
-def _counted(
-    operands: Sequence[Array], weights: Sequence[float] | None
-) -> tuple[list[int] | None, Sequence[Array]]:
+def _counted(operands: Sequence[Array], weights: Sequence[float] | None) -> tuple[list[int] | None, Sequence[Array]]:
     """Return the integer weights and the operands that count. Equal weights become None: no weights."""
     if weights is not None:
         if len(weights) != len(operands):
@@ -149,11 +151,6 @@ def _counted(
         scaled = [weight for weight in scaled if weight]
         return (None if min(scaled) == max(scaled) else scaled), operands
     return None, operands
-
-
-def _with_padding(scaled: list[int]) -> npt.NDArray[np.int64]:
-    """Return the weights by client, and 0 for rows that are padding."""
-    return np.array([*scaled, 0], np.int64)
 
 
 def _prepared(
@@ -176,8 +173,8 @@ def _prepared(
     def run(kernel: Callable[..., Any], program: Program, arguments: tuple[Any, ...], planes: int) -> None:
         from flcore_kernels.cpu.order import WORK_ROWS, key_bytes
 
-        width = key_bytes(dtype)
-        tile = _tile_elements(program.rows * width * planes, width)
+        width = key_bytes(dtype, has_tags=planes == 2)
+        tile = _tile_elements(program.rows * width * planes + 8 * WORK_ROWS, width)
         batch = max(1, BATCH_BYTES // (len(operands) * storage.dtype.itemsize * tile)) * tile
         shape = (program.steps, program.rows, program.first, tile)
         nbytes = tile * (program.rows * width * planes + 8 * WORK_ROWS)
