@@ -45,7 +45,9 @@ if TYPE_CHECKING:
     from flcore.aggregation.aggregate import aggregate
     from flcore.aggregation.aggregator import Aggregator
     from flcore.aggregation.budget import Budget
-    from flcore.aggregation.rules import RULES, Columns, Geometry, Sum
+    from flcore.aggregation.order_rules import median, trimmed_mean
+    from flcore.aggregation.rule_kinds import Columns, Geometry, Sum
+    from flcore.aggregation.rules import RULES
     from flcore.aggregation.update_tables import open_update
     from flcore.client.task import Site, Task, Update
     from flcore.job.job import Job
@@ -122,19 +124,23 @@ __all__ = [
     "aggregate",
     "connect",
     "load",
+    "median",
     "open_history",
     "open_model",
     "open_update",
     "progress",
     "run",
     "save",
+    "trimmed_mean",
 ]
 
 _NAMES_BY_MODULE = {
     "flcore.aggregation.aggregate": ("aggregate",),
     "flcore.aggregation.aggregator": ("Aggregator",),
     "flcore.aggregation.budget": ("Budget",),
-    "flcore.aggregation.rules": ("RULES", "Columns", "Geometry", "Sum"),
+    "flcore.aggregation.order_rules": ("median", "trimmed_mean"),
+    "flcore.aggregation.rule_kinds": ("Columns", "Geometry", "Sum"),
+    "flcore.aggregation.rules": ("RULES",),
     "flcore.aggregation.update_tables": ("open_update",),
     "flcore.client.task": ("Site", "Task", "Update"),
     "flcore.job.job": ("Job",),

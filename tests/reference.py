@@ -146,3 +146,22 @@ def bits_of(model: GlobalModel) -> bytes:
     """Return every bit of a model, gaps included, wherever it is."""
     segments = enumerate(model.spec.segments)
     return b"".join(model.chunk(index, 0, segment.elements).tobytes() for index, segment in segments)
+
+
+def sorted_mean(column: Sequence[Any], weights: Sequence[int], cut: Fraction) -> Fraction:
+    """Return the mean of a column's values, after a weight has been cut from both ends. Weights are integers."""
+    total, reached, found = sum(weights), 0, Fraction(0)
+    for value, weight in sorted(zip(map(_exact, column), weights, strict=True)):
+        counted = min(Fraction(reached + weight), total - cut) - max(Fraction(reached), cut)
+        reached, found = reached + weight, found + max(counted, Fraction(0)) * value
+    return found / (total - 2 * cut)
+
+
+def weighted_median(column: Sequence[Any], weights: Sequence[int]) -> Fraction:
+    """Return the smallest value at which half of the weight is reached, or the mean with the next one at a border."""
+    values = sorted({_exact(value) for value, weight in zip(column, weights, strict=True) if weight})
+    reached = [sum(w for v, w in zip(column, weights, strict=True) if _exact(v) <= value) for value in values]
+    total = sum(weights)
+    lower = next(value for value, weight in zip(values, reached, strict=True) if 2 * weight >= total)
+    upper = next(value for value, weight in zip(values, reached, strict=True) if 2 * weight > total)
+    return (lower + upper) / 2

@@ -37,7 +37,8 @@ class FlcoreAggregator(ModelAggregator):  # type: ignore[misc]  # mypy runs with
 
     Args:
         accumulate: "exact" (default), "float64" or "float32" (see `flcore.aggregate`).
-        rule: "mean" (default), or "unweighted_mean", which ignores the number of steps.
+        rule: "mean" (default), "unweighted_mean", which ignores the number of steps, or another key of `flcore.RULES`.
+            "median" and "trimmed_mean(f=2)" hold all results of a round.
         group: The number of results to hold and fold in one pass, >= 1. More is faster and takes more memory.
             Default: 1.
         max_abs: The largest magnitude of an element. Default: None, no bound but that of the dtype.

@@ -14,7 +14,8 @@ from flcore.aggregation.combiner import MAX_GROUP, Combiner
 from flcore.aggregation.contributions import ArrayContribution, Buffers
 from flcore.aggregation.output_template import OutputTemplate, allocate_like, require_no_overlap
 from flcore.aggregation.reference_model import ReferenceModel, passthrough_reference
-from flcore.aggregation.rules import Rule, Sum, resolve_rule
+from flcore.aggregation.rule_kinds import Rule, Sum
+from flcore.aggregation.rules import resolve_rule
 from flcore.errors import AggregationError, QuorumError, SpecError, UpdateError
 from flcore.model.arrays import AnyArrays, converters_for, flatten
 from flcore.model.spec import ModelSpec
@@ -57,7 +58,9 @@ def aggregate(
             `__cuda_array_interface__`. They are read in place; only an array that is not contiguous is copied.
             Mappings may be nested: `{"encoder": {"weight": ...}}` has the tensor "encoder.weight". Weights are
             finite, >= 0, and not all zero.
-        rule: A key of `RULES` (default: "mean"), or a rule of your own (see `flcore.aggregation.rules`).
+        rule: A key of `RULES` (default: "mean"), with arguments where it has some
+            ("trimmed_mean(f=2)"); or a rule: `trimmed_mean(f=2)`, or one of your own (see
+            `flcore.aggregation.rule_kinds`).
         accumulate: The precision of sums of floats.
 
             - "exact" (default): the result does not depend on the order of the updates, on groups or on threads. Its
@@ -92,7 +95,7 @@ def aggregate(
         UpdateError: An update is not a pair of a mapping and a weight.
         JobError: The rule or the accumulator is unknown.
         QuorumError: There are no updates.
-        AggregationError: A dtype cannot hold the result.
+        AggregationError: A dtype cannot hold the result, or a rule needs more updates.
         flcore_kernels.BackendUnavailable: The named device cannot be used.
         flcore_kernels.OutOfDeviceMemory: The named device has too little free memory.
 
@@ -118,7 +121,7 @@ def aggregate(
     is_sum = isinstance(settings.rule, Sum)
 
     def start(device: Backend) -> "_Aggregation":
-        # Rules that are not sums are NumPy code, so they stay on the CPU.
+        # Rules that are not sums are NumPy code or kernels without a CUDA twin, so they stay on the CPU.
         chosen = replace(settings, device=device) if is_sum else settings
         return _Aggregation(spec, chosen, example, base, out)
 

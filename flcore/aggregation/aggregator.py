@@ -17,7 +17,8 @@ from flcore.aggregation.budget import Budget
 from flcore.aggregation.combiner import Combiner
 from flcore.aggregation.plans import PLANS, require_plan
 from flcore.aggregation.reference_model import ReferenceModel
-from flcore.aggregation.rules import Rule, resolve_rule
+from flcore.aggregation.rule_kinds import Rule
+from flcore.aggregation.rules import resolve_rule
 from flcore.aggregation.staged_update import StagedUpdate
 from flcore.aggregation.staging import SPILL_AFTER_S, Staging
 from flcore.aggregation.storage import Storage, read_chunks_within

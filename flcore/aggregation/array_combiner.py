@@ -19,7 +19,7 @@ from flcore.aggregation.contributions import (
     segment_ranges,
 )
 from flcore.aggregation.range_inputs import RangeInputs
-from flcore.aggregation.rules import Sum
+from flcore.aggregation.rule_kinds import Sum
 from flcore.errors import AggregationError, UpdateError
 
 HEADROOM_EXPONENT = 16

@@ -21,7 +21,8 @@ from flcore.aggregation.contributions import (
     StoredContribution,
     model_ranges,
 )
-from flcore.aggregation.rules import Columns, Rule, Sum, resolve_rule
+from flcore.aggregation.rule_kinds import Columns, Rule, Sum
+from flcore.aggregation.rules import resolve_rule
 from flcore.errors import BudgetError, QuorumError, UpdateError, WeightError
 from flcore.model.atomic_replace import AtomicReplace
 from flcore.model.checkpoint import open_model

@@ -30,7 +30,7 @@ from flcore.aggregation.range_checks import RangeChecks
 from flcore.aggregation.range_inputs import RangeInputs
 from flcore.aggregation.reference_model import ReferenceModel
 from flcore.aggregation.rule_calls import call_coefficients, call_combine, call_measure, round_to_dtype
-from flcore.aggregation.rules import Columns, Sum
+from flcore.aggregation.rule_kinds import Columns, Sum
 from flcore.errors import AggregationError, UpdateError
 from flcore.model.chunks import ChunkSink
 from flcore.model.dtypes import DTYPES
@@ -226,6 +226,10 @@ class Combiner:
         """
         weights = [contribution.weight for contribution in contributions]
         if isinstance(self.rule, Columns):
+            if len(weights) < self.rule.min_updates:
+                raise AggregationError(
+                    f"rule {self.rule.name!r} needs at least {self.rule.min_updates} updates, got {len(weights)}"
+                )
             return weights, 0.0
         if isinstance(self.rule, Sum):
             coefficients = self.coefficients(contributions)

@@ -13,7 +13,8 @@ from flcore.aggregation.combiner import Combiner
 from flcore.aggregation.contributions import ArrayContribution, Buffers
 from flcore.aggregation.output_template import OutputTemplate, allocate
 from flcore.aggregation.reference_model import passthrough_reference
-from flcore.aggregation.rules import Rule, Sum, resolve_rule
+from flcore.aggregation.rule_kinds import Rule, Sum
+from flcore.aggregation.rules import resolve_rule
 from flcore.errors import AggregationError, JobError, QuorumError, SpecError, TensorMismatch, UpdateError, WeightError
 from flcore.model.arrays import AnyArrays, converters_for
 from flcore.model.dtypes import DTYPES

@@ -22,7 +22,7 @@ from flcore.aggregation.combiner import MAX_GROUP, Combiner
 from flcore.aggregation.contributions import split_range
 from flcore.aggregation.prefetch import BackgroundCall, BackgroundThread, prefetch
 from flcore.aggregation.range_inputs import RangeInputs
-from flcore.aggregation.rules import Rule, Sum
+from flcore.aggregation.rule_kinds import Rule, Sum
 from flcore.aggregation.staged_update import StagedUpdate
 from flcore.aggregation.storage import Storage
 from flcore.aggregation.weight_shares import cap_weights

@@ -10,8 +10,8 @@ from flcore_kernels import EXACT_RANGE, STORAGE
 from flcore_layout import SegmentRange
 
 from flcore.aggregation.passthrough import Values
-from flcore.aggregation.rules import Columns, Geometry
-from flcore.errors import AggregationError
+from flcore.aggregation.rule_kinds import Columns, Geometry
+from flcore.errors import AggregationError, WeightError
 from flcore.model.dtypes import DTYPES, INTEGERS
 from flcore.model.spec import SegmentSpec
 
@@ -125,6 +125,8 @@ def _attribute_to_rule(rule: Columns | Geometry, what: str) -> Iterator[None]:
     """Turn an exception of a rule's code into an `AggregationError` that names the rule."""
     try:
         yield
+    except WeightError:  # as a sum raises it, where all weights are zero
+        raise
     except Exception as error:  # user code may raise anything
         raise _rule_error(rule, f"{what} raised {type(error).__name__}: {error}") from error
 

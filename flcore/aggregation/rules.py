@@ -1,92 +1,21 @@
-"""The table of aggregation rules. A rule is a value that declares what it needs.
+"""The table of aggregation rules, by name, and how a name with arguments is read.
 
-`Sum` folds one update at a time. `Columns` needs all updates' elements of a range at once, as a median does.
-`Geometry` first needs figures of the whole model, such as distances, from which the coefficients of a sum follow.
-
-A *column* is one update's elements of a range, as a flat array. The engine uses the word in this sense too. (In
-`update_tables`, columns are those of Arrow tables.)
-
-A rule of your own is such a value. Pass it directly (`flcore.aggregate(..., rule=median)`), or by a name: in `RULES`,
-or in a job and on a command line as `file.py:name`.
+A rule of your own is a value of `rule_kinds`. Pass it directly (`flcore.aggregate(..., rule=median)`), or by a name: in
+`RULES`, or in a job and on a command line as `file.py:name`.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import inspect
+import json
+import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
+from flcore.aggregation.order_rules import median, trimmed_mean
+from flcore.aggregation.rule_kinds import Rule, Sum
 from flcore.errors import JobError
 from flcore.text import did_you_mean
 
-Values = npt.NDArray[Any]
-
-
-@dataclass(frozen=True)
-class Sum:
-    """A rule that is a weighted mean: Σ cᵢ · updateᵢ / Σ cᵢ, with coefficients cᵢ from the weights.
-
-    Updates are folded one at a time, so memory does not grow with their number.
-
-    Args:
-        name: The rule's name, for messages and logs.
-        coefficient: Returns the coefficient of an update from its weight.
-
-    Example:
-        >>> import math
-        >>> Sum("root_mean", math.sqrt).coefficient(100.0)
-        10.0
-    """
-
-    name: str
-    coefficient: Callable[[float], float]
-
-
-@dataclass(frozen=True)
-class Columns:
-    """A rule that combines elements across all updates, such as a median.
-
-    Args:
-        name: The rule's name, for messages and logs.
-        combine: `combine(columns, weights)` gets one array per update, and the weights. The arrays are flat, read-only
-            and of the tensor's dtype (quantized ones: float32). They hold the same range of elements of each update. A
-            range may begin and end anywhere in a tensor, and span several tensors. `combine` returns an array of the
-            same length, which is rounded once to the result's dtype.
-
-    Example:
-        >>> median = Columns("median", lambda columns, weights: np.median(np.stack(columns), axis=0))
-        >>> median.combine([np.array([1.0]), np.array([5.0]), np.array([2.0])], [1.0, 1.0, 1.0]).tolist()
-        [2.0]
-    """
-
-    name: str
-    combine: Callable[[Sequence[Values], Sequence[float]], Values]
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """A rule Σ cᵢ · updateᵢ, with coefficients from figures of the whole model, such as norms. Reads updates twice.
-
-    Args:
-        name: The rule's name, for messages and logs.
-        measure: `measure(columns)` gets the arrays that `Columns.combine` gets, and returns an array of figures (norms,
-            scalar products) of one range. The shape is the same for each range. The figures of all ranges are summed.
-        coefficients: `coefficients(figures, weights)` returns one number >= 0 per update. The sum is at most 1; a
-            smaller sum scales the result down, as clipping does.
-
-    Example:
-        >>> equal = Geometry("equal", lambda columns: np.zeros(1), lambda _, weights: [1 / len(weights)] * len(weights))
-        >>> list(equal.coefficients(np.zeros(1), [3.0, 1.0]))
-        [0.5, 0.5]
-    """
-
-    name: str
-    measure: Callable[[Sequence[Values]], npt.NDArray[np.float64]]
-    coefficients: Callable[[npt.NDArray[np.float64], Sequence[float]], Sequence[float]]
-
-
-Rule = Sum | Columns | Geometry
+_WITH_ARGUMENTS = re.compile(r"(\w+)(?:\((.*)\))?", re.DOTALL)
 
 
 def mean() -> Rule:
@@ -99,32 +28,87 @@ def unweighted_mean() -> Rule:
     return Sum("unweighted_mean", lambda _: 1.0)
 
 
-RULES: dict[str, Callable[[], Rule]] = {"mean": mean, "unweighted_mean": unweighted_mean}
-"""A function without arguments for every rule, by the name that jobs and the command line use."""
+RULES: dict[str, Callable[..., Rule]] = {
+    "mean": mean,
+    "unweighted_mean": unweighted_mean,
+    "median": median,
+    "trimmed_mean": trimmed_mean,
+}
+"""A function that makes each rule, by the name that jobs and the command line use."""
 
 
 def resolve_rule(rule: str | Rule) -> Rule:
-    """Return the rule of a name, or a given rule itself. Raises `JobError` for an unknown name.
+    """Return the rule of a name, such as `mean` or `trimmed_mean(f=2)`, or a given rule itself.
 
-    >>> resolve_rule("mean").name
-    'mean'
+    Raises:
+        JobError: There is no such rule, or its arguments are wrong.
+
+    >>> resolve_rule("mean").name, resolve_rule("trimmed_mean(f=2)").name
+    ('mean', 'trimmed_mean(f=2)')
     """
     if isinstance(rule, Rule):
         return rule
     if not isinstance(rule, str):
         raise JobError(f"rule: expected a name or a rule (flcore.Sum, Columns or Geometry), got {type(rule).__name__}")
-    if error := explain_unknown_rule(rule, "a rule of your own"):
-        raise JobError(error)
-    return RULES[rule]()
+    return _named_rule(rule, "a rule of your own")
 
 
-def explain_unknown_rule(name: str, alternative: str) -> str:
-    """Return the error for a name that is no key of `RULES`; "" if it is one.
+def explain_invalid_rule(rule: str, alternative: str) -> str:
+    """Return the error for a name that is no rule, or for its arguments; "" if it is a rule.
 
     A job, a command line and a call raise it in their own ways. `alternative` says how they name a rule of your own.
     """
-    if name in RULES:
-        return ""
+    try:
+        _named_rule(rule, alternative)
+    except JobError as error:
+        return str(error)
+    return ""
+
+
+def factory_of(name: str) -> Callable[..., Rule]:
+    """Return the function that makes a rule, by its name without arguments. Raises `JobError`."""
+    if name not in RULES:
+        raise JobError(_unknown(name, "a rule of your own"))
+    return RULES[name]
+
+
+def name_with_arguments(table: Mapping[str, Any]) -> str:
+    """Return the name of a rule that is given as a table.
+
+    >>> name_with_arguments({"name": "trimmed_mean", "f": 2})
+    'trimmed_mean(f=2)'
+    """
+    arguments = [f"{key}={json.dumps(value)}" for key, value in table.items() if key != "name"]
+    return f"{table.get('name', '')}({', '.join(arguments)})" if arguments else str(table.get("name", ""))
+
+
+def _named_rule(text: str, alternative: str) -> Rule:
+    match = _WITH_ARGUMENTS.fullmatch(text)
+    name = match[1] if match else text
+    if match is None or name not in RULES:
+        raise JobError(_unknown(name, alternative))
+    factory, arguments = RULES[name], _arguments(text, match[2] or "")
+    try:
+        inspect.signature(factory).bind(**arguments)
+    except TypeError as error:
+        usage = f"{name}{inspect.signature(factory).replace(return_annotation=inspect.Signature.empty)}"
+        raise JobError(f"rule {text!r}: {error}; it is used as {usage}") from None
+    return factory(**arguments)
+
+
+def _arguments(text: str, listed: str) -> dict[str, Any]:
+    """Return the arguments of a rule: `key=value`, with values as in JSON."""
+    arguments: dict[str, Any] = {}
+    for item in listed.split(",") if listed.strip() else []:
+        key, _, value = (part.strip() for part in item.partition("="))
+        try:
+            arguments[key] = json.loads(value)
+        except json.JSONDecodeError:
+            raise JobError(f"rule {text!r}: expected key=value with a number, true or false, got {item!r}") from None
+    return arguments
+
+
+def _unknown(name: str, alternative: str) -> str:
     return (
         f"rule {name!r} does not exist; expected one of {', '.join(RULES)}, or {alternative}{did_you_mean(name, RULES)}"
     )

@@ -46,7 +46,10 @@ def aggregate(
             metavar="CSV", help="CSV file with a line CHECKPOINT,WEIGHT for each checkpoint. (default: all weights 1)"
         ),
     ] = None,
-    rule: Annotated[str, typer.Option(help="Aggregation rule: a name from `flcore rules`, or file.py:name.")] = "mean",
+    rule: Annotated[
+        str,
+        typer.Option(help="Aggregation rule: a name from `flcore rules`, such as trimmed_mean(f=2), or file.py:name."),
+    ] = "mean",
     accumulate: Annotated[str, typer.Option(help="Accumulator of the sums: exact, float64 or float32.")] = "exact",
     dtype: Annotated[
         str | None, typer.Option(help="dtype of the result's floating-point tensors. (default: unchanged)")

@@ -1,12 +1,13 @@
 """`flcore job check` and `flcore rules`: read-only commands."""
 
+import inspect
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from flcore.aggregation.rules import RULES, resolve_rule
+from flcore.aggregation.rules import RULES, factory_of
 from flcore.cli.completion import job_names
 from flcore.client.executor import require_tasks
 from flcore.job.contract import Contract
@@ -66,10 +67,12 @@ def _check_pack(path: Path) -> None:
 
 def rules(name: Annotated[str | None, typer.Argument(help="Name of one rule.")] = None) -> None:
     """List the aggregation rules, or describe one. A custom rule is named file.py:name."""
-    for known in RULES if name is None else [resolve_rule(name).name]:
-        print(f"{known:<16} {RULES[known].__doc__}")
-    if name is None:
-        print("A custom rule is named file.py:name (docs/rules.md).")
+    if name is not None:
+        print(f"{name}: {inspect.getdoc(factory_of(name.partition('(')[0]))}")
+        return
+    for known, factory in RULES.items():
+        print(f"{known:<16} {(inspect.getdoc(factory) or '').partition(chr(10))[0]}")
+    print("A custom rule is named file.py:name (docs/rules.md).")
 
 
 def _describe(contract: Contract) -> list[str]:

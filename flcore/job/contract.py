@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from flcore_layout import ALIASES
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, field_validator, model_validator
 
-from flcore.aggregation.rules import explain_unknown_rule
+from flcore.aggregation.rules import explain_invalid_rule, name_with_arguments
 from flcore.job.bundled_workflows import explain_misfit
 from flcore.model.model_paths import INDEX_SUFFIX, MODEL_SUFFIX
 from flcore.text import NAME_PATTERN
@@ -75,8 +75,8 @@ class ServerContract(_ContractTable):
     )
     rule: str = Field(
         default="mean",
-        description="The aggregation rule: `mean`, `unweighted_mean`, or a rule of your own (`file.py:name`; "
-        "[rules.md](rules.md)).",
+        description="The aggregation rule: `mean`, `unweighted_mean`, `median`, `trimmed_mean(f=2)`, or a rule of your "
+        'own (`file.py:name`; [rules.md](rules.md)). A table is allowed, too: `{ name = "trimmed_mean", f = 2 }`.',
     )
     accumulate: Literal["exact", "float64", "float32"] = Field(
         default="exact",
@@ -159,10 +159,15 @@ class ServerContract(_ContractTable):
         "The history names it.",
     )
 
+    @field_validator("rule", mode="before")
+    @classmethod
+    def _accept_table(cls, rule: Any) -> Any:
+        return name_with_arguments(rule) if isinstance(rule, dict) else rule
+
     @field_validator("rule")
     @classmethod
     def _require_rule(cls, rule: str) -> str:
-        if ":" not in rule and (error := explain_unknown_rule(rule, "'file.py:name'")):
+        if ":" not in rule and (error := explain_invalid_rule(rule, "'file.py:name'")):
             raise ValueError(error)
         return rule
 

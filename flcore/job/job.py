@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from flcore.aggregation.rules import Rule
+from flcore.aggregation.rule_kinds import Columns, Rule
 from flcore.errors import JobError, SpecError
 from flcore.job.changes import change_contract
 from flcore.job.code import JobCode, code_digest
@@ -246,12 +246,22 @@ class Job:
         return self.code.load(reference, f"{self.directory / 'job.toml'}: {key}")
 
     def load_rule(self) -> Rule:
-        """Return the rule that combines updates (`server.rule`). Raises `JobError` if it cannot be loaded."""
-        return load_rule_with(
+        """Return the rule that combines updates (`server.rule`).
+
+        Raises `JobError` if it cannot be loaded, or needs more updates than the quorum.
+        """
+        rule = load_rule_with(
             self.contract.server.rule,
             lambda reference: self.load_reference("server.rule", reference),
             f"{self.directory / 'job.toml'}: server.rule",
         )
+        quorum = self.contract.server.quorum
+        if isinstance(rule, Columns) and quorum < rule.min_updates:
+            raise JobError(
+                f"{self.directory / 'job.toml'}: server.quorum: rule {rule.name!r} needs at least {rule.min_updates} "
+                f"updates, got {quorum}: set the quorum to {rule.min_updates} or more"
+            )
+        return rule
 
     def initial_model(self) -> ChunkSource:
         """Open the checkpoint of the first global model, or call the job's function with the seed.

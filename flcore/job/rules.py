@@ -4,7 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from flcore.aggregation.rules import Rule, explain_unknown_rule, resolve_rule
+from flcore.aggregation.rule_kinds import Rule
+from flcore.aggregation.rules import explain_invalid_rule, resolve_rule
 from flcore.errors import JobError
 from flcore.job.code import JobCode
 
@@ -13,7 +14,7 @@ def load_rule(rule: str, directory: Path, key: str) -> Rule:
     """Return a rule by name, or load it from the code of a directory.
 
     Args:
-        rule: A key of `RULES`, or `file.py:name`.
+        rule: A key of `RULES`, with arguments where it has some, or `file.py:name`.
         directory: The directory of the file.
         key: The place where the rule was named, for errors.
 
@@ -32,7 +33,7 @@ def load_rule_with(rule: str, load: Callable[[str], Any], key: str) -> Rule:
     `key` is the place where the rule was named, for errors. Raises `JobError`.
     """
     if ":" not in rule:
-        if error := explain_unknown_rule(rule, "file.py:name"):
+        if error := explain_invalid_rule(rule, "file.py:name"):
             raise JobError(f"{key}: {error}")
         return resolve_rule(rule)
     loaded = load(rule)

@@ -52,7 +52,7 @@ def test_the_rules_are_listed_and_explained(tmp_path: Path) -> None:
         (["run", "nowhere"], 1, "flcore: there is no job at nowhere"),
         (["run", "digts"], 1, "(digits); did you mean 'digits'?"),
         (["rules", "maen"], 1, "or a rule of your own; did you mean 'mean'?"),
-        (["rules", "median"], 1, "flcore: rule 'median' does not exist"),
+        (["rules", "krum"], 1, "flcore: rule 'krum' does not exist"),
         (["server", "digits"], 1, "flcore: expected the server's certificates in certs/server"),
         (["client", "digits", "--name", "a"], 1, "flcore: expected a kit, as TLS needs a certificate"),
         (["server", "digits", "--insecure", "--budget", "10MiB"], 1, "too small for any job; 64MiB would do"),

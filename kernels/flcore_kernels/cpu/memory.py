@@ -6,6 +6,7 @@ alignment, so mapped files and slices of received messages are read in place (ze
 `load_*` reads operands: memory that the same loop does not write. `peek_*` reads memory that the loop also writes with
 `store_*`, such as a total. LLVM's alias metadata says that a `load_*` and a `store_*` never overlap, so that it
 vectorises a loop without checking addresses at run time. Between `peek_*` and `store_*`, LLVM assumes that they may.
+`put_*` writes what a `load_*` of the same kernel reads later: LLVM assumes nothing about it.
 """
 
 from collections.abc import Callable
@@ -58,14 +59,15 @@ def _load(numba_type: Any, scope_role: str) -> Callable[..., Any]:
     return cast("Callable[..., Any]", load)
 
 
-def _store(numba_type: Any) -> Callable[..., Any]:
+def _store(numba_type: Any, *, overlaps_loads: bool = False) -> Callable[..., Any]:
     kind = _IR[numba_type]
 
     @intrinsic
     def store(typing: Any, address: Any, index: Any, value: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             instruction = builder.store(arguments[2], _place(builder, kind, *arguments[:2]), align=1)
-            instruction.set_metadata("noalias", _scope(builder.module))
+            if not overlaps_loads:
+                instruction.set_metadata("noalias", _scope(builder.module))
             return context.get_dummy_value()
 
         return types.void(types.uint64, types.int64, numba_type), generate
@@ -103,6 +105,9 @@ store_i16, store_u16 = _store(types.int16), _store(types.uint16)
 store_i32, store_u32 = _store(types.int32), _store(types.uint32)
 store_i64, store_u64 = _store(types.int64), _store(types.uint64)
 store_f32, store_f64 = _store(types.float32), _store(types.float64)
+
+put_i8, put_i16 = _store(types.int8, overlaps_loads=True), _store(types.int16, overlaps_loads=True)
+put_i32, put_i64 = _store(types.int32, overlaps_loads=True), _store(types.int64, overlaps_loads=True)
 
 
 @intrinsic

@@ -239,7 +239,7 @@ def test_rules_weights_of_clients_and_excluded_tensors() -> None:
     ("settings", "words"),
     [
         ({"accumulate": "fp32"}, "accumulate 'fp32' does not exist"),
-        ({"rule": "median"}, "rule 'median' does not exist"),
+        ({"rule": "krum"}, "rule 'krum' does not exist"),
         ({"group": 0}, "group: expected a whole number of at least 1, got 0"),
         ({"max_abs": -1}, "max_abs: expected a number above 0, got -1"),
         ({"exclude_vars": "("}, r"exclude_vars: '\(' is no regular expression: missing \)"),

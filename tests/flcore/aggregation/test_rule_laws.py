@@ -14,7 +14,7 @@ import numpy.typing as npt
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flcore import RULES, Aggregator, Model, ModelSpec, UpdateError, aggregate, save
+from flcore import RULES, Aggregator, Model, ModelSpec, Sum, UpdateError, aggregate, save
 from flcore.aggregation.admission_limits import MAX_TERM, WEIGHT_RANGES
 from flcore.aggregation.checkpoint_aggregation import aggregate_checkpoints
 from flcore.aggregation.incremental import IncrementalAggregator
@@ -26,6 +26,9 @@ SIZE = 3
 ENDS = {"float64": (1.7976931348623157e308, 5e-324), "float32": (3.4028234663852886e38, 1.4e-45)}
 ENDS |= {"float16": (65504.0, 6e-8), "bfloat16": (3.3895313892515355e38, 9.2e-41)}
 """The largest value of each dtype and its smallest above zero."""
+NEED_ARGUMENTS = {"trimmed_mean"}
+"""Rules that need more updates than one, as their arguments say. `test_order_rules.py` tests them."""
+
 Arrays = dict[str, npt.NDArray[Any]]
 Update = tuple[Arrays, float]
 
@@ -97,9 +100,14 @@ def rounds(draw: st.DrawFn) -> Round:
             arrays["w"] = np.where(mask, known["w"], arrays["w"])
         updates.append((arrays, weight))
     average_bytes = kind == "alone" or draw(st.booleans())
-    rule = draw(st.sampled_from(list(RULES)))
+    rule = draw(st.sampled_from([rule for rule in RULES if rule not in NEED_ARGUMENTS]))
     base, reference = known if kind == "base" else None, known if kind == "reference" else None
     return Round(dtype, accumulate, rule, base, reference, average_bytes, updates)
+
+
+def is_sum(given: Round) -> bool:
+    """Whether the plan streaming takes the rule."""
+    return isinstance(RULES[given.rule](), Sum)
 
 
 @contextmanager
@@ -154,8 +162,9 @@ def results(given: Round, folder: Path) -> Iterator[tuple[str, bytes]]:
     spec, nbytes = given.spec, given.spec.nbytes
     yield "at close", staged(given, "batch")
     yield "at close, on disk in groups", staged(given, "batch", Storage("batch", Staging(nbytes), read_chunks=2))
-    yield "streaming", staged(given, "streaming")
-    yield "streaming from disk", staged(given, "streaming", Storage("streaming", Staging(0), read_chunks=1))
+    if is_sum(given):
+        yield "streaming", staged(given, "streaming")
+        yield "streaming from disk", staged(given, "streaming", Storage("streaming", Staging(0), read_chunks=1))
     if given.base is None:
         for group in (1, 2, None):
             for double_buffer in (False, True):
@@ -191,7 +200,7 @@ def test_what_is_admitted_never_makes_a_round_fail_and_what_is_refused_costs_onl
     # With the others there, nothing changes: names sort as numbers do, so even float sums are in the same order.
     assert staged(drawn, "batch") == expected
     if drawn.accumulate == "exact" or drawn.dtype in INTEGERS:
-        assert staged(drawn, "streaming") == expected
+        assert not is_sum(drawn) or staged(drawn, "streaming") == expected
         if drawn.base is None:
             assert added(drawn, 1, double_buffer=True) == expected
             assert added(drawn, 2, double_buffer=False) == expected
