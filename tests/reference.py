@@ -20,6 +20,9 @@ INTEGERS: dict[str, np.dtype[Any]] = {
     name: np.dtype(name) for name in ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool")
 }
 DTYPES = FLOATS | INTEGERS
+ORDERED = [*FLOATS, "int8", "uint32", "int64"]
+"""Dtypes whose order is tested: keys of each size, of floats, of signed and of unsigned integers."""
+
 PRECISION = {"float64": (53, -1074), "float32": (24, -149), "float16": (11, -24), "bfloat16": (8, -133)}
 """Significant bits, and the exponent of the smallest step."""
 

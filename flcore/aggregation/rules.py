@@ -101,6 +101,8 @@ def _arguments(text: str, listed: str) -> dict[str, Any]:
     arguments: dict[str, Any] = {}
     for item in listed.split(",") if listed.strip() else []:
         key, _, value = (part.strip() for part in item.partition("="))
+        if key in arguments:
+            raise JobError(f"rule {text!r}: expected each key once, got {key} again")
         try:
             arguments[key] = json.loads(value)
         except json.JSONDecodeError:

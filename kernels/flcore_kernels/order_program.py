@@ -9,7 +9,7 @@ replaced so (Knuth, The Art of Computer Programming 3, exercise 5.3.4-38).
 The steps are data of one compiled kernel, so another number of clients compiles nothing.
 """
 
-from functools import cache
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,6 +28,10 @@ MERGE, SPLIT, MIDDLE = 0, 1, 17
 """
 
 
+PROGRAMS_KEPT = 16
+"""How many numbers of clients have their steps kept. Those of 65,535 clients take some 12 MB."""
+
+
 class Program(NamedTuple):
     """The steps that sort the rows of a tile.
 
@@ -43,7 +47,7 @@ class Program(NamedTuple):
     steps: npt.NDArray[np.int64]
 
 
-@cache
+@lru_cache(PROGRAMS_KEPT)
 def sort_program(clients: int) -> Program:
     """Return the steps that sort all rows. Client k of the sorted ones is in row k."""
     if clients <= BLOCK_ROWS:
@@ -52,7 +56,7 @@ def sort_program(clients: int) -> Program:
     return _program(blocks * BLOCK_ROWS, 0, _block_steps(blocks))
 
 
-@cache
+@lru_cache(PROGRAMS_KEPT)
 def median_program(clients: int) -> tuple[Program, int, int]:
     """Return steps after which the two middle elements are in their rows, and these rows. Odd: the same row twice.
 
@@ -73,7 +77,7 @@ def median_program(clients: int) -> tuple[Program, int, int]:
     return _program(rows, first, steps), low, high
 
 
-@cache
+@lru_cache(PROGRAMS_KEPT)
 def comparators(rows: int) -> tuple[tuple[int, int], ...]:
     """Return a sorting network for any number of rows: Batcher's merge exchange (Knuth 3, algorithm 5.2.2M).
 

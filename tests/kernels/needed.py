@@ -4,7 +4,7 @@ from flcore_kernels import ACCUMULATORS, STORAGE
 from flcore_kernels.cpu.warm import Key
 
 from tests.kernels.cases import BASES, PAIRS, QUANTIZED, RESULTS
-from tests.reference import DTYPES, INTEGERS
+from tests.reference import DTYPES, FLOATS, INTEGERS, ORDERED
 
 
 def _result(dtype: str) -> str:
@@ -41,6 +41,17 @@ OF_THE_LAW: list[Key] = [
 ]
 """What the law of admission may draw: each dtype with each accumulator, with a base and without."""
 
+MEDIANS = ("float32", "bfloat16", "int64")
+"""Dtypes whose medians the laws of rules draw."""
+
+OF_ORDER: list[Key] = [
+    *((verb, dtype, dtype) for dtype in ORDERED for verb in ("median", "weighted-median")),
+    *((verb, dtype, dtype) for dtype in FLOATS for verb in ("trimmed-mean", "weighted-trimmed-mean")),
+    *((verb, dtype, "float64") for dtype in [*ORDERED, "bool"] for verb in ("trimmed-mean", "weighted-trimmed-mean")),
+    *((verb, dtype, "float64") for dtype in (*MEDIANS, "bool") for verb in ("median", "weighted-median")),
+]
+"""Order statistics, in the dtype of their operands and in float64, which the rules take."""
+
 NEEDED: list[Key] = list(
     dict.fromkeys(
         [
@@ -52,6 +63,7 @@ NEEDED: list[Key] = list(
             *(("finish-base", accumulate, _result(dtype)) for dtype, accumulate in BASES),
             *OF_ONE_TEST,
             *OF_THE_LAW,
+            *OF_ORDER,
             *(("max-abs", dtype) for dtype in STORAGE),
             *(("decode", dtype) for dtype in ("float32", "float16", "bfloat16", "int64", *QUANTIZED)),
             *(("encode", dtype) for dtype in ("float16", "bfloat16")),

@@ -7,7 +7,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from flcore_layout import DTYPES
 
 from flcore_kernels import code_cache
-from flcore_kernels.cpu import kernels, scan
+from flcore_kernels.cpu import kernels, order, scan
 from flcore_kernels.cpu.compiler import Kernel, cache_directory
 from flcore_kernels.dtypes import STORAGE, lookup
 from flcore_kernels.errors import KernelError
@@ -33,6 +33,10 @@ _KERNELS: dict[str, Callable[..., Kernel]] = {
     "decode": scan.decode_kernel,
     "encode": scan.encode_kernel,
     "quantize": lambda block: scan.quantize_kernel(int(block)),
+    "median": order.median_kernel,
+    "trimmed-mean": order.trimmed_mean_kernel,
+    "weighted-median": order.weighted_median_kernel,
+    "weighted-trimmed-mean": order.weighted_trimmed_mean_kernel,
 }
 
 
@@ -102,6 +106,8 @@ def _groups(keys: Sequence[Key]) -> list[list[Key]]:
                 group = (result, accumulate)
             case ("exact-fallback", _):
                 group = ("exact-fallback", "")
+            case ("median" | "trimmed-mean" | "weighted-median" | "weighted-trimmed-mean", dtype, _):
+                group = (dtype, "order")
             case _:
                 group = ("scan", key[-1])
         groups.setdefault(group, []).append(key)

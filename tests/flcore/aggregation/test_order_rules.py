@@ -78,6 +78,7 @@ def test_they_are_the_median_and_the_trimmed_mean_and_integers_are_rounded_half_
         ("trimmed_mean(f=1.5)", "at least 1, got 1.5"),
         ("trimmed_mean(g=1)", "missing a required argument"),
         ("median(weighted=1)", "weighted is true or false, got 1"),
+        ("trimmed_mean(f=1, f=2)", "expected each key once, got f again"),
         ("median(weighted=yes)", "expected key=value with a number, true or false, got 'weighted=yes'"),
         ("medain", "did you mean 'median'"),
     ],

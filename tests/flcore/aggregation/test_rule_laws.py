@@ -20,14 +20,14 @@ from flcore.aggregation.checkpoint_aggregation import aggregate_checkpoints
 from flcore.aggregation.incremental import IncrementalAggregator
 from flcore.aggregation.staging import Staging
 from flcore.aggregation.storage import Storage
+from tests.kernels.needed import MEDIANS
 from tests.reference import DTYPES, FLOATS, INTEGERS, bits_of
 
 SIZE = 3
 ENDS = {"float64": (1.7976931348623157e308, 5e-324), "float32": (3.4028234663852886e38, 1.4e-45)}
 ENDS |= {"float16": (65504.0, 6e-8), "bfloat16": (3.3895313892515355e38, 9.2e-41)}
 """The largest value of each dtype and its smallest above zero."""
-NEED_ARGUMENTS = {"trimmed_mean"}
-"""Rules that need more updates than one, as their arguments say. `test_order_rules.py` tests them."""
+SUMS = ["mean", "unweighted_mean"]
 
 Arrays = dict[str, npt.NDArray[Any]]
 Update = tuple[Arrays, float]
@@ -100,7 +100,7 @@ def rounds(draw: st.DrawFn) -> Round:
             arrays["w"] = np.where(mask, known["w"], arrays["w"])
         updates.append((arrays, weight))
     average_bytes = kind == "alone" or draw(st.booleans())
-    rule = draw(st.sampled_from([rule for rule in RULES if rule not in NEED_ARGUMENTS]))
+    rule = draw(st.sampled_from([*SUMS, "median"] if dtype in MEDIANS else SUMS))
     base, reference = known if kind == "base" else None, known if kind == "reference" else None
     return Round(dtype, accumulate, rule, base, reference, average_bytes, updates)
 
