@@ -202,7 +202,7 @@ RUN_LINES: Mapping[type, EventLine] = {
     ),
     RunEnded: EventLine(
         lambda e: logging.ERROR if e.failed else logging.INFO,
-        lambda e: f"the run {ENDS[e.end]}: {e.cause or e.reason}",
+        lambda e: f"the run {ENDS[e.end]}: {e.reason}",
     ),
     ClientJoined: EventLine(info, lambda e: f"{e.client} joined ({e.connected} connected)"),
     ClientLeft: EventLine(info, lambda e: f"{e.client} left ({e.connected} connected)"),

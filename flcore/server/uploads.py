@@ -274,7 +274,9 @@ def failure_reason(error: BaseException) -> str:
 
     An answer that the server's disk does not keep is none that is refused.
     """
-    is_refusal = isinstance(error, FlcoreError) and not isinstance(error, (*LOWER_LEVEL_ERRORS, StagingError))
+    is_refusal = isinstance(error, FlcoreError) and not isinstance(
+        error, (*LOWER_LEVEL_ERRORS, StagingError, RecordError)
+    )
     return f"refused: {error}" if is_refusal else str(error)
 
 

@@ -41,7 +41,7 @@ def test_the_page_as_printed(folder: Path) -> None:
     (script,) = blocks("sh", PAGE)
     assert len(commands(script)) == 3
     printed = shell(script, folder)
-    assert re.match(r"global\.safetensors: 2 checkpoints, 1 tensor, 6 parameters, 0\.0 MB in \d", printed)
+    assert re.match(r"global\.safetensors: 2 checkpoints, 1 tensor, 6 parameters, 24 B in \d", printed)
     assert value_of(folder / "global.safetensors") == 0.75
     assert value_of(folder / "merged") == 3.0
     assert flcore.open_model(folder / "merged").spec.tensors[0].dtype == "bfloat16"
@@ -79,7 +79,7 @@ def test_options_that_do_not_fit_together(folder: Path, arguments: list[str], wo
         (["nowhere.safetensors"], "flcore: nowhere.safetensors: No such file or directory"),
         ([A, "weights.csv"], f"flcore: weights.csv is no safetensors file, but text, '{B},2': give"),
         ([A, B, "--weight", "1", "--weight", "-1"], f"flcore: checkpoint '{B}': a weight is a finite number >= 0"),
-        ([A, B, "--rule", "median"], "rule 'median' does not exist; expected one of mean"),
+        ([A, B, "--rule", "krum"], "rule 'krum' does not exist; expected one of mean"),
         ([A, "--budget", "1KB"], "64MiB would do"),
         ([A, "--weights", "bad.csv"], "bad.csv, line 1: expected CHECKPOINT,WEIGHT, got 'hospital-a.safetensors,much'"),
         ([A, "--weights", "weights.csv"], f"weights.csv, line 1: '{B}' is not among the given checkpoints"),

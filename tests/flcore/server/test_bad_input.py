@@ -152,7 +152,7 @@ def test_a_round_that_loses_its_quorum_to_bad_input_fails_with_the_reason(stage:
     stage.open(wait_for=2, quorum=2, clients=["bad", "good-1"])
     stage.client("bad", returning(setting("w", 0, np.nan)))
     stage.client("good-1", adding(1.0))
-    with pytest.raises(QuorumError, match="bad: client 'bad', tensor 'w': element 0 is nan"):
+    with pytest.raises(QuorumError, match="bad: refused: client 'bad', tensor 'w': element 0 is nan"):
         stage.result()
 
 
