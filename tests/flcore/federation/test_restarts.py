@@ -2,7 +2,6 @@
 
 import shutil
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -108,22 +107,25 @@ def test_running_and_queued_jobs_go_on_after_a_restart_with_the_same_agents(
     federation_in: Start, tmp_path: Path
 ) -> None:
     federation = federation_in(slots=2)
-    rounds = 6
+    rounds, has_restarted = 6, threading.Event()
 
-    def slow(model: Arrays, task: Task) -> Update:
-        time.sleep(0.1)
+    def held(model: Arrays, task: Task) -> Update:
+        if task.round > 2:
+            assert has_restarted.wait(60.0)
         return adding(1.0)(model, task)
 
     for name in ("north", "south"):
-        federation.agent(name, slow)
+        federation.agent(name, held)
     lead, pack = federation.lead(), packed(write_job(tmp_path / "small", rounds=rounds))
     ids = [lead.submit(pack) for _ in range(3)]
-    lead.wait_for(ids[1], lambda found: found.summary.round >= 2)
+    for job_id in ids[:2]:
+        lead.wait_for(job_id, lambda found: found.summary.round >= 2)
     federation.server.close()
     federation.start()
     lead = federation.lead()
     states = {job.id: job.state for job in lead.ask(ListJobs(), JobList)[0].jobs}
     assert states == {ids[0]: "running", ids[1]: "running", ids[2]: "queued"}
+    has_restarted.set()
     for job_id in ids:
         summary = lead.wait(job_id)
         assert (summary.state, summary.round) == ("done", rounds)
