@@ -29,6 +29,9 @@ class StartCounts:
     def __init__(self, database: JobDatabase) -> None:
         self._database = database
         self._lock = threading.Lock()
+        # Held while a change is written, before `_lock`: of two rules that are called at once, the second one may not
+        # crash the server before the first one's call is on the disk.
+        self._write_order = threading.Lock()
         self._counts = database.starts()
         self._running: dict[int, int] = {}  # how many pieces of code of each job that has made no progress yet run
 
@@ -48,13 +51,14 @@ class StartCounts:
         self._change(number, 1, at=1)
 
     def _change(self, number: int, change: int, at: int) -> None:
-        with self._lock:
-            if number not in self._running:
-                return
-            self._running[number] += change
-            is_due = self._running[number] == at
-        if is_due:  # by now it may be cleared: then the database changes nothing
-            self._database.change_starts(number, change)
+        with self._write_order:
+            with self._lock:
+                if number not in self._running:
+                    return
+                self._running[number] += change
+                is_due = self._running[number] == at
+            if is_due:  # by now it may be cleared: then the database changes nothing
+                self._database.change_starts(number, change)
 
     def clear(self, number: int) -> bool:
         """A job has made progress, or its thread has ended. Returns whether a start was counted."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Event, Thread
 
 import pytest
 
@@ -78,3 +79,34 @@ def test_a_call_of_the_rule_while_the_workflow_waits_counts_once(database: JobDa
     for left in (1, 1, 0):
         counts.code_ended(7)
         assert database.starts() == {7: left}
+
+
+def test_a_call_of_the_rule_begins_only_when_the_start_is_counted_on_the_disk(
+    database: JobDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts, change, is_writing, may_write = StartCounts(database), database.change_starts, Event(), Event()
+    counts.begin(7)
+    counts.code_ended(7)
+
+    def slowly(number: int, by: int) -> None:
+        is_writing.set()
+        assert may_write.wait(60.0)
+        change(number, by)
+
+    def call_rule() -> None:
+        counts.code_began(7)
+        found.append(database.starts())
+
+    monkeypatch.setattr(database, "change_starts", slowly)
+    found: list[dict[int, int]] = []
+    first = Thread(target=counts.code_began, args=(7,))
+    second = Thread(target=call_rule)
+    first.start()
+    assert is_writing.wait(60.0)
+    second.start()
+    second.join(0.2)
+    assert second.is_alive() and not found
+    may_write.set()
+    first.join()
+    second.join()
+    assert found == [{7: 1}]
