@@ -100,7 +100,7 @@ class ActivityDisplay:
         if now.total_bytes:
             elapsed_s = max(self._clock() - self._began_at, 1e-3)
             rate = (now.done_bytes - self._first_byte) / 1e6 / elapsed_s
-            parts.append(f"{now.done_bytes / 1e6:,.1f} of {bytes_text(now.total_bytes)}, {rate:,.1f} MB/s")
+            parts.append(f"{bytes_text(now.done_bytes)} of {bytes_text(now.total_bytes)}, {rate:,.1f} MB/s")
         if now.metrics:
             parts.append(metrics_text(now.metrics, MAX_METRICS))
         return "  ".join(parts)

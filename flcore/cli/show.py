@@ -17,8 +17,7 @@ from flcore.cli.federation_options import (
     ServerOption,
     open_federation,
 )
-from flcore.cli.run_argument import suggest_run
-from flcore.cli.run_or_job import is_directory_of_run, taken_as_job_id
+from flcore.cli.run_argument import is_directory_of_run, suggest_run, taken_as_job_id
 from flcore.cli.show_job import show_job
 from flcore.number_text import bytes_text
 from flcore.server.results_file import RESULTS_FILE

@@ -16,8 +16,7 @@ from flcore.cli.federation_options import (
     ServerOption,
     open_federation,
 )
-from flcore.cli.run_argument import suggest_run
-from flcore.cli.run_or_job import is_directory_of_run, taken_as_job_id
+from flcore.cli.run_argument import is_directory_of_run, suggest_run, taken_as_job_id
 from flcore.cli.status_live import show_changes, show_once
 from flcore.errors import ProfileError
 from flcore.status.stored_status import read_status, watch_status

@@ -69,6 +69,6 @@ def transfer_text(nbytes: int, elapsed_s: float) -> str:
     """Return bytes, time and rate of a transfer in words.
 
     >>> transfer_text(5_000_000, 2.0)
-    '5.0 MB in 2.0 s, 2.5 MB/s'
+    '5.00 MB in 2.0 s, 2.5 MB/s'
     """
     return f"{bytes_text(nbytes)} in {elapsed_s:.1f} s, {nbytes / 1e6 / elapsed_s:,.1f} MB/s"

@@ -260,7 +260,6 @@ class JobRunner:
         def observe(event: Event) -> None:
             if isinstance(event, RunEnded):
                 ended.set()
-                event = replace(event, cause=without_folders(event.cause))  # the job's lead reads its log
             elif isinstance(event, ClientFailed) and ended.is_set():
                 return  # its answer came when the run's files were closed already: no fault of the client
             event = self._for_the_lead(event)

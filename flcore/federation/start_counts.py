@@ -4,8 +4,7 @@ A start counts while the job's code may run, until the job makes progress (an an
 does not count while the workflow waits for its sites, which may train for days: code that does not run cannot crash the
 server, and an operator may restart it several times meanwhile. A rule of the job's own runs in such a wait when a site
 announces its update: then the start counts again. So what is counted at the start of the server are the crashes in a
-row. Of jobs that ran at two crashes, one runs at a time: the
-third crash tells which of them it was.
+row. Of jobs that ran at two crashes, one runs at a time: the third crash tells which of them it was.
 """
 
 import threading

@@ -104,7 +104,7 @@ def _describe_run(event: RunStarted | RunContinued | RunEnded) -> tuple[str, dic
                 "failed": event.failed,
                 "end": event.end,
                 "reason": _reason(event.reason),
-                "cause": _reason(without_folders(event.cause)),  # a lead downloads the log
+                "cause": _reason(event.cause),
             }
 
 

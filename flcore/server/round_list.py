@@ -3,7 +3,7 @@
 from flcore.html_table import MAX_ROWS, html_table
 from flcore.number_text import MAX_METRICS_SHOWN, metric_text
 from flcore.server.history import RoundRecord
-from flcore.text import printable
+from flcore.text import counted, printable
 
 
 class History(list[RoundRecord]):
@@ -11,12 +11,15 @@ class History(list[RoundRecord]):
 
     Example:
         >>> History([RoundRecord(1, ("a", "b"), train={"loss": 0.5})])
-        <History: 1 round; round 1: 0 of 2 clients, loss 0.5, 0.0 MB>
+        <History: 1 round; round 1: 0 of 2 clients, loss 0.5, 0 B>
     """
 
     def __repr__(self) -> str:
-        rounds = f"{len(self):,} round{'s' * (len(self) != 1)}"
-        return f"<History: {rounds}; round {self[-1].round}: {self[-1].summary()}>" if self else "<History: no rounds>"
+        return (
+            f"<History: {counted(len(self), 'round')}; round {self[-1].round}: {self[-1].summary()}>"
+            if self
+            else "<History: no rounds>"
+        )
 
     def to_html(self) -> str:
         """Return a table of the last `MAX_ROWS` rounds. Names of metrics come from clients, and are escaped."""

@@ -58,19 +58,25 @@ def refused(stage: Stage, _: pytest.MonkeyPatch) -> Played:
         return job.look()
 
 
-def lost(stage: Stage, _: pytest.MonkeyPatch) -> Played:
-    is_gone, has_begun = Event(), Event()
+class HeldUp:
+    """A training that has begun, and waits."""
 
-    def hang(model: Arrays, task: Task) -> Update:
-        has_begun.set()
-        assert is_gone.wait(TIMEOUT_S)
+    def __init__(self) -> None:
+        self.has_begun, self.go_on = Event(), Event()
+
+    def train(self, model: Arrays, task: Task) -> Update:
+        self.has_begun.set()
+        assert self.go_on.wait(TIMEOUT_S)
         return ADD_ONE(model, task)
 
-    with stage.job("lost", "gone", hang) as job:
-        assert has_begun.wait(TIMEOUT_S)
+
+def lost(stage: Stage, _: pytest.MonkeyPatch) -> Played:
+    held_up = HeldUp()
+    with stage.job("lost", "gone", held_up.train) as job:
+        assert held_up.has_begun.wait(TIMEOUT_S)
         job.agents[-1].vanish()
         job.wait_for_end("done")
-        is_gone.set()
+        held_up.go_on.set()
         return job.look()
 
 
@@ -84,17 +90,11 @@ def failed(stage: Stage, _: pytest.MonkeyPatch) -> Played:
 
 
 def aborted(stage: Stage, _: pytest.MonkeyPatch) -> Played:
-    is_aborted, has_begun = Event(), Event()
-
-    def hang(model: Arrays, task: Task) -> Update:
-        has_begun.set()
-        assert is_aborted.wait(TIMEOUT_S)
-        return ADD_ONE(model, task)
-
-    with stage.job("aborted", "slow", hang) as job:
-        assert has_begun.wait(TIMEOUT_S)
+    held_up = HeldUp()
+    with stage.job("aborted", "slow", held_up.train) as job:
+        assert held_up.has_begun.wait(TIMEOUT_S)
         stage.lead.abort(job.id)
-        is_aborted.set()
+        held_up.go_on.set()
         job.wait_for_end("aborted")
         return job.look()
 

@@ -173,7 +173,7 @@ def test_each_step_of_a_client_is_in_the_live_line() -> None:
             assert now._live is not None
             now._live.refresh()
             assert words in plain(out.getvalue())
-    assert "10.0 of 50.0 MB" in plain(out.getvalue()) and "5.0 of 10.0 MB" in plain(out.getvalue())
+    assert "10.0 MB of 50.0 MB" in plain(out.getvalue()) and "5.00 MB of 10.0 MB" in plain(out.getvalue())
 
 
 def test_elsewhere_long_transfers_and_progress_are_lines() -> None:

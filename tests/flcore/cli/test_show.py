@@ -151,6 +151,25 @@ def test_a_late_answer_that_is_refused_after_the_end_changes_no_end(tmp_path: Pa
     assert "state        aborted: aborted by alice\n" in said("show", "run", cwd=tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("round-00002.safetensors", "../elsewhere", "as the checkpoint of round 2 in run/history.jsonl"),
+        ("it raised", r"\ud800", "line 1 of run/history.jsonl; failed.train.b: expected text, got a lone surrogate"),
+    ],
+)
+@pytest.mark.parametrize("command", ["show", "report"])
+def test_an_altered_history_is_an_error_with_its_place(
+    command: str, old: str, new: str, words: str, tmp_path: Path
+) -> None:
+    write_run(tmp_path / "run")
+    history = tmp_path / "run" / HISTORY_FILE
+    assert old in history.read_text()
+    history.write_text(history.read_text().replace(old, new))
+    line = said(command, "run", cwd=tmp_path, code=1)
+    assert line.startswith("flcore: expected ") and words in line and "was altered" in line and line.count("\n") == 1
+
+
 def test_a_run_that_was_killed(tmp_path: Path) -> None:
     write_run(tmp_path / "run")
     run = tmp_path / "run"

@@ -5,9 +5,12 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
+import flcore
+from flcore import Arrays, Job, QuorumError, Task, Update
 from flcore.cli.status_live import AnyStatus, show_changes, show_once
 from flcore.server.events import RunEnded, RunStarted
 from flcore.server.history_table import read_history
@@ -234,3 +237,18 @@ def test_the_command_says_what_it_expected(
 ) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     assert expected in said("status", argument, cwd=tmp_path, code=1)
+
+
+def test_a_run_that_failed_before_its_first_result_says_who_failed_and_why(tmp_path: Path) -> None:
+    def zeros(seed: int) -> Arrays:
+        return {"w": np.zeros(2)}
+
+    def broken(model: Arrays, task: Task) -> Update:
+        raise ValueError("no data today")
+
+    job = Job.of(model=zeros, train=broken, clients=["north"], changes={"server.on_quorum_failure": "fail"})
+    with pytest.raises(QuorumError):
+        flcore.run(job, workers=0, out=tmp_path / "run", progress=False)
+    end = re.compile(r"^state +failed: .*north: task 'train' raised ValueError: no data today$", re.MULTILINE)
+    for command in ("status", "show"):
+        assert end.search(said(command, "run", cwd=tmp_path))

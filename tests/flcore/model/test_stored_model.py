@@ -1,6 +1,5 @@
 """Models in files: read in ranges, written beside and switched to, published without a copy."""
 
-import doctest
 import errno
 import gc
 import json
@@ -24,9 +23,7 @@ from flcore_transport import Outbox
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flcore import Arrays, Model, ModelSpec, ModelWriter, SpecError, StoredModel, TensorSpec, open_model, save, text
-from flcore.model import checkpoint, model_writer, safetensors_header, shard_layout
-from flcore.model import model_paths as naming
+from flcore import Arrays, Model, ModelSpec, ModelWriter, SpecError, StoredModel, TensorSpec, open_model, save
 from flcore.model.atomic_replace import AtomicReplace, publish
 from flcore.model.chunks import copy_chunks
 from tests.flcore.model.test_model import ARRAYS, same
@@ -465,9 +462,3 @@ def test_strided_arrays_are_saved_with_no_copy_of_a_tensor(tmp_path: Path) -> No
     finally:
         tracemalloc.stop()
     assert np.array_equal(open_model(tmp_path).arrays()["w"], arrays["w"])
-
-
-def test_the_examples_are_true(tmp_path: Path) -> None:
-    for module in (text, naming, safetensors_header, shard_layout, model_writer, checkpoint):
-        result = doctest.testmod(module, extraglobs={"tmp_path": tmp_path, "Path": Path})
-        assert result.attempted and not result.failed
