@@ -7,8 +7,9 @@ from pathlib import Path
 
 from flcore.agent.site_policy import LocalJob
 from flcore.errors import JobError
+from flcore.job.bundled_jobs import BUNDLED_JOBS
 from flcore.job.contract import Contract
-from flcore.job.job import BUNDLED_JOBS, Job
+from flcore.job.job import Job
 
 logger = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from flcore.job.job import BUNDLED_JOBS
+from flcore.job.bundled_jobs import bundled_job_names
 from flcore.server.run_directory import HISTORY_FILE, RUN_FILE
 from flcore.templates import TEMPLATES
 
@@ -14,9 +14,8 @@ MAX_ENTRIES = 1_000
 
 def job_names(incomplete: str) -> list[str]:
     """Return the jobs whose path begins like this: directories with a job.toml, and the bundled jobs."""
-    bundled = [file.parent.name for file in sorted(BUNDLED_JOBS.glob(f"*/{JOB_FILE}"))]
     local = [entry for entry in _directories(incomplete) if (Path(entry) / JOB_FILE).is_file()]
-    return [name for name in dict.fromkeys([*local, *bundled]) if name.startswith(incomplete)]
+    return [name for name in dict.fromkeys([*local, *bundled_job_names()]) if name.startswith(incomplete)]
 
 
 def run_directories(incomplete: str) -> list[str]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from flcore.aggregation.rule_kinds import Columns, Rule
 from flcore.errors import JobError, SpecError
+from flcore.job.bundled_jobs import BUNDLED_JOBS, bundled_job_names
 from flcore.job.changes import change_contract
 from flcore.job.code import JobCode, code_digest
 from flcore.job.contract import Contract
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from flcore.job.pack import Packed
 
 PACK_SUFFIX = ".flpack"
-BUNDLED_JOBS = Path(__file__).parent.parent / "jobs"
 MAX_BESIDE = 1_000
 """The most entries of a directory that are searched for a job with a similar name."""
 
@@ -341,7 +341,7 @@ def _find_job_file(path: Path) -> Path:
     for candidate in candidates:
         if candidate.is_file():
             return candidate
-    bundled = sorted(entry.parent.name for entry in BUNDLED_JOBS.glob("*/job.toml"))
+    bundled = bundled_job_names()
     raise JobError(
         f"there is no job at {path}: expected a directory with job.toml, or the name of a bundled job "
         f"({', '.join(bundled)}){did_you_mean(str(path), [*_jobs_beside(path), *bundled])}"

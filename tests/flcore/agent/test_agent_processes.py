@@ -15,7 +15,7 @@ from flcore import JobError
 from flcore.agent.agent import Agent, AgentIdentity
 from flcore.agent.local_jobs import resolve_job_directories
 from flcore.agent.standby import StandbyProcesses, require_python
-from flcore.job.job import BUNDLED_JOBS
+from flcore.job.bundled_jobs import BUNDLED_JOBS
 from flcore.version import __version__
 from tests.flcore.agent.standing import CODE, TOML, Standing, standing, write_job
 from tests.flcore.agent.supervised import is_alive, wait_until_gone

@@ -6,8 +6,8 @@ import pytest
 
 from flcore import Job
 from flcore.errors import JobError
+from flcore.job.bundled_jobs import BUNDLED_JOBS
 from flcore.job.code_check import check_code
-from flcore.job.job import BUNDLED_JOBS
 
 CONTRACT = """
 name = "line"
