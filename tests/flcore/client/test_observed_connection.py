@@ -39,7 +39,8 @@ def test_a_client_downloads_trains_and_uploads(stage: Stage) -> None:
     for phase in ("downloading", "uploading"):
         transfer = [each for each in seen if each.phase == phase and each.round == 1]
         assert transfer[0].done_bytes == 0 and transfer[-1].done_bytes == transfer[-1].total_bytes > 306 * 4
-    assert seen[-1].metrics == {"added": 1.0} and seen[-1].rounds == 2
+    second = [each for each in seen if each.round == 2]
+    assert second[0].metrics == {"added": 1.0} and seen[-1].rounds == 2
 
 
 def test_a_model_that_is_here_is_not_downloaded_and_metrics_alone_are_no_upload(stage: Stage) -> None:
@@ -51,7 +52,9 @@ def test_a_model_that_is_here_is_not_downloaded_and_metrics_alone_are_no_upload(
     second = [phase for phase, task, number in phases(seen) if (task, number) == ("train", 2)]
     assert second == ["training", "uploading", "waiting"]
     assert {each.total_bytes for each in seen if each.phase == "uploading" and each.task == "validate"} == {0}
-    assert [each.metrics for each in seen][-1] == {"loss": 2.0}
+    # Of the first round: the run's end may cut the receipt of the last answer.
+    trained = [each.metrics for each in seen if (each.task, each.round) == ("train", 2)]
+    assert trained[0] == {"loss": 1.0} and trained[-1] == {"added": 1.0}
 
 
 def test_a_failed_task_ends_in_waiting(stage: Stage, tmp_path: Path) -> None:
