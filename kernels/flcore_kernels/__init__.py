@@ -3,8 +3,9 @@
 A `Backend` has the same verbs on every device. `fold` adds weighted operands to a running `Total`, `finish` writes its
 mean in a dtype, and `mean` does both in one pass. `merge`, `save` and `restore` combine and store totals of partial
 sums. `max_abs` and `inspect` look for values that must not be folded. `encode` and `decode` convert from and to
-float32. `median` and `trimmed_mean` are functions, as they run on the CPU only. The package knows nothing of clients or
-rounds. A buffer has the *storage* of one dtype (`storage_dtype`): 16-bit floats are the uint16 of their bits.
+float32. `median`, `trimmed_mean`, `mix` and `SquaredDistances` are no verbs, as they run on the CPU only. The package
+knows nothing of clients or rounds. A buffer has the *storage* of one dtype (`storage_dtype`): 16-bit floats are the
+uint16 of their bits.
 
     >>> import numpy as np
     >>> from flcore_kernels import backend
@@ -29,6 +30,7 @@ from flcore_kernels.backend import Backend, Buffer, Operand, Quantized
 from flcore_kernels.code_cache import CachedCode
 from flcore_kernels.device_arrays import DeviceArray, described, device_of
 from flcore_kernels.devices import backend, cached_kernels, fall_back, warm
+from flcore_kernels.distances import SquaredDistances
 from flcore_kernels.dtypes import EXACT_INTEGER_LIMIT, STORAGE, storage_dtype
 from flcore_kernels.errors import (
     BackendUnavailable,
@@ -45,6 +47,7 @@ from flcore_kernels.errors import (
     WeightRange,
 )
 from flcore_kernels.inspection import Inspection
+from flcore_kernels.mix import mix
 from flcore_kernels.order import median, trimmed_mean
 from flcore_kernels.totals import ACCUMULATORS, MAX_TERMS, Total, bytes_per_element
 from flcore_kernels.weights import EXACT_RANGE
@@ -71,6 +74,7 @@ __all__ = [
     "Overflow",
     "Quantized",
     "SpoiledTotal",
+    "SquaredDistances",
     "TooManyTerms",
     "Total",
     "UnknownDType",
@@ -82,6 +86,7 @@ __all__ = [
     "device_of",
     "fall_back",
     "median",
+    "mix",
     "storage_dtype",
     "trimmed_mean",
     "warm",

@@ -7,22 +7,20 @@ They have no CUDA twin yet, so they are functions, and not verbs of `Backend`.
 """
 
 import math
-import threading
 from collections.abc import Callable, Sequence
 from fractions import Fraction
-from functools import cache
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from flcore_kernels.backend import Array
 from flcore_kernels.call_checks import require_result
 from flcore_kernels.dtypes import lookup
 from flcore_kernels.errors import BufferMismatch, TooManyTerms, WeightRange
 from flcore_kernels.order_program import Program, median_program, sort_program
-from flcore_kernels.rows import address_of, addresses_of, require_writable, sizes_of
-from flcore_kernels.threads import Pool
+from flcore_kernels.rows import addresses_of, require_writable, sizes_of
+from flcore_kernels.scratch import VECTOR_BYTES, scratch
+from flcore_kernels.threads import shared_pool
 from flcore_kernels.totals import MAX_TERMS
 
 TILE_BYTES = 40 << 10
@@ -31,13 +29,8 @@ TILE_BYTES = 40 << 10
 BATCH_BYTES = 4 << 20
 """Bytes of all operands in a batch, the unit of work that threads take."""
 
-VECTOR_BYTES = 64
-"""Bytes of a vector of keys. LLVM splits it where registers are shorter."""
-
 WEIGHT_BITS = 30
 """The largest weight is scaled to between 2^29 and 2^30: a weight moves with a key of 32 bits."""
-
-_local = threading.local()
 
 
 def median(
@@ -181,27 +174,14 @@ def _prepared(
 
         def work(number: int) -> None:
             first = number * batch
-            kernel(addresses, first, min(sizes[0], first + batch), *shape, _scratch(nbytes), *arguments, target)
+            kernel(addresses, first, min(sizes[0], first + batch), *shape, scratch(nbytes), *arguments, target)
 
-        _pool(threads).run(work, -(-sizes[0] // batch))
+        shared_pool(threads).run(work, -(-sizes[0] // batch))
 
     return run
-
-
-@cache
-def _pool(threads: int | None) -> Pool:
-    return Pool(threads)
 
 
 def _tile_elements(bytes_per_element: int, key_bytes: int) -> int:
     """Return the elements of a tile: as many as `TILE_BYTES` hold, and at least one vector of keys."""
     lanes = VECTOR_BYTES // key_bytes
     return max(1, TILE_BYTES // (bytes_per_element * lanes)) * lanes
-
-
-def _scratch(nbytes: int) -> np.uint64:
-    """Return the address of this thread's scratch memory, at a multiple of 64. It grows as needed."""
-    held: npt.NDArray[np.uint8] | None = getattr(_local, "scratch", None)
-    if held is None or held.size < nbytes + VECTOR_BYTES:
-        held = _local.scratch = np.zeros(nbytes + VECTOR_BYTES, np.uint8)
-    return np.uint64(-(-address_of(held) // VECTOR_BYTES) * VECTOR_BYTES)

@@ -12,6 +12,7 @@ import os
 import threading
 from _thread import start_new_thread
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TypeVar
@@ -124,6 +125,12 @@ class Pool:
         self._process, self._lock = os.getpid(), threading.Lock()
         self._helpers = 0
         self._calls: SimpleQueue[SharedCall] = SimpleQueue()
+
+
+@cache
+def shared_pool(threads: int | None) -> Pool:
+    """Return the pool of the functions that belong to no backend, which keeps its threads between calls."""
+    return Pool(threads)
 
 
 def _help(calls: "SimpleQueue[SharedCall]") -> None:

@@ -52,6 +52,15 @@ OF_ORDER: list[Key] = [
 ]
 """Order statistics, in the dtype of their operands and in float64, which the rules take."""
 
+OF_GEOMETRY: list[Key] = [
+    *(("distances", dtype) for dtype in FLOATS),
+    *(
+        ("mix", dtype, "float32" if dtype in FLOATS and dtype != "float64" else "float64")
+        for dtype in [*ORDERED, "bool"]
+    ),
+]
+"""Squared distances, and combinations of updates."""
+
 NEEDED: list[Key] = list(
     dict.fromkeys(
         [
@@ -64,6 +73,7 @@ NEEDED: list[Key] = list(
             *OF_ONE_TEST,
             *OF_THE_LAW,
             *OF_ORDER,
+            *OF_GEOMETRY,
             *(("max-abs", dtype) for dtype in STORAGE),
             *(("decode", dtype) for dtype in ("float32", "float16", "bfloat16", "int64", *QUANTIZED)),
             *(("encode", dtype) for dtype in ("float16", "bfloat16")),

@@ -21,8 +21,8 @@ from flcore_kernels.cpu.device_function import device_function
 from flcore_kernels.cpu.encode import ENCODERS
 from flcore_kernels.cpu.row_networks import exchanging, keying, merging, middle, sorting, unkeying
 from flcore_kernels.dtypes import STORAGE
-from flcore_kernels.order import VECTOR_BYTES
 from flcore_kernels.order_program import BLOCK_ROWS, MERGE, MIDDLE
+from flcore_kernels.scratch import VECTOR_BYTES
 
 WORK_ROWS = 9
 """Rows of 8 bytes per column beside a tile's keys and tags."""

@@ -15,8 +15,9 @@ from llvmlite import ir
 from numba import types
 
 from flcore_kernels.cpu.memory import intrinsic
-from flcore_kernels.order import VECTOR_BYTES
+from flcore_kernels.cpu.vectors import pointer
 from flcore_kernels.order_program import BLOCK_ROWS, comparators
+from flcore_kernels.scratch import VECTOR_BYTES
 
 Lane = tuple[Any, ...]
 """A vector of keys, and the vector of their tags if there are any."""
@@ -117,11 +118,11 @@ def middle(bits: int) -> Any:
             for row in range(BLOCK_ROWS):
                 here = _row(builder, start, step, row)
                 there = _row(builder, second, step, BLOCK_ROWS - 1 - row)
-                low, high = _exchange(builder, *(_load(builder, [_pointer(builder, kind, at)]) for at in (here, there)))
+                low, high = _exchange(builder, *(_load(builder, [pointer(builder, kind, at)]) for at in (here, there)))
                 lower = low if lower is None else _exchange(builder, lower, low)[1]
                 upper = high if upper is None else _exchange(builder, upper, high)[0]
-            _store(builder, lower, [_pointer(builder, kind, _row(builder, start, step, BLOCK_ROWS - 1))])
-            _store(builder, upper, [_pointer(builder, kind, second)])
+            _store(builder, lower, [pointer(builder, kind, _row(builder, start, step, BLOCK_ROWS - 1))])
+            _store(builder, upper, [pointer(builder, kind, second)])
             return context.get_dummy_value()
 
         return types.void(types.uint64, types.uint64, types.uint64), generate
@@ -140,10 +141,10 @@ def keying(stored_bits: int, bits: int, mask: int, flip: int, *, is_signed: bool
     @intrinsic
     def to_keys(typing: Any, source: Any, target: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            value = builder.load(_pointer(builder, stored, arguments[0]), align=1)
+            value = builder.load(pointer(builder, stored, arguments[0]), align=1)
             if stored_bits < bits:
                 value = (builder.sext if is_signed else builder.zext)(value, kind)
-            builder.store(key_of(builder, value, mask, flip), _pointer(builder, kind, arguments[1]), align=1)
+            builder.store(key_of(builder, value, mask, flip), pointer(builder, kind, arguments[1]), align=1)
             return context.get_dummy_value()
 
         return types.void(types.uint64, types.uint64), generate
@@ -159,12 +160,12 @@ def unkeying(stored_bits: int, bits: int, mask: int, flip: int) -> Any:
     @intrinsic
     def from_keys(typing: Any, source: Any, target: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            value = builder.load(_pointer(builder, kind, arguments[0]), align=1)
+            value = builder.load(pointer(builder, kind, arguments[0]), align=1)
             # The sign decides before it is flipped; a flipped dtype has no mask.
             value = key_of(builder, value, mask, flip)
             if stored_bits < bits:
                 value = builder.trunc(value, stored)
-            builder.store(value, _pointer(builder, stored, arguments[1]), align=1)
+            builder.store(value, pointer(builder, stored, arguments[1]), align=1)
             return context.get_dummy_value()
 
         return types.void(types.uint64, types.uint64), generate
@@ -201,13 +202,9 @@ def _row(builder: Any, start: Any, step: Any, row: int) -> Any:
     return builder.add(start, builder.mul(step, ir.Constant(ir.IntType(64), row)))
 
 
-def _pointer(builder: Any, kind: Any, address: Any) -> Any:
-    return builder.inttoptr(address, kind.as_pointer())
-
-
 def _places(builder: Any, kind: Any, address: Any, tag_bytes: Any, has_tags: bool) -> list[Any]:
-    keys = _pointer(builder, kind, address)
-    return [keys, _pointer(builder, kind, builder.add(address, tag_bytes))] if has_tags else [keys]
+    keys = pointer(builder, kind, address)
+    return [keys, pointer(builder, kind, builder.add(address, tag_bytes))] if has_tags else [keys]
 
 
 def _load(builder: Any, places: Sequence[Any]) -> Lane:

@@ -7,7 +7,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from flcore_layout import DTYPES
 
 from flcore_kernels import code_cache
-from flcore_kernels.cpu import kernels, order, scan
+from flcore_kernels.cpu import distances, kernels, mix, order, scan
 from flcore_kernels.cpu.compiler import Kernel, cache_directory
 from flcore_kernels.dtypes import STORAGE, lookup
 from flcore_kernels.errors import KernelError
@@ -37,6 +37,8 @@ _KERNELS: dict[str, Callable[..., Kernel]] = {
     "trimmed-mean": order.trimmed_mean_kernel,
     "weighted-median": order.weighted_median_kernel,
     "weighted-trimmed-mean": order.weighted_trimmed_mean_kernel,
+    "distances": distances.distances_kernel,
+    "mix": mix.mix_kernel,
 }
 
 
