@@ -78,7 +78,8 @@ class AggregationSettings:
     """The settings of an aggregation, for any model. Raises `JobError` for invalid ones.
 
     `max_abs` bounds magnitudes in addition to the limits of arithmetic. `average_bytes` declares that unsigned bytes
-    are numbers and not packed codes. `max_share` bounds the share of one update in the sum of all weights.
+    are numbers and not packed codes. `max_share` bounds the share of one update in the sum of all weights. `seed` is
+    for rules with random choices, such as bucketing.
     """
 
     rule: Rule
@@ -87,6 +88,7 @@ class AggregationSettings:
     average_bytes: bool = False
     max_abs: float = math.inf
     max_share: float = 1.0
+    seed: int = 0
 
     def __post_init__(self) -> None:
         require_accumulator(self.accumulate)

@@ -176,7 +176,7 @@ class _Aggregation:
         """Combine a sequence in one pass."""
         contributions = self._contributions(updates, 0)
         is_in_place = self._is_in_place([contribution.buffers for contribution in contributions])
-        combine_arrays(self._combiner, contributions, self._targets, is_in_place=is_in_place)
+        combine_arrays(self._combiner, contributions, self._targets, is_in_place=is_in_place, are_named=False)
         return self._result()
 
     def with_total(self) -> "_Aggregation":

@@ -6,7 +6,7 @@ The plan decides when updates are folded (see `plans`).
 import errno
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
 
@@ -16,6 +16,7 @@ from flcore.aggregation.admission_limits import MAX_UPDATES, AggregationSettings
 from flcore.aggregation.budget import Budget
 from flcore.aggregation.combiner import Combiner
 from flcore.aggregation.plans import PLANS, require_plan
+from flcore.aggregation.points import RuleEffect
 from flcore.aggregation.reference_model import ReferenceModel
 from flcore.aggregation.rule_kinds import Rule
 from flcore.aggregation.rules import resolve_rule
@@ -54,6 +55,7 @@ class Aggregator:
         max_abs: The largest magnitude of an element. Default: no bound but that of the dtype.
         max_share: The largest share of one update in the sum of all weights. The weight of a larger one is capped (see
             `capped_weights`). Needs the plan "batch". Default: 1, no bound.
+        seed: For rules with random choices (`bucketing`). Default: 0.
         average_bytes: Average unsigned bytes, instead of keeping them unchanged. Default: False.
         wire_format: The format in which a server receives updates. Default: None, uncompressed.
         storage: The storage that a server's aggregations share; it replaces `plan` and `budget_bytes`. Default: None.
@@ -87,13 +89,14 @@ class Aggregator:
         budget_bytes: int | None = None,
         max_abs: float = math.inf,
         max_share: float = 1.0,
+        seed: int = 0,
         average_bytes: bool = False,
         wire_format: WireFormat | None = None,
         storage: Storage | None = None,
     ) -> None:
         storage = storage or _storage(plan, budget_bytes)
         settings = AggregationSettings(
-            resolve_rule(rule), accumulate, backend_named(backend), average_bytes, max_abs, max_share
+            resolve_rule(rule), accumulate, backend_named(backend), average_bytes, max_abs, max_share, seed
         )
         require_plan(settings.rule, storage.plan, max_share)
         model = base or reference
@@ -115,6 +118,8 @@ class Aggregator:
         """The updates that the last `finish` could not read back from disk: the error, by client."""
         self.capped_weights: dict[str, float] = {}
         """The weights with which capped updates count in the last result, by client (`max_share`)."""
+        self.effects: Mapping[str, RuleEffect] = {}
+        """What the rule did to updates in the last result, by client: excluded, clipped or scaled ones."""
 
     @contextmanager
     def update(self, *, client: str, weight: float) -> Iterator[StagedUpdate]:
@@ -228,7 +233,7 @@ class Aggregator:
             self._may_restore_round = not exclude_lost
         try:
             result = self._plan.finish(taken, self.lost, exclude_lost=exclude_lost)
-            self.capped_weights = self._plan.capped_weights
+            self.capped_weights, self.effects = self._plan.capped_weights, self._plan.effects
             return result
         except UpdatesLost as error:
             # Nothing was committed since `pop_round`, so the restored round replaces an empty one.

@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 from flcore_layout import SegmentRange
 
 from flcore.aggregation.admission_limits import require_positive_weight
@@ -15,11 +17,13 @@ from flcore.aggregation.contributions import (
     ArraySink,
     Buffers,
     are_on_host,
+    measured_ranges,
     model_ranges,
     segment_ranges,
+    to_host,
 )
 from flcore.aggregation.range_inputs import RangeInputs
-from flcore.aggregation.rule_kinds import Sum
+from flcore.aggregation.rule_plan import RulePlan
 from flcore.errors import AggregationError, UpdateError
 
 HEADROOM_EXPONENT = 16
@@ -33,37 +37,54 @@ Tensors = list[npt.NDArray[Any]]
 
 
 def combine_arrays(
-    combiner: Combiner, contributions: Sequence[ArrayContribution], targets: Buffers, *, is_in_place: bool = False
-) -> None:
+    combiner: Combiner,
+    contributions: Sequence[ArrayContribution],
+    targets: Buffers,
+    *,
+    is_in_place: bool = False,
+    are_named: bool = True,
+) -> RulePlan:
     """Write the combination of all contributions to a model's tensors, each segment in one pass where possible.
 
     Other rules than a sum, and passthrough elements, are combined in ranges. So is a result that overwrites an input:
-    if the pass over a whole segment failed, its elements could not be read again.
+    if the pass over a whole segment failed, its elements could not be read again. Returns what the rule has decided.
+    Without names (`are_named`), ties go to the smaller digest.
     """
-    if isinstance(combiner.rule, Sum):
-        require_positive_weight(combiner.coefficients(contributions))
+    keys = None if are_named else partial(_digests, contributions)
+    plan = combiner.plan(contributions, measured_ranges(combiner.spec), keys)
     remaining = [
         whole.segment
         for whole in segment_ranges(combiner.spec)
-        if is_in_place or not _combine_segment(combiner, whole, contributions, targets[whole.segment])
+        if is_in_place or not _combine_segment(combiner, whole, plan, targets[whole.segment])
     ]
     if remaining:
         sink = ArraySink(combiner.spec, targets)
-        for _ in combiner.run(contributions, model_ranges(combiner.spec, segments=remaining), sink):
+        for _ in combiner.run(plan, model_ranges(combiner.spec, segments=remaining), sink):
             pass
+    return plan
 
 
-def _combine_segment(
-    combiner: Combiner, whole: SegmentRange, contributions: Sequence[ArrayContribution], out: list[Any]
-) -> bool:
+def _digests(contributions: Sequence[ArrayContribution]) -> list[str]:
+    """Return a digest of all elements of each contribution."""
+    digests = []
+    for contribution in contributions:
+        digest = xxhash.xxh3_128()
+        for buffer in (buffer for tensors in contribution.buffers for buffer in tensors):
+            digest.update(to_host(buffer).view(np.uint8).data)
+        digests.append(digest.hexdigest())
+    return digests
+
+
+def _combine_segment(combiner: Combiner, whole: SegmentRange, plan: RulePlan, out: list[Any]) -> bool:
     """Combine a segment in one pass. Return False if it must be combined in ranges."""
     # The kernels refuse a base that is not finite, but would round an integer base beyond 2^53.
     has_sentinels = whole.dtype in ("int64", "uint64") and combiner.has_passthrough(whole)
-    if not isinstance(combiner.rule, Sum) or has_sentinels:
+    if plan.columns is not None or plan.rest or has_sentinels:
         return False
+    contributions = [each for each in plan.contributions if isinstance(each, ArrayContribution)]
     arrays = [contribution.buffers[whole.segment] for contribution in contributions]
     try:
-        combiner.average(RangeInputs(whole, contributions, arrays, combiner.coefficients(contributions)), out)
+        combiner.average(RangeInputs(whole, contributions, arrays, plan.coefficients), out)
     except (UpdateError, AggregationError):
         if not all(are_on_host(tensors) for tensors in (*arrays, out)):
             raise  # ranges are NumPy arrays

@@ -21,7 +21,7 @@ from flcore.aggregation.contributions import (
     StoredContribution,
     model_ranges,
 )
-from flcore.aggregation.rule_kinds import Columns, Rule, Sum
+from flcore.aggregation.rule_kinds import Chain, Columns, Rule, Sum
 from flcore.aggregation.rules import resolve_rule
 from flcore.errors import BudgetError, QuorumError, UpdateError, WeightError
 from flcore.model.atomic_replace import AtomicReplace
@@ -41,7 +41,8 @@ MIN_RANGE_ELEMENTS = 1 << 12
 COPIES = 2
 """How often an element of a checkpoint is in memory, for a sum: in the range that is combined, and in the next one.
 
-Other rules take twice as many: columns in the tensors' dtype, and copies without gaps or passthrough elements."""
+Other rules take twice as many: columns in the tensors' dtype, and copies without gaps or passthrough elements. Chains
+take three times as many: also the points that their stages make."""
 
 WORK_BYTES_PER_ELEMENT = 5 * 8
 """The largest number of bytes that an element of the result takes beside the checkpoints: total, result and buffers."""
@@ -122,7 +123,7 @@ def aggregate_checkpoints(
     combiner = Combiner(spec, settings, dtypes=conversion.dtypes)
     if base is None:
         factors = [combiner.admit_weight(weight, name) for name, weight in zip(names, factors, strict=True)]
-    copies = COPIES if isinstance(chosen, Sum) else 2 * COPIES
+    copies = COPIES * (1 if isinstance(chosen, Sum) else 3 if isinstance(chosen, Chain) else 2)
     elements = _range_elements(budget, spec, copies, len(models))
     contributions = [
         _contribution(name, weight, model, spec, elements, may_widen=dtype is not None)
@@ -130,7 +131,8 @@ def aggregate_checkpoints(
     ]
     with ShardWriter(plan_like(conversion.target, models[0].shards), AtomicReplace(*split_model_path(out))) as writer:
         sink = _ConvertingSink(conversion, writer, elements)
-        for _ in combiner.run(contributions, model_ranges(spec, elements), sink):
+        ranges = model_ranges(spec, elements)
+        for _ in combiner.run(combiner.plan(contributions, ranges), ranges, sink):
             on_progress(sink.done_bytes, conversion.nbytes)
         return writer.commit()
 

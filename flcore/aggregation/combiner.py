@@ -9,28 +9,34 @@ Passes over the elements:
   read again, to find the contribution at fault or the elements to pass through.
 - `Columns`: one, with checks, because NumPy code detects nothing.
 - `Geometry`: one for the figures, with checks, and then a `Sum`'s.
+- `Chain`: one for distances if a stage needs them, tried without a check, and then those of its rule, over the
+  contributions that are left.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from flcore_kernels import Total, storage_dtype
+from flcore_kernels import STORAGE, Total, mix, storage_dtype
 from flcore_layout import SegmentRange
 
 from flcore.aggregation.admission_limits import AdmissionLimits, AggregationSettings, require_positive_weight
 from flcore.aggregation.buffers import BufferReader, attribute_errors
 from flcore.aggregation.contributions import ArrayContribution, Contribution
+from flcore.aggregation.measurement import Measurement
 from flcore.aggregation.passthrough import Mask, Values, zero_where
+from flcore.aggregation.points import Matrix, Mixture
 from flcore.aggregation.prefetch import prefetch
 from flcore.aggregation.range_checks import RangeChecks
 from flcore.aggregation.range_inputs import RangeInputs
 from flcore.aggregation.reference_model import ReferenceModel
-from flcore.aggregation.rule_calls import call_coefficients, call_combine, call_measure, round_to_dtype
-from flcore.aggregation.rule_kinds import Columns, Sum
+from flcore.aggregation.rule_calls import call_combine, round_to_dtype
+from flcore.aggregation.rule_kinds import Columns, Geometry, Sum, min_updates
+from flcore.aggregation.rule_plan import RulePlan, chain_plan
 from flcore.errors import AggregationError, UpdateError
 from flcore.model.chunks import ChunkSink
 from flcore.model.dtypes import DTYPES
@@ -59,6 +65,7 @@ class Combiner:
         self.rule, self.device = settings.rule, settings.device
         self.limits = AdmissionLimits(spec, settings, reference_model, dtypes)
         self._checks = RangeChecks(spec, settings, self.limits, reference_model)
+        self._measurement = Measurement(spec, self._checks, reference_model)
 
     @cached_property
     def buffer_reader(self) -> BufferReader:
@@ -118,7 +125,7 @@ class Combiner:
             columns = [zero_where(column, mask) for column in inputs.columns(self.spec)]
             inputs = inputs.with_columns(self.spec, columns)
         with self._attribute_errors(inputs.range_, inputs.contributions):
-            self.device.fold(total, *inputs.with_zeros(), inputs.range_.dtype)
+            self.device.fold(total, *inputs.with_rest(), inputs.range_.dtype)
 
     def finish(self, total: Total, range_: SegmentRange, out: Any) -> None:
         """Write the mean of the folded contributions to `out`: an array, or a list of a whole segment's tensors."""
@@ -137,21 +144,55 @@ class Combiner:
 
     # All contributions at once.
 
+    def plan(
+        self,
+        contributions: Sequence[Contribution],
+        ranges: Sequence[SegmentRange],
+        tie_keys: Callable[[], Sequence[str]] | None = None,
+    ) -> RulePlan:
+        """Return what the rule decides for a round. `Geometry` and most chains read all contributions for it.
+
+        Args:
+            contributions: All contributions to the model.
+            ranges: The ranges, which cover the model and begin at multiples of 256 elements.
+            tie_keys: See `Points.tie_keys`. Default: None, the clients' names.
+
+        Raises:
+            AggregationError: The rule needs more contributions, or a base.
+            WeightError: All weights are zero.
+            UpdateError: A contribution is at fault.
+        """
+        rule, weights = self.rule, [contribution.weight for contribution in contributions]
+        if len(weights) < min_updates(rule):
+            raise AggregationError(f"rule {rule.name!r} needs at least {min_updates(rule)} updates, got {len(weights)}")
+        if isinstance(rule, Columns):
+            return RulePlan(contributions, weights, columns=rule, weights=weights)
+        if isinstance(rule, Sum):
+            coefficients = self.coefficients(contributions)
+            require_positive_weight(coefficients)
+            return RulePlan(contributions, coefficients)
+        if isinstance(rule, Geometry):
+            return RulePlan(contributions, *self._measurement.coefficients(rule, contributions, ranges))
+        names = [contribution.client for contribution in contributions]
+        squared = self._measurement.squared_distances(rule, contributions, ranges)
+        return chain_plan(rule, contributions, squared, tie_keys or (lambda: names), self.settings.seed)
+
     def run(
-        self, contributions: Sequence[Contribution], ranges: Sequence[SegmentRange], sink: ChunkSink, group: int = 0
+        self, plan: RulePlan, ranges: Sequence[SegmentRange], sink: ChunkSink, group: int = 0
     ) -> Iterator[SegmentRange]:
         """Combine contributions range by range, and yield each range that is in the sink.
 
         Args:
-            contributions: All contributions to the model.
+            plan: What the rule has decided.
             ranges: The ranges, which cover the model or some of its segments.
             sink: Takes the results.
             group: The number of contributions that are read at once, for a sum (0: all). It bounds memory where
                 contributions are read from disk: while one group is folded, the next one is read.
         """
-        coefficients, zero_coefficient = self._rule_inputs(contributions, ranges)
-        size = group if group and not isinstance(self.rule, Columns) else len(contributions)
-        firsts, total = range(0, len(contributions), size), Total.zeros(0, "float32")  # replaced before it is used
+        contributions, is_sum = plan.contributions, plan.columns is None
+        size = group if group and is_sum else max(1, len(contributions))
+        # A sum of the rest alone has no contribution, and one step all the same.
+        firsts, total = range(0, max(1, len(contributions)), size), Total.zeros(0, "float32")  # replaced before use
 
         def read(step: tuple[SegmentRange, int]) -> list[Any]:
             range_, first = step
@@ -160,21 +201,21 @@ class Combiner:
         steps = ((range_, first) for range_ in ranges for first in firsts)
         for (range_, first), arrays in prefetch(read, steps):
             members = slice(first, first + size)
-            zeros = 0.0 if first else zero_coefficient  # they are added once per range
-            inputs = RangeInputs(range_, contributions[members], arrays, coefficients[members], zeros)
+            rest = 0.0 if first else plan.rest  # it is added once per range
+            inputs = RangeInputs(range_, contributions[members], arrays, plan.coefficients[members], rest)
             if len(firsts) == 1:
                 out = sink.chunk(range_.segment, range_.first, range_.first + range_.count)
-                self.combine(inputs, out)
+                self.combine(plan, inputs, out)
                 sink.put(range_.segment, range_.first, out)
             else:
                 total = total if first else self.new_total(range_)
-                self.fold(total, inputs)
+                self.fold(total, self._with_base(plan, inputs))
                 if first != firsts[-1]:
                     continue
                 self.finish_into(sink, total, range_)
             yield range_
 
-    def combine(self, inputs: RangeInputs, out: Values) -> None:
+    def combine(self, plan: RulePlan, inputs: RangeInputs, out: Values) -> None:
         """Write the combination of a range of all contributions to `out`.
 
         Raises:
@@ -182,9 +223,9 @@ class Combiner:
             AggregationError: The result does not fit into its dtype, or the rule's code failed.
         """
         failure: UpdateError | AggregationError | None = None
-        if not isinstance(self.rule, Columns) and not self.has_passthrough(inputs.range_):
+        if plan.columns is None and not self.has_passthrough(inputs.range_):
             try:
-                self.average(inputs, out)
+                self.average(self._with_base(plan, inputs), out)
             except (UpdateError, AggregationError) as error:
                 failure = error
             else:
@@ -193,13 +234,43 @@ class Combiner:
         columns, mask, passed = self._checks.checked_columns(inputs, self.coefficients(inputs.contributions))
         if failure is not None and not mask.any():
             raise failure  # no contribution is at fault, and none has elements to pass through
-        if isinstance(self.rule, Columns):
+        if plan.columns is not None:
             segment = self.spec.segments[inputs.range_.segment]
-            values = call_combine(self.rule, segment, inputs.range_, columns, inputs.coefficients)
+            if plan.shares is not None:
+                columns = self._mixed(plan.shares, plan.weights, inputs.range_, columns)
+            values = call_combine(plan.columns, segment, inputs.range_, columns, plan.weights)
             self._write(inputs.range_, values, out)
         else:
-            self.average(inputs.with_columns(self.spec, columns), out)
+            self.average(self._with_base(plan, inputs.with_columns(self.spec, columns)), out)
         self._restore_passthrough(inputs.range_, out, passed, mask)
+
+    def _with_base(self, plan: RulePlan, inputs: RangeInputs) -> RangeInputs:
+        """Return inputs whose rest is that of the base, where it is: of whole models, in the tensors' dtype."""
+        if not inputs.rest or not plan.rests_on_base:
+            return inputs
+        base = self._measurement.base(inputs.range_)
+        return (
+            inputs
+            if base is None
+            else replace(inputs.with_columns(self.spec, inputs.columns(self.spec)), rest_values=base)
+        )
+
+    def _mixed(
+        self, shares: Matrix, weights: Sequence[float], range_: SegmentRange, columns: Sequence[Values]
+    ) -> list[Values]:
+        """Return the points of a range that the stages of a chain have made of the columns.
+
+        In float64 for float64 and integers, and in float32 for other floats.
+        """
+        dtype = self.spec.segments[range_.segment].dtype
+        operands = [column.view(storage_dtype(dtype)) for column in columns]
+        rests, base = Mixture(shares, weights).rests, self._measurement.base(range_)
+        if base is not None and rests.any():
+            operands, shares = [*operands, base], np.column_stack([shares, rests])
+        is_single = STORAGE[dtype].is_float and dtype != "float64"
+        points = [np.empty(range_.count, np.float32 if is_single else np.float64) for _ in shares]
+        mix(operands, shares, points, dtype)
+        return list(points)
 
     def average(self, inputs: RangeInputs, out: Any, scale: int | None = None) -> None:
         """Write a weighted mean in one pass. For a whole segment, `out` and the arrays may be lists of its tensors.
@@ -215,36 +286,7 @@ class Combiner:
         self._checks.require_same_bytes(inputs)
         with self._attribute_errors(inputs.range_, inputs.contributions):
             base = self._base(inputs.range_, out)
-            self.device.mean(*inputs.with_zeros(), out, dtype, accumulate, result=result, base=base, scale=scale)
-
-    def _rule_inputs(
-        self, contributions: Sequence[Contribution], ranges: Sequence[SegmentRange]
-    ) -> tuple[Sequence[float], float]:
-        """Return the coefficients (or weights, for `Columns`) and the coefficient of zeros.
-
-        A `Geometry` needs its figures of the whole model first. This pass reads all contributions.
-        """
-        weights = [contribution.weight for contribution in contributions]
-        if isinstance(self.rule, Columns):
-            if len(weights) < self.rule.min_updates:
-                raise AggregationError(
-                    f"rule {self.rule.name!r} needs at least {self.rule.min_updates} updates, got {len(weights)}"
-                )
-            return weights, 0.0
-        if isinstance(self.rule, Sum):
-            coefficients = self.coefficients(contributions)
-            require_positive_weight(coefficients)
-            return coefficients, 0.0
-
-        def read(range_: SegmentRange) -> list[Any]:
-            return [contribution.read_range(range_) for contribution in contributions]
-
-        figures = None
-        for range_, arrays in prefetch(read, ranges):
-            inputs = RangeInputs(range_, contributions, arrays, weights)
-            columns = self._checks.checked_columns(inputs, self.coefficients(contributions))[0]
-            figures = call_measure(self.rule, self.spec.segments[range_.segment], range_, columns, figures)
-        return call_coefficients(self.rule, figures, weights)
+            self.device.mean(*inputs.with_rest(), out, dtype, accumulate, result=result, base=base, scale=scale)
 
     # Results.
 

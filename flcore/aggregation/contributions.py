@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 from flcore_kernels import DeviceArray, storage_dtype
-from flcore_layout import SegmentRange
+from flcore_layout import ALIGNMENT, SegmentRange
 
 from flcore.model.arrays import AnyArrays, as_array
 from flcore.model.compression import KernelArray
@@ -134,6 +134,21 @@ def model_ranges(
     chosen = range(len(spec.segments)) if segments is None else segments
     wholes = [SegmentRange(index, spec.segments[index].dtype, 0, spec.segments[index].elements) for index in chosen]
     return [range_ for whole in wholes for range_ in split_range(whole, elements)]
+
+
+def measured_ranges(spec: ModelSpec) -> list[SegmentRange]:
+    """Return ranges that cover a model in memory, for figures: a large tensor is one range, which needs no copy."""
+    ranges = []
+    for index, segment in enumerate(spec.segments):
+        first = 0
+        for span in segment.spans:
+            if span.tensor.size >= RANGE_ELEMENTS:
+                ranges += split_range(SegmentRange(index, segment.dtype, first, span.start - first), RANGE_ELEMENTS)
+                ranges.append(SegmentRange(index, segment.dtype, span.start, span.tensor.size))
+                first = span.start + -(-span.tensor.size // ALIGNMENT) * ALIGNMENT
+        left = max(0, segment.elements - first)
+        ranges += split_range(SegmentRange(index, segment.dtype, first, left), RANGE_ELEMENTS)
+    return ranges
 
 
 def segment_ranges(spec: ModelSpec, segments: Sequence[int] | None = None) -> list[SegmentRange]:

@@ -1,6 +1,6 @@
 """Order statistics: rules that take the middle of each coordinate, so that a few wild updates do not move the result.
 
-Both are computed by the kernels of `flcore_kernels.order`, on the CPU, column by column. So the bits of a result do not
+They are computed by the kernels of `flcore_kernels.order`, on the CPU, column by column. So the bits of a result do not
 depend on the order of the clients, on threads, or on how the model is divided into ranges.
 """
 
@@ -11,8 +11,9 @@ import flcore_kernels
 import numpy as np
 from flcore_kernels import storage_dtype
 
+from flcore.aggregation.rule_arguments import require_bool, require_count
 from flcore.aggregation.rule_kinds import Columns, Rule, Values
-from flcore.errors import JobError, WeightError
+from flcore.errors import WeightError
 
 Kernel = Callable[..., None]
 
@@ -30,7 +31,7 @@ def median(*, weighted: bool = True) -> Rule:
     Integers: rounded half to even.
     Memory: all updates' elements of a range at once; the plan batch. Passes over the updates: 1.
     """
-    _require_bool("median", weighted)
+    require_bool("median", "weighted", weighted)
     return Columns(
         "median" if weighted else "median(weighted=false)", _combining(flcore_kernels.median, weighted=weighted)
     )
@@ -49,16 +50,40 @@ def trimmed_mean(f: int, *, weighted: bool = True) -> Rule:
     Integers: rounded half to even.
     Memory: all updates' elements of a range at once; the plan batch. Passes over the updates: 1.
     """
-    count: object = f  # a job's table may have anything here
-    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-        raise JobError(f"trimmed_mean: f is the number of values to cut per side, at least 1, got {f!r}")
-    _require_bool("trimmed_mean", weighted)
+    require_count("trimmed_mean", "f", f)
+    require_bool("trimmed_mean", "weighted", weighted)
 
     def trim(*arguments: Any, **options: Any) -> None:
         flcore_kernels.trimmed_mean(*arguments, trim=f, **options)
 
     name = f"trimmed_mean(f={f})" if weighted else f"trimmed_mean(f={f}, weighted=false)"
     return Columns(name, _combining(trim, weighted=weighted), min_updates=2 * f + 1)
+
+
+def meamed(f: int) -> Rule:
+    """The coordinate-wise mean around the median (Xie et al., 2018, arXiv:1802.10116, "MeaMed").
+
+    Per coordinate: the mean of the n - f values that are nearest to the median of all n. Of two that are equally near,
+    the smaller one counts.
+
+    Tolerance: f hostile updates. Needs 2f + 1 updates or more.
+    Weights: ignored. Integers: rounded half to even.
+    Memory: all updates' elements of a range at once; the plan batch. Passes over the updates: 1.
+    """
+    require_count("meamed", "f", f)
+    return mean_around_median(f"meamed(f={f})", lambda count: count - f, 2 * f + 1)
+
+
+def mean_around_median(name: str, keep: Callable[[int], int], min_updates: int = 1) -> Columns:
+    """Return the rule that takes the mean of the `keep(n)` values of n that are nearest to the median."""
+
+    def combine(columns: Sequence[Values], _: Sequence[float]) -> Values:
+        dtype, out = columns[0].dtype.name, np.empty(columns[0].size, np.float64)
+        operands = [column.view(storage_dtype(dtype)) for column in columns]
+        flcore_kernels.mean_around_median(operands, out, dtype, keep=keep(len(columns)), result="float64")
+        return out
+
+    return Columns(name, combine, min_updates)
 
 
 def _combining(kernel: Kernel, *, weighted: bool) -> Callable[[Sequence[Values], Sequence[float]], Values]:
@@ -73,8 +98,3 @@ def _combining(kernel: Kernel, *, weighted: bool) -> Callable[[Sequence[Values],
         return out
 
     return combine
-
-
-def _require_bool(rule: str, weighted: object) -> None:
-    if not isinstance(weighted, bool):
-        raise JobError(f"{rule}: weighted is true or false, got {weighted!r}")

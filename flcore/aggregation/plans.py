@@ -9,7 +9,7 @@ calls `finish` and `discard` without the lock, with a round that `pop_round` has
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -20,9 +20,10 @@ from flcore_transport.piece_format import piece_elements
 from flcore.aggregation.admission_limits import require_positive_weight
 from flcore.aggregation.combiner import MAX_GROUP, Combiner
 from flcore.aggregation.contributions import split_range
+from flcore.aggregation.points import RuleEffect
 from flcore.aggregation.prefetch import BackgroundCall, BackgroundThread, prefetch
 from flcore.aggregation.range_inputs import RangeInputs
-from flcore.aggregation.rule_kinds import Rule, Sum
+from flcore.aggregation.rule_kinds import Chain, Rule, Sum, may_stream
 from flcore.aggregation.staged_update import StagedUpdate
 from flcore.aggregation.storage import Storage
 from flcore.aggregation.weight_shares import cap_weights
@@ -43,6 +44,8 @@ class BatchPlan:
         self._updates: list[StagedUpdate] = []
         self.capped_weights: dict[str, float] = {}
         """The weights that `max_share` has capped in the last result, by client."""
+        self.effects: Mapping[str, RuleEffect] = {}
+        """What the rule did to updates in the last result, by client."""
 
     def add(self, update: StagedUpdate) -> None:
         """Keep a committed update until the end."""
@@ -109,13 +112,17 @@ class BatchPlan:
             group = read_chunks
             if not isinstance(self._combiner.rule, Sum):
                 # A multiple of ALIGNMENT holds whole blocks of codes with their scales.
-                shares = [piece_elements(range_.dtype) * read_chunks // len(updates) for range_ in ranges]
+                # The points that a chain makes of the updates take as much memory again.
+                parts = len(updates) * (2 if isinstance(self._combiner.rule, Chain) else 1)
+                shares = [piece_elements(range_.dtype) * read_chunks // parts for range_ in ranges]
                 sizes = [max(ALIGNMENT, share // ALIGNMENT * ALIGNMENT) for share in shares]
                 ranges = [
                     part for range_, size in zip(ranges, sizes, strict=True) for part in split_range(range_, size)
                 ]
         with self._storage.create_model(self._wire_format.spec) as target:
-            for range_ in self._combiner.run(updates, ranges, target, group):
+            plan = self._combiner.plan(updates, ranges)
+            self.effects = plan.effects
+            for range_ in self._combiner.run(plan, ranges, target, group):
                 # Chunks in memory are freed as the result grows. But if any update is on disk, it may be lost, and then
                 # all are read again.
                 if not on_disk:
@@ -143,7 +150,9 @@ class StreamingPlan:
     """Folds updates as they are committed, first in, first out, on a background thread."""
 
     frees_memory = True
-    capped_weights: ClassVar[dict[str, float]] = {}  # a sum that has begun cannot cap weights (`require_plan`)
+    # A sum that has begun cannot cap weights, nor leave an update out (`require_plan`).
+    capped_weights: ClassVar[dict[str, float]] = {}
+    effects: ClassVar[dict[str, RuleEffect]] = {}
 
     def __init__(self, wire_format: WireFormat, combiner: Combiner, storage: Storage) -> None:
         self._wire_format, self._combiner, self._storage = wire_format, combiner, storage
@@ -245,7 +254,7 @@ def require_plan(rule: Rule, plan: str, max_share: float = 1.0) -> None:
     """Raise `JobError` for a plan that does not exist, or that a rule or a bound on shares does not allow."""
     if plan not in PLANS:
         raise JobError(f"plan {plan!r} does not exist; expected one of {', '.join(PLANS)}")
-    if plan == "streaming" and not isinstance(rule, Sum):
+    if plan == "streaming" and not may_stream(rule):
         raise JobError(f"rule {rule.name!r} needs all updates at once: choose the plan batch")
     if plan == "streaming" and max_share != 1:
         raise JobError(f"max_share = {max_share:g} needs the weights of all updates: choose the plan batch")

@@ -25,23 +25,25 @@ class RangeInputs:
         arrays: One array for each contribution. If the range is a whole segment in memory, it may be the list of the
             segment's tensors, which saves a copy into one array.
         coefficients: One for each contribution: cᵢ of a sum, or its weight for `Columns`.
-        zero_coefficient: The coefficient of an additional contribution of zeros. The kernels divide by the sum of the
-            coefficients, and those of a `Geometry` may add up to less than 1: the zeros have the rest.
+        rest: The coefficient of one more contribution: `rest_values`. The kernels divide by the sum of the
+            coefficients, and those of a `Geometry` or a `Chain` may add up to less than 1.
+        rest_values: The elements of it, like an array of `arrays`. Default: None, zeros.
     """
 
     range_: SegmentRange
     contributions: Sequence[Contribution]
     arrays: Sequence[Any]
     coefficients: Sequence[float]
-    zero_coefficient: float = 0.0
+    rest: float = 0.0
+    rest_values: Values | None = None
 
-    def with_zeros(self) -> tuple[Sequence[Any], Sequence[float]]:
-        """Return arrays and coefficients, with the contribution of zeros if it has a coefficient."""
-        if not self.zero_coefficient:
+    def with_rest(self) -> tuple[Sequence[Any], Sequence[float]]:
+        """Return arrays and coefficients, with those of the rest if it has a coefficient."""
+        if not self.rest:
             return self.arrays, self.coefficients
-        dtype, count = self.range_.dtype, self.range_.count
-        zeros = view_body(dtype, count, memoryview(bytes(body_bytes(dtype, count))))
-        return [*self.arrays, zeros], [*self.coefficients, self.zero_coefficient]
+        dtype, count, values = self.range_.dtype, self.range_.count, self.rest_values
+        zeros = view_body(dtype, count, memoryview(bytes(body_bytes(dtype, count)))) if values is None else values
+        return [*self.arrays, zeros], [*self.coefficients, self.rest]
 
     def columns(self, spec: ModelSpec) -> list[Values]:
         """Return each contribution's elements in the tensors' dtype."""

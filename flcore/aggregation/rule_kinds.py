@@ -1,7 +1,8 @@
 """The kinds of aggregation rules. A rule is a value that declares what it needs.
 
-`Sum` folds one update at a time. `Columns` needs all updates' elements of a range at once, as a median does.
-`Geometry` first needs figures of the whole model, such as distances, from which the coefficients of a sum follow.
+`Sum` folds one update at a time. `Columns` needs all updates' elements of a range at once, as a median does. A `Chain`
+is stages and then one of these: a stage sees the distances between updates, and makes new points of them, as clipping
+and Krum's choice do. `Geometry` is a rule of your own with figures of your own, such as scalar products.
 
 A *column* is one update's elements of a range, as a flat array. The engine uses the word in this sense too. (In
 `update_tables`, columns are those of Arrow tables.)
@@ -9,10 +10,12 @@ A *column* is one update's elements of a range, as a flat array. The engine uses
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+
+from flcore.aggregation.points import Mixture, Points
 
 Values = npt.NDArray[Any]
 
@@ -35,6 +38,10 @@ class Sum:
 
     name: str
     coefficient: Callable[[float], float]
+
+
+MEAN, UNWEIGHTED_MEAN = Sum("mean", lambda weight: weight), Sum("unweighted_mean", lambda _: 1.0)
+"""The two sums of `RULES`, which many chains end with."""
 
 
 @dataclass(frozen=True)
@@ -82,4 +89,68 @@ class Geometry:
     coefficients: Callable[[npt.NDArray[np.float64], Sequence[float]], Sequence[float]]
 
 
-Rule = Sum | Columns | Geometry
+@dataclass(frozen=True)
+class Stage:
+    """A part of a chain: makes M points of the N updates, from their distances.
+
+    Args:
+        name: The stage's name with its arguments, for messages and logs.
+        mix: Returns what becomes of the points.
+        needs: What is measured for it: "distances" of all pairs, "norms" (the distances to the base), or "nothing".
+        needs_base: Whether it needs the base. Without one, rows of shares must add up to 1.
+        min_updates: The smallest number of points that it can take. Default: 1.
+        rows: Returns M for N. Default: N.
+    """
+
+    name: str
+    mix: Callable[[Points], Mixture]
+    needs: Literal["distances", "norms", "nothing"] = "distances"
+    needs_base: bool = False
+    min_updates: int = 1
+    rows: Callable[[int], int] = lambda count: count
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Stages, and then a rule that combines what they leave.
+
+    Args:
+        name: The rule's name, for messages and logs.
+        stages: The stages, in order.
+        rule: A `Sum` or `Columns`.
+    """
+
+    name: str
+    stages: tuple[Stage, ...]
+    rule: Sum | Columns
+
+    @property
+    def min_updates(self) -> int:
+        """The smallest number of updates with which each stage, and the rule, has as many points as it needs."""
+        needed = [*(stage.min_updates for stage in self.stages), min_updates(self.rule)]
+        count = 1
+        while count <= MAX_NEEDED:
+            left, is_enough = count, True
+            for stage, least in zip([*self.stages, None], needed, strict=True):
+                is_enough &= left >= least
+                left = stage.rows(left) if stage and is_enough else left
+            if is_enough:
+                return count
+            count += 1
+        return MAX_NEEDED
+
+
+MAX_NEEDED = 1 << 16
+"""The largest number of updates that a chain may need."""
+
+Rule = Sum | Columns | Geometry | Chain
+
+
+def min_updates(rule: Rule) -> int:
+    """Return the smallest number of updates that a rule can combine."""
+    return rule.min_updates if isinstance(rule, Columns | Chain) else 1
+
+
+def may_stream(rule: Rule) -> bool:
+    """Return whether a rule can fold one update at a time."""
+    return isinstance(rule, Sum)

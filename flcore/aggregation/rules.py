@@ -1,44 +1,64 @@
-"""The table of aggregation rules, by name, and how a name with arguments is read.
+"""The tables of aggregation rules and of stages, by name, and how names with arguments are read.
 
-A rule of your own is a value of `rule_kinds`. Pass it directly (`flcore.aggregate(..., rule=median)`), or by a name: in
-`RULES`, or in a job and on a command line as `file.py:name`.
+Several parts are joined by " + ": stages, and then a rule (see `chains`). A rule of your own is a value of
+`rule_kinds`. Pass it directly (`flcore.aggregate(..., rule=median)`), or by a name: in `RULES`, or in a job and on a
+command line as `file.py:name`.
 """
 
 import inspect
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from flcore.aggregation.order_rules import median, trimmed_mean
-from flcore.aggregation.rule_kinds import Rule, Sum
+from flcore.aggregation.centre_rules import centered_clip, geometric_median
+from flcore.aggregation.chains import chain
+from flcore.aggregation.clipping_rules import arc, clip_norm, clipped_mean
+from flcore.aggregation.mixing_rules import bucketing, nnm
+from flcore.aggregation.order_rules import meamed, median, trimmed_mean
+from flcore.aggregation.rule_kinds import MEAN, UNWEIGHTED_MEAN, Rule, Stage
+from flcore.aggregation.selection_rules import bulyan, krum, mda, multi_krum
 from flcore.errors import JobError
 from flcore.text import did_you_mean
+
+_SEPARATOR = re.compile(r"\s*\+\s*(?![^(]*\))")
+"""A plus sign that is not within parentheses."""
 
 _WITH_ARGUMENTS = re.compile(r"(\w+)(?:\((.*)\))?", re.DOTALL)
 
 
 def mean() -> Rule:
     """Each update counts by its weight, usually its number of examples (FedAvg; McMahan et al., 2017)."""
-    return Sum("mean", lambda weight: weight)
+    return MEAN
 
 
 def unweighted_mean() -> Rule:
     """All updates have the same weight."""
-    return Sum("unweighted_mean", lambda _: 1.0)
+    return UNWEIGHTED_MEAN
 
 
 RULES: dict[str, Callable[..., Rule]] = {
     "mean": mean,
     "unweighted_mean": unweighted_mean,
+    "clipped_mean": clipped_mean,
     "median": median,
     "trimmed_mean": trimmed_mean,
+    "meamed": meamed,
+    "krum": krum,
+    "multi_krum": multi_krum,
+    "bulyan": bulyan,
+    "mda": mda,
+    "geometric_median": geometric_median,
+    "centered_clip": centered_clip,
 }
 """A function that makes each rule, by the name that jobs and the command line use."""
 
+STAGES: dict[str, Callable[..., Stage]] = {"clip_norm": clip_norm, "arc": arc, "nnm": nnm, "bucketing": bucketing}
+"""A function that makes each stage, by its name."""
+
 
 def resolve_rule(rule: str | Rule) -> Rule:
-    """Return the rule of a name, such as `mean` or `trimmed_mean(f=2)`, or a given rule itself.
+    """Return the rule of a name, such as `mean` or `nnm(f=2) + trimmed_mean(f=2)`, or a given rule itself.
 
     Raises:
         JobError: There is no such rule, or its arguments are wrong.
@@ -49,7 +69,9 @@ def resolve_rule(rule: str | Rule) -> Rule:
     if isinstance(rule, Rule):
         return rule
     if not isinstance(rule, str):
-        raise JobError(f"rule: expected a name or a rule (flcore.Sum, Columns or Geometry), got {type(rule).__name__}")
+        raise JobError(
+            f"rule: expected a name or a rule (flcore.Sum, Columns, Geometry or Chain), got {type(rule).__name__}"
+        )
     return _named_rule(rule, "a rule of your own")
 
 
@@ -65,29 +87,39 @@ def explain_invalid_rule(rule: str, alternative: str) -> str:
     return ""
 
 
-def factory_of(name: str) -> Callable[..., Rule]:
-    """Return the function that makes a rule, by its name without arguments. Raises `JobError`."""
-    if name not in RULES:
+def factory_of(name: str) -> Callable[..., Rule | Stage]:
+    """Return the function that makes a rule or a stage, by its name without arguments. Raises `JobError`."""
+    factory = RULES.get(name) or STAGES.get(name)
+    if factory is None:
         raise JobError(_unknown(name, "a rule of your own"))
-    return RULES[name]
+    return factory
 
 
-def name_with_arguments(table: Mapping[str, Any]) -> str:
-    """Return the name of a rule that is given as a table.
+def name_with_arguments(table: Mapping[str, Any] | Sequence[Mapping[str, Any] | str]) -> str:
+    """Return the name of a rule that is given as a table, or as a list of tables and names.
 
     >>> name_with_arguments({"name": "trimmed_mean", "f": 2})
     'trimmed_mean(f=2)'
+    >>> name_with_arguments([{"name": "clip_norm", "max_norm": 1.0}, "mean"])
+    'clip_norm(max_norm=1.0) + mean'
     """
+    if not isinstance(table, Mapping):
+        return " + ".join(part if isinstance(part, str) else name_with_arguments(part) for part in table)
     arguments = [f"{key}={json.dumps(value)}" for key, value in table.items() if key != "name"]
     return f"{table.get('name', '')}({', '.join(arguments)})" if arguments else str(table.get("name", ""))
 
 
 def _named_rule(text: str, alternative: str) -> Rule:
-    match = _WITH_ARGUMENTS.fullmatch(text)
-    name = match[1] if match else text
-    if match is None or name not in RULES:
+    return chain(*(_named_part(part, alternative) for part in _SEPARATOR.split(text)))
+
+
+def _named_part(text: str, alternative: str) -> Rule | Stage:
+    match = _WITH_ARGUMENTS.fullmatch(text.strip())
+    name = match[1] if match else text.strip()
+    factory = RULES.get(name) or STAGES.get(name)
+    if match is None or factory is None:
         raise JobError(_unknown(name, alternative))
-    factory, arguments = RULES[name], _arguments(text, match[2] or "")
+    arguments = _arguments(text, match[2] or "")
     try:
         inspect.signature(factory).bind(**arguments)
     except TypeError as error:
@@ -112,5 +144,6 @@ def _arguments(text: str, listed: str) -> dict[str, Any]:
 
 def _unknown(name: str, alternative: str) -> str:
     return (
-        f"rule {name!r} does not exist; expected one of {', '.join(RULES)}, or {alternative}{did_you_mean(name, RULES)}"
+        f"rule {name!r} does not exist; expected one of {', '.join(RULES)}, or {alternative}; before it, "
+        f"{', '.join(STAGES)}, joined by +{did_you_mean(name, [*RULES, *STAGES])}"
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from flcore.aggregation.rule_kinds import Columns, Rule
+from flcore.aggregation.rule_kinds import Rule, min_updates
 from flcore.errors import JobError, SpecError
 from flcore.job.bundled_jobs import BUNDLED_JOBS, bundled_job_names
 from flcore.job.changes import change_contract
@@ -256,10 +256,11 @@ class Job:
             f"{self.directory / 'job.toml'}: server.rule",
         )
         quorum = self.contract.server.quorum
-        if isinstance(rule, Columns) and quorum < rule.min_updates:
+        needed = min_updates(rule)
+        if quorum < needed:
             raise JobError(
-                f"{self.directory / 'job.toml'}: server.quorum: rule {rule.name!r} needs at least {rule.min_updates} "
-                f"updates, got {quorum}: set the quorum to {rule.min_updates} or more"
+                f"{self.directory / 'job.toml'}: server.quorum: rule {rule.name!r} needs at least {needed} "
+                f"updates, got {quorum}: set the quorum to {needed} or more"
             )
         return rule
 

@@ -43,5 +43,7 @@ def load_rule_with(rule: str, load: Callable[[str], Any], key: str) -> Rule:
         except TypeError as error:
             raise JobError(f"{key}: expected a rule, or a function that makes one: {error}") from error
     if not isinstance(loaded, Rule):
-        raise JobError(f"{key}: expected a rule (Sum, Columns or Geometry), got {type(loaded).__name__} from {rule}")
+        raise JobError(
+            f"{key}: expected a rule (Sum, Columns, Geometry or Chain), got {type(loaded).__name__} from {rule}"
+        )
     return loaded

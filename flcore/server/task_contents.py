@@ -12,6 +12,9 @@ from flcore.job.messages import TaskContent
 SAMPLER_LABEL = "/sample"
 """Stands for the sampler where a client's name stands for the client. No client's name has a slash."""
 
+RULE_LABEL = "/rule"
+"""Stands for the rule in the same way."""
+
 
 def task_contents(contract: Contract, round_number: int, task: str, clients: Sequence[str]) -> dict[str, TaskContent]:
     """Return the content of each client's assignment, by client. Raises `JobError` if there are no clients."""

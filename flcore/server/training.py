@@ -14,7 +14,7 @@ from flcore.model.chunks import GlobalModel
 from flcore.model.wire_format import WireFormat
 from flcore.server.call_log import CallLog
 from flcore.server.results import Results
-from flcore.server.task_contents import task_returns
+from flcore.server.task_contents import RULE_LABEL, derive_seed, task_returns
 from flcore.server.task_runner import TaskRequest, TaskRunner
 from flcore.server.updates import StagedUpdates, timed
 
@@ -140,6 +140,7 @@ class Training:
             reference=model,
             max_abs=contract.bounds.max_abs,
             max_share=contract.bounds.max_share,
+            seed=derive_seed(contract.seed, request.record.round, RULE_LABEL),
             wire_format=WireFormat.compressed(model.spec, contract.wire.upload),
             storage=storage,
         )

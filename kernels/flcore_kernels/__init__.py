@@ -3,9 +3,9 @@
 A `Backend` has the same verbs on every device. `fold` adds weighted operands to a running `Total`, `finish` writes its
 mean in a dtype, and `mean` does both in one pass. `merge`, `save` and `restore` combine and store totals of partial
 sums. `max_abs` and `inspect` look for values that must not be folded. `encode` and `decode` convert from and to
-float32. `median`, `trimmed_mean`, `mix` and `SquaredDistances` are no verbs, as they run on the CPU only. The package
-knows nothing of clients or rounds. A buffer has the *storage* of one dtype (`storage_dtype`): 16-bit floats are the
-uint16 of their bits.
+float32. `median`, `trimmed_mean`, `mean_around_median`, `mix` and `SquaredDistances` are no verbs, as they run on the
+CPU only. The package knows nothing of clients or rounds. A buffer has the *storage* of one dtype (`storage_dtype`):
+16-bit floats are the uint16 of their bits.
 
     >>> import numpy as np
     >>> from flcore_kernels import backend
@@ -48,7 +48,7 @@ from flcore_kernels.errors import (
 )
 from flcore_kernels.inspection import Inspection
 from flcore_kernels.mix import mix
-from flcore_kernels.order import median, trimmed_mean
+from flcore_kernels.order import mean_around_median, median, trimmed_mean
 from flcore_kernels.totals import ACCUMULATORS, MAX_TERMS, Total, bytes_per_element
 from flcore_kernels.weights import EXACT_RANGE
 
@@ -85,6 +85,7 @@ __all__ = [
     "described",
     "device_of",
     "fall_back",
+    "mean_around_median",
     "median",
     "mix",
     "storage_dtype",

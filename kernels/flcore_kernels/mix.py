@@ -1,5 +1,6 @@
 """Weighted combinations of operands: all sums in one pass over the operands, on the CPU."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,6 +13,9 @@ from flcore_kernels.rows import addresses_of, require_writable, sizes_of
 from flcore_kernels.scratch import scratch
 from flcore_kernels.threads import shared_pool
 from flcore_kernels.totals import MAX_TERMS
+
+ROUNDING = 1e-12
+"""What the shares of a mean may differ from 1."""
 
 BATCH_BYTES = 2 << 20
 """Bytes of all operands in a batch, the unit of work that threads take."""
@@ -27,7 +31,9 @@ def mix(
 ) -> None:
     """Write outₘ = Σₙ sharesₘₙ · operandₙ for each m.
 
-    Sums are in float64, in the order of the operands, and rounded once to the dtype of the results.
+    Sums are in float64, in the order of the operands, and rounded once to the dtype of the results. If the shares of a
+    row are >= 0 and add up to 1, but for rounding, the sum is a mean, and is not outside the operands' values. If they
+    add up to less than 1, it is not outside these and zero.
 
     Args:
         operands: N flat, contiguous arrays in the storage of `dtype`. Elements are finite.
@@ -69,6 +75,7 @@ def mix(
         require_writable(out)
     padded = np.zeros((-(-len(outs) // SUMS) * SUMS, len(operands)))
     padded[: len(outs)] = shares
+    means = np.array([_is_mean(row) for row in shares], np.int64)
     kernel, tiles = mix_kernel(dtype, result), -(-sizes[0] // TILE)
     batch = max(1, BATCH_BYTES // (len(operands) * TILE * storage.dtype.itemsize))
     found, written = np.array(sources, np.uint64), np.array(targets, np.uint64)
@@ -76,6 +83,14 @@ def mix(
     def work(number: int) -> None:
         first = number * batch
         rows = scratch(scratch_bytes(len(operands)))
-        kernel(found, written, padded, sizes[0], first, min(tiles, first + batch), rows)
+        kernel(found, written, padded, means, sizes[0], first, min(tiles, first + batch), rows)
 
     shared_pool(threads).run(work, -(-tiles // batch))
+
+
+def _is_mean(shares: npt.NDArray[np.float64]) -> int:
+    """Return 1 for shares of a mean, 2 for those of a mean with zeros, and 0 for others."""
+    left = 1 - math.fsum(shares)
+    if (shares < 0).any() or left < -ROUNDING:
+        return 0
+    return 1 if left <= ROUNDING else 2

@@ -1,4 +1,4 @@
-"""Order statistics of columns: the median and the trimmed mean of each element over all clients, on the CPU.
+"""Order statistics of columns: the median, and means of some values of each element over all clients, on the CPU.
 
 A result depends on the values and weights of its column alone: not on the order of the clients, on threads, or on which
 elements are computed together. Their time grows with N · log² N for N clients, and does not depend on the values.
@@ -115,6 +115,38 @@ def trimmed_mean(
         cut = sum(scaled) * trim // len(scaled)
         limits = cut, sum(scaled) - cut
         run(order.weighted_trimmed_mean_kernel(dtype, result), program, (np.array(scaled), *limits), 2)
+
+
+def mean_around_median(
+    operands: Sequence[Array],
+    out: Array,
+    dtype: str,
+    *,
+    keep: int,
+    result: str | None = None,
+    threads: int | None = None,
+) -> None:
+    """Write the mean of the `keep` values of each element that are nearest to its median to `out`.
+
+    Of two values that are equally near, the smaller one counts. Sums are in float64, in the order of the values. A mean
+    is not outside the values that count.
+
+    Args:
+        keep: The number of values that count, at least 1 and at most that of the operands.
+        operands, out, dtype, result, threads: As for `median`.
+
+    Raises:
+        TooManyTerms: There are fewer operands than `keep`, or more than `MAX_TERMS`.
+        BufferMismatch, UnknownDType: As for `median`.
+    """
+    from flcore_kernels.cpu import order
+
+    result, count = result or dtype, len(operands)
+    if not 0 < keep <= count:
+        raise TooManyTerms(f"keep is {keep}: expected a number between 1 and that of the operands, {count}")
+    run, program = _prepared(operands, out, dtype, result, threads), sort_program(count)
+    middle = (count - 1) // 2, count // 2
+    run(order.mean_around_median_kernel(dtype, result), program, (*middle, count, keep), 1)
 
 
 def integer_weights(weights: Sequence[float]) -> list[int]:

@@ -146,12 +146,13 @@ def test_squares_beyond_float64_are_refused() -> None:
 
 def test_wrong_calls_are_refused() -> None:
     ones = np.ones(4, np.float32)
-    for operands, dtype, expected in (
+    calls: list[tuple[list[Array], str, str]] = [
         ([ones], "float32", "expected 2 operands, got 1"),
         ([ones, np.ones(3, np.float32)], "float32", "operand 1: expected a contiguous buffer of 4 float32"),
         ([ones, np.ones(4)], "float32", "operand 1: expected a contiguous buffer of 4 float32"),
         ([np.ones(4, np.int8)] * 2, "int8", "expected operands of a float dtype, got int8"),
-    ):
+    ]
+    for operands, dtype, expected in calls:
         with pytest.raises(BufferMismatch, match=expected):
             SquaredDistances(2).add(operands, dtype)
     with pytest.raises(BufferMismatch, match="base: expected"):

@@ -49,6 +49,20 @@ def test_a_share_of_one_gives_the_operand_bit_for_bit() -> None:
     assert np.signbit(mixed([operands[2]], np.ones((1, 1)), "float32")[0][:4]).all()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int64"])
+def test_the_mean_of_equal_operands_is_their_value(dtype: str) -> None:
+    values = drawn(1, 999, dtype)[0]
+    shares = np.array([[1 / 3, 1 / 3, 1 / 3], [0.1, 0.2, 0.7], [1e-9, 0.3, 0.7 - 1e-9]])
+    for out in mixed([values, values.copy(), values.copy()], shares, dtype):
+        assert (out == values).all()
+
+
+def test_a_mean_with_zeros_is_between_the_operands_and_zero_and_other_sums_are_free() -> None:
+    ones = np.ones(300, np.float64)
+    half, sum_of_both, difference = mixed([ones, ones], np.array([[0.25, 0.25], [1.0, 1.0], [1.0, -1.0]]), "float64")
+    assert (half == 0.5).all() and (sum_of_both == 2.0).all() and (difference == 0.0).all()
+
+
 def test_neither_threads_nor_ranges_nor_addresses_change_a_bit() -> None:
     operands, shares = drawn(7, 1_000_003, "float32"), np.random.default_rng(1).random((6, 7))
     whole = mixed(operands, shares, "float32", threads=1)

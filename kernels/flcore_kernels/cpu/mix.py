@@ -33,23 +33,26 @@ _ADDRESSES, _SHARES = types.Array(_U64, 1, "C"), types.Array(types.float64, 2, "
 def mix_kernel(dtype: str, result: str) -> Kernel:
     """Return the kernel for operands of a dtype, with sums in float32 or float64.
 
-    The shares have a row for each sum, and rows of zeros up to a multiple of `SUMS`.
+    The shares have a row for each sum, and rows of zeros up to a multiple of `SUMS`. `means` says of each sum whether
+    it is a mean, which cannot be outside its values: of the operands (1), of these and zero (2), or not at all (0).
     """
-    signature = types.void(_ADDRESSES, _ADDRESSES, _SHARES, _I64, _I64, _I64, _U64)
+    signature = types.void(_ADDRESSES, _ADDRESSES, _SHARES, types.Array(_I64, 1, "C"), _I64, _I64, _I64, _U64)
     return Kernel(f"mix-{dtype}-{result}", signature, lambda: _mix(dtype, result))
 
 
 def scratch_bytes(operands: int) -> int:
-    """Return the bytes of a thread's scratch memory: a tile of all operands, and one of `SUMS` sums."""
-    return 8 * TILE * (operands + SUMS)
+    """Return the bytes of a thread's scratch memory: a tile of all operands, of `SUMS` sums, and of their bounds."""
+    return 8 * TILE * (operands + SUMS + 2)
 
 
 def _mix(dtype: str, result: str) -> Callable[..., Any]:
     decode, size = DECODERS[dtype].value, DECODERS[dtype].bytes
     add, is_double, row_bytes = _adding(), result == "float64", np.uint64(8 * TILE)
 
-    def run(operands, outs, shares, elements, first, last, rows):  # type: ignore[no-untyped-def]
+    def run(operands, outs, shares, means, elements, first, last, rows):  # type: ignore[no-untyped-def]
         sums = rows + np.uint64(operands.size) * row_bytes
+        lows = sums + np.uint64(SUMS) * row_bytes
+        highs = lows + row_bytes
         share_bytes = np.uint64(8 * operands.size)
         for tile in range(first, last):
             start = tile * TILE
@@ -61,10 +64,26 @@ def _mix(dtype: str, result: str) -> Callable[..., Any]:
                 for begin in range(0, count, STEP):
                     for i in range(begin, min(begin + STEP, count)):
                         memory.store_f64(row, i, np.float64(decode(source, np.float32(1.0), i)))
+            for i in range(TILE):
+                memory.store_f64(lows, i, np.inf)
+                memory.store_f64(highs, i, -np.inf)
+            for k in range(operands.size):
+                row = rows + np.uint64(k) * row_bytes
+                for i in range(TILE):
+                    memory.store_f64(lows, i, min(memory.peek_f64(lows, i), memory.peek_f64(row, i)))
+                    memory.store_f64(highs, i, max(memory.peek_f64(highs, i), memory.peek_f64(row, i)))
             for m in range(0, shares.shape[0], SUMS):
                 add(rows, operands.size, np.uint64(shares.ctypes.data) + np.uint64(m) * share_bytes, sums)
                 for j in range(m, min(m + SUMS, outs.size)):
                     values = sums + np.uint64(j - m) * row_bytes
+                    if means[j]:
+                        zero = 0.0 if means[j] == 2 else np.nan  # `min` and `max` take the first one for a NaN
+                        for i in range(TILE):
+                            low, high = memory.peek_f64(lows, i), memory.peek_f64(highs, i)
+                            low, high = (min(low, zero)), (max(high, zero))
+                            value = memory.peek_f64(values, i)
+                            value = max(value, low)
+                            memory.store_f64(values, i, min(value, high))
                     for i in range(count):
                         if is_double:
                             memory.store_f64(outs[j], start + i, memory.peek_f64(values, i))

@@ -58,6 +58,13 @@ def trimmed_mean_kernel(dtype: str, result: str) -> Kernel:
 
 
 @cache
+def mean_around_median_kernel(dtype: str, result: str) -> Kernel:
+    """Return the kernel of means around the median: middle rows of a sorted tile, number of rows, rows kept."""
+    signature = types.void(*_tile_signature(), _I64, _I64, _I64, _I64, _U64)
+    return Kernel(f"mean-around-median-{dtype}-{result}", signature, lambda: _mean_around_median(dtype, result))
+
+
+@cache
 def weighted_median_kernel(dtype: str, result: str) -> Kernel:
     """Return the kernel of weighted medians. It takes the clients' weights and their sum."""
     signature = types.void(*_tile_signature(), _NUMBERS, _I64, _U64)
@@ -271,6 +278,58 @@ def _trimmed_mean(dtype: str, result: str) -> Callable[..., Any]:
                 write(target, offset + i, min(max(mean, memory.peek_f64(lower, i)), memory.peek_f64(upper, i)))
 
     return trimmed_mean
+
+
+def _mean_around_median(dtype: str, result: str) -> Callable[..., Any]:
+    sorted_tile, value_row = _sorted_tile(dtype, has_tags=False), _value_row(dtype, has_tags=False)
+    width, write, is_wide = key_bytes(dtype, has_tags=False), _writing(result), dtype == "float64"
+
+    def mean_around_median(  # type: ignore[no-untyped-def]
+        operands, first, last, steps, rows, first_row, tile, keys, low, high, clients, kept, target
+    ):
+        row_bytes, work_bytes = np.uint64(tile * width), np.uint64(8 * tile)
+        for offset in range(first, last, tile):
+            count = min(tile, last - offset)
+            spare = sorted_tile(operands, operands, offset, count, steps, rows, first_row, tile, keys)
+            lower, upper = spare + work_bytes, spare + np.uint64(2) * work_bytes
+            here, there = spare + np.uint64(3) * work_bytes, spare + np.uint64(4) * work_bytes
+            sums, scales = spare + np.uint64(5) * work_bytes, spare + np.uint64(6) * work_bytes
+            middle, starts = spare + np.uint64(7) * work_bytes, spare + np.uint64(8) * work_bytes
+            value_row(keys, count, spare, lower)
+            value_row(keys + np.uint64(clients - 1) * row_bytes, count, spare, upper)
+            if is_wide:
+                scale_sums(lower, upper, count, scales)
+            value_row(keys + np.uint64(low) * row_bytes, count, spare, here)
+            value_row(keys + np.uint64(high) * row_bytes, count, spare, there)
+            for i in range(count):
+                memory.store_f64(middle, i, mean_of_two(memory.peek_f64(here, i), memory.peek_f64(there, i)))
+                memory.store_f64(starts, i, 0.0)
+                memory.store_f64(sums, i, -0.0)  # a sum of -0.0 stays -0.0
+            # The kept values are neighbours in the order of values: the first one is left for the one behind the last,
+            # as long as that is nearer to the median.
+            for row in range(clients - kept):
+                value_row(keys + np.uint64(row) * row_bytes, count, spare, here)
+                value_row(keys + np.uint64(row + kept) * row_bytes, count, spare, there)
+                for i in range(count):
+                    centre = memory.peek_f64(middle, i) * 0.5  # halves cannot overflow
+                    is_farther = centre - memory.peek_f64(here, i) * 0.5 > memory.peek_f64(there, i) * 0.5 - centre
+                    memory.store_f64(starts, i, memory.peek_f64(starts, i) + (1.0 if is_farther else 0.0))
+            for row in range(clients):
+                value_row(keys + np.uint64(row) * row_bytes, count, spare, here)
+                for i in range(count):
+                    place = row - memory.peek_f64(starts, i)
+                    value = memory.peek_f64(here, i)
+                    term = value * (memory.peek_f64(scales, i) if is_wide else 1.0)
+                    memory.store_f64(
+                        sums, i, memory.peek_f64(sums, i) + (term if (place >= 0.0) & (place < kept) else -0.0)
+                    )
+                    memory.store_f64(lower, i, value if place == 0.0 else memory.peek_f64(lower, i))
+                    memory.store_f64(upper, i, value if place == kept - 1.0 else memory.peek_f64(upper, i))
+            for i in range(count):
+                mean = memory.peek_f64(sums, i) / kept / (memory.peek_f64(scales, i) if is_wide else 1.0)
+                write(target, offset + i, min(max(mean, memory.peek_f64(lower, i)), memory.peek_f64(upper, i)))
+
+    return mean_around_median
 
 
 @cache

@@ -35,6 +35,7 @@ _KERNELS: dict[str, Callable[..., Kernel]] = {
     "quantize": lambda block: scan.quantize_kernel(int(block)),
     "median": order.median_kernel,
     "trimmed-mean": order.trimmed_mean_kernel,
+    "mean-around-median": order.mean_around_median_kernel,
     "weighted-median": order.weighted_median_kernel,
     "weighted-trimmed-mean": order.weighted_trimmed_mean_kernel,
     "distances": distances.distances_kernel,
@@ -108,7 +109,11 @@ def _groups(keys: Sequence[Key]) -> list[list[Key]]:
                 group = (result, accumulate)
             case ("exact-fallback", _):
                 group = ("exact-fallback", "")
-            case ("median" | "trimmed-mean" | "weighted-median" | "weighted-trimmed-mean", dtype, _):
+            case (
+                "median" | "trimmed-mean" | "mean-around-median" | "weighted-median" | "weighted-trimmed-mean",
+                dtype,
+                _,
+            ):
                 group = (dtype, "order")
             case _:
                 group = ("scan", key[-1])

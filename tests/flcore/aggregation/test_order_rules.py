@@ -74,8 +74,8 @@ def test_they_are_the_median_and_the_trimmed_mean_and_integers_are_rounded_half_
     ("rule", "words"),
     [
         ("trimmed_mean", r"missing a required argument: 'f'; it is used as trimmed_mean\(f: int"),
-        ("trimmed_mean(f=0)", "f is the number of values to cut per side, at least 1, got 0"),
-        ("trimmed_mean(f=1.5)", "at least 1, got 1.5"),
+        ("trimmed_mean(f=0)", "f is a whole number of at least 1, got 0"),
+        ("trimmed_mean(f=1.5)", "of at least 1, got 1.5"),
         ("trimmed_mean(g=1)", "missing a required argument"),
         ("median(weighted=1)", "weighted is true or false, got 1"),
         ("trimmed_mean(f=1, f=2)", "expected each key once, got f again"),

@@ -14,10 +14,11 @@ import numpy.typing as npt
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flcore import RULES, Aggregator, Model, ModelSpec, Sum, UpdateError, aggregate, save
+from flcore import Aggregator, Model, ModelSpec, Sum, UpdateError, aggregate, save
 from flcore.aggregation.admission_limits import MAX_TERM, WEIGHT_RANGES
 from flcore.aggregation.checkpoint_aggregation import aggregate_checkpoints
 from flcore.aggregation.incremental import IncrementalAggregator
+from flcore.aggregation.rules import resolve_rule
 from flcore.aggregation.staging import Staging
 from flcore.aggregation.storage import Storage
 from tests.kernels.needed import MEDIANS
@@ -107,7 +108,7 @@ def rounds(draw: st.DrawFn) -> Round:
 
 def is_sum(given: Round) -> bool:
     """Whether the plan streaming takes the rule."""
-    return isinstance(RULES[given.rule](), Sum)
+    return isinstance(resolve_rule(given.rule), Sum)
 
 
 @contextmanager

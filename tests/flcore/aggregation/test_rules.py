@@ -267,15 +267,19 @@ def test_the_adapters_take_one_update_of_a_client_where_a_rule_needs_all(rules: 
 def test_what_is_no_rule_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("text = 'median'\n\ndef five():\n    return 5\n")
     for name in ("text", "five"):
-        with pytest.raises(JobError, match=r"--rule: expected a rule \(Sum, Columns or Geometry\), got (str|int) from"):
+        with pytest.raises(
+            JobError, match=r"--rule: expected a rule \(Sum, Columns, Geometry or Chain\), got (str|int) from"
+        ):
             load_rule(f"mine.py:{name}", tmp_path, "--rule")
     (tmp_path / "theirs.py").write_text("def combine(columns, weights):\n    return columns[0]\n")
     with pytest.raises(JobError, match="--rule: expected a rule, or a function that makes one: combine"):
         load_rule("theirs.py:combine", tmp_path, "--rule")
-    for name in ("krum", "mine.py"):
+    for name in ("krmm", "mine.py"):
         with pytest.raises(JobError, match=r"or file\.py:name"):
             load_rule(name, tmp_path, "--rule")
-    with pytest.raises(JobError, match=r"expected a name or a rule \(flcore.Sum, Columns or Geometry\), got function"):
+    with pytest.raises(
+        JobError, match=r"expected a name or a rule \(flcore.Sum, Columns, Geometry or Chain\), got function"
+    ):
         aggregate([({"w": np.ones(3)}, 1.0)], rule=updates)  # type: ignore[arg-type]
     with pytest.raises(JobError, match="--rule: there is no file"):
         load_rule("other.py:median", tmp_path, "--rule")
