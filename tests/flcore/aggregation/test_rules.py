@@ -277,9 +277,7 @@ def test_what_is_no_rule_is_refused(tmp_path: Path) -> None:
     for name in ("krmm", "mine.py"):
         with pytest.raises(JobError, match=r"or file\.py:name"):
             load_rule(name, tmp_path, "--rule")
-    with pytest.raises(
-        JobError, match=r"expected a name or a rule \(flcore.Sum, Columns, Geometry or Chain\), got function"
-    ):
+    with pytest.raises(JobError, match=r"expected a name or a rule \(flcore.Sum, .* or Chain\), got function"):
         aggregate([({"w": np.ones(3)}, 1.0)], rule=updates)  # type: ignore[arg-type]
     with pytest.raises(JobError, match="--rule: there is no file"):
         load_rule("other.py:median", tmp_path, "--rule")
