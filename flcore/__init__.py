@@ -45,9 +45,16 @@ if TYPE_CHECKING:
     from flcore.aggregation.aggregate import aggregate
     from flcore.aggregation.aggregator import Aggregator
     from flcore.aggregation.budget import Budget
-    from flcore.aggregation.order_rules import median, trimmed_mean
-    from flcore.aggregation.rule_kinds import Columns, Geometry, Sum
-    from flcore.aggregation.rules import RULES
+    from flcore.aggregation.centre_rules import centered_clip, geometric_median
+    from flcore.aggregation.chains import chain
+    from flcore.aggregation.clipping_rules import arc, clip_norm, clipped_mean
+    from flcore.aggregation.mixing_rules import bucketing, nnm
+    from flcore.aggregation.order_rules import meamed, median, trimmed_mean
+    from flcore.aggregation.points import Mixture, Points
+    from flcore.aggregation.rule_effect import RuleEffect
+    from flcore.aggregation.rule_kinds import Chain, Columns, Geometry, Stage, Sum
+    from flcore.aggregation.rules import RULES, STAGES
+    from flcore.aggregation.selection_rules import bulyan, krum, mda, multi_krum
     from flcore.aggregation.update_tables import open_update
     from flcore.client.task import Site, Task, Update
     from flcore.job.job import Job
@@ -70,12 +77,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "RULES",
+    "STAGES",
     "AggregationError",
     "Aggregator",
     "Arrays",
     "Baselines",
     "Budget",
     "BudgetError",
+    "Chain",
     "Columns",
     "ContractMismatch",
     "Controller",
@@ -89,6 +98,7 @@ __all__ = [
     "Job",
     "JobError",
     "JobFailed",
+    "Mixture",
     "Model",
     "ModelGone",
     "ModelSpec",
@@ -99,13 +109,16 @@ __all__ = [
     "OutOfBounds",
     "Outcome",
     "Participation",
+    "Points",
     "QuorumError",
     "RecordError",
     "RoundRecord",
+    "RuleEffect",
     "RunDiffers",
     "RunExists",
     "Site",
     "SpecError",
+    "Stage",
     "StagingError",
     "StoredModel",
     "SubmittedJob",
@@ -122,9 +135,22 @@ __all__ = [
     "WorkflowDiverged",
     "__version__",
     "aggregate",
+    "arc",
+    "bucketing",
+    "bulyan",
+    "centered_clip",
+    "chain",
+    "clip_norm",
+    "clipped_mean",
     "connect",
+    "geometric_median",
+    "krum",
     "load",
+    "mda",
+    "meamed",
     "median",
+    "multi_krum",
+    "nnm",
     "open_history",
     "open_model",
     "open_update",
@@ -138,9 +164,34 @@ _NAMES_BY_MODULE = {
     "flcore.aggregation.aggregate": ("aggregate",),
     "flcore.aggregation.aggregator": ("Aggregator",),
     "flcore.aggregation.budget": ("Budget",),
-    "flcore.aggregation.order_rules": ("median", "trimmed_mean"),
-    "flcore.aggregation.rule_kinds": ("Columns", "Geometry", "Sum"),
-    "flcore.aggregation.rules": ("RULES",),
+    "flcore.aggregation.chains": ("chain",),
+    "flcore.aggregation.centre_rules": (
+        "centered_clip",
+        "geometric_median",
+    ),
+    "flcore.aggregation.clipping_rules": (
+        "arc",
+        "clip_norm",
+        "clipped_mean",
+    ),
+    "flcore.aggregation.mixing_rules": (
+        "bucketing",
+        "nnm",
+    ),
+    "flcore.aggregation.points": (
+        "Mixture",
+        "Points",
+    ),
+    "flcore.aggregation.rule_effect": ("RuleEffect",),
+    "flcore.aggregation.selection_rules": (
+        "bulyan",
+        "krum",
+        "mda",
+        "multi_krum",
+    ),
+    "flcore.aggregation.order_rules": ("meamed", "median", "trimmed_mean"),
+    "flcore.aggregation.rule_kinds": ("Chain", "Columns", "Geometry", "Stage", "Sum"),
+    "flcore.aggregation.rules": ("RULES", "STAGES"),
     "flcore.aggregation.update_tables": ("open_update",),
     "flcore.client.task": ("Site", "Task", "Update"),
     "flcore.job.job": ("Job",),

@@ -16,8 +16,8 @@ from flcore.aggregation.admission_limits import MAX_UPDATES, AggregationSettings
 from flcore.aggregation.budget import Budget
 from flcore.aggregation.combiner import Combiner
 from flcore.aggregation.plans import PLANS, require_plan
-from flcore.aggregation.points import RuleEffect
 from flcore.aggregation.reference_model import ReferenceModel
+from flcore.aggregation.rule_effect import RuleEffect
 from flcore.aggregation.rule_kinds import Rule
 from flcore.aggregation.rules import resolve_rule
 from flcore.aggregation.staged_update import StagedUpdate

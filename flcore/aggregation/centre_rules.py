@@ -4,8 +4,9 @@ import math
 
 import numpy as np
 
-from flcore.aggregation.points import Matrix, Mixture, Points, RuleEffect
+from flcore.aggregation.points import Matrix, Mixture, Points
 from flcore.aggregation.rule_arguments import require_bool, require_count, require_number
+from flcore.aggregation.rule_effect import RuleEffect
 from flcore.aggregation.rule_kinds import MEAN, Chain, Stage
 
 MAX_ITERATIONS = 1000

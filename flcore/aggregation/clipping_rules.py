@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from flcore.aggregation.points import Mixture, Points, RuleEffect
+from flcore.aggregation.points import Mixture, Points
 from flcore.aggregation.rule_arguments import require_bool, require_count, require_number
+from flcore.aggregation.rule_effect import RuleEffect
 from flcore.aggregation.rule_kinds import MEAN, UNWEIGHTED_MEAN, Chain, Stage
 from flcore.errors import JobError
 

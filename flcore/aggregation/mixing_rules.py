@@ -10,8 +10,9 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from flcore.aggregation.points import Mixture, Points, RuleEffect
+from flcore.aggregation.points import Mixture, Points
 from flcore.aggregation.rule_arguments import require_bool, require_count
+from flcore.aggregation.rule_effect import RuleEffect
 from flcore.aggregation.rule_kinds import Stage
 
 

@@ -20,9 +20,9 @@ from flcore_transport.piece_format import piece_elements
 from flcore.aggregation.admission_limits import require_positive_weight
 from flcore.aggregation.combiner import MAX_GROUP, Combiner
 from flcore.aggregation.contributions import split_range
-from flcore.aggregation.points import RuleEffect
 from flcore.aggregation.prefetch import BackgroundCall, BackgroundThread, prefetch
 from flcore.aggregation.range_inputs import RangeInputs
+from flcore.aggregation.rule_effect import RuleEffect
 from flcore.aggregation.rule_kinds import Chain, Rule, Sum, may_stream
 from flcore.aggregation.staged_update import StagedUpdate
 from flcore.aggregation.storage import Storage

@@ -8,30 +8,13 @@ the order of the clients' names, so that the order in which updates came does no
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from flcore.aggregation.rule_effect import RuleEffect
+
 Matrix = npt.NDArray[np.float64]
-
-EffectKind = Literal["excluded", "clipped", "scaled"]
-
-
-class RuleEffect(NamedTuple):
-    """What a rule did to one client's update.
-
-    Attributes:
-        kind: "excluded": the update does not count. "clipped": its norm was reduced. "scaled": its weight was.
-        factor: The factor of its difference to the base ("clipped") or of its weight ("scaled"); 0 if excluded.
-        figure: What decided: its norm, its score or its distance (`measure`).
-        measure: What the figure is: "norm", "score" or "distance".
-    """
-
-    kind: EffectKind
-    factor: float
-    figure: float
-    measure: str
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ import numpy as np
 
 from flcore.aggregation.admission_limits import require_positive_weight
 from flcore.aggregation.contributions import Contribution
-from flcore.aggregation.points import Matrix, Mixture, Points, RuleEffect
+from flcore.aggregation.points import Matrix, Mixture, Points
 from flcore.aggregation.rule_calls import MIN_COEFFICIENT
+from flcore.aggregation.rule_effect import RuleEffect
 from flcore.aggregation.rule_kinds import Chain, Columns, Stage, Sum
 from flcore.errors import AggregationError
 

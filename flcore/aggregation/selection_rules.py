@@ -12,8 +12,9 @@ from typing import Literal
 import numpy as np
 
 from flcore.aggregation.order_rules import mean_around_median
-from flcore.aggregation.points import Matrix, Mixture, Points, RuleEffect
+from flcore.aggregation.points import Matrix, Mixture, Points
 from flcore.aggregation.rule_arguments import require_bool, require_count
+from flcore.aggregation.rule_effect import RuleEffect
 from flcore.aggregation.rule_kinds import MEAN, Chain, Stage
 from flcore.errors import AggregationError, JobError
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from flcore.aggregation.rules import RULES, factory_of
+from flcore.aggregation.rules import RULES, STAGES, factory_of
 from flcore.cli.completion import job_names
 from flcore.client.executor import require_tasks
 from flcore.job.contract import Contract
@@ -66,12 +66,14 @@ def _check_pack(path: Path) -> None:
 
 
 def rules(name: Annotated[str | None, typer.Argument(help="Name of one rule.")] = None) -> None:
-    """List the aggregation rules, or describe one. A custom rule is named file.py:name."""
+    """List the aggregation rules and stages, or describe one. A custom rule is named file.py:name."""
     if name is not None:
         print(f"{name}: {inspect.getdoc(factory_of(name.partition('(')[0]))}")
         return
-    for known, factory in RULES.items():
-        print(f"{known:<16} {(inspect.getdoc(factory) or '').partition(chr(10))[0]}")
+    for title, factories in (("Rules:", RULES), ("Stages, before a rule (nnm(f=2) + trimmed_mean(f=2)):", STAGES)):
+        print(title)
+        for known, factory in factories.items():
+            print(f"  {known:<16}  {(inspect.getdoc(factory) or '').partition(chr(10))[0]}")
     print("A custom rule is named file.py:name (docs/rules.md).")
 
 

@@ -75,8 +75,9 @@ class ServerContract(_ContractTable):
     )
     rule: str = Field(
         default="mean",
-        description="The aggregation rule: `mean`, `unweighted_mean`, `median`, `trimmed_mean(f=2)`, or a rule of your "
-        'own (`file.py:name`; [rules.md](rules.md)). A table is allowed, too: `{ name = "trimmed_mean", f = 2 }`.',
+        description="The aggregation [rule](rules.md), such as `mean`, `trimmed_mean(f=2)` or "
+        "`nnm(f=2) + trimmed_mean(f=2)`, or a rule of your own (`file.py:name`). Tables are allowed, too: "
+        '`{ name = "trimmed_mean", f = 2 }`, or a list of them.',
     )
     accumulate: Literal["exact", "float64", "float32"] = Field(
         default="exact",
@@ -162,7 +163,7 @@ class ServerContract(_ContractTable):
     @field_validator("rule", mode="before")
     @classmethod
     def _accept_table(cls, rule: Any) -> Any:
-        return name_with_arguments(rule) if isinstance(rule, dict) else rule
+        return name_with_arguments(rule) if isinstance(rule, dict | list) else rule
 
     @field_validator("rule")
     @classmethod

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from flcore.aggregation.rule_effect import RuleEffect
 from flcore.number_text import bytes_text, metrics_text
 
 """The most metrics of a round that are shown."""
@@ -45,6 +46,7 @@ class RoundRecord:
         asked_again: The number of retries of tasks below the quorum.
         skipped: The reason why the round left the model unchanged, else empty.
         capped_weights: The weights with which updates counted that `bounds.max_share` has capped, by client.
+        rule_effects: What the rule did to updates that it excluded, clipped or scaled, by client.
         checkpoint: The file with the round's model that `server.checkpoint_every` keeps, else empty.
         is_best: Whether the round's model is the best one so far.
         stopped: The reason why the run ended early with this round, else empty.
@@ -64,6 +66,7 @@ class RoundRecord:
     skipped: str = ""
     is_best: bool = False
     capped_weights: dict[str, float] = field(default_factory=dict)
+    rule_effects: dict[str, RuleEffect] = field(default_factory=dict)
     checkpoint: str = ""
     stopped: str = ""
 
@@ -92,7 +95,9 @@ class RoundRecord:
     def to_json(self) -> str:
         """Return the record as one line of JSON."""
         # Not `asdict`: it copies, and takes three times as long as the encoding, several times a round.
-        return json.dumps(vars(self) | {"updates": {client: vars(each) for client, each in self.updates.items()}})
+        updates = {client: vars(each) for client, each in self.updates.items()}
+        effects = {client: vars(each) for client, each in self.rule_effects.items()}
+        return json.dumps(vars(self) | {"updates": updates, "rule_effects": effects})
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -103,7 +108,9 @@ class RoundRecord:
     def from_fields(cls, fields: Mapping[str, Any]) -> Self:
         """Return the record with these keys and values, as JSON has them."""
         updates = {client: Participation(**each) for client, each in fields["updates"].items()}
-        return cls(**{**fields, "sampled": tuple(fields["sampled"]), "updates": updates})
+        effects = {client: RuleEffect(**each) for client, each in fields.get("rule_effects", {}).items()}
+        parts = {"sampled": tuple(fields["sampled"]), "updates": updates, "rule_effects": effects}
+        return cls(**{**fields, **parts})
 
     def restore(self, text: str) -> None:
         """Take the content of the record that `to_json` has written."""

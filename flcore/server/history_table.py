@@ -37,6 +37,8 @@ def open_history(run: PathLike) -> "pa.Table":
     - `skipped`: string, the reason why the round was skipped; else empty.
     - `is_best`: bool, whether the round's model was the best one so far.
     - `capped_weights`: map from client to float64, the weight that `bounds.max_share` left of a larger one.
+    - `rule_effects`: map from client to what the rule did to its update. A struct of `kind` ("excluded", "clipped" or
+      "scaled"), `factor` (float64), `figure` (float64) and `measure` ("norm", "score" or "distance").
     - `checkpoint`: string, the file with the round's model that `server.checkpoint_every` keeps; else empty.
     - `stopped`: string, the reason why the run ended early with this round; else empty.
 

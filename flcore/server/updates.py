@@ -106,6 +106,7 @@ class StagedUpdates:
             result = self._combine(model)
         self._task_runner.report_folded(self._request)
         self._request.record.capped_weights = dict(self._aggregator.capped_weights)
+        self._request.record.rule_effects = dict(self._aggregator.effects)
         # The aggregator refers to the base model. A workflow that keeps these updates must not keep that model alive.
         self._aggregator.close()
         self._release()

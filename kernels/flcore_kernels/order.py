@@ -196,7 +196,7 @@ def _prepared(
     )
 
     def run(kernel: Callable[..., Any], program: Program, arguments: tuple[Any, ...], planes: int) -> None:
-        from flcore_kernels.cpu.order import WORK_ROWS, key_bytes
+        from flcore_kernels.cpu.sorted_tile import WORK_ROWS, key_bytes
 
         width = key_bytes(dtype, has_tags=planes == 2)
         tile = _tile_elements(program.rows * width * planes + 8 * WORK_ROWS, width)

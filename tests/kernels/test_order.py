@@ -7,7 +7,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from flcore_kernels import BufferMismatch, Quantized, TooManyTerms, UnknownDType, WeightRange, median, storage_dtype
+from flcore_kernels import (
+    BufferMismatch,
+    Quantized,
+    TooManyTerms,
+    UnknownDType,
+    WeightRange,
+    mean_around_median,
+    median,
+    storage_dtype,
+)
 from flcore_kernels import trimmed_mean as trimmed
 from flcore_kernels.order import integer_weights
 from flcore_kernels.order_program import MERGE, MIDDLE, SPLIT, Program, comparators, median_program, sort_program
@@ -205,6 +214,30 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(TooManyTerms, match="trim is 2: expected 5 operands or more that count, got 4"):
         trimmed([good] * 5, out, "float32", trim=2, weights=[1, 1, 1, 1, 0])
     median([np.empty(0, np.float32)], np.empty(0, np.float32), "float32")
+
+
+@pytest.mark.parametrize("dtype", ORDERED)
+def test_the_mean_around_the_median_is_that_of_the_nearest_values(dtype: str) -> None:
+    for count, keep in ((1, 1), (2, 1), (5, 3), (6, 4), (7, 7), (20, 11), (70, 30)):
+        rng = np.random.default_rng(count)
+        operands: list[Array] = [draw(rng, dtype, 40).operand for _ in range(count)]
+        values = np.stack([opened(operand, dtype) for operand in operands])
+        out = found(mean_around_median, operands, dtype, keep=keep, result="float64")
+        for element, column in zip(out, np.sort(values, axis=0).T, strict=True):
+            middle = float(np.median(column))
+            nearest_ones = sorted(sorted(column, key=lambda value: (abs(value - middle), value))[:keep])
+            mean = sum(Fraction(float(value)) for value in nearest_ones) / keep
+            assert element == pytest.approx(float(mean), rel=1e-12, abs=1e-300)
+            assert nearest_ones[0] <= element <= nearest_ones[-1]
+
+
+def test_a_mean_around_the_median_keeps_at_least_one_and_at_most_all() -> None:
+    operands = floats(3, 5)
+    for keep in (0, 4):
+        with pytest.raises(
+            TooManyTerms, match=f"keep is {keep}: expected a number between 1 and that of the operands, 3"
+        ):
+            found(mean_around_median, operands, "float32", keep=keep)
 
 
 def test_a_changing_number_of_clients_compiles_nothing_new() -> None:

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 
 from flcore import HistoryError, Participation, RoundRecord, open_history
+from flcore.aggregation.rule_effect import RuleEffect
 from tests.flcore.conftest import Stage, adding
 
 METRICS = pa.map_(pa.string(), pa.field("value", pa.float64(), nullable=False))
@@ -18,6 +19,14 @@ UPDATE = pa.struct(
         pa.field("metrics", METRICS, nullable=False),
         pa.field("bytes", pa.int64(), nullable=False),
         pa.field("seconds", pa.float64(), nullable=False),
+    ]
+)
+EFFECT = pa.struct(
+    [
+        pa.field("kind", pa.string(), nullable=False),
+        pa.field("factor", pa.float64(), nullable=False),
+        pa.field("figure", pa.float64(), nullable=False),
+        pa.field("measure", pa.string(), nullable=False),
     ]
 )
 COLUMNS = {
@@ -35,6 +44,7 @@ COLUMNS = {
     "skipped": pa.string(),
     "is_best": pa.bool_(),
     "capped_weights": METRICS,
+    "rule_effects": pa.map_(pa.string(), pa.field("value", EFFECT, nullable=False)),
     "checkpoint": pa.string(),
     "stopped": pa.string(),
 }
@@ -53,6 +63,7 @@ FULL = RoundRecord(
     1,
     "1 of 2 updates",
     True,
+    rule_effects={"a": RuleEffect("clipped", 0.5, 2.0, "norm")},
 )
 
 
