@@ -1,17 +1,13 @@
 """`flcore bench kernels`: all its sections, measured in one fresh process."""
 
-import json
-import sys
-from collections.abc import Callable
-
 from flcore_bench.aggregate_calls import flat_mean_rows, many_tensor_rows
 from flcore_bench.cold_start import cold_start_rows
 from flcore_bench.kernel_means import exact_rows, grid_rows, narrow_dtype_rows
 from flcore_bench.process import run_in_process
 from flcore_bench.report import Row
-from flcore_bench.workload import Sizes
+from flcore_bench.sections import Sections, print_sections
 
-SECTIONS: dict[str, Callable[[Sizes], list[Row]]] = {
+SECTIONS: Sections = {
     "float32 mean": flat_mean_rows,
     "narrow dtypes": narrow_dtype_rows,
     "exact sums": exact_rows,
@@ -28,9 +24,4 @@ def kernel_rows(scale: str, threads: int) -> list[Row]:
 
 def main() -> None:
     """In that process: measure each section, and print the rows as JSON."""
-    sizes = Sizes.of(sys.argv[1], int(sys.argv[2]))
-    rows: list[Row] = []
-    for name, section in SECTIONS.items():
-        print(f"measuring: {name}", file=sys.stderr, flush=True)
-        rows += section(sizes)
-    print(json.dumps([row.to_json() for row in rows]))
+    print_sections(SECTIONS)

@@ -14,6 +14,7 @@ from flcore_bench.plot import plot
 from flcore_bench.processes import process_rows
 from flcore_bench.report import Report, Row
 from flcore_bench.round import round_rows
+from flcore_bench.rules import rule_rows
 from flcore_bench.transport import transport_rows
 from flcore_bench.workload import Sizes
 
@@ -32,7 +33,7 @@ def run(
     """Run one benchmark, print its table, and write the requested files.
 
     Args:
-        what: The benchmark: kernels, peers, transport, round, processes, round-peers or memory.
+        what: The benchmark: kernels, rules, peers, transport, round, processes, round-peers or memory.
         scale: "small" or "full".
         threads: Threads of flcore, the limit and peers (default: the available cores).
         json_file: Where to write all figures.
@@ -55,7 +56,7 @@ def run(
         command=f"flcore bench {named} --scale {scale} --threads {sizes.threads}",
         date=datetime.now(UTC).date().isoformat(),
         scale=scale,
-        rounds=sizes.rounds if what in ("kernels", "peers") else len(rows[0].seconds),
+        rounds=sizes.rounds if what in ("kernels", "rules", "peers") else len(rows[0].seconds),
         threads=sizes.threads,
         machine=describe_machine(),
         rows=rows,
@@ -76,6 +77,7 @@ def _rows(what: str, sizes: Sizes, pythons: Mapping[str, Path], minutes: float |
     sections: dict[str, Callable[[str, int], list[Row]]] = {
         "kernels": kernel_rows,
         "kernels --backend cuda": cuda_rows,
+        "rules": rule_rows,
         "transport": transport_rows,
         "round": round_rows,
         "processes": partial(process_rows, minutes=minutes),

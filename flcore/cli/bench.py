@@ -25,6 +25,7 @@ class Benchmark(StrEnum):
     """The benchmark to run."""
 
     KERNELS = "kernels"
+    RULES = "rules"
     PEERS = "peers"
     TRANSPORT = "transport"
     ROUND = "round"
@@ -37,7 +38,8 @@ def bench(
     what: Annotated[
         Benchmark,
         typer.Argument(
-            help="kernels: aggregation, against the machine's limit and NumPy. transport: streams, against bare gRPC. "
+            help="kernels: aggregation, against the machine's limit and NumPy. rules: robust rules and their kernels, "
+            "against the mean of the same clients and NumPy. transport: streams, against bare gRPC. "
             "round: whole rounds over loopback. processes: rounds of flcore server and flcore client, in plaintext and "
             "with TLS, with receipts for memory and for the disk, beside the disk alone. memory: the server's peak "
             "memory, against its bound. peers: aggregation, against PyTorch, NVFLARE, Flower and NumPy. round-peers: "

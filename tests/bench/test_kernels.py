@@ -1,4 +1,4 @@
-"""Every section of `flcore bench kernels`, at a size that measures nothing."""
+"""Every section of `flcore bench kernels` and `flcore bench rules`, at a size that measures nothing."""
 
 import json
 import os
@@ -11,6 +11,7 @@ from flcore_bench import Row, Sizes, kernels
 from flcore_bench.aggregate_calls import flat_mean_rows, many_tensor_rows
 from flcore_bench.kernel_means import exact_rows, grid_rows, narrow_dtype_rows
 from flcore_bench.process import run_in_process
+from flcore_bench.rules import distance_rows, many_rows, narrow_rows, order_rows, whole_rule_rows
 from flcore_bench.workload import format_count
 
 from tests.bench.tiny_kernels import TINY
@@ -21,7 +22,18 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.parametrize(
     ("section", "goals"),
-    [(flat_mean_rows, 3), (narrow_dtype_rows, 6), (exact_rows, 3), (many_tensor_rows, 2), (grid_rows, 1)],
+    [
+        (flat_mean_rows, 3),
+        (narrow_dtype_rows, 6),
+        (exact_rows, 3),
+        (many_tensor_rows, 2),
+        (grid_rows, 1),
+        (order_rows, 16),
+        (narrow_rows, 2),
+        (many_rows, 3),
+        (distance_rows, 0),
+        (whole_rule_rows, 6),
+    ],
 )
 def test_a_section_measures_its_rows(section: Callable[[Sizes], list[Row]], goals: int) -> None:
     rows = section(TINY)
