@@ -12,9 +12,13 @@ import os
 import threading
 from _thread import start_new_thread
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
 
 from flcore_kernels.errors import KernelError
 from flcore_kernels.shared_call import HAS_GATES, ExitGate, SharedCall
@@ -22,7 +26,11 @@ from flcore_kernels.shared_call import HAS_GATES, ExitGate, SharedCall
 Result = TypeVar("Result")
 
 _exit = ExitGate()
+_local = threading.local()
 THREADS_VARIABLE = "FLCORE_THREADS"
+
+SCRATCH_ALIGNMENT = 64
+"""Bytes of a cache line."""
 
 
 def available_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
@@ -124,6 +132,21 @@ class Pool:
         self._process, self._lock = os.getpid(), threading.Lock()
         self._helpers = 0
         self._calls: SimpleQueue[SharedCall] = SimpleQueue()
+
+
+@cache
+def shared_pool(threads: int | None) -> Pool:
+    """Return the pool of all calls of functions with this number of threads (backends have pools of their own)."""
+    return Pool(threads)
+
+
+def scratch(nbytes: int) -> np.uint64:
+    """Return the address of this thread's scratch memory, at a multiple of 64. It grows as needed."""
+    held: npt.NDArray[np.uint8] | None = getattr(_local, "scratch", None)
+    if held is None or held.size < nbytes + SCRATCH_ALIGNMENT:
+        held = _local.scratch = np.zeros(nbytes + SCRATCH_ALIGNMENT, np.uint8)
+    address = int(held.__array_interface__["data"][0])
+    return np.uint64(-(-address // SCRATCH_ALIGNMENT) * SCRATCH_ALIGNMENT)
 
 
 def _help(calls: "SimpleQueue[SharedCall]") -> None:

@@ -7,7 +7,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from flcore_layout import DTYPES
 
 from flcore_kernels import code_cache
-from flcore_kernels.cpu import kernels, order, scan
+from flcore_kernels.cpu import kernels, order, scan, step
 from flcore_kernels.cpu.compiler import Kernel, cache_directory
 from flcore_kernels.dtypes import STORAGE, lookup
 from flcore_kernels.errors import KernelError
@@ -37,6 +37,7 @@ _KERNELS: dict[str, Callable[..., Kernel]] = {
     "trimmed-mean": order.trimmed_mean_kernel,
     "weighted-median": order.weighted_median_kernel,
     "weighted-trimmed-mean": order.weighted_trimmed_mean_kernel,
+    "step": step.step_kernel,
 }
 
 
@@ -108,6 +109,8 @@ def _groups(keys: Sequence[Key]) -> list[list[Key]]:
                 group = ("exact-fallback", "")
             case ("median" | "trimmed-mean" | "weighted-median" | "weighted-trimmed-mean", dtype, _):
                 group = (dtype, "order")
+            case ("step", _, mean, dtype):
+                group = (dtype, f"step-{mean}")
             case _:
                 group = ("scan", key[-1])
         groups.setdefault(group, []).append(key)
