@@ -23,7 +23,7 @@ from typing import ClassVar
 
 from flcore_kernels.errors import OptimizerRange
 
-Numbers = tuple[float, float, float, float, float]
+Numbers = tuple[float, float, float, float, float, float]
 """What a formula takes; `cpu.step` says what each number is."""
 
 
@@ -46,7 +46,7 @@ class ServerLr:
     @property
     def numbers(self) -> Numbers:
         """The numbers of the formula."""
-        return self.lr, 0.0, 0.0, 0.0, 0.0
+        return self.lr, 0.0, 0.0, 0.0, 0.0, 0.0
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Momentum:
     def numbers(self) -> Numbers:
         """The numbers of the formula."""
         ahead, through = (1.0, self.beta) if self.nesterov else (0.0, 1.0)
-        return self.lr, self.beta, ahead, through, 0.0
+        return self.lr, self.beta, 1.0, ahead, through, 0.0
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Adagrad:
     @property
     def numbers(self) -> Numbers:
         """The numbers of the formula."""
-        return self.lr, self.beta1, 1.0, 1.0, self.tau
+        return self.lr, self.beta1, 1.0 - self.beta1, 1.0, 1.0, self.tau
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class Adam:
     @property
     def numbers(self) -> Numbers:
         """The numbers of the formula."""
-        return self.lr, self.beta1, self.beta2, 1.0 - self.beta2, self.tau
+        return self.lr, self.beta1, 1.0 - self.beta1, self.beta2, 1.0 - self.beta2, self.tau
 
 
 @dataclass(frozen=True)

@@ -27,12 +27,15 @@ from flcore_kernels.cpu.encode import ENCODERS
 from flcore_kernels.cpu.exact_fallback import Target, write_unresolved
 from flcore_kernels.cpu.finish import FITS, MISFIT, emit
 from flcore_kernels.cpu.kernels import SCRATCH_BYTES, finish_kernel
+from flcore_kernels.dtypes import STORAGE
 from flcore_kernels.rows import Rows, address_of
 from flcore_kernels.step import SLOTS, state_dtype
 from flcore_kernels.totals import BLOCK, Total
 
-STEP_BLOCK = 256
+STEP_BLOCK = 128
 """Elements of a block: with state, at most 6 KiB of results, written to each of three arrays in turn."""
+
+AHEAD_BYTES = 1024
 
 RESULTS = SLOTS + 1
 """What can fail to fit, per element: the model, and each array of the state."""
@@ -109,7 +112,7 @@ def scaled(change: Any, m: Any, v: Any, numbers: Any) -> Any:
 @device_function
 def momentum(change: Any, m: Any, v: Any, numbers: Any) -> Any:
     """m' = beta · m + Δ, x' = x + lr · (ahead · Δ + through · m'): (0, 1) without and (1, beta) with Nesterov."""
-    lr, beta, ahead, through, _ = numbers
+    lr, beta, _, ahead, through, _ = numbers
     moved = beta * m + change
     return lr * (ahead * change + through * moved), moved, v
 
@@ -117,20 +120,18 @@ def momentum(change: Any, m: Any, v: Any, numbers: Any) -> Any:
 @device_function
 def adaptive(change: Any, m: Any, v: Any, numbers: Any) -> Any:
     """v' = keep · v + take · Δ²: (1, 1) for Adagrad, (beta2, 1 − beta2) for Adam."""
-    lr, beta, keep, take, tau = numbers
-    moved = beta * m + (1.0 - beta) * change
-    grown = keep * v + take * (change * change)
+    lr, beta, other, keep, take, tau = numbers
+    moved, grown = beta * m + other * change, keep * v + take * (change * change)
     return lr * moved / (np.sqrt(grown) + tau), moved, grown
 
 
 @device_function
 def yogi(change: Any, m: Any, v: Any, numbers: Any) -> Any:
     """v' = v − take · Δ² · sign(v − Δ²). It is not below 0: if v > Δ², at most Δ² is subtracted."""
-    lr, beta, _, take, tau = numbers
+    lr, beta, other, _, take, tau = numbers
     square = change * change
-    moved = beta * m + (1.0 - beta) * change
-    sign = (1.0 if v > square else 0.0) - (1.0 if v < square else 0.0)
-    grown = v - take * square * sign
+    less = take * square
+    moved, grown = beta * m + other * change, v - less if v > square else (v + less if v < square else v)
     return lr * moved / (np.sqrt(grown) + tau), moved, grown
 
 
@@ -144,9 +145,16 @@ _FORMULAS: dict[str, tuple[Callable[..., Any], int]] = {
 
 
 @device_function
+def fetch(address: Any, size: Any) -> None:
+    """Ask for the lines of some bytes, ahead of the loop."""
+    for i in range(0, size, 64):
+        memory.prefetch(address + np.uint64(i + AHEAD_BYTES))
+
+
+@device_function
 def no_state(address: Any, index: Any) -> Any:
-    """0.0, the element of a state where there is none."""
-    return 0.0
+    """0, the element of a state where there is none."""
+    return np.float32(0.0)
 
 
 @device_function
@@ -154,15 +162,38 @@ def store_nothing(address: Any, index: Any, value: Any) -> None:
     """Write no state where there is none."""
 
 
+@device_function
+def magnitude_64(value: Any) -> Any:
+    """The bits of a float64 without its sign, which are in the order of magnitudes."""
+    return np.uint64(memory.f64_bits(value)) & np.uint64(0x7FFFFFFFFFFFFFFF)
+
+
+@device_function
+def magnitude_32(value: Any) -> Any:
+    """The bits of a float32 without its sign."""
+    return np.uint32(memory.f32_bits(value) & np.uint32(0x7FFFFFFF))
+
+
+@device_function
+def unsigned_64(value: Any) -> Any:
+    """The bits of a float64, of which those of negative numbers are the largest."""
+    return np.uint64(memory.f64_bits(value))
+
+
+@device_function
+def unsigned_32(value: Any) -> Any:
+    """The bits of a float32, of which those of negative numbers are the largest."""
+    return memory.f32_bits(value)
+
+
 @cache
 def _element(formula: str, mean: str, dtype: str) -> Callable[..., Any]:
-    """Return the function of one element: its rounded results, and whether its old v is none."""
+    """Return the function of one element: its results, not rounded yet, and the v that it began with."""
     advance, slots = _FORMULAS[formula]
-    is_single, base_value, round_model = mean == "float32", DECODERS[dtype].value, ENCODERS[dtype].round
+    real, is_single, base_value = real_of(mean, dtype), mean == "float32", DECODERS[dtype].value
     load_mean = memory.load_f32 if is_single else memory.load_f64
     load_state = memory.load_f64 if dtype == "float64" else memory.load_f32
     load_m, load_v = load_state if slots > 0 else no_state, load_state if slots > 1 else no_state
-    round_state = ENCODERS[state_dtype(dtype)].round
 
     @device_function
     def element(means: Any, base: Any, old_m: Any, old_v: Any, i: Any, scaling: Any, numbers: Any) -> Any:
@@ -172,51 +203,61 @@ def _element(formula: str, mean: str, dtype: str) -> Callable[..., Any]:
             value = np.float64(load_mean(means, i)) * inverse
         else:
             value = np.float64(load_mean(means, i)) / divisor
-        start = np.float64(base_value(base, np.float32(1.0), i))
-        v = np.float64(load_v(old_v, i))
-        moved, new_m, new_v = advance(value - kept * start, np.float64(load_m(old_m, i)), v, numbers)
-        # -0.0 becomes 0.0: no result depends on how a zero came about.
-        return round_model(start + moved) + 0.0, round_state(new_m) + 0.0, round_state(new_v) + 0.0, v
+        start = base_value(base, np.float32(1.0), i)
+        change, v = real(value - kept * np.float64(start)), real(load_v(old_v, i))
+        moved, new_m, new_v = advance(change, real(load_m(old_m, i)), v, numbers)
+        return real(real(start) + moved), new_m, new_v, v
 
     return element  # type: ignore[no-any-return]
 
 
+def real_of(mean: str, dtype: str) -> Any:
+    """Return the type of the arithmetic after the change: float32 only where mean and model are float32."""
+    return np.float32 if mean == dtype == "float32" else np.float64
+
+
 def _step(formula: str, mean: str, dtype: str) -> Callable[..., Any]:
-    element, (_, slots) = _element(formula, mean, dtype), _FORMULAS[formula]
-    encode, state = ENCODERS[dtype], ENCODERS[state_dtype(dtype)]
-    store, store_m = encode.store, state.store if slots > 0 else store_nothing
-    store_v = state.store if slots > 1 else store_nothing
-    high, state_high = encode.high, state.high
-    mean_bytes, model_bytes, state_bytes = np.dtype(mean).itemsize, encode.bytes, state.bytes
+    element, (_, slots), real = _element(formula, mean, dtype), _FORMULAS[formula], real_of(mean, dtype)
+    encode, is_wide = ENCODERS[dtype], dtype == "float64"
+    held, unsigned = (np.float64, np.uint64) if is_wide else (np.float32, np.uint32)
+    magnitude, signed = (magnitude_64, unsigned_64) if is_wide else (magnitude_32, unsigned_32)
+    infinity, zero = unsigned(STORAGE[state_dtype(dtype)].infinity), held(0.0)
+    store_held = memory.store_f64 if is_wide else memory.store_f32
+    store_m, store_v = store_held if slots > 0 else store_nothing, store_held if slots > 1 else store_nothing
+    round_model, store_model, high = encode.round, encode.store, encode.high
+    is_plain = encode.bytes == np.dtype(held).itemsize
+    mean_bytes, model_bytes, state_bytes = np.dtype(mean).itemsize, encode.bytes, np.dtype(held).itemsize
     block_bytes = np.uint64(8 * STEP_BLOCK)
 
     @device_function
-    def fill(  # type: ignore[no-untyped-def]
-        means, base, old_m, old_v, start, count, scaling, numbers, results
-    ):
-        new_m, new_v, misfits = results + block_bytes, results + block_bytes + block_bytes, FITS
+    def fill(means, base, old_m, old_v, start, count, scaling, numbers, results):  # type: ignore[no-untyped-def]
+        """Compute a block, and return whether all of it fits. -0.0 becomes 0.0, as in `cpu.finish`."""
+        new_m, new_v, top, misfits = results + block_bytes, results + block_bytes + block_bytes, unsigned(0), FITS
         for i in range(count):
             x, m, v, old = element(means, base, old_m, old_v, start + i, scaling, numbers)
-            misfits |= FITS if np.abs(x) <= high else MISFIT
-            misfits |= FITS if np.abs(m) <= state_high else MISFIT
-            misfits |= FITS if 0.0 <= v <= state_high else MISFIT
-            misfits |= FITS if old >= 0.0 else MISFIT
-            store(results, i, x)
-            store_m(new_m, i, m)
-            store_v(new_v, i, v)
-        return misfits
+            moved, grown = held(m) + zero, held(v) + zero
+            top = unsigned(max(top, unsigned(max(magnitude(moved), max(signed(grown), signed(held(old) + zero))))))
+            if is_plain:
+                plain = held(x) + zero
+                top = unsigned(max(top, magnitude(plain)))
+                store_held(results, i, plain)
+            else:
+                rounded = round_model(x) + 0.0
+                misfits |= FITS if np.abs(rounded) <= high else MISFIT
+                store_model(results, i, rounded)
+            store_m(new_m, i, moved)
+            store_v(new_v, i, grown)
+        return misfits | (FITS if top < infinity else MISFIT)
 
     @device_function
-    def first_misfit(  # type: ignore[no-untyped-def]
-        means, base, old_m, old_v, start, count, scaling, numbers
-    ):
+    def first_misfit(means, base, old_m, old_v, start, count, scaling, numbers):  # type: ignore[no-untyped-def]
         for i in range(start, start + count):
             x, m, v, old = element(means, base, old_m, old_v, i, scaling, numbers)
-            if not np.abs(m) <= state_high:
+            if magnitude(held(m)) >= infinity:
                 return RESULTS * i + 1
-            if not (0.0 <= v <= state_high and old >= 0.0):
+            if max(signed(held(v) + zero), signed(held(old) + zero)) >= infinity:
                 return RESULTS * i + 2
-            if not np.abs(x) <= high:
+            if not np.abs(round_model(np.float64(x))) <= high:
                 return RESULTS * i
         return np.int64(-1)
 
@@ -224,13 +265,22 @@ def _step(formula: str, mean: str, dtype: str) -> Callable[..., Any]:
         means, room, bases, targets, olds, news, counts, starts, first, last, numbers, past_cache, scratch
     ):
         scaling = (numbers[0], 1.0 / numbers[0], numbers[1])
-        formula_numbers = (numbers[2], numbers[3], numbers[4], numbers[5], numbers[6])
+        taken = (
+            *(real(numbers[2]), real(numbers[3]), real(numbers[4])),
+            *(real(numbers[5]), real(numbers[6]), real(numbers[7])),
+        )
         for row in range(first, last):
             old = (means[row] + room, bases[row], olds[row, 0], olds[row, 1])
             for start in range(0, counts[row], STEP_BLOCK):
                 count = min(STEP_BLOCK, counts[row] - start)
-                if fill(*old, start, count, scaling, formula_numbers, scratch) != FITS:
-                    return RESULTS * starts[row] + first_misfit(*old, start, count, scaling, formula_numbers)
+                fetch(old[0] + np.uint64(start * mean_bytes), count * mean_bytes)
+                fetch(old[1] + np.uint64(start * model_bytes), count * model_bytes)
+                if slots > 0:
+                    fetch(old[2] + np.uint64(start * state_bytes), count * state_bytes)
+                if slots > 1:
+                    fetch(old[3] + np.uint64(start * state_bytes), count * state_bytes)
+                if fill(*old, start, count, scaling, taken, scratch) != FITS:
+                    return RESULTS * starts[row] + first_misfit(*old, start, count, scaling, taken)
                 emit(targets[row] + np.uint64(start * model_bytes), scratch, count * model_bytes, past_cache)
                 along, size = np.uint64(start * state_bytes), count * state_bytes
                 if slots > 0:
