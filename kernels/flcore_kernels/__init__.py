@@ -3,8 +3,8 @@
 A `Backend` has the same verbs on every device. `fold` adds weighted operands to a running `Total`, `finish` writes its
 mean in a dtype, and `mean` does both in one pass. `merge`, `save` and `restore` combine and store totals of partial
 sums. `max_abs` and `inspect` look for values that must not be folded. `encode` and `decode` convert from and to
-float32. `median`, `trimmed_mean`, `mean_around_median`, `mix` and `SquaredDistances` are no verbs, as they run on the
-CPU only. The package knows nothing of clients or rounds. A buffer has the *storage* of one dtype (`storage_dtype`):
+float32. `median`, `trimmed_mean`, `mean_around_median`, `mix`, `SquaredDistances` and `step` (a server optimizer's) are
+no verbs, as they run on the CPU only. The package knows nothing of clients or rounds. A buffer has the *storage* of one dtype (`storage_dtype`):
 16-bit floats are the uint16 of their bits.
 
     >>> import numpy as np
@@ -39,6 +39,7 @@ from flcore_kernels.errors import (
     DeviceFailed,
     KernelError,
     NotFinite,
+    OptimizerRange,
     OutOfDeviceMemory,
     Overflow,
     SpoiledTotal,
@@ -48,7 +49,9 @@ from flcore_kernels.errors import (
 )
 from flcore_kernels.inspection import Inspection
 from flcore_kernels.mix import mix
+from flcore_kernels.optimizers import Adagrad, Adam, Momentum, Optimizer, ServerLr, Yogi
 from flcore_kernels.order import mean_around_median, median, trimmed_mean
+from flcore_kernels.step import state_dtype, step
 from flcore_kernels.totals import ACCUMULATORS, MAX_TERMS, Total, bytes_per_element
 from flcore_kernels.weights import EXACT_RANGE
 
@@ -58,6 +61,8 @@ __all__ = [
     "EXACT_RANGE",
     "MAX_TERMS",
     "STORAGE",
+    "Adagrad",
+    "Adam",
     "Backend",
     "BackendUnavailable",
     "BadState",
@@ -68,17 +73,22 @@ __all__ = [
     "DeviceFailed",
     "Inspection",
     "KernelError",
+    "Momentum",
     "NotFinite",
     "Operand",
+    "Optimizer",
+    "OptimizerRange",
     "OutOfDeviceMemory",
     "Overflow",
     "Quantized",
+    "ServerLr",
     "SpoiledTotal",
     "SquaredDistances",
     "TooManyTerms",
     "Total",
     "UnknownDType",
     "WeightRange",
+    "Yogi",
     "backend",
     "bytes_per_element",
     "cached_kernels",
@@ -88,6 +98,8 @@ __all__ = [
     "mean_around_median",
     "median",
     "mix",
+    "state_dtype",
+    "step",
     "storage_dtype",
     "trimmed_mean",
     "warm",

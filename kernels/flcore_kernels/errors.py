@@ -4,11 +4,12 @@ KernelError
 ├── UnknownDType          no kernel folds this dtype
 ├── BufferMismatch        a buffer has another size, dtype or place than expected
 ├── WeightRange           a weight is negative, not finite, or outside the accumulator's range
+├── OptimizerRange        a number of a server optimizer is outside its range
 ├── NotFinite             an operand has a NaN or an infinity
 ├── Overflow              a term, a sum or a result is too large
 ├── TooManyTerms          an exact total would have more terms than its digits can hold
 ├── SpoiledTotal          an earlier error left the total half changed
-├── BadState              bytes are not a saved total, or are damaged
+├── BadState              bytes are not a saved total, or are damaged; an optimizer's state is none
 ├── OutOfDeviceMemory     the device's memory, or its budget, is used up
 ├── DeviceFailed          the device reports an error
 └── BackendUnavailable    there is no such backend on this machine or in this installation
@@ -33,11 +34,15 @@ class WeightRange(KernelError):
     """A weight is negative, not finite, or outside the accumulator's range, or the sum of weights is 0."""
 
 
+class OptimizerRange(KernelError):
+    """A number of a server optimizer, such as its learning rate, is not finite or outside its range."""
+
+
 class NotFinite(KernelError):
     """Operand number `operand` has a NaN or an infinity, `value`, at `element` of the total."""
 
-    def __init__(self, operand: int, element: int, value: float) -> None:
-        super().__init__(f"operand {operand}: element {element} is {value}")
+    def __init__(self, operand: int, element: int, value: float, name: str = "") -> None:
+        super().__init__(f"{name or f'operand {operand}'}: element {element} is {value}")
         self.operand, self.element, self.value = operand, element, value
 
 
@@ -62,7 +67,7 @@ class SpoiledTotal(KernelError):
 
 
 class BadState(KernelError):
-    """Bytes are not a saved total of this version, or are damaged."""
+    """Bytes are not a saved total of this version, or are damaged. Or an optimizer's state is no state."""
 
 
 class OutOfDeviceMemory(KernelError):

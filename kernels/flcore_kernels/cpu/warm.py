@@ -7,7 +7,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from flcore_layout import DTYPES
 
 from flcore_kernels import code_cache
-from flcore_kernels.cpu import distances, kernels, mix, order, scan
+from flcore_kernels.cpu import distances, kernels, mix, order, scan, step
 from flcore_kernels.cpu.compiler import Kernel, cache_directory
 from flcore_kernels.dtypes import STORAGE, lookup
 from flcore_kernels.errors import KernelError
@@ -40,6 +40,7 @@ _KERNELS: dict[str, Callable[..., Kernel]] = {
     "weighted-trimmed-mean": order.weighted_trimmed_mean_kernel,
     "distances": distances.distances_kernel,
     "mix": mix.mix_kernel,
+    "step": step.step_kernel,
 }
 
 
@@ -115,6 +116,8 @@ def _groups(keys: Sequence[Key]) -> list[list[Key]]:
                 _,
             ):
                 group = (dtype, "order")
+            case ("step", _, mean, dtype):
+                group = (dtype, f"step-{mean}")
             case _:
                 group = ("scan", key[-1])
         groups.setdefault(group, []).append(key)
