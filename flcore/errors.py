@@ -269,3 +269,7 @@ class UpdatesLost(FlcoreError):
 
 class AggregationError(FlcoreError):
     """Updates cannot be combined, as where a result does not fit into its dtype or a rule's code failed."""
+
+
+class StepOverflow(AggregationError):
+    """A step of a server optimizer leaves the range of the model's dtype or of its state's."""

@@ -12,6 +12,7 @@ from flcore.aggregation.admission_limits import AggregationSettings
 from flcore.aggregation.array_combiner import ModelTotal, combine_arrays
 from flcore.aggregation.combiner import MAX_GROUP, Combiner
 from flcore.aggregation.contributions import ArrayContribution, Buffers
+from flcore.aggregation.optimizer_state import require_stateless
 from flcore.aggregation.output_template import OutputTemplate, allocate_like, require_no_overlap
 from flcore.aggregation.reference_model import ReferenceModel, passthrough_reference
 from flcore.aggregation.rule_kinds import Rule, Sum
@@ -110,6 +111,7 @@ def aggregate(
         array(18)
     """
     settings = AggregationSettings(resolve_rule(rule), accumulate, backend_named("cpu"), average_bytes)
+    require_stateless(settings.rule, "in flcore.aggregate, which has one round")
     stream = iter(updates)
     first = next(stream, None)
     if first is None:

@@ -15,16 +15,17 @@ from flcore_kernels import backend as backend_named
 from flcore.aggregation.admission_limits import MAX_UPDATES, AggregationSettings
 from flcore.aggregation.budget import Budget
 from flcore.aggregation.combiner import Combiner
+from flcore.aggregation.optimizer_state import ServerOptimizer
 from flcore.aggregation.plans import PLANS, require_plan
 from flcore.aggregation.reference_model import ReferenceModel
 from flcore.aggregation.rule_effect import RuleEffect
-from flcore.aggregation.rule_kinds import Rule
+from flcore.aggregation.rule_kinds import Rule, step_of
 from flcore.aggregation.rules import resolve_rule
 from flcore.aggregation.staged_update import StagedUpdate
 from flcore.aggregation.staging import SPILL_AFTER_S, Staging
 from flcore.aggregation.storage import Storage, read_chunks_within
 from flcore.disk_errors import ADVICE
-from flcore.errors import SpecError, StagingError, UpdateError, UpdatesLost
+from flcore.errors import JobError, SpecError, StagingError, UpdateError, UpdatesLost
 from flcore.model.chunks import GlobalModel
 from flcore.model.spec import ModelSpec
 from flcore.model.wire_format import WireFormat
@@ -56,6 +57,8 @@ class Aggregator:
         max_share: The largest share of one update in the sum of all weights. The weight of a larger one is capped (see
             `capped_weights`). Needs the plan "batch". Default: 1, no bound.
         seed: For rules with random choices (`bucketing`). Default: 0.
+        optimizer_state: The state of the rule's server optimizer (`fed_adam`), as `optimizer_state` of the aggregator
+            of the round before has it. Default: None, no step was made.
         average_bytes: Average unsigned bytes, instead of keeping them unchanged. Default: False.
         wire_format: The format in which a server receives updates. Default: None, uncompressed.
         storage: The storage that a server's aggregations share; it replaces `plan` and `budget_bytes`. Default: None.
@@ -90,14 +93,16 @@ class Aggregator:
         max_abs: float = math.inf,
         max_share: float = 1.0,
         seed: int = 0,
+        optimizer_state: GlobalModel | None = None,
         average_bytes: bool = False,
         wire_format: WireFormat | None = None,
         storage: Storage | None = None,
     ) -> None:
         storage = storage or _storage(plan, budget_bytes)
-        settings = AggregationSettings(
-            resolve_rule(rule), accumulate, backend_named(backend), average_bytes, max_abs, max_share, seed
-        )
+        chosen = resolve_rule(rule)
+        step = step_of(chosen)
+        device = backend_named(backend if step is None else "cpu")  # steps have no CUDA twin
+        settings = AggregationSettings(chosen, accumulate, device, average_bytes, max_abs, max_share, seed)
         require_plan(settings.rule, storage.plan, max_share)
         model = base or reference
         if model is None and not average_bytes and any(segment.dtype == "uint8" for segment in spec.segments):
@@ -110,7 +115,13 @@ class Aggregator:
         )
         self._combiner = Combiner(spec, settings, reference_model)
         self._wire_format, self._staging = wire_format or WireFormat.uncompressed(spec), storage.staging
-        self._plan = PLANS[storage.plan](self._wire_format, self._combiner, storage)
+        if step is not None and model is None:
+            raise JobError(f"rule {chosen.name!r}: give reference=, the model that clients began with, for {step.name}")
+        mean_of = "models" if base is None else "differences"
+        self._optimizer = (
+            None if step is None else ServerOptimizer(step, spec, mean_of, storage.create_state, optimizer_state)
+        )
+        self._plan = PLANS[storage.plan](self._wire_format, self._combiner, storage, self._optimizer)
         self._lock = threading.Lock()
         self._clients: set[str] = set()
         self._may_restore_round = False
@@ -120,6 +131,16 @@ class Aggregator:
         """The weights with which capped updates count in the last result, by client (`max_share`)."""
         self.effects: Mapping[str, RuleEffect] = {}
         """What the rule did to updates in the last result, by client: excluded, clipped or scaled ones."""
+
+    @property
+    def optimizer_state(self) -> GlobalModel | None:
+        """The state of the rule's server optimizer after the last result; None before the first one. May be set."""
+        return None if self._optimizer is None else self._optimizer.state
+
+    @optimizer_state.setter
+    def optimizer_state(self, state: GlobalModel | None) -> None:
+        if self._optimizer is not None:
+            self._optimizer.state = state
 
     @contextmanager
     def update(self, *, client: str, weight: float) -> Iterator[StagedUpdate]:

@@ -119,7 +119,7 @@ class Budget:
         """
         return PROCESS_BYTES + DATABASE_BYTES + UNAUTHENTICATED_BYTES + self.connections * CONNECTION_BYTES
 
-    def peak_bytes(self, plan: str, spec: ModelSpec, accumulate: str) -> int:
+    def peak_bytes(self, plan: str, spec: ModelSpec, accumulate: str, state_bytes: int = 0) -> int:
         """Return the peak memory of a server process in bytes, for any number of clients.
 
         Args:
@@ -127,6 +127,8 @@ class Budget:
                 8 (float64) or 16 1/32 (exact) bytes per parameter.
             spec: The tensors of the model.
             accumulate: "exact", "float64" or "float32".
+            state_bytes: Bytes of the state of a server optimizer, of which "streaming" holds two: the old one and the
+                new one. Default: 0, none.
 
         Returns:
             The peak in bytes.
@@ -143,7 +145,7 @@ class Budget:
             segment.elements * bytes_per_element(accumulator_for(segment.dtype, accumulate))
             for segment in spec.segments
         )
-        return int(2 * spec.nbytes + total) + self.nbytes + self.overhead_bytes
+        return int(2 * (spec.nbytes + state_bytes) + total) + self.nbytes + self.overhead_bytes
 
     def require_connections(self, client_count: int) -> None:
         """Raise an error unless each client has a connection for its session.
@@ -161,7 +163,15 @@ class Budget:
                 f"{self.connections:,}; start it with --connections {2 * client_count}"
             )
 
-    def require(self, plan: str, spec: ModelSpec, accumulate: str, available_bytes: int | None = None) -> None:
+    def require(
+        self,
+        plan: str,
+        spec: ModelSpec,
+        accumulate: str,
+        available_bytes: int | None = None,
+        *,
+        state_bytes: int = 0,
+    ) -> None:
         """Raise an error unless a job's server fits into the available memory.
 
         Args:
@@ -169,12 +179,13 @@ class Budget:
             spec: The tensors of the model.
             accumulate: "exact", "float64" or "float32".
             available_bytes: The available memory in bytes. Default: None, that of the machine and its control groups.
+            state_bytes: As for `peak_bytes`.
 
         Raises:
             BudgetError: The peak exceeds the available memory. The error names budgets and plans that fit.
         """
         available = memory_bytes() if available_bytes is None else available_bytes
-        needed = self.peak_bytes(plan, spec, accumulate)
+        needed = self.peak_bytes(plan, spec, accumulate, state_bytes)
         if needed <= available:
             return
         fitting = available - (needed - self.nbytes)  # the largest budget with this plan

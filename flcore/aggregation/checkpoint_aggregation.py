@@ -21,6 +21,7 @@ from flcore.aggregation.contributions import (
     StoredContribution,
     model_ranges,
 )
+from flcore.aggregation.optimizer_state import require_stateless
 from flcore.aggregation.rule_kinds import Chain, Columns, Rule, Sum
 from flcore.aggregation.rules import resolve_rule
 from flcore.errors import BudgetError, QuorumError, UpdateError, WeightError
@@ -113,6 +114,7 @@ def aggregate_checkpoints(
     if len(factors) != len(paths):
         raise WeightError(f"expected one weight for each of {len(paths)} checkpoints, got {len(factors)}")
     chosen = resolve_rule(rule) if base is None else _task_arithmetic(names, factors, scale)
+    require_stateless(chosen, "for checkpoints, which have one round")
     require_files_fit(*count_files(paths, base))
     if base is not None:
         paths, names, factors = [*paths, base], [*names, str(base)], [*factors, 1.0]

@@ -28,6 +28,7 @@ from flcore.aggregation.admission_limits import AdmissionLimits, AggregationSett
 from flcore.aggregation.buffers import BufferReader, attribute_errors
 from flcore.aggregation.contributions import ArrayContribution, Contribution
 from flcore.aggregation.measurement import Measurement
+from flcore.aggregation.optimizer_state import OptimizerStep
 from flcore.aggregation.passthrough import Mask, Values, zero_where
 from flcore.aggregation.points import Matrix, Mixture
 from flcore.aggregation.prefetch import prefetch
@@ -35,7 +36,7 @@ from flcore.aggregation.range_checks import RangeChecks
 from flcore.aggregation.range_inputs import RangeInputs
 from flcore.aggregation.reference_model import ReferenceModel
 from flcore.aggregation.rule_calls import call_combine, round_to_dtype
-from flcore.aggregation.rule_kinds import Columns, Geometry, Sum, min_updates
+from flcore.aggregation.rule_kinds import Columns, Geometry, Sum, min_updates, streamed_sum
 from flcore.aggregation.rule_plan import RulePlan, chain_plan
 from flcore.errors import AggregationError, UpdateError
 from flcore.model.chunks import ChunkSink
@@ -62,7 +63,7 @@ class Combiner:
         dtypes: Sequence[str] = (),
     ) -> None:
         self.spec, self.settings, self.reference_model = spec, settings, reference_model
-        self.rule, self.device = settings.rule, settings.device
+        self.rule, self.sum, self.device = settings.rule, streamed_sum(settings.rule), settings.device
         self.limits = AdmissionLimits(spec, settings, reference_model, dtypes)
         self._checks = RangeChecks(spec, settings, self.limits, reference_model)
         self._measurement = Measurement(spec, self._checks, reference_model)
@@ -81,7 +82,7 @@ class Combiner:
 
         It is 1 if the rule is not a `Sum`: there the coefficient follows from all updates, and is at most 1.
         """
-        return float(self.rule.coefficient(weight)) if isinstance(self.rule, Sum) else 1.0
+        return 1.0 if self.sum is None else float(self.sum.coefficient(weight))
 
     def coefficients(self, contributions: Sequence[Contribution]) -> list[float]:
         """Return each contribution's coefficient."""
@@ -90,7 +91,7 @@ class Combiner:
     def admit_weight(self, weight: Any, client: str) -> float:
         """Return a weight as a float, or raise `WeightError` unless it and its coefficient are within the limits."""
         accepted = self.limits.check_weight(weight, client)
-        if isinstance(self.rule, Sum):
+        if self.sum is not None:
             self.limits.check_weight(self.coefficient(accepted), client)
         return accepted
 
@@ -127,19 +128,27 @@ class Combiner:
         with self._attribute_errors(inputs.range_, inputs.contributions):
             self.device.fold(total, *inputs.with_rest(), inputs.range_.dtype)
 
-    def finish(self, total: Total, range_: SegmentRange, out: Any) -> None:
-        """Write the mean of the folded contributions to `out`: an array, or a list of a whole segment's tensors."""
-        with self._attribute_errors(range_):
-            self.device.finish(total, out, self.limits.dtypes[range_.segment], base=self._base(range_, out))
+    def finish(self, total: Total, range_: SegmentRange, out: Any, step: OptimizerStep | None = None) -> None:
+        """Write the mean of the folded contributions to `out`: an array, or a list of a whole segment's tensors.
+
+        With `step`, write the model that the optimizer makes of it; `out` is then an array.
+        """
+        if step is not None and self.has_step(range_):
+            self._step(step, range_, total, out)
+        else:
+            with self._attribute_errors(range_):
+                self.device.finish(total, out, self.limits.dtypes[range_.segment], base=self._base(range_, out))
         if self.reference_model is not None and self.has_passthrough(range_):
             self._restore_passthrough(
                 range_, out, self.reference_model.values(range_), self.reference_model.passthrough_mask(range_)
             )
 
-    def finish_into(self, sink: ChunkSink, total: Total, range_: SegmentRange) -> None:
-        """Write the mean of the folded contributions to a sink."""
+    def finish_into(
+        self, sink: ChunkSink, total: Total, range_: SegmentRange, step: OptimizerStep | None = None
+    ) -> None:
+        """Write the mean of the folded contributions, or what the optimizer makes of it, to a sink."""
         out = sink.chunk(range_.segment, range_.first, range_.first + range_.count)
-        self.finish(total, range_, out)
+        self.finish(total, range_, out, step)
         sink.put(range_.segment, range_.first, out)
 
     # All contributions at once.
@@ -167,7 +176,7 @@ class Combiner:
             raise AggregationError(f"rule {rule.name!r} needs at least {min_updates(rule)} updates, got {len(weights)}")
         if isinstance(rule, Columns):
             return RulePlan(contributions, weights, columns=rule, weights=weights)
-        if isinstance(rule, Sum):
+        if self.sum is not None or isinstance(rule, Sum):
             coefficients = self.coefficients(contributions)
             require_positive_weight(coefficients)
             return RulePlan(contributions, coefficients)
@@ -178,7 +187,12 @@ class Combiner:
         return chain_plan(rule, contributions, squared, tie_keys or (lambda: names), self.settings.seed)
 
     def run(
-        self, plan: RulePlan, ranges: Sequence[SegmentRange], sink: ChunkSink, group: int = 0
+        self,
+        plan: RulePlan,
+        ranges: Sequence[SegmentRange],
+        sink: ChunkSink,
+        group: int = 0,
+        step: OptimizerStep | None = None,
     ) -> Iterator[SegmentRange]:
         """Combine contributions range by range, and yield each range that is in the sink.
 
@@ -188,6 +202,7 @@ class Combiner:
             sink: Takes the results.
             group: The number of contributions that are read at once, for a sum (0: all). It bounds memory where
                 contributions are read from disk: while one group is folded, the next one is read.
+            step: Makes the next model of the result. Default: None, the result is it.
         """
         contributions, is_sum = plan.contributions, plan.columns is None
         size = group if group and is_sum else max(1, len(contributions))
@@ -205,17 +220,17 @@ class Combiner:
             inputs = RangeInputs(range_, contributions[members], arrays, plan.coefficients[members], rest)
             if len(firsts) == 1:
                 out = sink.chunk(range_.segment, range_.first, range_.first + range_.count)
-                self.combine(plan, inputs, out)
+                self.combine(plan, inputs, out, step)
                 sink.put(range_.segment, range_.first, out)
             else:
                 total = total if first else self.new_total(range_)
                 self.fold(total, self._with_base(plan, inputs))
                 if first != firsts[-1]:
                     continue
-                self.finish_into(sink, total, range_)
+                self.finish_into(sink, total, range_, step)
             yield range_
 
-    def combine(self, plan: RulePlan, inputs: RangeInputs, out: Values) -> None:
+    def combine(self, plan: RulePlan, inputs: RangeInputs, out: Values, step: OptimizerStep | None = None) -> None:
         """Write the combination of a range of all contributions to `out`.
 
         Raises:
@@ -225,7 +240,7 @@ class Combiner:
         failure: UpdateError | AggregationError | None = None
         if plan.columns is None and not self.has_passthrough(inputs.range_):
             try:
-                self.average(self._with_base(plan, inputs), out)
+                self._sum(self._with_base(plan, inputs), out, step)
             except (UpdateError, AggregationError) as error:
                 failure = error
             else:
@@ -239,10 +254,21 @@ class Combiner:
             if plan.shares is not None:
                 columns = self._mixed(plan.shares, plan.weights, inputs.range_, columns)
             values = call_combine(plan.columns, segment, inputs.range_, columns, plan.weights)
-            self._write(inputs.range_, values, out)
+            self._write(inputs.range_, values, out, step)
         else:
-            self.average(self._with_base(plan, inputs.with_columns(self.spec, columns)), out)
+            self._sum(self._with_base(plan, inputs.with_columns(self.spec, columns)), out, step)
         self._restore_passthrough(inputs.range_, out, passed, mask)
+
+    def _sum(self, inputs: RangeInputs, out: Values, step: OptimizerStep | None) -> None:
+        """Write a weighted mean in one pass, or what the optimizer makes of it."""
+        if step is None or not self.has_step(inputs.range_):
+            self.average(inputs, out)
+            return
+        total = self.new_total(inputs.range_)
+        self._checks.require_same_bytes(inputs)
+        with self._attribute_errors(inputs.range_, inputs.contributions):
+            self.device.fold(total, *inputs.with_rest(), inputs.range_.dtype)
+        self._step(step, inputs.range_, total, out)
 
     def _with_base(self, plan: RulePlan, inputs: RangeInputs) -> RangeInputs:
         """Return inputs whose rest is that of the base, where it is: of whole models, in the tensors' dtype."""
@@ -290,8 +316,24 @@ class Combiner:
 
     # Results.
 
-    def _write(self, range_: SegmentRange, values: npt.NDArray[np.float64], out: Values) -> None:
-        """Add the base to a range of results and round them once."""
+    def has_step(self, range_: SegmentRange) -> bool:
+        """Return whether an optimizer makes the next model in a range: integers have no step."""
+        return STORAGE[self.spec.segments[range_.segment].dtype].is_float
+
+    def _step(self, step: OptimizerStep, range_: SegmentRange, mean: Total | Values, out: Values) -> None:
+        """Write what an optimizer makes of a range of means, whether they are of models or of differences."""
+        if self.reference_model is None:
+            raise AggregationError(f"rule {self.rule.name!r}: an optimizer needs the model that clients began with")
+        base = self._measurement.reference_values(self.reference_model, range_)
+        step.write(range_, self.spec.segments[range_.segment].dtype, mean, base, out)
+
+    def _write(
+        self, range_: SegmentRange, values: npt.NDArray[np.float64], out: Values, step: OptimizerStep | None
+    ) -> None:
+        """Add the base to a range of results and round them once, or write what the optimizer makes of them."""
+        if step is not None and self.has_step(range_):
+            self._step(step, range_, np.ascontiguousarray(values), out)
+            return
         segment, dtype = self.spec.segments[range_.segment], self.limits.dtypes[range_.segment]
         base = self._base(range_, out)
         if base is not None:

@@ -11,6 +11,7 @@ from flcore.aggregation.admission_limits import MAX_UPDATES, AggregationSettings
 from flcore.aggregation.array_combiner import ModelTotal, combine_arrays
 from flcore.aggregation.combiner import Combiner
 from flcore.aggregation.contributions import ArrayContribution, Buffers
+from flcore.aggregation.optimizer_state import require_stateless
 from flcore.aggregation.output_template import OutputTemplate, allocate
 from flcore.aggregation.reference_model import passthrough_reference
 from flcore.aggregation.rule_kinds import Rule, Sum
@@ -252,7 +253,9 @@ class IncrementalAggregator:
 
 def require_settings(rule: str | Rule, accumulate: str, group: int | None, max_abs: float) -> None:
     """Raise `JobError` for invalid settings."""
-    AggregationSettings(resolve_rule(rule), accumulate, backend_named(), max_abs=max_abs)
+    chosen = resolve_rule(rule)
+    AggregationSettings(chosen, accumulate, backend_named(), max_abs=max_abs)
+    require_stateless(chosen, "in an adapter, whose framework has server optimizers of its own")
     if group is not None and group < 1:
         raise JobError(f"group: expected a whole number of at least 1, got {group!r}")
 

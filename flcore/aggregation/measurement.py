@@ -72,9 +72,12 @@ class Measurement:
 
         None if there is no base, or if updates are differences, whose base is zeros.
         """
-        reference = self._reference_model
-        if reference is None or reference.updates_are_deltas:
+        if self._reference_model is None or self._reference_model.updates_are_deltas:
             return None
+        return self.reference_values(self._reference_model, range_)
+
+    def reference_values(self, reference: ReferenceModel, range_: SegmentRange) -> Values:
+        """Return the reference model in storage form, with zeros for passthrough elements."""
         if not reference.has_passthrough(range_):
             return reference.storage_values(range_)
         values = zero_where(reference.values(range_), reference.passthrough_mask(range_))

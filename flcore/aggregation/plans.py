@@ -10,6 +10,7 @@ calls `finish` and `discard` without the lock, with a round that `pop_round` has
 
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -20,10 +21,11 @@ from flcore_transport.piece_format import piece_elements
 from flcore.aggregation.admission_limits import require_positive_weight
 from flcore.aggregation.combiner import MAX_GROUP, Combiner
 from flcore.aggregation.contributions import split_range
+from flcore.aggregation.optimizer_state import OptimizerStep, ServerOptimizer
 from flcore.aggregation.prefetch import BackgroundCall, BackgroundThread, prefetch
 from flcore.aggregation.range_inputs import RangeInputs
 from flcore.aggregation.rule_effect import RuleEffect
-from flcore.aggregation.rule_kinds import Chain, Rule, Sum, may_stream
+from flcore.aggregation.rule_kinds import Chain, Rule, streamed_sum
 from flcore.aggregation.staged_update import StagedUpdate
 from flcore.aggregation.storage import Storage
 from flcore.aggregation.weight_shares import cap_weights
@@ -39,8 +41,10 @@ class BatchPlan:
     frees_memory = False
     """Whether updates are freed while others arrive, so that it makes sense to wait for memory."""
 
-    def __init__(self, wire_format: WireFormat, combiner: Combiner, storage: Storage) -> None:
-        self._wire_format, self._combiner, self._storage = wire_format, combiner, storage
+    def __init__(
+        self, wire_format: WireFormat, combiner: Combiner, storage: Storage, optimizer: ServerOptimizer | None = None
+    ) -> None:
+        self._wire_format, self._combiner, self._storage, self._optimizer = wire_format, combiner, storage, optimizer
         self._updates: list[StagedUpdate] = []
         self.capped_weights: dict[str, float] = {}
         """The weights that `max_share` has capped in the last result, by client."""
@@ -110,7 +114,7 @@ class BatchPlan:
         on_disk, read_chunks, group = sum(not update.is_in_memory for update in updates), self._storage.read_chunks, 0
         if on_disk > read_chunks:
             group = read_chunks
-            if not isinstance(self._combiner.rule, Sum):
+            if self._combiner.sum is None:
                 # A multiple of ALIGNMENT holds whole blocks of codes with their scales.
                 # The points that a chain makes of the updates take as much memory again.
                 parts = len(updates) * (2 if isinstance(self._combiner.rule, Chain) else 1)
@@ -119,10 +123,10 @@ class BatchPlan:
                 ranges = [
                     part for range_, size in zip(ranges, sizes, strict=True) for part in split_range(range_, size)
                 ]
-        with self._storage.create_model(self._wire_format.spec) as target:
+        with _begin_step(self._optimizer) as step, self._storage.create_model(self._wire_format.spec) as target:
             plan = self._combiner.plan(updates, ranges)
             self.effects = plan.effects
-            for range_ in self._combiner.run(plan, ranges, target, group):
+            for range_ in self._combiner.run(plan, ranges, target, group, step):
                 # Chunks in memory are freed as the result grows. But if any update is on disk, it may be lost, and then
                 # all are read again.
                 if not on_disk:
@@ -154,8 +158,10 @@ class StreamingPlan:
     capped_weights: ClassVar[dict[str, float]] = {}
     effects: ClassVar[dict[str, RuleEffect]] = {}
 
-    def __init__(self, wire_format: WireFormat, combiner: Combiner, storage: Storage) -> None:
-        self._wire_format, self._combiner, self._storage = wire_format, combiner, storage
+    def __init__(
+        self, wire_format: WireFormat, combiner: Combiner, storage: Storage, optimizer: ServerOptimizer | None = None
+    ) -> None:
+        self._wire_format, self._combiner, self._storage, self._optimizer = wire_format, combiner, storage, optimizer
         self._lock = threading.Lock()
         self._thread = BackgroundThread()
         self._round = _StreamingRound()
@@ -195,9 +201,9 @@ class StreamingPlan:
         if not taken.coefficients:
             raise _nothing_to_aggregate(lost)
         require_positive_weight(taken.coefficients)
-        with self._storage.create_model(self._wire_format.spec) as target:
+        with _begin_step(self._optimizer) as step, self._storage.create_model(self._wire_format.spec) as target:
             for chunk in self._wire_format.pieces:
-                self._combiner.finish_into(target, taken.totals.pop(chunk), chunk)
+                self._combiner.finish_into(target, taken.totals.pop(chunk), chunk, step)
             return target.commit()
 
     def discard(self, taken: _StreamingRound) -> None:
@@ -254,10 +260,14 @@ def require_plan(rule: Rule, plan: str, max_share: float = 1.0) -> None:
     """Raise `JobError` for a plan that does not exist, or that a rule or a bound on shares does not allow."""
     if plan not in PLANS:
         raise JobError(f"plan {plan!r} does not exist; expected one of {', '.join(PLANS)}")
-    if plan == "streaming" and not may_stream(rule):
+    if plan == "streaming" and streamed_sum(rule) is None:
         raise JobError(f"rule {rule.name!r} needs all updates at once: choose the plan batch")
     if plan == "streaming" and max_share != 1:
         raise JobError(f"max_share = {max_share:g} needs the weights of all updates: choose the plan batch")
+
+
+def _begin_step(optimizer: ServerOptimizer | None) -> AbstractContextManager[OptimizerStep | None]:
+    return nullcontext() if optimizer is None else optimizer.begin()
 
 
 def _nothing_to_aggregate(lost: dict[str, str]) -> QuorumError:

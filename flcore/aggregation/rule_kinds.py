@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from flcore_kernels import Optimizer
 
 from flcore.aggregation.points import Mixture, Points
 
@@ -111,18 +112,37 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class ServerStep:
+    """A server optimizer, which follows a rule (see `server_optimizers`).
+
+    Args:
+        name: Its name with its arguments, for messages and logs.
+        optimizer: Returns the numbers of step 1, 2, ...
+        slots: The arrays of its state: 0, 1 (m) or 2 (m and v).
+        start: The first value of v. Default: 0. (m begins with zeros.)
+    """
+
+    name: str
+    optimizer: Callable[[int], Optimizer]
+    slots: int
+    start: float = 0.0
+
+
+@dataclass(frozen=True)
 class Chain:
-    """Stages, and then a rule that combines what they leave.
+    """Stages, then a rule that combines what they leave, and then a server optimizer.
 
     Args:
         name: The rule's name, for messages and logs.
-        stages: The stages, in order.
+        stages: The stages, in order; may be empty.
         rule: A `Sum` or `Columns`.
+        step: The optimizer. Default: None, the rule's result is the next model.
     """
 
     name: str
     stages: tuple[Stage, ...]
     rule: Sum | Columns
+    step: ServerStep | None = None
 
     @property
     def min_updates(self) -> int:
@@ -151,6 +171,13 @@ def min_updates(rule: Rule) -> int:
     return rule.min_updates if isinstance(rule, Columns | Chain) else 1
 
 
-def may_stream(rule: Rule) -> bool:
-    """Return whether a rule can fold one update at a time."""
-    return isinstance(rule, Sum)
+def streamed_sum(rule: Rule) -> Sum | None:
+    """Return the sum that a rule folds one update at a time; None if it needs all updates at once."""
+    if isinstance(rule, Chain) and not rule.stages and isinstance(rule.rule, Sum):
+        return rule.rule
+    return rule if isinstance(rule, Sum) else None
+
+
+def step_of(rule: Rule) -> ServerStep | None:
+    """Return the server optimizer that follows a rule; None if none does."""
+    return rule.step if isinstance(rule, Chain) else None

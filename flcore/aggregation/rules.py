@@ -1,6 +1,6 @@
-"""The tables of aggregation rules and of stages, by name, and how names with arguments are read.
+"""The tables of rules, stages and server optimizers, by name, and how names with arguments are read.
 
-Several parts are joined by " + ": stages, and then a rule (see `chains`). A rule of your own is a value of
+Several parts are joined by " + ": stages, a rule, an optimizer (see `chains`). A rule of your own is a value of
 `rule_kinds`. Pass it directly (`flcore.aggregate(..., rule=median)`), or by a name: in `RULES`, or in a job and on a
 command line as `file.py:name`.
 """
@@ -16,8 +16,9 @@ from flcore.aggregation.chains import chain
 from flcore.aggregation.clipping_rules import arc, clip_norm, clipped_mean
 from flcore.aggregation.mixing_rules import bucketing, nnm
 from flcore.aggregation.order_rules import meamed, median, trimmed_mean
-from flcore.aggregation.rule_kinds import MEAN, UNWEIGHTED_MEAN, Rule, Stage
+from flcore.aggregation.rule_kinds import MEAN, UNWEIGHTED_MEAN, Rule, ServerStep, Stage
 from flcore.aggregation.selection_rules import bulyan, krum, mda, multi_krum
+from flcore.aggregation.server_optimizers import fed_adagrad, fed_adam, fed_avg_m, fed_yogi, server_lr
 from flcore.errors import JobError
 from flcore.text import did_you_mean
 
@@ -56,6 +57,15 @@ RULES: dict[str, Callable[..., Rule]] = {
 STAGES: dict[str, Callable[..., Stage]] = {"clip_norm": clip_norm, "arc": arc, "nnm": nnm, "bucketing": bucketing}
 """A function that makes each stage, by its name."""
 
+OPTIMIZERS: dict[str, Callable[..., ServerStep]] = {
+    "server_lr": server_lr,
+    "fed_avg_m": fed_avg_m,
+    "fed_adagrad": fed_adagrad,
+    "fed_yogi": fed_yogi,
+    "fed_adam": fed_adam,
+}
+"""A function that makes each server optimizer, by its name."""
+
 
 def resolve_rule(rule: str | Rule) -> Rule:
     """Return the rule of a name, such as `mean` or `nnm(f=2) + trimmed_mean(f=2)`, or a given rule itself.
@@ -87,9 +97,9 @@ def explain_invalid_rule(rule: str, alternative: str) -> str:
     return ""
 
 
-def factory_of(name: str) -> Callable[..., Rule | Stage]:
-    """Return the function that makes a rule or a stage, by its name without arguments. Raises `JobError`."""
-    factory = RULES.get(name) or STAGES.get(name)
+def factory_of(name: str) -> Callable[..., Rule | Stage | ServerStep]:
+    """Return the function that makes a rule, a stage or an optimizer, by its name alone. Raises `JobError`."""
+    factory = RULES.get(name) or STAGES.get(name) or OPTIMIZERS.get(name)
     if factory is None:
         raise JobError(_unknown(name, "a rule of your own"))
     return factory
@@ -113,10 +123,10 @@ def _named_rule(text: str, alternative: str) -> Rule:
     return chain(*(_named_part(part, alternative) for part in _SEPARATOR.split(text)))
 
 
-def _named_part(text: str, alternative: str) -> Rule | Stage:
+def _named_part(text: str, alternative: str) -> Rule | Stage | ServerStep:
     match = _WITH_ARGUMENTS.fullmatch(text.strip())
     name = match[1] if match else text.strip()
-    factory = RULES.get(name) or STAGES.get(name)
+    factory = RULES.get(name) or STAGES.get(name) or OPTIMIZERS.get(name)
     if match is None or factory is None:
         raise JobError(_unknown(name, alternative))
     arguments = _arguments(text, match[2] or "")
@@ -144,6 +154,7 @@ def _arguments(text: str, listed: str) -> dict[str, Any]:
 
 def _unknown(name: str, alternative: str) -> str:
     return (
-        f"rule {name!r} does not exist; expected one of {', '.join(RULES)}, or {alternative}; before it, "
-        f"{', '.join(STAGES)}, joined by +{did_you_mean(name, [*RULES, *STAGES])}"
+        f"rule {name!r} does not exist; expected one of {', '.join(RULES)}, or {alternative}; joined by +, before it "
+        f"{', '.join(STAGES)}, and behind it {', '.join(OPTIMIZERS)}"
+        f"{did_you_mean(name, [*RULES, *STAGES, *OPTIMIZERS])}"
     )

@@ -23,6 +23,7 @@ class Storage:
         plan: A key of `PLANS`. Default: "batch".
         staging: The staging of updates. Default: in memory, without a bound.
         create_model: Creates the model that a result is written into. Default: one in memory.
+        create_state: Creates the model that the state of a server optimizer is written into. Default: one in memory.
         read_chunks: How many chunks are read from disk at once, while as many are combined. Default: 16.
     """
 
@@ -30,6 +31,7 @@ class Storage:
     staging: Staging | KeptStaging = field(default_factory=Staging)
     create_model: Callable[[ModelSpec], ModelSink] = Model
     read_chunks: int = MAX_READ_CHUNKS
+    create_state: Callable[[ModelSpec], ModelSink] = Model
 
     def copy_model(self, source: ChunkSource) -> GlobalModel:
         """Return a copy of a model, created by `create_model`."""

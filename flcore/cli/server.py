@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from flcore_transport import Service, split_address
 
+from flcore.aggregation.optimizer_state import state_bytes
+from flcore.aggregation.rule_kinds import step_of
 from flcore.cli.addresses import DEFAULT_PORT, join_commands, kit_command, listen_address
 from flcore.cli.completion import job_names
 from flcore.cli.history_plot import plot_history
@@ -227,7 +229,8 @@ def server(
     with log_options.open(loaded.contract.name) as log, log_interrupt(log, directory), show_page(source, log_page(log)):
 
         def started(running: Server, federation: Federation) -> None:
-            peak = memory.peak_bytes(plan_name, federation.spec, loaded.contract.server.accumulate)
+            state = state_bytes(federation.spec, step_of(loaded.load_rule()))
+            peak = memory.peak_bytes(plan_name, federation.spec, loaded.contract.server.accumulate, state)
             log.write_block(
                 f"plan {plan_name}, budget {memory.nbytes >> 20}MiB: at most {peak >> 20}MiB of memory",
                 "memory",

@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 from flcore_transport import Refused
 
 from flcore.aggregation.budget import MIN_BUDGET_BYTES, Budget
+from flcore.aggregation.optimizer_state import state_bytes
+from flcore.aggregation.rule_kinds import step_of
 from flcore.child_process import MessagesToParent, python_command
 from flcore.errors import FlcoreError, JobError
 from flcore.job.contract import Contract
@@ -120,9 +122,10 @@ def main() -> int:
     setup = json.loads(sys.stdin.readline())
     try:
         contract = contract_from_json(setup["contract"], "the contract")
-        spec = Job(contract, Path(setup["directory"])).initial_model().spec
-        budget = Budget(MIN_BUDGET_BYTES)
-        needed = budget.peak_bytes("streaming", spec, contract.server.accumulate)
+        job = Job(contract, Path(setup["directory"]))
+        spec, budget = job.initial_model().spec, Budget(MIN_BUDGET_BYTES)
+        state = state_bytes(spec, step_of(job.load_rule()))
+        needed = budget.peak_bytes("streaming", spec, contract.server.accumulate, state)
         message = ["needs", spec.nbytes, needed - budget.nbytes - budget.overhead_bytes]
     except FlcoreError as error:
         message = ["error", str(error)[:2_000]]

@@ -2,7 +2,6 @@
 
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from flcore.aggregation.storage import Storage
@@ -11,12 +10,13 @@ from flcore.job.job import Job
 from flcore.model.chunks import GlobalModel
 from flcore.model.model import Arrays, NamedArrays
 from flcore.model.spec import ModelSpec
-from flcore.server.call_log import Call, CallLog
+from flcore.server.call_log import Call
 from flcore.server.early_stopping import EarlyStopping
 from flcore.server.evaluation import Evaluation, ask_for_metrics, average_of, evaluations_of
 from flcore.server.events import Observer, RoundFinished, StoppedEarly
 from flcore.server.history import RoundRecord
 from flcore.server.past_model import PastModel
+from flcore.server.recorded_run import RecordedRun
 from flcore.server.results import Publication, Results
 from flcore.server.results_file import digest_of_results, encode_results
 from flcore.server.task_contents import draw_clients, task_contents, task_returns
@@ -58,8 +58,7 @@ class Controller:
         results: Results,
         observe: Observer,
         storage: Storage,
-        calls: CallLog | None = None,
-        kept_updates: Path | None = None,
+        run: RecordedRun,
     ) -> None:
         self.job, self._storage, self._spec = job, storage, model.spec
         # The strong reference is dropped when the workflow takes the model, so that the model is freed after its round.
@@ -68,8 +67,8 @@ class Controller:
         self._task_runner, self._results, self._observe = task_runner, results, observe
         self._record = RoundRecord(0)
         self.state: WorkflowValues = {}
-        self._calls = calls or CallLog()
-        self._training = Training(job, task_runner, results, storage, self._calls, kept_updates)
+        self._calls = run.calls
+        self._training = Training(job, task_runner, results, storage, run)
         server = job.contract.server
         self._stopping = EarlyStopping(server.best, server.target, server.patience)
         self._has_looped = self._has_stopped = False

@@ -15,6 +15,7 @@ from flcore.model.chunks import ChunkSource
 from flcore.server.call_log import CallLog
 from flcore.server.continuation import open_record
 from flcore.server.events import HistoryRestored, Observer, RunContinued
+from flcore.server.optimizer_states import OptimizerStates
 from flcore.server.results import Results
 from flcore.server.run_directory import UPDATES_DIRECTORY, RunDirectory
 from flcore.server.run_state import PRECEDES_HISTORY, RecordedReceipt, RunState, remove_record
@@ -38,6 +39,7 @@ class RecordedRun:
         receipts: The last receipt of each client, of earlier processes.
         first_assignment_id: Ids of assignments begin behind this number: each start of the server has its own.
         kept_updates: Where updates with a receipt lie; None if receipts are for what is in memory.
+        optimizer_states: The states of the rule's server optimizer, if it has one.
     """
 
     id: str = ""
@@ -46,6 +48,7 @@ class RecordedRun:
     receipts: Mapping[str, RecordedReceipt] = field(default_factory=dict)
     first_assignment_id: int = 0
     kept_updates: Path | None = None
+    optimizer_states: OptimizerStates = field(default_factory=lambda: OptimizerStates(None))
     _directory: RunDirectory | None = None
     _state: RunState | None = None
 
@@ -95,6 +98,7 @@ def open_run(
             state.receipts(),
             starts * ASSIGNMENTS_OF_A_START,
             directory.path / UPDATES_DIRECTORY if is_durable else None,
+            OptimizerStates(directory.path),
             directory,
             state,
         )

@@ -15,7 +15,7 @@ TARGET_FILE = ".moving"
 """Names the directory that an earlier run is being moved to, relative to the run's directory."""
 
 RUN_FILE_PATTERN = re.compile(
-    r"(run|status)\.json|state\.sqlite(-wal|-shm)?|\.updates|\.published|\.clients|\.changes|audit\.jsonl|results\.json|"
+    r"(run|status)\.json|state\.sqlite(-wal|-shm)?|\.updates|\.published|\.optimizer|\.clients|\.changes|audit\.jsonl|results\.json|"
     r"history\.(jsonl|png)|plot\.png|report\.html|(model|best|round-\d+)(-[\w-]+)?\.safetensors(\.index\.json)?"
 )
 

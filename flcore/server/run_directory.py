@@ -9,6 +9,7 @@ audit.jsonl          the audit log (see `audit_chain`), appended; it stays also 
 results.json         what the workflow found besides models (see `results_file`), if it saves something
 model.safetensors    the last model (or `model.safetensors.index.json` and shards); best.safetensors is the best one
 .updates, .published updates and published models of a run that is not over; they are needed to go on
+.optimizer           the states of the server's optimizer, of a run that is not over
 .changes             the count of the record's changes, to notice that it has lost some
 .clients             of `flcore run`: the state directories of its clients, until the run is over
 .staging, .models    updates and models of the running process
@@ -51,7 +52,8 @@ LOCK_WAIT_S = 0.05
 
 UPDATES_DIRECTORY = ".updates"
 CLIENTS_DIRECTORY = ".clients"
-UNFINISHED_FILES = (UPDATES_DIRECTORY, PUBLISHED_DIRECTORY, CLIENTS_DIRECTORY, COUNT_FILE)
+OPTIMIZER_DIRECTORY = ".optimizer"
+UNFINISHED_FILES = (UPDATES_DIRECTORY, PUBLISHED_DIRECTORY, OPTIMIZER_DIRECTORY, CLIENTS_DIRECTORY, COUNT_FILE)
 
 
 class RunDirectory:

@@ -11,6 +11,8 @@ from typing import NamedTuple, Protocol
 from flcore_transport import Service
 
 from flcore.aggregation.budget import DEFAULT_BUDGET, Budget
+from flcore.aggregation.optimizer_state import state_bytes
+from flcore.aggregation.rule_kinds import step_of
 from flcore.aggregation.staging import Staging
 from flcore.aggregation.storage import Storage, read_chunks_within
 from flcore.disk_errors import describe_disk_error, is_disk_error
@@ -135,7 +137,8 @@ def serve(
         # Without a directory the models are in memory beside the budget, and the clients mostly in this process too
         # (`flcore.run`): the peak cannot be computed from the budget, so there is nothing to compare.
         if directory is not None:
-            budget.require(plan, source.spec, contract.server.accumulate)
+            state = state_bytes(source.spec, step_of(job.load_rule()))
+            budget.require(plan, source.spec, contract.server.accumulate, state_bytes=state)
         model = storage.copy_model(source)
         run = stack.enter_context(open_run(owned, job, model, durability))
         federation = Federation(
@@ -152,7 +155,7 @@ def serve(
         )
         grace_until = time.monotonic() + RETURN_GRACE_S if run.calls.is_continued else 0.0
         task_runner = TaskRunner(federation, contract.server, storage.staging, observe, grace_until)
-        control = Controller(job, model, task_runner, results, observe, storage, run.calls, run.kept_updates)
+        control = Controller(job, model, task_runner, results, observe, storage, run)
         # The first model is freed after the round in which it is sent: no variable here may refer to it.
         del source, model
         reason, failed, is_interrupted = "the server could not start", True, False
@@ -245,12 +248,15 @@ def _open_storage(
     """
     chunks = read_chunks_within(budget.working_bytes)
     if run is None:
-        yield Storage(plan, Staging(budget.staging_bytes), ModelPool(), chunks)
+        yield Storage(plan, Staging(budget.staging_bytes), ModelPool(), chunks, ModelPool())
         return
     staging = Staging(budget.staging_bytes, run.path / ".staging")
     models = TemporaryModels(run.path / ".models", run.free_reserve, metadata)
     try:
-        yield Storage(plan, staging, models if plan == "batch" else ModelPool(), chunks)
+        if plan == "batch":
+            yield Storage(plan, staging, models, chunks, models)
+        else:
+            yield Storage(plan, staging, ModelPool(), chunks, ModelPool())
     finally:
         staging.close()
         models.close()

@@ -211,7 +211,11 @@ class TaskRunner:
             if server.on_quorum_failure != "skip":
                 raise
             request.skip_reason = request.record.skipped = error.summary
-            self._observe(RoundSkipped(request.task, request.record.round, error.summary))
+            self.report_skipped(request)
+
+    def report_skipped(self, request: TaskRequest) -> None:
+        """Tell that a round leaves the model as it was, as its record says."""
+        self._observe(RoundSkipped(request.task, request.record.round, request.record.skipped))
 
     def retry_lost(
         self, request: TaskRequest, model: GlobalModel, lost: Mapping[str, str], excluding: Collection[str]

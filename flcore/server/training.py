@@ -2,17 +2,17 @@
 
 from collections.abc import Collection
 from dataclasses import replace
-from pathlib import Path
 
 from flcore.aggregation.aggregator import Aggregator
 from flcore.aggregation.kept_staging import KeptStaging, remove_kept_updates
 from flcore.aggregation.plans import require_plan
+from flcore.aggregation.rule_kinds import step_of
 from flcore.aggregation.storage import Storage
 from flcore.errors import StagingError
 from flcore.job.job import Job
 from flcore.model.chunks import GlobalModel
 from flcore.model.wire_format import WireFormat
-from flcore.server.call_log import CallLog
+from flcore.server.recorded_run import RecordedRun
 from flcore.server.results import Results
 from flcore.server.task_contents import RULE_LABEL, derive_seed, task_returns
 from flcore.server.task_runner import TaskRequest, TaskRunner
@@ -27,8 +27,7 @@ class Training:
         task_runner: Asks the clients.
         results: The results of the run, which lose the rounds that have to be run again.
         storage: Where updates and models are stored.
-        calls: The workflow's calls.
-        kept_updates: Where updates with a receipt lie; None if receipts are for what is in memory.
+        run: The run: the workflow's calls, where updates with a receipt lie, and the states of the optimizer.
 
     Attributes:
         releasable: The numbers of the calls whose updates were combined, and are not in a published model yet.
@@ -43,13 +42,13 @@ class Training:
         task_runner: TaskRunner,
         results: Results,
         storage: Storage,
-        calls: CallLog,
-        kept_updates: Path | None,
+        run: RecordedRun,
     ) -> None:
         self._contract, self._rule = job.contract, job.load_rule()
+        self._states = run.optimizer_states if step_of(self._rule) is not None else None
         require_plan(self._rule, storage.plan, job.contract.bounds.max_share)
         self._task_runner, self._results, self._storage = task_runner, results, storage
-        self._calls, self._kept_updates = calls, kept_updates
+        self._calls, self._kept_updates = run.calls, run.kept_updates
         self.releasable: set[int] = set()
         self._released: set[int] = set()
 
@@ -64,7 +63,9 @@ class Training:
         return released
 
     def remove_updates(self, calls: Collection[int]) -> None:
-        """Remove the files of the updates of calls."""
+        """Remove the files of the updates of calls, and states of the optimizer that they do not need any more."""
+        if self._states is not None and calls:
+            self._states.release(max(calls))
         if self._kept_updates is not None:
             remove_kept_updates(self._kept_updates, sorted(calls))
 
@@ -93,7 +94,9 @@ class Training:
             aggregator.discard()
             release()
             raise
-        return StagedUpdates(self._task_runner, model, request, aggregator, lost, release, self._forget_rest)
+        return StagedUpdates(
+            self._task_runner, model, request, aggregator, lost, release, self._forget_rest, self._states
+        )
 
     def _collect(self, request: TaskRequest, aggregator: Aggregator, model: GlobalModel) -> dict[str, str]:
         """Collect the updates of a call. Returns the reason of each that is on record, and that the disk has lost."""

@@ -7,10 +7,11 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 from flcore.aggregation.aggregator import Aggregator
-from flcore.errors import JobError, UpdatesLost
+from flcore.errors import JobError, StepOverflow, UpdatesLost
 from flcore.model.chunks import GlobalModel
 from flcore.server.history import RoundRecord
 from flcore.server.open_attempt import average_metrics
+from flcore.server.optimizer_states import OptimizerStates
 from flcore.server.past_model import PastModel
 from flcore.server.task_runner import TaskRequest, TaskRunner
 
@@ -62,6 +63,7 @@ class StagedUpdates:
         lost: The reason of each committed update that cannot be read back, by client.
         release: Called when the updates are not needed any more.
         forget_rest: Called when the updates of a recorded call are other ones than before the restart.
+        optimizer_states: The states of the rule's server optimizer. None: it has none.
     """
 
     def __init__(
@@ -73,10 +75,12 @@ class StagedUpdates:
         lost: Mapping[str, str],
         release: Callable[[], None],
         forget_rest: Callable[[], None],
+        optimizer_states: OptimizerStates | None = None,
     ) -> None:
         self.is_skipped = bool(request.skip_reason)
         self._task_runner, self._request, self._aggregator = task_runner, request, aggregator
         self._lost, self._release, self._forget_rest = lost, release, forget_rest
+        self._optimizer_states = optimizer_states
         self._model: GlobalModel | None = model
         # A workflow may drop the updates without aggregating them: the last reference frees their memory and files. Not
         # at exit, when memory is freed anyway and the run's directory may be gone.
@@ -103,7 +107,12 @@ class StagedUpdates:
             self._release()
             return model
         with timed(self._request.record, "aggregate"):
-            result = self._combine(model)
+            try:
+                result = self._combine(model)
+            except StepOverflow as error:
+                self.is_skipped, result = True, model
+                self._request.record.skipped = f"{error}; the model stays as it was"
+                self._task_runner.report_skipped(self._request)
         self._task_runner.report_folded(self._request)
         self._request.record.capped_weights = dict(self._aggregator.capped_weights)
         self._request.record.rule_effects = dict(self._aggregator.effects)
@@ -118,7 +127,10 @@ class StagedUpdates:
         if self._lost:  # since a restart
             self._task_runner.retry_lost(self._request, model, self._lost, excluding=retried)
             retried |= self._lost.keys()
+        number, states = self._request.call.number, self._optimizer_states
         while True:
+            if states is not None:  # not earlier: the calls before this one may be combined later than it was made
+                self._aggregator.optimizer_state = states.before(number)
             try:
                 result = self._aggregator.finish(exclude_lost=False)
             except UpdatesLost as error:
@@ -131,6 +143,8 @@ class StagedUpdates:
                     if recorded is not None and tuple(recorded["clients"]) != self.clients:
                         self._forget_rest()
                     self._request.end(has_answers=True)  # with other answers than before
+                if states is not None and self._aggregator.optimizer_state is not None:
+                    states.keep(number, self._aggregator.optimizer_state)
                 return result
 
 
