@@ -26,6 +26,9 @@ from flcore_kernels.errors import OptimizerRange
 Numbers = tuple[float, float, float, float, float, float]
 """What a formula takes; `cpu.step` says what each number is."""
 
+LEAST = 2.0**-100
+"""The smallest learning rate and tau. These and products with them are far from the ends of float32's range."""
+
 
 @dataclass(frozen=True)
 class ServerLr:
@@ -126,8 +129,10 @@ Optimizer = ServerLr | Momentum | Adagrad | Adam
 
 
 def _require_rate(optimizer: Optimizer) -> None:
-    if not 0 <= optimizer.lr < math.inf:
-        raise OptimizerRange(f"{type(optimizer).__name__}: expected a finite lr >= 0, got {optimizer.lr}")
+    if not (optimizer.lr == 0 or LEAST <= optimizer.lr <= 1 / LEAST):
+        raise OptimizerRange(
+            f"{type(optimizer).__name__}: expected an lr of 0, or between 2^-100 and 2^100, got {optimizer.lr}"
+        )
 
 
 def _require_decay(optimizer: Optimizer, name: str, value: float) -> None:
@@ -137,5 +142,5 @@ def _require_decay(optimizer: Optimizer, name: str, value: float) -> None:
 
 def _require_tau(optimizer: Optimizer, tau: float) -> None:
     # Without it, an element that never changed would be 0 / 0.
-    if not 0 < tau < math.inf:
-        raise OptimizerRange(f"{type(optimizer).__name__}: expected a finite tau > 0, got {tau}")
+    if not LEAST <= tau <= 1 / LEAST:
+        raise OptimizerRange(f"{type(optimizer).__name__}: expected a tau between 2^-100 and 2^100, got {tau}")
