@@ -32,6 +32,7 @@ from flcore.errors import (
     RunExists,
     SpecError,
     StagingError,
+    StepOverflow,
     TaskFailed,
     TensorMismatch,
     Untimely,
@@ -52,9 +53,10 @@ if TYPE_CHECKING:
     from flcore.aggregation.order_rules import meamed, median, trimmed_mean
     from flcore.aggregation.points import Mixture, Points
     from flcore.aggregation.rule_effect import RuleEffect
-    from flcore.aggregation.rule_kinds import Chain, Columns, Geometry, Stage, Sum
-    from flcore.aggregation.rules import RULES, STAGES
+    from flcore.aggregation.rule_kinds import Chain, Columns, Geometry, ServerStep, Stage, Sum
+    from flcore.aggregation.rules import OPTIMIZERS, RULES, STAGES
     from flcore.aggregation.selection_rules import bulyan, krum, mda, multi_krum
+    from flcore.aggregation.server_optimizers import fed_adagrad, fed_adam, fed_avg_m, fed_yogi, server_lr
     from flcore.aggregation.update_tables import open_update
     from flcore.client.task import Site, Task, Update
     from flcore.job.job import Job
@@ -76,6 +78,7 @@ if TYPE_CHECKING:
     from flcore.version import __version__
 
 __all__ = [
+    "OPTIMIZERS",
     "RULES",
     "STAGES",
     "AggregationError",
@@ -116,10 +119,12 @@ __all__ = [
     "RuleEffect",
     "RunDiffers",
     "RunExists",
+    "ServerStep",
     "Site",
     "SpecError",
     "Stage",
     "StagingError",
+    "StepOverflow",
     "StoredModel",
     "SubmittedJob",
     "Sum",
@@ -143,6 +148,10 @@ __all__ = [
     "clip_norm",
     "clipped_mean",
     "connect",
+    "fed_adagrad",
+    "fed_adam",
+    "fed_avg_m",
+    "fed_yogi",
     "geometric_median",
     "krum",
     "load",
@@ -157,6 +166,7 @@ __all__ = [
     "progress",
     "run",
     "save",
+    "server_lr",
     "trimmed_mean",
 ]
 
@@ -190,8 +200,9 @@ _NAMES_BY_MODULE = {
         "multi_krum",
     ),
     "flcore.aggregation.order_rules": ("meamed", "median", "trimmed_mean"),
-    "flcore.aggregation.rule_kinds": ("Chain", "Columns", "Geometry", "Stage", "Sum"),
-    "flcore.aggregation.rules": ("RULES", "STAGES"),
+    "flcore.aggregation.rule_kinds": ("Chain", "Columns", "Geometry", "ServerStep", "Stage", "Sum"),
+    "flcore.aggregation.rules": ("OPTIMIZERS", "RULES", "STAGES"),
+    "flcore.aggregation.server_optimizers": ("fed_adagrad", "fed_adam", "fed_avg_m", "fed_yogi", "server_lr"),
     "flcore.aggregation.update_tables": ("open_update",),
     "flcore.client.task": ("Site", "Task", "Update"),
     "flcore.job.job": ("Job",),

@@ -325,7 +325,7 @@ class Combiner:
         if self.reference_model is None:
             raise AggregationError(f"rule {self.rule.name!r}: an optimizer needs the model that clients began with")
         base = self._measurement.reference_values(self.reference_model, range_)
-        step.write(range_, self.spec.segments[range_.segment].dtype, mean, base, out)
+        step.write(range_, self.spec.segments[range_.segment], mean, base, out)
 
     def _write(
         self, range_: SegmentRange, values: npt.NDArray[np.float64], out: Values, step: OptimizerStep | None

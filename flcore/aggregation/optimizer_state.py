@@ -20,7 +20,7 @@ from flcore.aggregation.rule_kinds import Rule, ServerStep, step_of
 from flcore.errors import JobError, StepOverflow
 from flcore.model.chunks import ChunkSource, GlobalModel, ModelSink
 from flcore.model.dtypes import INTEGERS
-from flcore.model.spec import ModelSpec, TensorSpec
+from flcore.model.spec import ModelSpec, SegmentSpec, TensorSpec
 
 SLOTS = ("m", "v")
 STEPS = "steps"
@@ -83,20 +83,27 @@ class OptimizerStep:
         self._number = 1 if old is None else int(old.chunk(layout.steps, 0, 1)[0]) + 1
         self._optimizer = step.optimizer(self._number)
 
-    def write(self, range_: SegmentRange, dtype: str, mean: Total | Values, base: Values, out: Values) -> None:
+    def write(
+        self, range_: SegmentRange, segment: SegmentSpec, mean: Total | Values, base: Values, out: Values
+    ) -> None:
         """Write a range of the next model to `out`, and of the next state.
 
         Raises `StepOverflow` if an element of one of them does not fit into its dtype.
         """
+        dtype = segment.dtype
         olds = [self._read(range_, slot, dtype) for slot in range(self._step.slots)]
         news = [np.empty(range_.count, state_dtype(dtype)) for _ in olds]
         try:
             flcore_kernels.step(mean, base, olds, out, news, self._optimizer, dtype, mean_of=self._mean_of)
-        except (Overflow, NotFinite, BadState) as error:
+        except (Overflow, NotFinite) as error:
+            tensor, element = segment.locate(range_.first + error.element)
+            where = f"tensor {tensor.name!r}: element {element} does not fit into {dtype} or its state"
+            raise StepOverflow(f"{self._step.name} in step {self._number}: {where}") from error
+        except BadState as error:
             raise StepOverflow(f"{self._step.name} in step {self._number}: {error}") from error
         for slot, values in enumerate(news):
-            segment, first, _ = self._layout.place(range_, slot)
-            self._new.put(segment, first, values)
+            place, first, _ = self._layout.place(range_, slot)
+            self._new.put(place, first, values)
 
     def commit(self) -> GlobalModel:
         """Return the state after the step."""

@@ -7,9 +7,10 @@ they are what the rule gives.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
-from flcore_kernels import Adagrad, Adam, Momentum, Optimizer, ServerLr, Yogi
+from flcore_kernels import Adagrad, Adam, Momentum, Optimizer, OptimizerRange, ServerLr, Yogi
 
 from flcore.aggregation.rule_arguments import require_bool, require_number
 from flcore.aggregation.rule_kinds import ServerStep
@@ -21,8 +22,8 @@ def server_lr(lr: float) -> ServerStep:
 
     State: none. lr = 1 is the rule alone.
     """
-    rate = require_number("server_lr", "lr", lr, above=0.0)
-    return ServerStep(f"server_lr(lr={rate:g})", lambda _: ServerLr(rate), 0)
+    optimizer = _made("server_lr", lambda: ServerLr(require_number("server_lr", "lr", lr, above=0.0)))
+    return ServerStep(_name("server_lr", lr=lr), lambda _: optimizer, 0)
 
 
 def fed_avg_m(lr: float = 1.0, *, momentum: float = 0.9, nesterov: bool = False) -> ServerStep:
@@ -36,7 +37,7 @@ def fed_avg_m(lr: float = 1.0, *, momentum: float = 0.9, nesterov: bool = False)
     rate = require_number("fed_avg_m", "lr", lr, above=0.0)
     beta = _require_decay("fed_avg_m", "momentum", momentum)
     require_bool("fed_avg_m", "nesterov", nesterov)
-    optimizer = Momentum(rate, beta, nesterov)
+    optimizer = _made("fed_avg_m", lambda: Momentum(rate, beta, nesterov))
     return ServerStep(_name("fed_avg_m", lr=rate, momentum=beta, nesterov=nesterov), lambda _: optimizer, 1)
 
 
@@ -49,8 +50,9 @@ def fed_adagrad(lr: float, *, beta1: float = 0.0, tau: float = 1e-3) -> ServerSt
     State: m and v.
     """
     rate, floor = _require_rate("fed_adagrad", lr, tau)
-    optimizer = Adagrad(rate, _require_decay("fed_adagrad", "beta1", beta1), floor)
-    name = _name("fed_adagrad", lr=rate, beta1=optimizer.beta1, tau=floor)
+    decay = _require_decay("fed_adagrad", "beta1", beta1)
+    optimizer = _made("fed_adagrad", lambda: Adagrad(rate, decay, floor))
+    name = _name("fed_adagrad", lr=rate, beta1=decay, tau=floor)
     return ServerStep(name, lambda _: optimizer, 2, floor**2)
 
 
@@ -63,7 +65,7 @@ def fed_yogi(lr: float, *, beta1: float = 0.9, beta2: float = 0.99, tau: float =
     """
     rate, floor = _require_rate("fed_yogi", lr, tau)
     decays = _require_decay("fed_yogi", "beta1", beta1), _require_decay("fed_yogi", "beta2", beta2)
-    optimizer = Yogi(rate, *decays, floor)
+    optimizer = _made("fed_yogi", lambda: Yogi(rate, *decays, floor))
     name = _name("fed_yogi", lr=rate, beta1=decays[0], beta2=decays[1], tau=floor)
     return ServerStep(name, lambda _: optimizer, 2, floor**2)
 
@@ -89,6 +91,7 @@ def fed_adam(
         root = math.sqrt(1 - second**number)
         return Adam(rate * root / (1 - first**number), first, second, floor * root)
 
+    _made("fed_adam", lambda: optimizer(1))
     name = _name("fed_adam", lr=rate, beta1=first, beta2=second, tau=floor, bias_correction=bias_correction)
     return ServerStep(name, optimizer, 2, 0.0 if bias_correction else floor**2)
 
@@ -115,3 +118,11 @@ def _require_decay(rule: str, name: str, value: Any) -> float:
     if not is_number or not 0 <= value < 1:
         raise JobError(f"{rule}: {name} is a number of at least 0 and below 1, got {value!r}")
     return float(value)
+
+
+def _made(rule: str, make: Callable[[], Optimizer]) -> Optimizer:
+    """Return an optimizer, or raise `JobError` for numbers that its kernel does not take."""
+    try:
+        return make()
+    except OptimizerRange as error:
+        raise JobError(f"{rule}: {error}") from error

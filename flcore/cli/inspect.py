@@ -1,13 +1,14 @@
 """`flcore job check` and `flcore rules`: read-only commands."""
 
 import inspect
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from flcore.aggregation.rules import RULES, STAGES, factory_of
+from flcore.aggregation.rules import OPTIMIZERS, RULES, STAGES, factory_of
 from flcore.cli.completion import job_names
 from flcore.client.executor import require_tasks
 from flcore.job.contract import Contract
@@ -66,15 +67,20 @@ def _check_pack(path: Path) -> None:
 
 
 def rules(name: Annotated[str | None, typer.Argument(help="Name of one rule.")] = None) -> None:
-    """List the aggregation rules and stages, or describe one. A custom rule is named file.py:name."""
+    """List aggregation rules, stages and server optimizers, or describe one. A custom rule is named file.py:name."""
     if name is not None:
         print(f"{name}: {inspect.getdoc(factory_of(name.partition('(')[0]))}")
         return
-    for title, factories in (("Rules:", RULES), ("Stages, before a rule (nnm(f=2) + trimmed_mean(f=2)):", STAGES)):
-        print(title)
-        for known, factory in factories.items():
-            print(f"  {known:<16}  {(inspect.getdoc(factory) or '').partition(chr(10))[0]}")
+    _print_factories("Rules:", RULES)
+    _print_factories("Stages, before a rule (nnm(f=2) + trimmed_mean(f=2)):", STAGES)
+    _print_factories("Server optimizers, behind a rule (mean + fed_adam(lr=0.01)):", OPTIMIZERS)
     print("A custom rule is named file.py:name (docs/rules.md).")
+
+
+def _print_factories(title: str, factories: Mapping[str, Callable[..., object]]) -> None:
+    print(title)
+    for known, factory in factories.items():
+        print(f"  {known:<16}  {(inspect.getdoc(factory) or '').partition(chr(10))[0]}")
 
 
 def _describe(contract: Contract) -> list[str]:

@@ -17,7 +17,6 @@ Adam corrects the bias of m and v: in round t = 1, 2, ..., this is the step with
 `lr` and tau · √(1 − beta2^t) as `tau`. PyTorch's SGD is `Momentum`, its Adagrad is `Adagrad` with beta1 = 0.
 """
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 

@@ -163,7 +163,9 @@ def test_a_step_of_a_total_is_that_of_its_mean(optimizer: Optimizer, accumulate:
 
 
 @each_optimizer
-@pytest.mark.parametrize(("mean_dtype", "dtype"), [("float32", "float32"), ("float64", "bfloat16"), ("float64", "float64")])
+@pytest.mark.parametrize(
+    ("mean_dtype", "dtype"), [("float32", "float32"), ("float64", "bfloat16"), ("float64", "float64")]
+)
 def test_neither_threads_nor_parts_nor_addresses_change_a_bit(
     optimizer: Optimizer, mean_dtype: str, dtype: str
 ) -> None:
@@ -240,7 +242,9 @@ def test_a_result_that_does_not_fit_is_named(dtype: str) -> None:
         next_of(mean, base, start_of(Adagrad(1e-20), dtype, 303), Adagrad(1e-20), dtype, mean_of="differences")
     with pytest.raises(Overflow, match=r"element 0 of new_state 0 does not"):
         end = np.full(303, np.finfo(storage_dtype(state_dtype(dtype))).max)
-        next_of(end, base, [end.astype(storage_dtype(state_dtype(dtype)))], Momentum(1e-20), dtype, mean_of="differences")
+        next_of(
+            end, base, [end.astype(storage_dtype(state_dtype(dtype)))], Momentum(1e-20), dtype, mean_of="differences"
+        )
 
 
 @pytest.mark.parametrize("mean_dtype", MEANS)
