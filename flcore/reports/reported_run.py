@@ -11,6 +11,7 @@ from flcore.errors import FlcoreError, HistoryError, RecordError
 from flcore.model.checkpoint import open_model
 from flcore.model.chunks import elements_digest
 from flcore.model.model_paths import INDEX_SUFFIX
+from flcore.regular_file import open_regular
 from flcore.reports.audit_facts import AuditFacts, read_audit_facts
 from flcore.server.history import RoundRecord
 from flcore.server.record_inspection import inspect_record
@@ -187,7 +188,7 @@ def _digest(path: Path) -> str:
     try:
         if path.name.endswith(INDEX_SUFFIX):
             return f"xxh3:{elements_digest(open_model(path))}"
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
     except (OSError, FlcoreError):
         return ""  # a running server has replaced it, or it was damaged

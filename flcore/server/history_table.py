@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 from flcore.errors import HistoryError
 from flcore.model.model_paths import PathLike
+from flcore.regular_file import read_regular
 from flcore.server.history import RoundRecord
 from flcore.server.run_directory import HISTORY_FILE
 from flcore.strict_json import parse_json
@@ -77,7 +78,7 @@ def parse_history(content: bytes, source: str) -> list[RoundRecord]:
 def _checked_records(path: Path) -> Iterator[dict[str, Any]]:
     """Yield each round's keys and values, checked."""
     try:
-        content = path.read_bytes()
+        content = read_regular(path)
     except (FileNotFoundError, NotADirectoryError):
         path.parent.stat()  # raises `OSError` if nothing is there
         raise HistoryError(

@@ -211,7 +211,7 @@ class JobFold:
 
     def _task_progress(self, event: TaskProgress, now: float) -> None:
         entry = self.clients.get(event.client)
-        if entry is not None and event.total > 0:
+        if entry is not None and 0 <= event.done <= event.total and event.total > 0:  # a site may report any numbers
             entry.progress, entry.last_seen = min(1.0, event.done / event.total), now
             if entry.is_at(event.task, event.round) and entry.is_pending and entry.phase == "queued":
                 entry.enter("training", self.timeline, now)

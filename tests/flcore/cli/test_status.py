@@ -23,6 +23,7 @@ from flcore.status import (
     RoundStatus,
     SiteStatus,
     StatusBoard,
+    parse_status,
 )
 from flcore.status.status_file import keep_status_file
 from tests.flcore.cli.test_show import write_run
@@ -146,9 +147,9 @@ def test_a_watched_job_is_drawn_in_the_place_of_the_last_one() -> None:
 def test_json_is_one_document_for_each_change(capsys: pytest.CaptureFixture[str]) -> None:
     show_changes(iter([RUNNING, RUNNING]), Console(file=io.StringIO()), as_json=True)
     lines = capsys.readouterr().out.splitlines()
-    assert [JobStatus.from_json(json.loads(line)) for line in lines] == [RUNNING, RUNNING]
+    assert [parse_status("job", line.encode()) for line in lines] == [RUNNING, RUNNING]
     show_once(FEDERATION, Console(file=io.StringIO()), as_json=True)
-    assert FederationStatus.from_json(json.loads(capsys.readouterr().out)) == FEDERATION
+    assert parse_status("federation", capsys.readouterr().out.encode()) == FEDERATION
 
 
 def test_hostile_text_controls_no_terminal_and_starts_no_line(capsys: pytest.CaptureFixture[str]) -> None:

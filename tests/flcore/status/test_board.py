@@ -23,7 +23,7 @@ from flcore.server.events import (
     WaitingForClients,
 )
 from flcore.server.history import RoundRecord
-from flcore.status import JobStatus, StatusBoard
+from flcore.status import StatusBoard, parse_status
 from flcore.status.client_entry import MAX_KINDS, MAX_REASON_CHARACTERS
 from flcore.status.fold import MAX_CLIENTS, MAX_REFUSALS
 from flcore.status.timeline import ROUNDS_KEPT
@@ -278,7 +278,7 @@ def test_a_status_survives_json() -> None:
     job.tell(AnswerRefused("train", "north", 1, 7, "non-finite", "element 3 is nan"))
     job.finish()
     status = job.board.snapshot()
-    assert JobStatus.from_json(json.loads(json.dumps(status.to_json()))) == status
+    assert parse_status("job", json.dumps(status.to_json()).encode()) == status
 
 
 def test_a_waiting_thread_wakes_with_the_next_event_and_not_before() -> None:
