@@ -20,6 +20,7 @@ from flcore.server.events import (
     RoundFinished,
     RunContinued,
     RunEnded,
+    RunEnding,
     RunStarted,
     StorageOpened,
     TaskAnswered,
@@ -90,6 +91,7 @@ class JobFold:
         self.retries = 0
         self.storage: StorageOpened | None = None
         self.timeline = Timeline()
+        self._is_ending = False
         self._handlers: Mapping[type, Callable[..., None]] = {
             AnswerRefused: self._answer_refused,
             BytesTransferred: self._bytes_transferred,
@@ -105,6 +107,7 @@ class JobFold:
             RoundFinished: self._round_finished,
             RunContinued: self._run_continued,
             RunEnded: self._run_ended,
+            RunEnding: self._run_ending,
             RunStarted: self._run_started,
             StorageOpened: self._storage_opened,
             TaskAnswered: self._task_answered,
@@ -132,6 +135,7 @@ class JobFold:
         self.status = replace(self.status, **fields)  # type: ignore[arg-type]
 
     def _run_started(self, event: RunStarted, now: float) -> None:
+        self._is_ending = False
         self._set(id=self.status.id or event.run, run=event.run, started_s=now)
 
     def _run_continued(self, event: RunContinued, _: float) -> None:
@@ -150,6 +154,9 @@ class JobFold:
         missing = f"; not there: {names}" + (" and others" if len(event.missing) > 10 else "") if names else ""
         reason = f"{event.connected} of the {event.needed} clients needed are connected{missing}"
         self._set(state="waiting", reason=short_reason(reason), connected=event.connected)
+
+    def _run_ending(self, _: RunEnding, __: float) -> None:
+        self._is_ending = True
 
     def _run_ended(self, event: RunEnded, now: float) -> None:
         self._end_phases(now)
@@ -294,7 +301,7 @@ class JobFold:
             return
         entry.is_connected = False
         entry.end_transfer(now)
-        if entry.is_pending:
+        if entry.is_pending and not self._is_ending:  # else its session ends with the run, and no connection was lost
             kept = entry.phase
             entry.kept_phase = kept if kept in ("training", "queued") else entry.kept_phase
             entry.last_reason = "its connection was lost"

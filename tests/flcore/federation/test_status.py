@@ -14,6 +14,7 @@ from flcore_transport import Ask, GrpcConnection
 from flcore import Arrays, Task, Update
 from flcore.federation.messages import MAX_BODY_BYTES, GetStatus, RequestContent, StatusVersion
 from flcore.federation.status_waits import fitting
+from flcore.federation.told_state import FOR_ITS_LEAD
 from flcore.lead.connection import FederationConnection
 from flcore.lead.server_calls import ServerCalls
 from flcore.status import ClientStatus, FederationStatus, JobStatus, RoundStatus, SiteStatus, parse_status
@@ -132,9 +133,9 @@ def test_an_aborted_and_a_failed_job_show_as_what_they_are(
     broken = "def run(control):\n    control.sample()\n    raise SystemExit('no /srv/data/today.csv')\n"
     failed = alice.submit(packed(write_job(tmp_path / "bad", "bad", workflow="flow.py:run", flow=broken)))
     alice.wait(failed)
-    for caller in (alice, federation.person("bob")):
+    for caller, reason in ((alice, "SystemExit: no today.csv"), (federation.person("bob"), FOR_ITS_LEAD)):
         status, _ = job_status(caller, failed)
-        assert (status.state, status.reason) == ("failed", "SystemExit: no today.csv")
+        assert (status.state, status.reason) == ("failed", reason)
     assert [job.state for job in federation_status(alice).jobs] == ["failed", "aborted"]
 
 
