@@ -9,11 +9,13 @@ from typing import Any, BinaryIO, NamedTuple
 
 from flcore.regular_file import open_regular
 from flcore.server.audit_chain import AUDIT_FILE, MAX_LINE_BYTES, Verification, verify
+from flcore.status.job_status import JOIN_KIND, REVOKED_KIND
 
 MAX_REFUSALS = 1_000
 """Refusals that are kept by client, kind and reason. A client can write as many reasons as it likes."""
 
 REFUSALS = ("join-refused", "call-refused", "answer-refused", "revocation")
+WORDS = {"join-refused": JOIN_KIND, "revocation": REVOKED_KIND}
 
 
 class Refusal(NamedTuple):
@@ -23,6 +25,11 @@ class Refusal(NamedTuple):
     event: str
     kind: str
     reason: str
+
+    @property
+    def word(self) -> str:
+        """The kind, in the words of `flcore status`."""
+        return WORDS.get(self.event) or self.kind or self.event
 
 
 class Publication(NamedTuple):

@@ -39,7 +39,7 @@ from flcore.server.transfer_events import (
     UploadQueued,
 )
 from flcore.status.client_entry import OUT_PHASES, ClientEntry, count_kind, short_reason
-from flcore.status.job_status import JobStatus, Refusal
+from flcore.status.job_status import JOIN_KIND, REVOKED_KIND, JobStatus, Refusal
 from flcore.status.rate import Rate
 from flcore.status.rounds import shown_metrics
 from flcore.status.timeline import ROUNDS_KEPT, PhaseName, Timeline
@@ -322,7 +322,7 @@ class JobFold:
                 entry.enter("failed" if entry.is_connected else "lost", self.timeline, now)
 
     def _client_revoked(self, event: ClientRevoked, now: float) -> None:
-        self._refuse(Refusal(now, event.client, "revoked", event.reason))
+        self._refuse(Refusal(now, event.client, REVOKED_KIND, event.reason))
 
     # Refusals.
 
@@ -339,7 +339,7 @@ class JobFold:
         self._refuse(Refusal(now, event.client, event.kind, event.reason))
 
     def _join_refused(self, event: JoinRefused, now: float) -> None:
-        self._refuse(Refusal(now, event.client, "join", event.reason))
+        self._refuse(Refusal(now, event.client, JOIN_KIND, event.reason))
 
     def _refuse(self, refusal: Refusal) -> None:
         """Count a refusal. A client that is not on the board gets no place by it: anybody can be refused."""

@@ -24,6 +24,9 @@ State = Literal["queued", "waiting", "running", "done", "failed", "aborted", "st
 - "interrupted": the disk took no more. It goes on when the server is started again.
 """
 
+JOIN_KIND, REVOKED_KIND = "join", "revoked"
+"""The kinds of refusals whose events carry none: a refused join, and the end of a session by a revocation."""
+
 RUNNING_STATES: tuple[State, ...] = ("waiting", "running")
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
