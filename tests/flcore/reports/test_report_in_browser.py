@@ -1,4 +1,4 @@
-"""Reports and comparisons in a browser: on a phone's width nothing is cut off, and reasons are read without scrolling."""
+"""Reports and comparisons in a browser: on a phone, nothing is cut off, and reasons are read without scrolling."""
 
 from pathlib import Path
 
