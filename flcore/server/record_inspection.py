@@ -5,8 +5,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from flcore.errors import RecordError
-from flcore.regular_file import UnfitFile, open_regular
+from flcore.regular_file import open_regular
 from flcore.server.row_checksums import COUNT_FILE
 from flcore.server.run_state import PRECEDES_HISTORY, RECORD_SUFFIXES, RunState
 
@@ -45,6 +44,7 @@ def inspect_record(path: Path) -> FoundRecord:
 
     Raises:
         RecordError: The record cannot be read.
+        OSError: A file of it is a directory, a pipe or a device, or cannot be copied.
     """
     if not path.exists():
         return FoundRecord()
@@ -66,8 +66,5 @@ def inspect_record(path: Path) -> FoundRecord:
 
 
 def _copy(file: Path, to: Path) -> None:
-    try:
-        with open_regular(file) as source, to.open("wb") as target:
-            shutil.copyfileobj(source, target, COPY_BYTES)
-    except UnfitFile as error:
-        raise RecordError(f"{file}: {error.strerror}") from error
+    with open_regular(file) as source, to.open("wb") as target:
+        shutil.copyfileobj(source, target, COPY_BYTES)

@@ -15,7 +15,7 @@ from flcore.regular_file import open_descriptor, open_regular, read_regular
 from flcore.server.audit_chain import AUDIT_FILE, MAX_LINE_BYTES, Entry, check_line
 from flcore.server.events import RunEnd
 from flcore.server.history import RoundRecord
-from flcore.server.history_table import read_history
+from flcore.server.history_table import ALTERED, read_history
 from flcore.server.run_directory import HISTORY_FILE, LOCK_FILE, RUN_FILE
 from flcore.text import printable
 
@@ -30,6 +30,9 @@ TAIL_BYTES = 16 * MAX_LINE_BYTES
 
 MAX_RUN_BYTES = 1 << 20
 """A larger run.json is none that a server has written."""
+
+MAX_NAME_CHARACTERS = 255
+"""The most characters of a file's name."""
 
 INDEX_TRIES = 5
 """How often the size of a model in shards is read. A replacement after its index was read removes the shards."""
@@ -179,7 +182,7 @@ def _begun_in_log(log: Path) -> dict[str, str]:
 def _damaged(path: Path, content: bytes) -> HistoryError:
     got = printable(content.decode("utf-8", "replace"), 80)
     return HistoryError(
-        f"expected id, job, fingerprint and started as text in {path / RUN_FILE}, got {got!r}: the file was altered"
+        f"expected id, job, fingerprint and started as text in {path / RUN_FILE}, got {got!r}: {ALTERED}"
     )
 
 
@@ -224,10 +227,10 @@ def _fields(entry: bytes) -> dict[str, Any]:
 def _checkpoint(path: Path, record: RoundRecord) -> ModelFile:
     """Return the model that a round has kept."""
     name = record.checkpoint
-    if Path(name).name != name or not name.isprintable():
+    if Path(name).name != name or not name.isprintable() or len(name) > MAX_NAME_CHARACTERS:
         raise HistoryError(
             f"expected the name of a file as the checkpoint of round {record.round} in {path / HISTORY_FILE}, got "
-            f"{printable(name, 100)!r}: the file was altered"
+            f"{printable(name, 100)!r}: {ALTERED}"
         )
     return _model_file(path, name, record.round)
 
@@ -251,4 +254,4 @@ def _size(path: Path) -> int:
         shards: set[str] = set(json.loads(read_regular(path))["weight_map"].values())
         return size + sum((path.parent / name).stat().st_size for name in shards)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise HistoryError(f"expected the index of a model in {path}; {error!r}: the file was altered") from error
+        raise HistoryError(f"expected the index of a model in {path}; {error!r}: {ALTERED}") from error
