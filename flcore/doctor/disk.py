@@ -94,7 +94,7 @@ def _write(path: Path, clock: Callable[[], float]) -> tuple[int, float]:
 
 
 def existing_parent(directory: Path) -> Path:
-    """Return a directory, or the nearest one above that exists. Raises `NotADirectoryError` if a file is in its place."""
+    """Return a directory, or the nearest one above that exists. Raises `NotADirectoryError` if that is a file."""
     path = directory.absolute()
     place = next(each for each in (path, *path.parents) if os.path.lexists(each))
     if not place.is_dir():
