@@ -112,6 +112,8 @@ class Job:
         for key, function in {"model": model, **tasks}.items():
             if not callable(function):
                 raise JobError(f"{key}: expected a function, got {type(function).__name__}")
+        if isinstance(clients, str | bytes) or not isinstance(clients, int | Sequence):
+            raise JobError(f"clients: expected a number of clients or a list of names, got {type(clients).__name__}")
         content = {
             "name": name,
             "seed": seed,

@@ -73,9 +73,11 @@ def write_job(directory: Path, template: str) -> Sequence[str]:
             "expected a job's name: a letter or digit, then at most 63 letters, digits, dots, hyphens or underscores, "
             f"got {printable(target.name, 100)!r}; choose another one"
         )
-    if target.exists() or target.is_symlink():
-        raise JobError(f"{directory}: expected a path where there is nothing, got one that exists; choose another one")
     try:
+        if target.exists() or target.is_symlink():
+            raise JobError(
+                f"{directory}: expected a path where there is nothing, got one that exists; choose another one"
+            )
         _write(target, Path(__file__).parent / TEMPLATES[template].folder)
     except OSError as error:
         place = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else str(target.parent)
