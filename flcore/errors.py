@@ -35,6 +35,7 @@ FlcoreError
 ├── UpdatesLost           committed updates cannot be read back from disk
 ├── AggregationError      updates cannot be combined: a result does not fit into its dtype, or a rule's code failed
 ├── MalformedMessage      a message of the other end that is invalid (`flcore.job.messages`)
+├── MalformedStatus       a content that is no status of this version (`flcore.status.status_content`)
 ├── UnknownDtypeName      a name that is neither a dtype's nor an alias of one (`flcore_layout`)
 ├── KernelError           a call that a kernel refuses (`flcore_kernels`)
 │   ├── UnknownDType          a dtype that no kernel folds

@@ -1,6 +1,7 @@
 """JSON that has one meaning: UTF-8, and no object with a key twice."""
 
 import json
+import math
 from typing import Any
 
 from flcore.text import decode_text
@@ -34,6 +35,26 @@ def parse_json(data: bytes | bytearray) -> Any:
         return json.loads(decode_text(data), object_pairs_hook=_unique)
     except RecursionError as error:
         raise ValueError(f"it is nested too deeply: {error}") from error
+
+
+def dump_json(value: Any) -> str:
+    """Return a value as JSON. A number that is not finite is null, as JSON has none.
+
+    >>> dump_json({"loss": math.nan, "rounds": (1, 2.5)})
+    '{"loss": null, "rounds": [1, 2.5]}'
+    """
+    try:
+        return json.dumps(value, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(value), allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    return [_finite(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

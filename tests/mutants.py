@@ -140,7 +140,7 @@ MUTANTS = [
     ),
     Mutant(
         "jobs-of-others-are-own",
-        "flcore/federation/status_views.py",
+        "flcore/federation/told_state.py",
         'return caller.role == "admin" or caller.owner == row.owner',
         'return caller.role in ("admin", "lead")',
         (f"{FEDERATION}/test_requests.py",),

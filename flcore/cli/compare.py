@@ -1,6 +1,5 @@
 """`flcore compare`: several runs side by side."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +16,7 @@ from flcore.reports.comparison import Comparison, compare_runs
 from flcore.reports.comparison_page import comparison_page
 from flcore.reports.html_report import write_page
 from flcore.reports.reported_run import read_reported_run
+from flcore.strict_json import dump_json
 from flcore.text import printable
 
 MAX_CELL_CHARACTERS = 60
@@ -51,7 +51,7 @@ def compare(
     if out is not None:
         _write(comparison, out)
     if as_json:
-        print(json.dumps(comparison.to_json()))
+        print(dump_json(comparison.to_json()))
     elif out is not None:
         print(f"comparison: {out}")
     else:

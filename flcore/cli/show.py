@@ -1,6 +1,5 @@
 """`flcore show`: a run from its directory, while it goes on or later; or a job of a federation."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +22,7 @@ from flcore.number_text import bytes_text
 from flcore.server.results_file import RESULTS_FILE
 from flcore.server.round_table import failure_lines, round_table
 from flcore.server.run_summary import ModelFile, RunSummary, read_run
+from flcore.strict_json import dump_json
 from flcore.text import printable
 
 
@@ -55,7 +55,7 @@ def show(
             return
         summary = read_run(Path(run))
         if as_json:
-            print(json.dumps(asdict(summary)))
+            print(dump_json(asdict(summary)))
             return
         history = summary.history
         parts = (_describe(summary), round_table(history), failure_lines(history), _models(summary))

@@ -7,7 +7,9 @@ from flcore.number_text import bytes_text, duration_text, metrics_text, share_te
 from flcore.status.job_status import ClientStatus, FederationStatus, JobStatus, ResourceStatus
 from flcore.text import printable, utc_time
 
-MAX_NAME_CHARACTERS, MAX_REASON_CHARACTERS = 40, 100
+MAX_NAME_CHARACTERS, MAX_REASON_CHARACTERS = 40, 1_000
+"""A reason is shown as a whole, as its cause is at its end: a status has 300 characters of it, before escaping."""
+
 MAX_REFUSALS_SHOWN, MAX_ROUNDS_SHOWN = 5, 5
 
 CLIENT_HEADING = ("client", "state", "task", "sent", "received", "MB/s", "seen", "refused", "reason")
@@ -95,7 +97,7 @@ def federation_tables(status: FederationStatus) -> Iterator[Table]:
 
 def state_text(status: JobStatus) -> str:
     """Return the state of a job, with the reason."""
-    reason = f": {_reason(status.reason, 300)}" if status.reason else ""
+    reason = f": {_reason(status.reason)}" if status.reason else ""
     if status.state == "running" and status.round > status.rounds_over:
         return f"running, round {status.round}{reason}"
     return f"{status.state}{reason}"
@@ -161,8 +163,8 @@ def _name(text: str) -> str:
     return printable(text, MAX_NAME_CHARACTERS)
 
 
-def _reason(text: str, most: int = MAX_REASON_CHARACTERS) -> str:
-    return printable(text, most)
+def _reason(text: str) -> str:
+    return printable(text, MAX_REASON_CHARACTERS)
 
 
 def _mebibytes(nbytes: int) -> str:

@@ -16,6 +16,7 @@ from flcore.client.task import Site, Task, Update
 from flcore.errors import JobError, SpecError, TaskFailed
 from flcore.job.job import Job
 from flcore.job.messages import MAX_METRIC_NAME
+from flcore.job.nearest import function_advice
 from flcore.model.arrays import dtype_and_shape, flatten
 from flcore.model.model import Arrays
 from flcore.progress import ProgressSink, report_progress
@@ -133,7 +134,8 @@ def _functions(job: Job, code: Any) -> dict[str, TaskFunction]:
         function = getattr(code, task, None)
         if not callable(function):
             where = f"client.executor: {job.contract.client.executor}"
-            raise JobError(f"{where} has no function {task!r}, which tasks.{task} needs")
+            advice = function_advice(task, (name for name in dir(code) if callable(getattr(code, name, None))))
+            raise JobError(f"{where} has no function {task!r}, which tasks.{task} needs{advice}")
         functions[task] = function
     return functions
 

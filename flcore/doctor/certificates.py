@@ -3,16 +3,17 @@
 from datetime import datetime
 from pathlib import Path
 
-from flcore.doctor.result import CheckResult
-from flcore.errors import CertificateError
+from flcore.doctor.result import CheckResult, of_error
+from flcore.errors import CertificateError, JobError
 from flcore.identity.certificate import parse_certificates, utc_now
 from flcore.identity.credentials import RENEW_CLIENT, RENEW_SERVER, ClientCertificates, ServerCertificates
 from flcore.identity.deny_list import read_deny_list
+from flcore.text import printable
 
 SOON_DAYS = 30
 """A certificate that expires within so many days is a warning."""
 
-NAME = "certificate"
+NAME, SITE_FILE = "certificate", "site.toml"
 
 
 def check_kit(kit: Path, now: datetime | None = None) -> CheckResult:
@@ -23,10 +24,15 @@ def check_kit(kit: Path, now: datetime | None = None) -> CheckResult:
         now: The present time. Default: None, this machine's clock.
     """
     moment = now or utc_now()
+    if not (kit / SITE_FILE if kit.is_dir() else kit).is_file():
+        found = f"{printable(str(kit))}: expected the directory of an unpacked kit, with the file {SITE_FILE}"
+        return CheckResult(NAME, "failed", found, "unpack the kit (unzip KIT.zip -d DIR), and give its directory")
     try:
         certificates = ClientCertificates.load(kit, moment)
     except CertificateError as error:
-        return _unusable(error)
+        return of_error(NAME, error)
+    except JobError as error:  # of its site.toml
+        return CheckResult(NAME, "failed", printable(str(error)), f"unpack the kit again, or correct its {SITE_FILE}")
     identity = certificates.identity
     who = f"{identity.name}, {identity.role} of {identity.federation}"
     return _check_expiry(who, certificates.chain_pem + certificates.root_pem, moment, RENEW_CLIENT)
@@ -48,7 +54,7 @@ def check_server_directory(directory: Path, now: datetime | None = None) -> Chec
                 NAME, "failed", f"the server's certificate in {directory} is revoked", f"{RENEW_SERVER}, with a new key"
             )
     except CertificateError as error:
-        return _unusable(error)
+        return of_error(NAME, error)
     who = f"the server of {certificates.identity.federation}, for {', '.join(certificates.hosts)}"
     return _check_expiry(who, certificates.chain_pem + certificates.root_pem, moment, RENEW_SERVER)
 
@@ -64,9 +70,3 @@ def _check_expiry(who: str, pem: bytes, now: datetime, advice: str) -> CheckResu
     if first.is_authority:
         advice = "make a new authority (flcore certs init), a new server's directory and new kits"
     return CheckResult(NAME, "warning", found, advice)
-
-
-def _unusable(error: CertificateError) -> CheckResult:
-    """Return the result on certificates that cannot be used: flcore's own errors end with what to do."""
-    found, _, advice = str(error).rpartition("; ")
-    return CheckResult(NAME, "failed", found or advice, advice if found else "see docs/certificates.md")

@@ -1,5 +1,6 @@
 """The disk of a directory: its free space, its file system, and the rate at which it takes synced writes."""
 
+import errno
 import os
 import secrets
 import time
@@ -93,6 +94,9 @@ def _write(path: Path, clock: Callable[[], float]) -> tuple[int, float]:
 
 
 def existing_parent(directory: Path) -> Path:
-    """Return a directory, or the nearest one above that exists."""
+    """Return a directory, or the nearest one above that exists. Raises `NotADirectoryError` if that is a file."""
     path = directory.absolute()
-    return next(each for each in (path, *path.parents) if each.is_dir())
+    place = next(each for each in (path, *path.parents) if os.path.lexists(each))
+    if not place.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(place))
+    return place

@@ -69,13 +69,16 @@ def check_port_reachable(address: str, connect: Callable[..., socket.socket] = s
         address: The server's address, HOST:PORT.
         connect: Opens a connection.
     """
-    begun = time.monotonic()
+    begun, shown = time.monotonic(), printable(address, 200)
     try:
         connect(split_address(address), timeout=CONNECT_TIMEOUT_S).close()
+    except UnicodeError:
+        found = f"{shown} is no address: a part of the host's name is empty, or has more than 63 characters"
+        return CheckResult("port", "failed", found, "correct the host's name (--server)")
     except OSError as error:
         reason = "no answer" if isinstance(error, TimeoutError) else (error.strerror or str(error)).lower()
         advice = "does the server run, is the address right, and does the firewall let its port pass?"
-        return CheckResult("port", "failed", f"{address} cannot be reached: {reason}", advice)
+        return CheckResult("port", "failed", f"{shown} cannot be reached: {reason}", advice)
     elapsed_ms = (time.monotonic() - begun) * 1e3
     return CheckResult("port", "ok", f"{address} can be reached: a connection in {elapsed_ms:.1f} ms")
 

@@ -30,6 +30,7 @@ from flcore.server.events import (
     RunContinued,
     RunEnd,
     RunEnded,
+    RunEnding,
     RunStarted,
     StoppedEarly,
     StorageOpened,
@@ -200,6 +201,7 @@ RUN_LINES: Mapping[type, EventLine] = {
             "directory": None if e.directory is None else str(e.directory),
         },
     ),
+    RunEnding: EventLine(debug, lambda _: "the run ends: its clients are told"),
     RunEnded: EventLine(
         lambda e: logging.ERROR if e.failed else logging.INFO,
         lambda e: f"the run {ENDS[e.end]}: {e.reason}",

@@ -146,6 +146,11 @@ class JobDatabase:
             "state IN ('queued', 'running')",
         )
 
+    def interrupt(self, number: int, reason: str, round_: int, metrics: Mapping[str, float]) -> None:
+        """A job that runs goes on when its server is started again. The arguments are those of `end`."""
+        values = reason, round_, json.dumps(dict(metrics))
+        self._change("reason = ?, round = ?, metrics = ?", values, number, "state = 'running'")
+
     def set_reason(self, number: int, reason: str) -> None:
         """Record why a job that runs does not go on."""
         self._change("reason = ?", (reason,), number, "state = 'running'")

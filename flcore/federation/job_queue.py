@@ -12,6 +12,8 @@ from typing import NamedTuple
 from flcore.text import counted
 
 MAX_NAMES_SHOWN = 5
+NOT_THERE = "; not there: "
+"""What precedes the names of clients in the reason of a job that waits for them."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ def _missing_clients(job: WaitingJob, capacity: Capacity) -> str:
     away = sorted(job.invited - connected)
     never = [client for client in away if client not in capacity.known]
     shown = [f"{client} has never joined" if client in never else client for client in _first(away)]
-    return f"{text}; not there: {', '.join(shown)}" + _rest(away)
+    return f"{text}{NOT_THERE}{', '.join(shown)}" + _rest(away)
 
 
 def unknown_clients(

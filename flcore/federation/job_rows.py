@@ -48,6 +48,7 @@ class JobLine:
     number: int
     name: str
     lead: str
+    owner: str
     state: JobState
     reason: str
     submitted: str

@@ -12,7 +12,7 @@ from flcore_transport import Service
 
 from flcore.aggregation.budget import Budget
 from flcore.disk_errors import is_disk_error
-from flcore.errors import FlcoreError, JobAborted, ServerStopped
+from flcore.errors import DiskError, FlcoreError, JobAborted, ServerStopped
 from flcore.event_log.log import Log, log_events
 from flcore.federation.bounded_log import SERVER_LOG_BYTES, BoundedLog
 from flcore.federation.job_files import JobDirectories
@@ -74,7 +74,10 @@ class RunSettings:
 
 
 class JobEnd(NamedTuple):
-    """How a job's thread has ended. `state` is None for a job that goes on when the server is started again."""
+    """How a job's thread has ended. `state` is None for a job that goes on when the server is started again.
+
+    It then has a reason if the disk has interrupted it, and none if the server stops.
+    """
 
     state: JobState | None
     reason: str
@@ -213,7 +216,7 @@ class JobRunner:
         return dict(sorted(parts.items()))
 
     def _run(self) -> None:
-        end = JobEnd(None, "interrupted: the job's log cannot be written")
+        end = JobEnd(None, "the job's log cannot be written; it goes on when the server is started again")
         try:
             log_file = BoundedLog(self._files.server_log(self.row.id), SERVER_LOG_BYTES, self._report_change)
             with Log("text", None, job=self.row.id, write_file=log_file.write) as log:
@@ -246,7 +249,8 @@ class JobRunner:
     @staticmethod
     def _describe_failure(error: BaseException, log: Log) -> JobEnd:
         if is_disk_error(error):
-            return JobEnd(None, f"interrupted: {one_line(error)}; it goes on when the server is started again")
+            advice = "" if isinstance(error, DiskError) else "; it goes on when the server is started again"
+            return JobEnd(None, f"{one_line(error)}{advice}")
         if isinstance(error, FlcoreError):
             return JobEnd("failed", one_line(error))
         log.write_line(printable(traceback.format_exc(), MAX_TRACEBACK_CHARACTERS), "traceback")
@@ -361,7 +365,7 @@ def _last_line(end: JobEnd) -> str:
     ('failed: no data today', 'done', 'the server stops')
     """
     if end.state is None:
-        return end.reason or "the server stops"
+        return f"interrupted: {end.reason}" if end.reason else "the server stops"
     return f"{end.state}: {end.reason}" if end.reason else end.state
 
 

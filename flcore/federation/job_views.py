@@ -18,8 +18,10 @@ from flcore.federation.messages import (
     ListJobs,
     SiteProgress,
 )
+from flcore.federation.roles import Caller
 from flcore.federation.scheduler import Scheduler
-from flcore.federation.site_parts import part_text
+from flcore.federation.site_parts import part_text, with_failure
+from flcore.federation.told_state import may_read, told_state
 from flcore.job.contract import Contract
 from flcore.job.messages import Content
 from flcore.job.parsing import contract_from_json
@@ -49,12 +51,12 @@ class JobViews:
     def __init__(self, database: JobDatabase, scheduler: Scheduler) -> None:
         self._database, self._scheduler = database, scheduler
 
-    def list(self, request: ListJobs) -> JobList:
+    def list(self, caller: Caller, request: ListJobs) -> JobList:
         """Return the newest jobs: as many as are asked for, and as fit into a reply."""
         jobs: list[JobSummary] = []
         nbytes = 0
         for row in self._database.lines(request.states, request.limit):
-            summary = self.summary(row, MAX_REASON_CHARACTERS)
+            summary = self.summary(row, MAX_REASON_CHARACTERS, is_own=may_read(caller, row))
             nbytes += len(summary.to_bytes()) + 1
             if nbytes > MAX_LIST_BYTES:
                 break
@@ -72,14 +74,15 @@ class JobViews:
                 return FileList(files=left[:index], is_more=True)
         return FileList(files=left)
 
-    def summary(self, row: JobRow | JobLine, max_reason: int = 4_000) -> JobSummary:
+    def summary(self, row: JobRow | JobLine, max_reason: int = 4_000, *, is_own: bool) -> JobSummary:
         """Return a job in one line."""
         runner = self._scheduler.runner(row.number)
+        state, reason = told_state(row, self._scheduler.reason(row), is_own=is_own)
         return JobSummary(
             id=row.id,
             name=row.name,
-            state=row.state,
-            reason=printable(self._scheduler.reason(row), max_reason),
+            state=state,
+            reason=printable(reason, max_reason),
             lead=row.lead,
             submitted=row.submitted,
             started=row.started,
@@ -92,7 +95,8 @@ class JobViews:
         """Return a job in one line, with metrics of its last round unless it is somebody else's."""
         runner = self._scheduler.runner(row.number)
         metrics = row.metrics if runner is None else runner.result[1]
-        return self.summary(row).model_copy(update={"metrics": _fitting(metrics, MAX_NEWS_BYTES) if is_own else {}})
+        shown = _fitting(metrics, MAX_NEWS_BYTES) if is_own else {}
+        return self.summary(row, is_own=is_own).model_copy(update={"metrics": shown})
 
     def details(self, row: JobRow, after: str = "", *, is_own: bool) -> JobDetails:
         """Return all that is known of a job, with the sites after a name that fit; of somebody else's, its identity."""
@@ -121,7 +125,8 @@ class JobViews:
         parts = self._database.parts(row.number) if runner is None else runner.parts
         if runner is not None:
             sites = runner.sites(self._scheduler.lobby.offered_to(row.number), refused)
-        elif row.is_over:
+            sites = {client: with_failure(text, parts.get(client)) for client, text in sites.items()}
+        elif row.is_over or told_state(row, row.reason, is_own=True).state == "interrupted":
             names = {*parts, *refused, *(contract.clients if isinstance(contract.clients, tuple) else ())}
             sites = {client: part_text(parts.get(client), refused.get(client, "")) for client in sorted(names)}
         else:

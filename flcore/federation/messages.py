@@ -23,6 +23,8 @@ Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Offset = Annotated[int, Field(ge=0, lt=1 << 62)]
 Text = Annotated[str, Field(max_length=4_000)]
 JobState = Literal["queued", "running", "done", "failed", "aborted"]
+ToldState = Literal[JobState, "interrupted"]
+"""The state that a caller is told. "interrupted": it has its slot, and goes on when the server is started again."""
 MAX_STATES = 5
 """There are no more states."""
 MAX_CHANGES = 64
@@ -89,7 +91,8 @@ class JobSummary(Content):
         id: The job's id.
         name: The contract's name.
         state: The job's state.
-        reason: Why it waits, has failed, was aborted or has stopped early; empty for others. One line.
+        reason: Why it waits, has failed, was interrupted or aborted, or has stopped early; empty for others. One line.
+            Other leads do not read what quotes a site.
         lead: The name of the lead who has submitted it.
         submitted: Moments in UTC, as ISO 8601; empty if not yet.
         started: As `submitted`.
@@ -102,7 +105,7 @@ class JobSummary(Content):
 
     id: JobId
     name: str
-    state: JobState
+    state: ToldState
     reason: Text = ""
     lead: str = ""
     submitted: str = ""
@@ -155,7 +158,8 @@ class JobDetails(Content):
         changes: The keys of the contract that were replaced.
         quorum: The clients that a round needs.
         sites: By client, sorted, its part in a job that runs: "offered", "joined", "away", or "refused: " and the
-            reason; in one that is over: "took part" or "took no part", and why it failed last or refused.
+            reason; in one that is over or interrupted: "took part" or "took no part". Then, if its last task has
+            failed: "; failed last: " and the reason.
         more_sites: The number of sites after the last one of these. `ShowJob.after` asks for them.
         answered: By client, the number of rounds that it has answered.
         progress: By client, how far its present task is.
@@ -181,7 +185,7 @@ class WaitForJob(Content):
 
     do: Literal["wait"] = "wait"
     id: JobId
-    state: JobState
+    state: ToldState
     round: int = 0
 
 

@@ -53,9 +53,10 @@ from flcore.federation.pack_store import PackStore, no_pack
 from flcore.federation.ping import pong
 from flcore.federation.roles import Caller, Roles
 from flcore.federation.scheduler import Scheduler
-from flcore.federation.status_views import StatusViews, may_read
+from flcore.federation.status_views import StatusViews
 from flcore.federation.status_waits import StatusWaits, fitting
 from flcore.federation.submission import SubmissionLimits, read_submission
+from flcore.federation.told_state import may_read
 from flcore.federation.waits import Waits
 from flcore.job.messages import Content, MalformedMessage, parse_content
 from flcore.job.parsing import contract_from_json
@@ -265,7 +266,7 @@ class Requests:
     def _view(self, caller: Caller, request: ListJobs | ShowJob | GetStatus) -> Answer:
         match request:
             case ListJobs():
-                return Answered(self._views.list(request))
+                return Answered(self._views.list(caller, request))
             case ShowJob():
                 row = self._require(request.id)
                 return Answered(self._views.details(row, request.after, is_own=may_read(caller, row)))

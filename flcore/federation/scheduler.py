@@ -27,6 +27,7 @@ from flcore.federation.lobby import Lobby
 from flcore.federation.pack_store import PackStore
 from flcore.federation.site_parts import SiteParts
 from flcore.federation.start_counts import CRASHING, SUSPECTED, StartCounts
+from flcore.federation.told_state import INTERRUPTED
 from flcore.job.parsing import contract_from_json
 from flcore.server.audit_chain import AUDIT_FILE
 from flcore.server.serve import Server
@@ -345,11 +346,10 @@ class Scheduler:
         number, row = runner.row.number, runner.row
         try:
             if end.state is None and end.reason:
-                self._database.set_reason(number, end.reason)
+                self._database.interrupt(number, INTERRUPTED + end.reason, *runner.result)
             elif end.state is not None and self._database.end(number, end.state, end.reason, *runner.result):
                 self._observe(JobOver(row.id, end.state, end.reason))
-            if end.state is not None:
-                self._record_parts(row, runner)
+            self._record_parts(row, runner)
             self._starts.clear(number)
         except FlcoreError:
             logger.exception("%s is over (%s), which could not be recorded; the next start does it", row.id, end.state)

@@ -69,6 +69,15 @@ class SiteParts:
             return dict(self._parts)
 
 
+def with_failure(text: str, part: SitePart | None) -> str:
+    """Add why a site's last task has failed to what is said of the site.
+
+    >>> with_failure("away", SitePart(3, "train: its connection was lost"))
+    'away; failed last: train: its connection was lost'
+    """
+    return text if part is None or not part.reason else f"{text}; failed last: {part.reason}"
+
+
 def part_text(part: SitePart | None, refusal: str) -> str:
     """Say what a site has done in a job that is over.
 
@@ -77,9 +86,7 @@ def part_text(part: SitePart | None, refusal: str) -> str:
     >>> part_text(None, "")
     'took no part'
     """
-    words = [] if part is None else ["took part"]
-    if part is not None and part.reason:
-        words.append(f"failed last: {part.reason}")
+    words = [] if part is None else [with_failure("took part", part)]
     if refusal:
         words.append(f"refused: {refusal}")
     return "; ".join(words) or "took no part"

@@ -12,7 +12,8 @@ from flcore.federation.job_rows import JobLine, JobRow
 from flcore.federation.job_runner import JobRunner
 from flcore.federation.roles import Caller
 from flcore.federation.scheduler import Scheduler
-from flcore.status.job_status import FederationStatus, JobStatus, SiteStatus, State
+from flcore.federation.told_state import may_read, told_state
+from flcore.status.job_status import FederationStatus, JobStatus, SiteStatus
 from flcore.status.stored_status import read_status
 from flcore.text import printable, without_folders
 
@@ -40,7 +41,9 @@ class StatusViews:
         """Return the newest jobs: those of the caller that run with their clients. For an admin, also the sites."""
         runners = self._scheduler.runners()
         lines = self._database.lines((), MAX_JOBS)
-        jobs = tuple(self._running(caller, runners.get(line.number), line) or self._from_row(line) for line in lines)
+        jobs = tuple(
+            self._running(caller, runners.get(line.number), line) or self._from_row(caller, line) for line in lines
+        )
         if caller.role != "admin":
             return FederationStatus(jobs)
         joined = [(runner.row.id, runner.joined) for runner in runners.values()]
@@ -55,7 +58,7 @@ class StatusViews:
         status = self._running(caller, self._scheduler.runner(row.number), row)
         if status is not None:
             return status
-        known = self._from_row(row)
+        known = self._from_row(caller, row)
         if not may_read(caller, row) or row.state == "queued":
             return known
         with suppress(HistoryError, OSError):  # a run that had not begun, or whose directory is damaged
@@ -83,30 +86,22 @@ class StatusViews:
             status = replace(status, state=row.state, reason=row.reason, time_left_s=None)
         return _without_paths(status)
 
-    def _from_row(self, row: JobRow | JobLine) -> JobStatus:
+    def _from_row(self, caller: Caller, row: JobRow | JobLine) -> JobStatus:
         """Return what the database has of a job."""
         runner = self._scheduler.runner(row.number)
-        state: State = row.state
-        reason = _short(self._scheduler.reason(row))
-        if row.state == "running" and runner is None:  # it goes on when the server is started again
-            state, reason = "interrupted", reason.removeprefix("interrupted: ")
+        state, reason = told_state(row, self._scheduler.reason(row), is_own=may_read(caller, row))
         rounds_over = row.round if runner is None else runner.result[0]
         return JobStatus(
             row.name,
             row.id,
             state,
-            reason,
+            _short(reason),
             round=rounds_over,
             rounds=row.rounds,
             rounds_over=rounds_over,
             started_s=_moment(row.started),
             ended_s=_moment(row.ended),
         )
-
-
-def may_read(caller: Caller, row: JobRow) -> bool:
-    """Whether a caller may read all that is known of a job."""
-    return caller.role == "admin" or caller.owner == row.owner
 
 
 def _without_paths(status: JobStatus) -> JobStatus:

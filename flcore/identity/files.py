@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from flcore.disk_sync import sync_directory
 from flcore.errors import CertificateError
+from flcore.regular_file import UnfitFile, open_descriptor
 
 MAX_FILE_BYTES = 1 << 20
 """Far above every file of a few certificates; nothing larger is read."""
@@ -135,19 +136,19 @@ def read_private_file(path: Path) -> bytes:
 
 def _read(path: Path, max_bytes: int) -> tuple[bytes, os.stat_result]:
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe would wait otherwise
+        descriptor = open_descriptor(path)
     except FileNotFoundError as error:
         raise CertificateError(
             f"{path}: expected a file, got none; copy it there, or see docs/certificates.md"
         ) from error
+    except UnfitFile as error:
+        raise CertificateError(f"{path}: expected a file, got {error.got}; give another path") from error
     except OSError as error:
         raise CertificateError(f"{path}: expected a readable file: {error.strerror}; see its permissions") from error
     except ValueError as error:  # a zero in a path of site.toml
         raise CertificateError(f"{str(path)!r}: expected a path, got one with a zero character; correct it") from error
     try:
         found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
-            raise CertificateError(f"{path}: expected a file, got a directory, a pipe or a device; give another path")
         data = bytearray()
         while chunk := os.read(descriptor, max_bytes + 1 - len(data)):
             data += chunk

@@ -22,6 +22,7 @@ from types import CodeType, ModuleType
 from typing import Any
 
 from flcore.errors import JobError
+from flcore.job.nearest import file_advice, function_advice
 
 OWN_PACKAGES = {"flcore", "flcore_bench", "flcore_kernels", "flcore_layout", "flcore_transport"}
 """Packages that are always imported as installed, also by a job whose directory contains flcore's sources."""
@@ -62,7 +63,7 @@ class JobCode:
         source, _, name = reference.partition(":")
         path = self._directory / source
         if source.endswith(".py") and not path.is_file():
-            raise JobError(f"{key}: there is no file {path}")
+            raise JobError(f"{key}: there is no file {path}{file_advice(path)}")
         what = str(path) if source.endswith(".py") else f"module {source!r}"
         try:
             module = self._file_module(path) if source.endswith(".py") else self._module(source)
@@ -72,7 +73,7 @@ class JobCode:
         if not name:
             return module
         if not hasattr(module, name):
-            raise JobError(f"{key}: {source} has no {name!r}")
+            raise JobError(f"{key}: {source} has no {name!r}{function_advice(name, vars(module))}")
         return getattr(module, name)
 
     def unload(self) -> None:

@@ -11,7 +11,7 @@ import symtable
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from types import ModuleType, SimpleNamespace
+from types import CodeType, ModuleType, SimpleNamespace
 from typing import Any
 
 from flcore.errors import JobError, PackError
@@ -68,8 +68,7 @@ class JobFunctions:
         try:
             content = self._text().encode()
         except PackError:
-            codes = (getattr(each, "__code__", None) for each in self._definitions())
-            content = b"\0".join(b"" if code is None else code.co_code for code in codes)
+            content = repr([_compiled(each) for each in self._definitions()]).encode("utf-8", "backslashreplace")
         digest.begin(FUNCTIONS_FILE, len(content))
         digest.update(content)
         return digest.hexdigest()
@@ -150,7 +149,40 @@ def _source(definition: Definition) -> str:
     text = textwrap.dedent(text)
     if not text.lstrip().startswith(("def ", "class ", "@")):
         raise PackError(f"{name}: expected a function that is written with def, got one that is not; write it with def")
+    _require_own_name(name, text)
     return text
+
+
+def _require_own_name(name: str, text: str) -> None:
+    """Raise `PackError` unless a source defines this name, at its top level."""
+    try:
+        defined = getattr(ast.parse(text).body[0], "name", "")
+    except SyntaxError as error:
+        raise PackError(
+            f"{name}: expected source that can stand in a file of its own, got {error.msg}; define it at the top "
+            f"level, and indent the lines of its texts as its code"
+        ) from error
+    if defined != name:
+        raise PackError(
+            f"{printable(name, 64)}: expected the name after def or class, {defined}, as its __name__, got another "
+            f"one; leave __name__ as it is"
+        )
+
+
+def _compiled(definition: Definition) -> object:
+    """Return what differs between two functions without source: bytecode, names and constants; of others, the type."""
+    code = getattr(definition, "__code__", None)
+    return _parts(code) if isinstance(code, CodeType) else type(definition).__qualname__
+
+
+def _parts(value: object) -> object:
+    """Return the code of a function, or a constant in it, as values whose text is the same in each process."""
+    if isinstance(value, CodeType):
+        names = value.co_names, value.co_varnames, value.co_freevars
+        return value.co_code, names, [_parts(each) for each in value.co_consts]
+    if isinstance(value, frozenset):
+        return sorted(repr(_parts(each)) for each in value)
+    return type(value).__name__, value
 
 
 def _class_source(definition: type) -> str:

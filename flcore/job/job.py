@@ -19,6 +19,7 @@ from flcore.job.changes import change_contract
 from flcore.job.code import JobCode, code_digest
 from flcore.job.contract import Contract
 from flcore.job.functions import FUNCTIONS_FILE, INITIAL_MODEL, JobFunctions
+from flcore.job.nearest import file_advice
 from flcore.job.parsing import parse_contract
 from flcore.job.rules import load_rule_with
 from flcore.model.checkpoint import open_model
@@ -111,6 +112,8 @@ class Job:
         for key, function in {"model": model, **tasks}.items():
             if not callable(function):
                 raise JobError(f"{key}: expected a function, got {type(function).__name__}")
+        if isinstance(clients, str | bytes) or not isinstance(clients, int | Sequence):
+            raise JobError(f"clients: expected a number of clients or a list of names, got {type(clients).__name__}")
         content = {
             "name": name,
             "seed": seed,
@@ -311,7 +314,7 @@ class Job:
         try:
             return open_model(path)
         except FileNotFoundError as error:
-            raise JobError(f"server.model: there is no file {path}") from error
+            raise JobError(f"server.model: there is no file {path}{file_advice(path)}") from error
         except SpecError as error:
             raise JobError(f"server.model: {error}") from error
 

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from flcore.errors import PackError, SpecError
 from flcore.job.code import ENVIRONMENT_MARKERS, OWN_PACKAGES, code_files
 from flcore.job.contract import Contract
+from flcore.job.nearest import file_advice
 from flcore.job.pack_manifest import JOB_FILE, SITE_FILE
 from flcore.model.model_paths import INDEX_SUFFIX, MODEL_SUFFIX
 from flcore.model.shard_layout import read_index
@@ -97,7 +98,7 @@ def _code(contract: Contract, directory: Path) -> set[Path]:
     for name in contract.code_files:
         path = directory / name
         if not path.is_file():
-            raise PackError(f"{directory / JOB_FILE}: it names {name}, and there is no file {path}; correct the name")
+            raise PackError(f"{directory / JOB_FILE}: it names {name}, and there is no file {path}{file_advice(path)}")
         files |= {path, *code_files(path.parent)}
     compiled = sorted(str(path) for path in files if path.name.endswith(tuple(EXTENSION_SUFFIXES)))
     if compiled:
@@ -122,7 +123,7 @@ def _checkpoint_files(contract: Contract, directory: Path) -> Iterator[Path]:
         raise PackError(f"{where}: {error}") from error
     for file in (path, *(path.with_name(shard) for shard in sorted(shards))):
         if not file.is_file():
-            raise PackError(f"{where}: there is no file {file}; correct the name")
+            raise PackError(f"{where}: there is no file {file}{file_advice(file)}")
         yield file
 
 

@@ -1,6 +1,5 @@
 """The status of a job, or of a federation: as it is now, or each time that it has changed."""
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
@@ -47,13 +46,12 @@ def watch_status(
 
 
 def _parse(job: str | None, body: bytes, calls: ServerCalls) -> "JobStatus | FederationStatus":
-    from flcore.status.job_status import FederationStatus, JobStatus
+    from flcore.status.status_content import MalformedStatus, parse_status
 
     try:
-        values = json.loads(body)
-        return FederationStatus.from_json(values) if job is None else JobStatus.from_json(values)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        return parse_status("federation", body) if job is None else parse_status("job", body)
+    except MalformedStatus as error:
         raise MalformedMessage(
-            f"the status that {calls.connection.address} has sent cannot be read ({type(error).__name__}); use the "
-            f"version of flcore that the server has"
+            f"the status that {calls.connection.address} has sent cannot be read: {error}; use the version of flcore "
+            f"that the server has"
         ) from error

@@ -79,7 +79,7 @@ class SubmittedJob:
 
     @property
     def state(self) -> str:
-        """The state as of now: `queued`, `running`, `done`, `failed` or `aborted`."""
+        """The state as of now: `queued`, `running`, `interrupted`, `done`, `failed` or `aborted`."""
         return self.summary.state
 
     @property

@@ -7,7 +7,6 @@ file that is replaced meanwhile is read in its old version. With many models, th
 
 import errno
 import os
-import stat
 import weakref
 from collections.abc import Sequence
 from contextlib import suppress
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from flcore.disk_errors import named
 from flcore.errors import BudgetError, SpecError
+from flcore.regular_file import UnfitFile, open_descriptor
 
 MAX_IO_BUFFERS = 1024
 """The buffers that Linux accepts in one preadv or pwritev (IOV_MAX)."""
@@ -41,16 +41,15 @@ class OpenFile:
     def __init__(self, path: Path, flags: int = os.O_RDONLY, mode: int = 0o666) -> None:
         self.path = path
         try:
-            # Without O_NONBLOCK, opening a named pipe would wait for its writer.
-            self.descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, mode)
+            self.descriptor = open_descriptor(path, flags, mode)
+        except UnfitFile as error:
+            raise SpecError(f"{path}: expected a regular file, got {error.got}; give another path") from error
         except OSError as error:
             if error.errno != errno.EMFILE:
                 raise
             advice = "Too many open files: raise the limit of this process with `ulimit -n`"
             raise OSError(errno.EMFILE, advice, str(path)) from error
         weakref.finalize(self, os.close, self.descriptor).atexit = False
-        if not stat.S_ISREG(os.fstat(self.descriptor).st_mode):
-            raise SpecError(f"{path}: expected a regular file, got a directory, a pipe or a device")
 
     @property
     def size(self) -> int:

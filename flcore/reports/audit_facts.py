@@ -5,14 +5,17 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
+from flcore.regular_file import open_regular
 from flcore.server.audit_chain import AUDIT_FILE, MAX_LINE_BYTES, Verification, verify
+from flcore.status.job_status import JOIN_KIND, REVOKED_KIND
 
 MAX_REFUSALS = 1_000
 """Refusals that are kept by client, kind and reason. A client can write as many reasons as it likes."""
 
 REFUSALS = ("join-refused", "call-refused", "answer-refused", "revocation")
+WORDS = {"join-refused": JOIN_KIND, "revocation": REVOKED_KIND}
 
 
 class Refusal(NamedTuple):
@@ -22,6 +25,11 @@ class Refusal(NamedTuple):
     event: str
     kind: str
     reason: str
+
+    @property
+    def word(self) -> str:
+        """The kind, in the words of `flcore status`."""
+        return WORDS.get(self.event) or self.kind or self.event
 
 
 class Publication(NamedTuple):
@@ -106,23 +114,25 @@ def read_audit_facts(run: Path) -> AuditFacts:
     Lines that are no entries are skipped. `AuditFacts.verification` tells of them.
     """
     path, facts = run / AUDIT_FILE, AuditFacts()
-    if not path.is_file():
+    try:
+        file = open_regular(path)
+    except FileNotFoundError:
         return facts
-    for entry in _entries(path):
-        facts.add(entry)
+    with file:
+        for entry in _entries(file):
+            facts.add(entry)
     facts.verification = verify(path)
     return facts
 
 
-def _entries(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open("rb") as file:
-        while line := file.readline(MAX_LINE_BYTES + 1):
-            try:
-                entry = json.loads(line)
-            except (ValueError, RecursionError):
-                continue
-            if isinstance(entry, dict):
-                yield entry
+def _entries(file: BinaryIO) -> Iterator[dict[str, Any]]:
+    while line := file.readline(MAX_LINE_BYTES + 1):
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(entry, dict):
+            yield entry
 
 
 def _text(entry: dict[str, Any], key: str) -> str:

@@ -18,7 +18,7 @@ from flcore.reports.series import (
     site_series,
 )
 from flcore.reports.svg_charts import ChartLine, line_chart, stacked_chart
-from flcore.text import printable
+from flcore.text import counted, printable
 
 MAX_CHARTS = 12
 MAX_SITE_LINES = 6
@@ -160,4 +160,8 @@ def _more(count: int, what: str) -> str:
 
 def _skip_note(run: ReportedRun) -> str:
     count = sum(bool(record.skipped) for record in run.history)
-    return paragraph(f"Dotted lines mark {count} rounds that left the model unchanged.", "muted") if count else ""
+    return (
+        paragraph(f"Dotted lines mark {counted(count, 'round')} that left the model unchanged.", "muted")
+        if count
+        else ""
+    )

@@ -47,7 +47,9 @@ def table(caption: str, columns: Sequence[Column], rows: Iterable[Sequence[Cell]
         rows: The cells of each row.
         style: A CSS class. Default: none.
     """
-    return _table(caption, columns, f"<tbody>{_rows(columns, rows)}</tbody>", style)
+    is_stacked = "wrap" in style.split()  # on a narrow screen each row is a block, and each cell has its heading
+    body = f"<tbody>{_rows(columns, rows, is_stacked)}</tbody>"
+    return _table(caption, columns, body, f"{style} stacked" if is_stacked else style)
 
 
 def grouped_table(
@@ -70,8 +72,11 @@ def _table(caption: str, columns: Sequence[Column], body: str, style: str) -> st
     )
 
 
-def _rows(columns: Sequence[Column], rows: Iterable[Sequence[Cell]]) -> str:
+def _rows(columns: Sequence[Column], rows: Iterable[Sequence[Cell]], is_stacked: bool = False) -> str:
     first_class, *classes = [_class(column) for column in columns]
+    if is_stacked:
+        labels = [f' data-label="{text(column.heading)}"' for column in columns[1:]]
+        classes = [kind + label for kind, label in zip(classes, labels, strict=True)]
     found = []
     for first, *rest in rows:
         cells = "".join(f"<td{kind}>{html_of(cell)}</td>" for cell, kind in zip(rest, classes, strict=True))

@@ -9,7 +9,7 @@ from flcore.model.atomic_replace import create_directory
 from flcore.number_text import bytes_text, column_format, metric_text, seconds_format, seconds_text
 from flcore.reports.chart_section import byte_section, metric_section, site_section, time_section
 from flcore.reports.html_page import Cell, Column, Markup, folded, page, paragraph, section, table, text
-from flcore.reports.participation import participation
+from flcore.reports.participation import participation, refused_clients
 from flcore.reports.participation_section import left_out_section, participation_section
 from flcore.reports.reported_run import ReportedModel, ReportedRun, contract_leaves, rounds_text
 from flcore.reports.series import metric_names, metric_points, round_seconds
@@ -112,7 +112,9 @@ def _rounds(run: ReportedRun) -> str:
         cells = ["\u2013" if value is None else form(value) for value, form in zip(values, formats, strict=True)]
         traffic = bytes_text(record.bytes_sent + record.bytes_received)
         clients = f"{len(record.updates)} of {len(record.sampled)}"
-        rows.append([str(record.round), clients, *cells, traffic, time_of(round_seconds([record])[0]), _notes(record)])
+        rows.append(
+            [str(record.round), clients, *cells, traffic, time_of(round_seconds([record])[0]), _notes(record, run)]
+        )
     heads += ["Bytes", "Time"]
     head_columns = [Column("Round", is_number=True), *(Column(head, is_number=True) for head in heads), Column("Notes")]
     left = len(history) - len(shown)
@@ -131,11 +133,14 @@ def _rounds(run: ReportedRun) -> str:
     )
 
 
-def _notes(record: RoundRecord) -> str:
+def _notes(record: RoundRecord, run: ReportedRun) -> str:
+    refused = refused_clients(record, run)
+    failed = record.failed_clients - refused
     notes = ["best"] * record.is_best
     notes += [f"skipped: {record.skipped}"] if record.skipped else []
     notes += [f"the run ended early: {record.stopped}"] if record.stopped else []
-    notes += [f"{len(record.failed_clients)} failed"] if record.failed_clients else []
+    notes += [f"{len(refused)} refused"] if refused else []
+    notes += [f"{len(failed)} failed"] if failed else []
     notes += [f"retried {counted(record.asked_again, 'time')}"] if record.asked_again else []
     notes += [f"{counted(len(record.capped_weights), 'weight')} capped"] if record.capped_weights else []
     return ", ".join(notes)

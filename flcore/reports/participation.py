@@ -128,6 +128,12 @@ def left_out(run: ReportedRun) -> list[LeftOut]:
     return sorted(found, key=lambda each: (-len(each.rounds), each.client, each.task, each.rounds[0]))
 
 
+def refused_clients(record: RoundRecord, run: ReportedRun) -> set[str]:
+    """Return the clients of which an answer was refused in a round."""
+    refused = run.audit.refused
+    return {name for task, failed in record.failed.items() for name in failed if (name, record.round, task) in refused}
+
+
 def without_numbers(reason: str) -> str:
     """Return a reason with a mark in place of each number.
 

@@ -78,6 +78,7 @@ def participation_section(run: ReportedRun) -> str:
         Column("Client"),
         Column(heading),
         Column("Counted", is_number=True),
+        Column("Refused", is_number=True),
         Column("Failed", is_number=True),
         Column("Weight", is_number=True),
         Column("Share", is_number=True),
@@ -116,11 +117,12 @@ def _most_missing(clients: dict[str, ClientParticipation]) -> list[str]:
 
 def _row(name: str, client: ClientParticipation, first: int, weight_of: Format, seconds_of: Format) -> list[Cell]:
     weight, seconds = client.median_weight, client.median_seconds
-    failed = client.count(Part.REFUSED, Part.FAILED)
+    refused, failed = client.count(Part.REFUSED), client.count(Part.FAILED)
     return [
         Markup(f"<span>{text(name, 64)}</span>"),
         Markup(f'<div class="strip">{strip(client.parts[first:])}</div>'),
         f"{client.counted} of {len(client.parts)}",
+        str(refused) if refused else "\u2013",
         str(failed) if failed else "\u2013",
         "\u2013" if weight is None else weight_of(weight),
         f"{100 * median(client.shares):.1f} %" if client.shares else "\u2013",
@@ -234,7 +236,7 @@ def _refusals(run: ReportedRun) -> str:
     rows = [
         [
             each.client or "(no name)",
-            f"{each.event}{f': {each.kind}' if each.kind else ''}",
+            each.word,
             f"{count:,}",
             reasons[each],
         ]

@@ -11,6 +11,7 @@ from flcore.errors import FlcoreError, HistoryError, RecordError
 from flcore.model.checkpoint import open_model
 from flcore.model.chunks import elements_digest
 from flcore.model.model_paths import INDEX_SUFFIX
+from flcore.regular_file import UnfitFile, open_regular
 from flcore.reports.audit_facts import AuditFacts, read_audit_facts
 from flcore.server.history import RoundRecord
 from flcore.server.record_inspection import inspect_record
@@ -169,7 +170,7 @@ def _read_contract(directory: Path) -> dict[str, Any] | None:
     try:
         text = inspect_record(directory / STATE_FILE).contract
         contract = json.loads(text) if text else None
-    except (RecordError, ValueError):
+    except (RecordError, UnfitFile, ValueError):
         return None  # the history and the audit log are enough for the rest
     return contract if isinstance(contract, dict) else None
 
@@ -187,7 +188,7 @@ def _digest(path: Path) -> str:
     try:
         if path.name.endswith(INDEX_SUFFIX):
             return f"xxh3:{elements_digest(open_model(path))}"
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
     except (OSError, FlcoreError):
         return ""  # a running server has replaced it, or it was damaged

@@ -11,6 +11,12 @@ from flcore.server.history import RoundRecord
 Points = list[tuple[int, float]]
 """Rounds and values, in the order of rounds."""
 
+LARGEST_DRAWN, SMALLEST_DRAWN = 1e100, 1e-100
+"""A larger value has no point, as the range of an axis would overflow; a smaller one is drawn as 0."""
+
+MAX_PHASES = 12
+"""The most phases that are drawn and listed. The shorter ones are part of the rest."""
+
 WHOLE_ROUND = "round"
 """The phase of `RoundRecord.seconds` that is the whole round."""
 
@@ -76,8 +82,15 @@ def metric_names(history: Iterable[RoundRecord]) -> list[str]:
 
 def metric_points(history: Iterable[RoundRecord], kind: str, name: str) -> Points:
     """Return a metric by round: of `kind` "train" or "validate". Rounds without it have no point."""
-    found = ((record.round, getattr(record, kind).get(name, math.nan)) for record in history)
-    return [(number, value) for number, value in found if math.isfinite(value)]
+    found = ((record.round, _drawable(getattr(record, kind).get(name))) for record in history)
+    return [(number, value) for number, value in found if value is not None]
+
+
+def _drawable(value: float | None) -> float | None:
+    """Return a value as it is drawn; None for one that is missing, not finite or too large."""
+    if value is None or not abs(value) <= LARGEST_DRAWN:
+        return None
+    return value if abs(value) >= SMALLEST_DRAWN else 0.0
 
 
 def site_series(history: Sequence[RoundRecord], max_outliers: int = 4) -> list[SiteSeries]:
@@ -88,8 +101,9 @@ def site_series(history: Sequence[RoundRecord], max_outliers: int = 4) -> list[S
         points: dict[str, Points] = {}
         for record in history:
             for client, update in record.updates.items():
-                if math.isfinite(update.metrics.get(name, math.nan)):
-                    points.setdefault(client, []).append((record.round, update.metrics[name]))
+                value = _drawable(update.metrics.get(name))
+                if value is not None:
+                    points.setdefault(client, []).append((record.round, value))
         values.append((name, points))
     seconds: dict[str, Points] = {}
     for record in history:
@@ -123,11 +137,17 @@ def _score(difference: float, deviation: float) -> float:
 
 
 def phase_seconds(history: Sequence[RoundRecord]) -> dict[str, list[float]]:
-    """Return the seconds of each phase in each round, in the order of phases; last, what is in no phase.
+    """Return the seconds of the longest phases in each round, in the order of phases; last, what is in none of them.
 
     A phase that a round lacks took 0 s in it. Phases may overlap: then nothing is left for the rest.
     """
-    names = list(dict.fromkeys(name for record in history for name in record.seconds if name != WHOLE_ROUND))
+    totals: dict[str, float] = {}
+    for record in history:
+        for name, seconds in record.seconds.items():
+            if name != WHOLE_ROUND:
+                totals[name] = totals.get(name, 0.0) + seconds
+    longest = set(sorted(totals, key=lambda name: -totals[name])[:MAX_PHASES])
+    names = [name for name in totals if name in longest]
     found = {name: [record.seconds.get(name, 0.0) for record in history] for name in names}
     rest = [
         max(0.0, record.seconds.get(WHOLE_ROUND, 0.0) - sum(record.seconds.get(name, 0.0) for name in names))

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from flcore.errors import HistoryError
+from flcore.regular_file import open_regular
 from flcore.text import printable
 
 AUDIT_FILE = "audit.jsonl"
@@ -122,8 +123,8 @@ def verify(path: Path, head: str | None = None) -> Verification:
         HistoryError: There is no such file.
     """
     try:
-        file = path.open("rb")
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        file = open_regular(path)
+    except (FileNotFoundError, NotADirectoryError):
         raise HistoryError(
             f"expected the directory of a run, which holds {AUDIT_FILE}, got {path.parent}; see the run's --out"
         ) from None

@@ -59,6 +59,11 @@ RunEnd = Literal["done", "failed", "aborted", "stopped", "interrupted"]
 
 
 @dataclass(frozen=True, slots=True)
+class RunEnding:
+    """The server begins to end the run: the connections that end from now on are not lost."""
+
+
+@dataclass(frozen=True, slots=True)
 class RunEnded:
     """A run is over: its clients have been told the reason.
 
@@ -347,6 +352,7 @@ Event = (
     | RunContinued
     | HistoryRestored
     | StorageOpened
+    | RunEnding
     | RunEnded
     | ClientJoined
     | ClientLeft

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 from flcore.errors import HistoryError
 from flcore.model.model_paths import PathLike
+from flcore.regular_file import read_regular
 from flcore.server.history import RoundRecord
 from flcore.server.run_directory import HISTORY_FILE
 from flcore.strict_json import parse_json
@@ -15,7 +16,15 @@ from flcore.text import printable
 if TYPE_CHECKING:
     import pyarrow as pa
 
-INT64 = range(-(2**63), 2**63)
+ALTERED = "the file was altered; put back the one that the server wrote"
+"""The end of the error about a file of a run."""
+
+COUNTS = range(2**63)
+"""What an integer of a record may be: a number of bytes or of retries, or a round."""
+
+AMOUNTS = {"seconds": 1e15, "weight": 1e300, "capped_weights": 1e300}
+"""The largest values that are measured by the server or bounded by the contract; the least one is 0. Metrics may be any
+numbers: a workflow may publish what it likes."""
 
 
 def open_history(run: PathLike) -> "pa.Table":
@@ -79,7 +88,7 @@ def parse_history(content: bytes, source: str) -> list[RoundRecord]:
 def _checked_records(path: Path) -> Iterator[dict[str, Any]]:
     """Yield each round's keys and values, checked."""
     try:
-        content = path.read_bytes()
+        content = read_regular(path)
     except (FileNotFoundError, NotADirectoryError):
         path.parent.stat()  # raises `OSError` if nothing is there
         raise HistoryError(
@@ -96,7 +105,7 @@ def _checked_lines(content: bytes, source: str) -> Iterator[dict[str, Any]]:
             yield _check_record(line)
         except ValueError as error:
             raise HistoryError(
-                f"expected a round in line {number} of {source}; {printable(str(error))}: the file was altered"
+                f"expected a round in line {number} of {source}; {printable(str(error))}: {ALTERED}"
             ) from error
 
 
@@ -108,6 +117,8 @@ def _check_record(line: bytes) -> dict[str, Any]:
     if "round" not in record:
         raise ValueError("expected the key 'round', got none")
     _dataclass_value(RoundRecord, complete)
+    if complete["round"] == 0:
+        raise ValueError("round: expected a number from 1 on, got 0")
     return complete
 
 
@@ -141,13 +152,19 @@ def _value(hint: Any, value: Any, name: str) -> Any:
         return [(_text(key, name), _value(values, each, f"{name}.{key}")) for key, each in value.items()]
     if get_origin(hint) is tuple and isinstance(value, list | tuple):
         return [_value(get_args(hint)[0], each, name) for each in value]
-    if hint is float and type(value) is int and value in INT64:
-        return float(value)
+    if hint is float and type(value) is int and abs(value) in COUNTS:
+        value = float(value)
+    if hint is float and type(value) is float:
+        largest = AMOUNTS.get(name.partition(".")[0])
+        if largest is not None and not 0 <= value <= largest:
+            raise ValueError(f"{name}: expected a number from 0 to {largest:g}, got {value!r}")
+        return value
     if hint is str and type(value) is str:
         return _text(value, name)
-    if type(value) is hint and (hint is not int or value in INT64):
+    if type(value) is hint and (hint is not int or value in COUNTS):
         return value
-    raise ValueError(f"{name}: expected {getattr(hint, '__name__', hint)}, got {value!r}")
+    expected = "int from 0 to 2^63" if hint is int else getattr(hint, "__name__", hint)
+    raise ValueError(f"{name}: expected {expected}, got {value!r}")
 
 
 def _text(value: str, name: str) -> str:

@@ -5,8 +5,12 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from flcore.regular_file import open_regular
 from flcore.server.row_checksums import COUNT_FILE
 from flcore.server.run_state import PRECEDES_HISTORY, RECORD_SUFFIXES, RunState
+
+COPY_BYTES = 1 << 20
+"""The bytes that are copied at a time."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,7 @@ def inspect_record(path: Path) -> FoundRecord:
 
     Raises:
         RecordError: The record cannot be read.
+        OSError: A file of it is a directory, a pipe or a device, or cannot be copied.
     """
     if not path.exists():
         return FoundRecord()
@@ -47,7 +52,7 @@ def inspect_record(path: Path) -> FoundRecord:
         for name in (*(path.name + suffix for suffix in RECORD_SUFFIXES), COUNT_FILE):
             file = path.with_name(name)
             if file.exists():
-                shutil.copyfile(file, Path(copy) / file.name)
+                _copy(file, Path(copy) / file.name)
         with RunState(Path(copy) / path.name, is_synced=False, shown_as=path) as state:
             facts = state.facts()
             return FoundRecord(
@@ -58,3 +63,8 @@ def inspect_record(path: Path) -> FoundRecord:
                 precedes_history=facts.get(PRECEDES_HISTORY) == "yes",
                 contract=facts.get("contract", ""),
             )
+
+
+def _copy(file: Path, to: Path) -> None:
+    with open_regular(file) as source, to.open("wb") as target:
+        shutil.copyfileobj(source, target, COPY_BYTES)

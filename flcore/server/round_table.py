@@ -78,5 +78,5 @@ def _notes(record: RoundRecord) -> str:
     if record.asked_again:
         notes.append(f"retries: {record.asked_again}")
     if record.failed_clients:
-        notes.append(f"failed: {len(record.failed_clients)}")
+        notes.append(f"left out: {len(record.failed_clients)}")
     return ", ".join(notes)

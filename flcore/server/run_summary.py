@@ -11,10 +11,11 @@ from typing import Any, Literal, get_args
 from flcore.errors import HistoryError
 from flcore.model.model_paths import INDEX_SUFFIX
 from flcore.model.stored_model import resolve_checkpoint
+from flcore.regular_file import open_descriptor, open_regular, read_regular
 from flcore.server.audit_chain import AUDIT_FILE, MAX_LINE_BYTES, Entry, check_line
 from flcore.server.events import RunEnd
 from flcore.server.history import RoundRecord
-from flcore.server.history_table import read_history
+from flcore.server.history_table import ALTERED, read_history
 from flcore.server.run_directory import HISTORY_FILE, LOCK_FILE, RUN_FILE
 from flcore.text import printable
 
@@ -26,6 +27,12 @@ START_FIELDS = {"id": "run", "job": "job", "fingerprint": "contract", "started":
 
 TAIL_BYTES = 16 * MAX_LINE_BYTES
 """How much of an audit log is read to find how its run has ended."""
+
+MAX_RUN_BYTES = 1 << 20
+"""A larger run.json is none that a server has written."""
+
+MAX_NAME_CHARACTERS = 255
+"""The most characters of a file's name."""
 
 INDEX_TRIES = 5
 """How often the size of a model in shards is read. A replacement after its index was read removes the shards."""
@@ -98,7 +105,7 @@ def read_run(path: Path) -> RunSummary:
     """
     described = _read_run_file(path)
     owner = lock_owner(path)  # before the files: a run that ends meanwhile has written all of them
-    history = read_history(path) if (path / HISTORY_FILE).exists() else []
+    history = read_history(path) if os.path.lexists(path / HISTORY_FILE) else []
     end: tuple[RunState, str] = ("running", "") if owner else _read_end(path / AUDIT_FILE)
     state, reason = end
     best_round = next((record.round for record in reversed(history) if record.is_best), None)
@@ -121,7 +128,7 @@ def lock_owner(path: Path) -> str:
     back at once.
     """
     try:
-        lock = os.open(path / LOCK_FILE, os.O_RDONLY | os.O_CLOEXEC)
+        lock = open_descriptor(path / LOCK_FILE)
     except FileNotFoundError:
         return ""
     try:
@@ -135,7 +142,7 @@ def lock_owner(path: Path) -> str:
 
 def _read_run_file(path: Path) -> dict[str, str]:
     try:
-        content = (path / RUN_FILE).read_bytes()
+        content = read_regular(path / RUN_FILE, MAX_RUN_BYTES)
     except (FileNotFoundError, NotADirectoryError):
         path.stat()  # raises `OSError` if nothing is there
         if (path / AUDIT_FILE).is_file() and not (path / HISTORY_FILE).exists():
@@ -164,10 +171,10 @@ def _begun_in_log(log: Path) -> dict[str, str]:
     A run that ends before its first result removes its other files, so that its directory is free for another one.
     """
     found: dict[str, str] = {}
-    with log.open("rb") as file:
+    with open_regular(log) as file:
         while line := file.readline(MAX_LINE_BYTES + 1):
             if isinstance(entry := check_line(line, 0), Entry) and entry.event == "start":
-                fields = json.loads(line)
+                fields = _fields(line)
                 found = {name: printable(str(fields.get(key))) for name, key in START_FIELDS.items()}
     return found
 
@@ -175,7 +182,7 @@ def _begun_in_log(log: Path) -> dict[str, str]:
 def _damaged(path: Path, content: bytes) -> HistoryError:
     got = printable(content.decode("utf-8", "replace"), 80)
     return HistoryError(
-        f"expected id, job, fingerprint and started as text in {path / RUN_FILE}, got {got!r}: the file was altered"
+        f"expected id, job, fingerprint and started as text in {path / RUN_FILE}, got {got!r}: {ALTERED}"
     )
 
 
@@ -196,7 +203,7 @@ def _last_of_run(log: Path) -> dict[str, Any]:
     Late answers may be refused after a run's end, so its entry need not be the last one.
     """
     try:
-        file = log.open("rb")
+        file = open_regular(log)
     except FileNotFoundError:
         return {}
     with file:
@@ -204,18 +211,26 @@ def _last_of_run(log: Path) -> dict[str, Any]:
         lines = file.read().split(b"\n")
     for line in reversed(lines):
         if isinstance(entry := check_line(line + b"\n", 0), Entry) and entry.event in ("start", "continued", "end"):
-            of_run: dict[str, Any] = json.loads(line)
-            return of_run
+            return _fields(line)
     return {}
+
+
+def _fields(entry: bytes) -> dict[str, Any]:
+    """Return the fields of an entry; empty if they cannot be read: a digest that fits makes no JSON of it."""
+    try:
+        fields = json.loads(entry)
+    except (ValueError, RecursionError):
+        return {}
+    return fields if isinstance(fields, dict) else {}
 
 
 def _checkpoint(path: Path, record: RoundRecord) -> ModelFile:
     """Return the model that a round has kept."""
     name = record.checkpoint
-    if Path(name).name != name or not name.isprintable():
+    if Path(name).name != name or not name.isprintable() or len(name) > MAX_NAME_CHARACTERS:
         raise HistoryError(
             f"expected the name of a file as the checkpoint of round {record.round} in {path / HISTORY_FILE}, got "
-            f"{printable(name, 100)!r}: the file was altered"
+            f"{printable(name, 100)!r}: {ALTERED}"
         )
     return _model_file(path, name, record.round)
 
@@ -236,7 +251,7 @@ def _size(path: Path) -> int:
     if not path.name.endswith(INDEX_SUFFIX):
         return size
     try:
-        shards: set[str] = set(json.loads(path.read_bytes())["weight_map"].values())
+        shards: set[str] = set(json.loads(read_regular(path))["weight_map"].values())
         return size + sum((path.parent / name).stat().st_size for name in shards)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise HistoryError(f"expected the index of a model in {path}; {error!r}: the file was altered") from error
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise HistoryError(f"expected the index of a model in {path}; {error!r}: {ALTERED}") from error

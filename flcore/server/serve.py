@@ -25,7 +25,16 @@ from flcore.model.model_writer import TemporaryModels
 from flcore.server.audit_chain import AUDIT_FILE
 from flcore.server.audit_log import AuditLog
 from flcore.server.controller import Controller
-from flcore.server.events import Observer, RunEnd, RunEnded, RunStarted, StorageOpened, ignore_events, notify_all
+from flcore.server.events import (
+    Observer,
+    RunEnd,
+    RunEnded,
+    RunEnding,
+    RunStarted,
+    StorageOpened,
+    ignore_events,
+    notify_all,
+)
 from flcore.server.federation import Federation
 from flcore.server.recorded_run import Durability, explain_disk_errors, open_run
 from flcore.server.results import Results
@@ -193,6 +202,7 @@ def serve(
             reason = f"{what} log says why"
             raise
         finally:
+            observe(RunEnding())
             if is_interrupted:
                 server.leave()
             else:

@@ -11,6 +11,7 @@ from flcore.status.job_status import (
     SiteStatus,
     State,
 )
+from flcore.status.status_content import parse_status
 from flcore.status.stored_status import read_status
 from flcore.status.timeline import PHASES, Phase, PhaseName
 
@@ -27,5 +28,6 @@ __all__ = [
     "SiteStatus",
     "State",
     "StatusBoard",
+    "parse_status",
     "read_status",
 ]

@@ -20,6 +20,7 @@ from flcore.server.events import (
     RoundFinished,
     RunContinued,
     RunEnded,
+    RunEnding,
     RunStarted,
     StorageOpened,
     TaskAnswered,
@@ -38,7 +39,7 @@ from flcore.server.transfer_events import (
     UploadQueued,
 )
 from flcore.status.client_entry import OUT_PHASES, ClientEntry, count_kind, short_reason
-from flcore.status.job_status import JobStatus, Refusal
+from flcore.status.job_status import JOIN_KIND, REVOKED_KIND, JobStatus, Refusal
 from flcore.status.rate import Rate
 from flcore.status.rounds import shown_metrics
 from flcore.status.timeline import ROUNDS_KEPT, PhaseName, Timeline
@@ -90,6 +91,7 @@ class JobFold:
         self.retries = 0
         self.storage: StorageOpened | None = None
         self.timeline = Timeline()
+        self._is_ending = False
         self._handlers: Mapping[type, Callable[..., None]] = {
             AnswerRefused: self._answer_refused,
             BytesTransferred: self._bytes_transferred,
@@ -105,6 +107,7 @@ class JobFold:
             RoundFinished: self._round_finished,
             RunContinued: self._run_continued,
             RunEnded: self._run_ended,
+            RunEnding: self._run_ending,
             RunStarted: self._run_started,
             StorageOpened: self._storage_opened,
             TaskAnswered: self._task_answered,
@@ -132,6 +135,7 @@ class JobFold:
         self.status = replace(self.status, **fields)  # type: ignore[arg-type]
 
     def _run_started(self, event: RunStarted, now: float) -> None:
+        self._is_ending = False
         self._set(id=self.status.id or event.run, run=event.run, started_s=now)
 
     def _run_continued(self, event: RunContinued, _: float) -> None:
@@ -150,6 +154,9 @@ class JobFold:
         missing = f"; not there: {names}" + (" and others" if len(event.missing) > 10 else "") if names else ""
         reason = f"{event.connected} of the {event.needed} clients needed are connected{missing}"
         self._set(state="waiting", reason=short_reason(reason), connected=event.connected)
+
+    def _run_ending(self, _: RunEnding, __: float) -> None:
+        self._is_ending = True
 
     def _run_ended(self, event: RunEnded, now: float) -> None:
         self._end_phases(now)
@@ -211,7 +218,7 @@ class JobFold:
 
     def _task_progress(self, event: TaskProgress, now: float) -> None:
         entry = self.clients.get(event.client)
-        if entry is not None and event.total > 0:
+        if entry is not None and 0 <= event.done <= event.total and event.total > 0:  # a site may report any numbers
             entry.progress, entry.last_seen = min(1.0, event.done / event.total), now
             if entry.is_at(event.task, event.round) and entry.is_pending and entry.phase == "queued":
                 entry.enter("training", self.timeline, now)
@@ -294,7 +301,7 @@ class JobFold:
             return
         entry.is_connected = False
         entry.end_transfer(now)
-        if entry.is_pending:
+        if entry.is_pending and not self._is_ending:  # else its session ends with the run, and no connection was lost
             kept = entry.phase
             entry.kept_phase = kept if kept in ("training", "queued") else entry.kept_phase
             entry.last_reason = "its connection was lost"
@@ -315,7 +322,7 @@ class JobFold:
                 entry.enter("failed" if entry.is_connected else "lost", self.timeline, now)
 
     def _client_revoked(self, event: ClientRevoked, now: float) -> None:
-        self._refuse(Refusal(now, event.client, "revoked", event.reason))
+        self._refuse(Refusal(now, event.client, REVOKED_KIND, event.reason))
 
     # Refusals.
 
@@ -332,7 +339,7 @@ class JobFold:
         self._refuse(Refusal(now, event.client, event.kind, event.reason))
 
     def _join_refused(self, event: JoinRefused, now: float) -> None:
-        self._refuse(Refusal(now, event.client, "join", event.reason))
+        self._refuse(Refusal(now, event.client, JOIN_KIND, event.reason))
 
     def _refuse(self, refusal: Refusal) -> None:
         """Count a refusal. A client that is not on the board gets no place by it: anybody can be refused."""

@@ -1,13 +1,15 @@
 """The state of a job at one moment, as values: for a terminal, a page, a file, metrics.
 
 All moments are in seconds since the epoch, all rates in MB (10^6 bytes) per second. `to_json` returns values that JSON
-has, and `from_json` takes them back. Text of clients is truncated and has no control characters, but is not escaped for
-HTML.
+has. `flcore.status.parse_status` takes them back, and refuses what the types below do not allow. Text of clients is
+truncated and has no control characters, but is not escaped for HTML.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import ConfigDict, Field
 
 from flcore.status.timeline import PhaseName
 
@@ -22,7 +24,21 @@ State = Literal["queued", "waiting", "running", "done", "failed", "aborted", "st
 - "interrupted": the disk took no more. It goes on when the server is started again.
 """
 
+JOIN_KIND, REVOKED_KIND = "join", "revoked"
+"""The kinds of refusals whose events carry none: a refused join, and the end of a session by a revocation."""
+
 RUNNING_STATES: tuple[State, ...] = ("waiting", "running")
+
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Amount = Annotated[float, Field(ge=0.0, le=1e15)]
+"""A rate, or a number of seconds."""
+
+Moment = Annotated[float, Field(ge=0.0, lt=253_402_300_800.0)]
+"""Seconds since the epoch, before the year 10000."""
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Text = Annotated[str, Field(max_length=4_000)]
+"""A name or a reason. A reason of 300 characters is up to ten times as long with its control characters escaped."""
 
 
 def _fields(status: Any) -> dict[str, Any]:
@@ -30,23 +46,19 @@ def _fields(status: Any) -> dict[str, Any]:
     return {name: getattr(status, name) for name in status.__slots__}
 
 
-class _Flat:
-    """A status whose values JSON has as they are."""
+class _Status:
+    """A status that `parse_status` reads: of exactly these types, without other keys, NaN or infinity."""
 
     __slots__ = ()
+    __pydantic_config__: ClassVar = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
     def to_json(self) -> dict[str, Any]:
         """Return the values that JSON has."""
         return _fields(self)
 
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """Return what `to_json` was called of."""
-        return cls(**values)
-
 
 @dataclass(frozen=True, slots=True)
-class ClientStatus(_Flat):
+class ClientStatus(_Status):
     """One client of a job.
 
     Attributes:
@@ -67,25 +79,25 @@ class ClientStatus(_Flat):
         last_reason: The reason of its last refusal or failure.
     """
 
-    name: str
+    name: Text
     is_connected: bool = False
-    phase: PhaseName | Literal[""] = ""
-    task: str = ""
-    round: int = 0
-    phase_begin_s: float | None = None
-    progress: float | None = None
-    bytes_sent: int = 0
-    bytes_received: int = 0
-    megabytes_per_s: float = 0.0
-    last_seen_s: float | None = None
-    answers: int = 0
-    failures: int = 0
-    refusals: Mapping[str, int] = field(default_factory=dict)
-    last_reason: str = ""
+    phase: Literal[PhaseName, ""] = ""
+    task: Text = ""
+    round: Count = 0
+    phase_begin_s: Moment | None = None
+    progress: Share | None = None
+    bytes_sent: Count = 0
+    bytes_received: Count = 0
+    megabytes_per_s: Amount = 0.0
+    last_seen_s: Moment | None = None
+    answers: Count = 0
+    failures: Count = 0
+    refusals: Mapping[Text, Count] = field(default_factory=dict)
+    last_reason: Text = ""
 
 
 @dataclass(frozen=True, slots=True)
-class RoundStatus(_Flat):
+class RoundStatus(_Status):
     """One round of a job.
 
     Attributes:
@@ -105,24 +117,24 @@ class RoundStatus(_Flat):
         reason: Why it was skipped, or why the run ended early with it; else the clients that were left out, and why.
     """
 
-    round: int
+    round: Count
     state: Literal["running", "over", "skipped"]
-    begin_s: float | None = None
-    seconds: Mapping[str, float] = field(default_factory=dict)
-    sampled: int = 0
-    updates: int = 0
-    failed: int = 0
-    train: Mapping[str, float] = field(default_factory=dict)
-    validate: Mapping[str, float] = field(default_factory=dict)
-    bytes_sent: int = 0
-    bytes_received: int = 0
-    retries: int = 0
+    begin_s: Moment | None = None
+    seconds: Mapping[Text, Amount] = field(default_factory=dict)
+    sampled: Count = 0
+    updates: Count = 0
+    failed: Count = 0
+    train: Mapping[Text, float] = field(default_factory=dict)
+    validate: Mapping[Text, float] = field(default_factory=dict)
+    bytes_sent: Count = 0
+    bytes_received: Count = 0
+    retries: Count = 0
     is_best: bool = False
-    reason: str = ""
+    reason: Text = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal(_Flat):
+class Refusal(_Status):
     """The server has refused a join, a call, or an answer.
 
     Attributes:
@@ -134,16 +146,16 @@ class Refusal(_Flat):
         round: The round of a refused answer, else 0.
     """
 
-    at_s: float
-    client: str
-    kind: str
-    reason: str
-    task: str = ""
-    round: int = 0
+    at_s: Moment
+    client: Text
+    kind: Text
+    reason: Text
+    task: Text = ""
+    round: Count = 0
 
 
 @dataclass(frozen=True, slots=True)
-class ResourceStatus(_Flat):
+class ResourceStatus(_Status):
     """What a server's process uses. None: this system does not tell.
 
     Attributes:
@@ -155,16 +167,16 @@ class ResourceStatus(_Flat):
         disk_total_bytes: The size of that file system.
     """
 
-    budget_bytes: int
-    staging_budget_bytes: int
-    staged_bytes: int
-    resident_bytes: int | None = None
-    disk_free_bytes: int | None = None
-    disk_total_bytes: int | None = None
+    budget_bytes: Count
+    staging_budget_bytes: Count
+    staged_bytes: Count
+    resident_bytes: Count | None = None
+    disk_free_bytes: Count | None = None
+    disk_total_bytes: Count | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class JobStatus:
+class JobStatus(_Status):
     """The state of a job.
 
     Attributes:
@@ -196,32 +208,32 @@ class JobStatus:
         run: The run's id; empty before it has begun.
     """
 
-    job: str
-    id: str = ""
+    job: Text
+    id: Text = ""
     state: State = "waiting"
-    reason: str = ""
-    round: int = 0
-    rounds: int = 0
-    rounds_over: int = 0
-    task: str = ""
-    asked: int = 0
-    answered: int = 0
-    connected: int = 0
-    started_s: float | None = None
-    ended_s: float | None = None
-    updated_s: float = 0.0
-    time_left_s: float | None = None
-    bytes_sent: int = 0
-    bytes_received: int = 0
-    megabytes_per_s: float = 0.0
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    refusals: Mapping[str, int] = field(default_factory=dict)
+    reason: Text = ""
+    round: Count = 0
+    rounds: Count = 0
+    rounds_over: Count = 0
+    task: Text = ""
+    asked: Count = 0
+    answered: Count = 0
+    connected: Count = 0
+    started_s: Moment | None = None
+    ended_s: Moment | None = None
+    updated_s: Moment = 0.0
+    time_left_s: Amount | None = None
+    bytes_sent: Count = 0
+    bytes_received: Count = 0
+    megabytes_per_s: Amount = 0.0
+    metrics: Mapping[Text, float] = field(default_factory=dict)
+    refusals: Mapping[Text, Count] = field(default_factory=dict)
     last_refusals: tuple[Refusal, ...] = ()
     clients: tuple[ClientStatus, ...] = ()
-    clients_left_out: int = 0
+    clients_left_out: Count = 0
     last_rounds: tuple[RoundStatus, ...] = ()
     resources: ResourceStatus | None = None
-    run: str = ""
+    run: Text = ""
 
     @property
     def is_over(self) -> bool:
@@ -237,21 +249,9 @@ class JobStatus:
             "resources": None if self.resources is None else self.resources.to_json(),
         }
 
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """Return the status that `to_json` has returned."""
-        resources = values.get("resources")
-        parsed = {
-            "last_refusals": tuple(Refusal.from_json(each) for each in values.get("last_refusals", ())),
-            "clients": tuple(ClientStatus.from_json(each) for each in values.get("clients", ())),
-            "last_rounds": tuple(RoundStatus.from_json(each) for each in values.get("last_rounds", ())),
-            "resources": None if resources is None else ResourceStatus.from_json(resources),
-        }
-        return cls(**{**values, **parsed})
-
 
 @dataclass(frozen=True, slots=True)
-class SiteStatus:
+class SiteStatus(_Status):
     """One site of a standing federation.
 
     Attributes:
@@ -260,22 +260,13 @@ class SiteStatus:
         jobs: The ids of the jobs that its processes have joined.
     """
 
-    name: str
+    name: Text
     is_connected: bool
-    jobs: tuple[str, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the values that JSON has."""
-        return _fields(self)
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """Return the status that `to_json` has returned."""
-        return cls(**{**values, "jobs": tuple(values.get("jobs", ()))})
+    jobs: tuple[Text, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class FederationStatus:
+class FederationStatus(_Status):
     """The state of a standing federation.
 
     Attributes:
@@ -289,11 +280,3 @@ class FederationStatus:
     def to_json(self) -> dict[str, Any]:
         """Return the values that JSON has."""
         return {"jobs": [each.to_json() for each in self.jobs], "sites": [each.to_json() for each in self.sites]}
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """Return the status that `to_json` has returned."""
-        return cls(
-            tuple(JobStatus.from_json(each) for each in values["jobs"]),
-            tuple(SiteStatus.from_json(each) for each in values["sites"]),
-        )

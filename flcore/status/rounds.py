@@ -1,6 +1,8 @@
 """The rounds of a job that are over, in short, and the time that is left."""
 
 from collections.abc import Sequence
+from itertools import islice
+from math import isfinite
 
 from flcore.server.history import RoundRecord
 from flcore.status.client_entry import short_reason
@@ -65,4 +67,5 @@ def _left_out(record: RoundRecord) -> str:
 
 
 def _bounded(metrics: dict[str, float]) -> dict[str, float]:
-    return dict(list(metrics.items())[:MAX_METRICS])
+    """Return the first metrics. Those that are not finite, as an average that overflows is, have no number in JSON."""
+    return dict(islice(((name, value) for name, value in metrics.items() if isfinite(value)), MAX_METRICS))

@@ -1,24 +1,23 @@
 """The status of a run from its directory, while it goes on and later. Only reads."""
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
+from flcore.errors import HistoryError
 from flcore.identity.files import file_stamp
+from flcore.regular_file import read_regular
 from flcore.server.run_directory import HISTORY_FILE, STATUS_FILE
 from flcore.server.run_summary import RunSummary, lock_owner, read_run
 from flcore.status.job_status import JobStatus
 from flcore.status.rounds import round_status, shown_metrics
+from flcore.status.status_content import MAX_STATUS_BYTES, MalformedStatus, parse_status
 from flcore.status.timeline import ROUNDS_KEPT
 
 LOOK_S = 1.0
 """The time between two looks at the files of a run that is watched."""
-
-MAX_STATUS_BYTES = 16 << 20
-"""A larger file is none that a server has written."""
 
 
 def read_status(directory: Path) -> JobStatus:
@@ -73,13 +72,16 @@ def watch_status(directory: Path, sleep: Callable[[float], object] = time.sleep)
 
 def _read_file(path: Path) -> JobStatus | None:
     try:
-        with path.open("rb") as file:
-            content = file.read(MAX_STATUS_BYTES + 1)
-        return JobStatus.from_json(json.loads(content)) if len(content) <= MAX_STATUS_BYTES else None
+        content = read_regular(path, MAX_STATUS_BYTES)
+        # The file is not synced: a power failure may leave its length or less.
+        return parse_status("job", content) if content.strip(b"\0") else None
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):  # of another version, or altered
-        return None
+    except MalformedStatus as error:
+        raise HistoryError(
+            f"expected the status of a run in {path}; {error}: the file was altered, or another version of flcore has "
+            f"written it; remove it, and the rest of the directory says how the run stands"
+        ) from error
 
 
 def _with_end(written: JobStatus, summary: RunSummary) -> JobStatus:

@@ -1,5 +1,6 @@
 """A new job from a template: the template's files, with the job's name in place of `JOBNAME`."""
 
+import os
 import re
 import shutil
 import tempfile
@@ -8,6 +9,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from flcore.disk_errors import ADVICE
 from flcore.errors import JobError
 from flcore.text import NAME_PATTERN, did_you_mean, printable
 
@@ -51,8 +53,8 @@ def write_job(directory: Path, template: str) -> Sequence[str]:
         The names of its files.
 
     Raises:
-        JobError: There is no such template, the directory exists, or its name cannot be that of a job.
-        OSError: The files cannot be written.
+        JobError: There is no such template, the directory exists, its name cannot be that of a job, or the files cannot
+            be written.
 
     Example:
         >>> write_job(tmp_path / "myjob", "numpy")
@@ -71,12 +73,25 @@ def write_job(directory: Path, template: str) -> Sequence[str]:
             "expected a job's name: a letter or digit, then at most 63 letters, digits, dots, hyphens or underscores, "
             f"got {printable(target.name, 100)!r}; choose another one"
         )
-    if target.exists() or target.is_symlink():
-        raise JobError(f"{directory}: expected a path where there is nothing, got one that exists; choose another one")
+    try:
+        if target.exists() or target.is_symlink():
+            raise JobError(
+                f"{directory}: expected a path where there is nothing, got one that exists; choose another one"
+            )
+        _write(target, Path(__file__).parent / TEMPLATES[template].folder)
+    except OSError as error:
+        place = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else str(target.parent)
+        advice = ADVICE.get(error.errno or 0, "give a path in a directory of your own")
+        raise JobError(
+            f"{printable(str(directory))}: cannot be written: {printable(place)}: {error.strerror}; {advice}"
+        ) from error
+    return FILES
+
+
+def _write(target: Path, source: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     hidden = Path(tempfile.mkdtemp(".partial", f".{target.name}.", target.parent))
     try:
-        source = Path(__file__).parent / TEMPLATES[template].folder
         for name in FILES:
             text = (source / name).read_text(encoding="utf-8")
             (hidden / name).write_text(text.replace(PLACEHOLDER, target.name), encoding="utf-8")
@@ -84,7 +99,6 @@ def write_job(directory: Path, template: str) -> Sequence[str]:
         hidden.rename(target)
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
-    return FILES
 
 
 def missing_packages(template: str) -> list[str]:

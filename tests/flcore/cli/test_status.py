@@ -3,6 +3,7 @@
 import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from flcore.status import (
     RoundStatus,
     SiteStatus,
     StatusBoard,
+    parse_status,
 )
 from flcore.status.status_file import keep_status_file
 from tests.flcore.cli.test_show import write_run
@@ -76,10 +78,10 @@ def printed(status: AnyStatus, capsys: pytest.CaptureFixture[str]) -> list[str]:
     return capsys.readouterr().out.splitlines()
 
 
-def on_terminal(*statuses: AnyStatus) -> str:
-    """Return what a terminal of 200 columns shows in the end, without colours."""
+def on_terminal(*statuses: AnyStatus, width: int = 200) -> str:
+    """Return what a terminal shows in the end, without colours."""
     out = io.StringIO()
-    console = Console(file=out, force_terminal=True, width=200, height=60, legacy_windows=False)
+    console = Console(file=out, force_terminal=True, width=width, height=60, legacy_windows=False)
     if len(statuses) == 1:
         show_once(statuses[0], console, as_json=False)
     else:
@@ -143,12 +145,31 @@ def test_a_watched_job_is_drawn_in_the_place_of_the_last_one() -> None:
     assert shown.index("running, round 3") < shown.rindex("60 of 60 are over")
 
 
+def test_a_reason_is_shown_to_its_end(capsys: pytest.CaptureFixture[str]) -> None:
+    reason = "/srv/" + "a long path/" * 20 + "history.jsonl: No space left on device"
+    status = replace(
+        RUNNING,
+        reason=reason,
+        clients=(ClientStatus("north", True, "failed", "train", 3, last_reason=reason),),
+        last_refusals=(Refusal(NOW, "north", "non-finite", reason),),
+        last_rounds=(RoundStatus(2, "over", reason=reason),),
+    )
+    assert sum(line.endswith("No space left on device") for line in printed(status, capsys)) == 4
+    federation = FederationStatus((JobStatus("a", "a-1", "failed", reason),))
+    assert printed(federation, capsys)[-1].endswith("No space left on device")
+    for width in (200, 80):
+        for shown in (on_terminal(status, width=width), on_terminal(federation, width=width)):
+            assert max(map(len, shown.splitlines())) <= width
+            folded = re.sub(r"\s", "", shown)
+            assert folded.count("/srv/alongpath") == folded.count("Nospaceleftondevice") >= 1, shown
+
+
 def test_json_is_one_document_for_each_change(capsys: pytest.CaptureFixture[str]) -> None:
     show_changes(iter([RUNNING, RUNNING]), Console(file=io.StringIO()), as_json=True)
     lines = capsys.readouterr().out.splitlines()
-    assert [JobStatus.from_json(json.loads(line)) for line in lines] == [RUNNING, RUNNING]
+    assert [parse_status("job", line.encode()) for line in lines] == [RUNNING, RUNNING]
     show_once(FEDERATION, Console(file=io.StringIO()), as_json=True)
-    assert FederationStatus.from_json(json.loads(capsys.readouterr().out)) == FEDERATION
+    assert parse_status("federation", capsys.readouterr().out.encode()) == FEDERATION
 
 
 def test_hostile_text_controls_no_terminal_and_starts_no_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,6 @@
 """Certificates of kits and servers: valid, about to expire, expired, readable by others, revoked, of another use."""
 
+import os
 import shutil
 from datetime import timedelta
 from pathlib import Path
@@ -68,3 +69,16 @@ def test_a_server_that_is_revoked(authority: Authority) -> None:
 def test_a_directory_that_is_none_of_a_server(tmp_path: Path) -> None:
     found = check_server_directory(tmp_path)
     assert found.outcome == "failed" and "expected a file, got none" in found.found and found.advice
+
+
+def test_what_is_no_kit(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("nowhere", "empty", "pipe"):
+        result = check_kit(tmp_path / name)
+        assert result.outcome == "failed" and result.advice.startswith("unpack the kit (unzip KIT.zip -d DIR)")
+        assert result.found.endswith(f"{name}: expected the directory of an unpacked kit, with the file site.toml")
+    (tmp_path / "empty/site.toml").write_text("no toml")
+    result = check_kit(tmp_path / "empty")
+    assert result.outcome == "failed" and "empty/site.toml: cannot be read" in result.found
+    assert result.advice == "unpack the kit again, or correct its site.toml"

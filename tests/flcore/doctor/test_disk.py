@@ -3,6 +3,7 @@
 import errno
 import itertools
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from flcore_kernels import CachedCode, cached_kernels, code_cache
 from flcore.doctor import disk
 from flcore.doctor.disk import check_file_system, check_space, check_write_rate
 from flcore.doctor.kernel_cache import check_kernel_cache
+from flcore.doctor.result import run_checks
 
 
 @pytest.mark.parametrize(
@@ -102,3 +104,15 @@ def test_a_cache_that_cannot_be_used_says_why(tmp_path: Path, monkeypatch: pytes
 def test_kernels_that_must_not_be_compiled_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")
     assert check_kernel_cache().outcome == "failed"
+
+
+def test_a_file_in_the_place_of_a_directory_has_failed(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to("loop")
+    for name in ("file", "file/below", "pipe", "loop"):
+        for check in (disk.check_space, disk.check_write_rate):
+            [result] = run_checks([("disk", partial(check, tmp_path / name))])
+            place = tmp_path / name.partition("/")[0]
+            assert (result.outcome, result.found) == ("failed", f"{place}: Not a directory"), name
+            assert result.advice == "give another path, or correct this one"

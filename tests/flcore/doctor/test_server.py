@@ -150,3 +150,10 @@ def test_a_port_that_a_firewall_swallows() -> None:
 
     found = check_port_reachable("fl.example.org:8470", silent)
     assert found.outcome == "failed" and found.found.endswith("cannot be reached: no answer")
+
+
+@pytest.mark.parametrize("host", ["a" * 70, "a..b", "\u00fc" * 300])
+def test_a_host_that_no_name_server_takes_is_no_traceback(host: str) -> None:
+    result = check_port_reachable(f"{host}:80")
+    assert (result.outcome, result.advice) == ("failed", "correct the host's name (--server)")
+    assert "is no address: a part of the host's name is empty, or has more than 63 characters" in result.found

@@ -1,11 +1,14 @@
 """What the server tells of a job: while it starts, after each round, and at its end."""
 
+import errno
 import json
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 import flcore
 from flcore import Arrays, Job, Task, Update
@@ -15,6 +18,7 @@ from flcore.lead.job_sheet import sheet_lines
 from tests.flcore.command import said
 from tests.flcore.conftest import adding
 from tests.flcore.federation.small_federation import ADD_ONE, Federation, Lead, packed, write_job
+from tests.flcore.server.failing_disk import FailingDisk, Fault
 
 Start = Callable[..., Federation]
 
@@ -177,3 +181,62 @@ def test_all_of_many_sites_are_there_page_by_page(federation_in: Start, tmp_path
         said("show", job_id, "--json", "--server", federation.server.address, "--insecure", cwd=tmp_path)
     )
     assert list(shown["sites"]) == names
+
+
+def test_a_job_that_runs_shows_why_a_site_is_left_out(federation: Federation, tmp_path: Path) -> None:
+    gate = threading.Event()
+
+    def waiting(model: Arrays, task: Task) -> Update:
+        assert gate.wait(60.0)
+        return ADD_ONE(model, task)
+
+    def broken(model: Arrays, task: Task) -> Update:
+        raise ValueError("no data today")
+
+    lead = federation.lead()
+    job_id = lead.submit(
+        packed(write_job(tmp_path / "job", clients='["north", "south"]')), server__on_quorum_failure="skip"
+    )
+    federation.agent("north", waiting)
+    federation.agent("south", broken)
+    try:
+        found = lead.wait_for(job_id, lambda found: "failed last" in found.sites.get("south", ""))
+        assert found.summary.state == "running"
+        assert found.sites["south"] == "joined; failed last: train: task 'train' raised ValueError: no data today"
+    finally:
+        gate.set()
+    lead.wait(job_id)
+
+
+def test_other_leads_read_no_reason_that_quotes_a_site(federation: Federation, tmp_path: Path) -> None:
+    def broken(model: Arrays, task: Task) -> Update:
+        raise ValueError("no data today")
+
+    alice, bob = federation.person("alice"), federation.person("bob")
+    job = packed(write_job(tmp_path / "job", clients='["secret-clinic", "other"]', quorum=1))
+    job_id = alice.submit(job, server__on_quorum_failure="fail", server__quorum_retries=0)
+    waits = alice.wait_for(job_id, lambda found: "secret-clinic" in found.summary.reason).summary.reason
+    told = bob.show(job_id).summary.reason
+    assert told and waits.startswith(f"{told}; not there: ")
+    federation.agent("secret-clinic", broken)
+    assert "secret-clinic: task 'train' raised ValueError: no data today" in alice.wait(job_id).reason
+    [listed] = bob.ask(ListJobs(), JobList)[0].jobs
+    for summary in (bob.wait(job_id), bob.show(job_id).summary, listed):
+        assert (summary.state, summary.reason) == ("failed", "its lead and the admins can read why")
+
+
+def test_an_interrupted_job_is_told_as_such_and_goes_on_later(
+    federation: Federation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = FailingDisk(monkeypatch)
+    disk.fault = Fault("write", r"small-\d+/run/history\.jsonl", errno.ENOSPC, skip=1)
+    alice, bob = federation.person("alice"), federation.person("bob")
+    job_id = alice.submit(packed(write_job(tmp_path / "small", rounds=3)))
+    for site in ("north", "south"):
+        federation.agent(site)
+    found = alice.wait_for(job_id, lambda found: found.summary.state == "interrupted")
+    assert (found.summary.round, found.summary.rounds) == (1, 3)
+    assert found.summary.reason.startswith("history.jsonl: No space left on device; free space there")
+    assert found.summary.metrics == {"added": 1.0} and set(found.sites.values()) == {"took part"}
+    told = bob.show(job_id).summary
+    assert (told.state, told.reason) == ("interrupted", "its lead and the admins can read why")

@@ -14,9 +14,10 @@ from flcore_transport import Ask, GrpcConnection
 from flcore import Arrays, Task, Update
 from flcore.federation.messages import MAX_BODY_BYTES, GetStatus, RequestContent, StatusVersion
 from flcore.federation.status_waits import fitting
+from flcore.federation.told_state import FOR_ITS_LEAD
 from flcore.lead.connection import FederationConnection
 from flcore.lead.server_calls import ServerCalls
-from flcore.status import ClientStatus, FederationStatus, JobStatus, RoundStatus, SiteStatus
+from flcore.status import ClientStatus, FederationStatus, JobStatus, RoundStatus, SiteStatus, parse_status
 from tests.flcore.conftest import adding
 from tests.flcore.federation.small_federation import Federation, Lead, packed, refused, write_job
 
@@ -42,11 +43,11 @@ def until(gate: threading.Event) -> Callable[[Arrays, Task], Update]:
 
 def job_status(lead: Lead, job_id: str, version: str = "") -> tuple[JobStatus, str]:
     reply, body = lead.ask(GetStatus(id=job_id, version=version), StatusVersion)
-    return JobStatus.from_json(json.loads(body)), reply.version
+    return parse_status("job", body), reply.version
 
 
 def federation_status(lead: Lead) -> FederationStatus:
-    return FederationStatus.from_json(json.loads(lead.ask(GetStatus(), StatusVersion)[1]))
+    return parse_status("federation", lead.ask(GetStatus(), StatusVersion)[1])
 
 
 def changes(lead: Lead, job_id: str) -> Iterator[JobStatus]:
@@ -132,9 +133,9 @@ def test_an_aborted_and_a_failed_job_show_as_what_they_are(
     broken = "def run(control):\n    control.sample()\n    raise SystemExit('no /srv/data/today.csv')\n"
     failed = alice.submit(packed(write_job(tmp_path / "bad", "bad", workflow="flow.py:run", flow=broken)))
     alice.wait(failed)
-    for caller in (alice, federation.person("bob")):
+    for caller, reason in ((alice, "SystemExit: no today.csv"), (federation.person("bob"), FOR_ITS_LEAD)):
         status, _ = job_status(caller, failed)
-        assert (status.state, status.reason) == ("failed", "SystemExit: no today.csv")
+        assert (status.state, status.reason) == ("failed", reason)
     assert [job.state for job in federation_status(alice).jobs] == ["failed", "aborted"]
 
 
@@ -175,11 +176,11 @@ def test_a_large_status_fits_into_a_reply() -> None:
     rounds = tuple(RoundStatus(n, "over", train={f"m{m}": 1.0 for m in range(50)}) for n in range(50))
     job = JobStatus("large", "large-1", "running", clients=clients, last_rounds=rounds, rounds_over=50)
     body = fitting(job, 100_000)
-    found = JobStatus.from_json(json.loads(body))
+    found = parse_status("job", body)
     assert len(body) <= 100_000 and found.rounds_over == 50
     assert len(found.clients) + found.clients_left_out == 1_000 and 0 < len(found.clients) < 1_000
     assert found.last_rounds == rounds[50 - len(found.last_rounds) :]
     federation = FederationStatus((job,) * 20, tuple(SiteStatus(f"s{n}", True) for n in range(100)))
     body = fitting(federation)
-    assert len(body) <= MAX_BODY_BYTES and len(FederationStatus.from_json(json.loads(body)).jobs) == 20
+    assert len(body) <= MAX_BODY_BYTES and len(parse_status("federation", body).jobs) == 20
     assert len(fitting(federation, 2_000)) <= 2_000

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from flcore import Job, JobError
 from flcore.aggregation.storage import Storage
+from flcore.client.executor import require_tasks
 from flcore.job.contract import Contract, differences
 from flcore.job.messages import AnswerContent, JoinContent, MalformedMessage, parse_content
 from flcore.job.parsing import parse_contract
@@ -223,6 +224,29 @@ def test_the_code_digest_follows_the_code(tmp_path: Path) -> None:
     assert Job.load(directory).code_digest == before
     (directory / "train.py").write_text("a = 2")
     assert Job.load(directory).code_digest != before
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("server.model", "trian.py:initial_model", r"there is no file .*trian\.py; did you mean 'train\.py'\?"),
+        ("server.model", "train.py:inital_model", r"train\.py has no 'inital_model'; did you mean 'initial_model'\?"),
+        ("server.model", "train.py:play", r"train\.py has no 'play'; write it there, or correct the name"),
+        ("server.model", "begin.safetensors", r"no file .*begin\.safetensors; did you mean 'beginn\.safetensors'\?"),
+        ("server.model", "other.safetensors", r"no file .*; correct the name, or put the file there"),
+        ("client.executor", "trian.py", r"client\.executor: there is no file .*; did you mean 'train\.py'\?"),
+        ("client.executor", "odd.py", r"has no function 'train', which tasks\.train needs; did you mean 'trian'\?"),
+    ],
+)
+def test_a_file_or_function_that_does_not_exist_is_told_with_the_nearest(
+    tmp_path: Path, key: str, value: str, message: str
+) -> None:
+    directory = write(tmp_path / "job", TOML, "def initial_model(seed): return {'w': [1]}\ndef train(): pass\n")
+    (directory / "odd.py").write_text("train = 3\ndef trian(model, task): pass\n")
+    (directory / "beginn.safetensors").touch()
+    job = Job.load(directory).with_changes({key: value})
+    with pytest.raises(JobError, match=message):
+        job.initial_model() if key == "server.model" else require_tasks(job)
 
 
 @pytest.mark.parametrize(

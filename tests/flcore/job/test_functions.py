@@ -1,6 +1,9 @@
 """A job of functions: it runs as it is, and is packed if its source can stand in a file."""
 
 import functools
+import os
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -128,6 +131,60 @@ def test_the_digest_follows_the_source() -> None:
     assert of().code_digest == of(seed=5).code_digest != of(train=largest).code_digest
 
 
+SOURCELESS = """
+def train(model, task):
+    if task.name in {"a", "b", "c"}:
+        return None
+    return [value + %s for value in model.%s]
+"""
+
+
+def made_by_exec(number: int, name: str) -> Any:
+    names: dict[str, Any] = {}
+    exec(SOURCELESS % (number, name), names)
+    return names["train"]
+
+
+def test_functions_without_source_that_differ_have_other_digests() -> None:
+    digests = [of(train=made_by_exec(*each)).code_digest for each in ((1, "w"), (2, "w"), (1, "v"), (1, "w"))]
+    assert len({*digests}) == 3 and digests[0] == digests[3]
+    assert of(train=max).code_digest != of(train=functools.partial(step)).code_digest
+
+
+def test_the_digest_of_a_function_without_source_is_the_same_in_each_process() -> None:
+    program = (
+        "from tests.flcore.job.test_functions import made_by_exec, of\n"
+        "print(of(train=made_by_exec(1, 'w')).code_digest)"
+    )
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", program],
+            check=True,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(found) == 1
+
+
+def renamed(model: Any, task: Any) -> flcore.Update:
+    return flcore.Update(model, weight=1)
+
+
+renamed.__name__ = "other"
+
+
+def outer() -> Any:
+    def indented(model: Any, task: Any) -> flcore.Update:
+        lines = """A text whose lines
+are not indented."""
+        return flcore.Update(model, weight=len(lines))
+
+    return indented
+
+
 def uses_modules(model: Any, task: Any) -> flcore.Update:
     return flcore.Update({"w": np.abs(model["w"]), "x": zipfile.ZipFile, "y": absent}, weight=1)  # type: ignore[name-defined]  # noqa: F821
 
@@ -183,6 +240,11 @@ def test_names_that_a_file_would_lack_are_listed(train: Any, names: list[str], t
         ({"uses": [max]}, "expected a function that is written with def, got builtin_function_or_method; write one"),
         ({"train": functools.partial(step)}, "expected a function that is written with def, got partial"),
         ({"uses": [Grower(1).grow]}, "expected a function that is written with def, got method"),
+        ({"train": renamed}, "other: expected the name after def or class, renamed, as its __name__"),
+        (
+            {"train": outer()},
+            "indented: expected source that can stand in a file of its own, got .*; define it at the top",
+        ),
         ({"uses": [type("Made", (), {})]}, "Made: expected a function with source, got one without"),
         ({"uses": [other_functions.step]}, "expected each name to mean one function, got two for step; rename"),
     ],
@@ -202,6 +264,8 @@ def test_functions_that_cannot_be_packed(others: dict[str, Any], message: str, t
         ({"best": "loss:max"}, "needs a task that returns metrics"),
         ({"changes": {"server.qorum": 2}}, "server.qorum: .* nearest one is server.quorum"),
         ({"name": "../x"}, "the job: name: "),
+        ({"clients": "north"}, "clients: expected a number of clients or a list of names, got str"),
+        ({"clients": None}, "clients: expected a number of clients or a list of names, got NoneType"),
     ],
 )
 def test_a_job_that_is_wrong_is_refused_at_once(others: dict[str, Any], message: str) -> None:

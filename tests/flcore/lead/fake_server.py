@@ -103,7 +103,7 @@ class FakeServer:
         return JobQueued(id=job_id, warnings=self.warnings), b""
 
     def _list(self, request: messages.ListJobs, _: bytes) -> tuple[Content, bytes]:
-        jobs = [job for job in reversed(self.jobs.values()) if job.state in (request.states or [job.state])]
+        jobs = [job for job in reversed(self.jobs.values()) if not request.states or job.state in request.states]
         return JobList(jobs=jobs[: request.limit]), b""
 
     def _show(self, request: messages.ShowJob, _: bytes) -> tuple[Content, bytes]:

@@ -141,9 +141,7 @@ def test_a_job_says_what_it_cannot_start_from(tmp_path: Path, model: str, messag
 def test_a_pipe_or_a_directory_is_no_checkpoint(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.safetensors")
     (tmp_path / "folder.safetensors").mkdir()
-    with pytest.raises(
-        SpecError, match=r"pipe\.safetensors: expected a regular file, got a directory, a pipe or a device"
-    ):
+    with pytest.raises(SpecError, match=r"pipe\.safetensors: expected a regular file, got a named pipe"):
         open_model(tmp_path / "pipe.safetensors")
     with pytest.raises(SpecError, match=r"holds neither"):
         open_model(tmp_path / "folder.safetensors")

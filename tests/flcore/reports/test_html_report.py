@@ -1,6 +1,7 @@
 """The report of a run: well-formed, self-contained, escaped, of bounded size, and true."""
 
 import re
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,8 @@ from tests.flcore.reports.written_runs import (
     write_run,
 )
 
+SHEETS = (("flcore.reports", "page.css"), ("flcore.web", "static/page.css"))
+
 
 def page_of(run: Path) -> ParsedPage:
     return ParsedPage(report_page(read_reported_run(run)))
@@ -39,7 +42,7 @@ def test_the_report_has_the_numbers_of_the_history(tmp_path: Path) -> None:
     assert page.tables["Rounds"] == [
         ["Round", "Clients", "accuracy (validation)", "loss (training)", "Bytes", "Time", "Notes"],
         ["1", "3 of 3", "0.5000", "0.4000", "5.10 kB", "5.0 s", "best"],
-        ["2", "1 of 3", "0.7500", "0.7500", "3.70 kB", "1 min 01 s", "best, 3 failed, retried 1 time"],
+        ["2", "1 of 3", "0.7500", "0.7500", "3.70 kB", "1 min 01 s", "best, 1 refused, 2 failed, retried 1 time"],
         ["3", "0 of 2", "\u2013", "\u2013", "0 B", "1 min 00 s", "skipped: 1 of 2 updates, 1 failed"],
     ]
     total = sum(record.bytes_sent + record.bytes_received for record in history)
@@ -50,10 +53,10 @@ def test_the_report_has_the_numbers_of_the_history(tmp_path: Path) -> None:
 def test_the_report_shows_who_took_part_and_who_was_left_out_and_why(tmp_path: Path) -> None:
     page = page_of(write_hospital(tmp_path / "run"))
     assert page.tables["Clients by round"] == [
-        ["Client", "Rounds 1 to 3", "Counted", "Failed", "Weight", "Share", "Seconds", "Received"],
-        ["a", "", "2 of 3", "\u2013", "10", "55.0 %", "0.250 s", "1.40 kB"],
-        ["b", "", "1 of 3", "2", "30", "30.0 %", "0.500 s", "700 B"],
-        ["c", "", "1 of 3", "1", "60", "60.0 %", "4.000 s", "700 B"],
+        ["Client", "Rounds 1 to 3", "Counted", "Refused", "Failed", "Weight", "Share", "Seconds", "Received"],
+        ["a", "", "2 of 3", "\u2013", "\u2013", "10", "55.0 %", "0.250 s", "1.40 kB"],
+        ["b", "", "1 of 3", "\u2013", "2", "30", "30.0 %", "0.500 s", "700 B"],
+        ["c", "", "1 of 3", "1", "\u2013", "60", "60.0 %", "4.000 s", "700 B"],
     ]
     assert "1 counted, 1 counted, another task failed, 1 no answer" in page.labels
     assert page.tables["Answers that did not count"][1:] == [
@@ -63,7 +66,16 @@ def test_the_report_shows_who_took_part_and_who_was_left_out_and_why(tmp_path: P
     ]
     assert page.tables["Rounds that left the model unchanged"][1:] == [["3", "1", "1 of 2 updates"]]
     (refusals,) = [rows for caption, rows in page.tables.items() if caption.startswith("Refusals in the audit log")]
-    assert ["eve", "join-refused", "1", "'eve' is not in the job"] in refusals
+    assert ["eve", "join", "1", "'eve' is not in the job"] in refusals
+
+
+def test_refused_and_failed_have_the_colours_of_the_web_page() -> None:
+    pages = [files(package).joinpath(name).read_text("utf-8") for package, name in SHEETS]
+    for name in ("refused", "failed", "violet"):
+        of_report, of_page = ([value.lower() for value in re.findall(rf"--{name}: (#\w+);", page)] for page in pages)
+        light, dark = of_page
+        assert of_report == [light, dark, light], f"--{name} by light, by dark, and in print"
+    assert ".refused { fill: var(--refused); }" in pages[0] and ".failed-part { fill: var(--failed); }" in pages[0]
 
 
 def test_the_report_has_versions_and_digests(tmp_path: Path) -> None:

@@ -230,8 +230,11 @@ def test_a_kill_at_each_step_of_fresh_loses_no_file(
     assert steps >= 8
 
 
-@pytest.mark.parametrize("name", ["state.sqlite", "history.jsonl"])
-def test_a_file_that_cannot_be_written_is_named(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [("state.sqlite", "expected a regular file, got a directory"), ("history.jsonl", "Is a directory")],
+)
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path, name: str, what: str) -> None:
     (tmp_path / "run" / name).mkdir(parents=True)
-    with pytest.raises(JobError, match=rf"expected a file that can be written to, got .*run/{name}: Is a directory"):
+    with pytest.raises(JobError, match=rf"expected a file that can be written to, got .*run/{name}: {what}"):
         opened(tmp_path / "run")

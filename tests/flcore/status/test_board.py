@@ -1,6 +1,7 @@
 """A board folds the events of a job: where each client is, who was left out and why, within bounds."""
 
 import json
+import math
 import threading
 from itertools import pairwise
 
@@ -19,11 +20,12 @@ from flcore.server.events import (
     RunContinued,
     RunEnd,
     RunEnded,
+    RunEnding,
     TaskRetried,
     WaitingForClients,
 )
 from flcore.server.history import RoundRecord
-from flcore.status import JobStatus, StatusBoard
+from flcore.status import StatusBoard, parse_status
 from flcore.status.client_entry import MAX_KINDS, MAX_REASON_CHARACTERS
 from flcore.status.fold import MAX_CLIENTS, MAX_REFUSALS
 from flcore.status.timeline import ROUNDS_KEPT
@@ -118,6 +120,33 @@ def test_a_late_answer_is_counted_and_its_client_stays_where_it_was() -> None:
     job.send("north", round_number=2)
     job.tell(AnswerRefused("train", "north", 1, 7, "non-finite", "an update of the round before"))
     assert job.client("north").phase == "queued"
+
+
+def test_sessions_that_end_with_the_run_are_not_lost() -> None:
+    job = PlayedJob(clients=("north", "south", "west"))
+    job.join("north", "south", "west")
+    job.send("north", "south", "west")
+    for client in ("north", "south"):
+        job.download(client)
+    job.leave("south")
+    job.tell(RunEnding())
+    job.leave("north")
+    job.leave("west")
+    job.tell(RunEnded("aborted by alice", failed=True, end="aborted"))
+    found = {client.name: (client.phase, client.last_reason) for client in job.board.snapshot().clients}
+    assert found == {"north": ("training", ""), "south": ("lost", "its connection was lost"), "west": ("queued", "")}
+    assert not any(client.is_connected for client in job.board.snapshot().clients)
+
+
+def test_a_site_may_report_any_numbers_as_its_progress() -> None:
+    job = PlayedJob()
+    job.join("north")
+    job.send("north")
+    for done, total in ((-1.0, 2.0), (3.0, 2.0), (math.nan, 2.0), (1.0, math.nan), (math.inf, 1.0), (0.0, 0.0)):
+        job.tell(TaskProgress("north", "train", 1, 3, done, total))
+        assert job.client("north").progress is None
+    job.tell(TaskProgress("north", "train", 1, 3, 1.0, 2.0))
+    assert job.client("north").progress == 0.5
 
 
 def test_a_lost_client_takes_up_its_task_where_it_was_when_it_comes_back() -> None:
@@ -278,7 +307,7 @@ def test_a_status_survives_json() -> None:
     job.tell(AnswerRefused("train", "north", 1, 7, "non-finite", "element 3 is nan"))
     job.finish()
     status = job.board.snapshot()
-    assert JobStatus.from_json(json.loads(json.dumps(status.to_json()))) == status
+    assert parse_status("job", json.dumps(status.to_json()).encode()) == status
 
 
 def test_a_waiting_thread_wakes_with_the_next_event_and_not_before() -> None:

@@ -7,7 +7,7 @@ from typing import get_args
 
 import pytest
 
-from flcore.status import PHASES, FederationStatus, JobStatus, State
+from flcore.status import PHASES, State, parse_status
 from tests.flcore.command import flcore, said
 from tests.flcore.federation.conftest import federation, federation_in  # noqa: F401 - fixtures
 from tests.flcore.federation.small_federation import Federation, packed, write_job
@@ -22,7 +22,7 @@ def test_the_commands_for_a_run(tmp_path: Path) -> None:
     run, status, as_json = ([*words[1:]] for words in RUN_COMMANDS)
     flcore(*run, "--workers", "0", cwd=tmp_path)
     assert "rounds   3 of 3 are over" in said(*status, cwd=tmp_path).splitlines()
-    assert JobStatus.from_json(json.loads(said(*as_json, cwd=tmp_path))).state == "done"
+    assert parse_status("job", said(*as_json, cwd=tmp_path).encode()).state == "done"
 
 
 def test_the_commands_for_a_federation(federation: Federation, tmp_path: Path) -> None:  # noqa: F811
@@ -39,7 +39,7 @@ def test_the_commands_for_a_federation(federation: Federation, tmp_path: Path) -
     assert "state    done" in said(*of_one, *there, cwd=tmp_path)
     assert "rounds   2 of 2 are over" in said(*watched, *there, cwd=tmp_path)
     as_json = json.loads(said(*of_all, "--json", *there, cwd=tmp_path))
-    assert FederationStatus.from_json(as_json).jobs[0].id == "myjob-1"
+    assert parse_status("federation", json.dumps(as_json).encode()).jobs[0].id == "myjob-1"
 
 
 @pytest.mark.long

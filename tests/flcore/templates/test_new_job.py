@@ -86,3 +86,13 @@ def test_packages_that_a_template_lacks_are_named(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("flcore.templates.new_job.find_spec", lambda module: None if module == "sklearn" else module)
     assert missing_packages("sklearn") == ["scikit-learn"]
     assert "needs: pip install scikit-learn" in said("new", "x", "--template", "sklearn", cwd=tmp_path)
+
+
+@pytest.mark.parametrize("path", ["file/myjob", "loop/myjob", f"{'b' * 300}/myjob"])
+def test_a_place_that_takes_no_files_is_named_with_what_to_do(tmp_path: Path, path: str) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "loop").symlink_to("loop")
+    line = said("new", path, cwd=tmp_path, code=1)
+    assert line.startswith(f"flcore: {path}: cannot be written: {tmp_path}/") and line.count("\n") == 1
+    assert line.endswith("; give a path in a directory of your own\n")
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["file", "loop"]
