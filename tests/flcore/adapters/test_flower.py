@@ -19,7 +19,7 @@ flwr = pytest.importorskip("flwr", reason="Flower is not installed (make test-ad
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict  # noqa: E402
 from flwr.serverapp import Grid, strategy  # noqa: E402
 
-from flcore.adapters.flower import FedAvg, FlcoreMean, StreamingGrid  # noqa: E402
+from flcore.adapters.flower import FedAvg, FlcoreMean, FlcoreStrategy, StreamingGrid  # noqa: E402
 from flcore.adapters.flower.npy_format import RecordBuilder, array_views  # noqa: E402
 from flcore.model.dtypes import DTYPES  # noqa: E402
 
@@ -231,9 +231,10 @@ def test_a_reply_that_cannot_be_counted_costs_its_sender_its_place_and_nobody_el
     expected, _ = mean_of(FedAvg(), replies_of(given))
     for words, bad in bad_replies(given[0]).items():
         told: list[str] = []
-        monkeypatch.setattr(
-            "flcore.adapters.flower.strategy.log", lambda _, text, *values, to=told: to.append(text % values)
-        )
+        for module in ("strategy", "replies"):
+            monkeypatch.setattr(
+                f"flcore.adapters.flower.{module}.log", lambda _, text, *values, to=told: to.append(text % values)
+            )
         bad.metadata.__dict__["_src_node_id"] = 13
         answers = [*replies_of(given)[:place], bad, *replies_of(given)[place:], failed(14)]
         found, _ = mean_of(begun(FedAvg(), given[0]), form(answers))
@@ -295,10 +296,10 @@ def test_arrays_are_freed_once_they_are_folded() -> None:
 
 
 def test_bases_that_would_override_our_mean_are_refused() -> None:
-    with pytest.raises(TypeError, match=r"FlcoreMean must be the last base, .*: class Wrong\(FedAdam, FlcoreMean\)"):
-        type("Wrong", (FlcoreMean, strategy.FedAdam), {})
+    with pytest.raises(TypeError, match=r"FlcoreStrategy must be the last base, .*: class Wrong\(FedAdam, FlcoreStrategy\)"):
+        type("Wrong", (FlcoreStrategy, strategy.FedAdam), {})
     with pytest.raises(flcore.JobError, match="accumulate 'fp32' does not exist"):
-        type("Wrong", (strategy.FedAdam, FlcoreMean), {"accumulate": "fp32"})
+        type("Wrong", (strategy.FedAdam, FlcoreStrategy), {"accumulate": "fp32"})
 
 
 @pytest.mark.parametrize(
@@ -317,7 +318,7 @@ def test_settings_that_no_round_could_have_are_refused_at_once(settings: Any, wo
 
 @pytest.mark.parametrize("name", ["FedAdam", "FedYogi", "FedAdagrad"])
 def test_clients_that_answer_in_the_dtype_they_were_sent_go_on_after_the_first_round(name: str) -> None:
-    ours = type(name, (getattr(strategy, name), FlcoreMean), {})
+    ours = type(name, (getattr(strategy, name), FlcoreStrategy), {})
     results, received = [], np.zeros(0)
     for kind in (getattr(strategy, name), ours):
         chosen = kind()

@@ -85,7 +85,7 @@ def test_the_commands_as_printed(tmp_path: Path) -> None:
         done = subprocess.run(bash, cwd=tmp_path, env=settings, stdout=log, stderr=log, check=False, timeout=250)
     printed = (tmp_path / "log").read_text()
     assert done.returncode == 0 and "'weights': array([" in printed, printed[-4000:]
-    assert "The mean is flcore's: exact" in printed
+    assert "flcore combines: mean, exact" in printed
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

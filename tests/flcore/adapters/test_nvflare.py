@@ -206,10 +206,16 @@ def test_a_first_result_that_is_refused_says_nothing_of_the_model_and_a_torn_one
     aggregator.accept_model(result(lazy("x", "y")))
     with pytest.raises(flcore.UpdateError, match="client 'site-2': its tensors are in memory, others' on disk"):
         aggregator.accept_model(result({"x": np.ones(3), "y": np.ones(3)}, client="site-2"))
-    Gone.left = 1  # it can be looked at, and not be folded
-    with pytest.raises(OSError, match="gone"):
+    for left in (0, 1):  # it cannot be looked at, or not be checked: nothing has changed
+        Gone.left = left
+        with pytest.raises(flcore.UpdateError, match="client 'site-3', tensor 'y': it cannot be read back: .* gone"):
+            aggregator.accept_model(result({"x": Lazy(np.ones(3)), "y": Gone(np.ones(3))}, client="site-3"))
+    Gone.left = 2  # it can be checked, and not be folded
+    with pytest.raises(flcore.UpdateError, match="client 'site-3', tensor 'y': it cannot be read back: .* gone"):
         aggregator.accept_model(result({"x": Lazy(np.ones(3)), "y": Gone(np.ones(3))}, client="site-3"))
-    with pytest.raises(flcore.AggregationError, match="this round has no mean"):
+    with pytest.raises(flcore.AggregationError, match="this round has no result"):
+        aggregator.accept_model(result(lazy("x", "y"), client="site-4"))
+    with pytest.raises(flcore.AggregationError, match="this round has no result"):
         aggregator.aggregate_model()
     aggregator.reset_stats()
     aggregator.accept_model(result(lazy("x", "y", value=5.0)))

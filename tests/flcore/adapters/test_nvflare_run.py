@@ -54,7 +54,7 @@ def run(home: Path, job: str, where: str) -> npt.NDArray[np.float32]:
     config = (home / where / "app_server/config/config_fed_server.json").read_text()
     assert ("flcore.adapters.nvflare.FlcoreAggregator" in config) == ("FlcoreAggregator" in job)
     log = (home / where).parent / "log.txt"  # a release's console may leave out what is not NVFLARE's own
-    assert ("the mean is flcore's: mean, exact" in log.read_text()) == ("FlcoreAggregator" in job)
+    assert ("flcore combines: mean, exact" in log.read_text()) == ("FlcoreAggregator" in job)
     return np.asarray(np.load(home / where / "models/server.npy"))
 
 
