@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Sequence
+from contextlib import nullcontext
 from importlib.util import find_spec
 from typing import Any
 
@@ -147,13 +148,12 @@ def test_a_result_with_a_nan_is_left_out_by_name_under_any_rule(
     expected = flcore.aggregate([(params, weight) for weight, params in enumerate(good, 1)], rule=RULES[kind])
     given = [(f"site-{weight}", weight, params) for weight, params in enumerate(good, 1)]
     given.insert(place, ("bad", 7, bad))
-    aggregator = FlcoreAggregator(rule=RULES[kind])
+    aggregator, is_checked_at_once = FlcoreAggregator(rule=RULES[kind]), kind.startswith("a sum") or place == 0
     for client, weight, params in given:
         tensors = {name: Lazy(values) for name, values in params.items()} if is_lazy else params
-        try:
+        is_refused = client == "bad" and is_checked_at_once
+        with pytest.raises(flcore.NonFinite, match="client 'bad'") if is_refused else nullcontext():
             aggregator.accept_model(result(tensors, weight, client, loss=1.0 if client == "bad" else 2.0))
-        except flcore.UpdateError as error:
-            assert error.client == "bad"
     found = aggregator.aggregate_model()
     assert "refused: client 'bad', tensor 'b': element 3 is nan" in caplog.text
     assert all(found.params[name].tobytes() == values.tobytes() for name, values in expected.items())
@@ -205,7 +205,7 @@ def test_clients_without_a_number_of_steps_count_alike_where_weights_are_turned_
 
     assert combined(weighted=False) == combined(rule="unweighted_mean") == 3.0
     assert combined(rule="median", weighted=False) == 2.0
-    with pytest.raises(flcore.WeightError, match='lacks "NUM_STEPS_CURRENT_ROUND" .weighted=False needs none'):
+    with pytest.raises(flcore.WeightError, match="weighted=False needs none"):
         combined(rule="median")
 
 
@@ -327,10 +327,10 @@ def test_a_first_result_that_is_refused_says_nothing_of_the_model_and_a_torn_one
         aggregator.accept_model(result({"x": np.ones(3), "y": np.ones(3)}, client="site-2"))
     for left in (0, 1):  # it cannot be looked at, or not be checked: nothing has changed
         Gone.left = left
-        with pytest.raises(flcore.UpdateError, match="client 'site-3', tensor 'y': it cannot be read back: .* gone"):
+        with pytest.raises(flcore.UpdateError, match=r"client 'site-3', tensor 'y': it cannot be read back: .* gone"):
             aggregator.accept_model(result({"x": Lazy(np.ones(3)), "y": Gone(np.ones(3))}, client="site-3"))
     Gone.left = 2  # it can be checked, and not be folded
-    with pytest.raises(flcore.UpdateError, match="client 'site-3', tensor 'y': it cannot be read back: .* gone"):
+    with pytest.raises(flcore.UpdateError, match=r"client 'site-3', tensor 'y': it cannot be read back: .* gone"):
         aggregator.accept_model(result({"x": Lazy(np.ones(3)), "y": Gone(np.ones(3))}, client="site-3"))
     with pytest.raises(flcore.AggregationError, match="this round has no result"):
         aggregator.accept_model(result(lazy("x", "y"), client="site-4"))

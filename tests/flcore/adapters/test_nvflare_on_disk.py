@@ -1,12 +1,12 @@
 """NVFLARE's references to tensors on disk, in files that NVFLARE's own code has written: `make test-adapters`."""
 
-import gc
 import json
 import os
 import resource
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,6 @@ def test_files_are_read_in_ranges_and_give_what_tensors_in_memory_give(
         for tensors, weight in given:
             there = tmp_path / f"{turn}-{weight}"
             aggregator.accept_model(result(offloaded(tensors, there), f"site-{weight}", weight))
-            gc.collect()
             assert there.exists() == (rule not in ("mean", "unweighted_mean")), "a sum folds a result and frees it"
         found = aggregator.aggregate_model().params
         assert list(found) == list(expected)
@@ -96,7 +95,6 @@ def test_files_are_read_in_ranges_and_give_what_tensors_in_memory_give(
                 assert torch.equal(found[name], tensor), name
             else:
                 assert torch.allclose(found[name], tensor, rtol=1e-2, atol=1e-2), name
-        gc.collect()
         assert not list(tmp_path.iterdir()), "the files go with the last reference"
 
 
@@ -120,7 +118,12 @@ def test_references_of_other_releases_are_materialized(
     nvflare_tensors._is_known_release.cache_clear()
     materialized: list[str] = []
     original = _LazyRef.materialize
-    monkeypatch.setattr(_LazyRef, "materialize", lambda self: materialized.append(self.key) or original(self))
+
+    def note(self: Any) -> Any:
+        materialized.append(self.key)
+        return original(self)
+
+    monkeypatch.setattr(_LazyRef, "materialize", note)
     try:
         aggregator, given = FlcoreAggregator(rule=rule), [(model(seed), seed) for seed in (1, 2, 3)]
         for tensors, weight in given:
@@ -142,6 +145,11 @@ def header(entries: Any, data: bytes = bytes(8)) -> bytes:
     return len(text).to_bytes(8, "little") + text + data
 
 
+def replace_by_directory(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
 DAMAGES: dict[str, Callable[[Path], object]] = {
     "it cannot be read back: .*No such file": Path.unlink,
     "truncated one": lambda file: file.write_bytes(file.read_bytes()[:5]),
@@ -157,7 +165,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     r"expected float32 of shape \(700, 900\), got float32 of shape \(2,\)": lambda file: file.write_bytes(
         header({"T0": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}})
     ),
-    "expected a regular file": lambda file: (file.unlink(), file.mkdir()),
+    "expected a regular file": replace_by_directory,
 }
 
 
@@ -221,10 +229,8 @@ def test_packed_bytes_must_be_those_of_the_first_result_on_disk_too(tmp_path: Pa
         aggregator = FlcoreAggregator(rule=rule)
         for number, tensors in enumerate((model(1), other, model(3))):
             references = offloaded(tensors, tmp_path / f"{rule}-{number}")
-            try:
+            with pytest.raises(flcore.OutOfBounds, match="'codes'") if (rule, number) == ("mean", 1) else nullcontext():
                 aggregator.accept_model(result(references, f"site-{number}"))
-            except flcore.OutOfBounds as error:
-                assert (error.client, error.tensor) == ("site-1", "codes")
         found = aggregator.aggregate_model().params
         expected = flcore.aggregate([(model(1), 1), (model(3), 1)], rule=rule)
         assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
