@@ -24,6 +24,10 @@ from flcore.model.spec import ModelSpec
 WORKING_BUDGET = Budget(256 << 20)
 """The memory for ranges of all results that are combined at once, by a rule that is not a sum."""
 
+RANGE_ELEMENTS = 1 << 21
+"""The elements of a range of one result: 8 MiB of float32. Of shorter ones, as are combined side by side, float32 sums
+take twice as long."""
+
 
 class DiskAggregator:
     """Takes results on disk, and combines them into arrays in memory.
@@ -32,8 +36,8 @@ class DiskAggregator:
     must leave no trace. Other rules keep the references until `finish`, and NVFLARE keeps the files; each result is
     read once for each pass of the rule, and once more to find those at fault if a result is refused then.
 
-    Memory, for a model of P parameters, beside the result: for a sum, a total of 4, 8 or 16 · P bytes and two ranges of
-    2^19 elements; for other rules, `WORKING_BUDGET`, whatever the number of results. A reference of an unknown release
+    Memory, for a model of P parameters, beside the result: three ranges of 2^21 elements; for a sum, a total of 4, 8 or
+    16 · P bytes; for other rules, `WORKING_BUDGET`, whatever the number of results. A reference of an unknown release
     takes the largest tensor besides, once for each result that is held.
 
     Not thread-safe.
@@ -100,7 +104,7 @@ class DiskAggregator:
         if combiner is None or (not self._held and not self._coefficients):
             raise QuorumError("there is nothing to aggregate: no update was accepted")
         arrays = allocate(combiner.spec)
-        sink = ArraySink(combiner.spec, combiner.buffer_reader.buffers(arrays, ""))
+        sink = ArraySink(combiner.spec, combiner.buffer_reader.buffers(arrays, ""), RANGE_ELEMENTS)
         try:
             if self._is_sum:
                 require_positive_weight(self._coefficients)
@@ -136,13 +140,14 @@ class DiskAggregator:
     def _check(self, combiner: Combiner, result: ResultOnDisk) -> None:
         """Read all of a result. Raises `UpdateError` unless its elements are within the limits."""
         coefficient = combiner.coefficient(result.weight)
-        for range_, array in prefetch(result.read_range, model_ranges(combiner.spec)):
+        for range_, array in prefetch(result.read_range, model_ranges(combiner.spec, RANGE_ELEMENTS)):
             combiner.limits.check_range(range_, array, coefficient, result.client)
+        result.free_buffers()  # a result that is held is read in shorter ranges from here on
 
     def _fold(self, combiner: Combiner, result: ResultOnDisk) -> None:
         coefficient = combiner.coefficient(result.weight)
         self._is_partially_folded = True  # until all ranges are folded; an exception leaves it set
-        for range_, array in prefetch(result.read_range, model_ranges(combiner.spec)):
+        for range_, array in prefetch(result.read_range, model_ranges(combiner.spec, RANGE_ELEMENTS)):
             if range_ not in self._totals:
                 self._totals[range_] = combiner.new_total(range_)
             combiner.fold(self._totals[range_], RangeInputs(range_, [result], [array], [coefficient]))

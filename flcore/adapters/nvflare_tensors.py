@@ -122,6 +122,10 @@ class ResultOnDisk:
 
     def __init__(self, client: str, weight: float, spec: ModelSpec, tensors: Mapping[str, StoredTensor]) -> None:
         self.client, self.weight, self.tensors, self._spec = client, weight, tensors, spec
+        self.free_buffers()
+
+    def free_buffers(self) -> None:
+        """Free the memory of the last two ranges."""
         self._buffers = [np.empty(0, np.uint8) for _ in range(2)]
 
     def read_range(self, range_: SegmentRange) -> KernelArray:

@@ -27,7 +27,7 @@ from nvflare.app_opt.pt.tensor_downloader import DiskTensorConsumer
 
 from flcore.adapters import nvflare_tensors
 from flcore.adapters.nvflare import FlcoreAggregator
-from flcore.aggregation.contributions import RANGE_ELEMENTS
+from flcore.adapters.nvflare_on_disk import RANGE_ELEMENTS
 
 RULES = ["mean", "unweighted_mean", "median", "trimmed_mean(f=1)"]
 Tensors = dict[str, Any]
@@ -49,7 +49,7 @@ def offloaded(tensors: Tensors, directory: Path) -> dict[str, _LazyRef]:
 def model(seed: int) -> Tensors:
     made = torch.Generator().manual_seed(seed)
     return {
-        "w": torch.randn(700, 900, generator=made),  # more than a range
+        "w": torch.randn(1500, 1500, generator=made),  # more than a range
         "h": torch.randn(300, generator=made).to(torch.bfloat16),
         "d": torch.randn(7, generator=made, dtype=torch.float64),
         "n": torch.tensor(10 * seed),
@@ -162,7 +162,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "within the 8 bytes after the header": lambda file: file.write_bytes(
         header({"T0": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}})
     ),
-    r"expected float32 of shape \(700, 900\), got float32 of shape \(2,\)": lambda file: file.write_bytes(
+    r"expected float32 of shape \(1500, 1500\), got float32 of shape \(2,\)": lambda file: file.write_bytes(
         header({"T0": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}})
     ),
     "expected a regular file": replace_by_directory,
@@ -282,6 +282,6 @@ def test_the_memory_of_a_round_on_disk_does_not_grow_with_its_clients(rule: str,
         check=True,
         timeout=300,
     )
-    # A total and the result; or the result, and ranges of 2 MiB: two buffers and two copies for each held result.
-    expected = 2 * MIB if rule == "mean" else MIB + 4 * 2 * CLIENTS
+    # The result and three ranges of 8 MiB; a total, or for each held result two buffers and two copies of 2 MiB.
+    expected = MIB + 3 * 8 + (MIB if rule == "mean" else 4 * 2 * CLIENTS)
     assert int(done.stdout) < (expected + 48) << 20 < CLIENTS * MIB << 20
