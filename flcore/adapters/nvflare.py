@@ -47,7 +47,7 @@ class FlcoreAggregator(ModelAggregator):  # type: ignore[misc]  # mypy runs with
     - A rule that is a sum (`flcore.Sum`, such as a mean) folds results as they arrive: `group` · M, and a total of 4
       (with float32 sums in memory: 8), 8 or 16 · P bytes.
     - Any other rule (`flcore.Columns`, `flcore.Geometry`) keeps references to all results until the round's end:
-      N · M, and at most 3 · 2^19 elements per result while ranges are combined.
+      N · M, and at most 4 · 2^19 elements per result while ranges are combined.
     - References to tensors on disk (`enable_tensor_disk_offload`) are read in ranges: see `DiskAggregator`. Then no
       rule takes memory that grows with N; the files stay on the disk as long as their references are kept.
 

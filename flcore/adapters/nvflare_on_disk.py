@@ -17,12 +17,21 @@ from flcore.aggregation.prefetch import prefetch
 from flcore.aggregation.range_inputs import RangeInputs
 from flcore.aggregation.reference_model import ReferenceModel
 from flcore.aggregation.rule_kinds import Sum
-from flcore.errors import AggregationError, QuorumError, SpecError, TensorMismatch, UpdateError, WeightError
+from flcore.errors import (
+    AggregationError,
+    BudgetError,
+    QuorumError,
+    SpecError,
+    TensorMismatch,
+    UpdateError,
+    WeightError,
+)
 from flcore.model.array_libraries import Converter
 from flcore.model.spec import ModelSpec
 
 WORKING_BUDGET = Budget(256 << 20)
-"""The memory for ranges of all results that are combined at once, by a rule that is not a sum."""
+"""The memory for ranges of all results that are combined at once, by a rule that is not a sum. It is enough for 4,093
+results of float32."""
 
 RANGE_ELEMENTS = 1 << 21
 """The elements of a range of one result: 8 MiB of float32. Of shorter ones, as are combined side by side, float32 sums
@@ -98,6 +107,7 @@ class DiskAggregator:
             QuorumError: There is no result.
             WeightError: All weights are zero.
             AggregationError: A dtype cannot hold the result, or the rule needs more results.
+            BudgetError: `WORKING_BUDGET` is too small for the number of results.
         """
         self.require_consistent()
         combiner = self._combiner
@@ -112,7 +122,7 @@ class DiskAggregator:
                     combiner.finish_into(sink, total, range_)
             else:
                 self._combine_held(combiner, sink)
-        except (AggregationError, QuorumError, WeightError):
+        except (AggregationError, BudgetError, QuorumError, WeightError):
             self._reset()  # another attempt with these results would fail in the same way
             raise
         self._is_model_fixed, converters = True, self._converters

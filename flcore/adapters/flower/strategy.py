@@ -40,7 +40,7 @@ class FlcoreStrategy(strategy.FedAvg):  # type: ignore[misc]  # mypy runs withou
     - A rule that is a sum (`flcore.Sum`, such as a mean) folds replies as they arrive: `group` · M, and a total of 4, 8
       or 16 · P bytes (float32, float64, exact). On Flower's own grid, which collects replies in a list: N · M.
     - Any other rule (`flcore.Columns`, `flcore.Geometry`) keeps references to all replies' bytes until the round's end:
-      N · M, and 2 MiB to 4 MiB per reply while ranges are combined.
+      N · M, with a `StreamingGrid` too, and at most 4 · 2^19 elements per reply while ranges are combined.
 
     Args:
         *arguments: The arguments of `flwr.serverapp.strategy.FedAvg`.
