@@ -98,6 +98,8 @@ class FlcoreAggregator(ModelAggregator):  # type: ignore[misc]  # mypy runs with
         self.exclude_vars, self.aggregation_weights = exclude_vars, aggregation_weights
         self.average_bytes, self.weighted = average_bytes, weighted
         self._rule = resolve_rule(rule)
+        # A rule does not say whether it ignores weights. Of this one, it is known.
+        self._needs_steps = weighted and self._rule.name != "unweighted_mean"
         self._lock = threading.Lock()
         self._round = RoundResults()
         self._aggregator: IncrementalAggregator | None = None
@@ -257,7 +259,7 @@ class FlcoreAggregator(ModelAggregator):  # type: ignore[misc]  # mypy runs with
         return {name: tensor for name, tensor in model.params.items() if not (excluded and excluded.search(str(name)))}
 
     def _weight(self, model: FLModel, client: str) -> Any:
-        if not self.weighted or (isinstance(self._rule, Sum) and _ignores_weights(self._rule)):
+        if not self._needs_steps:
             return 1.0
         meta = model.meta or {}
         if FLMetaKey.NUM_STEPS_CURRENT_ROUND not in meta:
@@ -267,7 +269,3 @@ class FlcoreAggregator(ModelAggregator):  # type: ignore[misc]  # mypy runs with
             )
         steps, factor = meta[FLMetaKey.NUM_STEPS_CURRENT_ROUND], (self.aggregation_weights or {}).get(client)
         return steps if factor is None or not is_number(steps) else float(steps) * factor
-
-
-def _ignores_weights(rule: Sum) -> bool:
-    return rule.coefficient(1.0) == rule.coefficient(2.0)

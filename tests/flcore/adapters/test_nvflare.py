@@ -205,6 +205,10 @@ def test_clients_without_a_number_of_steps_count_alike_where_weights_are_turned_
 
     assert combined(weighted=False) == combined(rule="unweighted_mean") == 3.0
     assert combined(rule="median", weighted=False) == 2.0
+    capped = FlcoreAggregator(rule=flcore.Sum("capped", lambda weight: min(weight, 1.0)))
+    for client, value, weight in (("a", 1.0, 0.5), ("b", 4.0, 9)):
+        capped.accept_model(result({"w": np.full(2, value)}, weight, client))
+    assert capped.aggregate_model().params["w"].tolist() == [3.0, 3.0], "weights above 1 are alike, and count below it"
     with pytest.raises(flcore.WeightError, match="weighted=False needs none"):
         combined(rule="median")
 
