@@ -42,7 +42,7 @@ test-adapters: $(ADAPTERS:%=peer-%)  ## Test adapters, arrays and trackers with 
 	.peers/torch/bin/python -m pytest tests/flcore/model/test_arrays.py
 	.peers/flower/bin/python -m pytest tests/flcore/adapters/test_flower.py tests/flcore/adapters/test_flower_run.py
 	.peers/flower-oldest/bin/python -m pytest tests/flcore/adapters/test_flower.py tests/flcore/adapters/test_flower_run.py
-	.peers/nvflare/bin/python -m pytest tests/flcore/adapters/test_nvflare.py tests/flcore/adapters/test_nvflare_run.py
+	.peers/nvflare/bin/python -m pytest tests/flcore/adapters/test_nvflare.py tests/flcore/adapters/test_nvflare_run.py tests/flcore/adapters/test_nvflare_on_disk.py
 	.peers/nvflare-oldest/bin/python -m pytest tests/flcore/adapters/test_nvflare.py tests/flcore/adapters/test_nvflare_run.py
 	.peers/appfl/bin/python -m pytest tests/flcore/adapters/test_other_frameworks.py
 	.peers/tracking/bin/python -m pytest tests/flcore/tracking

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
+from flcore_kernels import backend as backend_named
 from nvflare.apis.dxo import from_shareable
 from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_constant import FLMetaKey, ReservedKey, ReturnCode
@@ -20,27 +21,44 @@ from nvflare.app_common.abstract.fl_model import FLModel
 from nvflare.app_common.aggregators.model_aggregator import ModelAggregator
 from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 
+from flcore.adapters.nvflare_on_disk import DiskAggregator
 from flcore.adapters.nvflare_round import RoundResults, is_number
+from flcore.adapters.nvflare_tensors import is_reference
+from flcore.aggregation.admission_limits import AggregationSettings
 from flcore.aggregation.incremental import IncrementalAggregator, require_settings
+from flcore.aggregation.rule_kinds import Rule, Sum
+from flcore.aggregation.rules import resolve_rule
 from flcore.errors import AggregationError, JobError, QuorumError, TensorMismatch, UpdateError, WeightError
 
 logger = logging.getLogger(__name__)
 
 
 class FlcoreAggregator(ModelAggregator):  # type: ignore[misc]  # mypy runs without NVFLARE
-    """The weighted mean of FedAvg (McMahan et al., 2017), computed by flcore as results arrive.
+    """Combines the results of a round by any rule of flcore: by default the mean of FedAvg (McMahan et al., 2017).
 
     The weight of a result is the `NUM_STEPS_CURRENT_ROUND` of its meta, a finite number >= 0, times its client's entry
     in `aggregation_weights`. All results of a job have the tensors of the first one: the same names, shapes and dtypes.
-    All results of a round are full weights, or all are differences. Any other result is refused with an `UpdateError`
-    that names the client and the tensor. NVFLARE logs it, and the round continues without this result.
+    All results of a round are full weights, or all are differences, and a rule sees them as they are. Any other result
+    is refused with an `UpdateError` that names the client and the tensor. NVFLARE logs it, and the round continues
+    without this result.
+
+    Memory, for N results of M bytes with P parameters, beside the model that is returned:
+
+    - A rule that is a sum (`flcore.Sum`, such as a mean) folds results as they arrive: `group` · M, and a total of 4
+      (with float32 sums in memory: 8), 8 or 16 · P bytes.
+    - Any other rule (`flcore.Columns`, `flcore.Geometry`) keeps references to all results until the round's end:
+      N · M, and at most 4 · 2^19 elements per result while ranges are combined.
+    - References to tensors on disk (`enable_tensor_disk_offload`) are read in ranges: see `DiskAggregator`. Then no
+      rule takes memory that grows with N; the files stay on the disk as long as their references are kept.
 
     Args:
         accumulate: "exact" (default), "float64" or "float32" (see `flcore.aggregate`).
-        rule: "mean" (default), "unweighted_mean", which ignores the number of steps, or another key of `flcore.RULES`.
-            "median" and "trimmed_mean(f=2)" hold all results of a round.
-        group: The number of results to hold and fold in one pass, >= 1. More is faster and takes more memory.
-            Default: 1.
+        rule: A name, such as "mean" (default) or "trimmed_mean(f=2)" (see `flcore.RULES`), or a rule. A job that is
+            exported needs a name.
+        weighted: Whether results have the weights of their steps. With False, all have the weight 1 and need no number
+            of steps, as with the rule "unweighted_mean". Default: True.
+        group: The number of results in memory that a sum holds and folds in one pass, >= 1. More is faster and takes
+            more memory. Default: 1.
         max_abs: The largest magnitude of an element. Default: None, no bound but that of the dtype.
         exclude_vars: A regular expression; tensors whose name it finds are left out. Default: None, all tensors count.
         aggregation_weights: A factor for the weight by client, finite and >= 0; 1 for a client without an entry.
@@ -52,17 +70,19 @@ class FlcoreAggregator(ModelAggregator):  # type: ignore[misc]  # mypy runs with
 
     Example:
         >>> recipe = FedAvgRecipe(aggregator=FlcoreAggregator(group=4), ...)  # doctest: +SKIP
+        >>> recipe = FedAvgRecipe(aggregator=FlcoreAggregator(rule="median"), ...)  # doctest: +SKIP
     """
 
     def __init__(
         self,
         accumulate: str = "exact",
-        rule: str = "mean",
+        rule: str | Rule = "mean",
         group: int = 1,
         max_abs: float | None = None,
         exclude_vars: str | None = None,
         aggregation_weights: dict[str, float] | None = None,
         average_bytes: bool = False,
+        weighted: bool = True,
     ) -> None:
         """Validate the settings (see the class)."""
         super().__init__()
@@ -76,12 +96,14 @@ class FlcoreAggregator(ModelAggregator):  # type: ignore[misc]  # mypy runs with
             raise JobError(f"exclude_vars: {exclude_vars!r} is no regular expression: {error}") from None
         self.accumulate, self.rule, self.group, self.max_abs = accumulate, rule, group, max_abs
         self.exclude_vars, self.aggregation_weights = exclude_vars, aggregation_weights
-        self.average_bytes = average_bytes
+        self.average_bytes, self.weighted = average_bytes, weighted
+        self._rule = resolve_rule(rule)
+        # A rule does not say whether it ignores weights. Of this one, it is known.
+        self._needs_steps = weighted and self._rule.name != "unweighted_mean"
         self._lock = threading.Lock()
         self._round = RoundResults()
         self._aggregator: IncrementalAggregator | None = None
-        self._tensor_aggregators: dict[str, IncrementalAggregator] = {}
-        self._is_partially_folded = False  # a lazy result was folded in some tensors only
+        self._disk_aggregator: DiskAggregator | None = None
 
     def accept_model(self, model: FLModel) -> None:
         """Add a result to the round.
@@ -98,40 +120,46 @@ class FlcoreAggregator(ModelAggregator):  # type: ignore[misc]  # mypy runs with
             self._require_consistent()
             try:
                 params, weight = self._params(model, client), self._weight(model, client)
-                is_lazy = any(callable(getattr(tensor, "materialize", None)) for tensor in params.values())
-                self._round.require_same_kind(model, is_lazy, client)
-                (self._add_lazy if is_lazy else self._add)(params, weight, client)
+                is_on_disk = any(map(is_reference, params.values()))
+                self._round.require_same_kind(model, is_on_disk, client)
+                if is_on_disk:
+                    self._disk_aggregator = self._disk_aggregator or self._create_disk_aggregator()
+                    self._disk_aggregator.add(params, weight, client)
+                else:
+                    self._add(params, weight, client)
             except UpdateError as error:
                 self._refuse(error)
                 raise
-            self._round.count(model, is_lazy, weight, client)
+            self._round.count(model, is_on_disk, weight, client)
 
     def aggregate_model(self) -> FLModel:
-        """Return the mean of the round, and start the next one.
+        """Return the combination of the round's results, and start the next one.
 
         Returns:
-            The mean of the results and of their metrics.
+            The combined model, and the weighted means of the metrics.
 
         Raises:
             QuorumError: No result counts.
             WeightError: All weights are zero.
-            AggregationError: A dtype cannot hold the mean, or a result was folded in part.
+            AggregationError: A dtype cannot hold the result, the rule needs more results, or a result was folded in
+                part.
         """
         with self._lock:
             self._require_consistent()
             try:
                 params = self._finish_round()
-            except QuorumError as error:
-                first = f"; the first refusal: {self._round.refusals[0]}" if self._round.refusals else ""
-                raise QuorumError(f"{error}{first}") from None
-            metrics, kind = self._round.metrics(), self._round.kind
-            self._round = RoundResults()
-            return FLModel(params=params, params_type=kind, metrics=metrics)
+                return FLModel(params=params, params_type=self._round.kind, metrics=self._round.metrics())
+            except (QuorumError, AggregationError) as error:
+                if not self._round.refusals:
+                    raise
+                raise type(error)(f"{error}; the first refusal: {self._round.refusals[0]}") from None
+            finally:
+                self._round = RoundResults()
 
     def reset_stats(self) -> None:
         """Discard the results of the round. The names, shapes and dtypes of the job's tensors stay known."""
         with self._lock:
-            self._round, self._is_partially_folded = RoundResults(), False
+            self._round = RoundResults()
             for aggregator in self._aggregators():
                 aggregator.clear()
 
@@ -164,28 +192,35 @@ class FlcoreAggregator(ModelAggregator):  # type: ignore[misc]  # mypy runs with
         return True
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
-        """Log the settings of the mean at the start of a run."""
+        """Log the settings at the start of a run."""
         super().handle_event(event_type, fl_ctx)
         if event_type == EventType.START_RUN:
-            self.log_info(fl_ctx, f"the mean is flcore's: {self.rule}, {self.accumulate}, {self.group} at once")
+            self.log_info(fl_ctx, f"flcore combines: {self._rule.name}, {self.accumulate}, {self.group} at once")
 
-    def _create_aggregator(self, group: int) -> IncrementalAggregator:
+    def _create_aggregator(self) -> IncrementalAggregator:
         return IncrementalAggregator(
-            rule=self.rule,
+            rule=self._rule,
             accumulate=self.accumulate,
-            group=group,
+            group=self.group,
             max_abs=math.inf if self.max_abs is None else self.max_abs,
             double_buffer=True,
             average_bytes=self.average_bytes,
         )
 
-    def _aggregators(self) -> list[IncrementalAggregator]:
-        return [*([] if self._aggregator is None else [self._aggregator]), *self._tensor_aggregators.values()]
+    def _create_disk_aggregator(self) -> DiskAggregator:
+        max_abs = math.inf if self.max_abs is None else self.max_abs
+        return DiskAggregator(
+            AggregationSettings(self._rule, self.accumulate, backend_named(), self.average_bytes, max_abs)
+        )
+
+    def _aggregators(self) -> list[IncrementalAggregator | DiskAggregator]:
+        return [aggregator for aggregator in (self._aggregator, self._disk_aggregator) if aggregator is not None]
 
     def _add(self, params: Mapping[str, Any], weight: float, client: str) -> None:
         """Add tensors that are in memory."""
-        aggregator = self._aggregator or self._create_aggregator(self.group)
-        if self.group > 1 and not self._round.has_results:
+        aggregator = self._aggregator or self._create_aggregator()
+        is_held = self.group > 1 or not isinstance(self._rule, Sum)
+        if is_held and not self._round.has_results:
             # The first result decides between weights and differences, so it is checked before it is held.
             aggregator.check(params, weight, client)
         try:
@@ -194,36 +229,17 @@ class FlcoreAggregator(ModelAggregator):  # type: ignore[misc]  # mypy runs with
         finally:
             self._drop_rejected()
 
-    def _add_lazy(self, params: Mapping[str, Any], weight: float, client: str) -> None:
-        """Check all tensors, then fold them, with one tensor in memory at a time.
-
-        There is one aggregator for each tensor. Each tensor is read twice, because a refused result must leave no trace
-        in any of them.
-        """
-        if odd := sorted(set(self._tensor_aggregators) ^ set(params)) if self._tensor_aggregators else []:
-            raise TensorMismatch("it is not a tensor of both this result and the first", client=client, tensor=odd[0])
-        aggregators = self._tensor_aggregators or {name: self._create_aggregator(1) for name in params}
-        for name, tensor in params.items():
-            aggregators[name].check({name: _materialized(tensor)}, weight, client)
-        self._is_partially_folded = True  # until all tensors are folded; an exception leaves it set
-        for name, tensor in params.items():
-            aggregators[name].add({name: _materialized(tensor)}, weight, client)
-        self._tensor_aggregators, self._is_partially_folded = aggregators, False
-
     def _finish_round(self) -> dict[str, Any]:
-        if self._round.is_lazy:
-            return {name: aggregator.finish()[name] for name, aggregator in self._tensor_aggregators.items()}
+        on_disk = self._disk_aggregator if self._round.is_on_disk else None
         try:
-            return (self._aggregator or self._create_aggregator(self.group)).finish()
+            return (on_disk or self._aggregator or self._create_aggregator()).finish()
         finally:
             self._drop_rejected()
 
     def _require_consistent(self) -> None:
-        """Raise `AggregationError` if tensors of a result are folded and others are not."""
-        if self._is_partially_folded:
-            raise AggregationError(
-                "a result on disk could be read when it was checked, but not when it was folded: this round has no mean"
-            )
+        """Raise `AggregationError` if a result on disk is folded in part."""
+        if self._disk_aggregator is not None:
+            self._disk_aggregator.require_consistent()
 
     def _drop_rejected(self) -> None:
         """Remove and log accepted results whose values were found invalid when their group was folded."""
@@ -243,19 +259,13 @@ class FlcoreAggregator(ModelAggregator):  # type: ignore[misc]  # mypy runs with
         return {name: tensor for name, tensor in model.params.items() if not (excluded and excluded.search(str(name)))}
 
     def _weight(self, model: FLModel, client: str) -> Any:
-        if self.rule == "unweighted_mean":
+        if not self._needs_steps:
             return 1.0
         meta = model.meta or {}
         if FLMetaKey.NUM_STEPS_CURRENT_ROUND not in meta:
             raise WeightError(
-                f'the meta of its result lacks "{FLMetaKey.NUM_STEPS_CURRENT_ROUND}" '
-                '(rule="unweighted_mean" needs none)',
+                f'the meta of its result lacks "{FLMetaKey.NUM_STEPS_CURRENT_ROUND}" (weighted=False needs none)',
                 client=client,
             )
         steps, factor = meta[FLMetaKey.NUM_STEPS_CURRENT_ROUND], (self.aggregation_weights or {}).get(client)
         return steps if factor is None or not is_number(steps) else float(steps) * factor
-
-
-def _materialized(tensor: Any) -> Any:
-    materialize = getattr(tensor, "materialize", None)
-    return materialize() if callable(materialize) else tensor

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
 
+from flcore.aggregation.admission_limits import require_positive_weight
 from flcore.errors import UpdateError
 
 MAX_MAGNITUDE = 1e300
@@ -16,7 +17,7 @@ MAX_MAGNITUDE = 1e300
 class _Result(NamedTuple):
     client: str
     kind: ParamsType | None
-    is_lazy: bool
+    is_on_disk: bool
     metrics: Mapping[str, Any]
     weight: float
 
@@ -43,16 +44,16 @@ class RoundResults:
         return self._results[0].kind if self._results else None
 
     @property
-    def is_lazy(self) -> bool:
+    def is_on_disk(self) -> bool:
         """Whether the results are references to tensors on disk."""
-        return bool(self._results) and self._results[0].is_lazy
+        return bool(self._results) and self._results[0].is_on_disk
 
-    def require_same_kind(self, model: FLModel, is_lazy: bool, client: str) -> None:
+    def require_same_kind(self, model: FLModel, is_on_disk: bool, client: str) -> None:
         """Raise an error unless a result is of the round's kind.
 
         Args:
             model: The result.
-            is_lazy: Whether its tensors are references to tensors on disk.
+            is_on_disk: Whether its tensors are references to tensors on disk.
             client: The client's name, for errors.
 
         Raises:
@@ -61,14 +62,14 @@ class RoundResults:
         """
         if self._results and model.params_type != self.kind:
             raise UpdateError(f"its parameters are {model.params_type}, others' {self.kind}", client=client)
-        if self._results and is_lazy != self.is_lazy:
-            here, there = ("on disk", "in memory") if is_lazy else ("in memory", "on disk")
+        if self._results and is_on_disk != self.is_on_disk:
+            here, there = ("on disk", "in memory") if is_on_disk else ("in memory", "on disk")
             raise UpdateError(f"its tensors are {here}, others' {there}", client=client)
 
-    def count(self, model: FLModel, is_lazy: bool, weight: float, client: str) -> None:
+    def count(self, model: FLModel, is_on_disk: bool, weight: float, client: str) -> None:
         """Record a result that counts."""
         metrics = model.metrics if isinstance(model.metrics, Mapping) else {}
-        self._results.append(_Result(client, model.params_type, is_lazy, metrics, float(weight)))
+        self._results.append(_Result(client, model.params_type, is_on_disk, metrics, float(weight)))
 
     def discount(self, client: str) -> None:
         """Remove the last result of a client, whose values were found invalid after it was recorded."""
@@ -78,7 +79,12 @@ class RoundResults:
                 return
 
     def metrics(self) -> dict[str, float] | None:
-        """Return the weighted mean of each metric that is a finite number in all results; None if there is none."""
+        """Return the weighted mean of each metric that is a finite number in all results; None if there is none.
+
+        Raises:
+            WeightError: All weights are zero. A rule may ignore weights; these means do not.
+        """
+        require_positive_weight([result.weight for result in self._results])
         total = math.fsum(result.weight for result in self._results)
         means = {
             name: math.fsum(float(result.metrics[name]) * (result.weight / total) for result in self._results)

@@ -126,7 +126,7 @@ def aggregate_checkpoints(
     if base is None:
         factors = [combiner.admit_weight(weight, name) for name, weight in zip(names, factors, strict=True)]
     copies = COPIES * (1 if isinstance(chosen, Sum) else 3 if isinstance(chosen, Chain) else 2)
-    elements = _range_elements(budget, spec, copies, len(models))
+    elements = range_elements(budget, spec, copies, len(models))
     contributions = [
         _contribution(name, weight, model, spec, elements, may_widen=dtype is not None)
         for name, weight, model in zip(names, factors, models, strict=True)
@@ -216,15 +216,15 @@ def _task_arithmetic(names: Sequence[str], weights: Sequence[float], scale: floa
     return Columns("task arithmetic", combine)
 
 
-def _range_elements(budget: Budget, spec: ModelSpec, copies: int, models: int) -> int:
-    """Return how many elements of each checkpoint are read at once, or raise `BudgetError` if they are too few."""
+def range_elements(budget: Budget, spec: ModelSpec, copies: int, models: int, kind: str = "checkpoints") -> int:
+    """Return how many elements of each model are read at once, or raise `BudgetError` if they are too few."""
     element_bytes = (
         copies * models * max(DTYPES[segment.dtype].itemsize for segment in spec.segments) + WORK_BYTES_PER_ELEMENT
     )
     elements = min(RANGE_ELEMENTS, budget.nbytes // element_bytes // MIN_RANGE_ELEMENTS * MIN_RANGE_ELEMENTS)
     if not elements:
         raise BudgetError(
-            f"{models} checkpoints at once take {element_bytes * MIN_RANGE_ELEMENTS >> 20}MiB or more, "
+            f"{models} {kind} at once take {element_bytes * MIN_RANGE_ELEMENTS >> 20}MiB or more, "
             f"and the budget is {budget.nbytes >> 20}MiB"
         )
     return elements

@@ -111,10 +111,13 @@ class ConvertedContribution:
 
 
 class ArraySink:
-    """A `ChunkSink` over arrays. `chunk` returns one scratch array again and again, and `put` copies from it."""
+    """A `ChunkSink` over arrays. `chunk` returns one scratch array again and again, and `put` copies from it.
 
-    def __init__(self, spec: ModelSpec, buffers: Buffers) -> None:
-        self.spec, self._buffers, self._scratch = spec, buffers, np.empty(RANGE_ELEMENTS, np.uint64)
+    Chunks have at most `elements` elements.
+    """
+
+    def __init__(self, spec: ModelSpec, buffers: Buffers, elements: int = RANGE_ELEMENTS) -> None:
+        self.spec, self._buffers, self._scratch = spec, buffers, np.empty(elements, np.uint64)
 
     def chunk(self, segment: int, first: int, stop: int) -> npt.NDArray[Any]:
         """Return an array to fill with elements `first` to `stop` of a segment."""

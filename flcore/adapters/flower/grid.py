@@ -12,7 +12,7 @@ MIN_POLL_S, MAX_POLL_S = 0.01, 0.25
 
 
 class StreamingGrid(Grid):  # type: ignore[misc]  # mypy runs without Flower
-    """A wrapper of Flower's grid, for strategies that fold replies as they arrive (`FlcoreMean`).
+    """A wrapper of Flower's grid, for strategies that fold replies as they arrive (`FlcoreStrategy`).
 
     For training, `send_and_receive` returns an iterator. It pulls `at_once` replies at a time, so only these are in
     memory beside those that the strategy holds. Between polls it waits 0.25 s at most, or as long as the last poll

@@ -4,7 +4,7 @@ import importlib.util
 import re
 import time
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -19,11 +19,30 @@ flwr = pytest.importorskip("flwr", reason="Flower is not installed (make test-ad
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict  # noqa: E402
 from flwr.serverapp import Grid, strategy  # noqa: E402
 
-from flcore.adapters.flower import FedAvg, FlcoreMean, StreamingGrid  # noqa: E402
+from flcore.adapters.flower import FedAvg, FlcoreMean, FlcoreStrategy, StreamingGrid  # noqa: E402
 from flcore.adapters.flower.npy_format import RecordBuilder, array_views  # noqa: E402
 from flcore.model.dtypes import DTYPES  # noqa: E402
 
 Arrays = dict[str, npt.NDArray[Any]]
+
+
+def nearest_to_the_mean(columns: Sequence[npt.NDArray[Any]]) -> npt.NDArray[np.float64]:
+    stacked = np.stack(columns).astype(np.float64)
+    squares: npt.NDArray[np.float64] = np.square(stacked - stacked.mean(axis=0)).sum(axis=1)
+    return squares
+
+
+RULES: dict[str, Any] = {
+    "a sum": "mean",
+    "a sum of one's own": flcore.Sum("roots", np.sqrt),
+    "columns": "median",
+    "columns with an argument": "trimmed_mean(f=2)",
+    "columns of one's own": flcore.Columns("middle", lambda columns, _: np.median(np.stack(columns), axis=0)),
+    "geometry of one's own": flcore.Geometry(
+        "nearest", nearest_to_the_mean, lambda squares, weights: np.eye(len(weights))[np.argmin(squares)]
+    ),
+}
+"""A rule of each kind: the adapters know kinds, and no names."""
 
 
 @pytest.fixture(autouse=True)
@@ -190,6 +209,33 @@ def test_the_mean_is_flowers_to_rounding_and_integers_stay_integers(form: Any, a
     assert found["n"].numpy() == 50 and found["n"].dtype == "int64" and expected["n"].dtype == "float64"
 
 
+@pytest.mark.parametrize("form", [list, iter])
+@pytest.mark.parametrize("kind", RULES)
+def test_any_rule_gives_what_aggregate_gives(kind: str, form: Any) -> None:
+    given, chosen = models(9), begun(FlcoreStrategy(rule=RULES[kind], group=2), models(1)[0])
+    for count in (9, 6):
+        updates = [(arrays, weight) for weight, arrays in enumerate(given[:count], 1)]
+        expected = flcore.aggregate(updates, rule=RULES[kind])
+        found, metrics = mean_of(chosen, form(replies_of(given[:count])))
+        assert {name: found[name].numpy().tobytes() for name in found} == {k: v.tobytes() for k, v in expected.items()}
+        assert dict(metrics) == {}
+
+
+@pytest.mark.parametrize(
+    ("theirs", "keywords", "rule"),
+    [
+        ("FedMedian", {}, "median(weighted=false)"),
+        ("FedTrimmedAvg", {"beta": 0.3}, "trimmed_mean(f=2, weighted=false)"),
+    ],
+)
+def test_robust_rules_are_those_of_flowers_strategies(theirs: str, keywords: Any, rule: str) -> None:
+    given = [{name: arrays[name] for name in ("w", "b")} for arrays in models()]
+    expected, _ = mean_of(getattr(strategy, theirs)(**keywords), replies_of(given))
+    found, _ = mean_of(FlcoreStrategy(rule=rule), replies_of(given))
+    for name in ("w", "b"):
+        assert np.allclose(found[name].numpy(), expected[name].numpy(), rtol=1e-6, atol=1e-7)
+
+
 def test_exact_means_are_those_of_aggregate_for_any_order_and_container() -> None:
     given = models(9)
     expected = flcore.aggregate([(arrays, weight) for weight, arrays in enumerate(given, 1)])
@@ -224,19 +270,21 @@ def bad_replies(good: Arrays) -> dict[str, Message]:
 
 @pytest.mark.parametrize("form", [list, iter])
 @pytest.mark.parametrize("place", [0, 3, 6])
+@pytest.mark.parametrize("kind", RULES)
 def test_a_reply_that_cannot_be_counted_costs_its_sender_its_place_and_nobody_else(
-    form: Any, place: int, monkeypatch: pytest.MonkeyPatch
+    kind: str, form: Any, place: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = models(6)
-    expected, _ = mean_of(FedAvg(), replies_of(given))
+    given, rule = models(6), RULES[kind]
+    expected, _ = mean_of(FlcoreStrategy(rule=rule), replies_of(given))
     for words, bad in bad_replies(given[0]).items():
         told: list[str] = []
-        monkeypatch.setattr(
-            "flcore.adapters.flower.strategy.log", lambda _, text, *values, to=told: to.append(text % values)
-        )
+        for module in ("strategy", "replies"):
+            monkeypatch.setattr(
+                f"flcore.adapters.flower.{module}.log", lambda _, text, *values, to=told: to.append(text % values)
+            )
         bad.metadata.__dict__["_src_node_id"] = 13
         answers = [*replies_of(given)[:place], bad, *replies_of(given)[place:], failed(14)]
-        found, _ = mean_of(begun(FedAvg(), given[0]), form(answers))
+        found, _ = mean_of(begun(FlcoreStrategy(rule=rule), given[0]), form(answers))
         assert all(found[name].data == expected[name].data for name in expected), words
         assert any("it broke" in line for line in told)
         assert any(line.startswith("\t> Refused: client 'node 13'") and _fits(words, line) for line in told), told
@@ -248,8 +296,9 @@ def _fits(words: str, line: str) -> bool:
 
 
 @pytest.mark.parametrize("form", [list, iter])
-def test_a_round_in_which_nothing_counts_is_none(form: Any) -> None:
-    chosen = begun(FedAvg(), models(1)[0])
+@pytest.mark.parametrize("kind", [kind for kind in RULES if kind != "columns with an argument"])  # it needs 5 replies
+def test_a_round_in_which_nothing_counts_is_none(kind: str, form: Any) -> None:
+    chosen = begun(FlcoreStrategy(rule=RULES[kind]), models(1)[0])
     assert chosen.aggregate_train(1, form([])) == (None, None)
     assert chosen.aggregate_train(1, form([failed(1), failed(2)])) == (None, None)
     with pytest.raises(flcore.QuorumError, match="no reply of round 5 counts; the first refusal: client 'node 2'"):
@@ -258,9 +307,67 @@ def test_a_round_in_which_nothing_counts_is_none(form: Any) -> None:
         chosen.aggregate_train(1, form([reply(models(1)[0], 0), reply(models(1)[0], 0, node=2)]))
 
 
+@pytest.mark.parametrize("form", [list, iter])
+def test_a_rule_that_needs_more_replies_says_how_many_and_the_next_round_goes_on(form: Any) -> None:
+    chosen = begun(FlcoreStrategy(rule="trimmed_mean(f=2)"), models(1)[0])
+    given, nan = replies_of(models(5)), models(1)[0]
+    nan["b"][0] = np.nan
+    with pytest.raises(flcore.AggregationError, match=r"rule 'trimmed_mean\(f=2\)' needs at least 5 updates, got 4$"):
+        chosen.aggregate_train(1, form(given[:4]))
+    words = "needs at least 5 updates, got 4; the first refusal: client 'node 13', tensor 'b': element 0 is nan"
+    with pytest.raises(flcore.AggregationError, match=words):
+        chosen.aggregate_train(2, form([*replies_of(models(4)), reply(nan, 1, 13)]))
+    assert mean_of(chosen, form(replies_of(models(5))))[0] is not None
+
+
+def test_a_round_that_asks_too_few_nodes_for_its_rule_is_refused_before_they_train() -> None:
+    arrays = ArrayRecord({"w": Array(np.zeros(2))})
+    chosen = FlcoreStrategy(rule="trimmed_mean(f=2)", fraction_train=0.5)
+    words = "needs at least 5 updates, and round 1 asks 4 nodes: set min_train_nodes and min_available_nodes to 5"
+    with pytest.raises(flcore.AggregationError, match=words):
+        chosen.configure_train(1, arrays, ConfigRecord(), Nodes(range(8)))
+    assert len(list(chosen.configure_train(1, arrays, ConfigRecord(), Nodes(range(10))))) == 5
+    none = FlcoreStrategy(rule="trimmed_mean(f=2)", fraction_train=0.0)
+    assert list(none.configure_train(1, arrays, ConfigRecord(), Nodes(range(8)))) == []
+
+
+def test_a_rule_that_is_no_sum_holds_bytes_and_no_replies() -> None:
+    alive: list[weakref.ref[Any]] = []
+
+    def stream() -> Iterator[Message]:
+        for node in range(9):
+            answer = reply({"w": np.full(1000, float(node), np.float32)}, 1, node)
+            alive.append(weakref.ref(answer.content["arrays"]["w"]))
+            assert sum(each() is not None for each in alive) <= 1
+            yield answer
+            del answer
+
+    chosen = FlcoreStrategy(rule="median")
+    assert mean_of(chosen, stream())[0]["w"].numpy().tolist() == [4.0] * 1000
+
+
+def test_a_rule_on_a_class_is_that_of_the_strategy_it_is_mixed_into() -> None:
+    results = []
+    for bases, keywords in (((strategy.FedAdam,), {}), ((strategy.FedAdam, FlcoreStrategy), {"rule": "median"})):
+        chosen = type("FedAdam", bases, keywords)()
+        arrays = ArrayRecord({"w": Array(np.zeros(5, np.float32))})
+        list(chosen.configure_train(1, arrays, ConfigRecord(), Nodes(range(3))))
+        wild = 1e6 if "rule" in keywords else 1.0
+        replies = [reply({"w": np.full(5, value, np.float32)}, 1, node) for node, value in enumerate((1.0, wild, 1.0))]
+        results.append(chosen.aggregate_train(1, replies)[0]["w"].numpy())
+    assert np.allclose(results[0], results[1], rtol=1e-5)
+
+
+def test_the_former_name_and_that_of_flower_are_the_mean_by_default() -> None:
+    assert FlcoreMean is FlcoreStrategy and FedAvg().rule == FlcoreMean().rule == "mean"
+    assert FedAvg().__class__.__name__ == "FedAvg", "Flower logs the name of the class"
+
+
 def test_bounds_hold_for_lists_and_streams() -> None:
-    for form in (list, iter):
-        found, _ = mean_of(FedAvg(max_abs=5), form([reply({"w": np.ones(3)}), reply({"w": np.full(3, 6.0)})]))
+    for rule, form in ((each, form) for each in ("mean", "median") for form in (list, iter)):
+        found, _ = mean_of(
+            FlcoreStrategy(rule=rule, max_abs=5), form([reply({"w": np.ones(3)}), reply({"w": np.full(3, 6.0)})])
+        )
         assert found["w"].numpy().tolist() == [1.0] * 3
 
 
@@ -295,16 +402,20 @@ def test_arrays_are_freed_once_they_are_folded() -> None:
 
 
 def test_bases_that_would_override_our_mean_are_refused() -> None:
-    with pytest.raises(TypeError, match=r"FlcoreMean must be the last base, .*: class Wrong\(FedAdam, FlcoreMean\)"):
-        type("Wrong", (FlcoreMean, strategy.FedAdam), {})
+    with pytest.raises(
+        TypeError, match=r"FlcoreStrategy must be the last base, .*: class Wrong\(FedAdam, FlcoreStrategy\)"
+    ):
+        type("Wrong", (FlcoreStrategy, strategy.FedAdam), {})
     with pytest.raises(flcore.JobError, match="accumulate 'fp32' does not exist"):
-        type("Wrong", (strategy.FedAdam, FlcoreMean), {"accumulate": "fp32"})
+        type("Wrong", (strategy.FedAdam, FlcoreStrategy), {"accumulate": "fp32"})
 
 
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
         ({"accumulate": "fp32"}, "accumulate 'fp32' does not exist"),
+        ({"rule": "medain"}, "rule 'medain' does not exist; .* did you mean 'median'"),
+        ({"rule": "trimmed_mean"}, "rule 'trimmed_mean': missing a required argument: 'f'"),
         ({"group": 0}, "group: expected a whole number of at least 1, got 0"),
         ({"max_abs": -1}, "max_abs: expected a number above 0, got -1"),
         ({"max_abs": float("nan")}, "max_abs: expected a number above 0, got nan"),
@@ -317,7 +428,7 @@ def test_settings_that_no_round_could_have_are_refused_at_once(settings: Any, wo
 
 @pytest.mark.parametrize("name", ["FedAdam", "FedYogi", "FedAdagrad"])
 def test_clients_that_answer_in_the_dtype_they_were_sent_go_on_after_the_first_round(name: str) -> None:
-    ours = type(name, (getattr(strategy, name), FlcoreMean), {})
+    ours = type(name, (getattr(strategy, name), FlcoreStrategy), {})
     results, received = [], np.zeros(0)
     for kind in (getattr(strategy, name), ours):
         chosen = kind()

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -54,7 +55,7 @@ def run(home: Path, server_app: str) -> dict[str, np.ndarray]:
 @pytest.mark.timeout(600)
 def test_the_same_app_with_flowers_mean_and_with_ours_comes_to_the_same_model(tmp_path: Path) -> None:
     plain = block("python", "ServerApp()")
-    with_ours = changed(plain, block("diff", "StreamingGrid"))
+    with_ours = changed(plain, block("diff", "StreamingGrid(grid)"))
     assert with_ours.count("flcore.adapters.flower") == 1 and "StreamingGrid(grid)" in with_ours
     theirs, ours = run(tmp_path / "theirs", plain), run(tmp_path / "ours", with_ours)
     assert list(theirs) == list(ours) == ["weights", "bias"]
@@ -76,7 +77,9 @@ def test_the_commands_as_printed(tmp_path: Path) -> None:
         pytest.skip("the commands are those of a newer Flower")
     for port, free in zip((8000, 8001, 8002), free_ports(3), strict=True):
         script = script.replace(str(port), str(free))
-    write_app(tmp_path / "app", changed(block("python", "ServerApp()"), block("diff", "StreamingGrid")), "model.npz")
+    write_app(
+        tmp_path / "app", changed(block("python", "ServerApp()"), block("diff", "StreamingGrid(grid)")), "model.npz"
+    )
     settings = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     settings |= {"HOME": str(tmp_path), "FLCORE_CACHE_DIR": settings.get("FLCORE_CACHE_DIR", KERNELS)}
     settings |= {"FLWR_TELEMETRY_ENABLED": "0", "PATH": f"{BINARIES}{os.pathsep}{os.environ['PATH']}"}
@@ -85,11 +88,19 @@ def test_the_commands_as_printed(tmp_path: Path) -> None:
         done = subprocess.run(bash, cwd=tmp_path, env=settings, stdout=log, stderr=log, check=False, timeout=250)
     printed = (tmp_path / "log").read_text()
     assert done.returncode == 0 and "'weights': array([" in printed, printed[-4000:]
-    assert "The mean is flcore's: exact" in printed
+    assert "flcore combines: mean, exact" in printed
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_the_mixin_as_printed() -> None:
     namespace: dict[str, type] = {}
     exec(block("python", "class FedAdam"), namespace)
-    assert namespace["FedAdam"]().accumulate == "float32"
+    assert (namespace["FedAdam"]().rule, namespace["FedAdam"]().accumulate) == ("median", "float32")
+
+
+def test_another_rule_as_printed() -> None:
+    with_ours = changed(block("python", "ServerApp()"), block("diff", "StreamingGrid(grid)"))
+    program, namespace = changed(with_ours, block("diff", 'rule="median"')), dict[str, Any]()
+    exec(program, namespace)
+    (construction,) = re.findall(r"strategy = (FlcoreStrategy\(.*\))", program)
+    assert eval(construction, namespace).rule == "median"

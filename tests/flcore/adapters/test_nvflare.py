@@ -1,6 +1,8 @@
 """NVFLARE's aggregator with flcore's mean, on NVFLARE's own models: `make test-adapters`."""
 
 import inspect
+from collections.abc import Sequence
+from contextlib import nullcontext
 from importlib.util import find_spec
 from typing import Any
 
@@ -23,6 +25,25 @@ from flcore.adapters.nvflare import FlcoreAggregator
 
 Arrays = dict[str, npt.NDArray[Any]]
 STEPS = "NUM_STEPS_CURRENT_ROUND"
+
+
+def nearest_to_the_mean(columns: Sequence[npt.NDArray[Any]]) -> npt.NDArray[np.float64]:
+    stacked = np.stack(columns).astype(np.float64)
+    squares: npt.NDArray[np.float64] = np.square(stacked - stacked.mean(axis=0)).sum(axis=1)
+    return squares
+
+
+RULES: dict[str, Any] = {
+    "a sum": "mean",
+    "a sum of one's own": flcore.Sum("roots", np.sqrt),
+    "columns": "median",
+    "columns with an argument": "trimmed_mean(f=2)",
+    "columns of one's own": flcore.Columns("middle", lambda columns, _: np.median(np.stack(columns), axis=0)),
+    "geometry of one's own": flcore.Geometry(
+        "nearest", nearest_to_the_mean, lambda squares, weights: np.eye(len(weights))[np.argmin(squares)]
+    ),
+}
+"""A rule of each kind: the adapter knows kinds, and no names."""
 
 
 def models(count: int = 5) -> list[Arrays]:
@@ -97,6 +118,108 @@ def test_exact_means_are_those_of_aggregate_in_any_order() -> None:
         assert {name: values.tobytes() for name, values in found.items()} == {
             k: v.tobytes() for k, v in expected.items()
         }
+
+
+@pytest.mark.parametrize("is_lazy", [False, True])
+@pytest.mark.parametrize("kind", RULES)
+def test_any_rule_gives_what_aggregate_gives(kind: str, is_lazy: bool) -> None:
+    given, aggregator = list(enumerate(models(9), 1)), FlcoreAggregator(rule=RULES[kind], group=2)
+    for order in (given, given[:5][::-1], given[2:8]):
+        expected = flcore.aggregate([(params, weight) for weight, params in order], rule=RULES[kind])
+        for weight, params in order:
+            tensors = {name: Lazy(values) for name, values in params.items()} if is_lazy else params
+            aggregator.accept_model(result(tensors, weight, f"site-{weight}", loss=1.0))
+        found = aggregator.aggregate_model()
+        assert {name: values.tobytes() for name, values in found.params.items()} == {
+            name: values.tobytes() for name, values in expected.items()
+        }
+        assert found.metrics == {"loss": 1.0} and found.params_type == ParamsType.FULL
+
+
+@pytest.mark.parametrize("is_lazy", [False, True])
+@pytest.mark.parametrize("kind", RULES)
+@pytest.mark.parametrize("place", [0, 2, 6])
+def test_a_result_with_a_nan_is_left_out_by_name_under_any_rule(
+    kind: str, place: int, is_lazy: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    good, bad = models(6), models(1)[0]
+    bad["n"] = np.array(2**60)
+    bad["b"][3] = np.nan
+    expected = flcore.aggregate([(params, weight) for weight, params in enumerate(good, 1)], rule=RULES[kind])
+    given = [(f"site-{weight}", weight, params) for weight, params in enumerate(good, 1)]
+    given.insert(place, ("bad", 7, bad))
+    aggregator, is_checked_at_once = FlcoreAggregator(rule=RULES[kind]), kind.startswith("a sum") or place == 0
+    for client, weight, params in given:
+        tensors = {name: Lazy(values) for name, values in params.items()} if is_lazy else params
+        is_refused = client == "bad" and is_checked_at_once
+        with pytest.raises(flcore.NonFinite, match="client 'bad'") if is_refused else nullcontext():
+            aggregator.accept_model(result(tensors, weight, client, loss=1.0 if client == "bad" else 2.0))
+    found = aggregator.aggregate_model()
+    assert "refused: client 'bad', tensor 'b': element 3 is nan" in caplog.text
+    assert all(found.params[name].tobytes() == values.tobytes() for name, values in expected.items())
+    assert found.metrics == {"loss": 2.0}
+
+
+@pytest.mark.parametrize("is_lazy", [False, True])
+def test_a_rule_that_needs_more_results_says_how_many_and_the_next_round_goes_on(is_lazy: bool) -> None:
+    def accept(count: int, *, nan: bool = False) -> None:
+        for weight, params in enumerate(models(count), 1):
+            params["b"][0] = np.nan if nan and weight == count else params["b"][0]
+            tensors = {name: Lazy(values) for name, values in params.items()} if is_lazy else params
+            aggregator.accept_model(result(tensors, weight, f"site-{weight}"))
+
+    aggregator = FlcoreAggregator(rule="trimmed_mean(f=2)")
+    accept(4)
+    with pytest.raises(flcore.AggregationError, match=r"rule 'trimmed_mean\(f=2\)' needs at least 5 updates, got 4$"):
+        aggregator.aggregate_model()
+    accept(5, nan=True)
+    words = "needs at least 5 updates, got 4; the first refusal: client 'site-5', tensor 'b': element 0 is nan"
+    with pytest.raises(flcore.AggregationError, match=words):
+        aggregator.aggregate_model()
+    accept(5)
+    assert aggregator.aggregate_model().params["n"] == 40, "40 has what the cuts leave of the weights 1 to 5"
+
+
+@pytest.mark.parametrize("is_lazy", [False, True])
+def test_a_client_has_one_result_in_a_round_of_a_rule_that_counts_clients(is_lazy: bool) -> None:
+    def accept(value: float, client: str) -> None:
+        tensor = np.full(2, value)
+        aggregator.accept_model(result({"w": Lazy(tensor) if is_lazy else tensor}, 1, client))
+
+    aggregator = FlcoreAggregator(rule="median")
+    for value, client in ((1.0, "a"), (2.0, "b"), (9.0, "bad")):
+        accept(value, client)
+    with pytest.raises(flcore.UpdateError, match="client 'bad': it has an update in this round already"):
+        accept(9.0, "bad")
+    assert aggregator.aggregate_model().params["w"].tolist() == [2.0, 2.0]
+
+
+def test_clients_without_a_number_of_steps_count_alike_where_weights_are_turned_off() -> None:
+    def combined(**settings: Any) -> float:
+        aggregator = FlcoreAggregator(**settings)
+        for client, value in (("a", 1.0), ("b", 2.0), ("c", 6.0)):
+            aggregator.accept_model(
+                FLModel(params={"w": np.full(2, value)}, params_type=ParamsType.FULL, meta={"client_name": client})
+            )
+        return float(aggregator.aggregate_model().params["w"][0])
+
+    assert combined(weighted=False) == combined(rule="unweighted_mean") == 3.0
+    assert combined(rule="median", weighted=False) == 2.0
+    capped = FlcoreAggregator(rule=flcore.Sum("capped", lambda weight: min(weight, 1.0)))
+    for client, value, weight in (("a", 1.0, 0.5), ("b", 4.0, 9)):
+        capped.accept_model(result({"w": np.full(2, value)}, weight, client))
+    assert capped.aggregate_model().params["w"].tolist() == [3.0, 3.0], "weights above 1 are alike, and count below it"
+    with pytest.raises(flcore.WeightError, match="weighted=False needs none"):
+        combined(rule="median")
+
+
+@pytest.mark.parametrize("rule", RULES.values())
+def test_a_round_whose_weights_are_all_zero_has_no_result_under_any_rule(rule: Any) -> None:
+    aggregator = FlcoreAggregator(rule=rule)
+    for number in range(5):
+        aggregator.accept_model(result({"w": np.ones(2)}, 0, f"site-{number}", loss=1.0))
+    with pytest.raises(flcore.WeightError, match="the weights of all 5 updates are zero"):
+        aggregator.aggregate_model()
 
 
 @pytest.mark.parametrize("is_lazy", [False, True])
@@ -206,10 +329,16 @@ def test_a_first_result_that_is_refused_says_nothing_of_the_model_and_a_torn_one
     aggregator.accept_model(result(lazy("x", "y")))
     with pytest.raises(flcore.UpdateError, match="client 'site-2': its tensors are in memory, others' on disk"):
         aggregator.accept_model(result({"x": np.ones(3), "y": np.ones(3)}, client="site-2"))
-    Gone.left = 1  # it can be looked at, and not be folded
-    with pytest.raises(OSError, match="gone"):
+    for left in (0, 1):  # it cannot be looked at, or not be checked: nothing has changed
+        Gone.left = left
+        with pytest.raises(flcore.UpdateError, match=r"client 'site-3', tensor 'y': it cannot be read back: .* gone"):
+            aggregator.accept_model(result({"x": Lazy(np.ones(3)), "y": Gone(np.ones(3))}, client="site-3"))
+    Gone.left = 2  # it can be checked, and not be folded
+    with pytest.raises(flcore.UpdateError, match=r"client 'site-3', tensor 'y': it cannot be read back: .* gone"):
         aggregator.accept_model(result({"x": Lazy(np.ones(3)), "y": Gone(np.ones(3))}, client="site-3"))
-    with pytest.raises(flcore.AggregationError, match="this round has no mean"):
+    with pytest.raises(flcore.AggregationError, match="this round has no result"):
+        aggregator.accept_model(result(lazy("x", "y"), client="site-4"))
+    with pytest.raises(flcore.AggregationError, match="this round has no result"):
         aggregator.aggregate_model()
     aggregator.reset_stats()
     aggregator.accept_model(result(lazy("x", "y", value=5.0)))
@@ -239,7 +368,8 @@ def test_rules_weights_of_clients_and_excluded_tensors() -> None:
     ("settings", "words"),
     [
         ({"accumulate": "fp32"}, "accumulate 'fp32' does not exist"),
-        ({"rule": "krum"}, "rule 'krum' does not exist"),
+        ({"rule": "medain"}, "rule 'medain' does not exist; .* did you mean 'median'"),
+        ({"rule": "trimmed_mean"}, "rule 'trimmed_mean': missing a required argument: 'f'"),
         ({"group": 0}, "group: expected a whole number of at least 1, got 0"),
         ({"max_abs": -1}, "max_abs: expected a number above 0, got -1"),
         ({"exclude_vars": "("}, r"exclude_vars: '\(' is no regular expression: missing \)"),
