@@ -22,7 +22,7 @@ class PageLoop(asyncio.SelectorEventLoop):
         super().__init__(_PacedSelector(share))
         self._tls = tls
 
-    async def create_server(self, *args: Any, **options: Any) -> asyncio.Server:  # type: ignore[override]
+    async def create_server(self, *args: Any, **options: Any) -> asyncio.Server:
         """Create a server with the loop's TLS. A peer has `REQUEST_TIMEOUT_S` for a handshake."""
         if self._tls is not None:
             timeout_s = connections.REQUEST_TIMEOUT_S
