@@ -79,11 +79,12 @@ class BackgroundObserver(Generic[Item]):
         handle: Callable[[Item], None],
         *,
         max_events: int = MAX_QUEUED_EVENTS,
-        close_timeout_s: float = CLOSE_TIMEOUT_S,
+        close_timeout_s: float | None = None,
         left_alone: LeftAlone | None = None,
     ) -> None:
         self._name, self._select, self._handle = name, select, handle
-        self._max_events, self._close_timeout_s = max_events, close_timeout_s
+        self._max_events = max_events
+        self._close_timeout_s = CLOSE_TIMEOUT_S if close_timeout_s is None else close_timeout_s
         self._left_alone = LeftAlone() if left_alone is None else left_alone
         self._items: deque[Item] = deque()
         self._changed = threading.Condition()
