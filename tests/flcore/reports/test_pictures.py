@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-import flcore
 from flcore.server.events import AnswerRefused, ClientJoined, Event, JoinRefused
 from flcore.server.history import Participation, RoundRecord
 from tests.flcore.command import said
