@@ -114,8 +114,13 @@ def web_page(
 
     path = token_file or (certificates / TOKEN_FILE if is_remote and certificates is not None else None)
     token = None if path is None else Token.read_or_create(path)
-    certificate = certificates / "server.pem" if is_remote and certificates is not None else None
-    page = WebServer(make_source(), *address, hosts=hosts if is_remote else (), certificate=certificate, token=token)
+    page = WebServer(
+        make_source(),
+        *address,
+        hosts=hosts if is_remote else (),
+        certificates=certificates if is_remote else None,
+        token=token,
+    )
     with page:
         say(f"the web page is {page.url}" + (f"; its token is in {path}" if path is not None else ""), page.url)
         yield

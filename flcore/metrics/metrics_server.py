@@ -2,7 +2,9 @@
 
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from socketserver import TCPServer, ThreadingMixIn
 from typing import Any, Self
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
@@ -16,7 +18,7 @@ MAX_REQUESTS = 4
 """The most requests at a time. The connection of another one is closed."""
 
 REQUEST_TIMEOUT_S = 5.0
-"""How long a request may keep the server waiting for its next bytes, or for room for the reply."""
+"""How long a request may take, from its connection to the end of its reply. Then its connection is cut."""
 
 App = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
@@ -71,7 +73,8 @@ class _Server(ThreadingMixIn, WSGIServer):
 
     def __init__(self, host: str, port: int, app: App) -> None:
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._free = threading.BoundedSemaphore(MAX_REQUESTS)
+        self._lock = threading.Lock()
+        self._begun: dict[socket.socket, float] = {}  # the requests that are answered, and when they began
         super().__init__((host, port), _Handler)
         self.set_app(app)
 
@@ -83,17 +86,38 @@ class _Server(ThreadingMixIn, WSGIServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Answer a request on a thread of its own, or close its connection if there are too many."""
-        if self._free.acquire(blocking=False):
-            super().process_request(request, client_address)
-        else:
+        with self._lock:
+            is_free = len(self._begun) < MAX_REQUESTS
+            if is_free:
+                self._begun[request] = time.monotonic()
+        if not is_free:
             self.shutdown_request(request)
+            return
+        try:
+            super().process_request(request, client_address)
+        except BaseException:  # no thread could be started
+            self._forget(request)
+            raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """Answer a request."""
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self._free.release()
+            self._forget(request)
+
+    def service_actions(self) -> None:
+        """Cut the requests that have taken too long, however often they send a byte. Called twice a second."""
+        latest_s = time.monotonic() - REQUEST_TIMEOUT_S
+        with self._lock:
+            late = [request for request, begun_s in self._begun.items() if begun_s < latest_s]
+        for request in late:
+            with suppress(OSError):  # it has just ended
+                request.shutdown(socket.SHUT_RDWR)
+
+    def _forget(self, request: socket.socket) -> None:
+        with self._lock:
+            del self._begun[request]
 
     def handle_error(self, *_: Any) -> None:
         """A request has failed, mostly as its peer has gone: no news."""

@@ -17,7 +17,7 @@ from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SpanExportResult
 from opentelemetry.trace import Status, StatusCode, set_span_in_context
 
-from flcore.server.background_observer import BackgroundObserver
+from flcore.server.background_observer import BackgroundObserver, LeftAlone
 from flcore.server.events import Event, Observer, RoundFinished
 from flcore.server.history import RoundRecord
 from flcore.status.client_entry import OUT_PHASES, short_reason
@@ -55,6 +55,7 @@ class RoundTraces:
     def __init__(self, exporter: Any = None) -> None:
         self._exporter = OTLPSpanExporter() if exporter is None else exporter
         own = Resource({"service.name": "flcore-server", "service.version": __version__})
+        self._left_alone = LeftAlone()
         self._resource = own.merge(OTELResourceDetector().detect())
 
     def __enter__(self) -> Self:
@@ -77,7 +78,10 @@ class RoundTraces:
             build_spans(tracer, run, finished_round, run.board.timeline(finished_round.record.round))
             self._export(ended.take())
 
-        with BackgroundObserver("traces", finished, export, max_events=MAX_QUEUED_ROUNDS) as background:
+        background = BackgroundObserver(
+            "traces", finished, export, max_events=MAX_QUEUED_ROUNDS, left_alone=self._left_alone
+        )
+        with background:
             yield background.observe
 
     def _export(self, spans: Sequence[Any]) -> None:

@@ -2,7 +2,7 @@
 
 The queue is bounded. An event that comes while it is full is dropped and counted. An error of the handler is counted
 too, and ends nothing. The first drop and the first error are logged, in one line each; the end of a run logs how many
-there were.
+there were. Threads of handlers that never return are bounded as well (`LeftAlone`).
 """
 
 import logging
@@ -23,9 +23,34 @@ MAX_QUEUED_EVENTS = 1_000
 CLOSE_TIMEOUT_S = 10.0
 """How long the end of a run waits for the handler."""
 
+MAX_LEFT_ALONE = 4
+"""The most threads of runs that are over in which the same handler still hangs."""
+
 MAX_ERROR_CHARACTERS = 500
 
 Item = TypeVar("Item")
+
+
+class LeftAlone:
+    """The threads of a handler that did not end with their runs. Thread-safe.
+
+    A handler that never returns would else leave one thread for each run of a standing server.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._threads: list[threading.Thread] = []
+
+    def is_full(self) -> bool:
+        """Whether `MAX_LEFT_ALONE` of them still hang."""
+        with self._lock:
+            self._threads = [thread for thread in self._threads if thread.is_alive()]
+            return len(self._threads) >= MAX_LEFT_ALONE
+
+    def add(self, thread: threading.Thread) -> None:
+        """Keep a thread that did not end."""
+        with self._lock:
+            self._threads.append(thread)
 
 
 class BackgroundObserver(Generic[Item]):
@@ -39,6 +64,8 @@ class BackgroundObserver(Generic[Item]):
         max_events: The most events that wait. Default: `MAX_QUEUED_EVENTS`.
         close_timeout_s: How long the end of the block waits for the handler. Default: `CLOSE_TIMEOUT_S`. A handler that
             takes longer is left alone with its thread, which does not keep the process alive.
+        left_alone: The threads of the same handler that earlier runs have left alone. If it is full, all events are
+            dropped. Default: None, they are not counted.
 
     Attributes:
         dropped: The number of events that were dropped.
@@ -52,10 +79,13 @@ class BackgroundObserver(Generic[Item]):
         handle: Callable[[Item], None],
         *,
         max_events: int = MAX_QUEUED_EVENTS,
-        close_timeout_s: float = CLOSE_TIMEOUT_S,
+        close_timeout_s: float | None = None,
+        left_alone: LeftAlone | None = None,
     ) -> None:
         self._name, self._select, self._handle = name, select, handle
-        self._max_events, self._close_timeout_s = max_events, close_timeout_s
+        self._max_events = max_events
+        self._close_timeout_s = CLOSE_TIMEOUT_S if close_timeout_s is None else close_timeout_s
+        self._left_alone = LeftAlone() if left_alone is None else left_alone
         self._items: deque[Item] = deque()
         self._changed = threading.Condition()
         self._is_closing = self._is_over = False
@@ -73,13 +103,18 @@ class BackgroundObserver(Generic[Item]):
                 self._items.append(item)
                 self._changed.notify()
             else:
-                is_first_drop = self.dropped == 0
+                is_first_drop = self.dropped == 0 and not self._is_over
                 self.dropped += 1
         if is_first_drop:
             logger.warning("%s is slower than the run: events are left out from now on", self._name)
 
     def __enter__(self) -> Self:
-        self._thread.start()
+        if self._left_alone.is_full():
+            self._is_over = True
+            text = "%s still hangs in %d earlier runs, and gets nothing of this one; start the server again"
+            logger.warning(text, self._name, MAX_LEFT_ALONE)
+        else:
+            self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -94,12 +129,14 @@ class BackgroundObserver(Generic[Item]):
 
     def close(self, until_s: float) -> None:
         """Wait until the thread has ended, or until a moment of `time.monotonic`. Drops what still waits then."""
-        self._thread.join(max(0.0, until_s - time.monotonic()))
+        if self._thread.ident is not None:  # else it was not started
+            self._thread.join(max(0.0, until_s - time.monotonic()))
         with self._changed:
             self._is_over = True
             self.dropped += len(self._items)
             self._items.clear()
         if self._thread.is_alive():
+            self._left_alone.add(self._thread)
             logger.warning("%s did not end in time, and is left alone", self._name)
         if self.dropped or self.failed:
             logger.warning("%s: %d events were left out, %d failed", self._name, self.dropped, self.failed)
@@ -113,7 +150,8 @@ class BackgroundObserver(Generic[Item]):
                 item = self._items.popleft()
             try:
                 self._handle(item)
-            except Exception as error:  # noqa: BLE001 - whatever a package raises ends no run
+            # A package may also raise what is no `Exception`: SystemExit, or a panic of an extension in Rust.
+            except BaseException as error:  # noqa: BLE001 - none of them ends the thread, nor a run
                 self.failed += 1
                 if self.failed == 1:
                     text = printable(f"{type(error).__name__}: {error}", MAX_ERROR_CHARACTERS)

@@ -14,7 +14,7 @@ class TrackedRun:
 
     Attributes:
         id: The run's id. A run that goes on after a restart has the same one.
-        name: The name under which it is shown: the job, and the first characters of the id.
+        name: The name under which it is shown: the job and the id.
         job: The contract's name.
         parameters: The contract, flattened: `server.rounds` and so on.
         digests: The fingerprint of the contract, the digest of the code and the version of flcore.

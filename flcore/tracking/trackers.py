@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from flcore.errors import JobError
-from flcore.server.background_observer import MAX_QUEUED_EVENTS, BackgroundObserver
+from flcore.server.background_observer import MAX_QUEUED_EVENTS, BackgroundObserver, LeftAlone
 from flcore.server.events import Observer, RoundFinished, RunEnded, RunStarted, notify_all
 from flcore.status.observed_run import ObservedRun
 from flcore.tracking.best_model import best_model_files
@@ -45,6 +45,7 @@ class Trackers:
     ) -> None:
         self._makers, self._max_model_bytes = makers, max_model_bytes
         self._timeout_s, self._max_events = timeout_s, max_events
+        self._left_alone = {name: LeftAlone() for name in makers}
 
     @classmethod
     def of(cls, settings: TrackingSettings) -> "Trackers":
@@ -79,6 +80,7 @@ class Trackers:
                 lambda event: event if isinstance(event, TrackedEvent) else None,
                 _RunTracking(make, run, name, self._max_model_bytes).handle,
                 max_events=self._max_events,
+                left_alone=self._left_alone[name],
             )
             for name, make in self._makers.items()
         ]
@@ -151,7 +153,7 @@ def _tracked(event: RunStarted, run: ObservedRun) -> TrackedRun:
         "code_digest": event.code_digest,
         "flcore_version": event.version,
     }
-    return TrackedRun(event.run, f"{run.id}-{event.run[:8]}", event.job, flat_parameters(run.contract), digests)
+    return TrackedRun(event.run, f"{run.id}-{event.run}", event.job, flat_parameters(run.contract), digests)
 
 
 def _import(module: str, package: str) -> Any:

@@ -17,6 +17,7 @@ from flcore.server.run_directory import HISTORY_FILE
 from flcore.web.access import Access, App, Token
 from flcore.web.feeds import Feeds
 from flcore.web.replies import Download, EventStream
+from flcore.web.share import Share
 from flcore.web.sources import Source
 from flcore.web.views import full_status, rounds_view, sites_view, timeline_view, to_bytes
 
@@ -45,13 +46,14 @@ DOWNLOADS = {
 
 
 def make_app(
-    source: Source, feeds: Feeds, hosts: Collection[str], token: Token | None, *, is_secure: bool = False
+    source: Source, feeds: Feeds, share: Share, hosts: Collection[str], token: Token | None, *, is_secure: bool = False
 ) -> App:
     """Return the application.
 
     Args:
         source: The jobs.
         feeds: Their states.
+        share: The share of a core for what is asked for.
         hosts: The names and addresses by which the server is called.
         token: The token that opens the page. None: no token is needed.
         is_secure: Whether it is served over TLS.
@@ -59,7 +61,7 @@ def make_app(
     Returns:
         The ASGI application.
     """
-    pages = Pages(source, feeds, token, is_secure=is_secure)
+    pages = Pages(source, feeds, share, token, is_secure=is_secure)
     routes = [
         *(Route(path, _static(*file)) for path, file in PAGE_FILES.items()),
         Route("/status.json", pages.status),
@@ -96,8 +98,8 @@ ResultT = TypeVar("ResultT")
 class Pages:
     """The replies that have data. All read the source in a few threads of their own, never in the event loop's."""
 
-    def __init__(self, source: Source, feeds: Feeds, token: Token | None, *, is_secure: bool) -> None:
-        self._source, self._feeds, self._token, self._is_secure = source, feeds, token, is_secure
+    def __init__(self, source: Source, feeds: Feeds, share: Share, token: Token | None, *, is_secure: bool) -> None:
+        self._source, self._feeds, self._share, self._token, self._is_secure = source, feeds, share, token, is_secure
         self._streams = 0
         self._limiter: CapacityLimiter | None = None
 
@@ -196,7 +198,7 @@ class Pages:
 
     async def _in_thread(self, make: Callable[[], ResultT]) -> ResultT:
         self._limiter = self._limiter or CapacityLimiter(MAX_WORKERS)
-        return await anyio.to_thread.run_sync(make, limiter=self._limiter)
+        return await anyio.to_thread.run_sync(self._share.run, make, limiter=self._limiter)
 
 
 def _number(request: Request, name: str) -> int:

@@ -105,32 +105,43 @@ class Feeds:
             feed.readers -= 1
             if not feed.readers:
                 self._feeds.pop(topic, None)
-            if not self._feeds and not self._closing.is_set():
+            if not self._feeds:
                 self._is_watched.clear()
+                if self._closing.is_set():  # after the clear: `close` may have set it just before
+                    self._is_watched.set()
 
     def _make_states(self) -> None:
         version, has_failed = "", False
         while not self._closing.is_set():
             self._is_watched.wait()
+            began, error = time.thread_time(), None
             try:
-                version = self._source.wait(version)
-                used_s, has_failed = self._publish_all(), False
-            except Exception:
-                if not has_failed:
-                    logger.exception("the page's state could not be made; the page shows the last one, and tries again")
-                used_s, has_failed = ERROR_DELAY_S * MAX_SHARE, True
-            self._closing.wait(max(INTERVAL_S, used_s / MAX_SHARE))
+                found = self._source.wait(version)
+                error = self._publish_all()
+                version = found if error is None else version  # with the old one, the next wait returns at once
+            except Exception as raised:  # noqa: BLE001 - whatever the source raises ends no page
+                error = raised
+            if error is not None and not has_failed:
+                text = "the page's state could not be made; the page shows the last one, and tries again"
+                logger.error(text, exc_info=error)
+            has_failed = error is not None
+            pause_s = (time.thread_time() - began) / MAX_SHARE
+            self._closing.wait(max(ERROR_DELAY_S if has_failed else INTERVAL_S, pause_s))
         with suppress(Exception):
             self._publish_all()
 
-    def _publish_all(self) -> float:
-        """Publish the state of each topic that is watched. Returns the thread's time that it took."""
-        began = time.thread_time()
+    def _publish_all(self) -> Exception | None:
+        """Publish the state of each topic that is watched. Returns the first error; the other topics go on."""
+        first = None
         for topic, feed in list(self._feeds.items()):
-            state = self.state(topic)
+            try:
+                state = self.state(topic)
+            except Exception as error:  # noqa: BLE001 - whatever the source raises for one topic
+                first = first or error
+                continue
             if self._loop is not None:
                 self._loop.call_soon_threadsafe(feed.publish, state)
-        return time.thread_time() - began
+        return first
 
     def _end_all(self) -> None:
         self._is_over = True

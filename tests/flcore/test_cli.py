@@ -2,11 +2,24 @@
 
 import json
 import resource
+import struct
 from pathlib import Path
 
 import pytest
 
 from tests.flcore.command import flcore, said
+from tests.pictures import ARE_KEPT, DOCS, keep
+
+
+@pytest.mark.long
+def test_the_picture_of_the_readme(tmp_path: Path) -> None:
+    """The whole run where the picture is kept, as `make demo` makes it; else two rounds of it."""
+    flcore("run", "digits", *([] if ARE_KEPT else ["--rounds", "2"]), cwd=tmp_path)
+    picture = tmp_path / "runs/digits/history.png"
+    width, height = struct.unpack(">II", picture.read_bytes()[16:24])
+    assert width >= 800 and height >= 400
+    keep(picture, "digits.png")
+    assert "(docs/digits.png)" in (DOCS.parent / "README.md").read_text()
 
 
 @pytest.mark.long

@@ -2,12 +2,11 @@
 
 import { byId, duration, element, n, setRows, setText } from './format.js';
 import { ask, now, state } from './state.js';
-import { active, MARKS, OUT, slowest, Timeline } from './timeline.js';
+import { active, MARKS, OUT, PHASES, slowest, Timeline } from './timeline.js';
 
 const HINT = 'Choose a client with the arrow keys, or click it, to read its phases.';
 const LOST = 'its connection was lost';
 const OUT_WORDS = { refused: 'was refused', failed: 'failed', lost: 'lost its connection' };
-const PHASES = ['queued', 'downloading', 'training', 'uploading', 'checked', 'folded', 'refused', 'failed', 'lost'];
 
 export const timeline = new Timeline(byId('timeline'), byId('timeline-space'), byId('timeline-canvas'), (row) => {
   const node = byId('chosen');

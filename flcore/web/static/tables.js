@@ -13,7 +13,7 @@ export function showRefusals(job) {
   const present = job.clients.filter((client) => ['failed', 'lost'].includes(client.phase) && client.round > job.rounds_over)
     .map((client) => ({ round: client.round, client: client.name, what: client.phase, reason: client.last_reason, at: client.phase_begin_s }));
   const earlier = state.rounds.toReversed().flatMap((round) => round.failed.filter(([client]) => !known.has(`${round.round}\n${client}`))
-    .map(([client, task, reason]) => ({ round: round.round, client, what: `no answer to ${task}`, reason, at: null })));
+    .map(([client, task, reason]) => ({ round: round.round, client, what: `failed in ${task}`, reason, at: null })));
   const all = [...present, ...refused, ...earlier].sort((a, b) => (b.round || Infinity) - (a.round || Infinity)).slice(0, MOST_REFUSALS);
   setRows(byId('refused-rows'), all.map((each) => [each.round ? String(each.round) : '–', each.client || '–', each.what, wide(each.reason), each.at === null ? '' : clock(each.at)]));
 }

@@ -5,7 +5,10 @@ import { color, context, duration, fitted, ticks } from './format.js';
 export const OUT = ['refused', 'failed', 'lost'];
 export const MARKS = { refused: '✕', failed: '!', lost: '?' };
 const ACTIVE = ['queued', 'downloading', 'training', 'uploading'];
-const ORDER = ['lost', 'failed', 'refused', 'queued', 'downloading', 'training', 'uploading', 'checked', 'folded'];
+/** All phases, in the order in which a client goes through them, then those of the clients that were left out. */
+export const PHASES = [...ACTIVE, 'checked', 'folded', ...OUT];
+/** The order of rows by phase: those that were left out come first. */
+const ORDER = [...OUT.toReversed(), ...PHASES.filter((phase) => !OUT.includes(phase))];
 const AXIS = 26;
 const FONT = '13px system-ui, "Segoe UI", Roboto, sans-serif';
 

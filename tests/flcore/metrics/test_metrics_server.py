@@ -2,7 +2,10 @@
 
 import http.client
 import socket
+import threading
+import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from urllib.parse import urlsplit
 
 import pytest
@@ -12,6 +15,7 @@ pytest.importorskip("prometheus_client")
 from flcore_transport import TransportError
 from prometheus_client import CollectorRegistry, Gauge
 
+from flcore.metrics import metrics_server
 from flcore.metrics.metrics_server import MAX_REQUESTS, MetricsServer
 
 
@@ -84,3 +88,67 @@ def test_requests_that_hang_are_bounded_and_do_not_keep_the_server_from_its_end(
     finally:
         for each in held:
             each.close()
+
+
+def test_a_request_that_sends_a_byte_now_and_then_is_cut(
+    server: MetricsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four of them would else keep all scrapes away for good."""
+    monkeypatch.setattr(metrics_server, "REQUEST_TIMEOUT_S", 0.2)
+    address = (urlsplit(server.url).hostname, urlsplit(server.url).port)
+    with ExitStack() as stack:
+        dripping = [stack.enter_context(socket.create_connection(address, 0.05)) for _ in range(MAX_REQUESTS)]
+        waiting, until_s = list(dripping), time.monotonic() + 60
+        while waiting and time.monotonic() < until_s:
+            waiting = [each for each in waiting if is_open_after_a_byte(each)]
+        assert not waiting
+    assert retried(server) == 200
+
+
+def is_open_after_a_byte(connection: socket.socket) -> bool:
+    """Send a byte, and return whether the peer has not closed within the connection's time limit."""
+    try:
+        connection.sendall(b"x")
+        return connection.recv(1) != b""
+    except TimeoutError:
+        return True
+    except OSError:
+        return False
+
+
+def test_a_reader_that_takes_nothing_of_a_large_reply_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics_server, "REQUEST_TIMEOUT_S", 0.2)
+    registry = CollectorRegistry()
+    Gauge("large", "x" * (32 << 20), registry=registry)
+    with MetricsServer(registry) as serving, ExitStack() as stack:
+        address = (urlsplit(serving.url).hostname, urlsplit(serving.url).port)
+        for _ in range(MAX_REQUESTS):
+            held = stack.enter_context(socket.create_connection(address, 60))
+            held.sendall(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert held.recv(1)
+        assert retried(serving, "/nothing") == 404
+
+
+def test_a_request_whose_thread_cannot_start_gives_its_place_back(
+    server: MetricsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", fail)
+        for _ in range(MAX_REQUESTS):
+            with pytest.raises(OSError):
+                ask(server)
+    assert ask(server)[0] == 200
+
+
+def retried(server: MetricsServer, path: str = "/metrics") -> int:
+    """Return a reply's status, when the server has noticed that others have gone."""
+    until_s = time.monotonic() + 60
+    while True:
+        try:
+            return ask(server, path=path)[0]
+        except OSError:
+            assert time.monotonic() < until_s
+            time.sleep(0.05)

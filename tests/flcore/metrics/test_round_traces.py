@@ -16,6 +16,8 @@ from opentelemetry.trace import StatusCode
 
 from flcore.metrics import round_traces
 from flcore.metrics.round_traces import RoundTraces
+from flcore.server import background_observer
+from flcore.server.background_observer import MAX_LEFT_ALONE
 from flcore.server.events import AnswerRefused, ClientFailed
 from flcore.status import StatusBoard
 from tests.flcore.conftest import Stage, adding
@@ -157,3 +159,34 @@ def test_a_run_s_traces_reach_a_collector_over_http(stage: Stage, monkeypatch: p
     assert [span.name for span in spans if not span.parent_span_id] == ["round 1", "round 2"]
     expected = sorted(each.phase for record in history for each in board.timeline(record.round))
     assert sorted(span.name for span in spans if span.parent_span_id) == expected
+
+
+def test_a_run_that_ends_within_a_round_exports_nothing_and_leaves_no_thread(exported: InMemorySpanExporter) -> None:
+    job = WatchedJob()
+    with RoundTraces(exported) as traces, traces.observe_run(observed_run(job.board)) as job.observe:
+        job.join("north")
+        job.send("north")
+        job.download("north")
+    assert exported.get_finished_spans() == ()
+    assert "flcore-traces" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_a_collector_that_never_answers_keeps_a_bounded_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(background_observer, "CLOSE_TIMEOUT_S", 0.01)
+    never = threading.Event()
+
+    class Silent(InMemorySpanExporter):  # type: ignore[misc]
+        def export(self, spans: Any) -> SpanExportResult:
+            assert never.wait(60)
+            return SpanExportResult.FAILURE
+
+    try:
+        with RoundTraces(Silent()) as traces:
+            for _ in range(MAX_LEFT_ALONE + 3):
+                job = WatchedJob()
+                with traces.observe_run(observed_run(job.board)) as job.observe:
+                    job.finish(1)
+        hanging = [thread for thread in threading.enumerate() if thread.name == "flcore-traces"]
+        assert len(hanging) <= MAX_LEFT_ALONE
+    finally:
+        never.set()

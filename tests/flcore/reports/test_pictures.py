@@ -1,6 +1,5 @@
 """The pictures of docs/reports.md: made here from a fixed run, and by `FLCORE_PICTURES=1` written to docs/."""
 
-import os
 import random
 import shutil
 import struct
@@ -9,13 +8,12 @@ from pathlib import Path
 
 import pytest
 
-import flcore
 from flcore.server.events import AnswerRefused, ClientJoined, Event, JoinRefused
 from flcore.server.history import Participation, RoundRecord
 from tests.flcore.command import said
 from tests.flcore.reports.written_runs import write_run
+from tests.pictures import DOCS, keep
 
-DOCS = Path(flcore.__file__).parents[1] / "docs"
 CHROMIUM = shutil.which("chromium")
 HOSPITALS = ("aachen", "bergen", "coimbra", "dijon", "espoo", "florence")
 TOO_LARGE = "piece 0 of layer1.weight: expected at most 1000 in absolute value, got 41200"
@@ -70,11 +68,6 @@ def size_of(png: Path) -> tuple[int, int]:
     assert header.startswith(b"\x89PNG\r\n\x1a\n")
     width, height = struct.unpack(">II", header[16:24])
     return width, height
-
-
-def keep(picture: Path) -> None:
-    if os.environ.get("FLCORE_PICTURES"):
-        shutil.copy(picture, DOCS)
 
 
 def test_the_picture_of_the_plot(picture_run: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from flcore.server.background_observer import BackgroundObserver
+from flcore.server.background_observer import MAX_LEFT_ALONE, BackgroundObserver, LeftAlone
 from flcore.server.events import ClientJoined, ClientLeft, Event
 
 
@@ -81,3 +81,48 @@ def test_a_handler_that_hangs_is_left_alone(caplog: pytest.LogCaptureFixture) ->
     assert "held did not end in time, and is left alone" in [record.message for record in caplog.records]
     observer.observe(ClientJoined("late", 3))
     assert observer.dropped == 2, "what comes after the end is not kept"
+
+
+@pytest.mark.parametrize("error", [SystemExit(1), KeyboardInterrupt(), GeneratorExit()])
+def test_an_error_that_ends_threads_ends_not_this_one(error: BaseException) -> None:
+    handled = list[str]()
+
+    def fail_first(client: str) -> None:
+        if client == "first":
+            raise error
+        handled.append(client)
+
+    with BackgroundObserver("failing", joined, fail_first) as observer:
+        observer.observe(ClientJoined("first", 1))
+        observer.observe(ClientJoined("second", 2))
+    assert (handled, observer.failed) == (["second"], 1)
+
+
+def test_a_handler_that_never_returns_keeps_a_bounded_number_of_threads(caplog: pytest.LogCaptureFixture) -> None:
+    release, left_alone, begun = threading.Event(), LeftAlone(), list[threading.Event]()
+    try:
+        for _ in range(MAX_LEFT_ALONE + 3):
+            has_begun = threading.Event()
+
+            def hang(_: str, has_begun: threading.Event = has_begun) -> None:
+                has_begun.set()
+                assert release.wait(60)
+
+            with BackgroundObserver("hung", joined, hang, close_timeout_s=0.0, left_alone=left_alone) as observer:
+                observer.observe(ClientJoined("north", 1))
+                if len(begun) < MAX_LEFT_ALONE:
+                    assert has_begun.wait(60)
+                    begun.append(has_begun)
+            assert observer.dropped == (0 if has_begun.is_set() else 1)
+        hanging = [thread for thread in threading.enumerate() if thread.name == "flcore-hung"]
+        assert len(hanging) == len(begun) == MAX_LEFT_ALONE
+        assert caplog.text.count("hung still hangs in 4 earlier runs, and gets nothing of this one") == 3
+        assert "slower than the run" not in caplog.text
+    finally:
+        release.set()
+    for thread in hanging:
+        thread.join(60)
+    handled = list[str]()
+    with BackgroundObserver("hung", joined, handled.append, left_alone=left_alone) as observer:
+        observer.observe(ClientJoined("north", 1))
+    assert handled == ["north"], "a handler that has come back gets the next run"

@@ -9,6 +9,7 @@ import pytest
 
 import flcore
 from flcore import JobError, Outcome
+from flcore.server.background_observer import MAX_LEFT_ALONE
 from flcore.server.events import RoundFinished, RunEnd, RunEnded, RunStarted
 from flcore.server.history import RoundRecord
 from flcore.status import StatusBoard
@@ -78,12 +79,36 @@ def test_a_tracker_gets_all_of_a_run(tmp_path: Path, untracked: Outcome) -> None
     outcome = tracked_run(tmp_path, trackers(tracker).observe_run)
     require_same(outcome, untracked)
     [run] = tracker.runs
-    assert run.name == f"tracked-{run.id[:8]}" and run.job == "tracked"
+    assert run.name == f"tracked-{run.id}" and run.job == "tracked"
     assert run.parameters["server.rounds"] == ROUNDS and run.parameters["client.hyperparameters.lr"] == 0.1
     assert set(run.digests) == {"contract_fingerprint", "code_digest", "flcore_version"}
     assert tracker.values == {record.round: round_values(record) for record in outcome.history}
     assert tracker.models == [[tmp_path / "run/best.safetensors"]] and tracker.ends == ["done"]
     assert float(flcore.load(tracker.models[0][0])["w"][0]) == BEST_ROUND
+
+
+def test_two_runs_of_a_job_on_one_day_have_names_of_their_own(tmp_path: Path) -> None:
+    """The ids of runs begin with the day. TensorBoard's directories have these names."""
+    first, second = (f"20261201T0500{second:02}-0123abcd" for second in (1, 2))
+    tracker = Recorded()
+    for run in (first, second):
+        with trackers(tracker).observe_run(observed(tmp_path)) as observe:
+            observe(RunStarted(run, "played", "f", "c", "1"))
+    assert len({run.name for run in tracker.runs}) == 2
+
+
+def test_a_tracker_that_never_returns_keeps_a_bounded_number_of_threads(tmp_path: Path) -> None:
+    never = threading.Event()
+    made, good = Recorded(lambda _: _wait(never)), Recorded()
+    several = trackers(made, good, timeout_s=0.01)
+    before = threading.active_count()
+    try:
+        for _ in range(MAX_LEFT_ALONE + 3):
+            with several.observe_run(observed(tmp_path)) as observe:
+                observe(STARTED)
+        assert threading.active_count() <= before + MAX_LEFT_ALONE + 1
+    finally:
+        never.set()
 
 
 def test_a_tracker_that_always_fails_costs_the_run_a_few_lines(
