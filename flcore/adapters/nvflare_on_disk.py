@@ -9,7 +9,7 @@ from flcore_layout import SegmentRange
 from flcore.adapters.nvflare_tensors import ResultOnDisk, open_tensors
 from flcore.aggregation.admission_limits import MAX_UPDATES, AggregationSettings, require_positive_weight
 from flcore.aggregation.budget import Budget
-from flcore.aggregation.checkpoint_aggregation import COPIES, range_elements
+from flcore.aggregation.checkpoint_aggregation import range_elements
 from flcore.aggregation.combiner import Combiner
 from flcore.aggregation.contributions import ArraySink, model_ranges
 from flcore.aggregation.output_template import allocate
@@ -167,9 +167,10 @@ class DiskAggregator:
     def _combine_held(self, combiner: Combiner, sink: ArraySink) -> None:
         """Combine the held results into a sink. Rejects those that are at fault."""
         while self._held:
-            elements = range_elements(WORKING_BUDGET, combiner.spec, 2 * COPIES, len(self._held), "results")
+            elements = range_elements(WORKING_BUDGET, combiner.spec, combiner.rule, len(self._held), "results")
+            ranges = model_ranges(combiner.spec, elements)
             try:
-                for _ in combiner.run(self._held, model_ranges(combiner.spec, elements), sink):
+                for _ in combiner.run(combiner.plan(self._held, ranges), ranges, sink):
                     pass
             except UpdateError as error:
                 if not error.client:  # all weights are zero

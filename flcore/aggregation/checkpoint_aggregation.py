@@ -125,8 +125,7 @@ def aggregate_checkpoints(
     combiner = Combiner(spec, settings, dtypes=conversion.dtypes)
     if base is None:
         factors = [combiner.admit_weight(weight, name) for name, weight in zip(names, factors, strict=True)]
-    copies = COPIES * (1 if isinstance(chosen, Sum) else 3 if isinstance(chosen, Chain) else 2)
-    elements = range_elements(budget, spec, copies, len(models))
+    elements = range_elements(budget, spec, chosen, len(models))
     contributions = [
         _contribution(name, weight, model, spec, elements, may_widen=dtype is not None)
         for name, weight, model in zip(names, factors, models, strict=True)
@@ -216,8 +215,9 @@ def _task_arithmetic(names: Sequence[str], weights: Sequence[float], scale: floa
     return Columns("task arithmetic", combine)
 
 
-def range_elements(budget: Budget, spec: ModelSpec, copies: int, models: int, kind: str = "checkpoints") -> int:
+def range_elements(budget: Budget, spec: ModelSpec, rule: Rule, models: int, kind: str = "checkpoints") -> int:
     """Return how many elements of each model are read at once, or raise `BudgetError` if they are too few."""
+    copies = COPIES * (1 if isinstance(rule, Sum) else 3 if isinstance(rule, Chain) else 2)
     element_bytes = (
         copies * models * max(DTYPES[segment.dtype].itemsize for segment in spec.segments) + WORK_BYTES_PER_ELEMENT
     )

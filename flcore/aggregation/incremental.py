@@ -13,8 +13,8 @@ from flcore.aggregation.combiner import Combiner
 from flcore.aggregation.contributions import ArrayContribution, Buffers
 from flcore.aggregation.optimizer_state import require_stateless
 from flcore.aggregation.output_template import OutputTemplate, allocate
-from flcore.aggregation.reference_model import passthrough_reference
-from flcore.aggregation.rule_kinds import Rule, Sum
+from flcore.aggregation.reference_model import ReferenceModel, passthrough_reference
+from flcore.aggregation.rule_kinds import Rule, Sum, needs_base
 from flcore.aggregation.rules import resolve_rule
 from flcore.errors import AggregationError, JobError, QuorumError, SpecError, TensorMismatch, UpdateError, WeightError
 from flcore.model.arrays import AnyArrays, converters_for
@@ -80,12 +80,18 @@ class IncrementalAggregator:
     def begin_round(self, model: AnyArrays) -> None:
         """Begin a round with the model that was sent. Updates must have its passthrough elements and unsigned bytes.
 
-        Copies only the tensors that have such elements.
+        Copies only the tensors that have such elements. If the rule needs the model as its base, as clipping does, its
+        arrays are read in place until the next round.
         """
         self.clear()
         self._fixed_spec = ModelSpec.of(model)
         combiner = Combiner(self._fixed_spec, self._settings)
-        self._use_combiner(combiner, combiner.buffer_reader.buffers(model, "the model"))
+        buffers = combiner.buffer_reader.buffers(model, "the model")
+        if needs_base(self._settings.rule):
+            base = ReferenceModel(combiner.spec, buffers, combiner.device, updates_are_deltas=False)
+            self._combiner, self._total = Combiner(combiner.spec, self._settings, base), None
+        else:
+            self._use_combiner(combiner, buffers)
 
     def check(self, arrays: AnyArrays, weight: Any, client: str) -> None:
         """Raise `UpdateError` unless an update is admissible. Reads all of it."""

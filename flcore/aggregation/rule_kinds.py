@@ -181,3 +181,8 @@ def streamed_sum(rule: Rule) -> Sum | None:
 def step_of(rule: Rule) -> ServerStep | None:
     """Return the server optimizer that follows a rule; None if none does."""
     return rule.step if isinstance(rule, Chain) else None
+
+
+def needs_base(rule: Rule) -> bool:
+    """Return whether a rule needs the model that clients began with."""
+    return isinstance(rule, Chain) and (rule.step is not None or any(stage.needs_base for stage in rule.stages))

@@ -12,7 +12,7 @@ from flwr.serverapp import Grid, strategy
 from flcore.adapters.flower.npy_format import array_views, convert
 from flcore.adapters.flower.replies import RoundReplies
 from flcore.aggregation.incremental import IncrementalAggregator, require_settings
-from flcore.aggregation.rule_kinds import Rule
+from flcore.aggregation.rule_kinds import Rule, min_updates
 from flcore.aggregation.rules import resolve_rule
 from flcore.errors import AggregationError, QuorumError
 from flcore.model.spec import ModelSpec
@@ -143,7 +143,7 @@ class FlcoreStrategy(strategy.FedAvg):  # type: ignore[misc]  # mypy runs withou
     def _require_enough(self, nodes: int, server_round: int) -> None:
         """Raise `AggregationError` if even all nodes' replies are too few for the rule. A round may ask no node."""
         rule = resolve_rule(self.rule)
-        needed = getattr(rule, "min_updates", 1)
+        needed = min_updates(rule)
         if 0 < nodes < needed:
             raise AggregationError(
                 f"rule {rule.name!r} needs at least {needed} updates, and round {server_round} asks {nodes} nodes: "
