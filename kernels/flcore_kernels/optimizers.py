@@ -1,8 +1,8 @@
 """Server optimizers: the numbers of a step, which moves a model along the mean change of a round.
 
-The equations are those of Reddi et al., *Adaptive Federated Optimization*, 2021 (arXiv:2003.00295, Algorithm 2), without
-correction of bias. `Momentum` is that of Hsu et al., 2019 (arXiv:1909.06335). Per element, with the old model x and the
-mean change Δ of the round:
+The equations are those of Reddi et al., *Adaptive Federated Optimization*, 2021 (arXiv:2003.00295, Algorithm 2),
+without correction of bias. `Momentum` is that of Hsu et al., 2019 (arXiv:1909.06335). Per element, with the old model x
+and the mean change Δ of the round:
 
     ServerLr    x' = x + lr · Δ
     Momentum    m' = beta · m + Δ                       x' = x + lr · m'
@@ -17,7 +17,6 @@ Adam corrects the bias of m and v: in round t = 1, 2, ..., this is the step with
 `lr` and tau · √(1 − beta2^t) as `tau`. PyTorch's SGD is `Momentum`, its Adagrad is `Adagrad` with beta1 = 0.
 """
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 

@@ -53,12 +53,13 @@ def step_kernel(formula: str, mean: str, dtype: str) -> Kernel:
     """Return the kernel of a formula, for means of `mean` (float32 or float64) and a model of `dtype`.
 
     It returns -1, or `RESULTS` · element + result for the first element that does not fit; result 0 is the model, and
-    others are the arrays of the state. A row's means are at its address plus one of the call. `numbers` are the divisor of the mean, the factor of the base in the change (1,
-    or 0 for means of differences), and the five of the formula.
+    others are the arrays of the state. Tables of the old and the new arrays have a column for each of them. `room` is
+    added to the addresses of means. `numbers` are the divisor of the mean, the factor of the base in the change (1, or
+    0 for means of differences), and the six of the formula. `streams` says which results are written past the cache.
     """
     signature = _I64(
-        *(_ADDRESSES, _U64, _ADDRESSES, _ADDRESSES, _TABLE, _TABLE, _NUMBERS, _NUMBERS, _I64, _I64),
-        *(_REALS, _I64, _U64),
+        *(_ADDRESSES, _U64, _TABLE, _TABLE, _NUMBERS, _NUMBERS, _I64, _I64),
+        *(_REALS, _NUMBERS, _U64),
     )
     return Kernel(f"step-{formula}-{mean}-{dtype}", signature, lambda: _step(formula, mean, dtype))
 
@@ -199,10 +200,8 @@ def _element(formula: str, mean: str, dtype: str) -> Callable[..., Any]:
     def element(means: Any, base: Any, old_m: Any, old_v: Any, i: Any, scaling: Any, numbers: Any) -> Any:
         divisor, inverse, kept = scaling
         # As in `cpu.finish`: in float64, the error of the inverse is far below float32's last place.
-        if is_single:
-            value = np.float64(load_mean(means, i)) * inverse
-        else:
-            value = np.float64(load_mean(means, i)) / divisor
+        total = np.float64(load_mean(means, i))
+        value = total * inverse if is_single else total / divisor
         start = base_value(base, np.float32(1.0), i)
         change, v = real(value - kept * np.float64(start)), real(load_v(old_v, i))
         moved, new_m, new_v = advance(change, real(load_m(old_m, i)), v, numbers)
@@ -262,7 +261,7 @@ def _step(formula: str, mean: str, dtype: str) -> Callable[..., Any]:
         return np.int64(-1)
 
     def step(  # type: ignore[no-untyped-def]
-        means, room, bases, targets, olds, news, counts, starts, first, last, numbers, past_cache, scratch
+        means, room, olds, news, counts, starts, first, last, numbers, streams, scratch
     ):
         scaling = (numbers[0], 1.0 / numbers[0], numbers[1])
         taken = (
@@ -270,7 +269,7 @@ def _step(formula: str, mean: str, dtype: str) -> Callable[..., Any]:
             *(real(numbers[5]), real(numbers[6]), real(numbers[7])),
         )
         for row in range(first, last):
-            old = (means[row] + room, bases[row], olds[row, 0], olds[row, 1])
+            old = (means[row] + room, olds[row, 0], olds[row, 1], olds[row, 2])
             for start in range(0, counts[row], STEP_BLOCK):
                 count = min(STEP_BLOCK, counts[row] - start)
                 fetch(old[0] + np.uint64(start * mean_bytes), count * mean_bytes)
@@ -281,12 +280,13 @@ def _step(formula: str, mean: str, dtype: str) -> Callable[..., Any]:
                     fetch(old[3] + np.uint64(start * state_bytes), count * state_bytes)
                 if fill(*old, start, count, scaling, taken, scratch) != FITS:
                     return RESULTS * starts[row] + first_misfit(*old, start, count, scaling, taken)
-                emit(targets[row] + np.uint64(start * model_bytes), scratch, count * model_bytes, past_cache)
+                size = count * model_bytes
+                emit(news[row, 0] + np.uint64(start * model_bytes), scratch, size, streams[0])
                 along, size = np.uint64(start * state_bytes), count * state_bytes
                 if slots > 0:
-                    emit(news[row, 0] + along, scratch + block_bytes, size, past_cache)
+                    emit(news[row, 1] + along, scratch + block_bytes, size, streams[1])
                 if slots > 1:
-                    emit(news[row, 1] + along, scratch + block_bytes + block_bytes, size, past_cache)
+                    emit(news[row, 2] + along, scratch + block_bytes + block_bytes, size, streams[2])
         return np.int64(-1)
 
     return step
