@@ -1,8 +1,8 @@
 """Server optimizers: the numbers of a step, which moves a model along the mean change of a round.
 
-The equations are those of Reddi et al., *Adaptive Federated Optimization*, 2021 (arXiv:2003.00295, Algorithm 2), without
-correction of bias. `Momentum` is that of Hsu et al., 2019 (arXiv:1909.06335). Per element, with the old model x and the
-mean change Δ of the round:
+The equations are those of Reddi et al., *Adaptive Federated Optimization*, 2021 (arXiv:2003.00295, Algorithm 2),
+without correction of bias. `Momentum` is that of Hsu et al., 2019 (arXiv:1909.06335). Per element, with the old model x
+and the mean change Δ of the round:
 
     ServerLr    x' = x + lr · Δ
     Momentum    m' = beta · m + Δ                       x' = x + lr · m'

@@ -63,6 +63,14 @@ OF_GEOMETRY: list[Key] = [
 ]
 """Squared distances, and combinations of updates."""
 
+OF_STEP: list[Key] = [
+    ("step", formula, mean, dtype)
+    for dtype in FLOATS
+    for mean in ("float32", "float64")
+    for formula in ("scaled", "momentum", "adaptive", "yogi")
+]
+"""Every formula of a server optimizer, with means and models of every dtype."""
+
 NEEDED: list[Key] = list(
     dict.fromkeys(
         [
@@ -76,6 +84,7 @@ NEEDED: list[Key] = list(
             *OF_THE_LAW,
             *OF_ORDER,
             *OF_GEOMETRY,
+            *OF_STEP,
             *(("max-abs", dtype) for dtype in STORAGE),
             *(("decode", dtype) for dtype in ("float32", "float16", "bfloat16", "int64", *QUANTIZED)),
             *(("encode", dtype) for dtype in ("float16", "bfloat16")),

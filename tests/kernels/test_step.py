@@ -4,6 +4,8 @@ import importlib.util
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
+from functools import partial
+from itertools import pairwise
 from math import isqrt
 from typing import Any
 
@@ -179,7 +181,7 @@ def test_neither_threads_nor_parts_nor_addresses_change_a_bit(
     edges = [0, 1, 7, 135, 263, 8_192, 90_000, size]
     parts = [
         flat(next_of(mean[a:b].copy(), base[a:b].copy(), [each[a:b].copy() for each in state], optimizer, dtype))
-        for a, b in zip(edges, edges[1:], strict=False)
+        for a, b in pairwise(edges)
     ]
     assert [b"".join(each.tobytes() for each in column) for column in zip(*parts, strict=True)] == whole
 
@@ -282,7 +284,13 @@ def test_input_that_does_not_fit_is_refused() -> None:
     base, m, mean = np.ones(8, np.float32), np.zeros(8, np.float32), np.ones(8)
 
     def refused(words: str, **changed: Any) -> None:
-        arguments = {"mean": mean, "base": base, "state": [m], "out": base.copy(), "new_state": [m.copy()]}
+        arguments: dict[str, Any] = {
+            "mean": mean,
+            "base": base,
+            "state": [m],
+            "out": base.copy(),
+            "new_state": [m.copy()],
+        }
         arguments |= {"optimizer": Momentum(1.0), "dtype": "float32", "mean_of": "models"} | changed
         with pytest.raises(BufferMismatch, match=words):
             step(**arguments)
@@ -320,16 +328,20 @@ def test_input_that_does_not_fit_is_refused() -> None:
     assert next_of(np.ones(0), np.ones(0, np.float32), [], ServerLr(1.0), "float32")[0].size == 0
 
 
+def changed(optimizer: Any, **numbers: float) -> Any:
+    return replace(optimizer, **numbers)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -1.0])
 def test_numbers_of_an_optimizer_are_checked(bad: float) -> None:
     for optimizer in OPTIMIZERS:
         for name in vars(optimizer):
             if name != "nesterov":
                 with pytest.raises(OptimizerRange, match=f"{type(optimizer).__name__}: expected .*{name}.*, got {bad}"):
-                    replace(optimizer, **{name: bad})
-    for changed in ({"beta1": 1.0}, {"beta2": 1.0}, {"tau": 0.0}, {"tau": 1e-40}, {"lr": 1e40}):
+                    changed(optimizer, **{name: bad})
+    for numbers in ({"beta1": 1.0}, {"beta2": 1.0}, {"tau": 0.0}, {"tau": 1e-40}, {"lr": 1e40}):
         with pytest.raises(OptimizerRange):
-            replace(Adam(0.1), **changed)
+            changed(Adam(0.1), **numbers)
 
 
 @settings(max_examples=40, deadline=None)
@@ -365,7 +377,7 @@ needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reas
 @pytest.mark.torch
 @needs_torch
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
-@pytest.mark.parametrize("name", ["sgd", "momentum", "nesterov", "adagrad", "adam"])
+@pytest.mark.parametrize("name", ["SGD", "momentum", "Nesterov", "Adagrad", "Adam"])
 def test_fifty_steps_agree_with_pytorch(name: str, dtype: str) -> None:
     import torch
 
@@ -373,23 +385,28 @@ def test_fifty_steps_agree_with_pytorch(name: str, dtype: str) -> None:
     base = rng.standard_normal(size).astype(dtype)
     parameter = torch.nn.Parameter(torch.tensor(base))
     decays = (0.9, 0.999)
-    optimizer, theirs = {
-        "sgd": lambda: (ServerLr(0.1), torch.optim.SGD([parameter], 0.1)),
-        "momentum": lambda: (Momentum(0.1, 0.9), torch.optim.SGD([parameter], 0.1, momentum=0.9)),
-        "nesterov": lambda: (
-            Momentum(0.1, 0.9, nesterov=True),
-            torch.optim.SGD([parameter], 0.1, momentum=0.9, nesterov=True),
-        ),
-        "adagrad": lambda: (Adagrad(0.1, 0.0, 1e-8), torch.optim.Adagrad([parameter], 0.1, eps=1e-8)),
-        "adam": lambda: (Adam(0.01, *decays, 1e-6), torch.optim.Adam([parameter], 0.01, betas=decays, eps=1e-6)),
-    }[name]()
+    ours: dict[str, Optimizer] = {
+        "SGD": ServerLr(0.1),
+        "momentum": Momentum(0.1, 0.9),
+        "Nesterov": Momentum(0.1, 0.9, nesterov=True),
+        "Adagrad": Adagrad(0.1, 0.0, 1e-8),
+        "Adam": Adam(0.01, *decays, 1e-6),
+    }
+    optimizer = ours[name]
+    theirs: Any = {
+        "SGD": partial(torch.optim.SGD, lr=0.1),
+        "momentum": partial(torch.optim.SGD, lr=0.1, momentum=0.9),
+        "Nesterov": partial(torch.optim.SGD, lr=0.1, momentum=0.9, nesterov=True),
+        "Adagrad": partial(torch.optim.Adagrad, lr=0.1, eps=1e-8),
+        "Adam": partial(torch.optim.Adam, lr=0.01, betas=decays, eps=1e-6),
+    }[name]([parameter])
     state = start_of(optimizer, dtype, size, v=0.0)
     for t in range(1, 51):
         change = rng.standard_normal(size).astype(dtype)
         now = optimizer
-        if name == "adam":
+        if name == "Adam":
             grown = float(np.sqrt(1 - decays[1] ** t))
-            now = replace(optimizer, lr=0.01 * grown / (1 - decays[0] ** t), tau=1e-6 * grown)
+            now = changed(optimizer, lr=0.01 * grown / (1 - decays[0] ** t), tau=1e-6 * grown)
         base, state = next_of(change, base, state, now, dtype, mean_of="differences")
         parameter.grad = torch.tensor(-change)
         theirs.step()
