@@ -1,6 +1,7 @@
 """Arrays in host memory or on a device: combined at once, or folded group by group."""
 
 import math
+import struct
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -65,13 +66,16 @@ def combine_arrays(
 
 
 def _digests(contributions: Sequence[ArrayContribution]) -> list[str]:
-    """Return a digest of all elements of each contribution."""
+    """Return a text per contribution: a digest of all elements, and then the weight, in the order of its size.
+
+    So equal updates of different weights are in one order too, and this order stays if all weights are scaled.
+    """
     digests = []
     for contribution in contributions:
         digest = xxhash.xxh3_128()
         for buffer in (buffer for tensors in contribution.buffers for buffer in tensors):
             digest.update(to_host(buffer).view(np.uint8).data)
-        digests.append(digest.hexdigest())
+        digests.append(digest.hexdigest() + struct.pack(">d", contribution.weight).hex())
     return digests
 
 
