@@ -125,12 +125,12 @@ def mda(points: Points, f: int) -> Reals:
 
 def geometric_median(points: Points) -> Reals:
     """Weiszfeld's iteration, with the modification of Vardi and Zhang (2000) by which it leaves a point, if it must."""
-    start = mean(points)
+    start = np.median(points.rows, axis=0)
     points = points._replace(rows=points.rows - start)
     shares, centre = points.weights / points.weights.sum(), np.zeros_like(start)
     for _ in range(20_000):
         apart = distances(points, centre)
-        is_here = apart <= 1e-14 * apart.max()
+        is_here = apart <= 1e-14 * np.median(apart)
         if is_here.all():
             break
         pulls = np.where(is_here, 0.0, shares / np.where(is_here, 1.0, apart))
@@ -139,7 +139,7 @@ def geometric_median(points: Points) -> Reals:
         stays = min(1.0, shares[is_here].sum() / pull) if pull else 1.0
         moved = (1 - stays) * (step - centre)
         centre = centre + moved
-        if np.linalg.norm(moved) <= 1e-12 * apart.max():
+        if np.linalg.norm(moved) <= 1e-12 * np.median(apart):
             break
     return start + centre
 
