@@ -3,7 +3,7 @@
 import math
 import struct
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -51,7 +51,7 @@ def combine_arrays(
     if the pass over a whole segment failed, its elements could not be read again. Returns what the rule has decided.
     Without names (`are_named`), ties go to the smaller digest.
     """
-    keys = None if are_named else partial(_digests, contributions)
+    keys = None if are_named else cache(partial(_digests, contributions))
     plan = combiner.plan(contributions, measured_ranges(combiner.spec), keys)
     remaining = [
         whole.segment

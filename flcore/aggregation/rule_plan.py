@@ -75,7 +75,7 @@ def chain_plan(
         effects |= {points.names[k]: effect for k, effect in mixture.effects.items()}
         points = points.mixed(mixture) if number + 1 < len(chain.stages) else _weighted(points, mixture)
     if isinstance(chain.rule, Columns):
-        return _plan_of_columns(chain.rule, contributions, shares, points.weights, effects)
+        return _plan_of_columns(chain.rule, contributions, shares, points.weights, effects, tie_keys)
     return _plan_of_sum(chain.rule, contributions, shares, points.weights, effects)
 
 
@@ -111,8 +111,12 @@ def _plan_of_columns(
     shares: Matrix,
     weights: Sequence[float],
     effects: Mapping[str, RuleEffect],
+    tie_keys: Callable[[], Sequence[str]],
 ) -> RulePlan:
     used = [k for k in range(len(contributions)) if shares[:, k].any()]
+    if (np.count_nonzero(shares, axis=1) > 1).any():  # a sum of floats, whose rounding depends on its order
+        keys = tie_keys()
+        used.sort(key=lambda k: (keys[k], tuple(shares[:, k])))
     kept, chosen = [contributions[k] for k in used], shares[:, used]
     if chosen.shape[0] == chosen.shape[1] and (chosen == np.eye(len(used))).all():
         return RulePlan(kept, weights, columns=rule, weights=weights, effects=effects)
