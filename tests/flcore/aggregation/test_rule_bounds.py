@@ -51,7 +51,7 @@ def of_krum(n: int, f: int) -> float:
 
 
 def of_krum_with_fewer_neighbours(n: int, f: int) -> float:
-    """The same proof with n - f - 2 neighbours: n - 2f - 1 of an update and its neighbours are honest, and not n - 2f."""
+    """The same proof with n - f - 2 neighbours: of an update and these, n - 2f - 1 are honest, and not n - 2f."""
     return 6 * (n - f) / (n - 2 * f - 1)
 
 
