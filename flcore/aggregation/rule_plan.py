@@ -71,9 +71,11 @@ def chain_plan(
     shares, effects = np.eye(points.count), dict[str, RuleEffect]()
     for number, stage in enumerate(chain.stages):
         mixture = _call(chain, stage, points)
+        effects |= _effects_on_clients(mixture, points, shares, names)
         shares = mixture.shares if not number else mixture.after(shares)
-        effects |= {points.names[k]: effect for k, effect in mixture.effects.items()}
         points = points.mixed(mixture) if number + 1 < len(chain.stages) else _weighted(points, mixture)
+    counted = {name for name, column in zip(names, shares.T, strict=True) if column.any()}
+    effects = {name: effect for name, effect in effects.items() if effect.kind != "excluded" or name not in counted}
     if isinstance(chain.rule, Columns):
         return _plan_of_columns(chain.rule, contributions, shares, points.weights, effects, tie_keys)
     return _plan_of_sum(chain.rule, contributions, shares, points.weights, effects)
@@ -97,6 +99,20 @@ def _call(chain: Chain, stage: Stage, points: Points) -> Mixture:
             "most 1, and a weight for each row"
         )
     return mixture
+
+
+def _effects_on_clients(
+    mixture: Mixture, points: Points, shares: Matrix, names: Sequence[str]
+) -> dict[str, RuleEffect]:
+    """Return a stage's effects by client: those on a row of several clients, such as a bucket, are on each of them."""
+    effects: dict[str, RuleEffect] = {}
+    for k, effect in mixture.effects.items():
+        is_client = points.names[k] in names
+        members = (
+            [points.names[k]] if is_client else [name for name, share in zip(names, shares[k], strict=True) if share]
+        )
+        effects |= dict.fromkeys(members, effect)
+    return effects
 
 
 def _weighted(points: Points, mixture: Mixture) -> Points:
