@@ -117,7 +117,7 @@ def test_threads_change_no_bit(rule: str, monkeypatch: pytest.MonkeyPatch) -> No
 def test_of_identical_updates_the_result_is_one_of_them(rule: str, dtype: str) -> None:
     (arrays, _), *_ = drawn(dtype, 60, 1e-3)  # too short to be clipped
     reference = None if rule not in OF_A_BASE else {name: np.zeros_like(values) for name, values in arrays.items()}
-    model = reference and Model.of(reference)
+    model = None if reference is None else Model.of(reference)
     updates = [(arrays, float(k % 4 + 1)) for k in range(CLIENTS)]
     found = named(updates, rule, reference=model).finish().arrays()
     if dtype == "float64":  # exact sums have 48 bits of the largest element
@@ -132,7 +132,7 @@ def test_one_client_with_nan_is_refused_by_name_and_the_rest_is_right(rule: str)
     spoiled = {**updates[2][0], "v": np.full((3, 5), np.nan, np.float32)}
     with pytest.raises(NonFinite, match=r"update 7.*'v'"):
         aggregate([*updates, (spoiled, 1.0)], rule=rule, base=base)
-    aggregator = named(updates, rule, base=base and Model.of(base))
+    aggregator = named(updates, rule, base=None if base is None else Model.of(base))
     with pytest.raises(NonFinite, match=r"client 'x'.*'v'"), aggregator.update(client="x", weight=1.0) as update:
         update.write_all(spoiled)
     assert bits(aggregator.finish().arrays()) == bits(aggregate(updates, rule=rule, base=base))
@@ -145,14 +145,14 @@ def test_too_few_updates_are_refused_with_the_number_that_is_needed(rule: str) -
     with pytest.raises(QuorumError):
         aggregate([], rule=rule, base=base)
     with pytest.raises(QuorumError):
-        Aggregator(ModelSpec.of(updates[0][0]), rule=rule, base=base and Model.of(base)).finish()
+        Aggregator(ModelSpec.of(updates[0][0]), rule=rule, base=None if base is None else Model.of(base)).finish()
     assert bits(aggregate(updates[:least], rule=rule, base=base))
     if least > 1:
         words = f"needs at least {least} updates, got {least - 1}"
         with pytest.raises(AggregationError, match=words):
             aggregate(updates[: least - 1], rule=rule, base=base)
         with pytest.raises(AggregationError, match=words):
-            named(updates[: least - 1], rule, base=base and Model.of(base)).finish()
+            named(updates[: least - 1], rule, base=None if base is None else Model.of(base)).finish()
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
