@@ -1,8 +1,9 @@
 """Arrays in host memory or on a device: combined at once, or folded group by group."""
 
 import math
+import struct
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -50,7 +51,7 @@ def combine_arrays(
     if the pass over a whole segment failed, its elements could not be read again. Returns what the rule has decided.
     Without names (`are_named`), ties go to the smaller digest.
     """
-    keys = None if are_named else partial(_digests, contributions)
+    keys = None if are_named else cache(partial(_digests, contributions))
     plan = combiner.plan(contributions, measured_ranges(combiner.spec), keys)
     remaining = [
         whole.segment
@@ -65,13 +66,16 @@ def combine_arrays(
 
 
 def _digests(contributions: Sequence[ArrayContribution]) -> list[str]:
-    """Return a digest of all elements of each contribution."""
+    """Return a text per contribution: a digest of all elements, and then the weight, in the order of its size.
+
+    So equal updates of different weights are in one order too, and this order stays if all weights are scaled.
+    """
     digests = []
     for contribution in contributions:
         digest = xxhash.xxh3_128()
         for buffer in (buffer for tensors in contribution.buffers for buffer in tensors):
             digest.update(to_host(buffer).view(np.uint8).data)
-        digests.append(digest.hexdigest())
+        digests.append(digest.hexdigest() + struct.pack(">d", contribution.weight).hex())
     return digests
 
 

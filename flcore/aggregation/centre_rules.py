@@ -11,16 +11,18 @@ from flcore.aggregation.rule_kinds import MEAN, Chain, Stage
 
 MAX_ITERATIONS = 1000
 TOLERANCE = 1e-9
-"""The iteration of `geometric_median` ends when no share has changed by more than this."""
+"""The iteration of `geometric_median` ends when the centre has moved by no more than this, as a part of the radius."""
 
 
 def geometric_median(*, smoothing: float = 1e-6, weighted: bool = True) -> Chain:
     """The point with the smallest weighted sum of distances to the updates (Pillutla et al., 2022, arXiv:1912.13445).
 
     Smoothed Weiszfeld: z starts as the weighted mean. Then z = sum of b_i * update_i / sum of b_i, with
-    b_i = w_i / max(nu, ||z - update_i||), until no share changes by more than 1e-9. Here nu is `smoothing` times the
-    weighted mean distance of the updates to their mean, so scaling all updates scales the result; in the paper nu is
-    1e-6. The distances of z follow from those of the updates, so the iteration reads no element.
+    b_i = w_i / max(nu, ||z - update_i||), until z moves by less than 1e-9 of r, the smallest distance from an update
+    within which more than half of the weight lies. Here nu is `smoothing` times r. So scaling all updates scales the
+    result, and a hostile update cannot enlarge nu; in the paper nu is 1e-6. If more than half of the weight is at one
+    point, the result is this point. The distances of z follow from those of the updates, so the iteration reads no
+    element.
 
     Tolerance: hostile updates with less than half of the weight. With weighted=false, fewer than half of the updates.
     Weights: count by default, so bound them (`max_share`). weighted=false ignores them.
@@ -33,13 +35,19 @@ def geometric_median(*, smoothing: float = 1e-6, weighted: bool = True) -> Chain
     def mix(points: Points) -> Mixture:
         weights = list(points.weights) if weighted and any(points.weights) else [1.0] * points.count
         start = _normalised(weights)
-        shares, distances = start, _distances(points.between, start)
-        nu = share * math.fsum(part * distance for part, distance in zip(start, distances, strict=True))
-        for _ in range(MAX_ITERATIONS if nu > 0 else 0):
+        centre, radius = _centre(points, start)
+        products = _products(points.between, centre)
+        if radius > 0:
+            nu, shares = share * radius, start
+        else:
+            nu, shares = 1.0, _normalised([part * (points.between[centre, k] == 0) for k, part in enumerate(start)])
+        distances, sizes = _distances(products, shares), np.sqrt(np.diag(products)).tolist()
+        for _ in range(MAX_ITERATIONS if radius > 0 else 0):
             before = shares
-            shares = _normalised([weight / max(nu, d) for weight, d in zip(weights, distances, strict=True)])
-            distances = _distances(points.between, shares)
-            if max(abs(new - old) for new, old in zip(shares, before, strict=True)) <= TOLERANCE:
+            shares = _normalised([part / max(nu, d) for part, d in zip(start, distances, strict=True)])
+            distances = _distances(products, shares)
+            moved = [abs(new - old) * size for new, old, size in zip(shares, before, sizes, strict=True)]
+            if math.fsum(moved) <= TOLERANCE * radius:
                 break
         effects = {
             k: RuleEffect("scaled", shares[k] / start[k], distances[k], "distance")
@@ -70,20 +78,20 @@ def centered_clip(radius: float, *, iterations: int = 3, weighted: bool = True) 
 
     def mix(points: Points) -> Mixture:
         weights = _normalised(list(points.weights) if weighted and any(points.weights) else [1.0] * points.count)
-        shares = [0.0] * points.count + [1.0]  # those of the updates, and of the base
+        products, shares = _products(points.squared, points.count)[:-1, :-1], [0.0] * points.count
         factors, distances = [1.0] * points.count, [0.0] * points.count
         for _ in range(iterations):
-            distances = _distances(points.squared, shares)[:-1]
+            distances = _distances(products, shares)
             factors = [min(1.0, reach / distance) if distance > 0 else 1.0 for distance in distances]
             moved = [weight * factor for weight, factor in zip(weights, factors, strict=True)]
             kept = 1 - math.fsum(moved)
-            shares = [kept * share + step for share, step in zip(shares, [*moved, 0.0], strict=True)]
+            shares = [kept * share + step for share, step in zip(shares, moved, strict=True)]
         effects = {
             k: RuleEffect("clipped", factors[k], distances[k], "distance")
             for k in range(points.count)
             if factors[k] < 1
         }
-        return Mixture(np.array([shares[:-1]]), [1.0], effects, ["the centre"])
+        return Mixture(np.array([shares]), [1.0], effects, ["the centre"])
 
     rest = [f"iterations={iterations}"] * (iterations != 3) + ["weighted=false"] * (not weighted)
     name = f"centered_clip({', '.join([f'radius={radius:g}', *rest])})"
@@ -95,11 +103,35 @@ def _normalised(weights: list[float]) -> list[float]:
     return [weight / total for weight in weights]
 
 
-def _distances(squared: Matrix, shares: list[float]) -> list[float]:
-    """Return the distance of each point to z = Σ sharesⱼ · pointⱼ, whose shares add up to 1.
+def _centre(points: Points, shares: list[float]) -> tuple[int, float]:
+    """Return the point with the smallest distance within which more than half of the weight lies, and this distance."""
+    radii = []
+    for row in points.between.tolist():
+        order, reached = sorted(range(points.count), key=lambda k: (row[k], shares[k])), 0.0
+        last = next((k for k in order if (reached := reached + shares[k]) > 0.5), order[-1])
+        radii.append(math.sqrt(row[last]))
+    nearest = [k for k, radius in enumerate(radii) if radius == min(radii)]
+    sums = [math.fsum(row * np.array(shares)) for row in points.between]
+    return points.ordered(sums, nearest)[0], min(radii)
 
-    ‖z - pointᵢ‖² = Σⱼ sharesⱼ · squaredᵢⱼ - ½ Σⱼₖ sharesⱼ · sharesₖ · squaredⱼₖ.
+
+def _products(squared: Matrix, centre: int) -> Matrix:
+    """Return the scalar products of the differences of all points to one of them.
+
+    They are bounded by the norms: of a point that is far away, squared distances tell them to a rounding of its square.
     """
-    sums = [math.fsum(row) for row in squared * np.array(shares)]
-    half = math.fsum(share * row for share, row in zip(shares, sums, strict=True)) / 2
-    return [math.sqrt(max(0.0, row - half)) for row in sums]
+    norms = squared[centre]
+    bounds = np.sqrt(norms[:, None]) * np.sqrt(norms)
+    return np.asarray(np.clip(norms[:, None] / 2 + norms / 2 - squared / 2, -bounds, bounds))
+
+
+def _distances(products: Matrix, shares: list[float]) -> list[float]:
+    """Return the distance of each point to z = Σ sharesⱼ · pointⱼ; of shares, the origin of the products has the rest.
+
+    ‖z - pointᵢ‖² = productsᵢᵢ - 2 · Σⱼ sharesⱼ · productsᵢⱼ + Σⱼₖ sharesⱼ · sharesₖ · productsⱼₖ. Terms of a point that
+    is far away are no larger than the others, because its share is small.
+    """
+    sums = [math.fsum(row) for row in products * np.array(shares)]
+    own = math.fsum(share * row for share, row in zip(shares, sums, strict=True))
+    quarters = [square / 4 - row / 2 + own / 4 for square, row in zip(np.diag(products), sums, strict=True)]
+    return [2 * math.sqrt(max(0.0, quarter)) for quarter in quarters]  # a whole square may be infinite

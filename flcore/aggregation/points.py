@@ -74,6 +74,7 @@ class Points:
         # `einsum` without BLAS, whose sums depend on its threads.
         products = np.einsum("mi,ij->mj", ordered, known)
         cross = np.einsum("mj,nj->mn", products, ordered)
+        cross = (cross + cross.T) / 2  # a distance is the same both ways to the bit, or a tie would be none
         own = np.diag(cross)
         squared = np.maximum(cross - (own[:, None] + own[None]) / 2, 0.0)
         for k, row in enumerate(ordered):

@@ -72,11 +72,13 @@ def chain_plan(
     shares, effects = np.eye(points.count), dict[str, RuleEffect]()
     for number, stage in enumerate(chain.stages):
         mixture = _call(chain, stage, points)
+        effects |= _effects_on_clients(mixture, points, shares, names)
         shares = mixture.shares if not number else mixture.after(shares)
-        effects |= {points.names[k]: effect for k, effect in mixture.effects.items()}
         points = points.mixed(mixture) if number + 1 < len(chain.stages) else _weighted(points, mixture)
+    counted = {name for name, column in zip(names, shares.T, strict=True) if column.any()}
+    effects = {name: effect for name, effect in effects.items() if effect.kind != "excluded" or name not in counted}
     if isinstance(chain.rule, Columns):
-        return _plan_of_columns(chain.rule, contributions, shares, points.weights, effects)
+        return _plan_of_columns(chain.rule, contributions, shares, points.weights, effects, tie_keys)
     return _plan_of_sum(chain.rule, contributions, shares, points.weights, effects)
 
 
@@ -100,6 +102,20 @@ def _call(chain: Chain, stage: Stage, points: Points) -> Mixture:
     return mixture
 
 
+def _effects_on_clients(
+    mixture: Mixture, points: Points, shares: Matrix, names: Sequence[str]
+) -> dict[str, RuleEffect]:
+    """Return a stage's effects by client: those on a row of several clients, such as a bucket, are on each of them."""
+    effects: dict[str, RuleEffect] = {}
+    for k, effect in mixture.effects.items():
+        is_client = points.names[k] in names
+        members = (
+            [points.names[k]] if is_client else [name for name, share in zip(names, shares[k], strict=True) if share]
+        )
+        effects |= dict.fromkeys(members, effect)
+    return effects
+
+
 def _weighted(points: Points, mixture: Mixture) -> Points:
     """Return the points of the last stage, whose distances nobody asks for."""
     names = mixture.names or points.names
@@ -112,8 +128,12 @@ def _plan_of_columns(
     shares: Matrix,
     weights: Sequence[float],
     effects: Mapping[str, RuleEffect],
+    tie_keys: Callable[[], Sequence[str]],
 ) -> RulePlan:
     used = [k for k in range(len(contributions)) if shares[:, k].any()]
+    if (np.count_nonzero(shares, axis=1) > 1).any():  # a sum of floats, whose rounding depends on its order
+        keys = tie_keys()
+        used.sort(key=lambda k: (keys[k], tuple(shares[:, k])))
     kept, chosen = [contributions[k] for k in used], shares[:, used]
     if chosen.shape[0] == chosen.shape[1] and (chosen == np.eye(len(used))).all():
         return RulePlan(kept, weights, columns=rule, weights=weights, effects=effects)

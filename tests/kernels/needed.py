@@ -48,8 +48,8 @@ OF_ORDER: list[Key] = [
     *((verb, dtype, dtype) for dtype in ORDERED for verb in ("median", "weighted-median")),
     *((verb, dtype, dtype) for dtype in FLOATS for verb in ("trimmed-mean", "weighted-trimmed-mean")),
     *((verb, dtype, "float64") for dtype in [*ORDERED, "bool"] for verb in ("trimmed-mean", "weighted-trimmed-mean")),
-    *((verb, dtype, "float64") for dtype in (*MEDIANS, "bool") for verb in ("median", "weighted-median")),
-    *(("mean-around-median", dtype, "float64") for dtype in ORDERED),
+    *((verb, dtype, "float64") for dtype in (*MEDIANS, "float16", "bool") for verb in ("median", "weighted-median")),
+    *(("mean-around-median", dtype, "float64") for dtype in [*ORDERED, "bool"]),
     *(("mean-around-median", dtype, dtype) for dtype in FLOATS),
 ]
 """Order statistics, in the dtype of their operands and in float64, which the rules take."""
