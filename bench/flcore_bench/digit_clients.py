@@ -60,9 +60,7 @@ class DigitClients:
         train, test = order[:cut], order[cut:]
         parts = dirichlet_balanced(digits[train], clients, alpha, seed=seed)
         hostile = np.random.default_rng([seed, 1]).choice(clients, attackers, replace=False)
-        return cls(
-            pixels[train], digits[train], np.array(parts), (pixels[test], digits[test]), np.sort(hostile), seed
-        )
+        return cls(pixels[train], digits[train], np.array(parts), (pixels[test], digits[test]), np.sort(hostile), seed)
 
     @property
     def weights(self) -> npt.NDArray[np.float64]:
