@@ -17,8 +17,8 @@ HIDDEN, DIGITS, PIXELS = 64, 10, 64
 SHAPES = ((PIXELS, HIDDEN), (HIDDEN,), (HIDDEN, DIGITS), (DIGITS,))
 CUTS = np.cumsum([int(np.prod(shape)) for shape in SHAPES])
 TRAINING_SHARE = 0.75
-STEPS, BATCH, LEARNING_RATE = 6, 32, 0.5
-"""Steps of gradient descent of a client in a round, scans of a step, and the rate."""
+STEPS, BATCH = 6, 32
+"""Steps of gradient descent of a client in a round, and scans of a step."""
 
 Floats = npt.NDArray[np.float32]
 
@@ -82,7 +82,7 @@ class DigitClients:
         parts = [weights[0], np.zeros(SHAPES[1]), weights[1], np.zeros(SHAPES[3])]
         return np.concatenate([part.ravel() for part in parts]).astype(np.float32)
 
-    def train(self, model: Floats, labels: Labels, rng: np.random.Generator) -> Floats:
+    def train(self, model: Floats, labels: Labels, rate: float, rng: np.random.Generator) -> Floats:
         """Return the update of each client after some steps from a model: one row each, the difference to it."""
         clients, size = self.owned.shape
         w1, b1, w2, b2 = (part.copy() for part in _parts(np.repeat(model[None], clients, axis=0)))
@@ -95,7 +95,7 @@ class DigitClients:
             error = np.exp(scores - scores.max(axis=2, keepdims=True))
             error /= error.sum(axis=2, keepdims=True)
             error[at, each, labels[rows]] -= 1
-            error *= LEARNING_RATE / BATCH
+            error *= rate / BATCH
             back = (error @ w2.transpose(0, 2, 1)) * (hidden > 0)
             w2 -= hidden.transpose(0, 2, 1) @ error
             b2 -= error.sum(axis=1)

@@ -34,6 +34,9 @@ RULES = (
 )
 """The rules of the table, for f attackers."""
 
+RATES, LATE = (0.5, 0.125), 0.7
+"""The learning rates before and after this share of the rounds, much as in the bundled job `digits`."""
+
 LARGEST = 1e30
 """A model with a larger element is lost: products overflow. The bound of a job's contract is the same by default."""
 
@@ -115,13 +118,13 @@ def trained(clients: DigitClients, rounds: int, rule: str, attack: str) -> Cell:
     first: Floats | None = None
     for number in range(1, rounds + 1):
         with np.errstate(all="ignore"):  # a model under attack may overflow
-            updates, weights = clients.train(model, labels, batches), clients.weights
+            updates = clients.train(model, labels, RATES[number > LATE * rounds], batches)
         if not np.abs(updates).max() < LARGEST:  # NaN is not below it either
             lost_in = number
             break
         honest = np.delete(updates, clients.hostile, axis=0)
         first = honest if first is None else first
-        own = updates[clients.hostile]
+        own, weights = updates[clients.hostile], clients.weights
         sent, claimed = chosen.send(Seen(honest, first, own, weights[clients.hostile], noise))
         updates[clients.hostile], weights[clients.hostile] = sent, claimed
         model = aggregated(model, updates, weights.tolist(), rule)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -74,7 +75,7 @@ class RobustReport:
         lines += [
             f"Accuracy in percent after {chosen.rounds} rounds. {chosen.attackers} of {chosen.clients} clients attack, "
             f"alpha {chosen.alpha:g}, seed {chosen.seed}.",
-            *(f"{ATTACKS[name].heading}: {name}" for name in chosen.attacks if ATTACKS[name].heading != name),
+            *textwrap.wrap(", ".join(f"{ATTACKS[name].heading}: {name}" for name in chosen.attacks), WIDTH),
             "",
         ]
         numbers = 6 * len(self.headings)
