@@ -67,7 +67,7 @@ THEIRS: dict[str, dict[str, str]] = {
         "numba": "limit_loops.py",
         "llvmlite": "limit_loops.py",
         "grpc": "bare_*.py",
-        "matplotlib": "plot.py",
+        "matplotlib": "*plot.py",
         "cupy": "cuda_memory.py",
         "torch": "pytorch_cuda.py",
     },

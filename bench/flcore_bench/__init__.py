@@ -4,20 +4,26 @@ Benchmarks are hard: machines are shared, clocks drift, and authors favour their
 timed interleaved in one process. Tables show medians with their spread, the limit of the same run, and the machine.
 """
 
+from flcore_bench.attacks import ATTACKS
+from flcore_bench.digit_clients import DigitsMissing
 from flcore_bench.limit import limit_cases, measured_limit
 from flcore_bench.machine import Machine, describe_machine
 from flcore_bench.peers import PEERS, CheckoutRequired
 from flcore_bench.plot import NothingToPlot
 from flcore_bench.process import MeasurementFailed
 from flcore_bench.report import Goal, Limit, LimitBeaten, Report, Row
+from flcore_bench.robust import Settings
+from flcore_bench.robust_report import RobustReport
 from flcore_bench.round import RoundFigures, round_benchmark
-from flcore_bench.run import run
+from flcore_bench.run import run, run_robust
 from flcore_bench.timing import interleaved
 from flcore_bench.workload import Sizes
 
 __all__ = [
+    "ATTACKS",
     "PEERS",
     "CheckoutRequired",
+    "DigitsMissing",
     "Goal",
     "Limit",
     "LimitBeaten",
@@ -25,8 +31,10 @@ __all__ = [
     "MeasurementFailed",
     "NothingToPlot",
     "Report",
+    "RobustReport",
     "RoundFigures",
     "Row",
+    "Settings",
     "Sizes",
     "describe_machine",
     "interleaved",
@@ -34,4 +42,5 @@ __all__ = [
     "measured_limit",
     "round_benchmark",
     "run",
+    "run_robust",
 ]

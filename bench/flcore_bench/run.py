@@ -1,6 +1,8 @@
 """The benchmarks of `flcore bench`, by name."""
 
-from collections.abc import Callable, Mapping
+import shlex
+import time
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -13,6 +15,9 @@ from flcore_bench.peers import peer_rows, round_peer_rows
 from flcore_bench.plot import plot
 from flcore_bench.processes import process_rows
 from flcore_bench.report import Report, Row
+from flcore_bench.robust import Settings, cells
+from flcore_bench.robust_plot import heat_map
+from flcore_bench.robust_report import RobustReport
 from flcore_bench.round import round_rows
 from flcore_bench.rules import rule_rows
 from flcore_bench.transport import transport_rows
@@ -68,6 +73,50 @@ def run(
     report.require_limits()
     if plot_file is not None:
         plot(rows, plot_file)
+    return report
+
+
+def run_robust(
+    settings: Settings,
+    *,
+    options: Sequence[str] = (),
+    json_file: Path | None = None,
+    csv_file: Path | None = None,
+    plot_file: Path | None = None,
+) -> RobustReport:
+    """Run `flcore bench robust`, print its table, and write the requested files.
+
+    Args:
+        settings: Rounds, clients, rules, attacks and the seed.
+        options: The options that were given, for the report's command.
+        json_file: Where to write everything.
+        csv_file: Where to write the accuracies.
+        plot_file: Where to draw the heat map.
+
+    Returns:
+        The report.
+
+    Raises:
+        flcore_bench.DigitsMissing: scikit-learn, which has the digits, is not installed.
+        NothingToPlot: matplotlib is missing, or does not know the format. All else is printed and written before.
+    """
+    began = time.monotonic()
+    found = list(cells(settings))
+    report = RobustReport(
+        command=shlex.join(["flcore", "bench", "robust", *options]),
+        date=datetime.now(UTC).date().isoformat(),
+        seconds=time.monotonic() - began,
+        machine=describe_machine(),
+        settings=settings,
+        cells=found,
+    )
+    print(report.text())
+    if json_file is not None:
+        report.write_json(json_file)
+    if csv_file is not None:
+        report.write_csv(csv_file)
+    if plot_file is not None:
+        heat_map(report, plot_file)
     return report
 
 
