@@ -2,7 +2,7 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -172,7 +172,7 @@ def _robust(given: dict[str, Any], json_file: Path | None, csv_file: Path | None
         f"--{name}={each}" for name, value in given.items() for each in (value if isinstance(value, list) else [value])
     ]
     flcore_bench.run_robust(
-        flcore_bench.Settings(**numbers, **lists),
+        flcore_bench.Settings(**cast("Any", numbers | lists)),
         options=options,
         json_file=json_file,
         csv_file=csv_file,

@@ -4,8 +4,8 @@ A `Backend` has the same verbs on every device. `fold` adds weighted operands to
 mean in a dtype, and `mean` does both in one pass. `merge`, `save` and `restore` combine and store totals of partial
 sums. `max_abs` and `inspect` look for values that must not be folded. `encode` and `decode` convert from and to
 float32. `median`, `trimmed_mean`, `mean_around_median`, `mix`, `SquaredDistances` and `step` (a server optimizer's) are
-no verbs, as they run on the CPU only. The package knows nothing of clients or rounds. A buffer has the *storage* of one dtype (`storage_dtype`):
-16-bit floats are the uint16 of their bits.
+no verbs, as they run on the CPU only. The package knows nothing of clients or rounds. A buffer has the *storage* of one
+dtype (`storage_dtype`): 16-bit floats are the uint16 of their bits.
 
     >>> import numpy as np
     >>> from flcore_kernels import backend

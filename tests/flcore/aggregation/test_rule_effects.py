@@ -5,8 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
-from flcore import Aggregator, Model, ModelSpec
-from flcore.aggregation.points import RuleEffect
+from flcore import Aggregator, Model, ModelSpec, RuleEffect
 from tests import reference_rules as oracle
 from tests.flcore.aggregation.rule_examples import ALL, COLUMNS, SUMS
 from tests.reference_rules import Points, Reals
@@ -41,7 +40,8 @@ def assert_effects(found: Mapping[str, RuleEffect], wanted: Mapping[str, RuleEff
     assert found.keys() == wanted.keys()
     for name, effect in wanted.items():
         assert (found[name].kind, found[name].measure) == (effect.kind, effect.measure), name
-        assert found[name][1:3] == pytest.approx(effect[1:3], rel=1e-5), name
+        assert found[name].factor == pytest.approx(effect.factor, rel=1e-5), name
+        assert found[name].figure == pytest.approx(effect.figure, rel=1e-5), name
 
 
 def excluded(figures: Reals | list[float], measure: str, kept: list[int]) -> dict[str, RuleEffect]:
