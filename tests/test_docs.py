@@ -128,6 +128,13 @@ def test_a_page_prints_what_it_says(page: str, tmp_path: Path) -> None:
         assert done.stdout.splitlines() == re.findall(r"print\(.*\)  # (.*)", snippet)
 
 
+def test_the_rule_of_the_contributor_s_page_is_short_and_prints_what_it_says(tmp_path: Path) -> None:
+    (snippet,) = blocks("python", (ROOT / "CONTRIBUTING.md").read_text())
+    assert len(snippet.splitlines()) < 40
+    done = subprocess.run([sys.executable, "-c", snippet], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == re.findall(r"print\(.*\)  # (.*)", snippet), done.stderr
+
+
 @pytest.mark.long
 def test_the_quickstart_runs_on_one_machine(tmp_path: Path) -> None:
     script = block("quickstart.md", "sh", "flcore run digits ")
