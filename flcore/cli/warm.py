@@ -14,6 +14,9 @@ def warm(
         list[str] | None,
         typer.Option("--dtype", help="dtype to compile for; repeatable. 'all' takes every dtype."),
     ] = None,
+    rules: Annotated[
+        bool, typer.Option("--rules", help="Also compile the kernels of robust rules and server optimizers.")
+    ] = False,
     processes: Annotated[
         int | None,
         typer.Option(
@@ -23,7 +26,7 @@ def warm(
 ) -> None:
     """Compile kernels ahead of use, for this processor, and cache them on disk.
 
-    Takes a minute or two.
+    Takes a minute or two, and some minutes more with --rules.
     Without --dtype: float32, bfloat16, float16, float64, int64 and int8 in blocks of 256. FLCORE_CACHE_DIR sets the
     cache directory (default: ~/.cache/flcore).
     """
@@ -36,7 +39,7 @@ def warm(
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         bar = progress.add_task("compiling", total=None)
-        for done, total, key, was_needed in warm_kernels(names, processes):
+        for done, total, key, was_needed in warm_kernels(names, processes, rules=rules):
             compiled += was_needed
             progress.update(bar, completed=done, total=total, description=" ".join(key))
     typer.echo(f"{total} kernels ready, {compiled} of them compiled now, in {time.monotonic() - started:.0f} s")

@@ -100,13 +100,14 @@ def fall_back(error: Exception) -> None:
 
 
 def warm(
-    dtypes: Sequence[str] | None = None, processes: int | None = None
+    dtypes: Sequence[str] | None = None, processes: int | None = None, *, rules: bool = False
 ) -> Iterator[tuple[int, int, tuple[str, ...], bool]]:
     """Compile the CPU's kernels ahead of their first use, and cache them on disk.
 
     Args:
         dtypes: Keys of `STORAGE`, or `["all"]`. Default: float32, bfloat16, float16, float64, int64 and int8[256].
         processes: Processes that compile. Default: as `threads` of `backend`.
+        rules: Also the kernels of robust rules and server optimizers. Default: False.
 
     Yields:
         After each kernel: (kernels done, kernels in total, the kernel's key, whether it had to be compiled).
@@ -116,7 +117,7 @@ def warm(
     """
     from flcore_kernels.cpu.warm import warm as warm_cpu
 
-    return warm_cpu(dtypes, processes)
+    return warm_cpu(dtypes, processes, rules=rules)
 
 
 def cached_kernels() -> CachedCode | None:

@@ -392,3 +392,22 @@ def test_two_processes_may_compile_at_once_and_a_third_compiles_nothing() -> Non
 def test_the_kernels_of_this_process_give_what_they_should() -> None:
     kernel = doubling("checked")
     assert np.array([kernel(x) for x in (0.0, -1.5, 1e308)]).tolist() == [0.0, -3.0, np.inf]
+
+
+def test_the_kernels_of_rules_are_those_that_rules_ask_for() -> None:
+    from flcore_kernels.cpu.warm import kernel_of, rule_keys_of
+
+    keys = rule_keys_of(["float32", "int8[256]", "bfloat16", "int64"])
+    assert len(set(keys)) == len(keys)
+    for needed in (
+        ("median", "float32", "float64"),
+        ("weighted-median", "bfloat16", "float64"),
+        ("distances", "bfloat16"),
+        ("mix", "bfloat16", "float32"),
+        ("mix", "int64", "float64"),
+        ("trimmed-mean", "float64", "float64"),  # of mixed integers
+        ("step", "adaptive", "float64", "float32"),
+    ):
+        assert needed in keys
+        kernel_of(needed)
+    assert not any("int8[256]" in key for key in keys)

@@ -138,7 +138,7 @@ def yogi(change: Any, m: Any, v: Any, numbers: Any) -> Any:
     return lr * moved / (np.sqrt(grown) + tau), moved, grown
 
 
-_FORMULAS: dict[str, tuple[Callable[..., Any], int]] = {
+FORMULAS: dict[str, tuple[Callable[..., Any], int]] = {
     "scaled": (scaled, 0),
     "momentum": (momentum, 1),
     "adaptive": (adaptive, 2),
@@ -192,7 +192,7 @@ def unsigned_32(value: Any) -> Any:
 @cache
 def _element(formula: str, mean: str, dtype: str) -> Callable[..., Any]:
     """Return the function of one element: its results, not rounded yet, and the v that it began with."""
-    advance, slots = _FORMULAS[formula]
+    advance, slots = FORMULAS[formula]
     real, is_single, base_value = real_of(mean, dtype), mean == "float32", DECODERS[dtype].value
     load_mean = memory.load_f32 if is_single else memory.load_f64
     load_state = memory.load_f64 if dtype == "float64" else memory.load_f32
@@ -218,7 +218,7 @@ def real_of(mean: str, dtype: str) -> Any:
 
 
 def _step(formula: str, mean: str, dtype: str) -> Callable[..., Any]:
-    element, (_, slots), real = _element(formula, mean, dtype), _FORMULAS[formula], real_of(mean, dtype)
+    element, (_, slots), real = _element(formula, mean, dtype), FORMULAS[formula], real_of(mean, dtype)
     encode, is_wide = ENCODERS[dtype], dtype == "float64"
     held, unsigned = (np.float64, np.uint64) if is_wide else (np.float32, np.uint32)
     magnitude, signed = (magnitude_64, unsigned_64) if is_wide else (magnitude_32, unsigned_32)

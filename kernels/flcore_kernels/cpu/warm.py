@@ -59,15 +59,40 @@ def keys_of(dtypes: Sequence[str]) -> list[Key]:
     return list(dict.fromkeys([*keys, ("merge",)]))
 
 
+ORDER_VERBS = ("median", "weighted-median", "trimmed-mean", "weighted-trimmed-mean", "mean-around-median")
+
+
+def rule_keys_of(dtypes: Sequence[str]) -> list[Key]:
+    """Return the keys of the kernels of robust rules and server optimizers, for models of these dtypes.
+
+    Quantized updates are decoded to float32 first.
+    """
+    keys: list[Key] = []
+    for dtype in dict.fromkeys("float32" if lookup(dtype).block else dtype for dtype in dtypes):
+        is_float = STORAGE[dtype].is_float
+        mixed = "float32" if is_float and dtype != "float64" else "float64"
+        keys += [(verb, each, "float64") for verb in ORDER_VERBS for each in dict.fromkeys((dtype, mixed))]
+        keys += [("mix", dtype, mixed)]
+        if is_float:
+            keys += [("distances", dtype)]
+            keys += [("step", formula, mean, dtype) for formula in step.FORMULAS for mean in ("float32", "float64")]
+    return list(dict.fromkeys(keys))
+
+
 def kernel_of(key: Key) -> Kernel:
     """Return the kernel that a key names."""
     return _KERNELS[key[0]](*key[1:])
 
 
-def warm(dtypes: Sequence[str] | None = None, processes: int | None = None) -> Iterator[tuple[int, int, Key, bool]]:
-    """Compile the kernels for some dtypes, by default `COMMON_DTYPES`, ahead of their first use (`compile_ahead`)."""
-    keys = keys_of(list(STORAGE) if dtypes is not None and "all" in dtypes else dtypes or COMMON_DTYPES)
-    return compile_ahead(keys, processes)
+def warm(
+    dtypes: Sequence[str] | None = None, processes: int | None = None, *, rules: bool = False
+) -> Iterator[tuple[int, int, Key, bool]]:
+    """Compile the kernels for some dtypes, by default `COMMON_DTYPES`, ahead of their first use (`compile_ahead`).
+
+    `rules`: also those of robust rules and server optimizers.
+    """
+    chosen = list(STORAGE) if dtypes is not None and "all" in dtypes else dtypes or COMMON_DTYPES
+    return compile_ahead([*keys_of(chosen), *(rule_keys_of(chosen) if rules else [])], processes)
 
 
 def compile_ahead(keys: Sequence[Key], processes: int | None = None) -> Iterator[tuple[int, int, Key, bool]]:
