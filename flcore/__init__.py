@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from flcore.aggregation.budget import Budget
     from flcore.aggregation.centre_rules import centered_clip, geometric_median
     from flcore.aggregation.chains import chain
+    from flcore.aggregation.client_update import ClientUpdate
     from flcore.aggregation.clipping_rules import arc, clip_norm, clipped_mean
     from flcore.aggregation.mixing_rules import bucketing, nnm
     from flcore.aggregation.order_rules import meamed, median, trimmed_mean
@@ -88,6 +89,7 @@ __all__ = [
     "Budget",
     "BudgetError",
     "Chain",
+    "ClientUpdate",
     "Columns",
     "ContractMismatch",
     "Controller",
@@ -179,6 +181,7 @@ _NAMES_BY_MODULE = {
         "centered_clip",
         "geometric_median",
     ),
+    "flcore.aggregation.client_update": ("ClientUpdate",),
     "flcore.aggregation.clipping_rules": (
         "arc",
         "clip_norm",

@@ -14,6 +14,7 @@ from flcore_kernels import backend as backend_named
 
 from flcore.aggregation.admission_limits import MAX_UPDATES, AggregationSettings
 from flcore.aggregation.budget import Budget
+from flcore.aggregation.client_update import ClientUpdate
 from flcore.aggregation.combiner import Combiner
 from flcore.aggregation.optimizer_state import ServerOptimizer
 from flcore.aggregation.plans import PLANS, require_plan
@@ -228,6 +229,15 @@ class Aggregator:
                 raise UpdateError(f"a round takes {MAX_UPDATES} updates, and has them", client=staged.client)
             self._clients.add(staged.client)
             self._plan.add(staged)
+
+    def contributions(self) -> tuple[ClientUpdate, ...]:
+        """Return the committed updates, in the order of the clients' names. They can be read until they are combined.
+
+        Raises `JobError` with the plan "streaming", which keeps none.
+        """
+        with self._lock:
+            held = self._plan.held()
+        return tuple(ClientUpdate(update, self._wire_format) for update in sorted(held, key=lambda each: each.client))
 
     def finish(self, *, exclude_lost: bool = True) -> GlobalModel:
         """Return the combination of all committed updates, and free them.

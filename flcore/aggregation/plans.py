@@ -55,6 +55,10 @@ class BatchPlan:
         """Keep a committed update until the end."""
         self._updates.append(update)
 
+    def held(self) -> list[StagedUpdate]:
+        """Return the updates that are kept."""
+        return list(self._updates)
+
     def pop_round(self) -> Any:
         """Begin a new round, and return the old one for `finish` or `discard`."""
         updates, self._updates = self._updates, []
@@ -173,6 +177,10 @@ class StreamingPlan:
         with self._lock:
             current.waiting.append(update)
         current.folds.append(self._thread.submit(lambda: self._fold_waiting(current)))
+
+    def held(self) -> list[StagedUpdate]:
+        """Raise `JobError`: updates are folded as they come."""
+        raise JobError("the plan streaming keeps no updates: choose the plan batch to read them one by one")
 
     def pop_round(self) -> Any:
         """Begin a new round, and return the old one for `finish` or `discard`."""

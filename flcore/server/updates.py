@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 from flcore.aggregation.aggregator import Aggregator
-from flcore.errors import JobError, StepOverflow, UpdatesLost
+from flcore.aggregation.client_update import ClientUpdate
+from flcore.errors import JobError, ModelGone, StepOverflow, UpdatesLost
 from flcore.model.chunks import GlobalModel
 from flcore.server.history import RoundRecord
 from flcore.server.open_attempt import average_metrics
@@ -34,6 +35,18 @@ class Updates(Protocol):
     @property
     def clients(self) -> tuple[str, ...]:
         """The names of the clients whose update was committed, sorted."""
+        ...
+
+    def contributions(self) -> tuple[ClientUpdate, ...]:
+        """Return the updates, in the order of the clients' names, to read them by range before they are combined.
+
+        What a workflow decides from them must be in `Controller.state`, and it must loop over `remaining_rounds`: after
+        a restart, updates that were combined are gone.
+
+        Raises:
+            JobError: The updates were aggregated before, or the plan is "streaming", which keeps none.
+            ModelGone: They were combined before the server was restarted.
+        """
         ...
 
     def aggregate(self) -> GlobalModel:
@@ -97,6 +110,12 @@ class StagedUpdates:
         """The names of the clients whose update was committed, sorted."""
         return tuple(sorted(self._request.answers))
 
+    def contributions(self) -> tuple[ClientUpdate, ...]:
+        """Return the updates (see `Updates`)."""
+        if self._model is None:
+            raise JobError(f"tasks.{self._request.task}: its updates were aggregated before; read them before that")
+        return self._aggregator.contributions()
+
     def aggregate(self) -> GlobalModel:
         """Combine the updates (see `Updates`)."""
         model, self._model = self._model, None
@@ -156,6 +175,13 @@ class PastUpdates:
         self.metrics: dict[str, float] = result["metrics"]
         self.clients: tuple[str, ...] = tuple(result["clients"])
         self._model, self._round = model, round_number
+
+    def contributions(self) -> tuple[ClientUpdate, ...]:
+        """Raise `ModelGone`."""
+        raise ModelGone(
+            f"the updates of round {self._round} were combined before the server was restarted: have the workflow loop "
+            "over remaining_rounds(), and keep what it needs of them in control.state"
+        )
 
     def aggregate(self) -> GlobalModel:
         """Return a handle of the model that they gave; or the model that was sent, if the round was skipped."""
