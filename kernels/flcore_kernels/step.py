@@ -6,7 +6,7 @@ state before that is rounded to its dtype.
 
 Accuracy, relative to the terms of each sum: in float64, a result has the error of one rounding to its dtype, and of
 2^-49 at most. In float32, the new state and the update of the model have an error of 2^-21 at most. Measured on one
-thread, Adam took 10 cycles per element in float64, and 4 in float32.
+thread of a busy machine, Adam took 3.7 ns per element in float64, and 1.9 in float32.
 
 A result depends on its element alone: not on threads, or on which elements are computed together.
 
