@@ -73,8 +73,8 @@ class RobustReport:
         chosen = self.settings
         lines = [f"{self.command}, {self.date}, {self.seconds:.0f} s", "", f"{self.machine.line}.", ""]
         lines += [
-            f"Accuracy in percent after {chosen.rounds} rounds. {chosen.attackers} of {chosen.clients} clients attack, "
-            f"alpha {chosen.alpha:g}, seed {chosen.seed}.",
+            f"Accuracy in percent after {chosen.rounds} rounds.",
+            f"{chosen.attackers} of {chosen.clients} clients attack, alpha {chosen.alpha:g}, seed {chosen.seed}.",
             *textwrap.wrap(", ".join(f"{ATTACKS[name].heading}: {name}" for name in chosen.attacks), WIDTH),
             "",
         ]

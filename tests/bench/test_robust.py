@@ -22,7 +22,7 @@ from tests.flcore.command import said
 from tests.test_readme import blocks, commands
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs/robust.md").read_text() 
+PAGE = (ROOT / "docs/robust.md").read_text()
 MACHINE = Machine("processor", 2, 24.0, "Linux", "3.11", "numpy 2.0")
 SMALL = Settings(rounds=2, clients=7, attackers=1, rules=("mean", "multi_krum(f=1)"), attacks=("scaling", "mimic"))
 
