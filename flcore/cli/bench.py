@@ -172,7 +172,7 @@ def _robust(given: dict[str, Any], json_file: Path | None, csv_file: Path | None
         f"--{name}={each}" for name, value in given.items() for each in (value if isinstance(value, list) else [value])
     ]
     flcore_bench.run_robust(
-        flcore_bench.Settings(**changes),
+        flcore_bench.RobustSettings(**changes),
         options=options,
         json_file=json_file,
         csv_file=csv_file,
