@@ -57,6 +57,7 @@ CHECKED = {
     "quickstart.md": HERE,
     "real-machines.md": "tests/flcore/test_tls_processes.py",
     "reports.md": "tests/flcore/cli/test_report_commands.py",
+    "robust.md": "tests/bench/test_robust.py",
     "rules.md": RUN,
     "sites.md": "tests/flcore/agent/test_sites_page.py",
     "standing-server.md": "tests/flcore/federation/test_server_command.py",

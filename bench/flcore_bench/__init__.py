@@ -12,7 +12,7 @@ from flcore_bench.peers import PEERS, CheckoutRequired
 from flcore_bench.plot import NothingToPlot
 from flcore_bench.process import MeasurementFailed
 from flcore_bench.report import Goal, Limit, LimitBeaten, Report, Row
-from flcore_bench.robust import Settings
+from flcore_bench.robust import RobustSettings
 from flcore_bench.robust_report import RobustReport
 from flcore_bench.round import RoundFigures, round_benchmark
 from flcore_bench.run import run, run_robust
@@ -32,9 +32,9 @@ __all__ = [
     "NothingToPlot",
     "Report",
     "RobustReport",
+    "RobustSettings",
     "RoundFigures",
     "Row",
-    "Settings",
     "Sizes",
     "describe_machine",
     "interleaved",

@@ -2,8 +2,8 @@
 
 Attackers know everything: the honest updates of this round and of the first one, and what they would have sent
 themselves. An update is a row of a matrix, the difference to the base; mu and sigma are the mean and the standard
-deviation of the honest rows, by coordinate. An attack returns a row and a weight for each attacker. It never writes into
-what it sees. Attackers claim the weights that they would have had, except in `scaling`.
+deviation of the honest rows, by coordinate. An attack returns a row and a weight for each attacker. It writes into
+nothing that it sees. Attackers claim the weights that they would have had, except in `scaling`.
 """
 
 from collections.abc import Callable, Mapping
@@ -104,7 +104,7 @@ def scaling(seen: Seen, factor: float = 1000.0, weight: float = 1.0) -> Sent:
 
 
 def flip_labels(labels: Labels, classes: int = 10) -> Labels:
-    """Return the labels on which attackers train: classes - 1 - label (Allouah et al., 2023, arXiv:2302.01772: 9 - l)."""
+    """Return the labels on which attackers train: classes - 1 - label (Allouah et al., 2023, arXiv:2302.01772)."""
     return classes - 1 - labels
 
 

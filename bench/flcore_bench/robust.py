@@ -42,7 +42,7 @@ LARGEST = 1e30
 
 
 @dataclass(frozen=True)
-class Settings:
+class RobustSettings:
     """The settings of a run. Attacks and rules are in the order of the table.
 
     Raises:
@@ -96,7 +96,7 @@ class Cell:
     lost_in: int = 0
 
 
-def cells(settings: Settings) -> Iterator[Cell]:
+def cells(settings: RobustSettings) -> Iterator[Cell]:
     """Train once for each rule and attack, and tell on standard error how far it is."""
     clients = DigitClients.draw(settings.clients, settings.attackers, settings.alpha, settings.seed)
     columns = (NONE, *settings.attacks)

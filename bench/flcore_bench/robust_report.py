@@ -11,7 +11,7 @@ from typing import Any
 from flcore_bench.attacks import ATTACKS
 from flcore_bench.machine import Machine
 from flcore_bench.report import Goal
-from flcore_bench.robust import NONE, Cell, Settings
+from flcore_bench.robust import NONE, Cell, RobustSettings
 
 WIDTH = 100
 """The most columns of the table in a terminal."""
@@ -31,7 +31,7 @@ class RobustReport:
     date: str
     seconds: float
     machine: Machine
-    settings: Settings
+    settings: RobustSettings
     cells: Sequence[Cell]
 
     def accuracy(self, rule: str, attack: str) -> float:
@@ -73,8 +73,8 @@ class RobustReport:
         chosen = self.settings
         lines = [f"{self.command}, {self.date}, {self.seconds:.0f} s", "", f"{self.machine.line}.", ""]
         lines += [
-            f"Accuracy in percent after {chosen.rounds} rounds. {chosen.attackers} of {chosen.clients} clients attack, "
-            f"alpha {chosen.alpha:g}, seed {chosen.seed}.",
+            f"Accuracy in percent after {chosen.rounds} rounds.",
+            f"{chosen.attackers} of {chosen.clients} clients attack, alpha {chosen.alpha:g}, seed {chosen.seed}.",
             *textwrap.wrap(", ".join(f"{ATTACKS[name].heading}: {name}" for name in chosen.attacks), WIDTH),
             "",
         ]

@@ -15,7 +15,7 @@ from flcore_bench.peers import peer_rows, round_peer_rows
 from flcore_bench.plot import plot
 from flcore_bench.processes import process_rows
 from flcore_bench.report import Report, Row
-from flcore_bench.robust import Settings, cells
+from flcore_bench.robust import RobustSettings, cells
 from flcore_bench.robust_plot import heat_map
 from flcore_bench.robust_report import RobustReport
 from flcore_bench.round import round_rows
@@ -77,7 +77,7 @@ def run(
 
 
 def run_robust(
-    settings: Settings,
+    settings: RobustSettings,
     *,
     options: Sequence[str] = (),
     json_file: Path | None = None,

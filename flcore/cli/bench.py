@@ -2,7 +2,7 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import typer
 
@@ -166,13 +166,15 @@ def _robust(given: dict[str, Any], json_file: Path | None, csv_file: Path | None
     """Run `flcore bench robust` with the options that were given."""
     import flcore_bench
 
-    lists = {f"{name}s": tuple(value) for name, value in given.items() if isinstance(value, list)}
-    numbers = {name: value for name, value in given.items() if not isinstance(value, list)}
+    changes: dict[str, Any] = {
+        f"{name}s" if isinstance(value, list) else name: tuple(value) if isinstance(value, list) else value
+        for name, value in given.items()
+    }
     options = [
         f"--{name}={each}" for name, value in given.items() for each in (value if isinstance(value, list) else [value])
     ]
     flcore_bench.run_robust(
-        flcore_bench.Settings(**cast("Any", numbers | lists)),
+        flcore_bench.RobustSettings(**changes),
         options=options,
         json_file=json_file,
         csv_file=csv_file,
