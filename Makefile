@@ -62,6 +62,7 @@ test-web: $(VENV)/.web  ## Test the web page in Chromium, and make the docs' scr
 
 stress: $(VENV)/.dev  ## Kills, power loss, broken networks and disks, hostile peers, a soak, memory bounds: the full forms (two hours, 10 GB of disk).
 	FLCORE_HISTORIES=100000 $(BIN)/pytest tests/flcore/server/test_task_attempt.py tests/transport/test_flow_control.py
+	FLCORE_BOUND_CASES=2000 $(BIN)/pytest tests/flcore/aggregation/test_rule_bounds.py
 	$(BIN)/pytest -m stress
 
 fuzz: $(VENV)/.dev  ## A million mutated pieces, messages and files: refused or canonical, each within a second (20 minutes; 60 at most).

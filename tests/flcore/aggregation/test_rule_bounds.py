@@ -18,7 +18,7 @@ from flcore import aggregate
 Reals = npt.NDArray[np.float64]
 
 CASES = int(os.environ.get("FLCORE_BOUND_CASES", "25"))
-"""How many rounds are drawn per rule: a hundred times as many in `make stress`."""
+"""How many rounds are drawn per rule: 2,000 in `make stress`."""
 
 MOST = 11
 
