@@ -46,18 +46,7 @@ if TYPE_CHECKING:
     from flcore.aggregation.aggregate import aggregate
     from flcore.aggregation.aggregator import Aggregator
     from flcore.aggregation.budget import Budget
-    from flcore.aggregation.centre_rules import centered_clip, geometric_median
-    from flcore.aggregation.chains import chain
     from flcore.aggregation.client_update import ClientUpdate
-    from flcore.aggregation.clipping_rules import arc, clip_norm, clipped_mean
-    from flcore.aggregation.mixing_rules import bucketing, nnm
-    from flcore.aggregation.order_rules import meamed, median, trimmed_mean
-    from flcore.aggregation.points import Mixture, Points
-    from flcore.aggregation.rule_effect import RuleEffect
-    from flcore.aggregation.rule_kinds import Chain, Columns, Geometry, ServerStep, Stage, Sum
-    from flcore.aggregation.rules import OPTIMIZERS, RULES, STAGES
-    from flcore.aggregation.selection_rules import bulyan, krum, mda, multi_krum
-    from flcore.aggregation.server_optimizers import fed_adagrad, fed_adam, fed_avg_m, fed_yogi, server_lr
     from flcore.aggregation.update_tables import open_update
     from flcore.client.task import Site, Task, Update
     from flcore.job.job import Job
@@ -68,6 +57,17 @@ if TYPE_CHECKING:
     from flcore.model.model_writer import ModelWriter
     from flcore.model.spec import ModelSpec, TensorSpec
     from flcore.model.stored_model import StoredModel
+    from flcore.rules.centre import centered_clip, geometric_median
+    from flcore.rules.chains import chain
+    from flcore.rules.clipping import arc, clip_norm, clipped_mean
+    from flcore.rules.effect import RuleEffect
+    from flcore.rules.kinds import Chain, Columns, Geometry, ServerStep, Stage, Sum
+    from flcore.rules.mixing import bucketing, nnm
+    from flcore.rules.named import OPTIMIZERS, RULES, STAGES
+    from flcore.rules.order import meamed, median, trimmed_mean
+    from flcore.rules.points import Mixture, Points
+    from flcore.rules.selection import bulyan, krum, mda, multi_krum
+    from flcore.rules.server_optimizers import fed_adagrad, fed_adam, fed_avg_m, fed_yogi, server_lr
     from flcore.server.controller import Controller
     from flcore.server.history import Participation, RoundRecord
     from flcore.server.history_table import open_history
@@ -176,36 +176,36 @@ _NAMES_BY_MODULE = {
     "flcore.aggregation.aggregate": ("aggregate",),
     "flcore.aggregation.aggregator": ("Aggregator",),
     "flcore.aggregation.budget": ("Budget",),
-    "flcore.aggregation.chains": ("chain",),
-    "flcore.aggregation.centre_rules": (
+    "flcore.rules.chains": ("chain",),
+    "flcore.rules.centre": (
         "centered_clip",
         "geometric_median",
     ),
     "flcore.aggregation.client_update": ("ClientUpdate",),
-    "flcore.aggregation.clipping_rules": (
+    "flcore.rules.clipping": (
         "arc",
         "clip_norm",
         "clipped_mean",
     ),
-    "flcore.aggregation.mixing_rules": (
+    "flcore.rules.mixing": (
         "bucketing",
         "nnm",
     ),
-    "flcore.aggregation.points": (
+    "flcore.rules.points": (
         "Mixture",
         "Points",
     ),
-    "flcore.aggregation.rule_effect": ("RuleEffect",),
-    "flcore.aggregation.selection_rules": (
+    "flcore.rules.effect": ("RuleEffect",),
+    "flcore.rules.selection": (
         "bulyan",
         "krum",
         "mda",
         "multi_krum",
     ),
-    "flcore.aggregation.order_rules": ("meamed", "median", "trimmed_mean"),
-    "flcore.aggregation.rule_kinds": ("Chain", "Columns", "Geometry", "ServerStep", "Stage", "Sum"),
-    "flcore.aggregation.rules": ("OPTIMIZERS", "RULES", "STAGES"),
-    "flcore.aggregation.server_optimizers": ("fed_adagrad", "fed_adam", "fed_avg_m", "fed_yogi", "server_lr"),
+    "flcore.rules.order": ("meamed", "median", "trimmed_mean"),
+    "flcore.rules.kinds": ("Chain", "Columns", "Geometry", "ServerStep", "Stage", "Sum"),
+    "flcore.rules.named": ("OPTIMIZERS", "RULES", "STAGES"),
+    "flcore.rules.server_optimizers": ("fed_adagrad", "fed_adam", "fed_avg_m", "fed_yogi", "server_lr"),
     "flcore.aggregation.update_tables": ("open_update",),
     "flcore.client.task": ("Site", "Task", "Update"),
     "flcore.job.job": ("Job",),

@@ -5,8 +5,6 @@ The other modules of the benchmark import public names only, and these from here
 
 from flcore.aggregation.budget import DEFAULT_BUDGET, Budget
 from flcore.aggregation.checkpoint_aggregation import aggregate_checkpoints
-from flcore.aggregation.rule_kinds import min_updates
-from flcore.aggregation.rules import resolve_rule
 from flcore.aggregation.staging import Staging
 from flcore.client.client import Client
 from flcore.client.executor import Executor
@@ -23,6 +21,8 @@ from flcore.jobs.digits.digits import digits_file
 from flcore.model.wire_format import WireFormat
 from flcore.partition import dirichlet_balanced
 from flcore.process import keep_freed_memory
+from flcore.rules.kinds import min_updates
+from flcore.rules.named import resolve_rule
 from flcore.server.events import Event, TaskSent
 from flcore.server.federation import Federation
 from flcore.server.serve import serve

@@ -26,9 +26,9 @@ from flcore.adapters.nvflare_round import RoundResults, is_number
 from flcore.adapters.nvflare_tensors import is_reference
 from flcore.aggregation.admission_limits import AggregationSettings
 from flcore.aggregation.incremental import IncrementalAggregator, require_settings
-from flcore.aggregation.rule_kinds import Rule, Sum
-from flcore.aggregation.rules import resolve_rule
 from flcore.errors import AggregationError, JobError, QuorumError, TensorMismatch, UpdateError, WeightError
+from flcore.rules.kinds import Rule, Sum
+from flcore.rules.named import resolve_rule
 
 logger = logging.getLogger(__name__)
 

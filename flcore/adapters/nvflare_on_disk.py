@@ -16,7 +16,6 @@ from flcore.aggregation.output_template import allocate
 from flcore.aggregation.prefetch import prefetch
 from flcore.aggregation.range_inputs import RangeInputs
 from flcore.aggregation.reference_model import ReferenceModel
-from flcore.aggregation.rule_kinds import Sum
 from flcore.errors import (
     AggregationError,
     BudgetError,
@@ -28,6 +27,7 @@ from flcore.errors import (
 )
 from flcore.model.array_libraries import Converter
 from flcore.model.spec import ModelSpec
+from flcore.rules.kinds import Sum
 
 WORKING_BUDGET = Budget(256 << 20)
 """The memory for ranges of all results that are combined at once, by a rule that is not a sum. It is enough for 4,093

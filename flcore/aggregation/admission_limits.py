@@ -17,11 +17,11 @@ from flcore_layout import SegmentRange
 from flcore.aggregation.contributions import to_host
 from flcore.aggregation.passthrough import Mask, Values, differing_bits, passthrough_mask, zero_where
 from flcore.aggregation.reference_model import ReferenceModel
-from flcore.aggregation.rule_kinds import Rule
 from flcore.errors import JobError, NonFinite, OutOfBounds, WeightError
 from flcore.model.compression import KernelArray, to_float32
 from flcore.model.dtypes import DTYPES, INTEGERS
 from flcore.model.spec import ModelSpec
+from flcore.rules.kinds import Rule
 
 MAX_UPDATES = MAX_TERMS
 """The largest number of updates of a round: n < 2^16 in the bounds below."""

@@ -15,11 +15,11 @@ from flcore.aggregation.contributions import ArrayContribution, Buffers
 from flcore.aggregation.optimizer_state import require_stateless
 from flcore.aggregation.output_template import OutputTemplate, allocate_like, require_no_overlap
 from flcore.aggregation.reference_model import ReferenceModel, passthrough_reference
-from flcore.aggregation.rule_kinds import Rule, Sum
-from flcore.aggregation.rules import resolve_rule
 from flcore.errors import AggregationError, QuorumError, SpecError, UpdateError
 from flcore.model.arrays import AnyArrays, converters_for, flatten
 from flcore.model.spec import ModelSpec
+from flcore.rules.kinds import Rule, Sum
+from flcore.rules.named import resolve_rule
 
 DEFAULT_GROUP = 4
 """How many updates of an iterator are alive at once, if no budget says otherwise."""
@@ -61,7 +61,7 @@ def aggregate(
             finite, >= 0, and not all zero.
         rule: A key of `RULES` (default: "mean"), with arguments where it has some
             ("trimmed_mean(f=2)"); or a rule: `trimmed_mean(f=2)`, or one of your own (see
-            `flcore.aggregation.rule_kinds`).
+            `flcore.rules.kinds`).
         accumulate: The precision of sums of floats.
 
             - "exact" (default): the result does not depend on the order of the updates, on groups or on threads. Its

@@ -19,9 +19,6 @@ from flcore.aggregation.combiner import Combiner
 from flcore.aggregation.optimizer_state import ServerOptimizer
 from flcore.aggregation.plans import PLANS, require_plan
 from flcore.aggregation.reference_model import ReferenceModel
-from flcore.aggregation.rule_effect import RuleEffect
-from flcore.aggregation.rule_kinds import Rule, step_of
-from flcore.aggregation.rules import resolve_rule
 from flcore.aggregation.staged_update import StagedUpdate
 from flcore.aggregation.staging import SPILL_AFTER_S, Staging
 from flcore.aggregation.storage import Storage, read_chunks_within
@@ -30,6 +27,9 @@ from flcore.errors import JobError, SpecError, StagingError, UpdateError, Update
 from flcore.model.chunks import GlobalModel
 from flcore.model.spec import ModelSpec
 from flcore.model.wire_format import WireFormat
+from flcore.rules.effect import RuleEffect
+from flcore.rules.kinds import Rule, step_of
+from flcore.rules.named import resolve_rule
 
 
 class Aggregator:

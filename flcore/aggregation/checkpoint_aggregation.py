@@ -22,8 +22,6 @@ from flcore.aggregation.contributions import (
     model_ranges,
 )
 from flcore.aggregation.optimizer_state import require_stateless
-from flcore.aggregation.rule_kinds import Chain, Columns, Rule, Sum
-from flcore.aggregation.rules import resolve_rule
 from flcore.errors import BudgetError, QuorumError, UpdateError, WeightError
 from flcore.model.atomic_replace import AtomicReplace
 from flcore.model.checkpoint import open_model
@@ -35,6 +33,8 @@ from flcore.model.open_file import require_files_fit
 from flcore.model.shard_layout import plan_like
 from flcore.model.spec import ModelSpec
 from flcore.model.stored_model import StoredModel, count_files
+from flcore.rules.kinds import Chain, Columns, Rule, Sum
+from flcore.rules.named import resolve_rule
 
 MIN_RANGE_ELEMENTS = 1 << 12
 """The smallest range: reading shorter ones takes longer in calls to the system than in copies."""

@@ -30,18 +30,18 @@ from flcore.aggregation.contributions import ArrayContribution, Contribution
 from flcore.aggregation.measurement import Measurement
 from flcore.aggregation.optimizer_state import OptimizerStep
 from flcore.aggregation.passthrough import Mask, Values, zero_where
-from flcore.aggregation.points import Matrix, Mixture
 from flcore.aggregation.prefetch import prefetch
 from flcore.aggregation.range_checks import RangeChecks
 from flcore.aggregation.range_inputs import RangeInputs
 from flcore.aggregation.reference_model import ReferenceModel
 from flcore.aggregation.rule_calls import call_combine, round_to_dtype
-from flcore.aggregation.rule_kinds import Columns, Geometry, Sum, min_updates, streamed_sum
 from flcore.aggregation.rule_plan import RulePlan, chain_plan
 from flcore.errors import AggregationError, UpdateError
 from flcore.model.chunks import ChunkSink
 from flcore.model.dtypes import DTYPES
 from flcore.model.spec import ModelSpec
+from flcore.rules.kinds import Columns, Geometry, Sum, min_updates, streamed_sum
+from flcore.rules.points import Matrix, Mixture
 
 MAX_GROUP = 8
 """The largest number of contributions that are folded at once. The total is read and written once per group, so larger

@@ -14,12 +14,12 @@ from flcore.aggregation.contributions import ArrayContribution, Buffers
 from flcore.aggregation.optimizer_state import require_stateless
 from flcore.aggregation.output_template import OutputTemplate, allocate
 from flcore.aggregation.reference_model import ReferenceModel, passthrough_reference
-from flcore.aggregation.rule_kinds import Rule, Sum, needs_base
-from flcore.aggregation.rules import resolve_rule
 from flcore.errors import AggregationError, JobError, QuorumError, SpecError, TensorMismatch, UpdateError, WeightError
 from flcore.model.arrays import AnyArrays, converters_for
 from flcore.model.dtypes import DTYPES
 from flcore.model.spec import ModelSpec
+from flcore.rules.kinds import Rule, Sum, needs_base
+from flcore.rules.named import resolve_rule
 
 
 class IncrementalAggregator:

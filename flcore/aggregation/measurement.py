@@ -9,17 +9,17 @@ from flcore_layout import SegmentRange
 
 from flcore.aggregation.contributions import Contribution
 from flcore.aggregation.passthrough import Values, zero_where
-from flcore.aggregation.points import Matrix
 from flcore.aggregation.prefetch import prefetch
 from flcore.aggregation.range_checks import RangeChecks
 from flcore.aggregation.range_inputs import RangeInputs
 from flcore.aggregation.reference_model import ReferenceModel
 from flcore.aggregation.rule_calls import call_coefficients, call_measure
-from flcore.aggregation.rule_kinds import Chain, Geometry
 from flcore.aggregation.rule_plan import needs
 from flcore.errors import AggregationError
 from flcore.model.dtypes import DTYPES, INTEGERS
 from flcore.model.spec import ModelSpec
+from flcore.rules.kinds import Chain, Geometry
+from flcore.rules.points import Matrix
 
 
 class Measurement:

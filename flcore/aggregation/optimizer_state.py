@@ -16,11 +16,11 @@ from flcore_kernels import BadState, NotFinite, Overflow, Total, state_dtype, st
 from flcore_layout import SegmentRange
 
 from flcore.aggregation.passthrough import Values
-from flcore.aggregation.rule_kinds import Rule, ServerStep, step_of
 from flcore.errors import JobError, StepOverflow
 from flcore.model.chunks import ChunkSource, GlobalModel, ModelSink
 from flcore.model.dtypes import INTEGERS
 from flcore.model.spec import ModelSpec, SegmentSpec, TensorSpec
+from flcore.rules.kinds import Rule, ServerStep, step_of
 
 SLOTS = ("m", "v")
 STEPS = "steps"

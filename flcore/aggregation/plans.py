@@ -24,8 +24,6 @@ from flcore.aggregation.contributions import split_range
 from flcore.aggregation.optimizer_state import OptimizerStep, ServerOptimizer
 from flcore.aggregation.prefetch import BackgroundCall, BackgroundThread, prefetch
 from flcore.aggregation.range_inputs import RangeInputs
-from flcore.aggregation.rule_effect import RuleEffect
-from flcore.aggregation.rule_kinds import Chain, Rule, streamed_sum
 from flcore.aggregation.staged_update import StagedUpdate
 from flcore.aggregation.storage import Storage
 from flcore.aggregation.weight_shares import cap_weights
@@ -33,6 +31,8 @@ from flcore.errors import JobError, QuorumError, StagingError, UpdatesLost
 from flcore.model.chunks import GlobalModel
 from flcore.model.compression import KernelArray
 from flcore.model.wire_format import WireFormat
+from flcore.rules.effect import RuleEffect
+from flcore.rules.kinds import Chain, Rule, streamed_sum
 
 
 class BatchPlan:

@@ -10,10 +10,10 @@ from flcore_kernels import EXACT_RANGE, STORAGE
 from flcore_layout import SegmentRange
 
 from flcore.aggregation.passthrough import Values
-from flcore.aggregation.rule_kinds import Columns, Geometry
 from flcore.errors import AggregationError, WeightError
 from flcore.model.dtypes import DTYPES, INTEGERS
 from flcore.model.spec import SegmentSpec
+from flcore.rules.kinds import Columns, Geometry
 
 MIN_COEFFICIENT = EXACT_RANGE[0]
 """Smaller coefficients count as 0, as exact sums take none below it."""

@@ -12,11 +12,11 @@ import numpy as np
 
 from flcore.aggregation.admission_limits import require_positive_weight
 from flcore.aggregation.contributions import Contribution
-from flcore.aggregation.points import Matrix, Mixture, Points
 from flcore.aggregation.rule_calls import MIN_COEFFICIENT
-from flcore.aggregation.rule_effect import RuleEffect
-from flcore.aggregation.rule_kinds import Chain, Columns, Stage, Sum
 from flcore.errors import AggregationError
+from flcore.rules.effect import RuleEffect
+from flcore.rules.kinds import Chain, Columns, Stage, Sum
+from flcore.rules.points import Matrix, Mixture, Points
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,13 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from flcore.aggregation.rules import OPTIMIZERS, RULES, STAGES, factory_of
 from flcore.cli.completion import job_names
 from flcore.client.executor import require_tasks
 from flcore.job.contract import Contract
 from flcore.job.job import PACK_SUFFIX, Job
 from flcore.job.pack import open_pack
 from flcore.number_text import bytes_text
+from flcore.rules.named import OPTIMIZERS, RULES, STAGES, factory_of
 from flcore.text import counted, printable
 from flcore.workflows.bundled import load_workflow
 

@@ -8,7 +8,6 @@ import typer
 from flcore_transport import Service, split_address
 
 from flcore.aggregation.optimizer_state import state_bytes
-from flcore.aggregation.rule_kinds import step_of
 from flcore.cli.addresses import DEFAULT_PORT, join_commands, kit_command, listen_address
 from flcore.cli.completion import job_names
 from flcore.cli.history_plot import plot_history
@@ -33,6 +32,7 @@ from flcore.job.job import Job
 from flcore.job.site import MOST_CONNECTIONS, read_site, server_site
 from flcore.model.model_paths import require_directory
 from flcore.process import exit_on_sigterm, keep_freed_memory, raise_open_file_limit
+from flcore.rules.kinds import step_of
 from flcore.server.events import notify_all
 from flcore.server.federation import Federation
 from flcore.server.file_systems import require_local_file_system

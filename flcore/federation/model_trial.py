@@ -20,12 +20,12 @@ from flcore_transport import Refused
 
 from flcore.aggregation.budget import MIN_BUDGET_BYTES, Budget
 from flcore.aggregation.optimizer_state import state_bytes
-from flcore.aggregation.rule_kinds import step_of
 from flcore.child_process import MessagesToParent, python_command
 from flcore.errors import FlcoreError, JobError
 from flcore.job.contract import Contract
 from flcore.job.job import Job
 from flcore.job.parsing import contract_from_json
+from flcore.rules.kinds import step_of
 from flcore.text import printable
 
 TIMEOUT_S = 30.0

@@ -14,9 +14,9 @@ from typing import Annotated, Any, Literal
 from flcore_layout import ALIASES
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, field_validator, model_validator
 
-from flcore.aggregation.rules import explain_invalid_rule, name_with_arguments
 from flcore.job.bundled_workflows import explain_misfit
 from flcore.model.model_paths import INDEX_SUFFIX, MODEL_SUFFIX
+from flcore.rules.named import explain_invalid_rule, name_with_arguments
 from flcore.text import NAME_PATTERN
 
 Name = Annotated[str, StringConstraints(pattern=f"^{NAME_PATTERN}$")]

@@ -12,7 +12,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from flcore.aggregation.rule_kinds import Rule, min_updates
 from flcore.errors import JobError, SpecError
 from flcore.job.bundled_jobs import BUNDLED_JOBS, bundled_job_names
 from flcore.job.changes import change_contract
@@ -27,6 +26,7 @@ from flcore.model.chunks import ChunkSource
 from flcore.model.model import NamedArrays
 from flcore.model.spec import ModelSpec
 from flcore.model.stored_model import StoredModel
+from flcore.rules.kinds import Rule, min_updates
 from flcore.text import decode_text, did_you_mean
 
 if TYPE_CHECKING:

@@ -4,10 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from flcore.aggregation.rule_kinds import Rule
-from flcore.aggregation.rules import explain_invalid_rule, resolve_rule
 from flcore.errors import JobError
 from flcore.job.code import JobCode
+from flcore.rules.kinds import Rule
+from flcore.rules.named import explain_invalid_rule, resolve_rule
 
 
 def load_rule(rule: str, directory: Path, key: str) -> Rule:

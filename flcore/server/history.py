@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from flcore.aggregation.rule_effect import RuleEffect
 from flcore.number_text import bytes_text, metrics_text
+from flcore.rules.effect import RuleEffect
 
 """The most metrics of a round that are shown."""
 

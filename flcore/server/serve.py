@@ -12,7 +12,6 @@ from flcore_transport import Service
 
 from flcore.aggregation.budget import DEFAULT_BUDGET, Budget
 from flcore.aggregation.optimizer_state import state_bytes
-from flcore.aggregation.rule_kinds import step_of
 from flcore.aggregation.staging import Staging
 from flcore.aggregation.storage import Storage, read_chunks_within
 from flcore.disk_errors import describe_disk_error, is_disk_error
@@ -22,6 +21,7 @@ from flcore.job.job import Job
 from flcore.model.chunks import GlobalModel
 from flcore.model.model import ModelPool
 from flcore.model.model_writer import TemporaryModels
+from flcore.rules.kinds import step_of
 from flcore.server.audit_chain import AUDIT_FILE
 from flcore.server.audit_log import AuditLog
 from flcore.server.controller import Controller

@@ -6,12 +6,12 @@ from dataclasses import replace
 from flcore.aggregation.aggregator import Aggregator
 from flcore.aggregation.kept_staging import KeptStaging, remove_kept_updates
 from flcore.aggregation.plans import require_plan
-from flcore.aggregation.rule_kinds import step_of
 from flcore.aggregation.storage import Storage
 from flcore.errors import StagingError
 from flcore.job.job import Job
 from flcore.model.chunks import GlobalModel
 from flcore.model.wire_format import WireFormat
+from flcore.rules.kinds import step_of
 from flcore.server.recorded_run import RecordedRun
 from flcore.server.results import Results
 from flcore.server.task_contents import RULE_LABEL, derive_seed, task_returns

@@ -6,7 +6,7 @@ import ssl
 import time
 from typing import Any
 
-from flcore.web import connections
+from flcore.web.connections import REQUEST_TIMEOUT_S
 from flcore.web.share import Share
 
 
@@ -25,8 +25,8 @@ class PageLoop(asyncio.SelectorEventLoop):
     async def create_server(self, *args: Any, **options: Any) -> asyncio.Server:
         """Create a server with the loop's TLS. A peer has `REQUEST_TIMEOUT_S` for a handshake."""
         if self._tls is not None:
-            timeout_s = connections.REQUEST_TIMEOUT_S
-            options |= {"ssl": self._tls, "ssl_handshake_timeout": timeout_s, "ssl_shutdown_timeout": timeout_s}
+            limits = {"ssl_handshake_timeout": REQUEST_TIMEOUT_S, "ssl_shutdown_timeout": REQUEST_TIMEOUT_S}
+            options |= {"ssl": self._tls} | limits
         return await super().create_server(*args, **options)
 
 

@@ -14,7 +14,6 @@ from flcore_kernels import backend
 from flcore import Model, open_history, open_model, open_update, save
 from flcore.aggregation.admission_limits import AggregationSettings
 from flcore.aggregation.combiner import Combiner
-from flcore.aggregation.rules import resolve_rule
 from flcore.aggregation.staged_update import StagedUpdate
 from flcore.aggregation.staging import DESCRIPTION, Staging
 from flcore.errors import FlcoreError, HistoryError
@@ -24,6 +23,7 @@ from flcore.job.job import Job
 from flcore.job.site import read_site, server_site
 from flcore.model.compression import Compressor
 from flcore.model.wire_format import WireFormat
+from flcore.rules.named import resolve_rule
 from flcore.server.audit_chain import DIGEST_KEY, NO_DIGEST, TORN, describe_torn, seal, verify_lines
 from flcore.server.history import Participation, RoundRecord
 from flcore.server.run_directory import HISTORY_FILE

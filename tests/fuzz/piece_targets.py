@@ -15,12 +15,12 @@ from flcore_transport.piece_format import arrow_metadata, split_body
 from flcore import Model, ModelSpec
 from flcore.aggregation.admission_limits import AggregationSettings
 from flcore.aggregation.combiner import Combiner
-from flcore.aggregation.rules import resolve_rule
 from flcore.aggregation.staged_update import StagedUpdate
 from flcore.aggregation.staging import Staging
 from flcore.errors import FlcoreError
 from flcore.model.compression import Compressor
 from flcore.model.wire_format import WireFormat
+from flcore.rules.named import resolve_rule
 from tests.fuzz.mutations import edge, mutate_bytes
 from tests.fuzz.target import require
 

@@ -12,10 +12,10 @@ from flwr.serverapp import Grid, strategy
 from flcore.adapters.flower.npy_format import array_views, convert
 from flcore.adapters.flower.replies import RoundReplies
 from flcore.aggregation.incremental import IncrementalAggregator, require_settings
-from flcore.aggregation.rule_kinds import Rule, min_updates
-from flcore.aggregation.rules import resolve_rule
 from flcore.errors import AggregationError, QuorumError
 from flcore.model.spec import ModelSpec
+from flcore.rules.kinds import Rule, min_updates
+from flcore.rules.named import resolve_rule
 
 
 class FlcoreStrategy(strategy.FedAvg):  # type: ignore[misc]  # mypy runs without Flower

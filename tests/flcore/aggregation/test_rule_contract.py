@@ -12,10 +12,10 @@ import xxhash
 import flcore
 from flcore import AggregationError, Aggregator, Model, ModelSpec, NonFinite, QuorumError, aggregate
 from flcore.aggregation import checkpoint_aggregation
-from flcore.aggregation.rule_kinds import min_updates
-from flcore.aggregation.rules import resolve_rule
 from flcore.aggregation.staging import Staging
 from flcore.aggregation.storage import Storage
+from flcore.rules.kinds import min_updates
+from flcore.rules.named import resolve_rule
 from tests.flcore.aggregation.rule_examples import ALL, CLIENTS, OF_A_BASE, WITHOUT_BASE
 from tests.reference import DTYPES, FLOATS
 

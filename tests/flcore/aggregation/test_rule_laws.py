@@ -18,9 +18,9 @@ from flcore import Aggregator, Model, ModelSpec, Sum, UpdateError, aggregate, sa
 from flcore.aggregation.admission_limits import MAX_TERM, WEIGHT_RANGES
 from flcore.aggregation.checkpoint_aggregation import aggregate_checkpoints
 from flcore.aggregation.incremental import IncrementalAggregator
-from flcore.aggregation.rules import resolve_rule
 from flcore.aggregation.staging import Staging
 from flcore.aggregation.storage import Storage
+from flcore.rules.named import resolve_rule
 from tests.kernels.needed import MEDIANS
 from tests.reference import DTYPES, FLOATS, INTEGERS, bits_of
 

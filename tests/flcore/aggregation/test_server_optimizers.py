@@ -8,11 +8,11 @@ import numpy.typing as npt
 import pytest
 
 from flcore import Aggregator, Arrays, JobError, Model, ModelSpec, StepOverflow, aggregate, chain
-from flcore.aggregation.rule_kinds import step_of
-from flcore.aggregation.rules import resolve_rule
-from flcore.aggregation.server_optimizers import fed_adagrad, fed_adam, fed_avg_m, fed_yogi, server_lr
 from flcore.aggregation.staging import Staging
 from flcore.aggregation.storage import Storage
+from flcore.rules.kinds import step_of
+from flcore.rules.named import resolve_rule
+from flcore.rules.server_optimizers import fed_adagrad, fed_adam, fed_avg_m, fed_yogi, server_lr
 from tests.reference import bits_of
 
 Real = npt.NDArray[np.float64]

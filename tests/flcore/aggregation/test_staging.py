@@ -17,12 +17,12 @@ from flcore_transport.piece_format import piece_elements
 from flcore import Model, ModelSpec, StagingError
 from flcore.aggregation.admission_limits import AggregationSettings
 from flcore.aggregation.combiner import Combiner
-from flcore.aggregation.rules import resolve_rule
 from flcore.aggregation.staged_chunks import StagedChunks
 from flcore.aggregation.staged_update import StagedUpdate
 from flcore.aggregation.staging import DiskStore, Staging
 from flcore.model.compression import Compressor
 from flcore.model.wire_format import WireFormat
+from flcore.rules.named import resolve_rule
 
 SIZE = 2 * piece_elements("float32") + 1000
 ARRAYS = {

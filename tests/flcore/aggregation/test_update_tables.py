@@ -18,7 +18,6 @@ from flcore_transport.piece_format import arrow_message_bytes, arrow_metadata, a
 from flcore import Aggregator, CorruptUpdate, Model, ModelSpec, UpdateError, open_update
 from flcore.aggregation.admission_limits import AggregationSettings
 from flcore.aggregation.combiner import Combiner
-from flcore.aggregation.rules import resolve_rule
 from flcore.aggregation.staged_update import StagedUpdate
 from flcore.aggregation.staging import DiskStore, Staging, chunk_offset
 from flcore.aggregation.storage import Storage
@@ -26,6 +25,7 @@ from flcore.aggregation.update_tables import UpdateTables
 from flcore.model.compression import Compressor
 from flcore.model.dtypes import DTYPES as NUMPY_DTYPES
 from flcore.model.wire_format import WireFormat
+from flcore.rules.named import resolve_rule
 from tests.flcore.processes import write_small_job
 
 SIZE = 2 * piece_elements("float32") + 1000

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from flcore import HistoryError, Participation, RoundRecord, open_history
-from flcore.aggregation.rule_effect import RuleEffect
+from flcore.rules.effect import RuleEffect
 from tests.flcore.conftest import Stage, adding
 
 METRICS = pa.map_(pa.string(), pa.field("value", pa.float64(), nullable=False))

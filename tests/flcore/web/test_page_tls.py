@@ -15,7 +15,7 @@ from cryptography import x509
 from flcore.errors import CertificateError
 from flcore.identity.authority import Authority
 from flcore.identity.certificate import utc_now
-from flcore.web import RunSource, WebServer, connections
+from flcore.web import RunSource, WebServer
 from tests.flcore.web.small_client import PageClient
 from tests.flcore.web.synthetic_job import SyntheticJob
 
@@ -53,7 +53,7 @@ def certificate_of(page: PageClient, certificates: Path, name: str | None = "loc
 @pytest.mark.parametrize("sent", [b"", b"\x16\x03\x01"])
 def test_a_peer_without_a_handshake_is_cut(monkeypatch: pytest.MonkeyPatch, authority: Authority, sent: bytes) -> None:
     """An event loop waits 60 s for a handshake, if nobody says otherwise."""
-    monkeypatch.setattr(connections, "REQUEST_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("flcore.web.event_loop.REQUEST_TIMEOUT_S", 0.2)
     job = SyntheticJob()
     with (
         WebServer(RunSource(job.board, job.contract, None), certificates=authority.directory / "server") as server,

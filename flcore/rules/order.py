@@ -11,9 +11,9 @@ import flcore_kernels
 import numpy as np
 from flcore_kernels import storage_dtype
 
-from flcore.aggregation.rule_arguments import require_bool, require_count
-from flcore.aggregation.rule_kinds import Columns, Rule, Values
 from flcore.errors import WeightError
+from flcore.rules.arguments import require_bool, require_count
+from flcore.rules.kinds import Columns, Rule, Values
 
 Kernel = Callable[..., None]
 

@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from flcore.aggregation.points import Mixture, Points
-from flcore.aggregation.rule_arguments import require_bool, require_count, require_number
-from flcore.aggregation.rule_effect import RuleEffect
-from flcore.aggregation.rule_kinds import MEAN, UNWEIGHTED_MEAN, Chain, Stage
 from flcore.errors import JobError
+from flcore.rules.arguments import require_bool, require_count, require_number
+from flcore.rules.effect import RuleEffect
+from flcore.rules.kinds import MEAN, UNWEIGHTED_MEAN, Chain, Stage
+from flcore.rules.points import Mixture, Points
 
 Bound = Callable[[Points], float]
 

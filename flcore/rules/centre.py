@@ -4,10 +4,10 @@ import math
 
 import numpy as np
 
-from flcore.aggregation.points import Matrix, Mixture, Points
-from flcore.aggregation.rule_arguments import require_bool, require_count, require_number
-from flcore.aggregation.rule_effect import RuleEffect
-from flcore.aggregation.rule_kinds import MEAN, Chain, Stage
+from flcore.rules.arguments import require_bool, require_count, require_number
+from flcore.rules.effect import RuleEffect
+from flcore.rules.kinds import MEAN, Chain, Stage
+from flcore.rules.points import Matrix, Mixture, Points
 
 MAX_ITERATIONS = 1000
 TOLERANCE = 1e-9

@@ -1,7 +1,7 @@
 """Composing rules: stages, then one rule, then a server optimizer."""
 
-from flcore.aggregation.rule_kinds import Chain, Geometry, Rule, ServerStep, Stage
 from flcore.errors import JobError
+from flcore.rules.kinds import Chain, Geometry, Rule, ServerStep, Stage
 
 
 def chain(*parts: Stage | Rule | ServerStep) -> Rule:
@@ -19,8 +19,8 @@ def chain(*parts: Stage | Rule | ServerStep) -> Rule:
             rule.
 
     Example:
-        >>> from flcore.aggregation.mixing_rules import nnm
-        >>> from flcore.aggregation.order_rules import trimmed_mean
+        >>> from flcore.rules.mixing import nnm
+        >>> from flcore.rules.order import trimmed_mean
         >>> rule = chain(nnm(f=2), trimmed_mean(f=2))
         >>> rule.name, rule.min_updates
         ('nnm(f=2) + trimmed_mean(f=2)', 5)

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from flcore_kernels import Optimizer
 
-from flcore.aggregation.points import Mixture, Points
+from flcore.rules.points import Mixture, Points
 
 Values = npt.NDArray[Any]
 

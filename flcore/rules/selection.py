@@ -11,12 +11,12 @@ from typing import Literal
 
 import numpy as np
 
-from flcore.aggregation.order_rules import mean_around_median
-from flcore.aggregation.points import Matrix, Mixture, Points
-from flcore.aggregation.rule_arguments import require_bool, require_count
-from flcore.aggregation.rule_effect import RuleEffect
-from flcore.aggregation.rule_kinds import MEAN, Chain, Stage
 from flcore.errors import AggregationError, JobError
+from flcore.rules.arguments import require_bool, require_count
+from flcore.rules.effect import RuleEffect
+from flcore.rules.kinds import MEAN, Chain, Stage
+from flcore.rules.order import mean_around_median
+from flcore.rules.points import Matrix, Mixture, Points
 
 Neighbours = Literal["paper", "byzfl"]
 

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from flcore.aggregation.points import Mixture, Points
-from flcore.aggregation.rule_arguments import require_bool, require_count
-from flcore.aggregation.rule_effect import RuleEffect
-from flcore.aggregation.rule_kinds import Stage
+from flcore.rules.arguments import require_bool, require_count
+from flcore.rules.effect import RuleEffect
+from flcore.rules.kinds import Stage
+from flcore.rules.points import Mixture, Points
 
 
 def nnm(f: int, *, weighted: bool = True) -> Stage:

@@ -12,9 +12,9 @@ from typing import Any
 
 from flcore_kernels import Adagrad, Adam, Momentum, Optimizer, OptimizerRange, ServerLr, Yogi
 
-from flcore.aggregation.rule_arguments import require_bool, require_number
-from flcore.aggregation.rule_kinds import ServerStep
 from flcore.errors import JobError
+from flcore.rules.arguments import require_bool, require_number
+from flcore.rules.kinds import ServerStep
 
 
 def server_lr(lr: float) -> ServerStep:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from flcore.aggregation.rule_effect import RuleEffect
+from flcore.rules.effect import RuleEffect
 
 Matrix = npt.NDArray[np.float64]
 

@@ -1,7 +1,7 @@
 """The tables of rules, stages and server optimizers, by name, and how names with arguments are read.
 
 Several parts are joined by " + ": stages, a rule, an optimizer (see `chains`). A rule of your own is a value of
-`rule_kinds`. Pass it directly (`flcore.aggregate(..., rule=median)`), or by a name: in `RULES`, or in a job and on a
+`kinds`. Pass it directly (`flcore.aggregate(..., rule=median)`), or by a name: in `RULES`, or in a job and on a
 command line as `file.py:name`.
 """
 
@@ -11,15 +11,15 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from flcore.aggregation.centre_rules import centered_clip, geometric_median
-from flcore.aggregation.chains import chain
-from flcore.aggregation.clipping_rules import arc, clip_norm, clipped_mean
-from flcore.aggregation.mixing_rules import bucketing, nnm
-from flcore.aggregation.order_rules import meamed, median, trimmed_mean
-from flcore.aggregation.rule_kinds import MEAN, UNWEIGHTED_MEAN, Rule, ServerStep, Stage
-from flcore.aggregation.selection_rules import bulyan, krum, mda, multi_krum
-from flcore.aggregation.server_optimizers import fed_adagrad, fed_adam, fed_avg_m, fed_yogi, server_lr
 from flcore.errors import JobError
+from flcore.rules.centre import centered_clip, geometric_median
+from flcore.rules.chains import chain
+from flcore.rules.clipping import arc, clip_norm, clipped_mean
+from flcore.rules.kinds import MEAN, UNWEIGHTED_MEAN, Rule, ServerStep, Stage
+from flcore.rules.mixing import bucketing, nnm
+from flcore.rules.order import meamed, median, trimmed_mean
+from flcore.rules.selection import bulyan, krum, mda, multi_krum
+from flcore.rules.server_optimizers import fed_adagrad, fed_adam, fed_avg_m, fed_yogi, server_lr
 from flcore.text import did_you_mean
 
 _SEPARATOR = re.compile(r"\s*\+\s*(?![^(]*\))")
