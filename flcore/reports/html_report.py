@@ -1,6 +1,7 @@
 """The report of a run: one self-contained HTML file."""
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -143,6 +144,8 @@ def _notes(record: RoundRecord, run: ReportedRun) -> str:
     notes += [f"{len(failed)} failed"] if failed else []
     notes += [f"retried {counted(record.asked_again, 'time')}"] if record.asked_again else []
     notes += [f"{counted(len(record.capped_weights), 'weight')} capped"] if record.capped_weights else []
+    kinds = Counter(effect.kind for effect in record.rule_effects.values())
+    notes += [f"{counted(kinds[kind], 'update')} {kind} by the rule" for kind in sorted(kinds)]
     return ", ".join(notes)
 
 

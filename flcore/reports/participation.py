@@ -95,7 +95,7 @@ def participation(run: ReportedRun) -> dict[str, ClientParticipation]:
     history = run.history
     clients = {name: ClientParticipation() for name in sorted(_clients(run))}
     for record in history:
-        weights = {name: record.capped_weights.get(name, each.weight) for name, each in record.updates.items()}
+        weights = {name: _counted_weight(record, name, each.weight) for name, each in record.updates.items()}
         total, parts = sum(weights.values()), _parts(record, run)
         for name, client in clients.items():
             client.parts.append(parts.get(name, Part.ABSENT))
@@ -108,6 +108,13 @@ def participation(run: ReportedRun) -> dict[str, ClientParticipation]:
                 client.shares.append(weights[name] / total if total > 0 else 0.0)
                 client.seconds.append(update.seconds)
     return clients
+
+
+def _counted_weight(record: RoundRecord, client: str, weight: float) -> float:
+    """Return the weight with which an update counted, after a cap and the rule."""
+    capped, effect = record.capped_weights.get(client, weight), record.rule_effects.get(client)
+    # What is excluded has the factor 0. Clipping changes an update, and not its weight.
+    return capped if effect is None or effect.kind == "clipped" else capped * effect.factor
 
 
 def left_out(run: ReportedRun) -> list[LeftOut]:

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from flcore.reports.html_report import report_page
 from flcore.reports.participation import LeftOut, Part, left_out, part_counts, participation, spans
 from flcore.reports.reported_run import read_reported_run
+from flcore.rules.effect import RuleEffect
 from flcore.server.events import TaskAnswered
 from flcore.server.history import Participation, RoundRecord
 from tests.flcore.reports.written_runs import write_hospital, write_run
@@ -36,6 +38,24 @@ def test_a_capped_weight_is_the_one_that_counts(tmp_path: Path) -> None:
     record = RoundRecord(1, ("a", "b"), updates, capped_weights={"a": 10.0})
     clients = participation(read_reported_run(write_run(tmp_path / "run", [record])))
     assert clients["a"].weights == [10.0] and clients["a"].shares == [0.5]
+
+
+def test_what_a_rule_excludes_has_no_share_and_what_it_scales_has_another_one(tmp_path: Path) -> None:
+    updates = {name: Participation(10.0, {}, 1, 1.0) for name in "abcd"}
+    effects = {
+        "a": RuleEffect("excluded", 0.0, 9.0, "score"),
+        "b": RuleEffect("scaled", 2.0, 1.0, "distance"),
+        "c": RuleEffect("clipped", 0.1, 5.0, "norm"),
+    }
+    run = read_reported_run(write_run(tmp_path / "run", [RoundRecord(1, tuple("abcd"), updates, rule_effects=effects)]))
+    assert {name: each.shares for name, each in participation(run).items()} == {
+        "a": [0.0],
+        "b": [0.5],
+        "c": [0.25],
+        "d": [0.25],
+    }
+    page = report_page(run)
+    assert "1 update clipped by the rule, 1 update excluded by the rule, 1 update scaled by the rule" in page
 
 
 def test_without_training_an_answer_to_another_task_counts(tmp_path: Path) -> None:
