@@ -103,6 +103,9 @@ def test_a_job_names_a_rule_with_arguments_as_a_table_or_as_text() -> None:
     for rule in ({"name": "trimmed_mean", "f": 2}, "trimmed_mean(f=2)"):
         server = ServerContract.model_validate({"model": "a.py:b", "rounds": 1, "rule": rule})
         assert server.rule == "trimmed_mean(f=2)"
+    chained = [{"name": "nnm", "f": 1}, {"name": "trimmed_mean", "f": 1}, {"name": "fed_adam", "lr": 0.1}]
+    server = ServerContract.model_validate({"model": "a.py:b", "rounds": 1, "rule": chained})
+    assert server.rule == "nnm(f=1) + trimmed_mean(f=1) + fed_adam(lr=0.1)"
     with pytest.raises(ValueError, match="missing a required argument: 'f'"):
         ServerContract.model_validate({"model": "a.py:b", "rounds": 1, "rule": {"name": "trimmed_mean"}})
 

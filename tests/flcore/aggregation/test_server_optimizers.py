@@ -8,6 +8,7 @@ import numpy.typing as npt
 import pytest
 
 from flcore import Aggregator, Arrays, JobError, Model, ModelSpec, StepOverflow, aggregate, chain
+from flcore.aggregation.incremental import IncrementalAggregator, require_settings
 from flcore.aggregation.staging import Staging
 from flcore.aggregation.storage import Storage
 from flcore.rules.kinds import step_of
@@ -194,6 +195,17 @@ def test_entry_points_without_a_state_or_a_model_refuse_optimizers() -> None:
         update.write_all(model)
     with pytest.raises(JobError, match="the optimizer's state is that of another model or of another optimizer"):
         aggregator.finish()
+
+
+def test_an_adapter_refuses_optimizers_and_clips_with_the_model_that_was_sent() -> None:
+    with pytest.raises(JobError, match="not in an adapter, whose framework has server optimizers of its own"):
+        require_settings("mean + fed_avg_m", "exact", None, 1e30)
+    running, sent = IncrementalAggregator(rule="clipped_mean(max_norm=1.0)"), {"w": np.full(4, 10.0, np.float32)}
+    for _ in range(2):
+        running.begin_round(sent)
+        running.add({"w": np.full(4, 11.0, np.float32)}, 1.0, "a")  # its norm is 2
+        running.add({"w": np.full(4, 10.0, np.float32)}, 1.0, "b")
+        assert running.finish()["w"].tolist() == [10.25] * 4
 
 
 def test_names_leave_defaults_out_and_are_read_again() -> None:
