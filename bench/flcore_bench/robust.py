@@ -43,7 +43,17 @@ LARGEST = 1e30
 
 @dataclass(frozen=True)
 class RobustSettings:
-    """The settings of a run. Attacks and rules are in the order of the table.
+    """The settings of a run.
+
+    Attributes:
+        rounds: Rounds of each training.
+        clients: The number of clients.
+        attackers: How many of them attack.
+        alpha: How much their digits differ: the concentration of `flcore.partition.dirichlet_balanced`.
+        seed: The seed of all that is drawn.
+        claim: How many times their weights the attackers claim.
+        rules: The rules, in the order of the table. None: those of `RULES`.
+        attacks: The attacks, in the order of the table.
 
     Raises:
         flcore.JobError: A value is outside its bounds, or a rule needs more clients.
@@ -54,6 +64,7 @@ class RobustSettings:
     attackers: int = 3
     alpha: float = 10.0
     seed: int = 1
+    claim: float = 1.0
     rules: tuple[str, ...] = ()
     attacks: tuple[str, ...] = tuple(ATTACKS)
 
@@ -106,10 +117,10 @@ def cells(settings: RobustSettings) -> Iterator[Cell]:
         left = f", about {passed / number * (len(rules) - number):.0f} s left" if number else ""
         print(f"training: {rule} ({number + 1} of {len(rules)}{left})", file=sys.stderr, flush=True)
         for column in columns:
-            yield trained(clients, settings.rounds, rule, column)
+            yield trained(clients, settings.rounds, rule, column, settings.claim)
 
 
-def trained(clients: DigitClients, rounds: int, rule: str, attack: str) -> Cell:
+def trained(clients: DigitClients, rounds: int, rule: str, attack: str, claim: float = 1.0) -> Cell:
     """Return what a federation with this rule has learned under an attack."""
     model, lost_in = clients.first_model(), 0
     batches, noise = (np.random.default_rng([clients.seed, stream]) for stream in (3, 4))
@@ -126,7 +137,7 @@ def trained(clients: DigitClients, rounds: int, rule: str, attack: str) -> Cell:
         first = honest if first is None else first
         own, weights = updates[clients.hostile], clients.weights
         sent, claimed = chosen.send(Seen(honest, first, own, weights[clients.hostile], noise))
-        updates[clients.hostile], weights[clients.hostile] = sent, claimed
+        updates[clients.hostile], weights[clients.hostile] = sent, claimed * (claim if attack != NONE else 1.0)
         model = aggregated(model, updates, weights.tolist(), rule)
     with np.errstate(all="ignore"):
         return Cell(rule, attack, clients.accuracy(model), lost_in)

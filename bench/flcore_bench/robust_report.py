@@ -72,9 +72,11 @@ class RobustReport:
         """Return the report for a terminal of 100 columns."""
         chosen = self.settings
         lines = [f"{self.command}, {self.date}, {self.seconds:.0f} s", "", f"{self.machine.line}.", ""]
+        claim = f" and claim {chosen.claim:g} times their weights" if chosen.claim != 1 else ""
+        attackers = f"{chosen.attackers} of {chosen.clients} clients attack{claim}"
         lines += [
             f"Accuracy in percent after {chosen.rounds} rounds.",
-            f"{chosen.attackers} of {chosen.clients} clients attack, alpha {chosen.alpha:g}, seed {chosen.seed}.",
+            f"{attackers}, alpha {chosen.alpha:g}, seed {chosen.seed}.",
             *textwrap.wrap(", ".join(f"{ATTACKS[name].heading}: {name}" for name in chosen.attacks), WIDTH),
             "",
         ]

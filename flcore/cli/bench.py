@@ -102,6 +102,12 @@ def bench(
     seed: Annotated[
         int | None, typer.Option(min=0, help="Seed of all that is drawn (robust only). (default: 1)")
     ] = None,
+    claim: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1000, help="How many times their true weights attackers claim (robust only). (default: 1)"
+        ),
+    ] = None,
     rule: Annotated[
         list[str] | None,
         typer.Option(help="A rule or chain, as in a job (robust only). May be repeated. (default: eleven)"),
@@ -133,6 +139,7 @@ def bench(
         "attackers": attackers,
         "alpha": alpha,
         "seed": seed,
+        "claim": claim,
         "rule": rule,
         "attack": attack,
     }

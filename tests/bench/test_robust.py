@@ -24,9 +24,6 @@ from tests.test_readme import blocks, commands
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/robust.md").read_text()
 MACHINE = Machine("processor", 2, 24.0, "Linux", "3.11", "numpy 2.0")
-SMALL = RobustSettings(
-    rounds=2, clients=7, attackers=1, rules=("mean", "multi_krum(f=1)"), attacks=("scaling", "mimic")
-)
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +78,16 @@ def test_rules_hold_where_the_mean_does_not(clients: DigitClients) -> None:
     for rule in ("clipped_mean(quantile=0.5)", "multi_krum(f=3)", "nnm(f=3) + trimmed_mean(f=3)"):
         assert trained(clients, 10, rule, "scaling").accuracy > free - 0.1
     assert trained(clients, 10, "mean", NONE).accuracy == free, "the same seed gives the same training"
+
+
+def test_a_claim_of_a_larger_weight_breaks_weighted_trimming_only(clients: DigitClients) -> None:
+    def accuracy(rule: str) -> float:
+        return trained(clients, 10, rule, "constant", claim=2.0).accuracy
+
+    assert accuracy("trimmed_mean(f=3)") < 0.5 < 0.7 < accuracy("trimmed_mean(f=3, weighted=false)")
+    assert trained(clients, 2, "mean", NONE, claim=2.0) == trained(clients, 2, "mean", NONE)
+    text = report(RobustSettings(claim=2.0)).text()
+    assert "3 of 15 clients attack and claim 2 times their weights, alpha 10, seed 1." in text
 
 
 def test_a_model_that_grows_beyond_all_bounds_is_lost(clients: DigitClients, monkeypatch: pytest.MonkeyPatch) -> None:
