@@ -21,7 +21,7 @@ from flcore.errors import JobError, NonFinite, OutOfBounds, WeightError
 from flcore.model.compression import KernelArray, to_float32
 from flcore.model.dtypes import DTYPES, INTEGERS
 from flcore.model.spec import ModelSpec
-from flcore.rules.kinds import Rule
+from flcore.rules.kinds import Chain, Rule
 
 MAX_UPDATES = MAX_TERMS
 """The largest number of updates of a round: n < 2^16 in the bounds below."""
@@ -45,6 +45,11 @@ MAX_TERM = {"exact": float(np.finfo(np.float64).max) * (1 - 2.0**-50), "float64"
 # An exact sum keeps 2^-48 of the largest magnitude among 64 neighbours; 2^-45 has a margin.
 MAX_RELATIVE_ERROR = {"exact": 2.0**-45, "float64": 2.0**-36, "float32": 2.0**-7}
 """The bound ε of a mean's error, relative to the weighted mean of its elements' magnitudes."""
+
+
+MAX_MEASURED = 2.0**470
+"""The bound of a float where a `Chain` measures distances. With n < 2^16 updates of less than 2^48 elements, a squared
+distance is below 2^48 · (2 · 2^470)^2 = 2^990, and a sum of n of them below 2^1006. Only float64 has larger values."""
 
 
 def require_accumulator(accumulate: str) -> str:
@@ -149,7 +154,10 @@ class AdmissionLimits:
         may_exceed = result not in INTEGERS and error >= 2.0 ** -(STORAGE[result].precision + 1)
         headroom = 1 - error if may_exceed else 1.0
         ends = max(map(abs, STORAGE[dtype].range)), max(map(abs, STORAGE[result].range)) * headroom
-        return min(self._settings.max_abs, MAX_TERM[accumulate] / max(1.0, coefficient), *ends)
+        rule = self._settings.rule
+        is_measured = isinstance(rule, Chain) and rule.measures and dtype not in INTEGERS
+        measured = MAX_MEASURED if is_measured else math.inf
+        return min(self._settings.max_abs, MAX_TERM[accumulate] / max(1.0, coefficient), measured, *ends)
 
     def check_range(self, range_: SegmentRange, array: KernelArray, coefficient: float, client: str) -> None:
         """Raise `NonFinite` or `OutOfBounds`, naming client and tensor, unless elements are within the limits.

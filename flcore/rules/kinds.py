@@ -145,6 +145,11 @@ class Chain:
     step: ServerStep | None = None
 
     @property
+    def measures(self) -> bool:
+        """Whether a stage needs norms or distances, so that all updates are read for them."""
+        return any(stage.needs != "nothing" for stage in self.stages)
+
+    @property
     def min_updates(self) -> int:
         """The smallest number of updates with which each stage, and the rule, has as many points as it needs."""
         needed = [*(stage.min_updates for stage in self.stages), min_updates(self.rule)]

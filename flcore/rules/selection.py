@@ -154,7 +154,9 @@ def _selection(
     effects = {
         k: RuleEffect("excluded", 0.0, figures[k], measure) for k in range(points.count) if k not in set(selected)
     }
-    weights = [points.weights[k] if weighted else 1.0 for k in chosen]
+    weights = [points.weights[k] for k in chosen] if weighted else []
+    if not any(weights):  # points without any weight count alike, as those of `nnm` do
+        weights = [1.0] * len(chosen)
     return Mixture(np.eye(points.count)[chosen], weights, effects, [points.names[k] for k in chosen])
 
 

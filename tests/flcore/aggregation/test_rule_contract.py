@@ -10,13 +10,13 @@ import pytest
 import xxhash
 
 import flcore
-from flcore import AggregationError, Aggregator, Model, ModelSpec, NonFinite, QuorumError, aggregate
+from flcore import AggregationError, Aggregator, Model, ModelSpec, NonFinite, OutOfBounds, QuorumError, aggregate
 from flcore.aggregation import checkpoint_aggregation
 from flcore.aggregation.staging import Staging
 from flcore.aggregation.storage import Storage
 from flcore.rules.kinds import min_updates
 from flcore.rules.named import resolve_rule
-from tests.flcore.aggregation.rule_examples import ALL, CLIENTS, OF_A_BASE, WITHOUT_BASE
+from tests.flcore.aggregation.rule_examples import ALL, CLIENTS, OF_A_BASE, OF_DISTANCES, WITHOUT_BASE
 from tests.reference import DTYPES, FLOATS
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -136,6 +136,25 @@ def test_one_client_with_nan_is_refused_by_name_and_the_rest_is_right(rule: str)
     with pytest.raises(NonFinite, match=r"client 'x'.*'v'"), aggregator.update(client="x", weight=1.0) as update:
         update.write_all(spoiled)
     assert bits(aggregator.finish().arrays()) == bits(aggregate(updates, rule=rule, base=base))
+
+
+@pytest.mark.parametrize("rule", [rule for rule in (*OF_DISTANCES, *OF_A_BASE) if "bucketing" not in rule])
+def test_an_update_whose_distance_would_be_infinite_is_refused_by_name_and_the_rest_is_right(rule: str) -> None:
+    updates = drawn("float64", 30)
+    base = base_of(updates, rule)
+    huge = {**updates[2][0], "w": np.full(30, 1e200)}
+    with pytest.raises(OutOfBounds, match="'update 7', tensor 'w'"):
+        aggregate([*updates, (huge, 1.0)], rule=rule, base=base)
+    aggregator = named(updates, rule, base=None if base is None else Model.of(base))
+    with pytest.raises(OutOfBounds, match="client 'x'"), aggregator.update(client="x", weight=1.0) as update:
+        update.write_all(huge)
+    assert bits(aggregator.finish().arrays()) == bits(aggregate(updates, rule=rule, base=base))
+
+
+@pytest.mark.parametrize("rule", ["multi_krum(f=1, m=2)", "multi_krum(f=1)", "mda(f=1)"])
+def test_selected_updates_without_any_weight_count_alike(rule: str) -> None:
+    updates = [({"w": np.array([value])}, float(value > 1)) for value in (0.0, 0.1, 0.2, 0.3, 50.0)]
+    assert aggregate(updates, rule=rule)["w"].tolist() == pytest.approx([0.15])
 
 
 @pytest.mark.parametrize("rule", ALL)
