@@ -79,7 +79,7 @@ def test_options_that_do_not_fit_together(folder: Path, arguments: list[str], wo
         (["nowhere.safetensors"], "flcore: nowhere.safetensors: No such file or directory"),
         ([A, "weights.csv"], f"flcore: weights.csv is no safetensors file, but text, '{B},2': give"),
         ([A, B, "--weight", "1", "--weight", "-1"], f"flcore: checkpoint '{B}': a weight is a finite number >= 0"),
-        ([A, B, "--rule", "krum"], "rule 'krum' does not exist; expected one of mean"),
+        ([A, B, "--rule", "krim"], "rule 'krim' does not exist; expected one of mean"),
         ([A, "--budget", "1KB"], "64MiB would do"),
         ([A, "--weights", "bad.csv"], "bad.csv, line 1: expected CHECKPOINT,WEIGHT, got 'hospital-a.safetensors,much'"),
         ([A, "--weights", "weights.csv"], f"weights.csv, line 1: '{B}' is not among the given checkpoints"),

@@ -75,7 +75,7 @@ def test_an_alias_of_a_dtype_is_the_same_contract() -> None:
         ("server.rounds", "ten", "here: server.rounds: input should be a valid integer, not 'ten'"),
         ("server.rounds", 0, "server.rounds: .* greater than or equal to 1, not 0"),
         ("server.rounds", None, "server.rounds: field required"),
-        ("server.rule", "krum", "server.rule: rule 'krum' does not exist; expected one of mean"),
+        ("server.rule", "krim", "server.rule: rule 'krim' does not exist; expected one of mean"),
         ("server.quorum", 4, "server.quorum = 4 is more than the 3 clients"),
         ("server.close_at", 1, "close_at = 1 would close a round before its quorum of 2"),
         ("server.fraction", 1.5, "server.fraction: .* less than or equal to 1"),
