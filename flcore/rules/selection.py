@@ -47,7 +47,7 @@ def krum(f: int, *, neighbours: Neighbours = "paper") -> Chain:
 def multi_krum(f: int, *, m: int | None = None, neighbours: Neighbours = "paper", weighted: bool = True) -> Chain:
     """The mean of the m updates with the smallest scores of `krum` (Blanchard et al., 2017, arXiv:1703.02757).
 
-    m is n - f by default, the largest number for which the bound of Allouah et al., 2023 (arXiv:2302.01772) is shown.
+    m is n - f by default.
 
     Tolerance: f hostile updates. Needs 2f + 3 updates or more, and m of them.
     Weights: those of the selected updates count by default, so bound them (`max_share`). weighted=false ignores them.

@@ -32,17 +32,17 @@ class Bounded(NamedTuple):
 
 
 def of_a_median(n: int, f: int) -> float:
-    """Propositions 3 and 4 of the paper: geometric median and coordinate-wise median."""
+    """The paper's kappa of the geometric median and of the coordinate-wise median."""
     return 4 * (1 + f / (n - 2 * f)) ** 2
 
 
 def of_a_trimmed_mean(n: int, f: int) -> float:
-    """Proposition 1 of the paper."""
+    """The paper's kappa of the trimmed mean."""
     return 6 * f / (n - 2 * f) * (1 + f / (n - 2 * f))
 
 
 def of_krum(n: int, f: int) -> float:
-    """Proposition 2 of the paper, whose Krum counts n - f - 1 neighbours.
+    """The paper's kappa of Krum, which counts n - f - 1 neighbours there.
 
     The proof holds for Multi-Krum with m <= n - f: the mean of the m smallest scores is at most that of n - f honest
     ones, and the square of a mean is at most the mean of squares.
@@ -67,7 +67,7 @@ RULES = [
 
 
 def behind_nnm(given: Bounded) -> Bounded:
-    """Theorem 1 of the paper: the bound of a rule behind nearest-neighbour mixing."""
+    """The paper's bound of a rule behind nearest-neighbour mixing."""
     return Bounded(
         f"nnm(f={{f}}, weighted=false) + {given.rule}",
         given.beside,
