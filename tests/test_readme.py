@@ -52,7 +52,9 @@ def test_the_two_commands_exist_and_are_what_ci_runs() -> None:
 def test_the_readme_has_one_picture_one_table_and_less_than_150_lines() -> None:
     assert len(README.splitlines()) < 150
     assert len(re.findall(r"!\[", README)) == len(re.findall(r"^\|---", README, re.MULTILINE)) == 1
-    assert len((ROOT / "CONTRIBUTING.md").read_text().splitlines()) < 80
+    # Beside its example, which is a program.
+    prose = re.sub(r"```python.*?```", "", (ROOT / "CONTRIBUTING.md").read_text(), flags=re.DOTALL)
+    assert len(prose.splitlines()) < 80
 
 
 def test_aggregation_alone() -> None:
