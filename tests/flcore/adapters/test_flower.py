@@ -4,7 +4,7 @@ import importlib.util
 import re
 import time
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import ml_dtypes
@@ -22,27 +22,9 @@ from flwr.serverapp import Grid, strategy  # noqa: E402
 from flcore.adapters.flower import FedAvg, FlcoreMean, FlcoreStrategy, StreamingGrid  # noqa: E402
 from flcore.adapters.flower.npy_format import RecordBuilder, array_views  # noqa: E402
 from flcore.model.dtypes import DTYPES  # noqa: E402
+from tests.flcore.adapters.each_kind import RULES  # noqa: E402
 
 Arrays = dict[str, npt.NDArray[Any]]
-
-
-def nearest_to_the_mean(columns: Sequence[npt.NDArray[Any]]) -> npt.NDArray[np.float64]:
-    stacked = np.stack(columns).astype(np.float64)
-    squares: npt.NDArray[np.float64] = np.square(stacked - stacked.mean(axis=0)).sum(axis=1)
-    return squares
-
-
-RULES: dict[str, Any] = {
-    "a sum": "mean",
-    "a sum of one's own": flcore.Sum("roots", np.sqrt),
-    "columns": "median",
-    "columns with an argument": "trimmed_mean(f=2)",
-    "columns of one's own": flcore.Columns("middle", lambda columns, _: np.median(np.stack(columns), axis=0)),
-    "geometry of one's own": flcore.Geometry(
-        "nearest", nearest_to_the_mean, lambda squares, weights: np.eye(len(weights))[np.argmin(squares)]
-    ),
-}
-"""A rule of each kind: the adapters know kinds, and no names."""
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,6 @@
 """NVFLARE's aggregator with flcore's mean, on NVFLARE's own models: `make test-adapters`."""
 
 import inspect
-from collections.abc import Sequence
 from contextlib import nullcontext
 from importlib.util import find_spec
 from typing import Any
@@ -22,27 +21,11 @@ from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
 from nvflare.app_common.aggregators.weighted_aggregation_helper import WeightedAggregationHelper
 
 from flcore.adapters.nvflare import FlcoreAggregator
+from tests.flcore.adapters.each_kind import RULES
 
 Arrays = dict[str, npt.NDArray[Any]]
 STEPS = "NUM_STEPS_CURRENT_ROUND"
 
-
-def nearest_to_the_mean(columns: Sequence[npt.NDArray[Any]]) -> npt.NDArray[np.float64]:
-    stacked = np.stack(columns).astype(np.float64)
-    squares: npt.NDArray[np.float64] = np.square(stacked - stacked.mean(axis=0)).sum(axis=1)
-    return squares
-
-
-RULES: dict[str, Any] = {
-    "a sum": "mean",
-    "a sum of one's own": flcore.Sum("roots", np.sqrt),
-    "columns": "median",
-    "columns with an argument": "trimmed_mean(f=2)",
-    "columns of one's own": flcore.Columns("middle", lambda columns, _: np.median(np.stack(columns), axis=0)),
-    "geometry of one's own": flcore.Geometry(
-        "nearest", nearest_to_the_mean, lambda squares, weights: np.eye(len(weights))[np.argmin(squares)]
-    ),
-}
 """A rule of each kind: the adapter knows kinds, and no names."""
 
 
